@@ -1,0 +1,5 @@
+"""``python -m counterstain``."""
+
+from counterstain.cli import main
+
+main()

@@ -1,0 +1,45 @@
+"""The command line: one thin command per stage.
+
+Heavy imports stand inside the commands, so that ``counterstain --help`` is instant. Errors of the user's to mend are
+one line and exit status 2; anything else is a defect and exits with 1.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import typer
+
+app = typer.Typer(
+    name="counterstain",
+    help="Balance the rare subtypes of a tissue class with generated images, and prove that it helped.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+COMMAND_MODULES = ("data",)  # in the order of the help
+
+for _module in COMMAND_MODULES:
+    importlib.import_module(f"counterstain.cli.{_module}").register(app)
+
+
+def main() -> None:
+    """Run the command line and exit with 0 (done), 1 (a defect) or 2 (bad input)."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        _fail("stopped; give the same command again to go on, finished work is kept", status=130)
+    except Exception as error:
+        from counterstain.errors import CounterstainError
+
+        if not isinstance(error, CounterstainError):
+            raise
+        _fail(f"error: {error}", status=2)
+
+
+def _fail(line: str, *, status: int) -> None:
+    sys.stderr.write(line + "\n")
+    sys.exit(status)

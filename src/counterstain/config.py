@@ -1,0 +1,118 @@
+"""Strict configuration: YAML in, frozen pydantic models out, every unknown key an error."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from counterstain.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of all configuration: frozen, typed, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
+    return content
+
+
+def to_yaml(config: Config) -> str:
+    """Return a configuration as YAML that :func:`read_yaml` and :func:`build` read back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def build(model: type[ConfigT], content: Mapping[str, Any], source: str | Path = "settings") -> ConfigT:
+    """Validate a mapping.
+
+    Raises
+    ------
+    ConfigError
+        One line that names the source, the key, the value and what was expected.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_describe(model, error)}") from error
+
+
+def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with ``change`` laid over it, mapping by mapping; lists and scalars are replaced."""
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """Turn ``["a.b=c", …]`` of ``--set`` into a nested mapping; values are read as YAML.
+
+    Raises
+    ------
+    ConfigError
+        An assignment has no ``=`` or no key.
+    """
+    overrides: dict[str, Any] = {}
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator or not all(key.strip().split(".")):
+            raise ConfigError(f"--set {assignment}: expected KEY=VALUE, for example --set diffusion.training.steps=500")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {assignment}: the value is not YAML") from error
+        for part in reversed(key.strip().split(".")):
+            value = {part: value}
+        overrides = merge(overrides, value)
+    return overrides
+
+
+def _describe(model: type[BaseModel], error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "settings"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
+        return f"{place}: unknown key; {hint}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = first["input"]
+    shown = "" if isinstance(given, Mapping | list | BaseModel) else f" (got {given!r})"
+    return f"{place}: {message}{shown}{more}"
+
+
+def _known_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    current: Any = model
+    for part in place:
+        fields = getattr(current, "model_fields", {})
+        if isinstance(part, str) and part in fields:
+            current = fields[part].annotation
+            candidates = [a for a in getattr(current, "__args__", ()) if isinstance(a, type)]
+            current = next((a for a in candidates if issubclass(a, BaseModel)), current)
+    return list(getattr(current, "model_fields", {}))

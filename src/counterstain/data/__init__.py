@@ -1,0 +1,1 @@
+"""Before a pixel reaches a model: cohorts, sampling, relabelling, patch sets, the phantom."""

@@ -1,0 +1,406 @@
+"""The cohort on disk: regions of slides with their instances, patients and split.
+
+    COHORT/
+      cohort.json         taxonomy, mpp, where it came from; written last, so a folder with it is whole
+      regions.parquet     a row per region: region, slide, patient, score, split, height_px, width_px, mpp_level0,
+                          x_level0_px, y_level0_px, pack, index
+      instances.parquet   a row per instance: region, instance, subtype, area_px, bounding box y0 x0 y1 x1
+      packs/NAME.ome.zarr regions of one slide and one size as an OME-Zarr image with its labels (axes c, z, y, x;
+                          z steps through the regions), so that a cohort of small regions is still few files
+
+Shapes: H, W = rows and columns of a region in pixels, n = regions of a pack.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import zarr
+
+from counterstain.config import build
+from counterstain.data.patches import Patch, Source
+from counterstain.errors import InputError, StorageError
+from counterstain.storage import claim, committing, fingerprint, read_json, sha256_of, write_json, write_parquet
+from counterstain.taxonomy import BACKGROUND, Taxonomy
+
+FORMAT = 1
+PARTS = ("train", "val", "test")
+CHUNK_PX = 512
+SHARD_BYTES = 64 * 2**20  # packs up to this size are one file each
+
+REGION_COLUMNS = (
+    "region", "slide", "patient", "score", "split", "height_px", "width_px",
+    "mpp_level0", "x_level0_px", "y_level0_px", "pack", "index",
+)  # fmt: skip
+INSTANCE_COLUMNS = ("region", "instance", "subtype", "area_px", "y0", "x0", "y1", "x1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """A rectangle of a slide with its instances, as it enters a cohort."""
+
+    region: str
+    """Name, unique in the cohort."""
+    slide: str
+    patient: str
+    image: np.ndarray  # (H, W, 3) uint8
+    instances: np.ndarray  # (H, W) int32, 0 = background, ids unique in the region
+    subtypes: dict[int, int]
+    """Subtype of every instance."""
+    score: str | None = None
+    """Score of the slide; splits are stratified by it."""
+    split: str | None = None
+    """``train``, ``val``, ``test`` or None."""
+    mpp_level0: float | None = None
+    origin_xy_level0_px: tuple[int, int] = (0, 0)
+
+
+@dataclass
+class CohortWriter:
+    """Write a cohort pack by pack; each pack is whole or absent, finished ones are kept when the command runs again.
+
+    Examples
+    --------
+    >>> writer = CohortWriter(out, taxonomy=her2, mpp=0.5, source={"kind": "table"})  # doctest: +SKIP
+    >>> if not writer.has("slide-1"):
+    ...     writer.add("slide-1", regions)  # doctest: +SKIP
+    >>> cohort = writer.finish()  # doctest: +SKIP
+    """
+
+    folder: Path
+    taxonomy: Taxonomy
+    mpp: float
+    source: dict[str, Any]
+    """Where the regions come from: with the taxonomy and the mpp, the identity of the cohort."""
+    _settings: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._settings = {
+            "format": FORMAT,
+            "taxonomy": self.taxonomy.model_dump(mode="json"),
+            "mpp": self.mpp,
+            "source": self.source,
+        }
+        claim(self.folder, "cohort", self._settings)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the cohort is complete already."""
+        return (self.folder / "cohort.json").exists()
+
+    def has(self, name: str) -> bool:
+        """Whether the packs of this name (a slide, a shard) are written already."""
+        return self._tables(name).exists()
+
+    def add(self, name: str, regions: Sequence[Region]) -> None:
+        """Write regions that belong together, one pack for each size among them."""
+        by_size: dict[tuple[int, int], list[Region]] = {}
+        for region in regions:
+            by_size.setdefault((region.image.shape[0], region.image.shape[1]), []).append(region)
+        region_rows: list[dict[str, Any]] = []
+        instance_rows: list[dict[str, Any]] = []
+        for (height, width), members in by_size.items():
+            pack = _safe_name(name) if len(by_size) == 1 else f"{_safe_name(name)}-{height}x{width}"
+            with committing(self.folder / "packs" / f"{pack}.ome.zarr") as store:
+                _write_pack(store, pack, members, self.mpp, self.taxonomy)
+            for index, region in enumerate(members):
+                region_rows.append(_region_row(region, pack, index))
+                instance_rows.extend(_instance_rows(region))
+        with committing(self._tables(name)) as tables:
+            pd.DataFrame(region_rows, columns=list(REGION_COLUMNS)).to_parquet(tables / "regions.parquet")
+            pd.DataFrame(instance_rows, columns=list(INSTANCE_COLUMNS)).to_parquet(tables / "instances.parquet")
+
+    def finish(self) -> Cohort:
+        """Write the tables of the whole cohort and open it."""
+        if self.finished:
+            return Cohort.open(self.folder)
+        parts = sorted((self.folder / "parts").glob("[!.]*"))
+        if not parts:
+            raise InputError(f"{self.folder}: the cohort is empty; no region was given")
+        regions = pd.concat([pd.read_parquet(part / "regions.parquet") for part in parts], ignore_index=True)
+        instances = pd.concat([pd.read_parquet(part / "instances.parquet") for part in parts], ignore_index=True)
+        regions = regions.sort_values("region", ignore_index=True)
+        write_parquet(self.folder / "regions.parquet", regions)
+        write_parquet(
+            self.folder / "instances.parquet", instances.sort_values(["region", "instance"], ignore_index=True)
+        )
+        write_json(self.folder / "cohort.json", self._settings)
+        shutil.rmtree(self.folder / "parts")
+        return Cohort.open(self.folder)
+
+    def _tables(self, name: str) -> Path:
+        return self.folder / "parts" / _safe_name(name)
+
+
+class Cohort:
+    """A cohort, read region by region; recently used regions are kept in memory.
+
+    Parameters
+    ----------
+    folder : Path
+        As written by :class:`CohortWriter`; use :meth:`open`.
+    cache_bytes : int
+        How much memory decoded regions may take.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], *, cache_bytes: int = 4 * 2**30) -> None:
+        self.folder = folder
+        self.taxonomy = build(Taxonomy, settings["taxonomy"], folder / "cohort.json")
+        self.mpp = float(settings["mpp"])
+        self.source: dict[str, Any] = settings["source"]
+        self.regions = pd.read_parquet(folder / "regions.parquet")
+        self.instances = pd.read_parquet(folder / "instances.parquet")
+        self._settings = settings
+        self._cache_bytes = cache_bytes
+        self._cached_bytes = 0
+        self._cache: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+
+    @classmethod
+    def open(cls, folder: str | Path, *, cache_bytes: int = 4 * 2**30) -> Cohort:
+        """Open a cohort.
+
+        Raises
+        ------
+        InputError
+            No cohort there, or one whose import was interrupted, or one without a region.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such cohort; make one with 'counterstain import' or 'counterstain phantom'")
+        if not (folder / "cohort.json").exists():
+            unfinished = (folder / "run.json").exists() and (folder / "packs").exists()
+            state = "its import was interrupted; give the same import command again" if unfinished else "not a cohort"
+            raise InputError(f"{folder}: {state} (cohort.json is missing)")
+        settings = read_json(folder / "cohort.json")
+        if settings.get("format") != FORMAT:
+            raise InputError(
+                f"{folder}: cohort format {settings.get('format')}, this version reads {FORMAT}; import it again"
+            )
+        try:
+            return cls(folder, settings, cache_bytes=cache_bytes)
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{folder}: a table is damaged ({error}); import the cohort again") from error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of what the cohort was made from, its tables and its split."""
+        tables = [sha256_of(self.folder / f"{name}.parquet") for name in ("regions", "instances")]
+        return fingerprint([self._settings, tables])
+
+    def __len__(self) -> int:
+        return len(self.regions)
+
+    def patients(self, part: str) -> list[str]:
+        """Return the patients of ``train``, ``val`` or ``test``, sorted."""
+        return sorted(self.regions.loc[self.regions["split"] == part, "patient"].unique())
+
+    def part(self, part: str) -> np.ndarray:
+        """Return the positions of a part's regions in :attr:`regions`.
+
+        Raises
+        ------
+        InputError
+            The part has no region.
+        """
+        positions = np.flatnonzero((self.regions["split"] == part).to_numpy())
+        if not len(positions):
+            raise InputError(f"{self.folder}: no region in part {part!r}; run 'counterstain split {self.folder}' first")
+        return positions
+
+    def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a region's image, (H, W, 3) uint8, and instances, (H, W) int32. Do not write into them."""
+        if position in self._cache:
+            self._cache.move_to_end(position)
+            return self._cache[position]
+        row = self.regions.iloc[position]
+        group = self._pack(str(row["pack"]))
+        index = int(row["index"])
+        image = np.ascontiguousarray(np.moveaxis(np.asarray(group["0"][:, index]), 0, -1))
+        instances = np.asarray(group["labels/instances/0"][index])
+        self._remember(position, image, instances)
+        return image, instances
+
+    def subtypes(self, position: int) -> dict[int, int]:
+        """Return the subtype of every instance of a region."""
+        return self._subtypes_by_region.get(str(self._region_names[position]), {})
+
+    def patch(self, position: int, y_px: int, x_px: int, size_px: int) -> Patch:
+        """Cut a square out of a region."""
+        image, instances = self.read(position)
+        window = np.s_[y_px : y_px + size_px, x_px : x_px + size_px]
+        shown = instances[window]
+        table = self.subtypes(position)
+        return Patch(
+            image=image[window],
+            instances=shown,
+            subtypes={i: table[i] for i in np.unique(shown).tolist() if i != BACKGROUND},
+            source=Source(
+                region=str(self._region_names[position]),
+                slide=str(self._slide_names[position]),
+                patient=str(self._patient_names[position]),
+                y_px=y_px,
+                x_px=x_px,
+            ),
+        )
+
+    def composition(self) -> pd.DataFrame:
+        """Return a row per slide and subtype: split, slide, patient, score, subtype (name), instances, area_px."""
+        keys = ["split", "slide", "patient", "score"]
+        joined = self.instances.merge(self.regions[["region", *keys]], on="region")
+        joined["subtype"] = joined["subtype"].map(self.taxonomy.name_of)
+        grouped = joined.groupby([*keys, "subtype"], dropna=False, as_index=False)
+        return grouped.agg(instances=("instance", "size"), area_px=("area_px", "sum"))
+
+    def write_split(self, split_by_patient: dict[str, str]) -> Cohort:
+        """Store which part each patient belongs to and open the cohort anew."""
+        regions = self.regions.assign(split=self.regions["patient"].map(split_by_patient))
+        write_parquet(self.folder / "regions.parquet", regions)
+        return Cohort.open(self.folder, cache_bytes=self._cache_bytes)
+
+    @cached_property
+    def _region_names(self) -> np.ndarray:
+        return self.regions["region"].to_numpy(dtype=object)
+
+    @cached_property
+    def _slide_names(self) -> np.ndarray:
+        return self.regions["slide"].to_numpy(dtype=object)
+
+    @cached_property
+    def _patient_names(self) -> np.ndarray:
+        return self.regions["patient"].to_numpy(dtype=object)
+
+    @cached_property
+    def _subtypes_by_region(self) -> dict[str, dict[int, int]]:
+        tables: dict[str, dict[int, int]] = {}
+        columns = (self.instances[name].tolist() for name in ("region", "instance", "subtype"))
+        for region, instance, subtype in zip(*columns, strict=True):
+            tables.setdefault(region, {})[instance] = subtype
+        return tables
+
+    def _pack(self, name: str) -> Any:
+        try:
+            return zarr.open_group(self.folder / "packs" / f"{name}.ome.zarr", mode="r")
+        except (OSError, ValueError, KeyError) as error:
+            raise StorageError(f"{self.folder}: pack {name} is missing or damaged; import the cohort again") from error
+
+    def _remember(self, position: int, image: np.ndarray, instances: np.ndarray) -> None:
+        size = image.nbytes + instances.nbytes
+        while self._cache and self._cached_bytes + size > self._cache_bytes:
+            _, (old_image, old_instances) = self._cache.popitem(last=False)
+            self._cached_bytes -= old_image.nbytes + old_instances.nbytes
+        self._cache[position] = (image, instances)
+        self._cached_bytes += size
+
+
+def _write_pack(store: Path, name: str, regions: Sequence[Region], mpp: float, taxonomy: Taxonomy) -> None:
+    height, width = regions[0].instances.shape
+    n = len(regions)
+    root = zarr.open_group(store, mode="w", zarr_format=3)
+    root.attrs["ome"] = _multiscales(name, "czyx", mpp) | {"omero": _OMERO}
+    root.attrs["counterstain"] = {"regions": [region.region for region in regions]}
+    image = _create_array(root, "0", (3, n, height, width), "uint8", "czyx")
+    labels = root.create_group("labels")
+    labels.attrs["ome"] = {"version": "0.5", "labels": ["instances"]}
+    instance_group = labels.create_group("instances")
+    instance_group.attrs["ome"] = _multiscales("instances", "zyx", mpp) | {
+        "image-label": {"source": {"image": "../../"}}
+    }
+    instance_group.attrs["counterstain"] = {"taxonomy": taxonomy.name}
+    instances = _create_array(instance_group, "0", (n, height, width), "int32", "zyx")
+    image[:] = np.stack([np.moveaxis(region.image, -1, 0) for region in regions], axis=1)
+    instances[:] = np.stack([region.instances for region in regions])
+
+
+_OMERO = {
+    "channels": [
+        {"label": label, "color": colour, "active": True, "window": {"start": 0, "end": 255, "min": 0, "max": 255}}
+        for label, colour in (("red", "FF0000"), ("green", "00FF00"), ("blue", "0000FF"))
+    ]
+}
+
+
+def _multiscales(name: str, axes: str, mpp: float) -> dict[str, Any]:
+    kinds: dict[str, dict[str, str]] = {
+        "c": {"name": "c", "type": "channel"},
+        "z": {"name": "z", "type": "space"},
+        "y": {"name": "y", "type": "space", "unit": "micrometer"},
+        "x": {"name": "x", "type": "space", "unit": "micrometer"},
+    }
+    scale = [mpp if axis in "yx" else 1.0 for axis in axes]
+    dataset = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}
+    return {
+        "version": "0.5",
+        "multiscales": [{"name": name, "axes": [kinds[axis] for axis in axes], "datasets": [dataset]}],
+    }
+
+
+def _create_array(group: zarr.Group, path: str, shape: tuple[int, ...], dtype: str, axes: str) -> Any:
+    chunk = tuple(
+        {"c": length, "z": 1}.get(axis, min(length, CHUNK_PX)) for axis, length in zip(axes, shape, strict=True)
+    )
+    whole = tuple(-(-length // size) * size for length, size in zip(shape, chunk, strict=True))
+    fits = np.prod(shape) * np.dtype(dtype).itemsize <= SHARD_BYTES
+    return group.create_array(
+        path, shape=shape, dtype=dtype, chunks=chunk, shards=whole if fits else None, dimension_names=tuple(axes)
+    )
+
+
+def _region_row(region: Region, pack: str, index: int) -> dict[str, Any]:
+    return {
+        "region": region.region,
+        "slide": region.slide,
+        "patient": region.patient,
+        "score": region.score,
+        "split": region.split,
+        "height_px": region.image.shape[0],
+        "width_px": region.image.shape[1],
+        "mpp_level0": region.mpp_level0,
+        "x_level0_px": region.origin_xy_level0_px[0],
+        "y_level0_px": region.origin_xy_level0_px[1],
+        "pack": pack,
+        "index": index,
+    }
+
+
+def _instance_rows(region: Region) -> Iterator[dict[str, Any]]:
+    for instance, area, (y0, x0, y1, x1) in instance_boxes(region.instances):
+        yield {
+            "region": region.region,
+            "instance": instance,
+            "subtype": region.subtypes[instance],
+            "area_px": area,
+            "y0": y0,
+            "x0": x0,
+            "y1": y1,
+            "x1": x1,
+        }
+
+
+def instance_boxes(instances: np.ndarray) -> Iterator[tuple[int, int, tuple[int, int, int, int]]]:
+    """Yield id, area in pixels and box (y0, x0, y1, x1; ends excluded) of every instance of an (H, W) map."""
+    y, x = np.nonzero(instances)
+    if not len(y):
+        return
+    ids, group, areas = np.unique(instances[y, x], return_inverse=True, return_counts=True)
+    lowest = np.full((len(ids), 2), np.iinfo(np.int64).max)
+    highest = np.zeros((len(ids), 2), np.int64)
+    for column, values in enumerate((y, x)):
+        np.minimum.at(lowest[:, column], group, values)
+        np.maximum.at(highest[:, column], group, values + 1)
+    boxes: Iterable[tuple[int, ...]] = zip(*lowest.T.tolist(), *highest.T.tolist(), strict=True)
+    for instance, area, (y0, x0, y1, x1) in zip(ids.tolist(), areas.tolist(), boxes, strict=True):
+        yield instance, area, (y0, x0, y1, x1)
+
+
+def _safe_name(name: str) -> str:
+    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".") or "_"
+    return safe if safe == name else f"{safe}-{fingerprint(name)[:8]}"

@@ -1,0 +1,41 @@
+"""The errors that counterstain raises on purpose.
+
+    CounterstainError               anything below; the command line prints one line and exits with status 2
+    ├── InputError                  a file or a value that was given cannot be used
+    │   ├── ConfigError             an unknown key, a wrong type, a value out of range
+    │   └── TaxonomyError           a subtype that the taxonomy does not know
+    ├── MismatchError               two things that do not belong together: a checkpoint of another taxonomy, size or
+    │                               method; an output folder of another run
+    ├── LeakageError                synthetic data whose generator saw a validation or test patient
+    └── StorageError                the disk is full or a file on it is damaged
+
+Every message names the file, the place in it, the value, what was expected and what to do.
+"""
+
+
+class CounterstainError(Exception):
+    """Base of all errors that are the user's to mend."""
+
+
+class InputError(CounterstainError, ValueError):
+    """A file or value that was given cannot be used."""
+
+
+class ConfigError(InputError):
+    """A configuration has an unknown key, a wrong type or a value out of range."""
+
+
+class TaxonomyError(InputError):
+    """A subtype is not part of the taxonomy."""
+
+
+class MismatchError(CounterstainError):
+    """Two things do not belong together."""
+
+
+class LeakageError(CounterstainError):
+    """Synthetic data would carry a validation or test patient into training or evaluation."""
+
+
+class StorageError(CounterstainError, OSError):
+    """A file could not be written, or what is on the disk is damaged."""

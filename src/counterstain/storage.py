@@ -1,0 +1,182 @@
+"""Writing that survives being killed: write beside, fsync, rename.
+
+A file or folder is either absent or whole. What a killed process leaves behind is named ``.<name>.partial-…`` and is
+swept away by the next one that writes to the same place.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from counterstain.errors import InputError, MismatchError, StorageError
+
+RUN_FILE = "run.json"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; on success it takes the place of ``path`` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(path)
+    with _disk_errors_named(path):
+        try:
+            yield partial
+            _fsync(partial)
+            partial.replace(path)
+            _fsync(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def committing(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``folder`` to fill; on success it becomes ``folder`` in one step.
+
+    Raises
+    ------
+    StorageError
+        The disk is full. Nothing is left behind.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in folder.parent.glob(f".{folder.name}.partial-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    partial = _partial(folder)
+    partial.mkdir()
+    with _disk_errors_named(folder):
+        try:
+            yield partial
+            for file in partial.rglob("*"):
+                _fsync(file)
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.replace(folder)
+            _fsync(folder.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file in one step."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that counterstain wrote.
+
+    Raises
+    ------
+    InputError
+        The file is missing.
+    StorageError
+        It is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path}: no such file") from error
+    except ValueError as error:
+        raise StorageError(f"{path}: damaged ({error}); delete its folder and make it again") from error
+
+
+def write_parquet(path: Path, table: pd.DataFrame) -> None:
+    """Write a table in one step."""
+    with replacing(path) as partial:
+        table.to_parquet(partial, index=False)
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table in one step; floats keep all their digits."""
+    with replacing(path) as partial:
+        table.to_csv(partial, index=False, lineterminator="\n")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(content: Any) -> str:
+    """Return a hash of anything JSON can hold: the name of a configuration."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def claim(folder: Path, stage: str, settings: Any) -> None:
+    """Make ``folder`` the home of one run, told from others by its stage and its settings.
+
+    Raises
+    ------
+    MismatchError
+        The folder holds something else. It is left as it was.
+    """
+    identity = {"stage": stage, "settings": settings, "fingerprint": fingerprint([stage, settings])}
+    run_file = folder / RUN_FILE
+    if run_file.exists():
+        found = read_json(run_file)
+        if found.get("fingerprint") != identity["fingerprint"]:
+            difference = _first_difference(found.get("settings"), settings) if found.get("stage") == stage else ""
+            raise MismatchError(
+                f"{folder}: belongs to another run ({found.get('stage')}{difference}); "
+                "give another output folder, or delete this one"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise MismatchError(f"{folder}: is not empty and was not made by counterstain; give another output folder")
+    write_json(run_file, identity)
+
+
+def _first_difference(found: Any, wanted: Any, where: str = "") -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted({*found, *wanted}, key=str):
+            if found.get(key) != wanted.get(key):
+                return _first_difference(found.get(key), wanted.get(key), f"{where}.{key}" if where else str(key))
+    return f": {where or 'settings'} was {_short(found)}, now {_short(wanted)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _disk_errors_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise StorageError(
+                f"{path}: the disk is full; free some space and give the same command again, finished work is kept"
+            ) from error
+        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
+            raise StorageError(f"{path}: cannot be written ({error.strerror}); give another output folder") from error
+        raise

@@ -1,0 +1,1 @@
+"""Arms x repeats over shared generators and synthetic sets."""

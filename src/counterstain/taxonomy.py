@@ -1,0 +1,150 @@
+"""The subtypes of a tissue class: their ids, names, colours and which of them count in the subtype variance."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Self
+
+import numpy as np
+import yaml
+from pydantic import Field, model_validator
+
+from counterstain.config import Config, build, read_yaml
+from counterstain.errors import InputError, TaxonomyError
+
+BACKGROUND = 0
+IGNORE = 255  # label of pixels that are left out of sampling and of counts
+
+NameStr = Annotated[str, Field(min_length=1, max_length=80)]
+
+
+class Subtype(Config):
+    """One subtype of the tissue class."""
+
+    id: Annotated[int, Field(ge=1, le=254)]
+    """Value in label masks; the subtypes of a taxonomy are numbered 1, 2, 3, …"""
+    name: NameStr
+    """As users write it, for example ``HER2 1+``."""
+    colour: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
+    """In figures and overlays, as ``#rrggbb``."""
+    counted: bool = True
+    """Whether its recall enters the subtype variance."""
+
+
+class Taxonomy(Config):
+    """A tissue class and its subtypes.
+
+    Examples
+    --------
+    >>> her2 = Taxonomy.named("her2")
+    >>> her2.names
+    ('HER2 0', 'HER2 1+', 'HER2 2+', 'HER2 3+', 'LCIS/DCIS')
+    >>> her2.merged("stained").names
+    ('non-stained', 'stained', 'LCIS/DCIS')
+    """
+
+    name: NameStr
+    """Short name, part of every checkpoint and patch set."""
+    tissue_class: NameStr = "tumour"
+    """What all subtypes together are called."""
+    subtypes: Annotated[tuple[Subtype, ...], Field(min_length=1, max_length=254)]
+    """The subtypes in the order of their ids."""
+    merges: dict[str, dict[str, tuple[str, ...]]] = {}
+    """Coarser taxonomies: merge name -> new subtype -> the names it is made of."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if [s.id for s in self.subtypes] != list(range(1, len(self.subtypes) + 1)):
+            raise ValueError(f"subtype ids must be 1, 2, … in this order, found {[s.id for s in self.subtypes]}")
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"subtype names must differ, found {list(self.names)}")
+        for merge, groups in self.merges.items():
+            members = [name for group in groups.values() for name in group]
+            if sorted(members) != sorted(self.names):
+                raise ValueError(f"merge {merge!r} must hold every subtype once, found {members}")
+        return self
+
+    @classmethod
+    def named(cls, name: str) -> Taxonomy:
+        """Load a built-in taxonomy (``her2``)."""
+        file = resources.files("counterstain") / "presets" / f"taxonomy_{name}.yaml"
+        if not file.is_file():
+            raise TaxonomyError(f"taxonomy {name!r}: not built in (her2 is); give the path of a YAML file")
+        return build(cls, yaml.safe_load(file.read_text(encoding="utf-8")), f"taxonomy {name}")
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Taxonomy:
+        """Load a built-in taxonomy by name or any taxonomy from a YAML file."""
+        path = Path(name_or_path)
+        if path.suffix in {".yaml", ".yml"} or path.exists():
+            return build(cls, read_yaml(path), path)
+        return cls.named(str(name_or_path))
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names in the order of the ids."""
+        return tuple(s.name for s in self.subtypes)
+
+    @property
+    def num_labels(self) -> int:
+        """Labels of a mask: background and every subtype."""
+        return len(self.subtypes) + 1
+
+    @property
+    def counted_ids(self) -> tuple[int, ...]:
+        """Ids of the subtypes whose recalls enter the subtype variance."""
+        return tuple(s.id for s in self.subtypes if s.counted)
+
+    def id_of(self, name: str) -> int:
+        """Return the id of a subtype.
+
+        Raises
+        ------
+        TaxonomyError
+            No such subtype.
+        """
+        try:
+            return self.names.index(name) + 1
+        except ValueError:
+            raise TaxonomyError(f"unknown subtype {name!r}; {self.name} has {', '.join(self.names)}") from None
+
+    def name_of(self, subtype: int) -> str:
+        """Return the name of an id (``background`` for 0, ``ignore`` for 255)."""
+        special = {BACKGROUND: "background", IGNORE: "ignore"}
+        return special[subtype] if subtype in special else self.subtypes[subtype - 1].name
+
+    @cached_property
+    def palette(self) -> np.ndarray:
+        """Return colours by label, (256, 3) uint8; background white, ignore grey."""
+        colours = np.full((256, 3), 255, np.uint8)
+        colours[IGNORE] = 128
+        for subtype in self.subtypes:
+            colours[subtype.id] = [int(subtype.colour[i : i + 2], 16) for i in (1, 3, 5)]
+        return colours
+
+    def merged(self, merge: str) -> Taxonomy:
+        """Return the coarser taxonomy of one of ``merges``; its ids follow the order of the merge."""
+        groups = self._groups(merge)
+        members = {new: [self.subtypes[self.id_of(name) - 1] for name in names] for new, names in groups.items()}
+        return Taxonomy(
+            name=f"{self.name}:{merge}",
+            tissue_class=self.tissue_class,
+            subtypes=tuple(
+                Subtype(id=i, name=new, colour=old[-1].colour, counted=any(s.counted for s in old))
+                for i, (new, old) in enumerate(members.items(), start=1)
+            ),
+        )
+
+    def merge_lookup(self, merge: str) -> np.ndarray:
+        """Return the new label of every old label, (256,) uint8."""
+        lookup = np.arange(256, dtype=np.uint8)
+        for new, names in enumerate(self._groups(merge).values(), start=1):
+            lookup[[self.id_of(name) for name in names]] = new
+        return lookup
+
+    def _groups(self, merge: str) -> dict[str, tuple[str, ...]]:
+        if merge not in self.merges:
+            raise InputError(f"unknown merge {merge!r}; {self.name} has {', '.join(self.merges) or 'none'}")
+        return self.merges[merge]
