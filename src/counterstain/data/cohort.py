@@ -396,9 +396,8 @@ def instance_boxes(instances: np.ndarray) -> Iterator[tuple[int, int, tuple[int,
     for column, values in enumerate((y, x)):
         np.minimum.at(lowest[:, column], group, values)
         np.maximum.at(highest[:, column], group, values + 1)
-    boxes: Iterable[tuple[int, ...]] = zip(*lowest.T.tolist(), *highest.T.tolist(), strict=True)
-    for instance, area, (y0, x0, y1, x1) in zip(ids.tolist(), areas.tolist(), boxes, strict=True):
-        yield instance, area, (y0, x0, y1, x1)
+    boxes: Iterable[tuple[int, int, int, int]] = zip(*lowest.T.tolist(), *highest.T.tolist(), strict=True)  # type: ignore[assignment]
+    yield from zip(ids.tolist(), areas.tolist(), boxes, strict=True)
 
 
 def _safe_name(name: str) -> str:
