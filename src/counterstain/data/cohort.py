@@ -396,7 +396,7 @@ def instance_boxes(instances: np.ndarray) -> Iterator[tuple[int, int, tuple[int,
     for column, values in enumerate((y, x)):
         np.minimum.at(lowest[:, column], group, values)
         np.maximum.at(highest[:, column], group, values + 1)
-    boxes: Iterable[tuple[int, int, int, int]] = zip(*lowest.T.tolist(), *highest.T.tolist(), strict=True)  # type: ignore[assignment]
+    boxes: Iterable[tuple[int, int, int, int]] = zip(*lowest.T.tolist(), *highest.T.tolist(), strict=True)
     yield from zip(ids.tolist(), areas.tolist(), boxes, strict=True)
 
 
