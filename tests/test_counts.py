@@ -1,0 +1,134 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix, f1_score, recall_score
+from torchmetrics.functional.classification import binary_f1_score, binary_jaccard_index, binary_precision
+
+from counterstain.errors import InputError
+from counterstain.segmentation.counts import (
+    SlideCounts,
+    absent_subtypes,
+    background_recall,
+    by_slide,
+    count,
+    dice,
+    measures,
+    pooled,
+    recalls,
+    slide_measures,
+    subtype_variance,
+    to_table,
+)
+from counterstain.taxonomy import IGNORE, Subtype, Taxonomy
+
+THREE = Taxonomy(
+    name="three",
+    subtypes=(
+        Subtype(id=1, name="pale", colour="#cccccc"),
+        Subtype(id=2, name="dark", colour="#333333"),
+        Subtype(id=3, name="duct", colour="#0000ff", counted=False),
+    ),
+)
+
+# 4 of 10 background pixels wrong, recalls 3/4, 1/4, 1
+DRAWN = np.array([[6, 4], [1, 3], [3, 1], [0, 2]])
+
+
+def random_masks(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.choice(np.array([0, 1, 2, 3, IGNORE], np.uint8), (40, 50)), rng.random((40, 50)) < 0.4
+
+
+def slide(name: str, counts: object, patient: str = "p") -> SlideCounts:
+    return SlideCounts(slide=name, patient=patient, score=None, split="test", counts=np.asarray(counts))
+
+
+def test_counts_of_a_drawn_mask() -> None:
+    mask = np.array([[0, 0, 1], [1, 2, IGNORE]], np.uint8)
+    predicted = np.array([[False, True, True], [False, True, True]])
+    assert count(mask, predicted, 4).tolist() == [[1, 1], [1, 1], [0, 1], [0, 0]]
+
+
+def test_a_label_beyond_the_taxonomy_is_named() -> None:
+    with pytest.raises(InputError, match=r"label 7 in a mask; expected 0 to 3 or 255"):
+        count(np.full((2, 2), 7, np.uint8), np.ones((2, 2), bool), 4)
+
+
+def test_measures_of_a_drawn_table() -> None:
+    found = measures(DRAWN, THREE)
+    assert found["dice"] == pytest.approx(2 * 6 / (2 * 6 + 4 + 4))
+    assert found["iou"] == pytest.approx(6 / 14)
+    assert found["precision"] == pytest.approx(6 / 10)
+    assert [found["recall_pale"], found["recall_dark"], found["recall_duct"]] == [0.75, 0.25, 1.0]
+    assert found["recall_background"] == 0.6
+    assert found["subtype_variance"] == pytest.approx(0.0625)
+    assert found["subtype_variance_ddof1"] == pytest.approx(0.125)
+    assert found["subtype_variance_all"] == pytest.approx(np.var([0.75, 0.25, 1.0]))
+
+
+def test_columns_stand_in_the_order_of_results() -> None:
+    assert list(measures(DRAWN, THREE))[:5] == ["dice", "subtype_variance", "recall_pale", "recall_dark", "recall_duct"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_measures_equal_independent_libraries_on_random_masks(seed: int) -> None:
+    mask, predicted = random_masks(seed)
+    kept = mask != IGNORE
+    truth, guess = mask[kept] > 0, predicted[kept]
+    counts = count(mask, predicted, 4)
+    found = measures(counts, THREE)
+    tensors = torch.from_numpy(guess.astype(int)), torch.from_numpy(truth.astype(int))
+    assert counts.tolist() == confusion_matrix(mask[kept], guess, labels=[0, 1, 2, 3])[:, :2].tolist()
+    assert found["dice"] == pytest.approx(f1_score(truth, guess))
+    assert found["dice"] == pytest.approx(binary_f1_score(*tensors).item(), abs=1e-6)
+    assert found["iou"] == pytest.approx(binary_jaccard_index(*tensors).item(), abs=1e-6)
+    assert found["precision"] == pytest.approx(binary_precision(*tensors).item(), abs=1e-6)
+    assert found["recall_background"] == pytest.approx(recall_score(~truth, ~guess))
+    for subtype in THREE.subtypes:
+        of_it = mask[kept] == subtype.id
+        assert found[f"recall_{subtype.name}"] == pytest.approx(recall_score(of_it[of_it], guess[of_it]))
+
+
+def test_pooling_slides_equals_counting_them_as_one() -> None:
+    masks = [random_masks(seed) for seed in range(4)]
+    table = to_table(slide(f"s{i}", count(*pair, 4)) for i, pair in enumerate(masks))
+    together = count(np.hstack([mask for mask, _ in masks]), np.hstack([guess for _, guess in masks]), 4)
+    assert pooled(table).tolist() == together.tolist()
+
+
+def test_the_long_form_keeps_slides_apart_also_where_patients_share_a_name(tmp_path) -> None:
+    table = to_table([slide("1", DRAWN, "b"), slide("1", 2 * DRAWN, "a")])
+    table.to_parquet(tmp_path / "counts.parquet")
+    assert by_slide(pd.read_parquet(tmp_path / "counts.parquet")).tolist() == [(2 * DRAWN).tolist(), DRAWN.tolist()]
+
+
+def test_leading_axes_are_kept() -> None:
+    stack = np.stack([DRAWN, 2 * DRAWN])
+    assert dice(stack).shape == (2,)
+    assert recalls(stack).shape == (2, 3)
+    assert background_recall(stack).tolist() == [0.6, 0.6]
+    assert subtype_variance(stack, (1, 2)).tolist() == pytest.approx([0.0625, 0.0625])
+
+
+def test_an_absent_subtype_is_left_out_of_the_variance_and_named() -> None:
+    counts = np.array([[6, 4], [1, 3], [0, 0], [0, 2]])
+    assert subtype_variance(counts, (1, 2, 3)) == pytest.approx(np.var([0.75, 1.0]))
+    assert absent_subtypes(counts, THREE) == ("dark",)
+    assert np.isnan(measures(counts, THREE)["recall_dark"])
+
+
+def test_the_variance_of_one_subtype_is_not_a_perfect_zero() -> None:
+    assert np.isnan(subtype_variance(np.array([[6, 4], [1, 3], [0, 0], [0, 0]]), (1, 2, 3)))
+
+
+def test_an_empty_table_gives_nan_for_everything() -> None:
+    assert all(np.isnan(value) for value in measures(np.zeros((4, 2), np.int64), THREE).values())
+
+
+def test_slide_means_weigh_slides_not_pixels() -> None:
+    large = [[0, 0], [0, 1000], [500, 500], [0, 0]]
+    small = [[0, 0], [1, 0], [0, 0], [0, 0]]
+    found = slide_measures(to_table([slide("large", large), slide("small", small)]), THREE)
+    assert found["dice_slide_mean"] == pytest.approx((3000 / 3500 + 0) / 2)
+    assert found["subtype_variance_slide_mean"] == pytest.approx(np.var([0.5, 0.5]))
