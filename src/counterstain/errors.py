@@ -7,7 +7,8 @@
     ├── MismatchError               two things that do not belong together: a checkpoint of another taxonomy, size or
     │                               method; an output folder of another run
     ├── LeakageError                synthetic data whose generator saw a validation or test patient
-    └── StorageError                the disk is full or a file on it is damaged
+    ├── StorageError                the disk is full or a file on it is damaged
+    └── DivergenceError             a training whose loss is no longer a number
 
 Every message names the file, the place in it, the value, what was expected and what to do.
 """
@@ -39,3 +40,7 @@ class LeakageError(CounterstainError):
 
 class StorageError(CounterstainError, OSError):
     """A file could not be written, or what is on the disk is damaged."""
+
+
+class DivergenceError(CounterstainError, ArithmeticError):
+    """A training's loss is no longer a number."""

@@ -1,0 +1,115 @@
+"""Trained networks on disk: safetensors for the weights, JSON for all that is known about them; no code is loaded.
+
+A checkpoint folder holds ``model.safetensors`` and ``model.json``, the header; the header is written last and holds
+the hash of the weights, so a folder with it is whole.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import counterstain
+from counterstain.config import Config, build
+from counterstain.errors import InputError, MismatchError, StorageError
+from counterstain.storage import read_json, replacing, sha256_of, write_json
+from counterstain.taxonomy import Taxonomy
+
+WEIGHTS_FILE, HEADER_FILE = "model.safetensors", "model.json"
+Kind = Literal["autoencoder", "diffusion", "spade", "segmenter"]
+
+
+class CheckpointHeader(Config):
+    """What is known about a trained network."""
+
+    kind: Kind
+    """Which network it is."""
+    taxonomy: Taxonomy
+    """The subtypes that it was trained on."""
+    size_px: int
+    """Edge of its training patches."""
+    mpp: float
+    """Micrometres per pixel of its training patches."""
+    config: dict[str, Any]
+    """The configuration it was built and trained with."""
+    seed: int
+    """Seed of its training."""
+    patients_seen: tuple[str, ...]
+    """Every patient whose tissue it saw, directly or through another network or synthetic images."""
+    cohort: str
+    """Fingerprint of the training cohort."""
+    notes: dict[str, Any] = Field(default_factory=dict)
+    """Anything else worth knowing, for example the checkpoint of the first stage."""
+    version: str = counterstain.__version__
+    """Version of counterstain that trained it."""
+    sha256: str = ""
+    """Hash of the weights: the identity of the checkpoint."""
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder holds a whole checkpoint."""
+    return (folder / HEADER_FILE).exists()
+
+
+def save_checkpoint(folder: Path, state: dict[str, Tensor], header: CheckpointHeader) -> CheckpointHeader:
+    """Write a checkpoint and return its header with the hash of the weights."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with replacing(folder / WEIGHTS_FILE) as partial:
+        save_file(tensors, partial)
+    header = header.model_copy(update={"sha256": sha256_of(folder / WEIGHTS_FILE)})
+    write_json(folder / HEADER_FILE, header.model_dump(mode="json"))
+    return header
+
+
+def read_header(folder: Path) -> CheckpointHeader:
+    """Read what is known about a checkpoint.
+
+    Raises
+    ------
+    InputError
+        There is no checkpoint, or its training has not finished.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such checkpoint folder")
+    if not is_finished(folder):
+        state = "its training was interrupted; give the same command again" if (folder / "run.json").exists() else ""
+        raise InputError(f"{folder}: holds no finished checkpoint ({state or HEADER_FILE + ' is missing'})")
+    return build(CheckpointHeader, read_json(folder / HEADER_FILE), folder / HEADER_FILE)
+
+
+def load_checkpoint(folder: Path, kind: Kind) -> tuple[CheckpointHeader, dict[str, Tensor]]:
+    """Load the weights of a checkpoint.
+
+    Raises
+    ------
+    InputError
+        There is no finished checkpoint.
+    MismatchError
+        It is of another kind.
+    StorageError
+        The weights are damaged.
+    """
+    header = read_header(folder)
+    if header.kind != kind:
+        raise MismatchError(f"{folder}: is a checkpoint of kind {header.kind!r}, expected {kind!r}")
+    weights = folder / WEIGHTS_FILE
+    if not weights.exists() or sha256_of(weights) != header.sha256:
+        raise StorageError(f"{weights}: missing or damaged (its hash differs from the header's); train it again")
+    try:
+        return header, load_file(weights)
+    except SafetensorError as error:
+        raise StorageError(f"{weights}: damaged ({error}); train it again") from error
+
+
+def require_taxonomy(folder: Path, header: CheckpointHeader, taxonomy: Taxonomy) -> None:
+    """Raise MismatchError unless a checkpoint was trained on the same subtypes."""
+    if header.taxonomy.names != taxonomy.names:
+        raise MismatchError(
+            f"{folder}: was trained on the subtypes {', '.join(header.taxonomy.names)}; "
+            f"this cohort has {', '.join(taxonomy.names)}; train it on this taxonomy"
+        )

@@ -1,0 +1,71 @@
+"""A progress bar with the time left, for everything that people wait for."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+LINE_EVERY_SECONDS = 30.0
+
+
+@contextmanager
+def bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Yield a function that is called with the number of steps just done.
+
+    On a terminal this is a live bar on standard error; in a log file, a line every half minute.
+    """
+    if sys.stderr.isatty():
+        with _live_bar(label, total, done) as advance:
+            yield advance
+    else:
+        yield _LineBar(label, total, done).advance
+
+
+@contextmanager
+def _live_bar(label: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(label, total=total, completed=done)
+        yield lambda steps: progress.advance(task, steps)
+
+
+class _LineBar:
+    def __init__(self, label: str, total: int, done: int) -> None:
+        self._label, self._total, self._done, self._first = label, total, done, done
+        self._start = self._last = time.monotonic()
+
+    def advance(self, steps: int) -> None:
+        self._done += steps
+        now = time.monotonic()
+        if now - self._last < LINE_EVERY_SECONDS:
+            return
+        self._last = now
+        rate = max(self._done - self._first, 1) / (now - self._start)
+        left = (self._total - self._done) / rate
+        sys.stderr.write(f"{self._label}: {self._done}/{self._total}, {_duration(left)} left\n")
+        sys.stderr.flush()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,273 @@
+"""The one training loop: Lightning's Trainer, fed by step number, resumable at any step with the same result.
+
+A model is a ``LightningModule`` that logs its losses and draws its noise from generators derived from the step
+(``batch["step"]``) and the place of a sample in the batch (``batch["position"]``). So a training that was killed and
+resumed, or spread over micro-batches and devices, sees the very same data and noise as one that ran through.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pandas as pd
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from counterstain.config import Config
+from counterstain.errors import ConfigError, DivergenceError
+from counterstain.progress import bar
+from counterstain.storage import replacing, write_csv
+
+Batch = dict[str, Tensor]
+Batches = Callable[[int], Batch]
+PROGRESS_FILE = "last.ckpt"
+
+
+class TrainingConfig(Config):
+    """How long and on what a model trains."""
+
+    steps: Annotated[int, Field(ge=1)]
+    """Optimiser steps."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Patches per optimiser step, over all devices and micro-batches together."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches that make up one optimiser step."""
+    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    """Arithmetic; ``auto`` is bf16 autocast on a GPU and on CPUs with bf16 units, otherwise fp32."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Device type."""
+    devices: Annotated[int, Field(ge=1)] = 1
+    """Devices per node."""
+    num_nodes: Annotated[int, Field(ge=1)] = 1
+    """Nodes."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that prepare batches beside the training; 0 = none."""
+    checkpoint_every_steps: Annotated[int, Field(ge=1)] = 500
+    """Steps that a kill can cost at most."""
+    log_every_steps: Annotated[int, Field(ge=1)] = 10
+    """Distance of the points of the loss curves."""
+    gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the gradient."""
+
+
+def fit(
+    module: LightningModule,
+    batches: Batches,
+    folder: Path,
+    config: TrainingConfig,
+    *,
+    ema_decay: float | None = None,
+    label: str = "training",
+) -> None:
+    """Train ``module`` in place; resume from what ``folder`` holds of an earlier, interrupted call.
+
+    Parameters
+    ----------
+    module : LightningModule
+        Logs losses with ``self.log``; may set ``optimizers_per_step`` (2 for a GAN).
+    batches : callable
+        Step number -> the whole batch of that step, a dict of tensors of equal first length.
+    folder : Path
+        Gets ``last.ckpt`` while training runs and ``losses.csv`` (step, name, value) at its end.
+    ema_decay : float, optional
+        Leave the exponential moving average of the weights in ``module`` instead of the last ones; the decay warms
+        up as (1 + n) / (10 + n), so that short trainings are not averages with their initial weights.
+
+    Raises
+    ------
+    DivergenceError
+        A loss is not a number.
+    """
+    optimizers_per_step = int(getattr(module, "optimizers_per_step", 1))
+    slices = config.accumulate * config.devices * config.num_nodes
+    if config.batch_size % slices:
+        raise ConfigError(
+            f"batch_size {config.batch_size} cannot be shared among {slices} micro-batches; choose a multiple"
+        )
+    if config.accumulate > 1 and not module.automatic_optimization:
+        raise ConfigError(f"accumulate {config.accumulate}: {type(module).__name__} has two optimisers; use 1")
+    progress_file = folder / PROGRESS_FILE
+    start = _steps_done(progress_file)
+    with bar(label, config.steps, start) as advance, _quiet_lightning():
+        history = _History(config, progress_file, advance)
+        averaging = [] if ema_decay is None else [WeightAveraging(multi_avg_fn=_warmed_average(ema_decay))]
+        trainer = Trainer(
+            max_steps=config.steps * optimizers_per_step,
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy="ddp" if config.devices * config.num_nodes > 1 else "auto",
+            precision=_precision(config),  # type: ignore[arg-type]
+            accumulate_grad_batches=config.accumulate,
+            gradient_clip_val=config.gradient_clip,
+            callbacks=[*averaging, history],
+            plugins=[_AtomicCheckpointIO()],
+            default_root_dir=folder,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        dataset = _Slices(batches, config, trainer.global_rank)
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=_From(start * config.accumulate),
+            num_workers=config.workers,
+            persistent_workers=config.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+        resume = progress_file if progress_file.exists() else None
+        _run(trainer, module, loader, resume)
+    if trainer.is_global_zero:
+        write_csv(folder / "losses.csv", pd.DataFrame(history.rows, columns=["step", "name", "value"]))
+    module.eval()
+
+
+def forget_progress(folder: Path) -> None:
+    """Delete the state of a training whose result is saved."""
+    (folder / PROGRESS_FILE).unlink(missing_ok=True)
+
+
+def _run(trainer: Trainer, module: LightningModule, loader: DataLoader[Batch], resume: Path | None) -> None:
+    try:
+        trainer.fit(module, loader, ckpt_path=resume, weights_only=True)
+    except SystemExit as stop:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from stop
+
+
+class _Slices(Dataset[Batch]):
+    """Item m = the part of the batch of step ``m // accumulate`` that this device and micro-batch work on."""
+
+    def __init__(self, batches: Batches, config: TrainingConfig, rank: int) -> None:
+        self._batches, self._config, self._rank = batches, config, rank
+        self._last: tuple[int, Batch] | None = None
+
+    def __getitem__(self, item: int) -> Batch:
+        step, micro = divmod(item, self._config.accumulate)
+        if self._last is None or self._last[0] != step:
+            self._last = (step, self._batches(step))
+        size = self._config.batch_size // (self._config.accumulate * self._config.devices * self._config.num_nodes)
+        first = (self._rank * self._config.accumulate + micro) * size
+        part = {name: tensor[first : first + size] for name, tensor in self._last[1].items()}
+        return part | {"step": torch.tensor(step), "position": torch.arange(first, first + size)}
+
+
+class _From(Sampler[int]):
+    """first, first + 1, … without end; without a length, so that Lightning neither counts nor ends epochs."""
+
+    def __init__(self, first: int) -> None:
+        self._first = first
+
+    def __iter__(self) -> Iterator[int]:
+        item = self._first
+        while True:
+            yield item
+            item += 1
+
+
+class _History(Callback):
+    """Collects losses, counts steps, saves the state; all of it travels with the checkpoint."""
+
+    def __init__(self, config: TrainingConfig, progress_file: Path, advance: Callable[[int], None]) -> None:
+        self._config, self._progress_file, self._advance = config, progress_file, advance
+        self.rows: list[tuple[int, str, float]] = []
+        self.step = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        del pl_module, outputs
+        if (batch_idx + 1) % self._config.accumulate:
+            return
+        self.step = int(batch["step"]) + 1
+        if self.step % self._config.log_every_steps == 0 or self.step == self._config.steps:
+            self._record(trainer.callback_metrics)
+        if self.step % self._config.checkpoint_every_steps == 0 and self.step < self._config.steps:
+            trainer.save_checkpoint(self._progress_file)
+        self._advance(1)
+
+    def _record(self, metrics: Mapping[str, Tensor]) -> None:
+        for name, value in metrics.items():
+            self.rows.append((self.step, name, float(value)))
+            if not math.isfinite(float(value)):
+                raise DivergenceError(f"step {self.step}: {name} is {float(value)}; lower the learning rate")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": [list(row) for row in self.rows], "step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = [(int(step), str(name), float(value)) for step, name, value in state_dict["rows"]]
+        self.step = int(state_dict["step"])
+
+
+class _AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, whole or absent, and read without running code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        del storage_options
+        with replacing(Path(path)) as partial:
+            torch.save(checkpoint, partial)
+
+
+def _steps_done(progress_file: Path) -> int:
+    if not progress_file.exists():
+        return 0
+    try:
+        state = torch.load(progress_file, weights_only=True, map_location="cpu")
+        return int(state["callbacks"]["_History"]["step"])
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the remedy is the same
+        warnings.warn(f"{progress_file}: damaged ({error}); training starts anew", stacklevel=2)
+        progress_file.unlink()
+        return 0
+
+
+def _precision(config: TrainingConfig) -> str:
+    on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+    fast_bf16 = on_gpu or torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 - torch has no public name for it
+    auto = "bf16-mixed" if fast_bf16 else "32-true"
+    return {"auto": auto, "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[config.precision]
+
+
+def _warmed_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    @torch.no_grad()
+    def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
+        n = int(num_averaged)
+        weight = 1.0 - min(decay, (1 + n) / (10 + n))
+        for mean, value in zip(averaged, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value.to(mean.dtype), weight)
+            else:
+                mean.copy_(value)
+
+    return average
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        # Advice about workers, epochs and devices that does not apply to a loop without epochs.
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+        warnings.filterwarnings("ignore", message=r".*lr_scheduler\.step\(\).*")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
