@@ -1,0 +1,222 @@
+"""Synthetic patches on disk, shard by shard, each with where it came from.
+
+A set is ``set.json`` (the header, written when all shards are there) and ``shards/00000``, ``shards/00001``, … Each
+shard holds SHARD_PATCHES patches and appears in one step: ``images.zarr`` (n, H, W, 3) uint8, ``instances.zarr``
+(n, H, W) int32, ``patches.parquet`` with a row per patch (index, seed, attempts, and the source: region, slide,
+patient, y_px, x_px, flipped, quarter_turns), ``instances.parquet`` with a row per instance (index, instance,
+subtype_before, subtype, area_px), and ``hashes.json`` with the SHA-256 of the other files.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import zarr
+
+from counterstain.config import Config, build
+from counterstain.data.patches import Patch, Source
+from counterstain.errors import InputError, StorageError
+from counterstain.storage import committing, read_json, sha256_of, write_json
+from counterstain.taxonomy import Taxonomy
+
+SHARD_PATCHES = 64
+HEADER_FILE, HASHES_FILE = "set.json", "hashes.json"
+
+
+class PatchSetHeader(Config):
+    """What is known about a synthetic set: enough to make it again."""
+
+    method: str
+    """How the images were drawn: spade, diffusion, inpainting or oracle."""
+    taxonomy: Taxonomy
+    size_px: int
+    mpp: float
+    count: int
+    """Number of patches."""
+    seed: int
+    cohort: str
+    """Fingerprint of the cohort whose masks were relabelled."""
+    generator: str
+    """SHA-256 of the generator's weights; empty for the oracle."""
+    patients_seen: tuple[str, ...]
+    """Patients that the generator or the masks come from."""
+    settings: dict[str, Any]
+    """Sampling, relabelling and drawing settings."""
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyntheticPatch:
+    """A generated image for a relabelled mask."""
+
+    index: int
+    """Number in its set."""
+    patch: Patch
+    """Generated image, instances, new subtypes, and the source of the mask."""
+    subtypes_before: dict[int, int]
+    seed: int
+    """Seed of the image."""
+    attempts: int = 1
+    """How many images were drawn until the filter let one pass."""
+
+
+class PatchSetWriter:
+    """Write a set shard by shard; finished shards are kept when the same set is written again."""
+
+    def __init__(self, folder: Path, header: PatchSetHeader) -> None:
+        self.folder, self.header = folder, header
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of the whole set."""
+        return -(-self.header.count // SHARD_PATCHES)
+
+    def missing_shards(self) -> list[int]:
+        """Return the numbers of the shards that are not on disk or whose files are damaged."""
+        return [shard for shard in range(self.num_shards) if not _is_whole(self.shard_folder(shard))]
+
+    def indices(self, shard: int) -> range:
+        """Return the numbers of a shard's patches."""
+        return range(shard * SHARD_PATCHES, min((shard + 1) * SHARD_PATCHES, self.header.count))
+
+    def shard_folder(self, shard: int) -> Path:
+        """Return where a shard lies."""
+        return self.folder / "shards" / f"{shard:05d}"
+
+    def write(self, shard: int, patches: Sequence[SyntheticPatch]) -> None:
+        """Write one shard in one step."""
+        if [p.index for p in patches] != list(self.indices(shard)):
+            raise ValueError(f"shard {shard} holds the patches {self.indices(shard)}")
+        with committing(self.shard_folder(shard)) as folder:
+            _write_array(folder / "images.zarr", np.stack([p.patch.image for p in patches]))
+            _write_array(folder / "instances.zarr", np.stack([p.patch.instances for p in patches]))
+            pd.DataFrame([_patch_row(p) for p in patches]).to_parquet(folder / "patches.parquet")
+            rows = [row for p in patches for row in _instance_rows(p)]
+            columns = ["index", "instance", "subtype_before", "subtype", "area_px"]
+            pd.DataFrame(rows, columns=columns).astype("int64").to_parquet(folder / "instances.parquet")
+            write_json(folder / HASHES_FILE, _hashes(folder))
+
+    def finish(self) -> PatchSet:
+        """Write the header and open the set."""
+        write_json(self.folder / HEADER_FILE, self.header.model_dump(mode="json"))
+        return PatchSet.open(self.folder)
+
+
+class PatchSet(Sequence[Patch]):
+    """A synthetic set, read shard by shard; recently used shards are kept in memory."""
+
+    def __init__(self, folder: Path, header: PatchSetHeader, *, cache_bytes: int = 2 * 2**30) -> None:
+        self.folder, self.header = folder, header
+        self._cache: OrderedDict[int, list[Patch]] = OrderedDict()
+        shard_bytes = SHARD_PATCHES * header.size_px**2 * 7
+        self._cached_shards = max(1, cache_bytes // shard_bytes)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> PatchSet:
+        """Open a set.
+
+        Raises
+        ------
+        InputError
+            There is no set, or one that is not finished.
+        """
+        folder = Path(folder)
+        if not (folder / HEADER_FILE).exists():
+            state = "is not finished; give the same command again" if (folder / "shards").exists() else "no such set"
+            raise InputError(f"{folder}: {state} ({HEADER_FILE} is missing)")
+        return cls(folder, build(PatchSetHeader, read_json(folder / HEADER_FILE), folder / HEADER_FILE))
+
+    def __len__(self) -> int:
+        return self.header.count
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard, position = divmod(int(index), SHARD_PATCHES)
+        if shard not in self._cache:
+            while len(self._cache) >= self._cached_shards:
+                self._cache.popitem(last=False)
+            self._cache[shard] = self._read(shard)
+        self._cache.move_to_end(shard)
+        return self._cache[shard][position]
+
+    @cached_property
+    def patches(self) -> pd.DataFrame:
+        """A row per patch: index, seed, attempts and its source."""
+        return self._table("patches")
+
+    @cached_property
+    def instances(self) -> pd.DataFrame:
+        """A row per instance: index, instance, subtype_before, subtype, area_px."""
+        return self._table("instances")
+
+    def balance(self) -> pd.DataFrame:
+        """Return a row per subtype: subtype (name), instances, area_px, instances_before, area_px_before."""
+        taxonomy = self.header.taxonomy
+        rows = []
+        for subtype in taxonomy.subtypes:
+            after = self.instances[self.instances["subtype"] == subtype.id]
+            before = self.instances[self.instances["subtype_before"] == subtype.id]
+            rows.append((subtype.name, len(after), after["area_px"].sum(), len(before), before["area_px"].sum()))
+        return pd.DataFrame(rows, columns=["subtype", "instances", "area_px", "instances_before", "area_px_before"])
+
+    def _table(self, name: str) -> pd.DataFrame:
+        files = sorted((self.folder / "shards").glob(f"[0-9]*/{name}.parquet"))
+        tables = [pd.read_parquet(file) for file in files]
+        table = pd.concat(tables, ignore_index=True)
+        return table[table["index"] < len(self)]
+
+    def _read(self, shard: int) -> list[Patch]:
+        folder = self.folder / "shards" / f"{shard:05d}"
+        if not _is_whole(folder):
+            raise StorageError(f"{folder}: missing or damaged; give the command that made the set again")
+        images = np.asarray(zarr.open_array(folder / "images.zarr", mode="r")[:])
+        instances = np.asarray(zarr.open_array(folder / "instances.zarr", mode="r")[:])
+        table = pd.read_parquet(folder / "instances.parquet")
+        subtypes: dict[int, dict[int, int]] = {}
+        columns = (table[name].tolist() for name in ("index", "instance", "subtype"))
+        for index, instance, subtype in zip(*columns, strict=True):
+            subtypes.setdefault(index, {})[instance] = subtype
+        rows = pd.read_parquet(folder / "patches.parquet").to_dict("records")
+        return [
+            Patch(image=image, instances=ids, subtypes=subtypes.get(int(row["index"]), {}), source=_source(row))
+            for image, ids, row in zip(images, instances, rows, strict=True)
+        ]
+
+
+def _patch_row(patch: SyntheticPatch) -> dict[str, Any]:
+    source = asdict(patch.patch.source)
+    return {"index": patch.index, "seed": patch.seed, "attempts": patch.attempts} | source
+
+
+def _instance_rows(patch: SyntheticPatch) -> Iterator[tuple[int, int, int, int, int]]:
+    for instance, area in patch.patch.areas_px.items():
+        before, after = patch.subtypes_before[instance], patch.patch.subtypes[instance]
+        yield patch.index, instance, before, after, area
+
+
+def _source(row: dict[Any, Any]) -> Source:
+    return Source(**{name: row[name] for name in Source.__dataclass_fields__})
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    stored = zarr.create_array(path, shape=array.shape, dtype=array.dtype, chunks=array.shape, zarr_format=3)
+    stored[:] = array
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): sha256_of(file) for file in files if file.name != HASHES_FILE}
+
+
+def _is_whole(folder: Path) -> bool:
+    if not (folder / HASHES_FILE).exists():
+        return False
+    return bool(_hashes(folder) == read_json(folder / HASHES_FILE))

@@ -1,0 +1,127 @@
+"""New subtypes for instances: the idea of the paper, as a change of one table.
+
+Labels are handed out block by block. A block is a fixed run of consecutive patches, so the labels of a patch follow
+from the seed and its number alone, while the shares of the subtypes inside each block match the target as closely as
+whole instances allow. Every instance is as likely to get a subtype as the target says (Öttl et al., ISBI 2023:
+uniform), it is only the luck of the draw that is taken out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from counterstain.config import Config
+from counterstain.errors import ConfigError
+from counterstain.seeding import numpy_generator
+from counterstain.taxonomy import IGNORE, Taxonomy
+
+
+class RelabelConfig(Config):
+    """Which subtypes instances get."""
+
+    target: Literal["uniform"] | dict[str, Annotated[float, Field(ge=0)]] = "uniform"
+    """Share of each subtype among the relabelled instances; names that are left out get none."""
+    keep: tuple[str, ...] = ()
+    """Subtypes whose instances keep their label and which no other instance gets (for example LCIS/DCIS)."""
+    balance: Literal["count", "area"] = "count"
+    """What the target is a share of: the number of instances or their area."""
+
+    @model_validator(mode="after")
+    def _some_target(self) -> Self:
+        if isinstance(self.target, dict):
+            if sum(self.target.values()) <= 0:
+                raise ValueError("target: at least one share must be above 0")
+            both = sorted(set(self.target) & set(self.keep))
+            if both:
+                raise ValueError(f"{', '.join(both)} cannot be both in target and in keep")
+        return self
+
+    def shares(self, taxonomy: Taxonomy) -> np.ndarray:
+        """Resolve the target to a share per subtype id, (K,) float, summing to 1.
+
+        Raises
+        ------
+        TaxonomyError
+            A name is not part of the taxonomy.
+        ConfigError
+            Nothing is left to draw from.
+        """
+        kept = [taxonomy.id_of(name) - 1 for name in self.keep]
+        shares = np.zeros(len(taxonomy.subtypes))
+        if isinstance(self.target, dict):
+            for name, share in self.target.items():
+                shares[taxonomy.id_of(name) - 1] = share
+        else:
+            shares[:] = 1.0
+        shares[kept] = 0.0
+        if shares.sum() == 0:
+            raise ConfigError(f"relabel: keep holds every subtype of {taxonomy.name}, nothing is left to draw from")
+        normalised: np.ndarray = shares / shares.sum()
+        return normalised
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One instance that may be relabelled."""
+
+    patch: int
+    """Number of its patch."""
+    instance: int
+    subtype: int
+    area_px: int
+
+
+def relabel(
+    instances: Sequence[Instance], config: RelabelConfig, taxonomy: Taxonomy, seed: int, block: int
+) -> dict[tuple[int, int], int]:
+    """Give the instances of a block new subtypes.
+
+    Parameters
+    ----------
+    instances : sequence of Instance
+        All instances of the block; their order does not matter.
+    seed, block : int
+        The draw depends on these two alone.
+
+    Returns
+    -------
+    dict
+        (patch, instance) -> new subtype, for every instance given.
+    """
+    kept = {taxonomy.id_of(name) for name in config.keep} | {IGNORE}
+    free = sorted((i for i in instances if i.subtype not in kept), key=lambda i: (i.patch, i.instance))
+    shares = config.shares(taxonomy)
+    rng = numpy_generator(seed, "relabel", block)
+    if config.balance == "count":
+        drawn = _balanced_by_count(len(free), shares, rng)
+    else:
+        drawn = _balanced_by_area(np.array([i.area_px for i in free], float), shares, rng)
+    labels = {(i.patch, i.instance): i.subtype for i in instances}
+    labels.update({(i.patch, i.instance): int(new) for i, new in zip(free, drawn, strict=True)})
+    return labels
+
+
+def _balanced_by_count(n: int, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    # Systematic sampling: n equidistant points with a random start on the cumulated shares, then shuffled. Each
+    # subtype's count is its expectation rounded up or down, and each instance's own distribution is exactly `shares`.
+    order = rng.permutation(len(shares))
+    points = (np.arange(n) + rng.random()) / max(n, 1)
+    drawn = order[np.searchsorted(np.cumsum(shares[order])[:-1], points, side="right")] + 1
+    return rng.permutation(drawn)
+
+
+def _balanced_by_area(areas: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    # Largest instances first, each to a subtype drawn in proportion to the area that it still lacks.
+    drawn = np.zeros(len(areas), np.int64)
+    lacking = shares * areas.sum()
+    for i in np.argsort(-(areas + rng.random(len(areas)) * 0.5), kind="stable"):
+        weights = np.maximum(lacking, 0.0)
+        weights = weights / weights.sum() if weights.sum() > 0 else shares
+        drawn[i] = rng.choice(len(shares), p=weights) + 1
+        lacking[drawn[i] - 1] -= areas[i]
+    return drawn
