@@ -1,0 +1,220 @@
+"""Patches drawn from a part of a cohort: an endless stream with random access.
+
+Half of the patches (``background_share``) are centred on background. The others are centred on the tissue class:
+``tumor`` draws a slide, then one of its tumour pixels; ``subtype`` draws a subtype first, then a slide that has it,
+then one of that subtype's pixels there. Every choice is uniform. No list of pixels is held: an instance is drawn by
+its area, then a pixel of it by rejection inside its bounding box.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from counterstain.config import Config
+from counterstain.data.cohort import Cohort
+from counterstain.data.patches import Patch, turn
+from counterstain.errors import InputError, StorageError
+from counterstain.seeding import numpy_generator
+from counterstain.taxonomy import BACKGROUND
+
+TRIES = 32  # positions drawn at once; nearly every instance fills more than a tenth of its box
+
+Box = tuple[int, int, int, int]  # y0, x0, y1, x1; ends excluded
+
+
+class SamplingConfig(Config):
+    """Where patches are centred and how they are varied."""
+
+    mode: Literal["tumor", "subtype"] = "subtype"
+    """``tumor``: without regard to subtype; ``subtype``: the subtype is drawn first, uniformly."""
+    background_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of patches that are centred on a background pixel."""
+    flip: bool = True
+    """Mirror every second patch, at random."""
+    quarter_turns: bool = True
+    """Turn patches by 0, 90, 180 or 270 degrees, at random."""
+    stain_jitter: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Standard deviation of a factor (around 1) and an offset (around 0) of the optical density (natural logarithm)
+    of each colour channel; one draw for a patch. 0.05 is mild, 0.2 strong, 0 is off."""
+    subtypes: tuple[str, ...] | None = None
+    """Names of the subtypes that patches are centred on; all of the taxonomy where not given."""
+
+
+class PatchSampler:
+    """Draw patches from one part of a cohort; ``sampler[i]`` depends on the seed and on ``i`` alone.
+
+    Parameters
+    ----------
+    cohort : Cohort
+    part : str
+        ``train``, ``val`` or ``test``.
+    size_px : int
+        Edge of the patches, H = W = ``size_px``.
+    config : SamplingConfig
+    seed : int
+
+    Attributes
+    ----------
+    missing_subtypes : tuple of str
+        Subtypes that should be drawn but of which the part has no pixel.
+
+    Raises
+    ------
+    InputError
+        The part is empty, has no pixel to centre on, or has a region smaller than a patch.
+    TaxonomyError
+        ``config.subtypes`` names a subtype that the taxonomy does not have.
+
+    Notes
+    -----
+    A patch is centred on the drawn pixel, then shifted to lie inside its region.
+    """
+
+    def __init__(self, cohort: Cohort, part: str, size_px: int, config: SamplingConfig, seed: int) -> None:
+        self.cohort = cohort
+        self.part = part
+        self.size_px = size_px
+        self.config = config
+        self.seed = seed
+        regions = cohort.regions.iloc[cohort.part(part)].assign(position=cohort.part(part))
+        _check_size(cohort, regions, size_px)
+        wanted = cohort.taxonomy.names if config.subtypes is None else config.subtypes
+        ids = [cohort.taxonomy.id_of(name) for name in wanted]
+        instances = cohort.instances.merge(regions[["region", "slide", "position"]], on="region")
+        tumour = instances[instances["subtype"].isin(ids)]
+        by_subtype = [_pool(tumour[tumour["subtype"] == subtype]) for subtype in ids]
+        self.missing_subtypes = tuple(name for name, pool in zip(wanted, by_subtype, strict=True) if not pool)
+        pools = [_pool(tumour)] if config.mode == "tumor" else by_subtype
+        self._tumour = [pool for pool in pools if pool]
+        self._background = _pool(_background(regions, instances))
+        self._check_pixels()
+        self._heights = cohort.regions["height_px"].tolist()
+        self._widths = cohort.regions["width_px"].tolist()
+
+    def __getitem__(self, index: int) -> Patch:
+        """Draw the patch number ``index`` (0, 1, 2, … without end)."""
+        if index < 0:
+            raise IndexError(f"patch {index}: patches are numbered 0, 1, 2, …")
+        rng = numpy_generator(self.seed, "patch", index)
+        patch = self._cut(rng)
+        flipped = self.config.flip and rng.random() < 0.5
+        quarter_turns = int(rng.integers(4)) if self.config.quarter_turns else 0
+        image = turn(patch.image, flipped=flipped, quarter_turns=quarter_turns)
+        return Patch(
+            image=_jitter(image, self.config.stain_jitter, rng) if self.config.stain_jitter else image,
+            instances=turn(patch.instances, flipped=flipped, quarter_turns=quarter_turns),
+            subtypes=patch.subtypes,
+            source=replace(patch.source, flipped=flipped, quarter_turns=quarter_turns),
+        )
+
+    def _cut(self, rng: np.random.Generator) -> Patch:
+        if rng.random() < self.config.background_share:
+            pool = self._background
+        else:
+            pool = self._tumour[rng.integers(len(self._tumour))]
+        position, instance, box = pool[rng.integers(len(pool))].draw(rng)
+        y, x = _pixel(self.cohort.read(position)[1], instance, box, rng)
+        return self.cohort.patch(
+            position,
+            _shifted(y, self.size_px, self._heights[position]),
+            _shifted(x, self.size_px, self._widths[position]),
+            self.size_px,
+        )
+
+    def _check_pixels(self) -> None:
+        where = f"{self.cohort.folder}: part {self.part!r}"
+        if self.config.background_share < 1 and not self._tumour:
+            wanted = ", ".join(self.missing_subtypes)
+            raise InputError(f"{where} has no pixel of {wanted}; choose other subtypes or split the cohort anew")
+        if self.config.background_share > 0 and not self._background:
+            raise InputError(f"{where} has no background pixel; set background_share to 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SlidePlaces:
+    """The instances of one slide that a patch can be centred on; its arrays have one entry each."""
+
+    positions: list[int]  # of the region in the cohort
+    instances: list[int]
+    boxes: list[Box]
+    area_until_px: np.ndarray  # (n,) int64, sum of the areas up to and with this one
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, int, Box]:
+        pixel = int(rng.integers(self.area_until_px[-1]))
+        i = int(np.searchsorted(self.area_until_px, pixel, side="right"))
+        return self.positions[i], self.instances[i], self.boxes[i]
+
+
+def _pool(places: pd.DataFrame) -> list[_SlidePlaces]:
+    return [
+        _SlidePlaces(
+            positions=slide["position"].tolist(),
+            instances=slide["instance"].tolist(),
+            boxes=list(slide[["y0", "x0", "y1", "x1"]].itertuples(index=False, name=None)),
+            area_until_px=slide["area_px"].to_numpy(np.int64).cumsum(),
+        )
+        for _, slide in places.groupby("slide", sort=True)
+    ]
+
+
+def _background(regions: pd.DataFrame, instances: pd.DataFrame) -> pd.DataFrame:
+    """Return what is left of every region as if it were an instance: id 0, box = the whole region."""
+    covered = instances.groupby("region")["area_px"].sum().reindex(regions["region"], fill_value=0).to_numpy()
+    left = regions.assign(
+        instance=BACKGROUND,
+        area_px=regions["height_px"] * regions["width_px"] - covered,
+        y0=0,
+        x0=0,
+        y1=regions["height_px"],
+        x1=regions["width_px"],
+    )
+    return left[left["area_px"] > 0]
+
+
+def _pixel(instances: np.ndarray, instance: int, box: Box, rng: np.random.Generator) -> tuple[int, int]:
+    """Draw a pixel of one instance of an (H, W) map, uniformly."""
+    y0, x0, y1, x1 = box
+    y, x = rng.random((2, TRIES))
+    y, x = y0 + (y * (y1 - y0)).astype(np.intp), x0 + (x * (x1 - x0)).astype(np.intp)
+    hits = instances[y, x] == instance
+    first = int(hits.argmax())
+    if hits[first]:
+        return int(y[first]), int(x[first])
+    rows, columns = np.nonzero(instances[y0:y1, x0:x1] == instance)
+    if not len(rows):
+        raise StorageError(f"instance {instance} is in the table but not in its region; import the cohort again")
+    chosen = int(rng.integers(len(rows)))
+    return y0 + int(rows[chosen]), x0 + int(columns[chosen])
+
+
+def _shifted(centre: int, size: int, length: int) -> int:
+    return min(max(centre - size // 2, 0), length - size)
+
+
+def _jitter(image: np.ndarray, sd: float, rng: np.random.Generator) -> np.ndarray:
+    """Scale and shift the optical density of each channel of an (H, W, 3) uint8 image."""
+    density = -np.log(np.maximum(np.arange(256), 1) / 255)
+    factor, offset = sd * rng.standard_normal((2, 3, 1))
+    curves = 255 * np.exp(-(density * (1 + factor) + offset))
+    lookup = np.minimum(np.rint(curves), 255).astype(np.uint8)  # (3, 256)
+    jittered = np.empty_like(image)
+    for channel in range(3):
+        jittered[..., channel] = lookup[channel][image[..., channel]]
+    return jittered
+
+
+def _check_size(cohort: Cohort, regions: pd.DataFrame, size_px: int) -> None:
+    smallest = regions[["height_px", "width_px"]].min(axis=1)
+    small = regions[smallest < size_px]
+    if len(small):
+        row = small.iloc[0]
+        more = f" (and {len(small) - 1} more)" if len(small) > 1 else ""
+        raise InputError(
+            f"{cohort.folder}: region {row['region']} is {row['height_px']} x {row['width_px']} px{more}, "
+            f"smaller than a patch of {size_px} px; set the patch size to {smallest.min()} px or less"
+        )
