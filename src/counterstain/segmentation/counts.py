@@ -158,7 +158,8 @@ def by_slide(table: pd.DataFrame) -> np.ndarray:
 
 def pooled(table: pd.DataFrame) -> np.ndarray:
     """Return the (K + 1, 2) table over all slides of a long form."""
-    return by_slide(table).sum(axis=0)
+    total: np.ndarray = by_slide(table).sum(axis=0)
+    return total
 
 
 def _tumour(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -168,7 +169,7 @@ def _tumour(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     whole = np.asarray(whole, np.float64)
-    ratio = np.full(whole.shape, np.nan)
+    ratio: np.ndarray = np.full(whole.shape, np.nan)
     np.divide(part, whole, out=ratio, where=whole > 0)
     return ratio
 
