@@ -101,16 +101,7 @@ class PatchSampler:
         if index < 0:
             raise IndexError(f"patch {index}: patches are numbered 0, 1, 2, …")
         rng = numpy_generator(self.seed, "patch", index)
-        patch = self._cut(rng)
-        flipped = self.config.flip and rng.random() < 0.5
-        quarter_turns = int(rng.integers(4)) if self.config.quarter_turns else 0
-        image = turn(patch.image, flipped=flipped, quarter_turns=quarter_turns)
-        return Patch(
-            image=_jitter(image, self.config.stain_jitter, rng) if self.config.stain_jitter else image,
-            instances=turn(patch.instances, flipped=flipped, quarter_turns=quarter_turns),
-            subtypes=patch.subtypes,
-            source=replace(patch.source, flipped=flipped, quarter_turns=quarter_turns),
-        )
+        return vary(self._cut(rng), self.config, rng)
 
     def _cut(self, rng: np.random.Generator) -> Patch:
         if rng.random() < self.config.background_share:
@@ -133,6 +124,25 @@ class PatchSampler:
             raise InputError(f"{where} has no pixel of {wanted}; choose other subtypes or split the cohort anew")
         if self.config.background_share > 0 and not self._background:
             raise InputError(f"{where} has no background pixel; set background_share to 0")
+
+
+def vary(patch: Patch, config: SamplingConfig, rng: np.random.Generator) -> Patch:
+    """Mirror, turn and stain a patch at random; its source keeps how it lies in its region."""
+    flipped = config.flip and rng.random() < 0.5
+    quarter_turns = int(rng.integers(4)) if config.quarter_turns else 0
+    image = turn(patch.image, flipped=flipped, quarter_turns=quarter_turns)
+    # A mirror turns the turns before it round.
+    turned_before = -patch.source.quarter_turns if flipped else patch.source.quarter_turns
+    return replace(
+        patch,
+        image=_jitter(image, config.stain_jitter, rng) if config.stain_jitter else image,
+        instances=turn(patch.instances, flipped=flipped, quarter_turns=quarter_turns),
+        source=replace(
+            patch.source,
+            flipped=flipped != patch.source.flipped,
+            quarter_turns=(turned_before + quarter_turns) % 4,
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
