@@ -1,0 +1,18 @@
+"""Procedural HER2 tissue with exact masks: the cohort that anybody can make."""
+
+from counterstain.data.phantom.layout import lay_out
+from counterstain.data.phantom.render import render
+from counterstain.data.phantom.styles import PhantomConfig, SlideStyle, index_of, slide_name, slide_style
+from counterstain.data.phantom.write import regions_of_slide, write_phantom
+
+__all__ = [
+    "PhantomConfig",
+    "SlideStyle",
+    "index_of",
+    "lay_out",
+    "regions_of_slide",
+    "render",
+    "slide_name",
+    "slide_style",
+    "write_phantom",
+]

@@ -1,0 +1,239 @@
+"""Tumour nests and ducts: cells, their nuclei, and membranes whose DAB follows the subtype.
+
+Positions, sizes and nuclei follow from instances and seed alone; the label decides how membranes stain and whether
+a nest has the lumina and the rim of a duct. Shapes: n = cells, p = pixels of nests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from counterstain.data.phantom.ground import Ground, Stains
+from counterstain.data.phantom.layout import DUCT
+from counterstain.data.phantom.noise import level_angle, lookup, smoothstep
+from counterstain.data.phantom.nuclei import Nuclei, make_nuclei, stamp
+from counterstain.seeding import numpy_generator
+
+# By HER2 score 0, 1+, 2+, 3+; values between scores (hidden scores of ducts) are interpolated.
+SCORES = (0.0, 1.0, 2.0, 3.0)
+MEMBRANE_DAB = (0.0, 0.26, 0.58, 1.35)  # optical density at the middle of the membrane
+MEMBRANE_WIDTH_UM = (0.7, 0.75, 1.0, 1.6)
+COMPLETE_SHARE = (0.0, 0.45, 0.86, 1.0)  # of a cell's circumference
+CYTOPLASM_DAB = (0.0, 0.035, 0.10, 0.27)
+STAINED_CELLS = (0.0, 0.75, 0.96, 1.0)
+
+DUCT_SCORES = (1.0, 1.6, 2.2, 2.7, 3.0)  # DCIS is HER2-positive more often than not
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells:
+    """Tumour cells."""
+
+    points: np.ndarray  # (n, 2) rows and columns in pixels
+    labels: np.ndarray  # (n,) label of the nest
+    instances: np.ndarray  # (n,)
+    score: np.ndarray  # (n,) 0..3, for ducts hidden and continuous
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bodies:
+    """Pixels of nests and the cell that each belongs to."""
+
+    where: tuple[np.ndarray, ...]  # rows and columns, (p,) each
+    cell: np.ndarray  # (p,) index into Cells
+    margin_um: np.ndarray  # (p,) distance to the cell's own membrane, negative outside of all cells
+
+
+def draw_nests(ground: Ground, stains: Stains) -> np.ndarray:
+    """Draw all nests.
+
+    Returns
+    -------
+    (H, W) boolean array
+        Where there is room for stroma cells.
+    """
+    if not ground.labels.any():
+        return np.ones(ground.shape, bool)
+    cells = place_cells(ground)
+    lumen = _lumina(ground)
+    bodies = _bodies(ground, cells)
+    body, membrane = _draw_bodies(ground, stains, cells, bodies)
+    _draw_nuclei(ground, stains, cells, body, lumen)
+    _draw_lumina(ground, stains, lumen)
+    _draw_rim(ground, stains)
+    return (body < 0.2) & (lumen < 0.2) & (membrane < 0.05)
+
+
+def place_cells(ground: Ground) -> Cells:
+    """Place cells on a shaken lattice, a little inside the outlines; every nest has one at least."""
+    size = ground.style.cell_size_um
+    points = ground.scatter("cells", size, jitter=0.24, margin_um=size)
+    slack = 0.8 + 0.8 * np.abs(lookup(ground.noise("slack", 18.0), points))
+    keep = (lookup(ground.labels, points) > 0) & (lookup(ground.depth_um, points) > 0.42 * size + slack)
+    points = points[keep]
+    points = np.concatenate([points, _centres_of_empty(ground, lookup(ground.instances, points))])
+    labels, instances = lookup(ground.labels, points), lookup(ground.instances, points)
+    return Cells(points=points, labels=labels, instances=instances, score=_scores(ground, labels, instances))
+
+
+def _centres_of_empty(ground: Ground, filled: np.ndarray) -> np.ndarray:
+    """Return the deepest pixels of the instances that are too slight for the lattice, (m, 2)."""
+    ids = np.unique(ground.instances[ground.labels > 0])
+    empty = np.setdiff1d(ids, filled)
+    if not len(empty):
+        return np.zeros((0, 2))
+    return np.array(ndimage.maximum_position(ground.depth_um, ground.instances, empty), float).reshape(-1, 2)
+
+
+def _scores(ground: Ground, labels: np.ndarray, instances: np.ndarray) -> np.ndarray:
+    """Return the HER2 score of every cell; that of a duct is drawn for the instance, (n,) float."""
+    scores = labels.astype(float) - 1
+    for duct in np.unique(instances[labels == DUCT]).tolist():
+        rng = numpy_generator(ground.seed, "hidden score", duct)
+        scores[(instances == duct) & (labels == DUCT)] = rng.choice(DUCT_SCORES) - rng.uniform(0, 0.4)
+    return scores
+
+
+def _bodies(ground: Ground, cells: Cells) -> Bodies:
+    """Find the cell of every pixel and the distance to its membrane: half-planes between neighbours (Voronoi)."""
+    where = np.nonzero(ground.labels)
+    wobble = np.stack([ground.noise(f"wobble {axis}", 6.0)[where] for axis in "yx"], axis=1) * (0.7 / ground.mpp)
+    pixels = np.stack(where, axis=1) + wobble
+    k = min(2, len(cells.points))
+    distance, index = cKDTree(cells.points).query(pixels, k=k)
+    distance, index = distance.reshape(len(pixels), k), index.reshape(len(pixels), k)
+    first, second = index[:, 0], index[:, -1]
+    between = np.maximum(np.hypot(*(cells.points[first] - cells.points[second]).T), 1e-6)
+    to_neighbour = (distance[:, -1] ** 2 - distance[:, 0] ** 2) / (2 * between)
+    reach = 0.64 * ground.style.cell_size_um / ground.mpp
+    to_outside = reach - distance[:, 0]
+    margin = np.minimum(to_neighbour, to_outside) if k == 2 else to_outside
+    return Bodies(where=where, cell=first, margin_um=(margin * ground.mpp).astype(np.float32))
+
+
+def _draw_bodies(ground: Ground, stains: Stains, cells: Cells, bodies: Bodies) -> tuple[np.ndarray, np.ndarray]:
+    """Draw cytoplasm and membranes; return their coverage, (H, W) float32 each."""
+    blur_um = 0.45 * ground.mpp
+    inside = smoothstep(bodies.margin_um, -0.6 * ground.mpp, 0.6 * ground.mpp).astype(np.float32)
+    rng = ground.rng("membranes")
+    count = len(cells.points)
+    vigour = np.exp(0.22 * rng.standard_normal(count)) * np.exp(
+        0.2 * lookup(ground.noise("region", 45.0), cells.points)
+    )
+    stained = rng.random(count) < np.interp(cells.score, SCORES, STAINED_CELLS)
+    strength = ground.style.dab_strength * vigour * stained
+    of_pixel = bodies.cell
+    score = cells.score[of_pixel]
+    width = np.interp(score, SCORES, MEMBRANE_WIDTH_UM)
+    profile = np.exp(-np.square(bodies.margin_um) / (width**2 + blur_um**2)) * width / np.hypot(width, blur_um)
+    broken = ground.noise("fragments", 5.0)[bodies.where]
+    complete = np.interp(score, SCORES, COMPLETE_SHARE)
+    present = smoothstep(broken - _gap_threshold(complete), -0.35, 0.35)
+    membrane = np.interp(score, SCORES, MEMBRANE_DAB) * profile * present * strength[of_pixel]
+    granular = 1 + 0.3 * ground.noise("cytoplasm", 2.2)[bodies.where]
+    cytoplasm = np.interp(score, SCORES, CYTOPLASM_DAB) * strength[of_pixel] * granular
+    counter = 0.105 * granular * (1 - 0.3 * profile)
+    body, shown = np.zeros(ground.shape, np.float32), np.zeros(ground.shape, np.float32)
+    body[bodies.where] = inside
+    shown[bodies.where] = membrane
+    haematoxylin, dab = np.zeros(ground.shape, np.float32), np.zeros(ground.shape, np.float32)
+    haematoxylin[bodies.where] = counter
+    dab[bodies.where] = cytoplasm + 0.6 * ground.style.dab_background
+    stains.cover(body, haematoxylin=haematoxylin, dab=dab)
+    stains.dab[...] += shown
+    return body, shown
+
+
+def _gap_threshold(complete: np.ndarray) -> np.ndarray:
+    """Return above which value of unit noise a membrane must appear so that ``complete`` of it does."""
+    return np.asarray(np.interp(complete, (0.0, 0.16, 0.5, 0.84, 0.98, 1.0), (3.0, 1.0, 0.0, -1.0, -2.2, -9.0)))
+
+
+def _draw_nuclei(ground: Ground, stains: Stains, cells: Cells, body: np.ndarray, lumen: np.ndarray) -> None:
+    nuclei = _tumour_nuclei(ground, cells)
+    coverage, amount = stamp(nuclei, ground.shape, ground.mpp)
+    coverage *= body * (1 - lumen)
+    chromatin = 1 + 0.18 * ground.noise("chromatin", 1.6) * (0.5 + ground.style.nucleoli)
+    stains.cover(coverage, haematoxylin=amount * chromatin, dab=stains.dab * np.float32(0.35))
+    spots, spot_amount = stamp(_nucleoli(ground, nuclei), ground.shape, ground.mpp)
+    stains.haematoxylin[...] += spots * coverage * spot_amount
+
+
+def _tumour_nuclei(ground: Ground, cells: Cells) -> Nuclei:
+    style = ground.style
+    rng = ground.rng("tumour nuclei")
+    offset = rng.normal(0, 0.07 * style.cell_size_um / ground.mpp, cells.points.shape)
+    return make_nuclei(
+        rng,
+        cells.points + offset,
+        radius_um=style.nucleus_share * style.cell_size_um,
+        spread=style.pleomorphism,
+        amount=0.42,
+        stretch=(1.0, 1.0 + 3 * style.pleomorphism),
+        lumpiness=0.35 * style.pleomorphism,
+        rim=0.5,
+    )
+
+
+def _nucleoli(ground: Ground, nuclei: Nuclei) -> Nuclei:
+    rng = ground.rng("nucleoli")
+    count = len(nuclei.points)
+    offset = rng.uniform(-0.4, 0.4, (count, 2)) * nuclei.radius_um[:, None] / ground.mpp
+    shown = rng.random(count) < 0.8
+    spots = make_nuclei(
+        rng, nuclei.points + offset, radius_um=1.0, spread=0.25, amount=0.35 * ground.style.nucleoli, rim=0.0
+    )
+    return spots.chosen(shown)
+
+
+def _lumina(ground: Ground) -> np.ndarray:
+    """Return where ducts are hollow, (H, W) float32: round spaces far enough from the outline."""
+    lumen = np.zeros(ground.shape, np.float32)
+    ducts = ground.labels == DUCT
+    if not ducts.any():
+        return lumen
+    centres = ground.scatter("lumina", 34.0, jitter=0.3, margin_um=16.0)
+    rng = ground.rng("lumen sizes")
+    radii = rng.uniform(5.0, 15.0, len(centres))
+    open_um = np.minimum(radii, lookup(ground.depth_um, centres) - 10.0)
+    keep = (lookup(ground.labels, centres) == DUCT) & (open_um > 3.5)
+    if not keep.any():
+        return lumen
+    where = np.nonzero(ducts & (ground.depth_um > 8.0))
+    distance, nearest = cKDTree(centres[keep]).query(np.stack(where, axis=1))
+    wavy = 1 + 0.22 * ground.noise("lumen outline", 9.0)[where]
+    lumen[where] = smoothstep(open_um[keep][nearest] * wavy - distance * ground.mpp, -0.7, 0.7)
+    return lumen
+
+
+def _draw_lumina(ground: Ground, stains: Stains, lumen: np.ndarray) -> None:
+    if not lumen.any():
+        return
+    debris = smoothstep(ground.noise("necrosis", 40.0), 0.0, 0.6) * smoothstep(ground.noise("debris", 2.5), -0.5, 1.5)
+    stains.cover(lumen, haematoxylin=0.01 + 0.22 * debris, dab=0.5 * ground.style.dab_background + 0.12 * debris)
+
+
+def _draw_rim(ground: Ground, stains: Stains) -> None:
+    """Draw the myoepithelium of ducts: flat dark nuclei along the outline."""
+    if not (ground.labels == DUCT).any():
+        return
+    points = ground.scatter("rim", 5.0, jitter=0.4, margin_um=4.0)
+    depth = lookup(ground.depth_um, points)
+    points = points[(lookup(ground.labels, points) == DUCT) & (depth > 1.0) & (depth < 4.0)]
+    rng = ground.rng("rim nuclei")
+    angle = level_angle(ground.depth_um, points)
+    nuclei = make_nuclei(
+        rng,
+        points,
+        radius_um=1.9,
+        spread=0.15,
+        amount=0.5,
+        stretch=(2.0, 3.5),
+        angle=angle,
+    )
+    coverage, amount = stamp(nuclei, ground.shape, ground.mpp)
+    stains.cover(coverage, haematoxylin=amount, dab=stains.dab * np.float32(0.6))

@@ -1,0 +1,220 @@
+"""How the slides of a phantom differ, drawn from the seed and the number of the slide alone.
+
+Every quantity that is positive varies log-normally about a median, so that its spread is one number.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from counterstain.config import Config
+from counterstain.errors import InputError
+from counterstain.seeding import numpy_generator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Factor = Annotated[float, Field(ge=0, le=1000)]
+Size = Annotated[float, Field(gt=0, le=1000)]
+Vector = tuple[float, float, float]
+
+GOLDEN = 0.6180339887498949  # its multiples fill 0..1 evenly, so any number of slides has the wanted scores
+HAEMATOXYLIN = (0.650, 0.704, 0.286)  # Ruifrok & Johnston 2001, optical density of red, green, blue
+DAB = (0.268, 0.570, 0.776)
+
+
+class PhantomConfig(Config):
+    """A cohort of procedural HER2 tissue."""
+
+    slides: Annotated[int, Field(ge=1, le=1000)] = 40
+    """Slides, one per patient."""
+    regions_per_slide: Annotated[int, Field(ge=1, le=100)] = 10
+    """Regions of every slide."""
+    size_px: Annotated[int, Field(ge=16, le=8192)] = 256
+    """Edge of the square regions in pixels."""
+    mpp: Annotated[float, Field(ge=0.1, le=4)] = 1.0
+    """Micrometres per pixel."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Every slide follows from this number and its own; a larger cohort begins with the slides of a smaller one."""
+    prevalence: tuple[Share, Share, Share, Share] = (0.12, 0.23, 0.30, 0.35)
+    """Share of the slides whose dominant score is 0, 1+, 2+, 3+; they sum to 1."""
+    purity: Share = 0.9
+    """Probability that an invasive nest has the dominant score of its slide."""
+    duct_share: Share = 0.15
+    """Share of the instances that are LCIS/DCIS ducts, on average over slides."""
+    tumour_share: Annotated[float, Field(gt=0, le=0.8)] = 0.36
+    """Share of a region that is tumour, on average."""
+    style_strength: Factor = 1.0
+    """How strongly slides differ: 0 = all alike."""
+    artefact_rate: Factor = 1.0
+    """Factor on smears, folds, precipitate and places out of focus."""
+    mimic_rate: Factor = 1.0
+    """Factor on what a stainless tumour is mistaken for: benign epithelium and lymphoid aggregates."""
+    blur: Factor = 1.0
+    """Factor on the blur of the optics."""
+    haze: Factor = 1.0
+    """Factor on the veil that lowers contrast."""
+    noise: Factor = 1.0
+    """Factor on the noise of the camera."""
+    pleomorphism: Factor = 1.0
+    """Factor on how much tumour nuclei differ from benign ones in size and texture; smaller is harder."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if abs(sum(self.prevalence) - 1) > 1e-6:
+            raise ValueError(f"prevalence must sum to 1, found {sum(self.prevalence):g} of {list(self.prevalence)}")
+        return self
+
+
+class SlideStyle(Config):
+    """Everything by which one slide differs from another."""
+
+    dominant_score: Annotated[int, Field(ge=0, le=3)] = 2
+    """HER2 score of most nests."""
+    purity: Share = 0.9
+    """Probability that an invasive nest has the dominant score."""
+    duct_share: Share = 0.15
+    """Probability that an instance is an LCIS/DCIS duct."""
+    tumour_share: Share = 0.36
+    """Share of a region that is tumour, on average."""
+    nest_radius_um: Size = 24.0
+    """Half the width of a typical nest."""
+    nest_length: Factor = 1.0
+    """Length of the nests beyond their width, in radii: 0 = round, 4 = cords."""
+    haematoxylin_vector: Vector = HAEMATOXYLIN
+    """Optical density of red, green and blue at a unit of haematoxylin."""
+    dab_vector: Vector = DAB
+    """Optical density of red, green and blue at a unit of DAB."""
+    haematoxylin_strength: Factor = 1.0
+    """Factor on the counterstain."""
+    dab_strength: Factor = 1.0
+    """Factor on the membrane stain."""
+    dab_background: Factor = 0.03
+    """DAB that lies on everything, in optical density."""
+    edge_staining: Factor = 0.03
+    """DAB of stroma that is stained in places, in optical density."""
+    glass: Vector = (0.950, 0.947, 0.955)
+    """Light that passes where there is no tissue."""
+    haze: Factor = 0.03
+    """Share of the light that is veil."""
+    illumination: Factor = 0.02
+    """Rise of the light over a region."""
+    blur_um: Factor = 0.55
+    """Standard deviation of the optics' point spread."""
+    noise: Factor = 0.012
+    """Standard deviation of the camera's noise, as a share of the full scale."""
+    cell_size_um: Size = 13.5
+    """Distance of neighbouring tumour cells."""
+    nucleus_share: Factor = 0.32
+    """Radius of a tumour nucleus as a share of the cell size."""
+    pleomorphism: Factor = 0.18
+    """Spread of the logarithm of nuclear radii."""
+    nucleoli: Factor = 0.6
+    """Strength of nucleoli and coarse chromatin."""
+    stroma_density: Factor = 1.0
+    """Factor on the counterstain of fibres."""
+    fibre_wave_um: Factor = 14.0
+    """Amplitude of the waves of fibres."""
+    fibroblasts: Factor = 1.0
+    """Factor on the number of spindle cells."""
+    lymphocytes: Factor = 1.0
+    """Factor on the number of lymphocytes."""
+    benign: Factor = 1.0
+    """Factor on the number of benign glands."""
+    fat: Factor = 1.0
+    """Factor on the number of fat cells and gaps."""
+    smears: Factor = 0.25
+    """Brown smears, on average per 256 um square."""
+    folds: Factor = 0.06
+    """Folds, on average per 256 um square."""
+    defocus: Factor = 0.15
+    """Places out of focus, on average per 256 um square."""
+    precipitate: Factor = 0.3
+    """Clusters of DAB precipitate, on average per 256 um square."""
+
+
+# field: (median, spread of the logarithm over slides); the median is the default of SlideStyle
+_SPREADS = {
+    "tumour_share": 0.15, "nest_radius_um": 0.25, "nest_length": 0.7,
+    "haematoxylin_strength": 0.28, "dab_strength": 0.16, "dab_background": 0.6, "edge_staining": 0.9,
+    "haze": 0.7, "illumination": 0.7, "blur_um": 0.3, "noise": 0.3,
+    "cell_size_um": 0.12, "nucleus_share": 0.06, "pleomorphism": 0.3, "nucleoli": 0.4,
+    "stroma_density": 0.3, "fibre_wave_um": 0.4, "fibroblasts": 0.35, "lymphocytes": 0.6, "benign": 0.5, "fat": 0.7,
+    "smears": 0.7, "folds": 0.5, "defocus": 0.6, "precipitate": 0.7, "duct_share": 0.5,
+}  # fmt: skip
+
+_FACTORS = {  # field of SlideStyle: the field of PhantomConfig that multiplies it
+    "haze": "haze", "noise": "noise", "blur_um": "blur", "benign": "mimic_rate", "lymphocytes": "mimic_rate",
+    "pleomorphism": "pleomorphism", "nucleoli": "pleomorphism",
+    "smears": "artefact_rate", "folds": "artefact_rate", "defocus": "artefact_rate", "precipitate": "artefact_rate",
+}  # fmt: skip
+
+
+def slide_name(index: int) -> str:
+    """Return the name of a slide, ``phantom-007``."""
+    return f"phantom-{index:03d}"
+
+
+def patient_name(index: int) -> str:
+    """Return the name of the patient of a slide, ``P007``."""
+    return f"P{index:03d}"
+
+
+def index_of(slide: str) -> int:
+    """Return the number of a slide of this name.
+
+    Raises
+    ------
+    InputError
+        Not the name of a phantom's slide.
+    """
+    prefix, _, number = slide.rpartition("-")
+    if prefix != "phantom" or not (number.isascii() and number.isdigit()):
+        raise InputError(f"slide {slide!r}: not a slide of a phantom; expected a name such as {slide_name(7)}")
+    return int(number)
+
+
+def slide_style(config: PhantomConfig, slide_index: int) -> SlideStyle:
+    """Draw the style of a slide from the seed and the number of the slide."""
+
+    def deviate(name: str) -> float:
+        rng = numpy_generator(config.seed, "style", slide_index, name)
+        return float(np.clip(rng.standard_normal(), -2, 2)) * config.style_strength
+
+    defaults = SlideStyle(
+        duct_share=config.duct_share, tumour_share=config.tumour_share, purity=config.purity
+    ).model_dump()
+    values: dict[str, Any] = {
+        name: defaults[name] * np.exp(spread * deviate(name) - (spread**2 / 2 if name == "duct_share" else 0))
+        for name, spread in _SPREADS.items()
+    }
+    for name, factor in _FACTORS.items():
+        values[name] *= getattr(config, factor)
+    values["duct_share"] = min(values["duct_share"], 1.0)
+    values["tumour_share"] = min(values["tumour_share"], 0.9)
+    return SlideStyle(
+        **{name: round(float(value), 6) for name, value in values.items()},
+        purity=config.purity,
+        dominant_score=_dominant_score(config, slide_index),
+        haematoxylin_vector=_tinted(HAEMATOXYLIN, [0.07 * deviate(f"haematoxylin {c}") for c in "rgb"]),
+        dab_vector=_tinted(DAB, [0.06 * deviate(f"dab {c}") for c in "rgb"]),
+        glass=_tinted_glass([0.012 * deviate(f"glass {c}") for c in "rgb"]),
+    )
+
+
+def _dominant_score(config: PhantomConfig, slide_index: int) -> int:
+    start = numpy_generator(config.seed, "scores").random()
+    place = (start + GOLDEN * slide_index) % 1.0
+    return int(np.searchsorted(np.cumsum(config.prevalence)[:3], place, side="right"))
+
+
+def _tinted(vector: Vector, shift: list[float]) -> Vector:
+    tinted = np.clip(np.array(vector) + shift, 0.05, None)
+    red, green, blue = (tinted / np.linalg.norm(tinted)).round(6).tolist()
+    return red, green, blue
+
+
+def _tinted_glass(shift: list[float]) -> Vector:
+    red, green, blue = np.clip(np.array([0.950, 0.947, 0.955]) + shift, 0.8, 0.99).round(6).tolist()
+    return red, green, blue
