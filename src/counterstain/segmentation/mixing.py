@@ -1,0 +1,106 @@
+"""A stream of training patches that mixes real and synthetic ones in a given ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from counterstain.config import Config
+from counterstain.data.batches import PatchSource
+from counterstain.data.patches import Patch
+from counterstain.data.sampling import SamplingConfig, vary
+from counterstain.errors import InputError
+from counterstain.seeding import numpy_generator
+
+
+class MixingConfig(Config):
+    """What an amount of synthetic patches means."""
+
+    epoch_patches: Annotated[int, Field(ge=1)] = 4000
+    """The dataset size N: an amount of 1 (+100 %) is N synthetic patches."""
+    steps: Literal["equal", "per_epoch"] = "equal"
+    """``equal``: the same number of optimiser steps for any amount, so that no arm wins by more updates;
+    ``per_epoch``: 1 + amount times as many."""
+
+
+class MixedPatches:
+    """A random-access stream in which each position is synthetic with a fixed probability.
+
+    Position i holds real patch number i unless it is synthetic, so streams of different amounts share their real
+    patches, and a stream without synthetic ones is the real stream itself. A synthetic position holds one of the
+    first ``count`` patches of the set, drawn uniformly and then mirrored, turned and stained like real ones.
+
+    Parameters
+    ----------
+    real : PatchSource
+    synthetic : sequence of Patch
+    sampling : SamplingConfig
+        How patches are varied.
+    count : int
+        How many patches of ``synthetic`` are used, from its beginning.
+    share : float
+        Probability of a synthetic patch, 0 to 1.
+    seed : int
+    """
+
+    def __init__(
+        self,
+        real: PatchSource,
+        synthetic: Sequence[Patch],
+        sampling: SamplingConfig,
+        *,
+        count: int,
+        share: float,
+        seed: int,
+    ) -> None:
+        self._real, self._synthetic, self._sampling = real, synthetic, sampling
+        self._count, self._share, self._seed = count, share, seed
+
+    def is_synthetic(self, index: int) -> bool:
+        """Whether a position of the stream holds a synthetic patch."""
+        return bool(numpy_generator(self._seed, "synthetic", index).random() < self._share)
+
+    def __getitem__(self, index: int) -> Patch:
+        """Return the patch at a position (0, 1, 2, … without end)."""
+        if not self.is_synthetic(index):
+            return self._real[index]
+        rng = numpy_generator(self._seed, "synthetic patch", index)
+        return vary(self._synthetic[int(rng.integers(self._count))], self._sampling, rng)
+
+
+def synthetic_count(amount: float, config: MixingConfig) -> int:
+    """Return how many synthetic patches an amount means: ``amount`` x ``epoch_patches``.
+
+    Raises
+    ------
+    InputError
+        The amount is negative, not a number, or so small that it is no patch at all.
+    """
+    if not 0 <= amount < float("inf"):
+        raise InputError(f"amount {amount}: expected 0 or more, where 1.0 is +100 % of {config.epoch_patches} patches")
+    count = round(amount * config.epoch_patches)
+    if amount and not count:
+        raise InputError(f"amount {amount}: is less than one of {config.epoch_patches} patches; give 0 or a larger one")
+    return count
+
+
+def synthetic_share(amount: float, share: float | None = None) -> float:
+    """Return the probability of a synthetic patch: ``share`` where given, otherwise amount / (1 + amount).
+
+    Raises
+    ------
+    InputError
+        The share is not within 0 to 1.
+    """
+    if share is None:
+        return amount / (1 + amount)
+    if not 0 <= share <= 1:
+        raise InputError(f"share {share}: expected 0 (real patches alone) to 1 (synthetic patches alone)")
+    return share
+
+
+def training_steps(steps: int, amount: float, config: MixingConfig) -> int:
+    """Return the optimiser steps of an arm whose baseline takes ``steps``."""
+    return steps if config.steps == "equal" else round(steps * (1 + amount))

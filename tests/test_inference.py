@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+
+from counterstain.errors import ConfigError
+from counterstain.segmentation.inference import predict, predict_each, window_weight
+
+
+class Redness:
+    """A segmenter that looks at each pixel alone: the logit is the red channel, centred and scaled."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def tumour_logits(self, images: torch.Tensor) -> torch.Tensor:
+        self.batches.append(len(images))
+        return (images[..., 0].float() - 128) / 32
+
+
+class Position:
+    """A segmenter whose logit is large at the edge of its window and -4 inside."""
+
+    def tumour_logits(self, images: torch.Tensor) -> torch.Tensor:
+        logits = torch.full(images.shape[:3], 40.0)
+        logits[:, 4:-4, 4:-4] = -4.0
+        return logits
+
+
+def region(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def expected(image: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-(image[..., 0].astype(np.float64) - 128) / 32))
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (96, 64), (77, 41), (5, 90), (1, 1), (33, 32)])
+def test_every_pixel_of_any_region_gets_the_probability_of_its_logit(shape) -> None:
+    image = region(*shape)
+    found = predict(Redness(), image, size_px=32, overlap_px=8, batch_size=4)
+    assert found.shape == shape
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected(image), atol=1e-5)
+
+
+def test_regions_come_back_in_their_order_and_as_if_alone() -> None:
+    images = [region(40 + 30 * i, 50, seed=i) for i in range(4)]
+    together = list(predict_each(Redness(), images, size_px=32, batch_size=5))
+    alone = [predict(Redness(), image, size_px=32, batch_size=5) for image in images]
+    assert all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True))
+
+
+def test_small_regions_share_full_batches() -> None:
+    model = Redness()
+    list(predict_each(model, [region(32, 32) for _ in range(10)], size_px=32, batch_size=4))
+    assert model.batches == [4, 4, 4]
+
+
+def test_no_region_gives_nothing() -> None:
+    assert list(predict_each(Redness(), [], size_px=32)) == []
+
+
+def test_regions_are_read_as_they_are_needed() -> None:
+    read = []
+    regions = (read.append(i) or region(32, 32) for i in range(9))
+    next(predict_each(Redness(), regions, size_px=32, batch_size=2))
+    assert len(read) == 2
+
+
+def test_the_middle_of_a_window_outweighs_the_edge_of_its_neighbour() -> None:
+    found = predict(Position(), region(96, 96), size_px=64, overlap_px=32)
+    assert (found[10:-10, 10:-10] < 0.5).all()
+
+
+def test_the_weight_is_symmetric_and_never_zero() -> None:
+    weight = window_weight(64)
+    np.testing.assert_allclose(weight, weight[::-1], atol=1e-6)
+    assert weight.min() > 1e-4
+
+
+def test_an_overlap_as_large_as_the_window_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"overlap_px 32: expected less than the window of 32 px"):
+        predict(Redness(), region(64, 64), size_px=32, overlap_px=32)

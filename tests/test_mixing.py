@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+
+from counterstain.data.patches import Patch, Source, turn
+from counterstain.data.sampling import SamplingConfig, vary
+from counterstain.errors import InputError
+from counterstain.segmentation.mixing import (
+    MixedPatches,
+    MixingConfig,
+    synthetic_count,
+    synthetic_share,
+    training_steps,
+)
+
+PLAIN = SamplingConfig(flip=False, quarter_turns=False)
+
+
+def patch(region: str, value: int = 0) -> Patch:
+    source = Source(region=region, slide="s", patient="p", y_px=0, x_px=0)
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) + np.uint8(value)
+    return Patch(image=image, instances=np.arange(16, dtype=np.int32).reshape(4, 4), subtypes={}, source=source)
+
+
+class Real:
+    def __getitem__(self, index: int) -> Patch:
+        return patch(f"real {index}")
+
+
+SYNTHETIC = [patch(f"synthetic {i}", i) for i in range(10)]
+
+
+def mixed(share: float, count: int = 10, seed: int = 0, sampling: SamplingConfig = PLAIN) -> MixedPatches:
+    return MixedPatches(Real(), SYNTHETIC, sampling, count=count, share=share, seed=seed)
+
+
+def regions(stream: MixedPatches, n: int) -> list[str]:
+    return [stream[i].source.region for i in range(n)]
+
+
+@pytest.mark.parametrize("amount", [0.5, 1.0, 4.0])
+def test_the_share_of_synthetic_patches_follows_the_amount(amount) -> None:
+    stream = mixed(synthetic_share(amount))
+    share = np.mean([stream.is_synthetic(i) for i in range(4000)])
+    assert share == pytest.approx(amount / (1 + amount), abs=0.03)
+
+
+def test_without_synthetic_patches_the_stream_is_the_real_one() -> None:
+    assert regions(mixed(0.0), 50) == [f"real {i}" for i in range(50)]
+
+
+def test_real_patches_keep_their_positions_in_every_mixture() -> None:
+    for i, region in enumerate(regions(mixed(0.5), 100)):
+        assert region.startswith("synthetic") or region == f"real {i}"
+
+
+def test_synthetic_patches_alone_are_possible() -> None:
+    assert all(region.startswith("synthetic") for region in regions(mixed(1.0), 100))
+
+
+def test_only_the_first_patches_of_the_set_are_used_and_all_of_them() -> None:
+    assert set(regions(mixed(1.0, count=4), 200)) == {f"synthetic {i}" for i in range(4)}
+
+
+def test_a_larger_share_keeps_the_synthetic_positions_of_a_smaller_one() -> None:
+    small, large = mixed(0.3), mixed(0.6)
+    assert all(large.is_synthetic(i) for i in range(200) if small.is_synthetic(i))
+
+
+def test_equal_seeds_give_equal_streams_in_any_order() -> None:
+    forward = [mixed(0.5, sampling=SamplingConfig())[i].image for i in range(20)]
+    stream = mixed(0.5, sampling=SamplingConfig())
+    backward = [stream[i].image for i in reversed(range(20))][::-1]
+    assert np.array_equal(forward, backward)
+    assert regions(mixed(0.5, seed=1), 50) != regions(mixed(0.5), 50)
+
+
+def test_synthetic_patches_are_mirrored_turned_and_stained() -> None:
+    stream = mixed(1.0, count=1, sampling=SamplingConfig(stain_jitter=0.1))
+    seen = [stream[i] for i in range(64)]
+    assert {(p.source.flipped, p.source.quarter_turns) for p in seen} == {(f, q) for f in (0, 1) for q in range(4)}
+    assert len({p.image.tobytes() for p in seen}) == 64
+
+
+def test_a_patch_varied_twice_still_knows_how_it_lies_in_its_region() -> None:
+    rng = np.random.default_rng(0)
+    original = patch("r")
+    for _ in range(40):
+        twice = vary(vary(original, SamplingConfig(), rng), SamplingConfig(), rng)
+        lies = {"flipped": twice.source.flipped, "quarter_turns": twice.source.quarter_turns}
+        assert np.array_equal(twice.instances, turn(original.instances, **lies))
+        assert np.array_equal(twice.image, turn(original.image, **lies))
+
+
+def test_an_amount_is_a_number_of_patches() -> None:
+    config = MixingConfig(epoch_patches=300)
+    assert [synthetic_count(amount, config) for amount in (0, 0.5, 1, 4)] == [0, 150, 300, 1200]
+
+
+@pytest.mark.parametrize("amount", [-0.5, float("nan"), float("inf")])
+def test_an_amount_out_of_range_is_refused(amount) -> None:
+    with pytest.raises(InputError, match=rf"amount {amount}: expected 0 or more"):
+        synthetic_count(amount, MixingConfig())
+
+
+def test_an_amount_of_less_than_one_patch_is_refused() -> None:
+    with pytest.raises(InputError, match="less than one of 100 patches"):
+        synthetic_count(0.001, MixingConfig(epoch_patches=100))
+
+
+def test_a_share_out_of_range_is_refused() -> None:
+    with pytest.raises(InputError, match=r"share 1.5: expected 0"):
+        synthetic_share(1.0, 1.5)
+
+
+def test_all_arms_take_equal_steps_unless_asked_otherwise() -> None:
+    assert training_steps(100, 2.0, MixingConfig()) == 100
+    assert training_steps(100, 2.0, MixingConfig(steps="per_epoch")) == 300
