@@ -1,0 +1,200 @@
+"""The first stage of latent diffusion: a VQ or KL autoencoder with a patch GAN (Rombach et al. 2022, appendix G).
+
+Shapes: B = batch, z = latent channels, H, W = rows and columns in pixels, h, w = H, W divided by the factor.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+from diffusers import AutoencoderKL, VQModel
+from lightning.pytorch import LightningModule
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from counterstain.config import Config
+from counterstain.data.sampling import SamplingConfig
+from counterstain.errors import ConfigError
+from counterstain.generators.conditioning import to_tensor
+from counterstain.generators.networks.discriminators import PatchDiscriminator, hinge_discriminator_loss
+from counterstain.generators.perceptual import lpips_distance
+from counterstain.seeding import torch_generator
+from counterstain.training import TrainingConfig
+
+
+class AutoencoderConfig(Config):
+    """The autoencoder's networks, losses and training."""
+
+    training: TrainingConfig
+    """Steps, batch size, device."""
+    sampling: SamplingConfig = SamplingConfig()
+    """Which patches it trains on."""
+    kind: Literal["vq", "kl"] = "vq"
+    """Quantised latents, or Gaussian ones with a Kullback-Leibler penalty."""
+    factor: Literal[2, 4, 8] = 4
+    """How many times smaller latents are than the image, along each edge."""
+    channels: Annotated[int, Field(ge=8)] = 128
+    """Features at full size; they double at every halving."""
+    blocks: Annotated[int, Field(ge=1)] = 2
+    """Residual blocks at each size."""
+    attention: bool = True
+    """Attention in the middle block."""
+    latent_channels: Annotated[int, Field(ge=1)] = 3
+    """z."""
+    codebook_size: Annotated[int, Field(ge=2)] = 8192
+    """Number of codes (``vq``)."""
+    codebook_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the codebook and commitment terms (beta 0.25) of ``vq``."""
+    kl_weight: Annotated[float, Field(ge=0)] = 1e-6
+    """Weight of the Kullback-Leibler term of ``kl``."""
+    lpips_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of LPIPS; 0 needs no ImageNet weights."""
+    lpips_weights: str = "imagenet"
+    """``imagenet`` or the path of VGG16's state dict."""
+    adversarial_weight: Annotated[float, Field(ge=0)] = 0.75
+    """Weight of the patch GAN, on top of the adaptive one; 0 = no GAN."""
+    adversarial_start: Annotated[int, Field(ge=0)] = 0
+    """Step at which the GAN sets in."""
+    discriminator_width: Annotated[int, Field(ge=4)] = 64
+    """Features of the discriminator's first layer."""
+    lr: Annotated[float, Field(gt=0)] = 4.5e-6
+    """Learning rate of both optimisers."""
+    lr_scaling: Literal["none", "batch"] = "none"
+    """``batch`` multiplies the rate by the batch size, as CompVis/latent-diffusion does."""
+    betas: tuple[float, float] = (0.5, 0.9)
+    """Adam's decay rates."""
+
+    @property
+    def scaled_lr(self) -> float:
+        """The rate that the optimisers get."""
+        return self.lr * (self.training.batch_size if self.lr_scaling == "batch" else 1)
+
+
+def build_network(config: AutoencoderConfig) -> nn.Module:
+    """Build diffusers' ``VQModel`` or ``AutoencoderKL``."""
+    levels = config.factor.bit_length()
+    settings = {
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "block_out_channels": tuple(config.channels * 2**i for i in range(levels)),
+        "layers_per_block": config.blocks,
+        "latent_channels": config.latent_channels,
+        "norm_num_groups": min(32, config.channels),
+        "mid_block_add_attention": config.attention,
+    }
+    if config.kind == "vq":
+        network: nn.Module = VQModel(
+            num_vq_embeddings=config.codebook_size, vq_embed_dim=config.latent_channels, **settings
+        )
+    else:
+        network = AutoencoderKL(**settings)
+    return network
+
+
+class Autoencoder(LightningModule):
+    """Encoder, decoder and, in training, the patch GAN's discriminator.
+
+    Parameters
+    ----------
+    config : AutoencoderConfig
+    size_px : int
+        Edge of the training patches, a multiple of the factor.
+    seed : int
+        Of the latents drawn in training (``kl``).
+    """
+
+    def __init__(self, config: AutoencoderConfig, size_px: int, seed: int = 0) -> None:
+        super().__init__()
+        if size_px % config.factor:
+            raise ConfigError(f"size_px {size_px}: must be a multiple of the autoencoder's factor {config.factor}")
+        self.automatic_optimization = False
+        self.config, self.seed = config, seed
+        self.network = build_network(config)
+        self.discriminator = PatchDiscriminator(config.discriminator_width) if config.adversarial_weight else None
+        self.optimizers_per_step = 2 if self.discriminator else 1
+        # In a list, so that the fixed network is neither trained nor saved.
+        self._lpips = [lpips_distance(config.lpips_weights)] if config.lpips_weight else []
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), -1..1 -> latents (B, z, h, w): before quantisation, or the Gaussians' means."""
+        network: Any = self.network
+        encoded = network.encode(images)
+        latents: Tensor = encoded.latents if self.config.kind == "vq" else encoded.latent_dist.mode()
+        return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, z, h, w) -> images (B, 3, H, W), about -1..1; ``vq`` quantises first."""
+        network: Any = self.network
+        images: Tensor = network.decode(latents).sample
+        return images
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """One step of the autoencoder, then one of the discriminator."""
+        del batch_idx
+        real, step = to_tensor(batch["images"]), int(batch["step"])
+        optimizers: Any = self.optimizers()
+        first = optimizers[0] if self.discriminator else optimizers
+        decoded, regulariser, usage = self._reconstruct(real, batch)
+        distance = (real - decoded).abs().mean()
+        logged = {"loss_l1": distance.detach(), "loss_regulariser": regulariser.detach()}
+        if self._lpips:
+            perceptual = self._lpips[0].to(real.device)(real, decoded).mean()
+            distance = distance + self.config.lpips_weight * perceptual
+            logged["loss_lpips"] = perceptual.detach()
+        loss = distance + regulariser
+        adversarial = self.discriminator is not None and step >= self.config.adversarial_start
+        if self.discriminator is not None and adversarial:
+            gan = -self.discriminator(decoded).mean()
+            weight = self._adaptive_weight(distance, gan)
+            loss = loss + self.config.adversarial_weight * weight * gan
+            logged["loss_gan"] = gan.detach()
+        first.zero_grad()
+        self.manual_backward(loss)
+        first.step()
+        if self.discriminator is not None:
+            logged["loss_d"] = self._discriminator_step(optimizers[1], real, decoded.detach(), adversarial)
+        logged["psnr"] = 10 * torch.log10(4.0 / functional.mse_loss(decoded.detach(), real))
+        if usage is not None:
+            logged["codebook_usage"] = usage
+        self.log_dict(logged)
+
+    def configure_optimizers(self) -> Any:
+        """Adam for the autoencoder and, with a GAN, for the discriminator."""
+        parts = [self.network] if self.discriminator is None else [self.network, self.discriminator]
+        return [torch.optim.Adam(part.parameters(), self.config.scaled_lr, self.config.betas) for part in parts]
+
+    def _reconstruct(self, real: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images (B, 3, H, W) -> decoded images, weighted regulariser, share of the codes that the batch used."""
+        network: Any = self.network
+        if self.config.kind == "vq":
+            quantised, loss, (_, _, codes) = network.quantize(network.encode(real).latents)
+            decoded = network.decode(quantised, force_not_quantize=True).sample
+            usage = torch.tensor(codes.unique().numel() / self.config.codebook_size)
+            return decoded, self.config.codebook_weight * loss, usage
+        latents = network.encode(real).latent_dist
+        noise = torch.stack([self._noise(latents.mean[0], batch, position) for position in batch["position"].tolist()])
+        decoded = network.decode(latents.mean + latents.std * noise.to(real)).sample
+        return decoded, self.config.kl_weight * latents.kl().mean(), None
+
+    def _noise(self, like: Tensor, batch: dict[str, Tensor], position: int) -> Tensor:
+        return torch.randn(like.shape, generator=torch_generator(self.seed, "latent", int(batch["step"]), position))
+
+    def _adaptive_weight(self, distance: Tensor, gan: Tensor) -> Tensor:
+        # Esser et al. 2021, equation 7: the ratio of the two gradients at the decoder's last layer.
+        network: Any = self.network
+        last = network.decoder.conv_out.weight
+        of_distance = torch.autograd.grad(distance, last, retain_graph=True)[0].norm()
+        of_gan = torch.autograd.grad(gan, last, retain_graph=True)[0].norm()
+        weight: Tensor = of_distance / (of_gan + 1e-4)
+        return weight.clamp(0.0, 1e4).detach()
+
+    def _discriminator_step(self, optimizer: Any, real: Tensor, decoded: Tensor, adversarial: bool) -> Tensor:
+        assert self.discriminator is not None
+        loss = 0.5 * hinge_discriminator_loss(self.discriminator(real), self.discriminator(decoded))
+        loss = loss if adversarial else 0.0 * loss
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        return loss.detach()

@@ -1,0 +1,312 @@
+"""Latent diffusion conditioned on label masks (Rombach et al. 2022), for whole images and for inpainting.
+
+Shapes: B = batch, L = labels, z = latent channels, h, w = rows and columns of the latents, H, W = of the image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from lightning.pytorch import LightningModule
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional
+
+from counterstain.checkpoints import CheckpointHeader, load_checkpoint
+from counterstain.config import Config, build
+from counterstain.data.sampling import SamplingConfig
+from counterstain.errors import ConfigError, InputError
+from counterstain.generators.autoencoder import Autoencoder, AutoencoderConfig
+from counterstain.generators.conditioning import Shrinking, one_hot, shrink, to_images, to_tensor
+from counterstain.generators.inpainting import InpaintingConfig, blend_known, composite, latent_redraw_mask
+from counterstain.generators.interface import Method, evaluation_device, fixed_batches, on_device
+from counterstain.generators.samplers import NoiseConfig, SamplerConfig, build_scheduler, fresh_noise, sample
+from counterstain.seeding import torch_generator
+from counterstain.training import TrainingConfig
+
+MIN_SNR_GAMMA = 5.0  # Hang et al. 2023
+
+
+class DiffusionConfig(Config):
+    """The denoiser's network, noise, loss and training."""
+
+    training: TrainingConfig
+    """Steps, batch size, device."""
+    sampling: SamplingConfig = SamplingConfig()
+    """Which patches it trains on."""
+    channels: Annotated[int, Field(ge=8)] = 64
+    """Features at the latents' full size."""
+    multipliers: Annotated[tuple[int, ...], Field(min_length=2)] = (1, 4, 8)
+    """Features at each scale, as multiples of ``channels``."""
+    blocks: Annotated[int, Field(ge=1)] = 2
+    """Residual blocks at each scale."""
+    attention_scales: Annotated[int, Field(ge=0)] = 0
+    """How many of the lowest scales have attention; the middle block always has."""
+    heads: Annotated[int, Field(ge=1)] = 8
+    """Attention heads."""
+    condition: Shrinking = "area"
+    """How the label mask is brought to the size of the latents."""
+    condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of training samples without a mask, for classifier-free guidance."""
+    normalise_latents: bool = True
+    """Bring the latents to mean 0 and standard deviation 1, channel by channel, before noise is added."""
+    latent_pool: Annotated[int, Field(ge=1)] | None = None
+    """Encode so many patches once and train on these; None = encode every batch anew."""
+    noise: NoiseConfig = NoiseConfig()
+    """The noising process."""
+    loss: Literal["l1", "l2", "min-snr"] = "l2"
+    """Distance between prediction and target; ``min-snr`` is l2 weighted by min(SNR, 5) (Hang et al. 2023)."""
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Learning rate."""
+    lr_scaling: Literal["none", "batch"] = "none"
+    """``batch`` multiplies the rate by the batch size, as CompVis/latent-diffusion does."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """Whether the rate falls to 0 along a cosine."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the rate rises from 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's weight decay."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.9999
+    """Draw with an average of the weights; None = the last weights."""
+    sampler: SamplerConfig = SamplerConfig()
+    """How images are drawn."""
+    inpainting: InpaintingConfig = InpaintingConfig()
+    """What inpainting redraws and keeps."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.noise.zero_terminal_snr and self.noise.prediction != "v_prediction":
+            raise ValueError("noise.zero_terminal_snr needs noise.prediction: v_prediction")
+        if self.sampler.guidance != 1.0 and not self.condition_dropout:
+            raise ValueError("sampler.guidance other than 1 needs condition_dropout above 0")
+        return self
+
+    @property
+    def scaled_lr(self) -> float:
+        """The rate that the optimiser gets."""
+        return self.lr * (self.training.batch_size if self.lr_scaling == "batch" else 1)
+
+
+def build_denoiser(config: DiffusionConfig, latent_channels: int, num_labels: int) -> UNet2DModel:
+    """Build diffusers' UNet: latents and condition in, prediction out."""
+    widths = tuple(config.channels * m for m in config.multipliers)
+    with_attention = [len(widths) - i <= config.attention_scales for i in range(len(widths))]
+    return UNet2DModel(
+        in_channels=latent_channels + num_labels,
+        out_channels=latent_channels,
+        block_out_channels=widths,
+        layers_per_block=config.blocks,
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in with_attention),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(with_attention)),
+        attention_head_dim=max(1, widths[-1] // config.heads),
+        norm_num_groups=min(32, config.channels),
+    )
+
+
+class Diffusion(LightningModule):
+    """A denoiser of the latents of a trained autoencoder.
+
+    Parameters
+    ----------
+    config : DiffusionConfig
+    first_stage : Autoencoder
+        Trained; it is kept fixed.
+    num_labels : int
+        Background and every subtype.
+    seed : int
+        Of timesteps, noise and dropout in training.
+    """
+
+    latent_mean: Tensor
+    latent_sd: Tensor
+
+    def __init__(self, config: DiffusionConfig, first_stage: Autoencoder, num_labels: int, seed: int = 0) -> None:
+        super().__init__()
+        self.config, self.num_labels, self.seed = config, num_labels, seed
+        self.latent_channels, self.factor = first_stage.config.latent_channels, first_stage.config.factor
+        self.unet = build_denoiser(config, self.latent_channels, num_labels)
+        self.register_buffer("latent_mean", torch.zeros(self.latent_channels))
+        self.register_buffer("latent_sd", torch.ones(self.latent_channels))
+        # In a list, so that the fixed network is neither trained nor averaged.
+        self._first_stage = [first_stage.eval().requires_grad_(requires_grad=False)]
+        self._noising = DDPMScheduler(**config.noise.scheduler_settings())
+
+    @property
+    def first_stage(self) -> Autoencoder:
+        """The autoencoder, on the denoiser's device."""
+        return self._first_stage[0].to(self.device)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, H, W, 3) uint8 -> normalised latents (B, z, h, w)."""
+        latents = self.first_stage.encode(to_tensor(images))
+        return (latents - self.latent_mean[:, None, None]) / self.latent_sd[:, None, None]
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents (B, z, h, w) -> images (B, 3, H, W) float, about -1..1."""
+        return self.first_stage.decode(latents * self.latent_sd[:, None, None] + self.latent_mean[:, None, None])
+
+    def condition(self, label_masks: Tensor) -> Tensor:
+        """Labels (B, H, W) -> (B, L, h, w) float."""
+        return shrink(one_hot(label_masks, self.num_labels), self.factor, self.config.condition)
+
+    def predict(self, latents: Tensor, timesteps: Tensor | int, condition: Tensor) -> Tensor:
+        """Run the network on noisy latents (B, z, h, w)."""
+        prediction: Tensor = self.unet(torch.cat([latents, condition], dim=1), timesteps).sample
+        return prediction
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Noise the latents, predict, compare."""
+        del batch_idx
+        latents = batch["latents"] if "latents" in batch else self.encode(batch["images"])
+        timesteps, noise, keep = self._draws(batch, latents)
+        noisy = self._noising.add_noise(latents, noise, timesteps)
+        prediction = self.predict(noisy, timesteps, self.condition(batch["labels"]) * keep)
+        if self.config.noise.prediction == "v_prediction":
+            target = self._noising.get_velocity(latents, noise, timesteps)
+        else:
+            target = noise
+        loss = self._loss(prediction, target, timesteps)
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """AdamW (Adam without decay), warm-up, then constant or cosine."""
+        config = self.config
+        optimizer = torch.optim.AdamW(self.unet.parameters(), config.scaled_lr, weight_decay=config.weight_decay)
+
+        def rate(step: int) -> float:
+            rising = min(1.0, (step + 1) / (config.warmup_steps + 1))
+            falling = 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.training.steps)))
+            return rising * (falling if config.lr_schedule == "cosine" else 1.0)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _draws(self, batch: dict[str, Tensor], latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Timesteps (B,), noise (B, z, h, w) and whether each sample keeps its mask, (B, 1, 1, 1)."""
+        step = int(batch["step"])
+        generators = [torch_generator(self.seed, "noise", step, p) for p in batch["position"].tolist()]
+        timesteps = [torch.randint(self.config.noise.timesteps, (), generator=g) for g in generators]
+        keep = [torch.rand((), generator=g) >= self.config.condition_dropout for g in generators]
+        noise = fresh_noise(latents.shape[1:], generators)
+        kept = torch.stack(keep).float()[:, None, None, None]
+        return torch.stack(timesteps).to(self.device), noise.to(latents), kept.to(self.device)
+
+    def _loss(self, prediction: Tensor, target: Tensor, timesteps: Tensor) -> Tensor:
+        if self.config.loss == "l1":
+            return functional.l1_loss(prediction, target)
+        squared = (prediction - target).pow(2).flatten(1).mean(1)
+        if self.config.loss == "min-snr":
+            alphas = self._noising.alphas_cumprod.to(timesteps.device)[timesteps]
+            snr = alphas / (1 - alphas)
+            per_target = snr + 1 if self.config.noise.prediction == "v_prediction" else snr
+            squared = squared * snr.clamp(max=MIN_SNR_GAMMA) / per_target.clamp(min=1e-8)
+        return squared.mean()
+
+
+class DiffusionGenerator:
+    """A trained diffusion model that draws whole images (``diffusion``) or redraws instances (``inpainting``)."""
+
+    def __init__(
+        self,
+        model: Diffusion,
+        method: Literal["diffusion", "inpainting"] = "diffusion",
+        *,
+        sampler: SamplerConfig | None = None,
+        inpainting: InpaintingConfig | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.model = model.eval().to(device or evaluation_device())
+        self.method: Method = method
+        self.sampler = sampler or model.config.sampler
+        self.inpainting = inpainting or model.config.inpainting
+        if self.sampler.guidance != 1.0 and not model.config.condition_dropout:
+            raise ConfigError("sampler.guidance: this network was trained without condition_dropout; use 1")
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        method: Literal["diffusion", "inpainting"] = "diffusion",
+        *,
+        sampler: SamplerConfig | None = None,
+        inpainting: InpaintingConfig | None = None,
+    ) -> tuple[Self, CheckpointHeader]:
+        """Load a checkpoint made by :func:`counterstain.generators.train.train_diffusion`."""
+        header, state = load_checkpoint(folder, "diffusion")
+        settings = build(AutoencoderConfig, header.notes["first_stage"], folder)
+        first_stage = Autoencoder(
+            settings.model_copy(update={"lpips_weight": 0.0, "adversarial_weight": 0.0}), header.size_px
+        )
+        first_stage.load_state_dict(
+            {k.removeprefix("first_stage."): v for k, v in state.items() if k.startswith("first_stage.")}
+        )
+        model = Diffusion(build(DiffusionConfig, header.config, folder), first_stage, header.taxonomy.num_labels)
+        model.load_state_dict({k: v for k, v in state.items() if not k.startswith("first_stage.")})
+        return cls(model, method, sampler=sampler, inpainting=inpainting), header
+
+    @torch.no_grad()
+    def generate(
+        self,
+        label_masks: np.ndarray,
+        seeds: Sequence[int],
+        images: np.ndarray | None = None,
+        redraw: np.ndarray | None = None,
+        *,
+        instances: np.ndarray | None = None,
+        slides: Sequence[str] | None = None,
+    ) -> np.ndarray:
+        """Draw images; inpainting needs ``images`` and ``redraw``."""
+        del instances, slides
+        if self.method == "diffusion":
+            images = redraw = None
+        elif images is None or redraw is None:
+            raise InputError("inpainting needs the real images and which pixels to redraw")
+        batch = self.sampler.compute_batch
+        drawn = np.concatenate(list(fixed_batches(self._draw, batch, seeds, label_masks, images, redraw)))
+        if images is not None and redraw is not None and self.inpainting.composite:
+            drawn = composite(drawn, images, redraw)
+        return drawn
+
+    def _draw(
+        self, seeds: Sequence[int], label_masks: np.ndarray, images: np.ndarray | None, redraw: np.ndarray | None
+    ) -> np.ndarray:
+        model, device = self.model, self.model.device
+        condition = model.condition(on_device(label_masks, device))
+        shape = (model.latent_channels, *condition.shape[2:])
+        blend = None
+        if images is not None and redraw is not None:
+            mask = latent_redraw_mask(on_device(redraw, device), model.factor, self.inpainting.dilation_px)
+            known = model.encode(on_device(images, device))
+            noise = fresh_noise(shape, [torch_generator(seed, "known") for seed in seeds]).to(device)
+            blend = blend_known(known, mask, noise, build_scheduler(model.config.noise, self.sampler))
+        generators = [torch_generator(seed, "sample") for seed in seeds]
+        latents = sample(
+            lambda x, t: self._guided(x, t, condition),
+            shape,
+            generators,
+            model.config.noise,
+            self.sampler,
+            device=device,
+            blend=blend,
+        )
+        return to_images(model.decode(latents))
+
+    def _guided(self, latents: Tensor, timestep: int, condition: Tensor) -> Tensor:
+        low, high = self.sampler.guidance_interval
+        inside = low <= timestep / self.model.config.noise.timesteps <= high
+        if self.sampler.guidance == 1.0 or not inside:
+            return self.model.predict(latents, timestep, condition)
+        both = self.model.predict(
+            torch.cat([latents, latents]), timestep, torch.cat([condition, torch.zeros_like(condition)])
+        )
+        with_mask, without = both.chunk(2)
+        return without + self.sampler.guidance * (with_mask - without)

@@ -1,0 +1,58 @@
+"""The phantom as a generator: it renders relabelled masks itself, in the style of the slide that they come from.
+
+A perfect generator, to be had on the phantom only: the ceiling of what relabelling can give. Whatever is drawn with it
+is labelled ``oracle`` everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from counterstain.config import build
+from counterstain.data.cohort import Cohort
+from counterstain.data.phantom import PhantomConfig, index_of, render, slide_style
+from counterstain.errors import InputError
+from counterstain.generators.interface import Method
+
+
+class OracleGenerator:
+    """Render masks as the phantom renders its slides.
+
+    Raises
+    ------
+    InputError
+        The cohort was not made by ``counterstain phantom``.
+    """
+
+    method: Method = "oracle"
+
+    def __init__(self, cohort: Cohort) -> None:
+        if cohort.source.get("kind") != "phantom":
+            raise InputError(
+                f"{cohort.folder}: the oracle renders phantoms only; use spade, diffusion or inpainting on real tissue"
+            )
+        self._config = build(PhantomConfig, cohort.source["config"], cohort.folder)
+        self._mpp = cohort.mpp
+
+    def generate(
+        self,
+        label_masks: np.ndarray,
+        seeds: Sequence[int],
+        images: np.ndarray | None = None,
+        redraw: np.ndarray | None = None,
+        *,
+        instances: np.ndarray | None = None,
+        slides: Sequence[str] | None = None,
+    ) -> np.ndarray:
+        """Render masks; needs ``instances`` and ``slides``."""
+        del images, redraw
+        if instances is None or slides is None:
+            raise InputError("the oracle needs the instance maps and the slides of the masks")
+        styles = [slide_style(self._config, index_of(slide)) for slide in slides]
+        drawn = [
+            render(mask, shown, style, seed, mpp=self._mpp)
+            for mask, shown, style, seed in zip(label_masks, instances, styles, seeds, strict=True)
+        ]
+        return np.stack(drawn)

@@ -1,0 +1,113 @@
+"""Perceptual distances between images: VGG19 features (Johnson et al. 2016, as in SPADE) and LPIPS (Zhang et al. 2018).
+
+Both need weights that were trained on ImageNet. They are fetched by torchvision where there is a network, or read from
+a local file, or switched off by a weight of 0.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from counterstain.errors import InputError
+
+IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+VGG_SLICES = (2, 7, 12, 21, 30)  # after relu1_1, relu2_1, relu3_1, relu4_1, relu5_1
+VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
+
+
+class VggDistance(nn.Module):
+    """Weighted L1 distance between features of VGG19.
+
+    Parameters
+    ----------
+    weights : "imagenet" or path of a state dict (safetensors or a file that loads with ``weights_only``)
+    """
+
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(self, weights: str) -> None:
+        super().__init__()
+        layers = _vgg19(weights).features.eval().requires_grad_(requires_grad=False)
+        starts = (0, *VGG_SLICES[:-1])
+        self.slices = nn.ModuleList(layers[a:b] for a, b in zip(starts, VGG_SLICES, strict=True))
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("sd", torch.tensor(IMAGENET_SD)[:, None, None], persistent=False)
+
+    def forward(self, drawn: Tensor, real: Tensor) -> Tensor:
+        """Distance of two batches (B, 3, H, W), -1..1; gradients flow to ``drawn``."""
+        x, y = self._normalise(drawn), self._normalise(real)
+        distance = drawn.new_zeros(())
+        for part, weight in zip(self.slices, VGG_WEIGHTS, strict=True):
+            x = part(x)
+            with torch.no_grad():
+                y = part(y)
+            distance = distance + weight * functional.l1_loss(x, y)
+        return distance
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        normalised: Tensor = ((images + 1) / 2 - self.mean) / self.sd
+        return normalised
+
+
+def lpips_distance(weights: str) -> nn.Module:
+    """Build LPIPS with a VGG16 backbone; the result maps two batches (B, 3, H, W), -1..1, to (B, 1, 1, 1)."""
+    try:
+        import lpips
+    except ImportError as error:
+        raise InputError("lpips_weight is above 0: install counterstain[lpips], or set lpips_weight=0") from error
+    with _fetching("VGG16", "lpips_weights", "lpips_weight"):
+        network: nn.Module = lpips.LPIPS(net="vgg", pnet_rand=weights != "imagenet", verbose=False)
+    if weights != "imagenet":
+        from torchvision.models import vgg16
+
+        backbone = vgg16()
+        backbone.load_state_dict(_read_state(Path(weights)))
+        slices: Any = network.net
+        for name in ("slice1", "slice2", "slice3", "slice4", "slice5"):
+            for index, layer in getattr(slices, name).named_children():
+                layer.load_state_dict(backbone.features[int(index)].state_dict())
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+def _vgg19(weights: str) -> Any:
+    from torchvision.models import VGG19_Weights, vgg19
+
+    if weights == "imagenet":
+        with _fetching("VGG19", "vgg_weights", "vgg_weight"):
+            return vgg19(weights=VGG19_Weights.IMAGENET1K_V1)
+    network = vgg19()
+    network.load_state_dict(_read_state(Path(weights)))
+    return network
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such weights file")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    state: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")
+    return state
+
+
+class _fetching:  # noqa: N801 - reads as a clause: with _fetching(...)
+    """Turn a failed download into one line with the remedy."""
+
+    def __init__(self, network: str, path_key: str, weight_key: str) -> None:
+        self._line = (
+            f"the ImageNet weights of {network} cannot be fetched; give {path_key}=FILE, or switch the term off with "
+            f"{weight_key}=0"
+        )
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise InputError(self._line) from error

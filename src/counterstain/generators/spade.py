@@ -1,0 +1,230 @@
+"""SPADE with its VAE (Park et al. 2019): a GAN that draws an image for a label mask and a style code.
+
+Shapes: B = batch, C = label channels (labels and the edge channel), H, W = rows and columns in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional
+
+from counterstain.checkpoints import CheckpointHeader, load_checkpoint
+from counterstain.config import Config, build
+from counterstain.data.sampling import SamplingConfig
+from counterstain.errors import ConfigError
+from counterstain.generators.conditioning import edges, one_hot, to_images, to_tensor
+from counterstain.generators.interface import Method, evaluation_device, fixed_batches, on_device
+from counterstain.generators.networks.discriminators import MultiscaleDiscriminator, hinge_discriminator_loss
+from counterstain.generators.networks.image_encoder import ImageEncoder
+from counterstain.generators.networks.spade import UPSAMPLINGS, SpadeGeneratorNetwork
+from counterstain.generators.perceptual import VggDistance
+from counterstain.seeding import torch_generator
+from counterstain.training import TrainingConfig
+
+
+class SpadeConfig(Config):
+    """SPADE's networks, losses and training; the defaults are those of the published implementation."""
+
+    training: TrainingConfig
+    """Steps, batch size, device."""
+    sampling: SamplingConfig = SamplingConfig()
+    """Which patches it trains on."""
+    generator_width: Annotated[int, Field(ge=4)] = 64
+    """Features of the generator's last block (``ngf``); also the first layer of the encoder."""
+    discriminator_width: Annotated[int, Field(ge=4)] = 64
+    """Features of the discriminator's first layer (``ndf``)."""
+    hidden: Annotated[int, Field(ge=4)] = 128
+    """Width of the networks that modulate."""
+    latent: Annotated[int, Field(ge=1)] = 256
+    """Length of the style code."""
+    edge_channel: bool = True
+    """Whether the networks see the borders between instances."""
+    use_vae: bool = True
+    """Whether an encoder learns the style codes; without it codes are random in training too."""
+    lr_generator: Annotated[float, Field(gt=0)] = 1e-4
+    """Learning rate of generator and encoder."""
+    lr_discriminator: Annotated[float, Field(gt=0)] = 4e-4
+    """Learning rate of the discriminator (TTUR, Heusel et al. 2017: higher than the generator's)."""
+    betas: tuple[float, float] = (0.0, 0.9)
+    """Adam's decay rates."""
+    feature_weight: Annotated[float, Field(ge=0)] = 10.0
+    """Weight of feature matching."""
+    vgg_weight: Annotated[float, Field(ge=0)] = 10.0
+    """Weight of the VGG19 term; 0 needs no ImageNet weights."""
+    vgg_weights: str = "imagenet"
+    """``imagenet`` or the path of VGG19's state dict."""
+    kl_weight: Annotated[float, Field(ge=0)] = 0.05
+    """Weight of the Kullback-Leibler term of the VAE."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Draw with an average of the generator's weights; None = the last weights, as published."""
+    compute_batch: Annotated[int, Field(ge=1)] = 16
+    """Images drawn at once."""
+
+    @model_validator(mode="after")
+    def _vae_has_weight(self) -> Self:
+        if not self.use_vae and self.kl_weight and "kl_weight" in self.model_fields_set:
+            raise ValueError("kl_weight needs use_vae: true")
+        return self
+
+
+class Spade(LightningModule):
+    """Generator, encoder and discriminator with their losses.
+
+    Parameters
+    ----------
+    config : SpadeConfig
+    num_labels : int
+        Background and every subtype.
+    size_px : int
+        Edge of the patches, a multiple of 32.
+    seed : int
+        Of the codes drawn in training.
+    """
+
+    optimizers_per_step = 2
+
+    def __init__(self, config: SpadeConfig, num_labels: int, size_px: int, seed: int = 0) -> None:
+        super().__init__()
+        if size_px % 2**UPSAMPLINGS:
+            raise ConfigError(f"size_px {size_px}: SPADE draws patches whose edge is a multiple of {2**UPSAMPLINGS}")
+        self.automatic_optimization = False
+        self.config, self.num_labels, self.seed = config, num_labels, seed
+        channels = num_labels + int(config.edge_channel)
+        self.generator = SpadeGeneratorNetwork(channels, size_px, config.generator_width, config.latent, config.hidden)
+        self.encoder = ImageEncoder(size_px, config.generator_width, config.latent) if config.use_vae else None
+        self.discriminator = MultiscaleDiscriminator(channels + 3, config.discriminator_width)
+        # In a list, so that the fixed network is neither trained nor saved.
+        self._vgg = [VggDistance(config.vgg_weights)] if config.vgg_weight else []
+
+    def condition(self, label_masks: Tensor, instances: Tensor) -> Tensor:
+        """Labels (B, H, W) and instances (B, H, W) -> (B, C, H, W) float."""
+        labels = one_hot(label_masks, self.num_labels)
+        return torch.cat([labels, edges(instances)], dim=1) if self.config.edge_channel else labels
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """One step of the generator, then one of the discriminator."""
+        del batch_idx
+        real = to_tensor(batch["images"])
+        labels = self.condition(batch["labels"], batch["instances"])
+        optimizers: Any = self.optimizers()
+        generator_optimizer, discriminator_optimizer = optimizers
+
+        losses = self.generator_losses(real, labels, batch)
+        generator_optimizer.zero_grad()
+        self.manual_backward(torch.stack(list(losses.values())).sum())
+        generator_optimizer.step()
+
+        with torch.no_grad():
+            z, _ = self._codes(real, batch)
+            drawn = self.generator(labels, z)
+        verdict_drawn, verdict_real = self._judge(drawn, real, labels)
+        loss = sum(
+            hinge_discriminator_loss(r[-1], f[-1]) for r, f in zip(verdict_real, verdict_drawn, strict=True)
+        ) / len(verdict_real)
+        discriminator_optimizer.zero_grad()
+        self.manual_backward(loss)  # type: ignore[arg-type]
+        discriminator_optimizer.step()
+        self.log_dict({f"loss_{name}": value.detach() for name, value in losses.items()} | {"loss_d": loss})
+
+    def generator_losses(self, real: Tensor, labels: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Hinge, feature matching, VGG and Kullback-Leibler terms, each with its weight."""
+        config = self.config
+        z, kl = self._codes(real, batch)
+        drawn = self.generator(labels, z)
+        verdict_drawn, verdict_real = self._judge(drawn, real, labels)
+        losses = {
+            "gan": -torch.stack([scale[-1].mean() for scale in verdict_drawn]).mean(),
+            "features": config.feature_weight * _feature_distance(verdict_drawn, verdict_real),
+        }
+        if self._vgg:
+            losses["vgg"] = config.vgg_weight * self._vgg[0].to(real.device)(drawn, real)
+        if kl is not None:
+            losses["kl"] = config.kl_weight * kl
+        return losses
+
+    def configure_optimizers(self) -> Any:
+        """Adam for generator and encoder, and for the discriminator, each at its own rate."""
+        config = self.config
+        drawing = [*self.generator.parameters(), *(self.encoder.parameters() if self.encoder else ())]
+        return (
+            torch.optim.Adam(drawing, config.lr_generator, config.betas),
+            torch.optim.Adam(self.discriminator.parameters(), config.lr_discriminator, config.betas),
+        )
+
+    def _codes(self, real: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Style codes (B, latent) of real images, drawn around their means, and the divergence from the prior."""
+        step, positions = int(batch["step"]), batch["position"].tolist()
+        noise = torch.stack([self._noise(self.seed, "code", step, position) for position in positions]).to(real)
+        if self.encoder is None:
+            return noise, None
+        mean, log_variance = self.encoder(real)
+        kl = -0.5 * torch.sum(1 + log_variance - mean.pow(2) - log_variance.exp())
+        return mean + noise * torch.exp(0.5 * log_variance), kl
+
+    def _noise(self, *keys: Any) -> Tensor:
+        return torch.randn(self.config.latent, generator=torch_generator(*keys))
+
+    def _judge(self, drawn: Tensor, real: Tensor, labels: Tensor) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+        # Both halves in one batch, so that they meet the same statistics.
+        verdicts = self.discriminator(torch.cat([torch.cat([labels, drawn], 1), torch.cat([labels, real], 1)]))
+        halves = [[layer.chunk(2) for layer in scale] for scale in verdicts]
+        return [[pair[0] for pair in scale] for scale in halves], [[pair[1] for pair in scale] for scale in halves]
+
+
+class SpadeGenerator:
+    """A trained SPADE that draws with random style codes."""
+
+    method: Method = "spade"
+
+    def __init__(self, model: Spade, device: torch.device | None = None) -> None:
+        self.model = model.eval().to(device or evaluation_device())
+
+    @classmethod
+    def load(cls, folder: Path) -> tuple[Self, CheckpointHeader]:
+        """Load a checkpoint made by :func:`counterstain.generators.train.train_spade`."""
+        header, state = load_checkpoint(folder, "spade")
+        config = build(SpadeConfig, header.config, folder).model_copy(update={"vgg_weight": 0.0})
+        model = Spade(config, header.taxonomy.num_labels, header.size_px)
+        model.load_state_dict(state, strict=False)  # the discriminator stays behind
+        return cls(model), header
+
+    @torch.no_grad()
+    def generate(
+        self,
+        label_masks: np.ndarray,
+        seeds: Sequence[int],
+        images: np.ndarray | None = None,
+        redraw: np.ndarray | None = None,
+        *,
+        instances: np.ndarray | None = None,
+        slides: Sequence[str] | None = None,
+    ) -> np.ndarray:
+        """Draw images; without ``instances`` the borders of the labels stand in for those of the instances."""
+        del images, redraw, slides
+        shown = label_masks.astype(np.int32) if instances is None else instances
+        batch = self.model.config.compute_batch
+        return np.concatenate(list(fixed_batches(self._draw, batch, seeds, label_masks, shown)))
+
+    def _draw(self, seeds: Sequence[int], label_masks: np.ndarray, instances: np.ndarray) -> np.ndarray:
+        device = self.model.device
+        labels = self.model.condition(on_device(label_masks, device), on_device(instances, device))
+        z = torch.stack([self.model._noise(seed, "code") for seed in seeds]).to(device)  # noqa: SLF001
+        return to_images(self.model.generator(labels, z))
+
+
+def _feature_distance(drawn: list[list[Tensor]], real: list[list[Tensor]]) -> Tensor:
+    """L1 distance of all but the last layer's features, averaged over the scales."""
+    distances = [
+        functional.l1_loss(f, r.detach())
+        for drawn_scale, real_scale in zip(drawn, real, strict=True)
+        for f, r in zip(drawn_scale[:-1], real_scale[:-1], strict=True)
+    ]
+    return torch.stack(distances).sum() / len(drawn)
