@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -16,6 +17,9 @@ from counterstain.errors import InputError, TaxonomyError
 
 BACKGROUND = 0
 IGNORE = 255  # label of pixels that are left out of sampling and of counts
+
+# Okabe and Ito (2008), "Color universal design", without black; told apart with every kind of colour-blindness.
+_COLOUR_BLIND_SAFE = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 
 NameStr = Annotated[str, Field(min_length=1, max_length=80)]
 
@@ -148,3 +152,11 @@ class Taxonomy(Config):
         if merge not in self.merges:
             raise InputError(f"unknown merge {merge!r}; {self.name} has {', '.join(self.merges) or 'none'}")
         return self.merges[merge]
+
+
+def colours(count: int) -> list[str]:
+    """Return distinct colours as ``#rrggbb``; told apart with colour-blindness as far as there are seven at most."""
+    if count <= len(_COLOUR_BLIND_SAFE):
+        return list(_COLOUR_BLIND_SAFE[:count])
+    hues = [colorsys.hls_to_rgb(i / count, (0.35, 0.6)[i % 2], 0.75) for i in range(count)]
+    return ["#" + "".join(f"{round(255 * channel):02x}" for channel in hue) for hue in hues]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ import pandas as pd
 import zarr
 
 from counterstain.config import build
+from counterstain.data.components import instance_boxes
 from counterstain.data.patches import Patch, Source
 from counterstain.errors import InputError, StorageError
 from counterstain.storage import claim, committing, fingerprint, read_json, sha256_of, write_json, write_parquet
@@ -42,6 +43,7 @@ REGION_COLUMNS = (
     "mpp_level0", "x_level0_px", "y_level0_px", "pack", "index",
 )  # fmt: skip
 INSTANCE_COLUMNS = ("region", "instance", "subtype", "area_px", "y0", "x0", "y1", "x1")
+INTEGER_COLUMNS = ("instance", "subtype", "area_px", "y0", "x0", "y1", "x1", "height_px", "width_px", "index")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,30 +117,28 @@ class CohortWriter:
             for index, region in enumerate(members):
                 region_rows.append(_region_row(region, pack, index))
                 instance_rows.extend(_instance_rows(region))
-        with committing(self._tables(name)) as tables:
-            pd.DataFrame(region_rows, columns=list(REGION_COLUMNS)).to_parquet(tables / "regions.parquet")
-            pd.DataFrame(instance_rows, columns=list(INSTANCE_COLUMNS)).to_parquet(tables / "instances.parquet")
+        write_json(self._tables(name), {"regions": region_rows, "instances": instance_rows})
 
     def finish(self) -> Cohort:
         """Write the tables of the whole cohort and open it."""
         if self.finished:
             return Cohort.open(self.folder)
-        parts = sorted((self.folder / "parts").glob("[!.]*"))
+        parts = [read_json(file) for file in sorted((self.folder / "parts").glob("[!.]*.json"))]
         if not parts:
             raise InputError(f"{self.folder}: the cohort is empty; no region was given")
-        regions = pd.concat([pd.read_parquet(part / "regions.parquet") for part in parts], ignore_index=True)
-        instances = pd.concat([pd.read_parquet(part / "instances.parquet") for part in parts], ignore_index=True)
-        regions = regions.sort_values("region", ignore_index=True)
-        write_parquet(self.folder / "regions.parquet", regions)
-        write_parquet(
-            self.folder / "instances.parquet", instances.sort_values(["region", "instance"], ignore_index=True)
-        )
+        for table, columns, keys in (
+            ("regions", REGION_COLUMNS, ["region"]),
+            ("instances", INSTANCE_COLUMNS, ["region", "instance"]),
+        ):
+            rows = pd.DataFrame([row for part in parts for row in part[table]], columns=list(columns))
+            rows = rows.astype({name: "int64" for name in INTEGER_COLUMNS if name in rows})
+            write_parquet(self.folder / f"{table}.parquet", rows.sort_values(keys, ignore_index=True))
         write_json(self.folder / "cohort.json", self._settings)
         shutil.rmtree(self.folder / "parts")
         return Cohort.open(self.folder)
 
     def _tables(self, name: str) -> Path:
-        return self.folder / "parts" / _safe_name(name)
+        return self.folder / "parts" / f"{_safe_name(name)}.json"
 
 
 class Cohort:
@@ -390,21 +390,6 @@ def _ids(instances: np.ndarray) -> list[int]:
     few = instances.max(initial=0) < 2**16
     ids = np.bincount(instances.ravel()).nonzero()[0] if few else np.unique(instances)
     return [i for i in ids.tolist() if i != BACKGROUND]
-
-
-def instance_boxes(instances: np.ndarray) -> Iterator[tuple[int, int, tuple[int, int, int, int]]]:
-    """Yield id, area in pixels and box (y0, x0, y1, x1; ends excluded) of every instance of an (H, W) map."""
-    y, x = np.nonzero(instances)
-    if not len(y):
-        return
-    ids, group, areas = np.unique(instances[y, x], return_inverse=True, return_counts=True)
-    lowest = np.full((len(ids), 2), np.iinfo(np.int64).max)
-    highest = np.zeros((len(ids), 2), np.int64)
-    for column, values in enumerate((y, x)):
-        np.minimum.at(lowest[:, column], group, values)
-        np.maximum.at(highest[:, column], group, values + 1)
-    boxes: Iterable[tuple[int, int, int, int]] = zip(*lowest.T.tolist(), *highest.T.tolist(), strict=True)
-    yield from zip(ids.tolist(), areas.tolist(), boxes, strict=True)
 
 
 def _safe_name(name: str) -> str:
