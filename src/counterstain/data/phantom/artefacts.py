@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 from counterstain.data.phantom.ground import Ground, Stains
 from counterstain.data.phantom.noise import smoothstep
 from counterstain.data.phantom.nuclei import make_nuclei, stamp
 
 RATE_AREA_UM2 = 256.0**2  # rates of SlideStyle are per such area
+FOCUS_LOSS_UM = 1.8  # standard deviation of the blur where focus is lost
 
 
 def draw_artefacts(ground: Ground, stains: Stains) -> None:
@@ -19,14 +19,12 @@ def draw_artefacts(ground: Ground, stains: Stains) -> None:
     _draw_precipitate(ground, stains)
 
 
-def defocus(ground: Ground, picture: np.ndarray) -> np.ndarray:
-    """Blur an (H, W, 3) picture in places."""
+def focus_loss(ground: Ground) -> np.ndarray | None:
+    """Return how far out of focus each pixel is, (H, W) float32 of 0..1, or None where all is sharp."""
     places = _places(ground, "defocus", ground.style.defocus, reach_um=60.0)
     if not len(places):
-        return picture
-    weight = np.max([_spot(ground, centre, radius_um=55.0) for centre in places], axis=0)[..., None]
-    blurred = ndimage.gaussian_filter(picture, (1.8 / ground.mpp, 1.8 / ground.mpp, 0), truncate=2.5)
-    return np.asarray(picture + weight * (blurred - picture))
+        return None
+    return np.asarray(np.max([_spot(ground, centre, radius_um=55.0) for centre in places], axis=0))
 
 
 def _draw_smears(ground: Ground, stains: Stains) -> None:

@@ -56,6 +56,11 @@ class Ground:
         """Return the generator of one thing that is drawn; it does not depend on labels."""
         return numpy_generator(self.seed, name, *keys)
 
+    @cached_property
+    def grain(self) -> np.ndarray:
+        """Noise of the finest structures, chromatin and granules, (H, W) float32."""
+        return self.noise("grain", 1.5)
+
     def noise(self, name: str, scale_um: float) -> np.ndarray:
         """Return smooth noise of mean 0 and spread about 1, (H, W) float32."""
         return smooth_noise(self.rng(name), self.shape, scale_um / self.mpp)

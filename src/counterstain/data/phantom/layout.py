@@ -52,10 +52,11 @@ def lay_out(shape: tuple[int, int], style: SlideStyle, seed: int, mpp: float) ->
             break
         nest = numpy_generator(seed, "nest", attempt)
         subtype = _draw_subtype(nest, style)
-        outline_um = _outline(nest, coarse, style, duct=subtype == DUCT)
+        whole_um = _outline(nest, coarse, style, duct=subtype == DUCT)
         gap_um = 0.0 if nest.random() < TOUCHING_SHARE else GAP_UM
-        outline_um = _largest_part(np.maximum(outline_um, gap_um - taken_um))
-        if np.count_nonzero(outline_um < 0) * STEP_UM**2 < SMALLEST_UM2:
+        outline_um = _largest_part(np.maximum(whole_um, gap_um - taken_um))
+        whole, left = (np.count_nonzero(outline < 0) for outline in (whole_um, outline_um))
+        if left * STEP_UM**2 < SMALLEST_UM2 or left < whole * (0.85 if subtype == DUCT else 0.5):
             continue
         inside = (upsample(outline_um, shape, step_px) < 0) & (instances == 0)
         if np.count_nonzero(inside) * mpp**2 >= SMALLEST_UM2 / 2:
@@ -76,7 +77,7 @@ def _draw_subtype(rng: np.random.Generator, style: SlideStyle) -> int:
 
 def _outline(rng: np.random.Generator, coarse: tuple[int, int], style: SlideStyle, *, duct: bool) -> np.ndarray:
     """Return the signed distance to a bent, lumpy capsule in micrometres, negative inside, (h, w)."""
-    radius = style.nest_radius_um * np.exp(rng.normal(0.25 if duct else 0.0, 0.3))
+    radius = style.nest_radius_um * np.exp(rng.normal(0.3 if duct else 0.0, 0.25))
     length = radius * (rng.uniform(0, 0.5) if duct else style.nest_length * rng.uniform(0.0, 2.5))
     extent = np.array(coarse) * STEP_UM
     centre = rng.uniform(-0.5 * radius, extent + 0.5 * radius)

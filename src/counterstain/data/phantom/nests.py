@@ -6,7 +6,7 @@ a nest has the lumina and the rim of a duct. Shapes: n = cells, p = pixels of ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -26,6 +26,7 @@ COMPLETE_SHARE = (0.0, 0.45, 0.86, 1.0)  # of a cell's circumference
 CYTOPLASM_DAB = (0.0, 0.035, 0.10, 0.27)
 STAINED_CELLS = (0.0, 0.75, 0.96, 1.0)
 
+DARK_SHARE = 0.03  # of nuclei are mitotic or shrunken
 DUCT_SCORES = (1.0, 1.6, 2.2, 2.7, 3.0)  # DCIS is HER2-positive more often than not
 
 
@@ -71,7 +72,7 @@ def draw_nests(ground: Ground, stains: Stains) -> np.ndarray:
 def place_cells(ground: Ground) -> Cells:
     """Place cells on a shaken lattice, a little inside the outlines; every nest has one at least."""
     size = ground.style.cell_size_um
-    points = ground.scatter("cells", size, jitter=0.24, margin_um=size)
+    points = ground.scatter("cells", size, jitter=0.3, margin_um=size)
     slack = 0.8 + 0.8 * np.abs(lookup(ground.noise("slack", 18.0), points))
     keep = (lookup(ground.labels, points) > 0) & (lookup(ground.depth_um, points) > 0.42 * size + slack)
     points = points[keep]
@@ -101,18 +102,32 @@ def _scores(ground: Ground, labels: np.ndarray, instances: np.ndarray) -> np.nda
 def _bodies(ground: Ground, cells: Cells) -> Bodies:
     """Find the cell of every pixel and the distance to its membrane: half-planes between neighbours (Voronoi)."""
     where = np.nonzero(ground.labels)
-    wobble = np.stack([ground.noise(f"wobble {axis}", 6.0)[where] for axis in "yx"], axis=1) * (0.7 / ground.mpp)
-    pixels = np.stack(where, axis=1) + wobble
-    k = min(2, len(cells.points))
-    distance, index = cKDTree(cells.points).query(pixels, k=k)
-    distance, index = distance.reshape(len(pixels), k), index.reshape(len(pixels), k)
-    first, second = index[:, 0], index[:, -1]
-    between = np.maximum(np.hypot(*(cells.points[first] - cells.points[second]).T), 1e-6)
-    to_neighbour = (distance[:, -1] ** 2 - distance[:, 0] ** 2) / (2 * between)
-    reach = 0.64 * ground.style.cell_size_um / ground.mpp
-    to_outside = reach - distance[:, 0]
-    margin = np.minimum(to_neighbour, to_outside) if k == 2 else to_outside
-    return Bodies(where=where, cell=first, margin_um=(margin * ground.mpp).astype(np.float32))
+    size_px = ground.style.cell_size_um / ground.mpp
+    near = _near_cells(ground.shape, where, cells.points, block_px=max(1, int(0.22 * size_px)))  # (k, p)
+    wobble = (ground.noise(f"wobble {axis}", 6.0)[where] * np.float32(0.8 / ground.mpp) for axis in "yx")
+    y, x = (pixels.astype(np.float32) + shift for pixels, shift in zip(where, wobble, strict=True))
+    cell_y, cell_x = (column.astype(np.float32)[near] for column in cells.points.T)  # (k, p)
+    square = np.square(cell_y - y) + np.square(cell_x - x)
+    nearest = np.argmin(square, axis=0)[None]
+    own_y, own_x, own_square, own = (np.take_along_axis(a, nearest, axis=0) for a in (cell_y, cell_x, square, near))
+    between = np.sqrt(np.square(cell_y - own_y) + np.square(cell_x - own_x))
+    to_membrane = np.where(between > 0, (square - own_square) / np.maximum(2 * between, 1e-3), np.inf).min(axis=0)
+    to_outside = np.float32(0.64 * size_px) - np.sqrt(own_square[0])
+    return Bodies(where=where, cell=own[0], margin_um=np.minimum(to_membrane, to_outside) * np.float32(ground.mpp))
+
+
+def _near_cells(
+    shape: tuple[int, int], where: tuple[np.ndarray, ...], points: np.ndarray, *, block_px: int
+) -> np.ndarray:
+    """Return the few cells nearest to the block of pixels that each pixel lies in, (k, p)."""
+    y, x = (axis // block_px for axis in where)
+    needed = np.zeros((shape[0] // block_px + 1, shape[1] // block_px + 1), np.int32)
+    needed[y, x] = 1
+    blocks = np.stack(np.nonzero(needed), axis=1)
+    needed[needed > 0] = np.arange(len(blocks))
+    k = min(5, len(points))
+    _, near = cKDTree(points).query(blocks * block_px + (block_px - 1) / 2, k=k)
+    return np.asarray(near.reshape(len(blocks), k).T[:, needed[y, x]])
 
 
 def _draw_bodies(ground: Ground, stains: Stains, cells: Cells, bodies: Bodies) -> tuple[np.ndarray, np.ndarray]:
@@ -136,16 +151,24 @@ def _draw_bodies(ground: Ground, stains: Stains, cells: Cells, bodies: Bodies) -
     membrane = np.interp(score, SCORES, MEMBRANE_DAB) * profile * present * strength[of_pixel]
     granular = 1 + 0.3 * ground.noise("cytoplasm", 2.2)[bodies.where]
     cytoplasm = np.interp(score, SCORES, CYTOPLASM_DAB) * strength[of_pixel] * granular
-    counter = 0.105 * granular * (1 - 0.3 * profile)
+    counter = ground.style.cytoplasm * granular * (1 - 0.3 * profile)
     body, shown = np.zeros(ground.shape, np.float32), np.zeros(ground.shape, np.float32)
     body[bodies.where] = inside
     shown[bodies.where] = membrane
     haematoxylin, dab = np.zeros(ground.shape, np.float32), np.zeros(ground.shape, np.float32)
     haematoxylin[bodies.where] = counter
     dab[bodies.where] = cytoplasm + 0.6 * ground.style.dab_background
+    _draw_clefts(ground, stains)
     stains.cover(body, haematoxylin=haematoxylin, dab=dab)
     stains.dab[...] += shown
     return body, shown
+
+
+def _draw_clefts(ground: Ground, stains: Stains) -> None:
+    """Draw the gaps that open where a nest shrinks away from the stroma."""
+    open_here = smoothstep(ground.noise("clefts", 22.0) - 1.6 + 2 * min(ground.style.clefts, 1.5), -0.2, 0.6)
+    along = smoothstep(ground.depth_um, 0.5, 2.0)
+    stains.cover((0.9 * open_here * along).astype(np.float32), haematoxylin=0.01, dab=0.3 * ground.style.dab_background)
 
 
 def _gap_threshold(complete: np.ndarray) -> np.ndarray:
@@ -157,7 +180,7 @@ def _draw_nuclei(ground: Ground, stains: Stains, cells: Cells, body: np.ndarray,
     nuclei = _tumour_nuclei(ground, cells)
     coverage, amount = stamp(nuclei, ground.shape, ground.mpp)
     coverage *= body * (1 - lumen)
-    chromatin = 1 + 0.18 * ground.noise("chromatin", 1.6) * (0.5 + ground.style.nucleoli)
+    chromatin = 1 + 0.18 * ground.grain * (0.5 + ground.style.nucleoli)
     stains.cover(coverage, haematoxylin=amount * chromatin, dab=stains.dab * np.float32(0.35))
     spots, spot_amount = stamp(_nucleoli(ground, nuclei), ground.shape, ground.mpp)
     stains.haematoxylin[...] += spots * coverage * spot_amount
@@ -167,7 +190,7 @@ def _tumour_nuclei(ground: Ground, cells: Cells) -> Nuclei:
     style = ground.style
     rng = ground.rng("tumour nuclei")
     offset = rng.normal(0, 0.07 * style.cell_size_um / ground.mpp, cells.points.shape)
-    return make_nuclei(
+    nuclei = make_nuclei(
         rng,
         cells.points + offset,
         radius_um=style.nucleus_share * style.cell_size_um,
@@ -176,6 +199,12 @@ def _tumour_nuclei(ground: Ground, cells: Cells) -> Nuclei:
         stretch=(1.0, 1.0 + 3 * style.pleomorphism),
         lumpiness=0.35 * style.pleomorphism,
         rim=0.5,
+    )
+    dark = rng.random(len(cells.points)) < DARK_SHARE
+    return replace(
+        nuclei,
+        amount=nuclei.amount * np.where(dark, 1.9, 1.0),
+        radius_um=nuclei.radius_um * np.where(dark, 0.75, 1.0),
     )
 
 
@@ -229,11 +258,13 @@ def _draw_rim(ground: Ground, stains: Stains) -> None:
     nuclei = make_nuclei(
         rng,
         points,
-        radius_um=1.9,
+        radius_um=2.2,
         spread=0.15,
-        amount=0.5,
+        amount=0.62,
         stretch=(2.0, 3.5),
         angle=angle,
     )
     coverage, amount = stamp(nuclei, ground.shape, ground.mpp)
+    membrane = 0.12 * np.exp(-np.square(ground.depth_um - np.float32(1.2))) * (ground.labels == DUCT)
+    stains.haematoxylin[...] += membrane
     stains.cover(coverage, haematoxylin=amount, dab=stains.dab * np.float32(0.6))

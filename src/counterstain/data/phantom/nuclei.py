@@ -69,14 +69,14 @@ def stamp(nuclei: Nuclei, shape: tuple[int, int], mpp: float) -> tuple[np.ndarra
         return coverage, amount
     reach = int(np.ceil(float((nuclei.radius_um * np.sqrt(nuclei.stretch)).max()) * 1.15 / mpp)) + 1
     window = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)  # (2, k)
-    nearest = np.rint(nuclei.points).astype(np.intp)
-    y, x = (nearest[:, i, None] + window[i] for i in (0, 1))  # (n, k)
+    nearest = np.rint(nuclei.points).astype(np.int32)
+    y, x = (nearest[:, i, None] + window[i].astype(np.int32) for i in (0, 1))  # (n, k)
     rho = _radii(nuclei, y, x, mpp)
     softness = np.maximum(mpp, 0.7) / nuclei.radius_um[:, None].astype(np.float32)
     inside = np.clip((1 - rho) / softness + 0.5, 0, 1)
     shade = 1 - nuclei.rim / 2 + nuclei.rim * np.exp(-(((rho - 0.85) / 0.2) ** 2))
     hit = (inside > 0) & (y >= 0) & (x >= 0) & (y < shape[0]) & (x < shape[1])
-    flat = y[hit] * shape[1] + x[hit]
+    flat = (y * shape[1] + x)[hit]
     np.maximum.at(coverage.reshape(-1), flat, inside[hit])
     np.maximum.at(amount.reshape(-1), flat, (inside * shade * nuclei.amount[:, None].astype(np.float32))[hit])
     return coverage, amount
@@ -84,12 +84,13 @@ def stamp(nuclei: Nuclei, shape: tuple[int, int], mpp: float) -> tuple[np.ndarra
 
 def _radii(nuclei: Nuclei, y: np.ndarray, x: np.ndarray, mpp: float) -> np.ndarray:
     """Return the distance of window pixels to the middle in units of the radius there, (n, k) float32."""
-    dy = ((y - nuclei.points[:, :1]) * mpp).astype(np.float32)
-    dx = ((x - nuclei.points[:, 1:]) * mpp).astype(np.float32)
+    points = nuclei.points.astype(np.float32)
+    dy, dx = ((of_pixel - points[:, i, None]) * np.float32(mpp) for i, of_pixel in enumerate((y, x)))
     cos, sin = (f(nuclei.angle)[:, None].astype(np.float32) for f in (np.cos, np.sin))
     axis = np.sqrt(nuclei.stretch)[:, None].astype(np.float32)
     u, v = (cos * dx + sin * dy) / axis, (cos * dy - sin * dx) * axis
     square = u * u + v * v + np.float32(1e-6)
     r = np.sqrt(square)
-    waves = (3 * u * u * v - v**3) / (square * r) * nuclei.lumps[:, :1] + u * v / square * nuclei.lumps[:, 1:] * 2
-    return np.asarray(r / nuclei.radius_um[:, None] * (1 + waves), np.float32)
+    lumps, radius = nuclei.lumps.astype(np.float32), nuclei.radius_um[:, None].astype(np.float32)
+    waves = ((3 * u * u - v * v) * v / r * lumps[:, :1] + 2 * u * v * lumps[:, 1:]) / square
+    return np.asarray(r / radius * (1 + waves))

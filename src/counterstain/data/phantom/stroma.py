@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 from counterstain.data.phantom.ground import Ground, Stains
-from counterstain.data.phantom.noise import level_angle, lookup, smoothstep
+from counterstain.data.phantom.noise import level_angle, look_up_wrapped, lookup, smoothstep, white_noise
 from counterstain.data.phantom.nuclei import Nuclei, make_nuclei, stamp
 
 LYMPHOCYTE_RADIUS_UM = 2.9
-FIBRE_TABLE = (64, 48)  # random values across and along fibres; wraps around
+WITHIN_NESTS_SHARE = 0.12  # of the lymphocytes at the edge of a nest that also lie in it
+FIBRE_TABLE = (64, 64)  # random values across and along fibres; wraps around
 
 
 def draw_fibres(ground: Ground) -> tuple[Stains, np.ndarray]:
@@ -25,40 +25,41 @@ def draw_fibres(ground: Ground) -> tuple[Stains, np.ndarray]:
     style = ground.style
     rng = ground.rng("fibres")
     theta = rng.uniform(0, np.pi)
-    y, x = np.ogrid[: ground.shape[0], : ground.shape[1]]
-    along = (np.cos(theta) * x + np.sin(theta) * y) * ground.mpp
-    across = (np.cos(theta) * y - np.sin(theta) * x) * ground.mpp
-    across = across + style.fibre_wave_um * ground.noise("long waves", 70.0) + 2.0 * ground.noise("short waves", 16.0)
-    across -= 22.0 * np.exp(-ground.outside_um / 14.0)  # fibres run along the outlines of nests
-    fine = _fibre_texture(rng, across / 2.4, along / 34.0)
-    bundles = _fibre_texture(rng, across / 8.0, along / 60.0)
-    density = smoothstep(0.55 * bundles + 0.35 * fine + 0.5 * ground.noise("oedema", 45.0), -1.3, 0.9)
-    grain = 1 + 0.12 * ground.noise("grain", 1.5)
-    haematoxylin = style.stroma_density * (0.02 + 0.125 * density + 0.035 * fine * density) * grain
-    dab = (style.dab_background + style.edge_staining * smoothstep(ground.noise("staining", 50.0), 0.2, 2.0)) * (
-        0.35 + 0.65 * density
-    )
-    stains = Stains(
-        np.clip(haematoxylin, 0, None).astype(np.float32), np.clip(dab + 0.012 * density, 0, None).astype(np.float32)
-    )
-    return stains, across.astype(np.float32)
+    y, x = (np.arange(n, dtype=np.float32) * np.float32(ground.mpp) for n in ground.shape)
+    cos, sin = np.float32(np.cos(theta)), np.float32(np.sin(theta))
+    along = cos * x + sin * y[:, None]
+    across = cos * y[:, None] - sin * x
+    long_waves = ground.noise("long waves", 60.0)
+    across += np.float32(style.fibre_wave_um) * long_waves + 1.6 * ground.noise("short waves", 13.0)
+    across -= 20 * np.exp(ground.outside_um * np.float32(-1 / 14))  # fibres run along the outlines of nests
+    fine = _fibre_texture(rng, across / 2.2, along / 26)
+    crossing = _fibre_texture(rng, (across + 0.45 * along) / 3.1, (along - 0.45 * across) / 30)
+    bundles = _fibre_texture(rng, across / 7.5, along / 55)
+    oedema = ground.noise("oedema", 40.0)
+    cracks = smoothstep(bundles + 0.5 * oedema + 0.4 * long_waves, 0.9, 1.9)
+    density = 0.72 + 0.12 * fine + 0.09 * crossing - 0.1 * bundles - 0.12 * oedema + 0.06 * ground.grain
+    density = np.clip(density * (1 - 0.8 * cracks), 0.03, None)
+    staining = smoothstep(ground.noise("staining", 50.0), 0.2, 2.0)
+    dab = (0.5 + 0.5 * density) * (style.dab_background + style.edge_staining * staining)
+    return Stains(0.135 * np.float32(style.stroma_density) * density, dab + 0.02 * density), across
 
 
 def draw_stroma_cells(ground: Ground, stains: Stains, across_um: np.ndarray, free: np.ndarray) -> None:
     """Draw spindle cells and lymphocytes where ``free``, an (H, W) boolean array, leaves room for them."""
-    for nuclei in (_fibroblasts(ground, across_um), _lymphocytes(ground)):
-        seen = nuclei.chosen(lookup(free, nuclei.points))
+    rng = ground.rng("within nests")
+    for nuclei, share_within in ((_fibroblasts(ground, across_um), 0.0), (_lymphocytes(ground), WITHIN_NESTS_SHARE)):
+        within = rng.random(len(nuclei.points)) < share_within
+        seen = nuclei.chosen(np.where(lookup(ground.labels, nuclei.points) > 0, within, lookup(free, nuclei.points)))
         coverage, amount = stamp(seen, ground.shape, ground.mpp)
-        texture = 1 + 0.12 * ground.noise("stroma chromatin", 1.2)
+        texture = 1 + 0.12 * ground.grain
         stains.cover(
             coverage, haematoxylin=np.maximum(amount * texture, stains.haematoxylin), dab=stains.dab * np.float32(0.7)
         )
 
 
 def _fibre_texture(rng: np.random.Generator, across: np.ndarray, along: np.ndarray) -> np.ndarray:
-    table = rng.standard_normal(FIBRE_TABLE, dtype=np.float32)
-    where = np.stack([across, along + 0.15 * across])
-    return np.asarray(ndimage.map_coordinates(table, where, order=1, mode="grid-wrap", prefilter=False)) * 1.4
+    table = white_noise(rng, FIBRE_TABLE)
+    return look_up_wrapped(table, across, along + 0.15 * across) * np.float32(1.4)
 
 
 def _fibroblasts(ground: Ground, across_um: np.ndarray) -> Nuclei:

@@ -20,8 +20,10 @@ Size = Annotated[float, Field(gt=0, le=1000)]
 Vector = tuple[float, float, float]
 
 GOLDEN = 0.6180339887498949  # its multiples fill 0..1 evenly, so any number of slides has the wanted scores
-HAEMATOXYLIN = (0.650, 0.704, 0.286)  # Ruifrok & Johnston 2001, optical density of red, green, blue
-DAB = (0.268, 0.570, 0.776)
+# Optical density of red, green, blue. Ruifrok & Johnston 2001 give 0.650, 0.704, 0.286 and 0.268, 0.570, 0.776; slide
+# scanners show haematoxylin a little bluer and DAB a little less red.
+HAEMATOXYLIN = (0.698, 0.652, 0.296)
+DAB = (0.322, 0.571, 0.755)
 
 
 class PhantomConfig(Config):
@@ -112,9 +114,13 @@ class SlideStyle(Config):
     """Spread of the logarithm of nuclear radii."""
     nucleoli: Factor = 0.6
     """Strength of nucleoli and coarse chromatin."""
+    cytoplasm: Factor = 0.11
+    """Counterstain of tumour cytoplasm, in optical density."""
+    clefts: Factor = 0.3
+    """How often nests have shrunk away from the stroma."""
     stroma_density: Factor = 1.0
     """Factor on the counterstain of fibres."""
-    fibre_wave_um: Factor = 14.0
+    fibre_wave_um: Factor = 9.0
     """Amplitude of the waves of fibres."""
     fibroblasts: Factor = 1.0
     """Factor on the number of spindle cells."""
@@ -140,6 +146,7 @@ _SPREADS = {
     "haematoxylin_strength": 0.28, "dab_strength": 0.16, "dab_background": 0.6, "edge_staining": 0.9,
     "haze": 0.7, "illumination": 0.7, "blur_um": 0.3, "noise": 0.3,
     "cell_size_um": 0.12, "nucleus_share": 0.06, "pleomorphism": 0.3, "nucleoli": 0.4,
+    "cytoplasm": 0.25, "clefts": 0.7,
     "stroma_density": 0.3, "fibre_wave_um": 0.4, "fibroblasts": 0.35, "lymphocytes": 0.6, "benign": 0.5, "fat": 0.7,
     "smears": 0.7, "folds": 0.5, "defocus": 0.6, "precipitate": 0.7, "duct_share": 0.5,
 }  # fmt: skip
@@ -197,8 +204,8 @@ def slide_style(config: PhantomConfig, slide_index: int) -> SlideStyle:
         **{name: round(float(value), 6) for name, value in values.items()},
         purity=config.purity,
         dominant_score=_dominant_score(config, slide_index),
-        haematoxylin_vector=_tinted(HAEMATOXYLIN, [0.07 * deviate(f"haematoxylin {c}") for c in "rgb"]),
-        dab_vector=_tinted(DAB, [0.06 * deviate(f"dab {c}") for c in "rgb"]),
+        haematoxylin_vector=_tinted(HAEMATOXYLIN, [0.045 * deviate(f"haematoxylin {c}") for c in "rgb"]),
+        dab_vector=_tinted(DAB, [0.04 * deviate(f"dab {c}") for c in "rgb"]),
         glass=_tinted_glass([0.012 * deviate(f"glass {c}") for c in "rgb"]),
     )
 
