@@ -1,0 +1,85 @@
+from typing import Annotated
+
+import pytest
+from pydantic import Field
+
+from counterstain.config import Config, build, merge, parse_overrides, read_yaml, to_yaml
+from counterstain.errors import ConfigError
+
+
+class Training(Config):
+    steps: Annotated[int, Field(ge=1)] = 100
+    lr: float = 1e-4
+
+
+class Study(Config):
+    name: str
+    training: Training = Training()
+    arms: tuple[str, ...] = ()
+
+
+def test_a_configuration_survives_a_round_trip_through_yaml(tmp_path):
+    config = Study(name="demo", training=Training(steps=7, lr=3e-5), arms=("tumor", "spade+50"))
+    (tmp_path / "study.yaml").write_text(to_yaml(config))
+    assert build(Study, read_yaml(tmp_path / "study.yaml")) == config
+
+
+def test_an_unknown_key_is_told_the_nearest_one():
+    with pytest.raises(ConfigError, match=r"study\.yaml: training\.step: unknown key; did you mean steps\?"):
+        build(Study, {"name": "a", "training": {"step": 3}}, "study.yaml")
+
+
+def test_an_unknown_key_unlike_any_other_is_told_all_known_ones():
+    with pytest.raises(ConfigError, match=r"settings: zzz: unknown key; known here: arms, name, training"):
+        build(Study, {"name": "a", "zzz": 3})
+
+
+def test_a_value_out_of_range_is_named_with_its_place():
+    with pytest.raises(ConfigError, match=r"training\.steps: .*greater than or equal to 1 \(got 0\)"):
+        build(Study, {"name": "a", "training": {"steps": 0}})
+
+
+def test_a_missing_value_is_named_and_the_rest_counted():
+    with pytest.raises(ConfigError, match=r"name: Field required \(and 1 more\)"):
+        build(Study, {"training": {"lr": "fast"}})
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        Training().steps = 3
+
+
+def test_overrides_are_nested_and_typed():
+    assert parse_overrides(["training.steps=5", "training.lr=1.0e-3", "arms=[tumor]"]) == {
+        "training": {"steps": 5, "lr": 1e-3},
+        "arms": ["tumor"],
+    }
+
+
+@pytest.mark.parametrize("assignment", ["steps", "=3", "a..b=3"])
+def test_an_override_without_key_or_value_shows_how_it_is_done(assignment):
+    with pytest.raises(ConfigError, match=r"--set .*expected KEY=VALUE, for example"):
+        parse_overrides([assignment])
+
+
+def test_an_override_that_is_not_yaml_is_an_error():
+    with pytest.raises(ConfigError, match="the value is not YAML"):
+        parse_overrides(["a=[1"])
+
+
+def test_merging_keeps_what_is_not_changed():
+    base = {"a": {"b": 1, "c": [1, 2]}, "d": 1}
+    assert merge(base, {"a": {"c": [3]}}) == {"a": {"b": 1, "c": [3]}, "d": 1}
+    assert base["a"] == {"b": 1, "c": [1, 2]}
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [1", "not YAML"), ("- a", "expected a mapping .* found list")])
+def test_a_file_that_is_no_mapping_is_an_error(tmp_path, text, message):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_yaml(tmp_path / "a.yaml")

@@ -1,0 +1,168 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from counterstain.errors import InputError, MismatchError, StorageError
+from counterstain.storage import (
+    claim,
+    committing,
+    fingerprint,
+    read_json,
+    replacing,
+    sha256_of,
+    write_csv,
+    write_json,
+    write_parquet,
+    write_text,
+)
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fail_half_way(partial):
+    partial.write_text("half")
+    raise RuntimeError("killed")
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Let every fsync fail as on a full disk."""
+
+    def fsync(_descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    write_json(tmp_path / "new" / "a.json", {"µm": [1, None]})
+    assert read_json(tmp_path / "new" / "a.json") == {"µm": [1, None]}
+
+
+def test_a_table_keeps_its_floats(tmp_path):
+    table = pd.DataFrame({"a": [0.1 + 0.2, 1 / 3]})
+    write_csv(tmp_path / "a.csv", table)
+    write_parquet(tmp_path / "a.parquet", table)
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    assert [lines[0], *map(float, lines[1:])] == ["a", *table["a"]]
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "a.parquet"), table)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(RuntimeError, match="killed"), replacing(tmp_path / "a.txt") as partial:
+        fail_half_way(partial)
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert names_in(tmp_path) == ["a.txt"]
+
+
+def test_a_failed_folder_leaves_the_old_one_and_nothing_else(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(RuntimeError, match="killed"), committing(tmp_path / "a") as partial:
+        fail_half_way(partial / "file")
+    assert names_in(tmp_path) == ["a"]
+    assert not any((tmp_path / "a").iterdir())
+
+
+def test_a_finished_folder_takes_the_place_of_the_old_one(tmp_path):
+    for content in ("old", "new"):
+        with committing(tmp_path / "a") as partial:
+            (partial / content).mkdir()
+            (partial / content / "file").write_text(content)
+    assert (tmp_path / "a" / "new" / "file").read_text() == "new"
+    assert names_in(tmp_path / "a") == ["new"]
+
+
+def test_a_full_disk_is_one_line_with_the_remedy(tmp_path, full_disk):
+    with pytest.raises(StorageError, match=r"a\.txt: the disk is full; free some space and give the same command"):
+        write_text(tmp_path / "a.txt", "text")
+    with pytest.raises(StorageError, match="the disk is full"), committing(tmp_path / "folder") as partial:
+        (partial / "file").touch()
+    assert names_in(tmp_path) == []
+
+
+def test_a_full_disk_while_the_content_is_written_is_the_same_error(tmp_path):
+    with pytest.raises(StorageError, match="the disk is full"), committing(tmp_path / "folder"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert names_in(tmp_path) == []
+
+
+def test_a_folder_that_may_not_be_written_is_one_line(tmp_path):
+    with pytest.raises(StorageError, match="cannot be written"), replacing(tmp_path / "a"):
+        raise OSError(errno.EACCES, "Permission denied")
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from counterstain.storage import committing
+with committing(Path(sys.argv[1]) / "folder") as partial:
+    (partial / "half").write_text("half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_leaves_is_never_taken_for_finished(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "folder").exists()
+    with committing(tmp_path / "folder") as partial:
+        (partial / "whole").touch()
+    assert names_in(tmp_path) == ["folder"]
+    assert names_in(tmp_path / "folder") == ["whole"]
+
+
+def test_a_missing_json_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"a\.json: no such file"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_damaged_json_file_is_named(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": ')
+    with pytest.raises(StorageError, match=r"a\.json: damaged"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_fingerprint_does_not_depend_on_the_order_of_keys():
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "a").startswith("ba7816bf8f01cfea")
+
+
+def test_the_same_run_may_claim_its_folder_again(tmp_path):
+    claim(tmp_path / "run", "train", {"steps": 10})
+    (tmp_path / "run" / "content").touch()
+    claim(tmp_path / "run", "train", {"steps": 10})
+
+
+def test_another_run_is_told_the_first_setting_that_differs(tmp_path):
+    claim(tmp_path / "run", "train", {"loss": {"dice": 0.9, "ce": 0.1}, "steps": 10})
+    with pytest.raises(MismatchError, match=r"another run \(train: loss\.ce was 0\.1, now 0\.5\)"):
+        claim(tmp_path / "run", "train", {"loss": {"dice": 0.9, "ce": 0.5}, "steps": 20})
+
+
+def test_another_stage_is_told_whose_folder_it_is(tmp_path):
+    claim(tmp_path / "run", "cohort", {})
+    with pytest.raises(MismatchError, match=r"another run \(cohort\); give another output folder"):
+        claim(tmp_path / "run", "train", {})
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(MismatchError, match="is not empty and was not made by counterstain"):
+        claim(tmp_path, "train", {})
+    assert names_in(tmp_path) == ["thesis.tex"]
