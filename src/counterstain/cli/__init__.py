@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-COMMAND_MODULES = ("phantom", "data")  # in the order of the help
+COMMAND_MODULES = ("phantom", "data", "report")  # in the order of the help
 
 for _module in COMMAND_MODULES:
     importlib.import_module(f"counterstain.cli.{_module}").register(app)

@@ -1,0 +1,30 @@
+"""Command from the results of a study to a page that says what they mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("report")(_report)
+
+
+def _report(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Folder of a study that has run.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", metavar="FOLDER", help="The same: a run, or its results folder.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write [default: RUN/report.html].")] = None,
+) -> None:
+    """Write one self-contained page with the figures, tables and finding of a study."""
+    from counterstain.errors import InputError
+    from counterstain.report.page import write_report
+
+    if (run is None) == (source is None):
+        raise InputError("report: give one folder of a study, either as RUN or with --from")
+    path = write_report(run or source or Path(), out)
+    typer.echo(f"report: {path}")

@@ -1,0 +1,116 @@
+"""The differences of every arm to the reference arm, with intervals; the arm that validation chooses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pandas as pd
+
+from counterstain.report.arms import is_baseline, is_oracle
+from counterstain.report.results import Results
+from counterstain.segmentation.counts import dice, recalls, subtype_variance
+from counterstain.study.statistics import Measure, bootstrap_differences, differences
+from counterstain.taxonomy import Taxonomy
+
+MAIN = ("dice", "subtype_variance")
+HIGHER_IS_BETTER = {"dice": 1, "subtype_variance": -1}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """The difference of one arm to the reference arm in one measure, paired by repeat."""
+
+    n: int
+    """Repeats."""
+    mean: float
+    sd: float
+    """NaN for one repeat."""
+    min: float
+    max: float
+    relative: float
+    """The mean as a share of the reference."""
+    low: float
+    """End of the 95 % interval; NaN where there is none."""
+    high: float
+    relative_low: float
+    relative_high: float
+    undefined: float
+    """Share of bootstrap draws that had no value."""
+
+
+UNDEFINED = Effect(
+    n=0,
+    mean=math.nan,
+    sd=math.nan,
+    min=math.nan,
+    max=math.nan,
+    relative=math.nan,
+    low=math.nan,
+    high=math.nan,
+    relative_low=math.nan,
+    relative_high=math.nan,
+    undefined=math.nan,
+)
+"""Where a measure has no value."""
+Effects = dict[tuple[str, str], Effect]
+"""By arm and measure."""
+
+
+def effects_on_test(results: Results, *, draws: int = 10_000, seed: int = 0) -> Effects:
+    """Return differences to the reference arm on the test part, with 95 % intervals.
+
+    See :func:`~counterstain.study.statistics.differences` and
+    :func:`~counterstain.study.statistics.bootstrap_differences`; variants of the measures have no interval.
+    """
+    study = results.study
+    paired = differences(results.results, study.reference)
+    paired = paired.loc[paired["split"] == "test"]
+    counts = results.counts.loc[results.counts["split"] == "test"]
+    intervals = bootstrap_differences(
+        counts,
+        study.reference,
+        _measures(study.taxonomy, counts),
+        num_labels=study.taxonomy.num_labels,
+        draws=draws,
+        seed=seed,
+    )
+    joined = paired.merge(intervals.drop(columns="n"), on=["arm", "measure"], how="left")
+    names = [field.name for field in fields(Effect)]
+    return {
+        (row["arm"], row["measure"]): Effect(**{name: row[name] for name in names})
+        for row in joined.to_dict(orient="records")
+    }
+
+
+def chosen_arm(results: Results) -> str | None:
+    """Return the arm with the highest mean Dice on validation; ties go to the lower subtype variance.
+
+    Baselines cannot be chosen, as they are what the choice is held against, nor can oracle arms, which no real
+    cohort has. None if no arm is left or validation has no results.
+    """
+    candidates = [a for a in results.arms if not (is_baseline(a) or is_oracle(a) or a == results.study.reference)]
+    table = results.results
+    rows = table.loc[(table["split"] == "val") & table["arm"].isin(candidates)]
+    means = rows.groupby("arm")[list(MAIN)].mean().dropna(subset=["dice"])
+    if means.empty:
+        return None
+    return str(means.sort_values(list(MAIN), ascending=[False, True], kind="stable").index[0])
+
+
+def _measures(taxonomy: Taxonomy, counts: pd.DataFrame) -> dict[str, Measure]:
+    """Return the main measures; those of a draw that lacks a subtype which the part has are undefined."""
+    pixels = counts.groupby("subtype")[["predicted_background", "predicted_tumour"]].sum().sum(axis=1)
+    counted = [k for k in taxonomy.counted_ids if pixels.get(k, 0) > 0]
+
+    def variance(table: np.ndarray) -> np.ndarray:
+        lacks_one = (table[..., counted, :].sum(axis=-1) == 0).any(axis=-1)
+        return np.where(lacks_one, np.nan, subtype_variance(table, counted))
+
+    found = {f"recall_{s.name}": _recall(s.id) for s in taxonomy.subtypes}
+    return {"dice": dice, "subtype_variance": variance, **found}
+
+
+def _recall(subtype: int) -> Measure:
+    return lambda table: recalls(table)[..., subtype - 1]

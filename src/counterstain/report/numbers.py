@@ -1,0 +1,49 @@
+"""Numbers as they are written in a report."""
+
+from __future__ import annotations
+
+import math
+
+MINUS = "\N{MINUS SIGN}"
+PERCENT = "\N{NO-BREAK SPACE}%"
+NONE = "\N{EN DASH}"
+"""What stands where there is no value."""
+
+
+def fixed(value: float, digits: int) -> str:
+    """Write a number with so many digits after the point."""
+    if not math.isfinite(value):
+        return NONE
+    text = f"{value:.{digits}f}"
+    return (text.lstrip("-") if float(text) == 0 else text).replace("-", MINUS)
+
+
+def signed(value: float, digits: int) -> str:
+    """Write a difference: always with its sign, except for nought."""
+    text = fixed(value, digits)
+    return text if value <= 0 or not math.isfinite(value) or float(text) == 0 else f"+{text}"
+
+
+def interval(low: float, high: float, digits: int) -> str:
+    """Write an interval of differences (``+0.4 to +1.2``)."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return NONE
+    return f"{signed(low, digits)} to {signed(high, digits)}"
+
+
+def span(low: float, high: float, digits: int) -> str:
+    """Write two ends in little room (``-0.4, +1.2``, with a proper minus sign)."""
+    return f"{signed(low, digits)}, {signed(high, digits)}" if math.isfinite(low) and math.isfinite(high) else NONE
+
+
+def duration(seconds: float) -> str:
+    """Write a time as people say it (``3 h 5 min``)."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def counted(number: int, thing: str, things: str = "") -> str:
+    """Write a number with its noun (``1 repeat``, ``5 repeats``)."""
+    return f"{number:,} {thing if number == 1 else things or thing + 's'}"

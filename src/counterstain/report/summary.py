@@ -1,0 +1,179 @@
+"""What a study found, in plain words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from counterstain.report.arms import CEILING, is_oracle, label_of
+from counterstain.report.effects import HIGHER_IS_BETTER, MAIN, UNDEFINED, Effect, Effects
+from counterstain.report.numbers import PERCENT, counted, fixed, interval, signed
+from counterstain.report.results import Results
+
+ENOUGH_REPEATS = 5  # the paper's number
+ENOUGH_PATIENTS = 8  # the paper's number of test patients
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The finding and what must be said with it."""
+
+    verdict: str
+    """A few words."""
+    finding: str
+    """One or two sentences."""
+    cautions: tuple[str, ...]
+    """Why not to believe too much."""
+    arms: tuple[tuple[str, str], ...]
+    """Label and sentence of every arm but the reference."""
+
+
+def summarise(results: Results, effects: Effects, chosen: str | None) -> Summary:
+    """Say what a study found.
+
+    Parameters
+    ----------
+    results : Results
+        The study.
+    effects : Effects
+        Of :func:`~counterstain.report.effects.effects_on_test`.
+    chosen : str, optional
+        Of :func:`~counterstain.report.effects.chosen_arm`.
+
+    Returns
+    -------
+    Summary
+    """
+    measured = {arm for arm, measure in effects if measure == "dice"}
+    verdict, finding = _finding(results, effects, chosen) if chosen in measured else _nothing_to_compare(results)
+    others = [arm for arm in results.arms if arm != results.study.reference and arm in measured]
+    return Summary(
+        verdict=verdict,
+        finding=finding,
+        cautions=tuple(_cautions(results, effects)),
+        arms=tuple((label_of(arm), _arm_sentence(effects, arm)) for arm in others),
+    )
+
+
+def judge(effect: Effect, measure: str) -> str:
+    """Return ``better``, ``worse`` (the interval leaves nought out) or ``unclear``."""
+    sign = HIGHER_IS_BETTER[measure]
+    ends = sorted([sign * effect.low, sign * effect.high])
+    if not all(map(math.isfinite, ends)):
+        return "unclear"
+    return "better" if ends[0] > 0 else "worse" if ends[1] < 0 else "unclear"
+
+
+def _nothing_to_compare(results: Results) -> tuple[str, str]:
+    reference = label_of(results.study.reference)
+    return "Nothing to compare", (
+        f"No arm with synthetic images has results on validation and test, so nothing can be held against {reference}."
+    )
+
+
+def _finding(results: Results, effects: Effects, chosen: str) -> tuple[str, str]:
+    of_dice, of_variance = (effects.get((chosen, measure), UNDEFINED) for measure in MAIN)
+    n = of_dice.n
+    seen = (
+        f"The best arm on validation, {label_of(chosen)}, differs from {label_of(results.study.reference)} on the "
+        f"test part by {_points(of_dice)} of {results.study.taxonomy.tissue_class} Dice "
+        f"(95{PERCENT} interval {_interval_points(of_dice)}) and by {_percent(of_variance)} in subtype variance "
+        f"(95{PERCENT} interval {_interval_percent(of_variance)})."
+    )
+    if n < ENOUGH_REPEATS:
+        trend = "" if _gains(of_dice, of_variance) else "no improvement was seen, and "
+        return (
+            "No improvement seen; too few repeats" if trend else "Too few repeats to conclude",
+            f"With {counted(n, 'repeat')} {trend}nothing can be concluded. {seen}",
+        )
+    return _verdict(of_dice, of_variance, seen)
+
+
+def _verdict(of_dice: Effect, of_variance: Effect, seen: str) -> tuple[str, str]:
+    judged = {"Dice": judge(of_dice, "dice"), "subtype variance": judge(of_variance, "subtype_variance")}
+    better = [name for name, how in judged.items() if how == "better"]
+    worse = [name for name, how in judged.items() if how == "worse"]
+    if better and worse:
+        return "Mixed", f"Synthetic images improved {better[0]} and made {worse[0]} worse. {seen}"
+    if better:
+        return f"Improved {' and '.join(better)}", f"Synthetic images improved {' and '.join(better)}. {seen}"
+    if worse or not _gains(of_dice, of_variance):
+        return "No improvement", f"There is no improvement by synthetic images. {seen}"
+    return "No improvement shown", f"No improvement can be shown: the differences are within chance. {seen}"
+
+
+def _gains(of_dice: Effect, of_variance: Effect) -> bool:
+    """Whether at least one of the two measures moved the right way."""
+    return bool(of_dice.mean > 0 or of_variance.mean < 0)
+
+
+def _arm_sentence(effects: Effects, arm: str) -> str:
+    of_dice, of_variance = (effects.get((arm, measure), UNDEFINED) for measure in MAIN)
+    judged = (_in_words(of_dice, "dice"), _in_words(of_variance, "subtype_variance"))
+    return (
+        (f"{CEILING.capitalize()}. " if is_oracle(arm) else "")
+        + f"Dice {_points(of_dice)} ({_interval_points(of_dice)}): {judged[0]}. "
+        + f"Subtype variance {_percent(of_variance)} ({_interval_percent(of_variance)}): {judged[1]}."
+    )
+
+
+def _in_words(effect: Effect, measure: str) -> str:
+    gain = HIGHER_IS_BETTER[measure] * effect.mean
+    if not math.isfinite(gain):
+        return "not measured"
+    if effect.n < ENOUGH_REPEATS:
+        return "too few repeats to tell" if gain > 0 else "no improvement seen"
+    words = {"better": "improved", "worse": "worse", "unclear": "within chance" if gain > 0 else "no improvement"}
+    return words[judge(effect, measure)]
+
+
+def _cautions(results: Results, effects: Effects) -> list[str]:
+    study = results.study
+    said = []
+    repeats = max((effect.n for effect in effects.values()), default=study.repeats)
+    if repeats < ENOUGH_REPEATS:
+        said.append(
+            f"{counted(repeats, 'repeat')} an arm: a difference of this size can come from the seed alone, and the "
+            f"intervals are too narrow. Run at least {ENOUGH_REPEATS} repeats before you conclude anything."
+        )
+    patients = results.counts.loc[results.counts["split"] == "test", "patient"].nunique()
+    if patients < ENOUGH_PATIENTS:
+        said.append(f"The test part has {counted(patients, 'patient')}: the intervals are too narrow.")
+    undefined = max((e.undefined for e in effects.values() if math.isfinite(e.undefined)), default=0.0)
+    if undefined > 0.01:
+        share = fixed(100 * undefined, 0)
+        said.append(
+            f"Some subtypes come from few test patients: up to {share}{PERCENT} of the bootstrap draws held none "
+            "of them and were left out of that interval."
+        )
+    absent = [name for name, c in zip(study.taxonomy.names, results.recalls, strict=True) if _absent(results, c)]
+    if absent:
+        said.append(f"The test part has no pixel of {', '.join(absent)}: no recall, left out of the subtype variance.")
+    if len(results.arms) > 3:
+        said.append(
+            f"{counted(len(results.arms) - 1, 'arm')} are held against one reference and the intervals are not "
+            "corrected for that: among so many, one may look better by chance."
+        )
+    if study.failed:
+        said.append(f"{counted(len(study.failed), 'cell')} of the study failed and is missing here (see Failures).")
+    return said
+
+
+def _absent(results: Results, column: str) -> bool:
+    return bool(results.results.loc[results.results["split"] == "test", column].isna().all())
+
+
+def _points(effect: Effect) -> str:
+    return f"{signed(100 * effect.mean, 1)} points"
+
+
+def _percent(effect: Effect) -> str:
+    return f"{signed(100 * effect.relative, 1)}{PERCENT}"
+
+
+def _interval_points(effect: Effect) -> str:
+    return interval(100 * effect.low, 100 * effect.high, 1)
+
+
+def _interval_percent(effect: Effect) -> str:
+    return f"{interval(100 * effect.relative_low, 100 * effect.relative_high, 0)}{PERCENT}"

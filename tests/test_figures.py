@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from drawn_results import DEMO_ARMS, HER2, draw_composition, draw_counts, draw_losses, draw_synthetic, results_of
+
+from counterstain.report import figures
+from counterstain.report.figure_style import STYLE, colour_of
+from counterstain.report.results import Example
+from counterstain.taxonomy import Subtype, Taxonomy
+
+LESION = Taxonomy(name="t", tissue_class="lesion", subtypes=(Subtype(id=1, name="a", colour="#112233"),))
+
+
+def texts(figure):
+    """Everything that is written in a figure."""
+    figure.draw_without_rendering()
+    found = [text for axes in figure.axes for text in axes.findobj(mpl.text.Text)]
+    found += [text for legend in figure.legends for text in legend.get_texts()]
+    return {text.get_text() for text in found if text.get_text()}
+
+
+def drawn():
+    counts = draw_counts(DEMO_ARMS, 2, patients=4)
+    return counts, results_of(counts)
+
+
+def example(size=16, methods=("spade", "oracle")):
+    image = np.full((size, size, 3), 200, np.uint8)
+    return Example(real=image, mask=image.copy(), new_mask=image.copy(), images=dict.fromkeys(methods, image))
+
+
+def all_figures():
+    counts, results = drawn()
+    return {
+        "composition": figures.composition(draw_composition(), HER2, mpp=0.5),
+        "balance": figures.balance(draw_synthetic(), HER2),
+        "boxplots": figures.boxplots(results, HER2, arms=DEMO_ARMS, reference="subtype"),
+        "confusion": figures.confusion(counts, HER2, reference="subtype", arm="spade+100"),
+        "training": figures.training_curves(draw_losses(DEMO_ARMS, 1)),
+        "examples": figures.examples([example()], HER2, mpp=0.5),
+    }
+
+
+def test_no_text_is_smaller_than_8_points():
+    for name, figure in all_figures().items():
+        figure.draw_without_rendering()
+        sizes = [t.get_fontsize() for t in figure.findobj(mpl.text.Text) if t.get_text() and t.get_visible()]
+        assert min(sizes) >= 8, name
+
+
+def test_the_same_table_gives_the_same_svg():
+    first, second = (figures.svg_text(figures.composition(draw_composition(), HER2)) for _ in range(2))
+    assert first == second
+    assert first.startswith("<?xml")
+    assert "<dc:date>" not in first
+
+
+def test_drawing_leaves_the_settings_of_matplotlib_alone():
+    before = {key: mpl.rcParams[key] for key in STYLE}
+    figures.svg_text(figures.balance(draw_synthetic(), HER2))
+    assert {key: mpl.rcParams[key] for key in STYLE} == before
+
+
+def test_svg_is_written_in_one_step(tmp_path):
+    figures.save_svg(figures.composition(draw_composition(), HER2), tmp_path / "figure.svg")
+    assert [file.name for file in tmp_path.iterdir()] == ["figure.svg"]
+
+
+def test_composition_counts_instances_by_part():
+    table = draw_composition()
+    train = table.loc[table["split"] == "train", "instances"].sum()
+    assert f"train: {train:,} instances" in texts(figures.composition(table, HER2))
+
+
+def test_composition_of_a_cohort_without_a_split_is_one_part():
+    written = texts(figures.composition(draw_composition().assign(split=None), HER2, mpp=0.5))
+    assert any(text.startswith("cohort: ") for text in written)
+    assert any(text.endswith("mm²") for text in written)
+
+
+def test_composition_of_nothing_says_so():
+    assert "no instances" in {t.get_text() for t in figures.composition(draw_composition()[:0], HER2).texts}
+
+
+def test_balance_puts_methods_with_the_same_numbers_together():
+    same = draw_synthetic()
+    assert len(figures.balance(same, HER2).axes) == 2
+    same.loc[same["method"] == "spade", "instances"] += 1
+    assert len(figures.balance(same, HER2).axes) == 4
+
+
+def test_boxplots_name_the_tissue_class_and_mark_the_oracle():
+    _, results = drawn()
+    results["arm"] = results["arm"].replace("spade+100", "oracle+100")
+    written = texts(figures.boxplots(results, LESION, arms=["subtype", "oracle+100"], reference="subtype"))
+    assert "Lesion Dice" in written
+    assert "oracle +100\N{NO-BREAK SPACE}% (ceiling)" in written
+
+
+def test_the_box_is_mean_and_sd_and_the_whiskers_are_the_extremes():
+    _, results = drawn()
+    axes = figures.boxplots(results, HER2, arms=["subtype"], reference="subtype").axes[0]
+    values = results.query("arm == 'subtype' and split == 'test'")["dice"].to_numpy()
+    box = axes.patches[0]
+    assert box.get_x() == pytest.approx(values.mean() - values.std(ddof=1))
+    assert box.get_width() == pytest.approx(2 * values.std(ddof=1))
+    assert axes.lines[0].get_xdata() == pytest.approx([values.min(), values.max()])
+
+
+def test_an_arm_without_results_is_shown_as_such():
+    _, results = drawn()
+    assert "no result" in texts(figures.boxplots(results, HER2, arms=["subtype", "lost"], reference="subtype"))
+
+
+def test_confusion_shows_recall_averaged_over_repeats():
+    counts, results = drawn()
+    written = texts(figures.confusion(counts, HER2, reference="subtype", arm="spade+100"))
+    recall = results.query("arm == 'subtype' and split == 'test'")["recall_HER2 0"].mean()
+    assert f"{100 * recall:.1f}" in written
+    assert "Difference (points)" in written
+
+
+def test_confusion_stands_alone_without_a_best_arm():
+    counts, _ = drawn()
+    assert len(figures.confusion(counts, HER2, reference="subtype", arm=None).axes) == 1
+
+
+def test_confusion_of_a_subtype_without_pixels_is_left_open():
+    counts, _ = drawn()
+    kept = counts[counts["subtype"] != 5]
+    assert "\N{EN DASH}" in texts(figures.confusion(kept, HER2, reference="subtype", arm="spade+100"))
+
+
+def test_trainings_that_differ_by_arm_share_a_panel():
+    figure = figures.training_curves(draw_losses(DEMO_ARMS, 2))
+    titles = [axes.get_title("left") for axes in figure.axes if axes.get_visible()]
+    assert titles.count("segmenter: loss") == 1
+    assert len(titles) == 7
+
+
+def test_long_curves_are_thinned():
+    figure = figures.training_curves(draw_losses((), 0, steps=20_000))
+    assert len(figure.axes[0].lines[0].get_xdata()) == 150
+
+
+def test_losses_that_are_not_finite_do_not_break_the_curves():
+    losses = draw_losses((), 0)
+    losses.loc[losses["step"] > 100, "value"] = np.nan
+    assert figures.svg_text(figures.training_curves(losses))
+
+
+def test_examples_stand_beside_their_methods_with_a_scale_bar():
+    written = texts(figures.examples([example(size=100)], HER2, mpp=1.0))
+    assert {"real", "its labels", "new labels", "spade", "oracle\n(ceiling)", "50 µm"} <= written
+
+
+def test_large_examples_are_shrunk_for_the_page():
+    figure = figures.examples([example(size=1024)], HER2)
+    assert figure.axes[0].images[0].get_array().shape == (256, 256, 3)
+
+
+def test_a_method_has_one_colour_in_all_amounts():
+    assert colour_of("diffusion+50") == colour_of("diffusion+400") == colour_of("diffusion")
+    assert len({colour_of(m) for m in ("spade", "diffusion", "inpainting", "subtype", "oracle")}) == 5

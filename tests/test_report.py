@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from drawn_results import METHODS, draw_results
+from typer.testing import CliRunner
+
+from counterstain.cli import app
+from counterstain.errors import CounterstainError, InputError, StorageError
+from counterstain.report.arms import label_of
+from counterstain.report.effects import chosen_arm, effects_on_test
+from counterstain.report.numbers import duration, fixed, interval, signed
+from counterstain.report.page import render, write_report
+from counterstain.report.results import find_results, read_results
+from counterstain.report.summary import summarise
+from counterstain.report.tables import filter_table, results_table
+
+ARMS = ("tumor", "subtype", "spade+100")
+MINUS = "\N{MINUS SIGN}"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return draw_results(tmp_path_factory.mktemp("demo") / "run")
+
+
+@pytest.fixture(scope="module")
+def page(demo):
+    return render(read_results(demo))
+
+
+@pytest.fixture(scope="module")
+def unharmed(tmp_path_factory):
+    return draw_results(tmp_path_factory.mktemp("small") / "run", ARMS, 2, patients=3, methods=("spade",))
+
+
+@pytest.fixture
+def small(unharmed, tmp_path):
+    """A run whose files a test may damage."""
+    return Path(shutil.copytree(unharmed, tmp_path / "run"))
+
+
+def edit_study(run, **changes):
+    path = run / "results" / "study.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_results(run, change):
+    path = run / "results" / "results.csv"
+    change(pd.read_csv(path)).to_csv(path, index=False)
+
+
+def summary_of(tmp_path, arms=ARMS, repeats=5, **kwargs):
+    results = read_results(draw_results(tmp_path / "run", arms, repeats, methods=("spade",), **kwargs))
+    return summarise(results, effects_on_test(results, draws=300), chosen_arm(results))
+
+
+# --- the page
+
+
+def test_the_page_asks_for_nothing_from_outside(page):
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page)
+    assert not re.findall(r"url\((?!%23)|@import|https?://(?!www\.w3\.org)", page)
+    assert "default-src 'none'" in page
+
+
+def test_the_page_has_every_section_and_every_image_an_alt_text(page):
+    anchors = {"boxplots", "confusion", "composition", "balance", "examples", "training", "summary", "record"}
+    assert anchors <= set(re.findall(r'id="(\w+)"', page))
+    images = re.findall(r"<img [^>]*>", page)
+    assert len(images) == 6
+    assert all(re.search(r'alt="[^"]{20,}"', image) for image in images)
+
+
+def test_the_page_shows_the_resolved_config_the_versions_and_the_filter(page):
+    for text in ("background_share: 0.5", "2.15.0", "Images that the filter rejected", "cpu, 2 threads"):
+        assert text in page
+
+
+def test_names_are_escaped_and_failures_and_notes_shown(small):
+    failed = [{"cell": "segmenter spade+100 #1", "why": "the loss became NaN"}]
+    edit_study(small, name="<script>alert(1)</script>", failed=failed, notes=["VGG was off"])
+    edit_results(small, lambda t: t[(t["arm"] != "spade+100") | (t["repeat"] == 0)])
+    html = render(read_results(small), draws=50)
+    assert "<script>alert" not in html
+    for text in ("&lt;script&gt;alert", "the loss became NaN", "VGG was off", "1 cell of the study failed"):
+        assert text in html
+
+
+def test_a_study_without_synthetic_images_has_a_page(tmp_path):
+    run = draw_results(tmp_path / "run", ("tumor", "subtype"), 1, patients=2, methods=())
+    for name in ("synthetic.csv", "losses.csv", "examples/examples.json"):
+        (run / "results" / name).unlink()
+    html = render(read_results(run), draws=50)
+    assert "Nothing to compare" in html
+
+
+# --- what it says
+
+
+def test_an_improvement_is_said_with_its_interval(tmp_path):
+    summary = summary_of(tmp_path, gain={"spade+100": 0.2, "tumor": -0.1})
+    assert summary.verdict.startswith("Improved")
+    assert "The best arm on validation, spade +100\N{NO-BREAK SPACE}%" in summary.finding
+    assert "interval" in summary.finding
+
+
+def test_no_improvement_is_said_plainly(tmp_path):
+    summary = summary_of(tmp_path, gain={"spade+100": -0.3, "subtype": 0.1})
+    assert summary.verdict == "No improvement"
+    assert summary.finding.startswith("There is no improvement by synthetic images.")
+
+
+def test_two_repeats_are_said_to_prove_nothing(tmp_path):
+    summary = summary_of(tmp_path, repeats=2, gain={"spade+100": 0.2})
+    assert "With 2 repeats nothing can be concluded" in summary.finding
+    assert any("Run at least 5 repeats" in caution for caution in summary.cautions)
+
+
+def test_two_repeats_without_a_gain_are_no_improvement_either(tmp_path):
+    summary = summary_of(tmp_path, repeats=2, gain={"spade+100": -0.3, "subtype": 0.1})
+    assert "no improvement was seen" in summary.finding
+
+
+def test_few_patients_are_cautioned_about(tmp_path):
+    summary = summary_of(tmp_path, repeats=2, patients=3)
+    assert any("3 patients" in caution for caution in summary.cautions)
+
+
+def test_the_best_arm_is_chosen_on_validation(small):
+    def worse_on_test(table):
+        table.loc[(table["arm"] == "spade+100") & (table["split"] == "test"), "dice"] = 0.01
+        return table
+
+    edit_results(small, worse_on_test)
+    assert chosen_arm(read_results(small)) == "spade+100"
+
+
+def test_the_oracle_is_a_ceiling_and_never_the_best_arm(tmp_path):
+    arms = ("subtype", "spade+100", "oracle+100")
+    run = draw_results(tmp_path / "run", arms, 2, gain={"oracle+100": 0.4}, methods=("spade", "oracle"))
+    results = read_results(run)
+    assert chosen_arm(results) == "spade+100"
+    effects = effects_on_test(results, draws=50)
+    sentences = dict(summarise(results, effects, "spade+100").arms)
+    assert sentences[label_of("oracle+100")].startswith("Ceiling, phantom only.")
+    assert results_table(results, "test", "spade+100").rows[-1].tags == ("ceiling, phantom only",)
+    assert filter_table(results).rows[-1].head == "oracle (ceiling, phantom only)"
+
+
+def test_baselines_and_the_reference_cannot_be_chosen(tmp_path):
+    results = read_results(draw_results(tmp_path / "run", ("tumor", "subtype"), 1, methods=()))
+    assert chosen_arm(results) is None
+
+
+def test_variants_have_a_difference_without_an_interval(demo):
+    effects = effects_on_test(read_results(demo), draws=50)
+    assert effects["spade+100", "dice"].low < effects["spade+100", "dice"].high
+    assert pd.isna(effects["spade+100", "precision"].low)
+
+
+def test_numbers_are_written_with_a_proper_minus():
+    assert signed(-1.26, 1) == f"{MINUS}1.3"
+    assert signed(1.26, 1) == "+1.3"
+    assert signed(-0.01, 1) == "0.0"
+    assert fixed(float("nan"), 2) == "\N{EN DASH}"
+    assert interval(-1, 2, 0) == f"{MINUS}1 to +2"
+    assert [duration(s) for s in (3.14, 59.99, 3900)] == ["3.1 s", "60.0 s", "1 h 5 min"]
+
+
+# --- bad input
+
+
+def test_a_results_folder_is_found_from_the_run_and_from_itself(demo):
+    assert find_results(demo) == find_results(demo / "results") == demo / "results"
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        read_results(tmp_path / "nowhere")
+
+
+def test_a_folder_without_results_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no results of a study in it"):
+        read_results(tmp_path)
+
+
+def test_a_study_that_has_just_begun_is_not_finished(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(InputError, match="the study is not finished"):
+        read_results(tmp_path)
+
+
+def test_missing_cells_without_a_failure_mean_not_finished(small):
+    edit_results(small, lambda t: t[t["repeat"] == 0])
+    with pytest.raises(InputError, match=r"not finished \(3 of 6 cells have no result\)"):
+        read_results(small)
+
+
+@pytest.mark.parametrize("name", ["results.csv", "counts.parquet", "composition.csv"])
+def test_a_missing_table_means_not_finished(small, name):
+    (small / "results" / name).unlink()
+    with pytest.raises(InputError, match=f"{name}: no such file; the study is not finished"):
+        read_results(small)
+
+
+@pytest.mark.parametrize("name", ["counts.parquet", "results.csv", "composition.csv", "losses.csv", "study.json"])
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x81broken\n\x9d,", b""])
+def test_a_damaged_file_is_named(small, name, content):
+    (small / "results" / name).write_bytes(content)
+    with pytest.raises(CounterstainError, match=name):
+        read_results(small)
+
+
+def test_a_value_that_is_no_number_is_named_with_its_line(small):
+    edit_results(small, lambda t: t.astype({"dice": object}).replace({"dice": {t["dice"][2]: "oops"}}))
+    with pytest.raises(StorageError, match=r"results.csv: line 4, column dice: 'oops' is not a number"):
+        read_results(small)
+
+
+def test_a_missing_column_is_named(small):
+    edit_results(small, lambda t: t.drop(columns="recall_HER2 2+"))
+    with pytest.raises(InputError, match=r"results.csv: no column 'recall_HER2 2\+'"):
+        read_results(small)
+
+
+def test_an_unknown_arm_is_named(small):
+    edit_results(small, lambda t: t.replace({"arm": {"spade+100": "magic"}}))
+    with pytest.raises(InputError, match="arm is 'magic'; expected tumor, subtype, spade"):
+        read_results(small)
+
+
+def test_a_cell_that_stands_there_twice_is_refused(small):
+    edit_results(small, lambda t: pd.concat([t, t[:1]]))
+    with pytest.raises(InputError, match="arm tumor, repeat 0, val stands there twice"):
+        read_results(small)
+
+
+def test_a_reference_that_is_no_arm_is_refused(small):
+    edit_study(small, reference="nobody")
+    with pytest.raises(InputError, match="'nobody' is not one of the arms"):
+        read_results(small)
+
+
+def test_a_field_of_the_wrong_type_is_named(small):
+    edit_study(small, repeats="many")
+    with pytest.raises(InputError, match=r"study.json: repeats: "):
+        read_results(small)
+
+
+def test_an_example_outside_of_its_folder_is_refused(small):
+    path = small / "results" / "examples" / "examples.json"
+    listing = json.loads(path.read_text())
+    listing[0]["real"] = "../../run.json"
+    path.write_text(json.dumps(listing))
+    with pytest.raises(InputError, match="lies outside of"):
+        read_results(small)
+
+
+def test_an_example_that_is_no_image_is_named(small):
+    (small / "results" / "examples" / "0-spade.png").write_bytes(b"not a png")
+    with pytest.raises(StorageError, match=r"0-spade.png: not an image"):
+        read_results(small)
+
+
+def test_a_folder_as_output_is_refused(small):
+    with pytest.raises(InputError, match="is a folder; give a file"):
+        write_report(small, small)
+
+
+# --- the command
+
+
+def test_the_command_writes_the_same_page_beside_the_results(demo, page):
+    result = CliRunner().invoke(app, ["report", "--from", str(demo)])
+    assert result.exit_code == 0, result.output
+    assert "report.html" in result.output
+    assert (demo / "report.html").read_text() == page
+
+
+@pytest.mark.parametrize("arguments", [[], ["a", "--from", "b"]])
+def test_the_command_wants_exactly_one_folder(arguments):
+    result = CliRunner().invoke(app, ["report", *arguments])
+    assert isinstance(result.exception, InputError)
+    assert "give one folder of a study" in str(result.exception)
+
+
+def test_every_method_of_the_examples_is_in_the_page(page):
+    assert all(method in page for method in METHODS)
