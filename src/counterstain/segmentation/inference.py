@@ -22,8 +22,8 @@ from counterstain.errors import ConfigError
 class InferenceConfig(Config):
     """How a region is cut into windows."""
 
-    window_px: Annotated[int, Field(ge=32)] | None = None
-    """Edge of the windows; None = the edge of the training patches."""
+    window_px: Annotated[int, Field(ge=32, multiple_of=32)] | None = None
+    """Edge of the windows, a multiple of 32; None = the edge of the training patches."""
     overlap_px: Annotated[int, Field(ge=0)] | None = None
     """Pixels that neighbouring windows share at least; None = a quarter of the window."""
     batch_size: Annotated[int, Field(ge=1)] = 16

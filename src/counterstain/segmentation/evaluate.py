@@ -1,0 +1,133 @@
+"""Score a trained segmenter on a part of any cohort of the same subtypes: one count table per slide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from counterstain.checkpoints import CheckpointHeader, require_taxonomy
+from counterstain.data.cohort import Cohort
+from counterstain.data.patches import label_mask
+from counterstain.errors import LeakageError, MismatchError
+from counterstain.progress import bar
+from counterstain.segmentation.counts import SlideCounts, count, measures, pooled, slide_measures, to_table
+from counterstain.segmentation.inference import InferenceConfig, predict_each
+from counterstain.segmentation.model import load_segmenter
+from counterstain.taxonomy import Taxonomy
+
+ALL = "all"
+MPP_TOLERANCE = 0.05
+
+
+def evaluate(
+    folder: Path,
+    cohort: Cohort,
+    part: str,
+    *,
+    inference: InferenceConfig | None = None,
+    device: str = "auto",
+    label: str = "evaluating",
+) -> pd.DataFrame:
+    """Segment every region of a part and count its pixels.
+
+    Parameters
+    ----------
+    folder : Path
+        Checkpoint of a segmenter.
+    cohort : Cohort
+    part : str
+        ``train``, ``val``, ``test`` or ``all``.
+    inference : InferenceConfig, optional
+        Instead of what the segmenter was configured with.
+    device : str
+        ``auto``, ``cpu``, ``cuda``.
+    label : str
+        Of the progress bar.
+
+    Returns
+    -------
+    DataFrame
+        The long form of :mod:`counterstain.segmentation.counts`.
+
+    Raises
+    ------
+    MismatchError
+        The segmenter was trained on other subtypes, or at an mpp that differs by more than 5 %.
+    LeakageError
+        The part is not the training part and holds a patient that the segmenter saw.
+    InputError
+        The part is empty, or there is no finished segmenter.
+    """
+    segmenter, header = load_segmenter(folder)
+    _check(folder, header, cohort, part)
+    positions: list[int] = list(range(len(cohort))) if part == ALL else cohort.part(part).tolist()
+    segmenter.to(_device(device))
+    settings = inference or segmenter.config.inference
+    probabilities = predict_each(
+        segmenter,
+        (cohort.read(position)[0] for position in positions),
+        size_px=settings.window_px or header.size_px,
+        overlap_px=settings.overlap_px,
+        batch_size=settings.batch_size,
+    )
+    with bar(label, len(positions)) as advance:
+        counts = np.stack([_counts(cohort, *pair, advance) for pair in zip(positions, probabilities, strict=True)])
+    return _by_slide(cohort.regions.iloc[positions], counts)
+
+
+def score(table: pd.DataFrame, taxonomy: Taxonomy) -> dict[str, float]:
+    """Return all measures of a long form of counts, by their column names in ``results.csv``."""
+    return measures(pooled(table), taxonomy) | slide_measures(table, taxonomy)
+
+
+def _counts(cohort: Cohort, position: int, probability: np.ndarray, advance: Callable[[int], None]) -> np.ndarray:
+    """Return the (K + 1, 2) table of a region."""
+    mask = label_mask(cohort.read(position)[1], cohort.subtypes(position))
+    advance(1)
+    return count(mask, probability > 0.5, cohort.taxonomy.num_labels)
+
+
+def _by_slide(regions: pd.DataFrame, counts: np.ndarray) -> pd.DataFrame:
+    """Add the tables of regions, (n, K + 1, 2), up by slide."""
+    slides = regions.groupby(["patient", "slide"], sort=True).indices.values()
+    return to_table(
+        SlideCounts(
+            slide=str(regions["slide"].iloc[members[0]]),
+            patient=str(regions["patient"].iloc[members[0]]),
+            score=_text(regions["score"].iloc[members[0]]),
+            split=_text(regions["split"].iloc[members[0]]),
+            counts=counts[members].sum(axis=0),
+        )
+        for members in slides
+    )
+
+
+def _check(folder: Path, header: CheckpointHeader, cohort: Cohort, part: str) -> None:
+    require_taxonomy(folder, header, cohort.taxonomy)
+    if abs(header.mpp - cohort.mpp) > MPP_TOLERANCE * header.mpp:
+        raise MismatchError(
+            f"{folder}: was trained at {header.mpp:g} um/px, {cohort.folder} is at {cohort.mpp:g} um/px; "
+            f"import the cohort at {header.mpp:g} um/px"
+        )
+    if part != "train":
+        patients = cohort.regions["patient"] if part == ALL else cohort.patients(part)
+        leaked = sorted(set(header.patients_seen).intersection(patients))
+        if leaked:
+            raise LeakageError(
+                f"{folder}: saw {len(leaked)} of the patients of {cohort.folder} ({part}) in training, among them "
+                f"{leaked[0]}; evaluate it on patients that it has not seen"
+            )
+
+
+def _device(choice: str) -> torch.device:
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(automatic if choice == "auto" else choice)
+
+
+def _text(value: Any) -> str | None:
+    return None if pd.isna(value) else str(value)

@@ -1,0 +1,210 @@
+"""The segmenter: an encoder-decoder network that tells the tissue class from background, and its losses.
+
+Shapes: B = batch, H, W = rows and columns in pixels. Images enter as uint8 and are normalised inside, so that no
+caller can forget it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from counterstain.checkpoints import CheckpointHeader, load_checkpoint
+from counterstain.config import Config, build
+from counterstain.data.sampling import SamplingConfig
+from counterstain.errors import ConfigError
+from counterstain.seeding import derive
+from counterstain.segmentation.inference import InferenceConfig
+from counterstain.segmentation.mixing import MixingConfig
+from counterstain.taxonomy import BACKGROUND, IGNORE
+from counterstain.training import TrainingConfig
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_SD = (0.229, 0.224, 0.225)
+SIZE_MULTIPLE = 32  # the encoders halve an image five times
+DECODERS_WITH_CHANNELS = ("unet", "unetplusplus", "manet")
+
+
+class SegmenterConfig(Config):
+    """The segmenter's network, losses, optimiser and data."""
+
+    training: TrainingConfig = TrainingConfig(steps=2000)
+    """Steps, batch size, device."""
+    sampling: SamplingConfig = SamplingConfig()
+    """Which real patches it trains on, and how all patches are varied."""
+    mixing: MixingConfig = MixingConfig()
+    """What an amount of synthetic patches means."""
+    inference: InferenceConfig = InferenceConfig()
+    """How regions are cut into windows when it is evaluated."""
+    architecture: Literal["unet", "unetplusplus", "manet", "fpn", "linknet", "deeplabv3plus"] = "unet"
+    """Decoder, by its name in segmentation_models_pytorch."""
+    encoder: str = "resnet34"
+    """Encoder, by its name in segmentation_models_pytorch; ``tu-…`` are timm's."""
+    encoder_weights: str | None = "imagenet"
+    """``imagenet`` (none where they cannot be downloaded, with a notice), the path of a state dict, or null."""
+    require_weights: bool = False
+    """Stop where ImageNet weights cannot be downloaded."""
+    decoder_channels: Annotated[tuple[int, ...], Field(min_length=5, max_length=5)] | None = None
+    """Channels of the decoder's five blocks, from the deepest; null = the library's (256, 128, 64, 32, 16)."""
+    dice_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the Dice loss, which is taken over the whole batch."""
+    cross_entropy_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the cross-entropy."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """Adam, or Adam with decoupled weight decay."""
+    lr: Annotated[float, Field(gt=0)] = 3e-4
+    """Learning rate (at the start, where it falls)."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """``cosine`` lets the learning rate fall to zero over the training."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Adam's decay rates."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay of the optimiser."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Evaluate an average of the weights; null = the last ones."""
+
+
+class Segmenter(LightningModule):
+    """A network with two outputs, background and tumour.
+
+    Parameters
+    ----------
+    config : SegmenterConfig
+    steps : int
+        Length of the training, for the learning rate's schedule.
+    seed : int
+        Of dropout, in networks that have it.
+
+    Raises
+    ------
+    ConfigError
+        No such encoder, or channels for a decoder that has none to choose.
+    """
+
+    def __init__(self, config: SegmenterConfig, *, steps: int = 1, seed: int = 0) -> None:
+        super().__init__()
+        self.config, self.steps, self.seed = config, steps, seed
+        self.network = _network(config).to(memory_format=torch.channels_last)
+        self.mean: Tensor
+        self.sd: Tensor
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN), persistent=False)
+        self.register_buffer("sd", torch.tensor(IMAGENET_SD), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, H, W, 3) uint8 -> logits (B, 2, H, W) of background and tumour."""
+        normalised = (images.float() / 255 - self.mean) / self.sd
+        logits: Tensor = self.network(normalised.permute(0, 3, 1, 2))
+        return logits
+
+    def tumour_logits(self, images: Tensor) -> Tensor:
+        """Images (B, H, W, 3) uint8, on any device -> logits of tumour (B, H, W) float on the network's device."""
+        logits: Tensor = self(images.to(self.device)).float()
+        return logits[:, 1] - logits[:, 0]
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Images (B, H, W, 3) uint8, on any device -> probability of tumour (B, H, W) float."""
+        return torch.sigmoid(self.tumour_logits(images))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Dice and cross-entropy of a batch; logs them and their weighted sum."""
+        del batch_idx
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            # Dropout draws from the global state: give it one that depends on the step alone.
+            torch.manual_seed(derive(self.seed, "dropout", int(batch["step"]), int(batch["position"][0])))
+            logits = self(batch["images"]).float()
+        labels = batch["labels"]
+        dice, cross_entropy = dice_loss(logits, labels), cross_entropy_loss(logits, labels)
+        loss = self.config.dice_weight * dice + self.config.cross_entropy_weight * cross_entropy
+        self.log_dict({"loss": loss, "loss_dice": dice, "loss_cross_entropy": cross_entropy})
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """Adam or AdamW, with the learning rate's schedule."""
+        config = self.config
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+        optimizer = kind(self.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        if config.lr_schedule == "constant":
+            return optimizer
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._cosine)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _cosine(self, step: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1.0)))
+
+
+def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return 1 - soft Dice, averaged over background and tumour, all pixels of the batch taken together.
+
+    Parameters
+    ----------
+    logits : (B, 2, H, W) float
+    labels : (B, H, W) uint8
+        0 = background, 255 = left out, anything else is tumour.
+    """
+    kept = labels != IGNORE
+    predicted = logits.softmax(1).movedim(1, -1)[kept]  # (pixels, 2)
+    truth = functional.one_hot(_tumour(labels)[kept], 2).to(predicted.dtype)
+    overlap, total = (predicted * truth).sum(0), (predicted + truth).sum(0)
+    # One pixel on either side: a class that is absent and not predicted costs nothing.
+    return 1 - ((2 * overlap + 1) / (total + 1)).mean()
+
+
+def cross_entropy_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy over the pixels that are not left out; 0 where all are (shapes as above)."""
+    kept = labels != IGNORE
+    by_pixel = functional.cross_entropy(logits, _tumour(labels), reduction="none")
+    return (by_pixel * kept).sum() / kept.sum().clamp(min=1)
+
+
+def load_segmenter(folder: Path) -> tuple[Segmenter, CheckpointHeader]:
+    """Load a trained segmenter, ready for inference on the CPU.
+
+    Raises
+    ------
+    InputError
+        There is no finished checkpoint.
+    MismatchError
+        It is not that of a segmenter.
+    """
+    header, state = load_checkpoint(folder, "segmenter")
+    segmenter = Segmenter(build(SegmenterConfig, header.config, folder), seed=header.seed)
+    segmenter.load_state_dict(state)
+    return segmenter.eval(), header
+
+
+def _tumour(labels: Tensor) -> Tensor:
+    return (labels != BACKGROUND).long()
+
+
+def _network(config: SegmenterConfig) -> nn.Module:
+    import segmentation_models_pytorch as smp
+
+    known = list(smp.encoders.encoders)
+    if config.encoder not in known and not config.encoder.startswith("tu-"):
+        near = difflib.get_close_matches(config.encoder, known, n=3)
+        raise ConfigError(f"encoder {config.encoder!r}: unknown; {_or(near) or 'for example resnet34'} is known")
+    options: dict[str, Any] = {}
+    if config.decoder_channels is not None:
+        if config.architecture not in DECODERS_WITH_CHANNELS:
+            raise ConfigError(
+                f"decoder_channels: {config.architecture} has none to choose; leave them out, "
+                f"or use {_or(DECODERS_WITH_CHANNELS)}"
+            )
+        options["decoder_channels"] = config.decoder_channels
+    network: nn.Module = smp.create_model(
+        config.architecture, config.encoder, encoder_weights=None, classes=2, **options
+    )
+    return network
+
+
+def _or(names: list[str] | tuple[str, ...]) -> str:
+    return " or ".join(names)

@@ -1,0 +1,178 @@
+"""Train a segmenter on real and synthetic patches and save it with every patient it saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from counterstain.checkpoints import CheckpointHeader, is_finished, save_checkpoint
+from counterstain.data.batches import patch_batches
+from counterstain.data.cohort import Cohort
+from counterstain.data.leakage import check_no_leak
+from counterstain.data.patch_set import PatchSet
+from counterstain.data.sampling import PatchSampler
+from counterstain.errors import ConfigError, InputError, MismatchError
+from counterstain.seeding import derive
+from counterstain.segmentation.encoder_weights import load_encoder_weights
+from counterstain.segmentation.mixing import MixedPatches, synthetic_count, synthetic_share, training_steps
+from counterstain.segmentation.model import SIZE_MULTIPLE, Segmenter, SegmenterConfig
+from counterstain.storage import claim, fingerprint
+from counterstain.training import fit, forget_progress
+
+MPP_TOLERANCE = 0.05
+
+
+def train_segmenter(
+    cohort: Cohort,
+    config: SegmenterConfig,
+    out: Path,
+    *,
+    size_px: int,
+    seed: int,
+    synthetic: PatchSet | None = None,
+    amount: float = 0.0,
+    share: float | None = None,
+    label: str = "segmenter",
+) -> Path:
+    """Train a segmenter on the training part of a cohort; a finished checkpoint is left as it is.
+
+    Parameters
+    ----------
+    cohort : Cohort
+    config : SegmenterConfig
+    out : Path
+        Checkpoint folder.
+    size_px : int
+        Edge of the patches, a multiple of 32.
+    seed : int
+        Of the initial weights and of the data's order. Arms with equal seeds share both.
+    synthetic : PatchSet, optional
+        Its first ``amount`` x ``config.mixing.epoch_patches`` patches are mixed in.
+    amount : float
+        1.0 is +100 %.
+    share : float, optional
+        Share of synthetic patches in the stream, instead of amount / (1 + amount); 1.0 trains on them alone.
+    label : str
+        Of the progress bar.
+
+    Returns
+    -------
+    Path
+        The checkpoint folder, ``out``.
+
+    Raises
+    ------
+    LeakageError
+        The synthetic set comes from, or its generator saw, a validation or test patient of this cohort.
+    MismatchError
+        The synthetic set is of another taxonomy, size or mpp; or ``out`` belongs to another run.
+    InputError
+        The set has fewer patches than asked for, or an amount without a set or a set without an amount.
+    """
+    if size_px % SIZE_MULTIPLE:
+        raise ConfigError(f"size_px {size_px}: a segmenter needs patches whose edge is a multiple of {SIZE_MULTIPLE}")
+    count = synthetic_count(amount, config.mixing)
+    share = synthetic_share(amount, share)
+    seen = _checked(synthetic, count, share, cohort, size_px)
+    sampler = PatchSampler(cohort, "train", size_px, config.sampling, derive(seed, "data"))
+    settings = {
+        "cohort": cohort.fingerprint,
+        "config": config.model_dump(mode="json"),
+        "size_px": size_px,
+        "seed": seed,
+        "synthetic": None if synthetic is None else _identity(synthetic),
+        "amount": amount,
+        "share": share,
+    }
+    claim(out, "train segmenter", settings)
+    if is_finished(out):
+        return out
+
+    steps = training_steps(config.training.steps, amount, config.mixing)
+    segmenter, start = _initialised(config, steps, seed)
+    patches = MixedPatches(
+        sampler, synthetic or (), config.sampling, count=count, share=share, seed=derive(seed, "mixing")
+    )
+    training = config.training.model_copy(update={"steps": steps})
+    batches = patch_batches(patches, training.batch_size)
+    fit(segmenter, batches, out, training, ema_decay=config.ema_decay, label=label)
+
+    notes = {
+        "encoder_starts_from": start,
+        "missing_subtypes": list(sampler.missing_subtypes),
+        "synthetic": None if synthetic is None else synthetic.header.model_dump(mode="json"),
+        "synthetic_patches": count,
+        "synthetic_share": share,
+        "steps": steps,
+    }
+    header = _header(cohort, config, size_px=size_px, seed=seed, seen=seen, notes=notes)
+    save_checkpoint(out, segmenter.state_dict(), header)
+    forget_progress(out)
+    return out
+
+
+def _header(
+    cohort: Cohort, config: SegmenterConfig, *, size_px: int, seed: int, seen: set[str], notes: dict[str, Any]
+) -> CheckpointHeader:
+    return CheckpointHeader(
+        kind="segmenter",
+        taxonomy=cohort.taxonomy,
+        size_px=size_px,
+        mpp=cohort.mpp,
+        config=config.model_dump(mode="json"),
+        seed=seed,
+        patients_seen=tuple(sorted({*cohort.patients("train"), *seen})),
+        cohort=cohort.fingerprint,
+        notes=notes,
+    )
+
+
+def _initialised(config: SegmenterConfig, steps: int, seed: int) -> tuple[Segmenter, str]:
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(seed, "initialisation"))
+        segmenter = Segmenter(config, steps=steps, seed=derive(seed, "training"))
+    encoder: Any = segmenter.network.encoder
+    start = load_encoder_weights(encoder, config.encoder, config.encoder_weights, required=config.require_weights)
+    return segmenter, start
+
+
+def _checked(synthetic: PatchSet | None, count: int, share: float, cohort: Cohort, size_px: int) -> set[str]:
+    """Check that a set may and can be used; return the patients behind it."""
+    if synthetic is None:
+        if count or share:
+            raise InputError(
+                f"{count} synthetic patches at a share of {share:g} are asked for without a synthetic set; "
+                "give one, or amount 0"
+            )
+        return set()
+    folder, header = synthetic.folder, synthetic.header
+    if not count:
+        raise InputError(f"{folder}: a synthetic set is given with amount 0; give an amount, 1.0 for +100 %")
+    if header.taxonomy.names != cohort.taxonomy.names:
+        raise MismatchError(
+            f"{folder}: has the subtypes {', '.join(header.taxonomy.names)}; this cohort has "
+            f"{', '.join(cohort.taxonomy.names)}; make the set anew for this taxonomy"
+        )
+    if header.size_px != size_px:
+        raise MismatchError(
+            f"{folder}: has patches of {header.size_px} px, the segmenter is to train on {size_px} px; "
+            "make the set anew at that size"
+        )
+    if abs(header.mpp - cohort.mpp) > MPP_TOLERANCE * cohort.mpp:
+        raise MismatchError(f"{folder}: is at {header.mpp} um/px, this cohort at {cohort.mpp}; make the set anew")
+    if len(synthetic) < count:
+        raise InputError(
+            f"{folder}: has {len(synthetic)} patches, {count} are asked for; synthesize more, or lower the amount "
+            "or mixing.epoch_patches"
+        )
+    seen = {*header.patients_seen, *synthetic.patches["patient"]}
+    held_out = {part: cohort.patients(part) for part in ("val", "test")}
+    check_no_leak(seen, held_out, f"synthetic set {folder}")
+    return seen
+
+
+def _identity(synthetic: PatchSet) -> str:
+    """Return what names a set's patches; a set that was made longer still begins with the same ones."""
+    return fingerprint(synthetic.header.model_dump(mode="json", exclude={"count"}))

@@ -1,0 +1,412 @@
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional
+
+from counterstain.checkpoints import load_checkpoint, read_header
+from counterstain.config import build
+from counterstain.data.cohort import Cohort, CohortWriter, Region
+from counterstain.data.patch_set import PatchSet, PatchSetHeader, PatchSetWriter, SyntheticPatch
+from counterstain.data.patches import Patch, Source
+from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
+from counterstain.segmentation import encoder_weights
+from counterstain.segmentation import train as training_module
+from counterstain.segmentation.counts import by_slide, pooled
+from counterstain.segmentation.evaluate import evaluate, score
+from counterstain.segmentation.mixing import MixingConfig
+from counterstain.segmentation.model import Segmenter, SegmenterConfig, cross_entropy_loss, dice_loss, load_segmenter
+from counterstain.segmentation.train import train_segmenter
+from counterstain.taxonomy import IGNORE, Subtype, Taxonomy
+from counterstain.training import TrainingConfig
+
+PX = 32
+TWO = Taxonomy(
+    name="two",
+    subtypes=(Subtype(id=1, name="pale", colour="#cccccc"), Subtype(id=2, name="dark", colour="#333333")),
+)
+OTHER = TWO.model_copy(update={"subtypes": (TWO.subtypes[0], Subtype(id=2, name="odd", colour="#333333"))})
+SPLIT = {"a": "train", "b": "train", "c": "val", "d": "test"}
+
+
+def config(steps: int = 2, **changes: object) -> SegmenterConfig:
+    tiny = SegmenterConfig(
+        training=TrainingConfig(
+            steps=steps, batch_size=2, precision="32", accelerator="cpu", checkpoint_every_steps=2, log_every_steps=1
+        ),
+        mixing=MixingConfig(epoch_patches=4),
+        encoder="tu-test_resnet",  # timm's smallest
+        encoder_weights=None,
+        decoder_channels=(16, 16, 8, 8, 8),
+        lr=3e-3,
+    )
+    return tiny.model_copy(update=changes)
+
+
+def draw(rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two dark discs on a bright ground."""
+    y, x = np.mgrid[:size_px, :size_px]
+    instances = np.zeros((size_px, size_px), np.int32)
+    for instance, cx in ((1, size_px // 4), (2, 3 * size_px // 4)):
+        instances[(y - rng.integers(8, size_px - 8)) ** 2 + (x - cx) ** 2 < (size_px // 5) ** 2] = instance
+    image = np.where(instances[..., None] > 0, 60, 200) + rng.integers(-20, 20, (size_px, size_px, 3))
+    return image.astype(np.uint8), instances
+
+
+def make_cohort(folder, taxonomy: Taxonomy = TWO, mpp: float = 1.0, split: dict[str, str] = SPLIT) -> Cohort:
+    writer = CohortWriter(folder, taxonomy=taxonomy, mpp=mpp, source={"kind": "test"})
+    rng = np.random.default_rng(0)
+    for patient, part in split.items():
+        regions = []
+        for i in range(2):
+            image, instances = draw(rng, 48)
+            regions.append(
+                Region(
+                    region=f"{patient}{i}", slide=f"slide {patient}", patient=patient, split=part,
+                    image=image, instances=instances, subtypes={1: 1, 2: 2},
+                )
+            )  # fmt: skip
+        writer.add(patient, regions)
+    return writer.finish()
+
+
+def make_set(folder, count: int = 4, patient: str = "a", seen: tuple[str, ...] = ("a", "b"), **changes) -> PatchSet:
+    known = {"method": "oracle", "taxonomy": TWO, "size_px": PX, "mpp": 1.0, "seed": 0, "cohort": "", "generator": ""}
+    header = PatchSetHeader(**(known | changes), count=count, patients_seen=seen, settings={}, version="0")
+    rng, patches = np.random.default_rng(1), []
+    source = Source(region=f"{patient}0", slide=f"slide {patient}", patient=patient, y_px=0, x_px=0)
+    for index in range(count):
+        image, instances = draw(rng, header.size_px)
+        patch = Patch(image=image, instances=instances, subtypes={1: 2, 2: 1}, source=source)
+        patches.append(SyntheticPatch(index=index, patch=patch, subtypes_before={1: 1, 2: 2}, seed=index))
+    writer = PatchSetWriter(folder, header)
+    writer.write(0, patches)
+    return writer.finish()
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Cohort:
+    return make_cohort(tmp_path_factory.mktemp("cohort") / "cohort")
+
+
+@pytest.fixture(scope="module")
+def trained(cohort, tmp_path_factory):
+    """A segmenter that has learnt that dark is tumour."""
+    out = tmp_path_factory.mktemp("trained") / "segmenter"
+    return train_segmenter(cohort, config(steps=30), out, size_px=PX, seed=0)
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder, "segmenter")[1]
+
+
+def assert_equal_weights(one, other) -> None:
+    first, second = weights(one), weights(other)
+    assert all(torch.equal(first[name], second[name]) for name in first.keys() | second.keys())
+
+
+# Losses
+
+
+def test_losses_of_perfect_and_of_wrong_predictions() -> None:
+    labels = torch.tensor([[[0, 2], [1, 0]]], dtype=torch.uint8)
+    right = functional.one_hot((labels > 0).long(), 2).movedim(-1, 1) * 40.0
+    assert dice_loss(right, labels).item() == pytest.approx(0, abs=1e-6)
+    assert dice_loss(-right, labels).item() == pytest.approx(1 - 1 / 5)
+    assert cross_entropy_loss(right, labels).item() == pytest.approx(0, abs=1e-6)
+    assert cross_entropy_loss(-right, labels).item() == pytest.approx(40)
+
+
+def test_dice_is_taken_over_the_whole_batch() -> None:
+    labels = torch.zeros((2, 8, 8), dtype=torch.uint8)
+    labels[0, :4] = 1
+    logits = torch.randn((2, 2, 8, 8), generator=torch.Generator().manual_seed(0))
+    side_by_side = dice_loss(torch.cat([*logits], dim=2)[None], torch.cat([*labels], dim=1)[None])
+    assert dice_loss(logits, labels).item() == pytest.approx(side_by_side.item(), abs=1e-6)
+
+
+def test_ignored_pixels_cost_nothing() -> None:
+    labels = torch.full((1, 4, 4), IGNORE, dtype=torch.uint8)
+    labels[:, :2] = 1
+    logits = torch.randn((1, 2, 4, 4), generator=torch.Generator().manual_seed(0))
+    for loss in (dice_loss, cross_entropy_loss):
+        assert loss(logits, labels).item() == pytest.approx(loss(logits[:, :, :2], labels[:, :2]).item(), abs=1e-6)
+    assert cross_entropy_loss(logits, torch.full_like(labels, IGNORE)).item() == 0
+
+
+# Network
+
+
+def test_probabilities_lie_within_0_and_1_and_follow_the_image() -> None:
+    images = torch.randint(0, 256, (2, PX, 64, 3), dtype=torch.uint8)
+    found = Segmenter(config()).eval().probabilities(images)
+    assert found.shape == (2, PX, 64)
+    assert 0 < found.min() < found.max() < 1
+
+
+@pytest.mark.parametrize("architecture", ["unetplusplus", "fpn", "linknet", "deeplabv3plus", "manet"])
+def test_every_architecture_draws_one_logit_per_pixel(architecture) -> None:
+    segmenter = Segmenter(config(architecture=architecture, decoder_channels=None)).eval()
+    assert segmenter.tumour_logits(torch.zeros((1, 64, 64, 3), dtype=torch.uint8)).shape == (1, 64, 64)
+
+
+def test_an_unknown_encoder_is_met_with_near_names() -> None:
+    with pytest.raises(ConfigError, match=r"encoder 'resnet43': unknown; .*resnet34.* is known"):
+        Segmenter(config(encoder="resnet43"))
+
+
+def test_channels_for_a_decoder_without_choice_are_refused() -> None:
+    with pytest.raises(ConfigError, match="decoder_channels: fpn has none to choose"):
+        Segmenter(config(architecture="fpn"))
+
+
+def test_an_unknown_key_is_refused() -> None:
+    with pytest.raises(ConfigError, match="encodr: unknown key; did you mean encoder"):
+        build(SegmenterConfig, {"encodr": "resnet18"})
+
+
+# Encoder weights
+
+
+def test_weights_that_cannot_be_had_are_noticed_once_and_recorded(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("segmentation_models_pytorch.encoders.get_encoder", _no_connection)
+    encoder_weights._imagenet.cache_clear()
+    encoder = Segmenter(config()).network.encoder
+    for _ in range(2):
+        start = encoder_weights.load_encoder_weights(encoder, "resnet18", "imagenet", required=False)
+        assert start == "random (imagenet could not be had)"
+    assert capsys.readouterr().err.count("notice: ImageNet weights of resnet18 cannot be downloaded") == 1
+    with pytest.raises(InputError, match="give the path of a local file as encoder_weights"):
+        encoder_weights.load_encoder_weights(encoder, "resnet18", "imagenet", required=True)
+    encoder_weights._imagenet.cache_clear()
+
+
+def _no_connection(*_, **__):
+    raise FileNotFoundError("no connection")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_weights_of_a_local_file_are_loaded(tmp_path, suffix) -> None:
+    source, target = (Segmenter(config(encoder="resnet18")).network.encoder for _ in range(2))
+    path = tmp_path / f"resnet18.{suffix}"
+    save = save_file if suffix == "safetensors" else torch.save
+    save({name: value.contiguous() for name, value in source.state_dict().items()}, path)
+    start = encoder_weights.load_encoder_weights(target, "resnet18", str(path), required=False)
+    assert start.startswith(f"resnet18.{suffix} sha256:")
+    assert torch.equal(source.conv1.weight, target.conv1.weight)
+
+
+def test_weights_of_another_network_or_of_none_are_refused(tmp_path) -> None:
+    encoder = Segmenter(config()).network.encoder
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    (tmp_path / "text.pth").write_text("no weights")
+    for name, message in {
+        "other.safetensors": "do not fit encoder resnet18",
+        "text.pth": "not a state dict",
+        "absent.pth": "no such file",
+    }.items():
+        with pytest.raises(InputError, match=rf"{name}.*{message}"):
+            encoder_weights.load_encoder_weights(encoder, "resnet18", str(tmp_path / name), required=False)
+
+
+# Training
+
+
+def test_a_trained_segmenter_finds_the_discs_of_the_test_part(trained, cohort) -> None:
+    table = evaluate(trained, cohort, "test")
+    assert score(table, TWO)["dice"] > 0.8
+    assert table["slide"].unique().tolist() == ["slide d"]
+    assert table["split"].unique().tolist() == ["test"]
+
+
+def test_the_checkpoint_remembers_what_it_saw(trained, cohort) -> None:
+    header = read_header(trained)
+    assert header.patients_seen == ("a", "b")
+    assert header.notes["encoder_starts_from"] == "random"
+    assert (header.size_px, header.mpp, header.cohort) == (PX, 1.0, cohort.fingerprint)
+
+
+def test_a_finished_training_is_left_alone(cohort, trained) -> None:
+    before = (trained / "model.safetensors").stat().st_mtime_ns
+    train_segmenter(cohort, config(steps=30), trained, size_px=PX, seed=0)
+    assert (trained / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_folder_of_another_run_is_refused(cohort, trained) -> None:
+    with pytest.raises(MismatchError, match="belongs to another run"):
+        train_segmenter(cohort, config(steps=30), trained, size_px=PX, seed=1)
+
+
+def test_equal_seeds_give_equal_losses_and_other_seeds_others(cohort, tmp_path) -> None:
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        train_segmenter(cohort, config(), tmp_path / name, size_px=PX, seed=seed)
+    one, two, three = (pd.read_csv(tmp_path / name / "losses.csv") for name in ("one", "two", "three"))
+    assert one.equals(two)
+    assert not one["value"].equals(three["value"])
+    assert set(one["name"]) == {"loss", "loss_dice", "loss_cross_entropy"}
+
+
+@pytest.mark.parametrize("architecture", ["unet", "fpn"])  # fpn draws dropout
+def test_a_resumed_training_equals_an_uninterrupted_one(cohort, tmp_path, monkeypatch, architecture) -> None:
+    channels = config().decoder_channels if architecture == "unet" else None
+    settings = config(
+        steps=5, architecture=architecture, decoder_channels=channels, lr_schedule="cosine", ema_decay=0.9
+    )
+    train_segmenter(cohort, settings, tmp_path / "whole", size_px=PX, seed=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(training_module, "patch_batches", _killed_at_step_3)
+        with pytest.raises(RuntimeError, match="killed"):
+            train_segmenter(cohort, settings, tmp_path / "resumed", size_px=PX, seed=0)
+    assert (tmp_path / "resumed" / "last.ckpt").exists()
+    train_segmenter(cohort, settings, tmp_path / "resumed", size_px=PX, seed=0)
+    assert_equal_weights(tmp_path / "whole", tmp_path / "resumed")
+    losses = [pd.read_csv(tmp_path / name / "losses.csv") for name in ("whole", "resumed")]
+    assert losses[0].equals(losses[1])
+
+
+def _killed_at_step_3(source, batch_size):
+    from counterstain.data.batches import patch_batches
+
+    batches = patch_batches(source, batch_size)
+
+    def batch(step):
+        if step == 3:
+            raise RuntimeError("killed")
+        return batches(step)
+
+    return batch
+
+
+def test_a_patch_size_that_the_network_cannot_halve_is_refused(cohort, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"size_px 40: .* multiple of 32"):
+        train_segmenter(cohort, config(), tmp_path / "out", size_px=40, seed=0)
+
+
+# Synthetic patches
+
+
+def test_an_amount_mixes_the_set_in_and_its_patients_are_remembered(cohort, tmp_path) -> None:
+    synthetic = make_set(tmp_path / "set", seen=("a", "from elsewhere"))
+    out = train_segmenter(cohort, config(), tmp_path / "out", size_px=PX, seed=0, synthetic=synthetic, amount=1.0)
+    header = read_header(out)
+    assert header.patients_seen == ("a", "b", "from elsewhere")
+    assert (header.notes["synthetic_patches"], header.notes["synthetic_share"]) == (4, 0.5)
+
+
+def test_a_set_that_was_made_longer_is_the_same_set(cohort, tmp_path) -> None:
+    short, long = make_set(tmp_path / "short"), make_set(tmp_path / "long", count=8)
+    assert training_module._identity(short) == training_module._identity(long)
+
+
+def test_synthetic_patches_alone_train_a_segmenter(cohort, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(training_module, "PatchSampler", _NoRealPatch)
+    train_segmenter(
+        cohort, config(), tmp_path / "out", size_px=PX, seed=0, synthetic=make_set(tmp_path / "set"), amount=1, share=1
+    )
+
+
+class _NoRealPatch:
+    missing_subtypes = ()
+
+    def __init__(self, *_) -> None: ...
+
+    def __getitem__(self, index):
+        raise AssertionError("a real patch was drawn")
+
+
+@pytest.mark.parametrize("how", [{"seen": ("a", "c")}, {"patient": "d"}])
+def test_a_set_that_knows_a_held_out_patient_is_refused(cohort, tmp_path, how) -> None:
+    with pytest.raises(LeakageError, match=r"synthetic set .*(val|test)"):
+        train_segmenter(
+            cohort,
+            config(),
+            tmp_path / "out",
+            size_px=PX,
+            seed=0,
+            synthetic=make_set(tmp_path / "set", **how),
+            amount=1,
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"taxonomy": OTHER}, "has the subtypes pale, odd; this cohort has pale, dark"),
+        ({"size_px": 64}, "has patches of 64 px, the segmenter is to train on 32 px"),
+        ({"mpp": 0.5}, "is at 0.5 um/px, this cohort at 1.0"),
+    ],
+)
+def test_a_set_that_does_not_fit_the_cohort_is_refused(cohort, tmp_path, how, message) -> None:
+    with pytest.raises(MismatchError, match=message):
+        train_segmenter(
+            cohort,
+            config(),
+            tmp_path / "out",
+            size_px=PX,
+            seed=0,
+            synthetic=make_set(tmp_path / "set", **how),
+            amount=1,
+        )
+
+
+def test_a_set_with_too_few_patches_is_refused(cohort, tmp_path) -> None:
+    with pytest.raises(InputError, match="has 4 patches, 8 are asked for; synthesize more"):
+        train_segmenter(
+            cohort, config(), tmp_path / "out", size_px=PX, seed=0, synthetic=make_set(tmp_path / "set"), amount=2
+        )
+
+
+def test_a_set_and_its_amount_belong_together(cohort, tmp_path) -> None:
+    with pytest.raises(InputError, match="given with amount 0"):
+        train_segmenter(cohort, config(), tmp_path / "out", size_px=PX, seed=0, synthetic=make_set(tmp_path / "set"))
+    with pytest.raises(InputError, match="without a synthetic set"):
+        train_segmenter(cohort, config(), tmp_path / "out", size_px=PX, seed=0, amount=1)
+
+
+# Evaluation
+
+
+def test_it_is_evaluated_on_any_cohort_of_the_same_subtypes(trained, tmp_path) -> None:
+    elsewhere = make_cohort(tmp_path / "elsewhere", mpp=1.04, split={"x": None, "y": None})
+    table = evaluate(trained, elsewhere, "all")
+    assert by_slide(table).shape == (2, 3, 2)
+    assert pooled(table).sum() == 4 * 48 * 48
+    assert table["split"].isna().all()
+
+
+def test_counts_do_not_depend_on_the_batch(trained, cohort) -> None:
+    settings = load_segmenter(trained)[0].config.inference
+    tables = [evaluate(trained, cohort, "val", inference=settings.model_copy(update={"batch_size": n})) for n in (3, 8)]
+    assert tables[0].equals(tables[1])
+
+
+def test_other_subtypes_are_refused(trained, tmp_path) -> None:
+    with pytest.raises(MismatchError, match="was trained on the subtypes pale, dark; this cohort has pale, odd"):
+        evaluate(trained, make_cohort(tmp_path / "other", taxonomy=OTHER), "test")
+
+
+def test_another_resolution_is_refused(trained, tmp_path) -> None:
+    with pytest.raises(MismatchError, match=r"was trained at 1 um/px, .* is at 0.9 um/px"):
+        evaluate(trained, make_cohort(tmp_path / "other", mpp=0.9), "test")
+
+
+def test_patients_that_it_saw_are_refused(trained, tmp_path) -> None:
+    swapped = make_cohort(tmp_path / "swapped", split={"a": "test", "x": "train"})
+    for part in ("test", "all"):
+        with pytest.raises(LeakageError, match=r"saw 1 of the patients of .* among them a; evaluate it on patients"):
+            evaluate(trained, swapped, part)
+
+
+def test_its_own_training_part_may_be_looked_at(trained, cohort) -> None:
+    assert set(evaluate(trained, cohort, "train")["patient"]) == {"a", "b"}
+
+
+def test_a_damaged_or_unfinished_checkpoint_is_named(trained, cohort, tmp_path) -> None:
+    shutil.copytree(trained, tmp_path / "copy")
+    (tmp_path / "copy" / "model.json").unlink()
+    with pytest.raises(InputError, match="holds no finished checkpoint"):
+        evaluate(tmp_path / "copy", cohort, "test")
