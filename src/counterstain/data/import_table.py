@@ -154,7 +154,8 @@ def _packs(rows: pd.DataFrame) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     size = rows["height_px"] * rows["width_px"] * BYTES_PER_PIXEL
     number = size.groupby(rows["slide"]).cumsum() // PACK_BYTES
     for (slide, part), members in rows.groupby(["slide", number], sort=True):
-        records = [{str(key): value for key, value in row.items()} for row in members.to_dict("records")]
+        values = members.astype(object).where(members.notna(), None)
+        records = [{str(key): value for key, value in row.items()} for row in values.to_dict("records")]
         yield f"{slide}/{part}" if part else str(slide), records
 
 

@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from counterstain.data.image_files import image_size, read_image, read_label_image
+from counterstain.errors import InputError
+
+GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_colours_are_read_as_they_are(tmp_path, kind):
+    image = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / f"a.{kind}")
+    np.testing.assert_array_equal(read_image(tmp_path / f"a.{kind}"), image)
+    assert image_size(tmp_path / f"a.{kind}") == (3, 4)
+
+
+def test_grey_becomes_rgb(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.stack([GREY] * 3, axis=-1))
+
+
+def test_what_is_transparent_becomes_white(tmp_path):
+    Image.new("RGBA", (2, 2), (10, 20, 30, 0)).save(tmp_path / "a.png")
+    assert (read_image(tmp_path / "a.png") == 255).all()
+
+
+def test_a_label_image_saved_as_grey_rgb_is_read(tmp_path):
+    Image.fromarray(GREY).convert("RGB").save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_label_image(tmp_path / "a.png"), GREY)
+
+
+def test_a_label_image_of_one_bit_is_0_and_255(tmp_path):
+    Image.fromarray(GREY > 100).save(tmp_path / "a.png")
+    assert set(np.unique(read_label_image(tmp_path / "a.png"))) == {0, 255}
+
+
+def test_a_palette_image_holds_ids_or_greys(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putdata([0, 1])
+    image.putpalette([0, 0, 0, 200, 200, 200])
+    image.save(tmp_path / "a.png")
+    assert read_label_image(tmp_path / "a.png", palette_ids=True).tolist() == [[0, 1]]
+    assert read_label_image(tmp_path / "a.png").tolist() == [[0, 200]]
+
+
+def test_a_label_image_with_colours_is_an_error(tmp_path):
+    Image.new("RGB", (2, 2), (255, 0, 0)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png: has colours; expected a grey label image"):
+        read_label_image(tmp_path / "a.png")
+
+
+def test_more_than_8_bits_are_an_error(tmp_path):
+    Image.fromarray(GREY.astype(np.uint16) * 99).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a\.png: has more than 8 bits a channel .* convert it to 8 bits"):
+        image_size(tmp_path / "a.png")
+
+
+def test_several_pages_are_an_error(tmp_path):
+    page = Image.fromarray(GREY)
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
+    with pytest.raises(InputError, match=r"a\.tif: has 2 pages"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_a_file_that_is_no_image_is_an_error(tmp_path):
+    (tmp_path / "a.png").write_text("not an image")
+    with pytest.raises(InputError, match=r"a\.png: not an image that can be read; expected PNG, TIFF or JPEG"):
+        image_size(tmp_path / "a.png")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"a\.png: no such file"):
+        image_size(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "jpg"])
+def test_a_file_that_is_cut_off_is_an_error(tmp_path, kind):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = tmp_path / f"a.{kind}"
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=rf"a\.{kind}: (damaged or cut off|not an image)"):
+        read_image(path)
+
+
+def test_a_decompression_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+    with pytest.raises(InputError, match=r"a\.png: more than 10 pixels; cut it into regions"):
+        image_size(tmp_path / "a.png")
