@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import zarr
 
 from counterstain.config import build
 from counterstain.data.components import instance_boxes
+from counterstain.data.packs import read_pack, write_pack
 from counterstain.data.patches import Patch, Source
 from counterstain.errors import InputError, StorageError
 from counterstain.storage import claim, committing, fingerprint, read_json, sha256_of, write_json, write_parquet
@@ -35,8 +35,6 @@ from counterstain.taxonomy import BACKGROUND, Taxonomy
 
 FORMAT = 1
 PARTS = ("train", "val", "test")
-CHUNK_PX = 512
-SHARD_BYTES = 64 * 2**20  # packs up to this size are one file each
 
 REGION_COLUMNS = (
     "region", "slide", "patient", "score", "split", "height_px", "width_px",
@@ -113,7 +111,15 @@ class CohortWriter:
         for (height, width), members in by_size.items():
             pack = _safe_name(name) if len(by_size) == 1 else f"{_safe_name(name)}-{height}x{width}"
             with committing(self.folder / "packs" / f"{pack}.ome.zarr") as store:
-                _write_pack(store, pack, members, self.mpp, self.taxonomy)
+                write_pack(
+                    store,
+                    name=pack,
+                    images=[region.image for region in members],
+                    instances=[region.instances for region in members],
+                    regions=[region.region for region in members],
+                    mpp=self.mpp,
+                    taxonomy=self.taxonomy.name,
+                )
             for index, region in enumerate(members):
                 region_rows.append(_region_row(region, pack, index))
                 instance_rows.extend(_instance_rows(region))
@@ -217,15 +223,22 @@ class Cohort:
         return positions
 
     def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a region's image, (H, W, 3) uint8, and instances, (H, W) int32. Do not write into them."""
+        """Return a region's image, (H, W, 3) uint8, and instances, (H, W) int32. Do not write into them.
+
+        Raises
+        ------
+        StorageError
+            A file of the pack is missing or damaged.
+        """
         if position in self._cache:
             self._cache.move_to_end(position)
             return self._cache[position]
         row = self.regions.iloc[position]
-        group = self._pack(str(row["pack"]))
-        index = int(row["index"])
-        image = np.ascontiguousarray(np.moveaxis(np.asarray(group["0"][:, index]), 0, -1))
-        instances = np.asarray(group["labels/instances/0"][index])
+        pack = str(row["pack"])
+        try:
+            image, instances = read_pack(self.folder / "packs" / f"{pack}.ome.zarr", int(row["index"]))
+        except (OSError, ValueError, KeyError, RuntimeError) as error:  # what zarr and its codecs raise
+            raise StorageError(f"{self.folder}: pack {pack} is missing or damaged; import the cohort again") from error
         self._remember(position, image, instances)
         return image, instances
 
@@ -286,12 +299,6 @@ class Cohort:
             tables.setdefault(region, {})[instance] = subtype
         return tables
 
-    def _pack(self, name: str) -> Any:
-        try:
-            return zarr.open_group(self.folder / "packs" / f"{name}.ome.zarr", mode="r")
-        except (OSError, ValueError, KeyError) as error:
-            raise StorageError(f"{self.folder}: pack {name} is missing or damaged; import the cohort again") from error
-
     def _remember(self, position: int, image: np.ndarray, instances: np.ndarray) -> None:
         size = image.nbytes + instances.nbytes
         while self._cache and self._cached_bytes + size > self._cache_bytes:
@@ -299,59 +306,6 @@ class Cohort:
             self._cached_bytes -= old_image.nbytes + old_instances.nbytes
         self._cache[position] = (image, instances)
         self._cached_bytes += size
-
-
-def _write_pack(store: Path, name: str, regions: Sequence[Region], mpp: float, taxonomy: Taxonomy) -> None:
-    height, width = regions[0].instances.shape
-    n = len(regions)
-    root = zarr.open_group(store, mode="w", zarr_format=3)
-    root.attrs["ome"] = _multiscales(name, "czyx", mpp) | {"omero": _OMERO}
-    root.attrs["counterstain"] = {"regions": [region.region for region in regions]}
-    image = _create_array(root, "0", (3, n, height, width), "uint8", "czyx")
-    labels = root.create_group("labels")
-    labels.attrs["ome"] = {"version": "0.5", "labels": ["instances"]}
-    instance_group = labels.create_group("instances")
-    instance_group.attrs["ome"] = _multiscales("instances", "zyx", mpp) | {
-        "image-label": {"source": {"image": "../../"}}
-    }
-    instance_group.attrs["counterstain"] = {"taxonomy": taxonomy.name}
-    instances = _create_array(instance_group, "0", (n, height, width), "int32", "zyx")
-    image[:] = np.stack([np.moveaxis(region.image, -1, 0) for region in regions], axis=1)
-    instances[:] = np.stack([region.instances for region in regions])
-
-
-_OMERO = {
-    "channels": [
-        {"label": label, "color": colour, "active": True, "window": {"start": 0, "end": 255, "min": 0, "max": 255}}
-        for label, colour in (("red", "FF0000"), ("green", "00FF00"), ("blue", "0000FF"))
-    ]
-}
-
-
-def _multiscales(name: str, axes: str, mpp: float) -> dict[str, Any]:
-    kinds: dict[str, dict[str, str]] = {
-        "c": {"name": "c", "type": "channel"},
-        "z": {"name": "z", "type": "space"},
-        "y": {"name": "y", "type": "space", "unit": "micrometer"},
-        "x": {"name": "x", "type": "space", "unit": "micrometer"},
-    }
-    scale = [mpp if axis in "yx" else 1.0 for axis in axes]
-    dataset = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}
-    return {
-        "version": "0.5",
-        "multiscales": [{"name": name, "axes": [kinds[axis] for axis in axes], "datasets": [dataset]}],
-    }
-
-
-def _create_array(group: zarr.Group, path: str, shape: tuple[int, ...], dtype: str, axes: str) -> Any:
-    chunk = tuple(
-        {"c": length, "z": 1}.get(axis, min(length, CHUNK_PX)) for axis, length in zip(axes, shape, strict=True)
-    )
-    whole = tuple(-(-length // size) * size for length, size in zip(shape, chunk, strict=True))
-    fits = np.prod(shape) * np.dtype(dtype).itemsize <= SHARD_BYTES
-    return group.create_array(
-        path, shape=shape, dtype=dtype, chunks=chunk, shards=whole if fits else None, dimension_names=tuple(axes)
-    )
 
 
 def _region_row(region: Region, pack: str, index: int) -> dict[str, Any]:

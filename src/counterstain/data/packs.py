@@ -1,0 +1,102 @@
+"""A pack: regions of one size as an OME-Zarr image with its labels, few files however many regions.
+
+Axes c, z, y, x; z steps through the regions. Shapes: H, W = rows and columns of a region in pixels, n = regions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+CHUNK_PX = 512
+SHARD_BYTES = 64 * 2**20  # packs up to this size are one file each
+
+
+def write_pack(
+    store: Path,
+    *,
+    name: str,
+    images: Sequence[np.ndarray],
+    instances: Sequence[np.ndarray],
+    regions: Sequence[str],
+    mpp: float,
+    taxonomy: str,
+) -> None:
+    """Write images, n of (H, W, 3) uint8, and instances, n of (H, W) int32, with the regions' names as metadata."""
+    height, width = instances[0].shape
+    n = len(images)
+    root = zarr.open_group(store, mode="w", zarr_format=3)
+    root.attrs["ome"] = _multiscales(name, "czyx", mpp) | {"omero": _OMERO}
+    root.attrs["counterstain"] = {"regions": list(regions)}
+    image = _create_array(root, "0", (3, n, height, width), "uint8", "czyx")
+    labels = root.create_group("labels")
+    labels.attrs["ome"] = {"version": "0.5", "labels": ["instances"]}
+    instance_group = labels.create_group("instances")
+    instance_group.attrs["ome"] = _multiscales("instances", "zyx", mpp) | {
+        "image-label": {"source": {"image": "../../"}}
+    }
+    instance_group.attrs["counterstain"] = {"taxonomy": taxonomy}
+    instance_map = _create_array(instance_group, "0", (n, height, width), "int32", "zyx")
+    image[:] = np.stack([np.moveaxis(pixels, -1, 0) for pixels in images], axis=1)
+    instance_map[:] = np.stack(instances)
+
+
+def read_pack(store: Path, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Read one region: image, (H, W, 3) uint8, and instances, (H, W) int32.
+
+    Raises
+    ------
+    OSError, ValueError, KeyError, RuntimeError
+        A file of the pack is missing or damaged; which one depends on zarr and its codecs.
+    """
+    group: Any = zarr.open_group(store, mode="r")
+    stored = group["0"], group["labels/instances/0"]
+    channels, instances = np.asarray(stored[0][:, index]), np.asarray(stored[1][index])
+    for array, pixels in zip(stored, (channels, instances), strict=True):
+        if not pixels.any() and array.nchunks_initialized < array.nchunks:
+            raise KeyError(f"{array.path}: a chunk is missing")  # zarr reads it as zeros
+    return np.ascontiguousarray(np.moveaxis(channels, 0, -1)), instances
+
+
+_OMERO = {
+    "channels": [
+        {"label": label, "color": colour, "active": True, "window": {"start": 0, "end": 255, "min": 0, "max": 255}}
+        for label, colour in (("red", "FF0000"), ("green", "00FF00"), ("blue", "0000FF"))
+    ]
+}
+
+
+def _multiscales(name: str, axes: str, mpp: float) -> dict[str, Any]:
+    kinds: dict[str, dict[str, str]] = {
+        "c": {"name": "c", "type": "channel"},
+        "z": {"name": "z", "type": "space"},
+        "y": {"name": "y", "type": "space", "unit": "micrometer"},
+        "x": {"name": "x", "type": "space", "unit": "micrometer"},
+    }
+    scale = [mpp if axis in "yx" else 1.0 for axis in axes]
+    dataset = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}
+    return {
+        "version": "0.5",
+        "multiscales": [{"name": name, "axes": [kinds[axis] for axis in axes], "datasets": [dataset]}],
+    }
+
+
+def _create_array(group: zarr.Group, path: str, shape: tuple[int, ...], dtype: str, axes: str) -> Any:
+    chunk = tuple(
+        {"c": length, "z": 1}.get(axis, min(length, CHUNK_PX)) for axis, length in zip(axes, shape, strict=True)
+    )
+    whole = tuple(-(-length // size) * size for length, size in zip(shape, chunk, strict=True))
+    fits = np.prod(shape) * np.dtype(dtype).itemsize <= SHARD_BYTES
+    return group.create_array(
+        path,
+        shape=shape,
+        dtype=dtype,
+        chunks=chunk,
+        shards=whole if fits else None,
+        dimension_names=tuple(axes),
+        config={"write_empty_chunks": True},  # so that a chunk that is missing later is known to be lost
+    )
