@@ -6,8 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch.nn import functional
+from typer.testing import CliRunner
 
 from counterstain.checkpoints import load_checkpoint, read_header
+from counterstain.cli import app
 from counterstain.config import build
 from counterstain.data.cohort import Cohort, CohortWriter, Region
 from counterstain.data.patch_set import PatchSet, PatchSetHeader, PatchSetWriter, SyntheticPatch
@@ -78,11 +80,11 @@ def make_set(folder, count: int = 4, patient: str = "a", seen: tuple[str, ...] =
     header = PatchSetHeader(**(known | changes), count=count, patients_seen=seen, settings={}, version="0")
     rng, patches = np.random.default_rng(1), []
     source = Source(region=f"{patient}0", slide=f"slide {patient}", patient=patient, y_px=0, x_px=0)
-    for index in range(count):
+    writer = PatchSetWriter(folder, header)
+    for index in writer.indices(0):
         image, instances = draw(rng, header.size_px)
         patch = Patch(image=image, instances=instances, subtypes={1: 2, 2: 1}, source=source)
         patches.append(SyntheticPatch(index=index, patch=patch, subtypes_before={1: 1, 2: 2}, seed=index))
-    writer = PatchSetWriter(folder, header)
     writer.write(0, patches)
     return writer.finish()
 
@@ -410,3 +412,48 @@ def test_a_damaged_or_unfinished_checkpoint_is_named(trained, cohort, tmp_path) 
     (tmp_path / "copy" / "model.json").unlink()
     with pytest.raises(InputError, match="holds no finished checkpoint"):
         evaluate(tmp_path / "copy", cohort, "test")
+
+
+def test_an_unknown_part_or_device_is_refused(trained, cohort) -> None:
+    with pytest.raises(InputError, match="part 'tset': expected one of train, val, test, all"):
+        evaluate(trained, cohort, "tset")
+    with pytest.raises(InputError, match="device 'tpu': not here; there are auto, cpu"):
+        evaluate(trained, cohort, "test", device="tpu")
+
+
+# Command line
+
+TINY = [
+    argument
+    for setting in ("size_px=32", "segmenter.training.steps=1", "segmenter.training.batch_size=2",
+                    "segmenter.training.precision='32'", "segmenter.training.accelerator=cpu",
+                    "segmenter.encoder=tu-test_resnet", "segmenter.mixing.epoch_patches=2")
+    for argument in ("--set", setting)
+]  # fmt: skip
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_command_line_trains_and_scores_a_segmenter(cohort, tmp_path) -> None:
+    make_set(tmp_path / "set")
+    out, scores = tmp_path / "segmenter", tmp_path / "scores"
+    mixed = ["--synthetic", tmp_path / "set", "--amount", "0.5"]
+    done = invoke("segment", cohort.folder, "--out", out, "--preset", "demo", *mixed, *TINY)
+    assert done.exit_code == 0, done.output
+    assert read_header(out).notes["synthetic_patches"] == 1
+    done = invoke("evaluate", out, cohort.folder, "--split", "val", "--out", scores)
+    assert done.exit_code == 0, done.output
+    assert "recall_dark" in done.output
+    found = pd.read_csv(scores / "measures.csv").iloc[0]
+    table = pd.read_parquet(scores / "counts.parquet")
+    assert found["split"] == "val"
+    assert found.drop("split").to_dict() == pytest.approx(score(table, TWO), nan_ok=True)
+
+
+def test_a_score_that_must_not_be_leaves_nothing_behind(trained, tmp_path) -> None:
+    swapped = make_cohort(tmp_path / "swapped", split={"a": "test", "x": "train"})
+    done = invoke("evaluate", trained, swapped.folder, "--out", tmp_path / "scores")
+    assert isinstance(done.exception, LeakageError)
+    assert not (tmp_path / "scores").exists()

@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 
 from counterstain.checkpoints import CheckpointHeader, require_taxonomy
-from counterstain.data.cohort import Cohort
+from counterstain.data.cohort import PARTS, Cohort
 from counterstain.data.patches import label_mask
-from counterstain.errors import LeakageError, MismatchError
+from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.progress import bar
 from counterstain.segmentation.counts import SlideCounts, count, measures, pooled, slide_measures, to_table
 from counterstain.segmentation.inference import InferenceConfig, predict_each
@@ -61,10 +61,10 @@ def evaluate(
     LeakageError
         The part is not the training part and holds a patient that the segmenter saw.
     InputError
-        The part is empty, or there is no finished segmenter.
+        There is no such part or it is empty, or there is no finished segmenter.
     """
     segmenter, header = load_segmenter(folder)
-    _check(folder, header, cohort, part)
+    check_evaluable(folder, header, cohort, part)
     positions: list[int] = list(range(len(cohort))) if part == ALL else cohort.part(part).tolist()
     segmenter.to(_device(device))
     settings = inference or segmenter.config.inference
@@ -83,6 +83,26 @@ def evaluate(
 def score(table: pd.DataFrame, taxonomy: Taxonomy) -> dict[str, float]:
     """Return all measures of a long form of counts, by their column names in ``results.csv``."""
     return measures(pooled(table), taxonomy) | slide_measures(table, taxonomy)
+
+
+def check_evaluable(folder: Path, header: CheckpointHeader, cohort: Cohort, part: str) -> None:
+    """Check that a segmenter may be scored on a part of a cohort; raises what :func:`evaluate` does."""
+    if part not in {*PARTS, ALL}:
+        raise InputError(f"part {part!r}: expected one of {', '.join((*PARTS, ALL))}")
+    require_taxonomy(folder, header, cohort.taxonomy)
+    if abs(header.mpp - cohort.mpp) > MPP_TOLERANCE * header.mpp:
+        raise MismatchError(
+            f"{folder}: was trained at {header.mpp:g} um/px, {cohort.folder} is at {cohort.mpp:g} um/px; "
+            f"import the cohort at {header.mpp:g} um/px"
+        )
+    if part != "train":
+        patients = cohort.regions["patient"] if part == ALL else cohort.patients(part)
+        leaked = sorted(set(header.patients_seen).intersection(patients))
+        if leaked:
+            raise LeakageError(
+                f"{folder}: saw {len(leaked)} of the patients of {cohort.folder} ({part}) in training, among them "
+                f"{leaked[0]}; evaluate it on patients that it has not seen"
+            )
 
 
 def _counts(cohort: Cohort, position: int, probability: np.ndarray, advance: Callable[[int], None]) -> np.ndarray:
@@ -107,26 +127,12 @@ def _by_slide(regions: pd.DataFrame, counts: np.ndarray) -> pd.DataFrame:
     )
 
 
-def _check(folder: Path, header: CheckpointHeader, cohort: Cohort, part: str) -> None:
-    require_taxonomy(folder, header, cohort.taxonomy)
-    if abs(header.mpp - cohort.mpp) > MPP_TOLERANCE * header.mpp:
-        raise MismatchError(
-            f"{folder}: was trained at {header.mpp:g} um/px, {cohort.folder} is at {cohort.mpp:g} um/px; "
-            f"import the cohort at {header.mpp:g} um/px"
-        )
-    if part != "train":
-        patients = cohort.regions["patient"] if part == ALL else cohort.patients(part)
-        leaked = sorted(set(header.patients_seen).intersection(patients))
-        if leaked:
-            raise LeakageError(
-                f"{folder}: saw {len(leaked)} of the patients of {cohort.folder} ({part}) in training, among them "
-                f"{leaked[0]}; evaluate it on patients that it has not seen"
-            )
-
-
 def _device(choice: str) -> torch.device:
-    automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(automatic if choice == "auto" else choice)
+    cuda = torch.cuda.is_available()
+    devices = {"auto": "cuda" if cuda else "cpu", "cpu": "cpu"} | ({"cuda": "cuda"} if cuda else {})
+    if choice not in devices:
+        raise InputError(f"device {choice!r}: not here; there are {', '.join(devices)}")
+    return torch.device(devices[choice])
 
 
 def _text(value: Any) -> str | None:
