@@ -18,7 +18,7 @@ def _report(
     source: Annotated[
         Path | None, typer.Option("--from", metavar="FOLDER", help="The same: a run, or its results folder.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The file to write [default: RUN/report.html].")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write (default: RUN/report.html).")] = None,
 ) -> None:
     """Write one self-contained page with the figures, tables and finding of a study."""
     from counterstain.errors import InputError

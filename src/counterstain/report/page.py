@@ -60,6 +60,8 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     path = out or run / "report.html"
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give a file, for example {path / 'report.html'}")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise InputError(f"{path.parent}: is a file, not a folder; give another place for the report")
     write_text(path, render(read_results(run)))
     return path
 

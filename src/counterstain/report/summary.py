@@ -133,12 +133,14 @@ def _cautions(results: Results, effects: Effects) -> list[str]:
     repeats = max((effect.n for effect in effects.values()), default=study.repeats)
     if repeats < ENOUGH_REPEATS:
         said.append(
-            f"{counted(repeats, 'repeat')} an arm: a difference of this size can come from the seed alone, and the "
-            f"intervals are too narrow. Run at least {ENOUGH_REPEATS} repeats before you conclude anything."
+            f"{counted(repeats, 'repeat')} an arm: a difference of this size can come from the seed alone. "
+            f"Run at least {ENOUGH_REPEATS} repeats before you conclude anything."
         )
     patients = results.counts.loc[results.counts["split"] == "test", "patient"].nunique()
     if patients < ENOUGH_PATIENTS:
-        said.append(f"The test part has {counted(patients, 'patient')}: the intervals are too narrow.")
+        said.append(
+            f"The test part has {counted(patients, 'patient')}: what holds for so few may not hold for the next ones."
+        )
     undefined = max((e.undefined for e in effects.values() if math.isfinite(e.undefined)), default=0.0)
     if undefined > 0.01:
         share = fixed(100 * undefined, 0)

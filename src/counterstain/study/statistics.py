@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtri, stdtrit
 
 from counterstain.errors import InputError
 from counterstain.seeding import numpy_generator
@@ -126,12 +127,14 @@ def bootstrap_differences(
     seed: int = 0,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """Return percentile intervals for the differences of every arm to the reference arm.
+    """Return bootstrap intervals for the differences of every arm to the reference arm.
 
-    A draw takes as many patients as there are, with replacement, pools their pixels for every repeat of both arms,
-    and then takes as many repeats as there are, with replacement. Arm and reference always share the patients and
-    the repeats of a draw, and all arms share their patients. Both resamplings narrow the interval by about
-    sqrt((n - 1) / n), so with two repeats or a handful of patients it is too narrow.
+    A draw takes n - 1 of n patients with replacement, pools their pixels for every repeat of both arms, and then
+    takes n - 1 of n repeats with replacement: with one less than there are, the spread of the draws is right also for
+    few of them (Rao and Wu, J. Am. Stat. Assoc. 83, 1988). Arm and reference share the patients and the repeats of a
+    draw, and all arms share their patients. The percentiles are then drawn out, from the difference itself, as
+    Student's t is wider than the normal distribution, with Satterthwaite's degrees of freedom for the two sources of
+    spread. One patient or one repeat tells nothing of its own spread, which is then left out.
 
     Parameters
     ----------
@@ -166,26 +169,37 @@ def bootstrap_differences(
     array = CountArray.of(counts, num_labels)
     at_reference = array.arms.index(reference)
     patient_weights = _weights(seed, "patients", len(array.patients), draws)  # (B, P)
-    of_reference = _measure_draws(array.counts[at_reference], patient_weights, measures)
+    everyone = np.ones((1, len(array.patients)))
+    reference_draws = _measure_draws(array.counts[at_reference], patient_weights, measures)
+    reference_found = _measure_draws(array.counts[at_reference], everyone, measures)
     rows = []
     for position, arm in enumerate(array.arms):
         paired = np.flatnonzero(array.present[at_reference] & array.present[position])
         if position == at_reference or not len(paired):
             continue
-        repeat_weights = _weights(seed, "repeats", len(paired), draws) / len(paired)  # (B, R)
-        of_arm = _measure_draws(array.counts[position], patient_weights, measures)
+        repeat_weights = _weights(seed, "repeats", len(paired), draws)
+        repeat_weights = repeat_weights / repeat_weights.sum(axis=1, keepdims=True)  # (B, R)
+        arm_draws = _measure_draws(array.counts[position], patient_weights, measures)
+        arm_found = _measure_draws(array.counts[position], everyone, measures)
         for name in measures:
-            old = (of_reference[name][:, paired] * repeat_weights).sum(axis=1)
-            new = (of_arm[name][:, paired] * repeat_weights).sum(axis=1)
             size = {"arm": arm, "measure": name, "n": len(paired), "patients": len(array.patients)}
-            rows.append(size | _interval(new - old, old, level))
+            interval = _interval(
+                old=(reference_draws[name][:, paired] * repeat_weights).sum(axis=1),
+                new=(arm_draws[name][:, paired] * repeat_weights).sum(axis=1),
+                old_found=reference_found[name][0, paired],
+                new_found=arm_found[name][0, paired],
+                patients=len(array.patients),
+                level=level,
+            )
+            rows.append(size | interval)
     columns = ["arm", "measure", "n", "patients", "low", "high", "relative_low", "relative_high", "undefined"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _weights(seed: int, what: str, size: int, draws: int) -> np.ndarray:
-    """How often each of ``size`` things is in each draw, (B, size)."""
-    return numpy_generator(seed, "bootstrap", what).multinomial(size, np.full(size, 1 / size), size=draws)
+    """How often each of ``size`` things is in each draw of one less, (B, size)."""
+    taken = max(size - 1, 1)
+    return numpy_generator(seed, "bootstrap", what).multinomial(taken, np.full(size, 1 / size), size=draws)
 
 
 def _measure_draws(counts: np.ndarray, weights: np.ndarray, measures: Mapping[str, Measure]) -> dict[str, np.ndarray]:
@@ -194,26 +208,48 @@ def _measure_draws(counts: np.ndarray, weights: np.ndarray, measures: Mapping[st
     return {name: np.asarray(measure(pooled), float) for name, measure in measures.items()}
 
 
-def _interval(difference: np.ndarray, reference: np.ndarray, level: float) -> dict[str, float]:
+def _interval(
+    *, old: np.ndarray, new: np.ndarray, old_found: np.ndarray, new_found: np.ndarray, patients: int, level: float
+) -> dict[str, float]:
+    """Return an interval from draws of the reference and the arm, (B,), and from what was found, (R,)."""
+    difference = new - old
+    defined = np.isfinite(difference)
+    stretch = _stretch(difference[defined], new_found - old_found, patients, level)
     with np.errstate(divide="ignore", invalid="ignore"):
-        relative = difference / reference
-    low, high = _percentiles(difference, level)
-    relative_low, relative_high = _percentiles(relative, level)
+        relative = difference / old
+        relative_found = (new_found.mean() - old_found.mean()) / old_found.mean()
+    low, high = _stretched(difference, float(new_found.mean() - old_found.mean()), stretch, level)
+    relative_low, relative_high = _stretched(relative, float(relative_found), stretch, level)
     return {
         "low": low,
         "high": high,
-        "relative_low": relative_low,
+        "relative_low": max(relative_low, -1.0),  # measures are not negative
         "relative_high": relative_high,
-        "undefined": float(1 - np.isfinite(difference).mean()),
+        "undefined": float(1 - defined.mean()),
     }
 
 
-def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
-    defined = values[np.isfinite(values)]
-    if not len(defined):
+def _stretch(draws: np.ndarray, by_repeat: np.ndarray, patients: int, level: float) -> float:
+    """How much wider than the normal distribution Student's t is for these two sources of spread."""
+    repeats = len(by_repeat)
+    total = float(draws.var()) if len(draws) else 0.0
+    of_repeats = min(float(by_repeat.var(ddof=1)) / repeats, total) if repeats > 1 else 0.0
+    of_patients = total - of_repeats if patients > 1 else 0.0
+    weakness = of_repeats**2 / max(repeats - 1, 1) + of_patients**2 / max(patients - 1, 1)
+    if not weakness > 0:
+        return 1.0
+    freedom = (of_repeats + of_patients) ** 2 / weakness
+    tail = (1 + level) / 2
+    return float(stdtrit(freedom, tail) / ndtri(tail))
+
+
+def _stretched(draws: np.ndarray, found: float, stretch: float, level: float) -> tuple[float, float]:
+    """Return the percentiles of the defined draws, drawn out from what was found."""
+    defined = draws[np.isfinite(draws)]
+    if not len(defined) or not np.isfinite(found):
         return float("nan"), float("nan")
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return float(found + stretch * (low - found)), float(found + stretch * (high - found))
 
 
 def _require_reference(table: pd.DataFrame, reference: str) -> None:
