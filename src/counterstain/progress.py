@@ -61,11 +61,12 @@ class _LineBar:
         self._last = now
         rate = max(self._done - self._first, 1) / (now - self._start)
         left = (self._total - self._done) / rate
-        sys.stderr.write(f"{self._label}: {self._done}/{self._total}, {_duration(left)} left\n")
+        sys.stderr.write(f"{self._label}: {self._done}/{self._total}, {duration(left)} left\n")
         sys.stderr.flush()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write a duration as m:ss or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 
+import click
 import typer
 
 app = typer.Typer(
@@ -20,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-COMMAND_MODULES = ("phantom", "data", "report")  # in the order of the help
+COMMAND_MODULES = ("phantom", "data", "generators", "segmenter", "study", "report")  # in the order of the help
 
 for _module in COMMAND_MODULES:
     importlib.import_module(f"counterstain.cli.{_module}").register(app)
@@ -29,8 +30,11 @@ for _module in COMMAND_MODULES:
 def main() -> None:
     """Run the command line and exit with 0 (done), 1 (a defect) or 2 (bad input)."""
     try:
-        app()
-    except KeyboardInterrupt:
+        status = app(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
         _fail("stopped; give the same command again to go on, finished work is kept", status=130)
     except Exception as error:
         from counterstain.errors import CounterstainError
@@ -38,6 +42,7 @@ def main() -> None:
         if not isinstance(error, CounterstainError):
             raise
         _fail(f"error: {error}", status=2)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 def _fail(line: str, *, status: int) -> None:

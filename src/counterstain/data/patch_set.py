@@ -1,7 +1,7 @@
 """Synthetic patches on disk, shard by shard, each with where it came from.
 
 A set is ``set.json`` (the header, written when all shards are there) and ``shards/00000``, ``shards/00001``, … Each
-shard holds SHARD_PATCHES patches and appears in one step: ``images.zarr`` (n, H, W, 3) uint8, ``instances.zarr``
+shard holds 64 patches and appears in one step: ``images.zarr`` (n, H, W, 3) uint8, ``instances.zarr``
 (n, H, W) int32, ``patches.parquet`` with a row per patch (index, seed, attempts, and the source: region, slide,
 patient, y_px, x_px, flipped, quarter_turns), ``instances.parquet`` with a row per instance (index, instance,
 subtype_before, subtype, area_px), and ``hashes.json`` with the SHA-256 of the other files.
@@ -83,8 +83,8 @@ class PatchSetWriter:
         return [shard for shard in range(self.num_shards) if not _is_whole(self.shard_folder(shard))]
 
     def indices(self, shard: int) -> range:
-        """Return the numbers of a shard's patches."""
-        return range(shard * SHARD_PATCHES, min((shard + 1) * SHARD_PATCHES, self.header.count))
+        """Return the numbers of a shard's patches; the last shard is full as well, so that a set can grow."""
+        return range(shard * SHARD_PATCHES, (shard + 1) * SHARD_PATCHES)
 
     def shard_folder(self, shard: int) -> Path:
         """Return where a shard lies."""
@@ -104,7 +104,9 @@ class PatchSetWriter:
             write_json(folder / HASHES_FILE, _hashes(folder))
 
     def finish(self) -> PatchSet:
-        """Write the header and open the set."""
+        """Write the header, of the longer set where one is there already, and open the set."""
+        if (self.folder / HEADER_FILE).exists() and len(PatchSet.open(self.folder)) > self.header.count:
+            return PatchSet.open(self.folder)
         write_json(self.folder / HEADER_FILE, self.header.model_dump(mode="json"))
         return PatchSet.open(self.folder)
 

@@ -226,10 +226,19 @@ class DiffusionGenerator:
     ) -> None:
         self.model = model.eval().to(device or evaluation_device())
         self.method: Method = method
-        self.sampler = sampler or model.config.sampler
-        self.inpainting = inpainting or model.config.inpainting
-        if self.sampler.guidance != 1.0 and not model.config.condition_dropout:
+        self.draw_with(sampler or model.config.sampler, inpainting or model.config.inpainting)
+
+    def draw_with(self, sampler: SamplerConfig, inpainting: InpaintingConfig) -> None:
+        """Change how images are drawn.
+
+        Raises
+        ------
+        ConfigError
+            Guidance is asked of a network that never trained without a mask.
+        """
+        if sampler.guidance != 1.0 and not self.model.config.condition_dropout:
             raise ConfigError("sampler.guidance: this network was trained without condition_dropout; use 1")
+        self.sampler, self.inpainting = sampler, inpainting
 
     @classmethod
     def load(

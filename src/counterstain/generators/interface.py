@@ -13,6 +13,12 @@ import torch
 from torch import Tensor
 
 Method = Literal["spade", "diffusion", "inpainting", "oracle"]
+METHODS: dict[str, Method] = {
+    "spade": "spade",
+    "diffusion": "diffusion",
+    "inpainting": "inpainting",
+    "oracle": "oracle",
+}
 
 
 class ImageGenerator(Protocol):

@@ -138,7 +138,7 @@ def synthesize(
         settings=_settings(generator, config),
         version=counterstain.__version__,
     )
-    claim(out, "synthesize", set_header.model_dump(mode="json"))
+    claim(out, "synthesize", set_header.model_dump(mode="json", exclude={"count"}))  # a set may grow
     writer = PatchSetWriter(out, set_header)
     sampler = PatchSampler(cohort, "train", size_px, config.sampling, derive(seed, "masks"))
     wanted = range(writer.num_shards) if shards is None else list(shards)
@@ -156,7 +156,7 @@ def synthesize(
 def _draw(
     generator: ImageGenerator, layouts: Layouts, config: SynthesisConfig, seed: int, indices: range
 ) -> list[SyntheticPatch]:
-    patches = layouts.patches[: len(indices)]
+    patches = layouts.patches
     masks = np.stack([patch.label_mask for patch in patches])
     real = np.stack([patch.image for patch in patches])
     instances = np.stack([patch.instances for patch in patches])
@@ -188,7 +188,7 @@ def _draw(
             attempts=tries,
         )
         for index, image, patch, before, image_seed, tries in zip(
-            indices, images, patches, layouts.before, seeds, attempts, strict=False
+            indices, images, patches, layouts.before, seeds, attempts, strict=True
         )
     ]
 

@@ -1,0 +1,157 @@
+"""Commands that train generators and draw synthetic sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+CohortArgument = Annotated[Path, typer.Argument(metavar="COHORT", help="A cohort with a split.")]
+Preset = Annotated[str, typer.Option(help="Recipe to start from: paper, best or demo.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="YAML with changes to the preset.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A change over both, e.g. spade.latent=64.")
+]
+Seed = Annotated[int, typer.Option(help="Another number, other random choices.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``counterstain train …`` and ``counterstain synthesize``."""
+    train = typer.Typer(no_args_is_help=True, help="Train a generator on the training part of a cohort.")
+    train.command("spade")(train_spade)
+    train.command("autoencoder")(train_autoencoder)
+    train.command("diffusion")(train_diffusion)
+    app.add_typer(train, name="train")
+    app.command()(synthesize)
+
+
+def train_spade(
+    cohort: CohortArgument,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
+    preset: Preset = "best",
+    config: ConfigFile = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+) -> None:
+    """Train SPADE with its VAE."""
+    from counterstain.data.cohort import Cohort
+    from counterstain.generators.train import train_spade as train
+    from counterstain.recipe import load_recipe
+
+    recipe = load_recipe(preset, config, settings or ())
+    train(Cohort.open(cohort), recipe.spade, out, size_px=recipe.size_px, seed=seed)
+    typer.echo(f"{out}: SPADE is trained; draw with: counterstain synthesize {cohort} --method spade --generator {out}")
+
+
+def train_autoencoder(
+    cohort: CohortArgument,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
+    preset: Preset = "best",
+    config: ConfigFile = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+) -> None:
+    """Train the first stage of latent diffusion."""
+    from counterstain.data.cohort import Cohort
+    from counterstain.generators.train import train_autoencoder as train
+    from counterstain.recipe import load_recipe
+
+    recipe = load_recipe(preset, config, settings or ())
+    train(Cohort.open(cohort), recipe.autoencoder, out, size_px=recipe.size_px, seed=seed)
+    typer.echo(f"{out}: the autoencoder is trained; next: counterstain train diffusion {cohort} --autoencoder {out}")
+
+
+def train_diffusion(
+    cohort: CohortArgument,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
+    autoencoder: Annotated[Path, typer.Option(help="Checkpoint of 'train autoencoder'.")],
+    preset: Preset = "best",
+    config: ConfigFile = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+) -> None:
+    """Train latent diffusion, for whole images and for inpainting."""
+    from counterstain.data.cohort import Cohort
+    from counterstain.generators.train import train_diffusion as train
+    from counterstain.recipe import load_recipe
+
+    recipe = load_recipe(preset, config, settings or ())
+    train(Cohort.open(cohort), recipe.diffusion, out, autoencoder=autoencoder, size_px=recipe.size_px, seed=seed)
+    typer.echo(
+        f"{out}: diffusion is trained; draw with: counterstain synthesize {cohort} --method diffusion --generator {out}"
+    )
+
+
+def synthesize(
+    cohort: CohortArgument,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the synthetic set.")],
+    method: Annotated[str, typer.Option(help="spade, diffusion, inpainting, or oracle (phantoms only).")],
+    count: Annotated[int, typer.Option(help="Patches to draw; a finished set can be given a larger count.")],
+    generator: Annotated[Path | None, typer.Option(help="Checkpoint to draw with; none for the oracle.")] = None,
+    preset: Preset = "best",
+    config: ConfigFile = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+) -> None:
+    """Give the instances of real masks new subtypes and draw an image for each new mask.
+
+    Interrupted, the same command goes on; finished shards are kept.
+    """
+    from counterstain.data.cohort import Cohort
+    from counterstain.errors import ConfigError
+    from counterstain.generators.diffusion import DiffusionGenerator
+    from counterstain.generators.interface import METHODS
+    from counterstain.generators.load import load_generator
+    from counterstain.generators.synthesize import synthesize as draw
+    from counterstain.recipe import load_recipe
+
+    if method not in METHODS:
+        raise ConfigError(f"--method {method}: expected one of {', '.join(METHODS)}")
+    recipe = load_recipe(preset, config, settings or ())
+    opened = Cohort.open(cohort)
+    drawer, header = load_generator(METHODS[method], generator, opened)
+    if isinstance(drawer, DiffusionGenerator):
+        drawer.draw_with(recipe.diffusion.sampler, recipe.diffusion.inpainting)
+    found = draw(drawer, opened, out, recipe.synthesis, count=count, size_px=recipe.size_px, seed=seed, header=header)
+    assert found is not None
+    _print_balance(out, found)
+
+
+def _print_balance(out: Path, found: object) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from counterstain.data.patch_set import PatchSet
+
+    assert isinstance(found, PatchSet)
+    table = Table(title=f"{out}: {len(found)} patches ({found.header.method})", title_justify="left")
+    for column in (
+        "subtype",
+        "instances before",
+        "instances",
+        "share",
+        "area before (px)",
+        "area (px)",
+        "share of area",
+    ):
+        table.add_column(column, justify="left" if column == "subtype" else "right")
+    balance = found.balance()
+    totals = balance[["instances", "area_px"]].sum()
+    for row in balance.itertuples():
+        table.add_row(
+            str(row.subtype),
+            f"{row.instances_before}",
+            f"{row.instances}",
+            f"{row.instances / max(totals['instances'], 1):.1%}",
+            f"{row.area_px_before:,}",
+            f"{row.area_px:,}",
+            f"{row.area_px / max(totals['area_px'], 1):.1%}",
+        )
+    Console().print(table)
+    drawn = int(found.patches["attempts"].sum())
+    typer.echo(f"{drawn} images drawn, {drawn - len(found.patches)} refused by the filter")

@@ -1,0 +1,91 @@
+"""STUDY.yaml: a cohort, the arms, how often they are repeated, and changes to a preset's recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from counterstain.config import Config, build, merge, parse_overrides, read_yaml
+from counterstain.data.phantom import PhantomConfig
+from counterstain.data.split import SplitConfig
+from counterstain.generators.interface import Method
+from counterstain.recipe import Recipe, recipe_from
+
+
+class CohortSource(Config):
+    """Where a study's cohort comes from: a folder, or the phantom."""
+
+    path: Path | None = None
+    """A cohort that is split already; a relative path starts at the study's file."""
+    phantom: PhantomConfig | None = None
+    """Or make a phantom."""
+    split: SplitConfig = SplitConfig()
+    """How a phantom's patients are dealt out."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.path is None) == (self.phantom is None):
+            raise ValueError("give either path (a cohort's folder) or phantom (its settings)")
+        if self.path is not None and "split" in self.model_fields_set:
+            raise ValueError("split is for phantoms; split a cohort with 'counterstain split'")
+        return self
+
+
+class StudyConfig(Config):
+    """A study: arms x repeats on one cohort."""
+
+    name: Annotated[str, Field(min_length=1, max_length=80)]
+    """Shown on the report; the identity of the study's folder."""
+    preset: Literal["paper", "best", "demo"] = "best"
+    """The recipe to start from."""
+    cohort: CohortSource
+    """The tissue."""
+    baselines: tuple[Literal["tumor", "subtype"], ...] = ("tumor", "subtype")
+    """Arms without synthetic patches; ``subtype`` is the reference and always runs."""
+    methods: tuple[Method, ...] = ("spade", "diffusion", "inpainting")
+    """How synthetic images are drawn; ``oracle`` is possible on the phantom."""
+    amounts: tuple[Annotated[float, Field(gt=0, le=100)], ...] = (0.5, 1.0, 2.0, 4.0)
+    """Synthetic patches as multiples of the dataset size; 1.0 is +100 %."""
+    repeats: Annotated[int, Field(ge=1, le=1000)] = 5
+    """Trainings of each arm, with other seeds."""
+    seed: int = 0
+    """All seeds of the study derive from it."""
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    """Changes to the preset's recipe."""
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if "subtype" not in self.baselines:
+            raise ValueError("baselines: subtype must be among them, all arms are held against it")
+        if "oracle" in self.methods and self.cohort.phantom is None:
+            raise ValueError("methods: the oracle draws phantoms only; take it out, or set cohort.phantom")
+        if self.methods and not self.amounts:
+            raise ValueError("amounts: give at least one, for example [1.0]")
+        for field in ("methods", "amounts", "baselines"):
+            values = getattr(self, field)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{field}: each at most once")
+        return self
+
+    def resolved_recipe(self, source: str | Path) -> Recipe:
+        """Return the preset with the study's changes."""
+        return recipe_from(self.preset, self.recipe, f"{source}: recipe")
+
+
+def load_study(file: Path, overrides: tuple[str, ...] | list[str] = ()) -> StudyConfig:
+    """Read STUDY.yaml; ``--set`` assignments go over it, ``--set recipe.spade.…`` reaches the recipe.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing or something in it is wrong.
+    """
+    content = merge(read_yaml(file), parse_overrides(overrides))
+    study = build(StudyConfig, content, file)
+    study.resolved_recipe(file)  # wrong settings of the recipe are met here, not hours later
+    path = study.cohort.path
+    if path is None or path.is_absolute():
+        return study
+    return study.model_copy(update={"cohort": study.cohort.model_copy(update={"path": file.parent / path})})

@@ -1,0 +1,182 @@
+"""A study as a list of cells: what each makes, from what, and a name that follows from all that determines it.
+
+A cell's folder is its stage and a hash of its settings and of its inputs' folders. Changing one number therefore
+changes the names of the cells that depend on it, and of no others; finished cells are found again by their names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from counterstain.config import Config
+from counterstain.data.cohort import Cohort
+from counterstain.generators.interface import Method
+from counterstain.recipe import Recipe
+from counterstain.seeding import derive
+from counterstain.segmentation.mixing import synthetic_count
+from counterstain.storage import fingerprint
+from counterstain.study.config import StudyConfig
+
+Stage = Literal["cohort", "autoencoder", "diffusion", "spade", "synthetic", "segmenter", "evaluation"]
+
+# Raise a stage's number when its code changes what it makes: finished cells of the old code are then made anew.
+STAGE_VERSIONS: dict[Stage, int] = {
+    "cohort": 1,
+    "autoencoder": 1,
+    "diffusion": 1,
+    "spade": 1,
+    "synthetic": 1,
+    "segmenter": 1,
+    "evaluation": 1,
+}
+REFERENCE = "subtype"
+PARTS = ("val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way of choosing training patches."""
+
+    name: str
+    mode: Literal["tumor", "subtype"]
+    method: Method | None = None
+    amount: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One piece of work of a study."""
+
+    name: str
+    """As people read it."""
+    stage: Stage
+    settings: dict[str, Any]
+    """All that determines the result, besides the inputs."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Role -> folder of another cell."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What does not change the result: where a cohort lies, how long a set must at least be."""
+    arm: str = ""
+    repeat: int = -1
+
+    @property
+    def folder(self) -> str:
+        """Name of the cell's folder."""
+        identity = [self.stage, STAGE_VERSIONS[self.stage], self.settings, self.inputs]
+        return f"{self.stage}-{fingerprint(identity)[:16]}"
+
+
+def arms_of(study: StudyConfig) -> list[Arm]:
+    """List the arms: baselines, then each method with each amount."""
+    baselines = [Arm(name=mode, mode=mode) for mode in study.baselines]
+    return baselines + [
+        Arm(name=f"{method}+{amount * 100:g}", mode="subtype", method=method, amount=amount)
+        for method in study.methods
+        for amount in study.amounts
+    ]
+
+
+def plan_study(study: StudyConfig, recipe: Recipe) -> list[Cell]:
+    """Return the cells of a study, each after its inputs.
+
+    Raises
+    ------
+    InputError
+        The cohort is missing.
+    """
+    planner = _Planner(study, recipe, _cohort(study))
+    cells = [planner.cohort]
+    sets: dict[Method, Cell] = {}
+    for method in study.methods:
+        chain = planner.synthetic(method)
+        cells += [cell for cell in chain if cell not in cells]
+        sets[method] = chain[-1]
+    for repeat in range(study.repeats):
+        for arm in arms_of(study):
+            cells += planner.trained_and_scored(arm, repeat, sets[arm.method] if arm.method else None)
+    return cells
+
+
+def cells_folder(run: Path) -> Path:
+    """Return where a study keeps its cells."""
+    return run / "cells"
+
+
+def _cohort(study: StudyConfig) -> Cell:
+    source = study.cohort
+    if source.path is not None:
+        settings: dict[str, Any] = {"fingerprint": Cohort.open(source.path).fingerprint}
+        return Cell(name="cohort", stage="cohort", settings=settings, details={"path": str(source.path.resolve())})
+    assert source.phantom is not None
+    settings = {"phantom": source.phantom.model_dump(mode="json"), "split": source.split.model_dump(mode="json")}
+    return Cell(name="cohort", stage="cohort", settings=settings)
+
+
+@dataclass(frozen=True)
+class _Planner:
+    study: StudyConfig
+    recipe: Recipe
+    cohort: Cell
+
+    def synthetic(self, method: Method) -> list[Cell]:
+        """Return the cells that a method's synthetic set needs, the set itself last."""
+        chain = self._generator(method)
+        diffusion = self.recipe.diffusion
+        settings: dict[str, Any] = {"method": method, "config": self.recipe.synthesis.model_dump(mode="json")}
+        if method in {"diffusion", "inpainting"}:
+            settings["sampler"] = diffusion.sampler.model_dump(mode="json")
+        if method == "inpainting":
+            settings["inpainting"] = diffusion.inpainting.model_dump(mode="json")
+        inputs = {"generator": chain[-1].folder} if chain else {}
+        count = synthetic_count(max(self.study.amounts), self.recipe.segmenter.mixing)
+        cell = self._cell(f"synthetic {method}", "synthetic", "synthetic", settings, **inputs)
+        return [*chain, replace(cell, details={"count": count})]
+
+    def trained_and_scored(self, arm: Arm, repeat: int, synthetic: Cell | None) -> list[Cell]:
+        """Return the cells of one training of an arm: the segmenter and its evaluation."""
+        config = self.recipe.segmenter.model_dump(mode="json")
+        config["sampling"]["mode"] = arm.mode
+        inputs = {"cohort": self.cohort.folder} | ({"synthetic": synthetic.folder} if synthetic else {})
+        segmenter = Cell(
+            name=f"segmenter {arm.name} #{repeat}",
+            stage="segmenter",
+            settings={
+                "config": config,
+                "size_px": self.recipe.size_px,
+                # The same for all arms: equal initialisation and order of the data.
+                "seed": derive(self.study.seed, "repeat", repeat),
+                "amount": arm.amount,
+            },
+            inputs=inputs,
+            arm=arm.name,
+            repeat=repeat,
+        )
+        scored = Cell(
+            name=f"evaluation {arm.name} #{repeat}",
+            stage="evaluation",
+            settings={"parts": list(PARTS)},
+            inputs={"cohort": self.cohort.folder, "segmenter": segmenter.folder},
+            arm=arm.name,
+            repeat=repeat,
+        )
+        return [segmenter, scored]
+
+    def _generator(self, method: Method) -> list[Cell]:
+        if method == "oracle":
+            return []
+        if method == "spade":
+            return [self._cell("SPADE", "spade", "generators", _config(self.recipe.spade))]
+        autoencoder = self._cell("autoencoder", "autoencoder", "generators", _config(self.recipe.autoencoder))
+        # How images are drawn is a matter of the synthetic set, not of the network.
+        config = _config(self.recipe.diffusion, exclude={"sampler", "inpainting"})
+        return [autoencoder, self._cell("diffusion", "diffusion", "generators", config, autoencoder=autoencoder.folder)]
+
+    def _cell(self, name: str, stage: Stage, seeded_by: str, settings: dict[str, Any], **inputs: str) -> Cell:
+        common = {"size_px": self.recipe.size_px, "seed": derive(self.study.seed, seeded_by)}
+        return Cell(name=name, stage=stage, settings=common | settings, inputs={"cohort": self.cohort.folder} | inputs)
+
+
+def _config(config: Config, exclude: set[str] | None = None) -> dict[str, Any]:
+    return {"config": config.model_dump(mode="json", exclude=exclude)}

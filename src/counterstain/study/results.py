@@ -1,0 +1,145 @@
+"""The results of a study as small files that a report, or anybody, can read without the study's models.
+
+RESULTS holds ``study.json`` (what was run), ``results.csv`` (a row per arm, repeat and part with every measure),
+``counts.parquet`` (pixels per arm, repeat, part, slide and label: everything else follows from them),
+``composition.csv``, ``synthetic.csv`` (balance of the sets), ``losses.csv`` and ``examples/`` (pictures).
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from counterstain.data.cohort import PARTS as COHORT_PARTS
+from counterstain.data.cohort import Cohort
+from counterstain.data.patch_set import PatchSet
+from counterstain.recipe import Recipe
+from counterstain.segmentation.counts import measures, pooled, slide_measures
+from counterstain.storage import committing, read_json, write_csv, write_json
+from counterstain.study.config import StudyConfig
+from counterstain.study.examples import write_examples
+from counterstain.study.plan import REFERENCE, Cell, arms_of, cells_folder
+from counterstain.study.stages import DONE_FILE, is_done, open_cohort
+from counterstain.taxonomy import Taxonomy
+
+PACKAGES = ("counterstain", "torch", "lightning", "diffusers", "segmentation-models-pytorch", "numpy", "zarr")
+POINTS_PER_CURVE = 200
+
+
+def write_results(
+    study: StudyConfig, recipe: Recipe, cells: Sequence[Cell], out: Path, failures: dict[str, str]
+) -> Path:
+    """Collect the results of all finished cells in one step and return their folder."""
+    root = cells_folder(out)
+    done = [cell for cell in cells if is_done(cell, root)]
+    cohort = open_cohort(root / cells[0].folder)
+    counts = _counts(done, root)
+    sets = {str(c.settings["method"]): PatchSet.open(root / c.folder) for c in done if c.stage == "synthetic"}
+    with committing(out / "results") as folder:
+        happened = {
+            "seconds": _seconds(done, root),
+            "failed": [{"cell": name, "why": why} for name, why in failures.items()],
+            "filter": {method: _filtered(found) for method, found in sets.items()},
+        }
+        write_json(folder / "study.json", _study(study, recipe, cohort) | happened)
+        write_csv(folder / "results.csv", results_table(counts, cohort.taxonomy))
+        counts.to_parquet(folder / "counts.parquet", index=False)
+        write_csv(folder / "composition.csv", cohort.composition())
+        write_csv(folder / "synthetic.csv", _balance(sets))
+        write_csv(folder / "losses.csv", _losses(done, root))
+        write_examples(folder / "examples", cohort, sets)
+    return out / "results"
+
+
+def results_table(counts: pd.DataFrame, taxonomy: Taxonomy) -> pd.DataFrame:
+    """Derive a row per arm, repeat and part from count tables; columns: arm, repeat, split, then the measures."""
+    rows = []
+    for (arm, repeat, split), table in counts.groupby(["arm", "repeat", "split"], sort=False):
+        scores = measures(pooled(table), taxonomy) | slide_measures(table, taxonomy)
+        rows.append({"arm": arm, "repeat": repeat, "split": split} | scores)
+    return pd.DataFrame(rows)
+
+
+def _counts(done: Sequence[Cell], root: Path) -> pd.DataFrame:
+    tables = []
+    for cell in done:
+        if cell.stage == "evaluation":
+            table = pd.read_parquet(root / cell.folder / "counts.parquet")
+            table.insert(0, "arm", cell.arm)
+            table.insert(1, "repeat", cell.repeat)
+            tables.append(table)
+    columns = ["arm", "repeat", "slide", "patient", "score", "split", "subtype", "predicted_background"]
+    empty = pd.DataFrame(columns=[*columns, "predicted_tumour"])
+    return pd.concat(tables, ignore_index=True) if tables else empty
+
+
+def _seconds(done: Sequence[Cell], root: Path) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+    for cell in done:
+        taken = float(read_json(root / cell.folder / DONE_FILE)["seconds"])
+        seconds[cell.stage] = seconds.get(cell.stage, 0.0) + taken
+    return seconds
+
+
+def _study(study: StudyConfig, recipe: Recipe, cohort: Cohort) -> dict[str, Any]:
+    config = study.model_dump(mode="json", exclude={"recipe", "cohort"})
+    return {
+        "name": study.name,
+        "preset": study.preset,
+        "taxonomy": cohort.taxonomy.model_dump(mode="json"),
+        "cohort": {
+            "source": str(cohort.source.get("kind", "")),
+            "mpp": cohort.mpp,
+            "fingerprint": cohort.fingerprint,
+            "regions": len(cohort),
+            "patients": {part: len(cohort.patients(part)) for part in COHORT_PARTS},
+        },
+        "config": {"study": config, "cohort": cohort.source, "recipe": recipe.model_dump(mode="json")},
+        "arms": [arm.name for arm in arms_of(study)],
+        "reference": REFERENCE,
+        "repeats": study.repeats,
+        "versions": _versions(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",
+        "notes": [],
+    }
+
+
+def _filtered(found: PatchSet) -> dict[str, int]:
+    attempts = found.patches["attempts"]
+    return {"drawn": int(attempts.sum()), "rejected": int((attempts - 1).sum())}
+
+
+def _balance(sets: dict[str, PatchSet]) -> pd.DataFrame:
+    columns = ["method", "subtype", "instances", "area_px", "instances_before", "area_px_before"]
+    tables = [found.balance().assign(method=method) for method, found in sets.items()]
+    return pd.concat([pd.DataFrame(columns=columns), *tables], ignore_index=True)[columns]
+
+
+def _losses(done: Sequence[Cell], root: Path) -> pd.DataFrame:
+    tables = []
+    for cell in done:
+        file = root / cell.folder / "losses.csv"
+        if file.exists():
+            table = pd.read_csv(file)
+            steps = np.sort(table["step"].unique())
+            kept = steps[np.linspace(0, len(steps) - 1, min(len(steps), POINTS_PER_CURVE)).round().astype(int)]
+            tables.append(table[table["step"].isin(kept)].assign(stage=cell.name.removeprefix("synthetic ")))
+    columns = ["stage", "step", "name", "value"]
+    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

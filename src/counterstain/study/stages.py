@@ -1,0 +1,142 @@
+"""What each kind of cell does, on its own: from its settings and its inputs' folders to its folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from counterstain.config import build
+from counterstain.data.cohort import Cohort
+from counterstain.data.patch_set import PatchSet
+from counterstain.data.phantom import PhantomConfig, write_phantom
+from counterstain.data.split import SplitConfig, split_cohort
+from counterstain.errors import InputError, MismatchError
+from counterstain.generators.autoencoder import AutoencoderConfig
+from counterstain.generators.diffusion import DiffusionConfig, DiffusionGenerator
+from counterstain.generators.inpainting import InpaintingConfig
+from counterstain.generators.load import load_generator
+from counterstain.generators.samplers import SamplerConfig
+from counterstain.generators.spade import SpadeConfig
+from counterstain.generators.synthesize import SynthesisConfig, synthesize
+from counterstain.generators.train import train_autoencoder, train_diffusion, train_spade
+from counterstain.progress import bar
+from counterstain.segmentation.evaluate import evaluate
+from counterstain.segmentation.model import SegmenterConfig
+from counterstain.segmentation.train import train_segmenter
+from counterstain.storage import read_json, write_json, write_parquet
+from counterstain.study.plan import Cell, Stage
+
+DONE_FILE = "cell.json"
+
+
+def is_done(cell: Cell, root: Path) -> bool:
+    """Whether a cell's result is there; a synthetic set must also be long enough."""
+    done = root / cell.folder / DONE_FILE
+    return done.exists() and int(read_json(done).get("count", 0)) >= int(cell.details.get("count", 0))
+
+
+def run_cell(cell: Cell, root: Path) -> float:
+    """Do a cell's work and return the seconds it took; ``root`` is the folder of all cells."""
+    start = time.monotonic()
+    _WORK[cell.stage](cell, root)
+    seconds = time.monotonic() - start
+    done = {"name": cell.name, "stage": cell.stage, "settings": cell.settings, "inputs": cell.inputs}
+    write_json(root / cell.folder / DONE_FILE, done | cell.details | {"seconds": seconds})
+    return seconds
+
+
+def open_cohort(folder: Path) -> Cohort:
+    """Open the cohort of a study from its cell's folder."""
+    done = folder / DONE_FILE
+    path = read_json(done).get("path") if done.exists() else None
+    return Cohort.open(Path(path) if path else folder / "cohort")
+
+
+def _make_cohort(cell: Cell, root: Path) -> None:
+    if "path" in cell.details:
+        cohort = Cohort.open(cell.details["path"])
+        if cohort.regions["split"].isna().all():
+            raise InputError(f"{cohort.folder}: has no split; run 'counterstain split {cohort.folder}' first")
+        return
+    config = build(PhantomConfig, cell.settings["phantom"])
+    with bar("phantom", config.slides) as advance:
+        cohort = write_phantom(config, root / cell.folder / "cohort", lambda: advance(1))
+    split_cohort(cohort, build(SplitConfig, cell.settings["split"]), force=True)
+
+
+def _train_autoencoder(cell: Cell, root: Path) -> None:
+    config = build(AutoencoderConfig, cell.settings["config"])
+    train_autoencoder(_cohort(cell, root), config, root / cell.folder, **_size_and_seed(cell))
+
+
+def _train_diffusion(cell: Cell, root: Path) -> None:
+    config = build(DiffusionConfig, cell.settings["config"])
+    autoencoder = root / cell.inputs["autoencoder"]
+    train_diffusion(_cohort(cell, root), config, root / cell.folder, autoencoder=autoencoder, **_size_and_seed(cell))
+
+
+def _train_spade(cell: Cell, root: Path) -> None:
+    config = build(SpadeConfig, cell.settings["config"])
+    train_spade(_cohort(cell, root), config, root / cell.folder, **_size_and_seed(cell))
+
+
+def _synthesize(cell: Cell, root: Path) -> None:
+    cohort = _cohort(cell, root)
+    checkpoint = root / cell.inputs["generator"] if "generator" in cell.inputs else None
+    generator, header = load_generator(cell.settings["method"], checkpoint, cohort)
+    if isinstance(generator, DiffusionGenerator):
+        inpainting = build(InpaintingConfig, cell.settings.get("inpainting", {}))
+        generator.draw_with(build(SamplerConfig, cell.settings["sampler"]), inpainting)
+    config = build(SynthesisConfig, cell.settings["config"])
+    count = int(cell.details["count"])
+    synthesize(generator, cohort, root / cell.folder, config, count=count, header=header, **_size_and_seed(cell))
+
+
+def _train_segmenter(cell: Cell, root: Path) -> None:
+    synthetic = PatchSet.open(root / cell.inputs["synthetic"]) if "synthetic" in cell.inputs else None
+    train_segmenter(
+        _cohort(cell, root),
+        build(SegmenterConfig, cell.settings["config"]),
+        root / cell.folder,
+        synthetic=synthetic,
+        amount=cell.settings["amount"],
+        label=cell.name,
+        **_size_and_seed(cell),
+    )
+
+
+def _evaluate(cell: Cell, root: Path) -> None:
+    cohort = _cohort(cell, root)
+    segmenter = root / cell.inputs["segmenter"]
+    tables = [evaluate(segmenter, cohort, part, label=f"{cell.name} {part}") for part in cell.settings["parts"]]
+    write_parquet(root / cell.folder / "counts.parquet", pd.concat(tables, ignore_index=True))
+
+
+def _cohort(cell: Cell, root: Path) -> Cohort:
+    folder = root / cell.inputs["cohort"]
+    cohort = open_cohort(folder)
+    expected = read_json(folder / DONE_FILE)["settings"].get("fingerprint")
+    if expected and cohort.fingerprint != expected:
+        raise MismatchError(
+            f"{cohort.folder}: changed since the study began; run the study again to begin anew with it"
+        )
+    return cohort
+
+
+def _size_and_seed(cell: Cell) -> dict[str, Any]:
+    return {"size_px": int(cell.settings["size_px"]), "seed": int(cell.settings["seed"])}
+
+
+_WORK: dict[Stage, Callable[[Cell, Path], None]] = {
+    "cohort": _make_cohort,
+    "autoencoder": _train_autoencoder,
+    "diffusion": _train_diffusion,
+    "spade": _train_spade,
+    "synthetic": _synthesize,
+    "segmenter": _train_segmenter,
+    "evaluation": _evaluate,
+}
