@@ -1,10 +1,7 @@
 import numpy as np
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from counterstain.cli import phantom as command
-from counterstain.data.cohort import Cohort
+from counterstain.config import build
 from counterstain.data.patches import label_mask
 from counterstain.data.phantom import (
     PhantomConfig,
@@ -15,11 +12,8 @@ from counterstain.data.phantom import (
     render,
     slide_name,
     slide_style,
-    write_phantom,
 )
-from counterstain.errors import ConfigError, InputError, MismatchError
-
-SMALL = PhantomConfig(slides=3, regions_per_slide=2, size_px=64)
+from counterstain.errors import ConfigError, InputError
 
 
 def disc(size=96, radius=34):
@@ -34,26 +28,146 @@ def dab_amount(image, style):
     return (density @ np.linalg.pinv(dyes))[..., 1]
 
 
-def app():
-    application = typer.Typer()
-    command.register(application)
-    return application
+def without_artefacts(style):
+    return style.model_copy(update=dict.fromkeys(("smears", "folds", "defocus", "precipitate"), 0.0))
 
 
 def test_same_arguments_give_the_same_picture():
     nest = disc()
-    pictures = [render(nest * 3, nest, SlideStyle(), 7, mpp=1.0) for _ in range(2)]
-    assert np.array_equal(*pictures)
+    first, second = (render(nest * 5, nest, SlideStyle(), 7, mpp=1.0) for _ in range(2))
+    assert np.array_equal(first, second)
 
 
 def test_another_seed_gives_another_picture():
     nest = disc()
-    assert not np.array_equal(*(render(nest * 3, nest, SlideStyle(), seed, mpp=1.0) for seed in (7, 8)))
+    first, second = (render(nest * 3, nest, SlideStyle(), seed, mpp=1.0) for seed in (7, 8))
+    assert not np.array_equal(first, second)
 
 
-def test_dab_grows_with_the_score():
+@pytest.mark.parametrize("slide", [0, 4, 9])
+def test_dab_grows_with_the_score(slide):
+    nest, style = disc(), without_artefacts(slide_style(PhantomConfig(), slide))
+    pictures = [render(nest * label, nest, style, 3, mpp=1.0) for label in (1, 2, 3, 4)]
+    amounts = [dab_amount(picture, style)[nest > 0].mean() for picture in pictures]
+    assert np.all(np.diff(amounts) > 0.01)
+
+
+def test_relabelling_leaves_the_tissue_around_as_it_was():
+    nest, style = disc(), without_artefacts(SlideStyle(noise=0.0))
+    negative, positive = (render(nest * label, nest, style, 5, mpp=1.0).astype(int) for label in (1, 4))
+    far = ~(disc(radius=40) > 0)
+    assert np.abs(negative - positive)[far].max() <= 1
+    assert np.abs(negative - positive)[nest > 0].mean() > 10
+
+
+def test_relabelling_keeps_the_nuclei_where_they_are():
+    nest, style = disc(), without_artefacts(SlideStyle(noise=0.0))
+    pictures = [render(nest * label, nest, style, 5, mpp=1.0) for label in (1, 2)]
+    red = [picture[..., 0][nest > 0].astype(float) for picture in pictures]  # DAB hardly absorbs red
+    assert np.corrcoef(*red)[0, 1] > 0.9
+
+
+def test_background_has_no_tumour_cells():
+    empty, style = np.zeros((128, 128), np.int32), without_artefacts(SlideStyle())
+    assert dab_amount(render(empty, empty, style, 1, mpp=1.0), style).mean() < 0.12
+
+
+def test_ignored_pixels_are_drawn_as_background():
+    nest, empty = disc(), np.zeros((96, 96), np.int32)
+    ignored = render(nest * 255, nest, SlideStyle(), 2, mpp=1.0)
+    assert np.array_equal(ignored, render(empty, empty, SlideStyle(), 2, mpp=1.0))
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (40, 130), (1, 1), (3, 200)])
+@pytest.mark.parametrize("label", [0, 1, 5])
+def test_masks_of_any_shape_are_drawn(shape, label):
+    everywhere = np.ones(shape, np.int32)
+    picture = render(everywhere * label, everywhere, SlideStyle(), 0, mpp=1.0)
+    assert picture.shape == (*shape, 3)
+    assert picture.dtype == np.uint8
+
+
+def test_an_instance_too_slight_for_the_lattice_gets_a_cell():
+    nest, style = np.zeros((64, 64), np.int32), without_artefacts(SlideStyle())
+    nest[30:36, 30:36] = 9
+    stained = dab_amount(render(nest * 4 // 9, nest, style, 0, mpp=1.0), style)
+    assert stained[nest > 0].max() > 0.3
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.5, 2.0])
+def test_sizes_follow_the_resolution(mpp):
+    instances, subtypes = lay_out((96, 96), SlideStyle(), 3, mpp)
+    picture = render(label_mask(instances, subtypes), instances, SlideStyle(), 3, mpp=mpp)
+    assert picture.std() > 5
+
+
+def test_layout_names_every_instance():
+    instances, subtypes = lay_out((200, 140), SlideStyle(), 1, 1.0)
+    assert sorted(subtypes) == [i for i in np.unique(instances).tolist() if i]
+    assert set(subtypes.values()) <= {1, 2, 3, 4, 5}
+
+
+def test_tumour_covers_what_the_style_asks_for():
+    shares = [(lay_out((256, 256), SlideStyle(), seed, 1.0)[0] > 0).mean() for seed in range(12)]
+    assert 0.25 < np.mean(shares) < 0.45
+
+
+def test_labels_of_another_taxonomy_are_refused():
     nest = disc()
-    for style in (SlideStyle(), slide_style(PhantomConfig(), 4)):
-        pictures = [render(nest * label, nest, style, 3, mpp=1.0) for label in (1, 2, 3, 4)]
-        amounts = [dab_amount(picture, style)[nest > 0].mean() for picture in pictures]
-        assert np.all(np.diff(amounts) > 0.01)
+    with pytest.raises(InputError, match=r"found labels \[0, 7\]; the phantom draws 0..5"):
+        render(nest * 7, nest, SlideStyle(), 0, mpp=1.0)
+
+
+def test_masks_of_different_shape_are_refused():
+    with pytest.raises(InputError, match=r"shape \(96, 96\), instances of \(64, 64\)"):
+        render(disc(), disc(64), SlideStyle(), 0, mpp=1.0)
+
+
+def test_a_style_depends_on_seed_and_slide_alone():
+    assert slide_style(PhantomConfig(slides=3), 2) == slide_style(PhantomConfig(slides=300, size_px=64), 2)
+    assert slide_style(PhantomConfig(), 2) != slide_style(PhantomConfig(), 3)
+    assert slide_style(PhantomConfig(), 2) != slide_style(PhantomConfig(seed=1), 2)
+
+
+def test_without_strength_slides_differ_in_their_score_only():
+    styles = [slide_style(PhantomConfig(style_strength=0), slide) for slide in range(6)]
+    assert len({style.model_copy(update={"dominant_score": 0}).model_dump_json() for style in styles}) == 1
+
+
+def test_scores_of_slides_have_the_wanted_prevalence():
+    config = PhantomConfig(slides=40)
+    scores = [slide_style(config, slide).dominant_score for slide in range(config.slides)]
+    assert np.abs(np.bincount(scores, minlength=4) / 40 - config.prevalence).max() <= 0.05
+
+
+def test_pure_slides_hold_their_score_and_ducts():
+    style = SlideStyle(dominant_score=0, purity=1.0)
+    found = [set(lay_out((256, 256), style, seed, 1.0)[1].values()) for seed in range(4)]
+    assert set.union(*found) <= {1, 5}
+
+
+def test_names_lead_back_to_slides():
+    assert index_of(slide_name(17)) == 17
+    with pytest.raises(InputError, match="not a slide of a phantom; expected a name such as phantom-007"):
+        index_of("case-17")
+
+
+def test_regions_are_named_after_their_slide():
+    regions = regions_of_slide(PhantomConfig(regions_per_slide=2, size_px=48), 3)
+    assert [region.region for region in regions] == ["phantom-003-r00", "phantom-003-r01"]
+    assert {(region.slide, region.patient) for region in regions} == {("phantom-003", "P003")}
+    assert regions[0].score in {"0", "1+", "2+", "3+"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"prevalence": [0.5, 0.5, 0.5, 0]}, "must sum to 1, found 1.5"),
+        ({"slides": 0}, "slides: Input should be greater than or equal to 1"),
+        ({"purety": 1}, "unknown key; did you mean purity"),
+    ],
+)
+def test_bad_settings_are_one_line(setting, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        build(PhantomConfig, setting, "phantom")
+    assert "\n" not in str(error.value)

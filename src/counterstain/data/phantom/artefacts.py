@@ -31,7 +31,7 @@ def _draw_smears(ground: Ground, stains: Stains) -> None:
     for number, centre in enumerate(_places(ground, "smears", ground.style.smears, reach_um=40.0)):
         rng = ground.rng("smear", number)
         spot = _spot(ground, centre, radius_um=rng.uniform(15, 60))
-        streaks = smoothstep(ground.noise(f"smear {number}", 9.0) + 1.5 * spot, 0.2, 2.0)
+        streaks = smoothstep(ground.noise("streaks") + 1.5 * spot, 0.2, 2.0)
         stains.dab[...] += rng.uniform(0.08, 0.35) * streaks * spot
 
 
@@ -39,9 +39,9 @@ def _draw_folds(ground: Ground, stains: Stains) -> None:
     for number, centre in enumerate(_places(ground, "folds", ground.style.folds, reach_um=30.0)):
         rng = ground.rng("fold", number)
         theta, width = rng.uniform(0, np.pi), rng.uniform(5, 12)
-        y, x = np.ogrid[: ground.shape[0], : ground.shape[1]]
-        across = (np.cos(theta) * (y - centre[0]) - np.sin(theta) * (x - centre[1])) * ground.mpp
-        across = across + 12 * ground.noise(f"fold {number}", 60.0)
+        y, x = ground.axes_um(centre)
+        across = np.float32(np.cos(theta)) * y - np.float32(np.sin(theta)) * x
+        across += 12 * ground.noise("vigour")
         fold = 1 + 0.9 * smoothstep(width - np.abs(across), -1.0, 2.5)
         for stain in (stains.haematoxylin, stains.dab):
             stain[...] = stain * fold + 0.03 * (fold - 1)
@@ -62,11 +62,9 @@ def _places(ground: Ground, name: str, rate: float, *, reach_um: float) -> np.nd
     reach = reach_um / ground.mpp
     extent = np.array(ground.shape) + 2 * reach
     expected = rate * float(np.prod(extent)) * ground.mpp**2 / RATE_AREA_UM2
-    expected = min(expected, 4 * rate * max(ground.area_um2 / RATE_AREA_UM2, 0.25))
     return np.asarray(rng.uniform(-reach, extent - reach, (int(rng.poisson(expected)), 2)))
 
 
 def _spot(ground: Ground, centre: np.ndarray, *, radius_um: float) -> np.ndarray:
-    y, x = np.ogrid[: ground.shape[0], : ground.shape[1]]
-    distance = np.hypot(y - centre[0], x - centre[1]) * ground.mpp
-    return smoothstep(radius_um - distance, -0.4 * radius_um, 0.6 * radius_um).astype(np.float32)
+    y, x = ground.axes_um(centre)
+    return smoothstep(radius_um - np.sqrt(y * y + x * x), -0.4 * radius_um, 0.6 * radius_um)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from counterstain.data.phantom.ground import Ground, Stains
-from counterstain.data.phantom.noise import smoothstep
+from counterstain.data.phantom.noise import lookup, smoothstep
 from counterstain.data.phantom.nuclei import Nuclei, make_nuclei, stamp
 from counterstain.data.phantom.places import Round, find_places
 
@@ -29,7 +29,7 @@ def draw_benign(ground: Ground, stains: Stains) -> np.ndarray:
     taken = np.zeros(ground.shape, np.float32)
     outside = smoothstep(ground.outside_um, 1.0, 4.0).astype(np.float32)
     structures = list(find_places(ground))
-    blood = _blood(ground) if any(structure.kind == "vessel" for structure in structures) else taken
+    blood = _blood(ground, structures)
     for structure in structures:
         window, distance_um = _signed_distance(ground, structure)
         if distance_um.size:
@@ -40,7 +40,7 @@ def draw_benign(ground: Ground, stains: Stains) -> np.ndarray:
             taken[window] = np.maximum(taken[window], coverage)
     for nuclei in _nuclei(ground, structures):
         coverage, amount = stamp(nuclei, ground.shape, ground.mpp)
-        stains.cover(coverage * outside, haematoxylin=amount * (1 + 0.1 * ground.grain), dab=stains.dab)
+        stains.cover(coverage * outside, haematoxylin=amount * (1 + 0.1 * ground.noise("grain")), dab=stains.dab)
     return taken < 0.3
 
 
@@ -88,11 +88,17 @@ def _ring(structure: Round, depth_um: float, spacing_um: float, mpp: float) -> t
     return points, angle + np.pi / 2
 
 
-def _blood(ground: Ground) -> np.ndarray:
-    """Return where red cells would lie if everything were a vessel, (H, W) float32."""
-    points = ground.scatter("blood", BLOOD_SPACING_UM, jitter=0.35, margin_um=BLOOD_CELL_UM)
-    rng = ground.rng("blood cells")
-    points = points[rng.random(len(points)) < 0.7]
+def _blood(ground: Ground, structures: list[Round]) -> np.ndarray:
+    """Return where red cells lie in and around vessels, (H, W) float32."""
+    vessels = np.zeros(ground.shape, bool)
+    for structure in structures:
+        if structure.kind == "vessel":
+            vessels[_signed_distance(ground, structure)[0]] = True
+    if not vessels.any():
+        return vessels.astype(np.float32)
+    rng = ground.rng("blood")
+    points = ground.scatter(rng, BLOOD_SPACING_UM, jitter=0.35, margin_um=0.0)
+    points = points[(rng.random(len(points)) < 0.7) & lookup(vessels, points)]
     cells = make_nuclei(rng, points, radius_um=BLOOD_CELL_UM, spread=0.08, amount=1.0, stretch=(1.0, 1.4))
     return stamp(cells, ground.shape, ground.mpp)[0]
 

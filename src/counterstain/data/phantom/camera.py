@@ -20,39 +20,38 @@ def photograph(ground: Ground, stains: Stains) -> np.ndarray:
     -------
     (H, W, 3) uint8 array
     """
-    style = ground.style
+    style, rng = ground.style, ground.rng("camera")
+    dyes = np.array([style.haematoxylin_vector, style.dab_vector], np.float32) * np.float32(-np.log(10))
     counter = stains.haematoxylin * np.float32(style.haematoxylin_strength)
-    illumination = _illumination(ground)
-    out_of_focus = focus_loss(ground)
-    noise = ground.rng("camera")
-    picture = np.empty((*ground.shape, 3), np.uint8)
-    for channel, glass in enumerate(style.glass):
-        density = counter * np.float32(style.haematoxylin_vector[channel])
-        density += stains.dab * np.float32(style.dab_vector[channel])
-        light = np.exp(density * np.float32(-np.log(10))) * np.float32(glass)
-        light = _through_optics(ground, light, out_of_focus)
-        light = (light * np.float32(1 - style.haze) + np.float32(0.93 * style.haze)) * illumination
-        light += style.noise * (0.4 + 0.6 * light) * _grain(noise, ground.shape)
-        picture[..., channel] = np.clip(np.rint(light * 255), 0, 255)
-    return picture
+    light = dyes[0, :, None, None] * counter  # (3, H, W), as all below
+    light += dyes[1, :, None, None] * stains.dab
+    np.exp(light, out=light)
+    light *= np.array(style.glass, np.float32)[:, None, None]
+    light = _through_optics(ground, light)
+    light *= 1 - style.haze
+    light += 0.93 * style.haze
+    light *= _illumination(ground, rng)
+    noise = white_noise(rng, light.shape)
+    noise += white_noise(rng, light.shape)
+    light += style.noise * np.sqrt(0.5) * (0.4 + 0.6 * light) * noise
+    picture = np.minimum(np.maximum(np.rint(light * 255), 0), 255).astype(np.uint8)
+    return np.ascontiguousarray(np.moveaxis(picture, 0, -1))
 
 
-def _through_optics(ground: Ground, light: np.ndarray, out_of_focus: np.ndarray | None) -> np.ndarray:
+def _through_optics(ground: Ground, light: np.ndarray) -> np.ndarray:
     blur_px = float(np.hypot(ground.style.blur_um / ground.mpp, 0.35))
-    sharp = ndimage.gaussian_filter(light, blur_px, truncate=3.0)
+    sharp = ndimage.gaussian_filter(light, (0, blur_px, blur_px), truncate=3.0)
+    out_of_focus = focus_loss(ground)
     if out_of_focus is None:
         return np.asarray(sharp)
-    blurred = ndimage.gaussian_filter(sharp, FOCUS_LOSS_UM / ground.mpp, truncate=2.5)
-    return np.asarray(sharp + out_of_focus * (blurred - sharp))
+    more_px = FOCUS_LOSS_UM / ground.mpp
+    return np.asarray(
+        sharp + out_of_focus * (ndimage.gaussian_filter(sharp, (0, more_px, more_px), truncate=2.5) - sharp)
+    )
 
 
-def _grain(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    return np.asarray((white_noise(rng, shape) + white_noise(rng, shape)) * np.float32(np.sqrt(0.5)))
-
-
-def _illumination(ground: Ground) -> np.ndarray:
-    rng = ground.rng("illumination")
+def _illumination(ground: Ground, rng: np.random.Generator) -> np.ndarray:
     angle = rng.uniform(0, 2 * np.pi)
     y, x = (np.linspace(-0.5, 0.5, n, dtype=np.float32) for n in ground.shape)
-    slope = np.float32(np.sin(angle)) * y[:, None] + np.float32(np.cos(angle)) * x[None, :]
+    slope = np.float32(np.sin(angle)) * y[:, None] + np.float32(np.cos(angle)) * x
     return np.asarray(1 + np.float32(ground.style.illumination) * slope)

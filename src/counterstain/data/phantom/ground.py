@@ -15,6 +15,16 @@ from counterstain.data.phantom.noise import scatter, smooth_noise
 from counterstain.data.phantom.styles import SlideStyle
 from counterstain.seeding import numpy_generator
 
+# Fields of smooth noise by their scale; those of one scale are drawn at once.
+SCALES_UM = {
+    50.0: ("long waves", "oedema", "staining", "aggregates", "vigour", "necrosis"),
+    18.0: ("short waves", "slack", "clefts"),
+    9.0: ("lumen outline", "streaks"),
+    5.5: ("wobble y", "wobble x", "fragments"),
+    1.5: ("grain",),
+}
+_SCALE_OF = {name: scale for scale, names in SCALES_UM.items() for name in names}
+
 FAR_UM = 500.0  # distance where there is nothing to be distant from
 
 
@@ -33,11 +43,6 @@ class Ground:
         """Rows and columns."""
         return self.labels.shape[0], self.labels.shape[1]
 
-    @property
-    def area_um2(self) -> float:
-        """Area of the region."""
-        return self.labels.size * self.mpp**2
-
     @cached_property
     def depth_um(self) -> np.ndarray:
         """Distance of a pixel of a nest to its outline; the edges of the region are no outline. (H, W) float32."""
@@ -52,23 +57,32 @@ class Ground:
         """Distance of a pixel of the background to the nearest nest, (H, W) float32."""
         return self._distance_um(self.labels == 0)
 
+    def axes_um(self, origin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows (H, 1) and columns (1, W) as distances from an origin in pixels, float32."""
+        y, x = ((np.arange(n) - zero) * self.mpp for n, zero in zip(self.shape, origin, strict=True))
+        return y.astype(np.float32)[:, None], x.astype(np.float32)[None]
+
     def rng(self, name: str, *keys: int) -> np.random.Generator:
         """Return the generator of one thing that is drawn; it does not depend on labels."""
         return numpy_generator(self.seed, name, *keys)
 
-    @cached_property
-    def grain(self) -> np.ndarray:
-        """Noise of the finest structures, chromatin and granules, (H, W) float32."""
-        return self.noise("grain", 1.5)
+    def noise(self, name: str) -> np.ndarray:
+        """Return one of the fields of ``SCALES_UM``, mean 0 and spread about 1, (H, W) float32."""
+        scale_um = _SCALE_OF[name]
+        names = SCALES_UM[scale_um]
+        if scale_um not in self._fields:
+            rng = self.rng(names[0])
+            self._fields[scale_um] = smooth_noise(rng, self.shape, scale_um / self.mpp, count=len(names))
+        return np.asarray(self._fields[scale_um][names.index(name)])
 
-    def noise(self, name: str, scale_um: float) -> np.ndarray:
-        """Return smooth noise of mean 0 and spread about 1, (H, W) float32."""
-        return smooth_noise(self.rng(name), self.shape, scale_um / self.mpp)
-
-    def scatter(self, name: str, spacing_um: float, *, jitter: float, margin_um: float) -> np.ndarray:
+    def scatter(self, rng: np.random.Generator, spacing_um: float, *, jitter: float, margin_um: float) -> np.ndarray:
         """Return points of a shaken lattice, (n, 2) rows and columns in pixels."""
         margin_px = margin_um / self.mpp
-        return scatter(self.rng(name), self.shape, spacing_um / self.mpp, jitter=jitter, margin_px=margin_px)
+        return scatter(rng, self.shape, spacing_um / self.mpp, jitter=jitter, margin_px=margin_px)
+
+    @cached_property
+    def _fields(self) -> dict[float, np.ndarray]:
+        return {}
 
     def _distance_um(self, inside: np.ndarray) -> np.ndarray:
         if inside.all():

@@ -58,10 +58,11 @@ def lay_out(shape: tuple[int, int], style: SlideStyle, seed: int, mpp: float) ->
         whole, left = (np.count_nonzero(outline < 0) for outline in (whole_um, outline_um))
         if left * STEP_UM**2 < SMALLEST_UM2 or left < whole * (0.85 if subtype == DUCT else 0.5):
             continue
-        inside = (upsample(outline_um, shape, step_px) < 0) & (instances == 0)
+        window, inside = _on_pixels(outline_um, shape, step_px)
+        inside &= instances[window] == 0
         if np.count_nonzero(inside) * mpp**2 >= SMALLEST_UM2 / 2:
             subtypes[len(subtypes) + 1] = subtype
-            instances[inside] = len(subtypes)
+            instances[window][inside] = len(subtypes)
             taken_um = np.minimum(taken_um, outline_um)
     return instances, subtypes
 
@@ -85,13 +86,28 @@ def _outline(rng: np.random.Generator, coarse: tuple[int, int], style: SlideStyl
     along = np.linspace(-0.5, 0.5, 9)
     heading = angle + bend * along
     path = centre + np.cumsum(np.stack([np.sin(heading), np.cos(heading)], axis=1), axis=0) * length / 9
-    widths = radius * np.exp(0.0 if duct else 0.2 * rng.standard_normal(9).cumsum() / 2)
+    widths = radius * np.exp((0.0 if duct else 0.1) * rng.standard_normal(9).cumsum())
     widths = np.clip(widths, 8.0, 2.0 * radius)
-    y, x = np.ogrid[: coarse[0], : coarse[1]]
-    squares = ((y * STEP_UM)[..., None] - path[:, 0]) ** 2 + ((x * STEP_UM)[..., None] - path[:, 1]) ** 2
-    capsule = (np.sqrt(squares) - widths).min(axis=-1)
-    lumps = smooth_noise(rng, coarse, 28.0 / STEP_UM) * (0.1 if duct else 0.3)
+    y, x = (np.arange(n, dtype=np.float32) * np.float32(STEP_UM) for n in coarse)
+    path, widths = path.astype(np.float32)[..., None, None], widths.astype(np.float32)[:, None, None]
+    squares = np.square(y[:, None] - path[:, 0]) + np.square(x - path[:, 1])  # (9, h, w)
+    capsule = (np.sqrt(squares) - widths).min(axis=0)
+    lumps = smooth_noise(rng, coarse, 28.0 / STEP_UM)[0] * (0.1 if duct else 0.3)
     return np.asarray(capsule + lumps * radius, np.float32)
+
+
+def _on_pixels(
+    outline_um: np.ndarray, shape: tuple[int, int], step_px: float
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Return a window of the region that holds the nest, and where in it the nest is."""
+    inside = outline_um < 0
+    windows = []
+    for axis, length in enumerate(shape):
+        knots = np.flatnonzero(inside.any(axis=1 - axis))
+        first, last = int((knots[0] - 3) * step_px), int((knots[-1] + 2) * step_px)
+        windows.append(slice(max(first, 0), max(min(last, length), 0)))
+    rows, columns = (np.arange(window.start, window.stop) / step_px for window in windows)
+    return (windows[0], windows[1]), upsample(outline_um, rows, columns) < 0
 
 
 def _largest_part(outline_um: np.ndarray) -> np.ndarray:

@@ -72,8 +72,8 @@ def draw_nests(ground: Ground, stains: Stains) -> np.ndarray:
 def place_cells(ground: Ground) -> Cells:
     """Place cells on a shaken lattice, a little inside the outlines; every nest has one at least."""
     size = ground.style.cell_size_um
-    points = ground.scatter("cells", size, jitter=0.3, margin_um=size)
-    slack = 0.8 + 0.8 * np.abs(lookup(ground.noise("slack", 18.0), points))
+    points = ground.scatter(ground.rng("cells"), size, jitter=0.3, margin_um=size)
+    slack = 0.8 + 0.8 * np.abs(lookup(ground.noise("slack"), points))
     keep = (lookup(ground.labels, points) > 0) & (lookup(ground.depth_um, points) > 0.42 * size + slack)
     points = points[keep]
     points = np.concatenate([points, _centres_of_empty(ground, lookup(ground.instances, points))])
@@ -103,8 +103,8 @@ def _bodies(ground: Ground, cells: Cells) -> Bodies:
     """Find the cell of every pixel and the distance to its membrane: half-planes between neighbours (Voronoi)."""
     where = np.nonzero(ground.labels)
     size_px = ground.style.cell_size_um / ground.mpp
-    near = _near_cells(ground.shape, where, cells.points, block_px=max(1, int(0.22 * size_px)))  # (k, p)
-    wobble = (ground.noise(f"wobble {axis}", 6.0)[where] * np.float32(0.8 / ground.mpp) for axis in "yx")
+    near = _near_cells(ground.shape, where, cells.points, block_px=max(1, int(0.3 * size_px)))  # (k, p)
+    wobble = (ground.noise(f"wobble {axis}")[where] * np.float32(0.8 / ground.mpp) for axis in "yx")
     y, x = (pixels.astype(np.float32) + shift for pixels, shift in zip(where, wobble, strict=True))
     cell_y, cell_x = (column.astype(np.float32)[near] for column in cells.points.T)  # (k, p)
     square = np.square(cell_y - y) + np.square(cell_x - x)
@@ -113,7 +113,9 @@ def _bodies(ground: Ground, cells: Cells) -> Bodies:
     between = np.sqrt(np.square(cell_y - own_y) + np.square(cell_x - own_x))
     to_membrane = np.where(between > 0, (square - own_square) / np.maximum(2 * between, 1e-3), np.inf).min(axis=0)
     to_outside = np.float32(0.64 * size_px) - np.sqrt(own_square[0])
-    return Bodies(where=where, cell=own[0], margin_um=np.minimum(to_membrane, to_outside) * np.float32(ground.mpp))
+    margin_um = np.minimum(to_membrane, to_outside) * np.float32(ground.mpp)
+    margin_um = np.minimum(margin_um, ground.depth_um[where] - np.float32(0.5))  # no cell crosses its nest's outline
+    return Bodies(where=where, cell=own[0], margin_um=margin_um)
 
 
 def _near_cells(
@@ -125,7 +127,7 @@ def _near_cells(
     needed[y, x] = 1
     blocks = np.stack(np.nonzero(needed), axis=1)
     needed[needed > 0] = np.arange(len(blocks))
-    k = min(5, len(points))
+    k = min(6, len(points))
     _, near = cKDTree(points).query(blocks * block_px + (block_px - 1) / 2, k=k)
     return np.asarray(near.reshape(len(blocks), k).T[:, needed[y, x]])
 
@@ -136,20 +138,18 @@ def _draw_bodies(ground: Ground, stains: Stains, cells: Cells, bodies: Bodies) -
     inside = smoothstep(bodies.margin_um, -0.6 * ground.mpp, 0.6 * ground.mpp).astype(np.float32)
     rng = ground.rng("membranes")
     count = len(cells.points)
-    vigour = np.exp(0.22 * rng.standard_normal(count)) * np.exp(
-        0.2 * lookup(ground.noise("region", 45.0), cells.points)
-    )
+    vigour = np.exp(0.22 * rng.standard_normal(count)) * np.exp(0.2 * lookup(ground.noise("vigour"), cells.points))
     stained = rng.random(count) < np.interp(cells.score, SCORES, STAINED_CELLS)
     strength = ground.style.dab_strength * vigour * stained
     of_pixel = bodies.cell
     score = cells.score[of_pixel]
     width = np.interp(score, SCORES, MEMBRANE_WIDTH_UM)
     profile = np.exp(-np.square(bodies.margin_um) / (width**2 + blur_um**2)) * width / np.hypot(width, blur_um)
-    broken = ground.noise("fragments", 5.0)[bodies.where]
+    broken = ground.noise("fragments")[bodies.where]
     complete = np.interp(score, SCORES, COMPLETE_SHARE)
     present = smoothstep(broken - _gap_threshold(complete), -0.35, 0.35)
     membrane = np.interp(score, SCORES, MEMBRANE_DAB) * profile * present * strength[of_pixel]
-    granular = 1 + 0.3 * ground.noise("cytoplasm", 2.2)[bodies.where]
+    granular = 1 + 0.3 * ground.noise("grain")[bodies.where]
     cytoplasm = np.interp(score, SCORES, CYTOPLASM_DAB) * strength[of_pixel] * granular
     counter = ground.style.cytoplasm * granular * (1 - 0.3 * profile)
     body, shown = np.zeros(ground.shape, np.float32), np.zeros(ground.shape, np.float32)
@@ -166,7 +166,7 @@ def _draw_bodies(ground: Ground, stains: Stains, cells: Cells, bodies: Bodies) -
 
 def _draw_clefts(ground: Ground, stains: Stains) -> None:
     """Draw the gaps that open where a nest shrinks away from the stroma."""
-    open_here = smoothstep(ground.noise("clefts", 22.0) - 1.6 + 2 * min(ground.style.clefts, 1.5), -0.2, 0.6)
+    open_here = smoothstep(ground.noise("clefts") - 1.6 + 2 * min(ground.style.clefts, 1.5), -0.2, 0.6)
     along = smoothstep(ground.depth_um, 0.5, 2.0)
     stains.cover((0.9 * open_here * along).astype(np.float32), haematoxylin=0.01, dab=0.3 * ground.style.dab_background)
 
@@ -180,7 +180,7 @@ def _draw_nuclei(ground: Ground, stains: Stains, cells: Cells, body: np.ndarray,
     nuclei = _tumour_nuclei(ground, cells)
     coverage, amount = stamp(nuclei, ground.shape, ground.mpp)
     coverage *= body * (1 - lumen)
-    chromatin = 1 + 0.18 * ground.grain * (0.5 + ground.style.nucleoli)
+    chromatin = 1 + 0.18 * ground.noise("grain") * (0.5 + ground.style.nucleoli)
     stains.cover(coverage, haematoxylin=amount * chromatin, dab=stains.dab * np.float32(0.35))
     spots, spot_amount = stamp(_nucleoli(ground, nuclei), ground.shape, ground.mpp)
     stains.haematoxylin[...] += spots * coverage * spot_amount
@@ -225,8 +225,8 @@ def _lumina(ground: Ground) -> np.ndarray:
     ducts = ground.labels == DUCT
     if not ducts.any():
         return lumen
-    centres = ground.scatter("lumina", 34.0, jitter=0.3, margin_um=16.0)
-    rng = ground.rng("lumen sizes")
+    rng = ground.rng("lumina")
+    centres = ground.scatter(rng, 34.0, jitter=0.3, margin_um=16.0)
     radii = rng.uniform(5.0, 15.0, len(centres))
     open_um = np.minimum(radii, lookup(ground.depth_um, centres) - 10.0)
     keep = (lookup(ground.labels, centres) == DUCT) & (open_um > 3.5)
@@ -234,7 +234,7 @@ def _lumina(ground: Ground) -> np.ndarray:
         return lumen
     where = np.nonzero(ducts & (ground.depth_um > 8.0))
     distance, nearest = cKDTree(centres[keep]).query(np.stack(where, axis=1))
-    wavy = 1 + 0.22 * ground.noise("lumen outline", 9.0)[where]
+    wavy = 1 + 0.22 * ground.noise("lumen outline")[where]
     lumen[where] = smoothstep(open_um[keep][nearest] * wavy - distance * ground.mpp, -0.7, 0.7)
     return lumen
 
@@ -242,7 +242,7 @@ def _lumina(ground: Ground) -> np.ndarray:
 def _draw_lumina(ground: Ground, stains: Stains, lumen: np.ndarray) -> None:
     if not lumen.any():
         return
-    debris = smoothstep(ground.noise("necrosis", 40.0), 0.0, 0.6) * smoothstep(ground.noise("debris", 2.5), -0.5, 1.5)
+    debris = smoothstep(ground.noise("necrosis"), 0.0, 0.6) * smoothstep(ground.noise("grain"), -0.5, 1.5)
     stains.cover(lumen, haematoxylin=0.01 + 0.22 * debris, dab=0.5 * ground.style.dab_background + 0.12 * debris)
 
 
@@ -250,10 +250,10 @@ def _draw_rim(ground: Ground, stains: Stains) -> None:
     """Draw the myoepithelium of ducts: flat dark nuclei along the outline."""
     if not (ground.labels == DUCT).any():
         return
-    points = ground.scatter("rim", 5.0, jitter=0.4, margin_um=4.0)
+    rng = ground.rng("rim")
+    points = ground.scatter(rng, 5.0, jitter=0.4, margin_um=4.0)
     depth = lookup(ground.depth_um, points)
     points = points[(lookup(ground.labels, points) == DUCT) & (depth > 1.0) & (depth < 4.0)]
-    rng = ground.rng("rim nuclei")
     angle = level_angle(ground.depth_um, points)
     nuclei = make_nuclei(
         rng,

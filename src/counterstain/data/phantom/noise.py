@@ -10,7 +10,7 @@ import numpy as np
 _UNIT = 1.77  # cubic B-spline weights shrink white noise; this brings its spread back to about 1
 
 
-def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale_px: float) -> np.ndarray:
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale_px: float, *, count: int = 1) -> np.ndarray:
     """Draw smooth noise of mean 0 and spread about 1.
 
     Parameters
@@ -19,45 +19,53 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale_px: flo
     shape : (H, W)
     scale_px : float
         Distance of the random knots; white noise at 1 and below.
+    count : int
+        How many independent fields.
 
     Returns
     -------
-    (H, W) float32 array
+    (count, H, W) float32 array
     """
     if scale_px <= 1.0:
-        return white_noise(rng, shape)
-    knots = (int(shape[0] / scale_px) + 5, int(shape[1] / scale_px) + 5)
-    return upsample(white_noise(rng, knots) * np.float32(_UNIT), shape, scale_px)
+        return white_noise(rng, (count, *shape))
+    knots = (count, int(shape[0] / scale_px) + 5, int(shape[1] / scale_px) + 5)
+    rows, columns = (np.arange(n) / scale_px for n in shape)
+    return upsample(white_noise(rng, knots) * np.float32(_UNIT), rows, columns)
 
 
 def white_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Draw evenly spread noise of mean 0 and spread 1, float32; ten times as fast as normal noise."""
-    return (rng.random(shape, dtype=np.float32) - np.float32(0.5)) * np.float32(np.sqrt(12))
+    noise = rng.random(shape, dtype=np.float32)
+    noise -= np.float32(0.5)
+    noise *= np.float32(np.sqrt(12))
+    return noise
 
 
-def upsample(knots: np.ndarray, shape: tuple[int, int], step_px: float) -> np.ndarray:
-    """Evaluate a cubic B-spline surface on every pixel.
+def upsample(knots: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Evaluate cubic B-spline surfaces on a grid.
 
     Parameters
     ----------
-    knots : (h, w) array
-        Knot (1, 1) lies on pixel (0, 0); knots are ``step_px`` apart.
-    shape : (H, W)
-    step_px : float
+    knots : (..., h, w) float32 array
+    rows, columns : (H,), (W,) arrays
+        Where to evaluate, in distances of knots; 0 lies on the second knot, so that each place has two knots before it.
 
     Returns
     -------
-    (H, W) float32 array
+    (..., H, W) float32 array
     """
-    columns = _interpolate(knots.T.astype(np.float32), shape[1], step_px)
-    return _interpolate(np.ascontiguousarray(columns.T), shape[0], step_px)
+    wide = _interpolate(np.moveaxis(knots, -1, 0), columns)  # (W, ..., h)
+    whole = _interpolate(np.moveaxis(wide, (-1, 0), (0, -1)), rows)  # (H, ..., W)
+    return np.moveaxis(whole, 0, -2)
 
 
-def _interpolate(knots: np.ndarray, length: int, step_px: float) -> np.ndarray:
-    position = np.arange(length) / step_px
+def _interpolate(knots: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Evaluate along the first axis."""
+    knots = np.ascontiguousarray(knots)
     first = position.astype(np.intp)
-    t = (position - first).astype(np.float32)[:, None]
-    square, cube = t * t, t * t * t
+    t = (position - first).astype(np.float32).reshape(-1, *[1] * (knots.ndim - 1))
+    square = t * t
+    cube = t * square
     result = knots[first] * ((1 - 3 * t + 3 * square - cube) / 6)
     result += knots[first + 1] * ((4 - 6 * square + 3 * cube) / 6)
     result += knots[first + 2] * ((1 + 3 * t + 3 * square - 3 * cube) / 6)
@@ -85,30 +93,33 @@ def scatter(
     -------
     (n, 2) float array
     """
-    centre = np.array(shape) / 2
-    reach = float(np.hypot(*centre)) + margin_px + spacing_px
+    height, width = shape
+    reach = np.hypot(height, width) / 2 + margin_px + spacing_px
     count = int(np.ceil(reach / spacing_px * 2 / np.sqrt(3))) + 1
-    i, j = np.meshgrid(np.arange(-count, count + 1), np.arange(-count, count + 1), indexing="ij")
-    lattice = np.stack([i.ravel() * (np.sqrt(3) / 2), j.ravel() + i.ravel() % 2 / 2], axis=1)
-    angle, shift = rng.uniform(0, np.pi), rng.uniform(-0.5, 0.5, 2)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    lattice = lattice + shift + rng.uniform(-jitter, jitter, lattice.shape)
-    points = lattice @ turn.T * spacing_px + centre
-    inside = np.all((points >= -margin_px) & (points < np.array(shape) + margin_px), axis=1)
-    return np.asarray(points[inside])
+    steps = np.arange(-count, count + 1)
+    draws = rng.random((2, len(steps), len(steps)))
+    shift = rng.random(2)
+    v = steps[:, None] * (np.sqrt(3) / 2) + jitter * (2 * draws[0] - 1) + shift[0]
+    u = steps[None] + steps[:, None] % 2 / 2 + jitter * (2 * draws[1] - 1) + shift[1]
+    angle = np.pi * rng.random()
+    cos, sin = np.cos(angle) * spacing_px, np.sin(angle) * spacing_px
+    y, x = (cos * v + sin * u).ravel() + height / 2, (cos * u - sin * v).ravel() + width / 2
+    inside = (y >= -margin_px) & (x >= -margin_px) & (y < height + margin_px) & (x < width + margin_px)
+    return np.stack([y[inside], x[inside]], axis=1)
 
 
 def smoothstep(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Return 0 below ``low``, 1 above ``high`` and a smooth rise between."""
-    t = np.clip((values - low) / (high - low), 0.0, 1.0)
+    t = (values - low) * (1 / (high - low))
+    t = np.minimum(np.maximum(t, 0), 1)
     return np.asarray(t * t * (3 - 2 * t))
 
 
 def lookup(field: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Return the values of an (H, W, …) field at the pixels nearest to (n, 2) points, clamped to the edges."""
-    y = np.clip(np.rint(points[:, 0]).astype(np.intp), 0, field.shape[0] - 1)
-    x = np.clip(np.rint(points[:, 1]).astype(np.intp), 0, field.shape[1] - 1)
-    return np.asarray(field[y, x])
+    nearest = (points + 0.5).astype(np.intp)
+    nearest = np.minimum(np.maximum(nearest, 0), np.array(field.shape[:2]) - 1)
+    return np.asarray(field[nearest[:, 0], nearest[:, 1]])
 
 
 def level_angle(field: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -42,8 +42,9 @@ def find_places(ground: Ground) -> Iterator[Round]:
     style = ground.style
     rates = np.array([GLAND_RATE * style.benign, FAT_RATE * style.fat, VESSEL_RATE])
     limits = np.cumsum(rates / max(rates.sum(), 1.0))
-    centres = ground.scatter("places", SPACING_UM, jitter=0.3, margin_um=REACH_UM)
-    kinds = ground.rng("kinds of places").random(len(centres))
+    rng = ground.rng("places")
+    centres = ground.scatter(rng, SPACING_UM, jitter=0.3, margin_um=REACH_UM)
+    kinds = rng.random(len(centres))
     rooms_um = np.minimum(lookup(ground.outside_um, centres) + 4.0, REACH_UM)
     for place in np.flatnonzero(kinds < limits[2]).tolist():
         rng, room_um = ground.rng("place", place), float(rooms_um[place])
@@ -54,13 +55,9 @@ def find_places(ground: Ground) -> Iterator[Round]:
         else:
             members = _vessels(rng, room_um)
         for kind, offset_um, radius_um, wall_um in members:
-            yield Round(
-                kind=kind,
-                centre=centres[place] + offset_um / ground.mpp,
-                radius_um=radius_um,
-                wall_um=wall_um,
-                phase=rng.uniform(0, 6.28),
-            )
+            centre, phase = centres[place] + offset_um / ground.mpp, rng.uniform(0, 2 * np.pi)
+            if lookup(ground.outside_um, centre[None])[0] > 0.8 * radius_um:
+                yield Round(kind=kind, centre=centre, radius_um=radius_um, wall_um=wall_um, phase=phase)
 
 
 Member = tuple[str, np.ndarray, float, float]  # kind, offset in micrometres, radius, wall

@@ -29,17 +29,17 @@ def draw_fibres(ground: Ground) -> tuple[Stains, np.ndarray]:
     cos, sin = np.float32(np.cos(theta)), np.float32(np.sin(theta))
     along = cos * x + sin * y[:, None]
     across = cos * y[:, None] - sin * x
-    long_waves = ground.noise("long waves", 60.0)
-    across += np.float32(style.fibre_wave_um) * long_waves + 1.6 * ground.noise("short waves", 13.0)
+    long_waves = ground.noise("long waves")
+    across += np.float32(style.fibre_wave_um) * long_waves + 2 * ground.noise("short waves")
     across -= 20 * np.exp(ground.outside_um * np.float32(-1 / 14))  # fibres run along the outlines of nests
     fine = _fibre_texture(rng, across / 2.2, along / 26)
     crossing = _fibre_texture(rng, (across + 0.45 * along) / 3.1, (along - 0.45 * across) / 30)
     bundles = _fibre_texture(rng, across / 7.5, along / 55)
-    oedema = ground.noise("oedema", 40.0)
+    oedema = ground.noise("oedema")
     cracks = smoothstep(bundles + 0.5 * oedema + 0.4 * long_waves, 0.9, 1.9)
-    density = 0.72 + 0.12 * fine + 0.09 * crossing - 0.1 * bundles - 0.12 * oedema + 0.06 * ground.grain
+    density = 0.72 + 0.12 * fine + 0.09 * crossing - 0.1 * bundles - 0.12 * oedema + 0.06 * ground.noise("grain")
     density = np.clip(density * (1 - 0.8 * cracks), 0.03, None)
-    staining = smoothstep(ground.noise("staining", 50.0), 0.2, 2.0)
+    staining = smoothstep(ground.noise("staining"), 0.2, 2.0)
     dab = (0.5 + 0.5 * density) * (style.dab_background + style.edge_staining * staining)
     return Stains(0.135 * np.float32(style.stroma_density) * density, dab + 0.02 * density), across
 
@@ -51,7 +51,7 @@ def draw_stroma_cells(ground: Ground, stains: Stains, across_um: np.ndarray, fre
         within = rng.random(len(nuclei.points)) < share_within
         seen = nuclei.chosen(np.where(lookup(ground.labels, nuclei.points) > 0, within, lookup(free, nuclei.points)))
         coverage, amount = stamp(seen, ground.shape, ground.mpp)
-        texture = 1 + 0.12 * ground.grain
+        texture = 1 + 0.12 * ground.noise("grain")
         stains.cover(
             coverage, haematoxylin=np.maximum(amount * texture, stains.haematoxylin), dab=stains.dab * np.float32(0.7)
         )
@@ -63,8 +63,8 @@ def _fibre_texture(rng: np.random.Generator, across: np.ndarray, along: np.ndarr
 
 
 def _fibroblasts(ground: Ground, across_um: np.ndarray) -> Nuclei:
-    points = ground.scatter("fibroblasts", 17.0, jitter=0.45, margin_um=6.0)
-    rng = ground.rng("fibroblast nuclei")
+    rng = ground.rng("fibroblasts")
+    points = ground.scatter(rng, 17.0, jitter=0.45, margin_um=6.0)
     points = points[rng.random(len(points)) < 0.55 * ground.style.fibroblasts]
     return make_nuclei(
         rng,
@@ -79,9 +79,9 @@ def _fibroblasts(ground: Ground, across_um: np.ndarray) -> Nuclei:
 
 
 def _lymphocytes(ground: Ground) -> Nuclei:
-    points = ground.scatter("lymphocytes", 7.0, jitter=0.4, margin_um=4.0)
-    rng = ground.rng("lymphocyte nuclei")
-    crowd = lookup(ground.noise("aggregates", 55.0), points)
+    rng = ground.rng("lymphocytes")
+    points = ground.scatter(rng, 7.0, jitter=0.4, margin_um=4.0)
+    crowd = lookup(ground.noise("aggregates"), points)
     near_nests = np.exp(-lookup(ground.outside_um, points) / 20.0)
     density = ground.style.lymphocytes * (0.035 + 0.05 * near_nests + 0.9 * smoothstep(crowd, 1.1, 2.1))
     points = points[rng.random(len(points)) < density]
