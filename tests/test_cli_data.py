@@ -1,0 +1,104 @@
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from counterstain.cli import main
+from counterstain.data.cohort import Cohort
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command line and return its exit status, output and errors."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["counterstain", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        printed = capsys.readouterr()
+        return stopped.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Ten patients with an image each; subtype b is in two of them."""
+    rows = ["image,label,subtype,patient"]
+    for i in range(10):
+        label = np.zeros((12, 12), np.uint8)
+        label[2:8, 2:8] = 255
+        Image.fromarray(label).save(tmp_path / f"label{i}.png")
+        Image.new("RGB", (12, 12), (200, 100, 10 * i)).save(tmp_path / f"image{i}.png")
+        rows.append(f"image{i}.png,label{i}.png,{'b' if i < 2 else 'a'},p{i}")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    return tmp_path / "table.csv"
+
+
+def test_a_table_becomes_a_split_and_inspected_cohort(run, table, tmp_path):
+    out = tmp_path / "cohort"
+    status, printed, _ = run("import", "table", table, "--mpp", 0.25, "--out", out, "--tissue-class", "lesion")
+    assert status == 0
+    assert f"next: counterstain split {out}" in printed
+    status, printed, warned = run("split", out, "--train", 6, "--val", 2, "--test", 2)
+    assert status == 0
+    assert "train          6" in printed
+    assert "has no b" in warned
+    status, printed, warned = run("inspect", out)
+    assert status == 0
+    assert "lesion" in printed
+    assert "warning: part" in warned
+    assert (out / "composition.svg").read_text().startswith("<?xml")
+    assert Cohort.open(out).taxonomy.tissue_class == "lesion"
+
+
+def test_the_figure_goes_where_it_is_wanted(run, table, tmp_path):
+    run("import", "table", table, "--mpp", 0.25, "--out", tmp_path / "cohort")
+    assert run("inspect", tmp_path / "cohort", "--out", tmp_path / "figures" / "a.png")[0] == 0
+    with Image.open(tmp_path / "figures" / "a.png") as figure:
+        assert figure.width > 300
+
+
+def test_bad_input_is_one_line_and_status_2(run, table, tmp_path):
+    (tmp_path / "image3.png").unlink()
+    status, printed, error = run("import", "table", table, "--mpp", 0.25, "--out", tmp_path / "cohort")
+    assert (status, printed) == (2, "")
+    assert error.count("\n") == 1
+    assert error.startswith(f"error: {table} row 5: ")
+    assert not (tmp_path / "cohort").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--train", -1), "error: split: train: Input should be greater than or equal to 0 (got -1.0)"),
+        (("--train", 8), "error: 8 + 0.2 + 0.2 = 8.4: expected shares that sum to 1"),
+        (("--train", 8, "--val", 8, "--test", 8), "error: 8 + 8 + 8 = 24 patients, but the cohort has 10"),
+    ],
+)
+def test_amounts_that_do_not_fit_are_one_line(run, table, tmp_path, options, message):
+    run("import", "table", table, "--mpp", 0.25, "--out", tmp_path / "cohort")
+    status, _, error = run("split", tmp_path / "cohort", *options)
+    assert status == 2
+    assert error.startswith(message)
+
+
+def test_an_unknown_kind_of_labels_is_told_the_known_ones(run, table, tmp_path):
+    status, _, error = run("import", "table", table, "--mpp", 1, "--out", tmp_path / "c", "--labels", "colours")
+    assert status == 2
+    assert "labels: Input should be 'mask' or 'ids' (got 'colours')" in error
+
+
+def test_an_unknown_kind_of_figure_is_told_the_known_ones(run, table, tmp_path):
+    run("import", "table", table, "--mpp", 0.25, "--out", tmp_path / "cohort")
+    status, _, error = run("inspect", tmp_path / "cohort", "--out", "a.bmp")
+    assert status == 2
+    assert "expected .svg, .png or .pdf" in error
+
+
+def test_a_folder_that_is_no_cohort_is_one_line(run, tmp_path):
+    for command in ("split", "inspect"):
+        status, _, error = run(command, tmp_path / "none")
+        assert status == 2
+        assert "no such cohort" in error
