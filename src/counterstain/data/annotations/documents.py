@@ -1,0 +1,153 @@
+"""Annotation files as JSON or XML, read so that no file can stall the machine or fill its memory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+from xml.sax import SAXException
+from xml.sax.handler import ContentHandler
+
+from defusedxml import DefusedXmlException
+from defusedxml.sax import make_parser
+
+from counterstain.errors import InputError
+
+MAX_BYTES = 256 * 2**20  # of a file, unpacked
+MAX_JSON_MEMORY = 800 * 2**20
+MAX_DEPTH = 50
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file, unpacked where it is gzip.
+
+    Raises
+    ------
+    InputError
+        No such file, too large, or damaged gzip.
+    """
+    try:
+        with path.open("rb") as file:
+            packed = file.peek(2).startswith(GZIP_MAGIC)
+            data = gzip.GzipFile(fileobj=file).read(MAX_BYTES + 1) if packed else file.read(MAX_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: is a folder; expected an annotation file") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path}: damaged gzip ({error}); export it again") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if len(data) > MAX_BYTES:
+        raise InputError(
+            f"{path}: larger than {MAX_BYTES // 2**20} MB; export the annotations alone (without detections and "
+            "measurements), or one file a slide"
+        )
+    if not data.strip():
+        raise InputError(f"{path}: the file is empty; export it again")
+    return data
+
+
+def parse_json(path: Path, data: bytes) -> Any:
+    """Parse JSON strictly: UTF-8, no NaN, no infinity.
+
+    Raises
+    ------
+    InputError
+        With line and column, where the parser knows them.
+    """
+    if _json_memory(data) > MAX_JSON_MEMORY:
+        raise InputError(
+            f"{path}: would take more than {MAX_JSON_MEMORY // 2**20} MB of memory; export the annotations alone "
+            "(without detections and measurements), or one file a slide"
+        )
+    try:
+        return json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} byte {error.start:,}: not UTF-8; save it as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path} line {error.lineno}: not JSON or cut short ({error.msg} at column {error.colno}); export it again"
+        ) from error
+    except RecursionError as error:
+        raise InputError(f"{path}: nested too deep to be annotations; export it again") from error
+    except ValueError as error:  # NaN, or an integer of thousands of digits
+        raise InputError(f"{path}: not usable JSON ({error}); correct it or export it again") from error
+
+
+class Visitor(Protocol):
+    """Told of every XML element as it starts and ends."""
+
+    def start(self, tag: str, attributes: dict[str, str], where: str) -> None:
+        """Take an element's start; ``where`` is the file and the line."""
+
+    def end(self, tag: str) -> None:
+        """Take an element's end."""
+
+
+def parse_xml(path: Path, data: bytes, visitor: Visitor) -> None:
+    """Parse XML without keeping it; entities and DTDs are refused.
+
+    Raises
+    ------
+    InputError
+        With the line, where the parser knows it.
+    """
+    handler = _Handler(path, visitor)
+    parser = make_parser()
+    parser.forbid_dtd = True
+    parser.setContentHandler(handler)
+    try:
+        parser.feed(data)  # in one piece: expat before 2.6 takes quadratic time for long tokens in small ones
+        parser.close()
+    except DefusedXmlException as error:
+        raise InputError(
+            f"{path}: has a document type or entities of its own, which no annotation tool writes and which can do "
+            "harm; export it again"
+        ) from error
+    except (SAXException, UnicodeError, LookupError) as error:
+        message = getattr(error, "getMessage", error.__str__)()
+        raise InputError(f"{path} line {handler.line}: not XML or cut short ({message}); export it again") from error
+
+
+class _Handler(ContentHandler):
+    """From SAX to a visitor."""
+
+    def __init__(self, path: Path, visitor: Visitor) -> None:
+        super().__init__()
+        self.path = path
+        self.visitor = visitor
+        self.depth = 0
+        self.locator: Any = None
+
+    @property
+    def line(self) -> int:
+        return self.locator.getLineNumber() or 1 if self.locator else 1
+
+    def setDocumentLocator(self, locator: Any) -> None:  # noqa: N802
+        self.locator = locator
+
+    def startElement(self, name: str, attrs: Any) -> None:  # noqa: N802
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise InputError(f"{self.path} line {self.line}: nested too deep to be annotations; export it again")
+        self.visitor.start(name, dict(attrs.items()), f"{self.path} line {self.line}")
+
+    def endElement(self, name: str) -> None:  # noqa: N802
+        self.depth -= 1
+        self.visitor.end(name)
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number")
+
+
+def _json_memory(data: bytes) -> int:
+    """Estimate from above, in bytes, what text and objects take while JSON is parsed."""
+    wide = any(bytes([lead]) in data for lead in range(0xF0, 0xF5))
+    width = 1 if data.isascii() else 4 if wide else 2  # Python keeps a text at the width of its widest character
+    objects = 88 * data.count(b"[") + 240 * data.count(b"{") + 40 * data.count(b",") + 40 * data.count(b'"')
+    return width * len(data) + objects

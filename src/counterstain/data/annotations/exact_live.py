@@ -1,0 +1,248 @@
+"""Annotations straight from an EXACT server, through its official client EXACT-Sync.
+
+What comes back is laid out as the server's own answer in one page, so that it is saved with
+:func:`~counterstain.storage.write_json` and read like any saved file. Credentials come from the environment alone:
+``EXACT_TOKEN``, or ``EXACT_USERNAME`` and ``EXACT_PASSWORD``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from counterstain.config import Config
+from counterstain.errors import InputError
+
+THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
+WORTH_ANOTHER_TRY = {429, 502, 503, 504}
+REDIRECTS = 3
+
+Json = Any
+Call = Callable[..., Any]
+
+
+class ExactServer(Config):
+    """Which annotations of which server."""
+
+    url: Annotated[str, Field(min_length=1)]
+    """Address of the server, for example ``https://exact.example.org``; http only on this machine."""
+    image_set: int | None = None
+    """Number of the image set whose images are read."""
+    images: tuple[int, ...] = ()
+    """Numbers of images, instead of an image set."""
+    page_size: Annotated[int, Field(ge=1)] = 500
+    """Rows asked for at a time."""
+    timeout_s: Annotated[int, Field(ge=1)] = 60
+    """Longest silence of the server before a request is given up."""
+    tries: Annotated[int, Field(ge=1)] = 4
+    """Attempts a request, where the connection drops or the server is busy."""
+    first_pause_s: Annotated[float, Field(ge=0)] = 1.0
+    """Pause before the second attempt; it doubles with each."""
+    ca_file: Path | None = None
+    """Certificates to trust (PEM), for a server with a certificate of your own institution."""
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        address = urlsplit(self.url)
+        if address.scheme not in {"http", "https"} or not address.hostname:
+            raise ValueError(f"url: expected https://…, found {self.url!r}")
+        if address.username or address.password:
+            raise ValueError("url: holds a password; give it in EXACT_TOKEN or EXACT_PASSWORD instead")
+        if address.scheme == "http" and address.hostname not in THIS_MACHINE:
+            raise ValueError(f"url: {self.url!r} would send the password unencrypted; give https://…")
+        if (self.image_set is None) == (not self.images):
+            raise ValueError("expected either image_set or images")
+        return self
+
+
+def fetch_exact(
+    server: ExactServer,
+    *,
+    environment: Mapping[str, str] = os.environ,
+    told: Callable[[int, int], None] | None = None,
+) -> dict[str, Json]:
+    """Fetch every annotation of an image set or of some images.
+
+    Parameters
+    ----------
+    server : ExactServer
+    environment : mapping
+        Where the credentials are.
+    told : callable, optional
+        Called with the images done and the images in all.
+
+    Returns
+    -------
+    dict
+        ``count``, ``next`` (None), ``previous`` (None) and ``results``: the rows, types and images expanded.
+
+    Raises
+    ------
+    InputError
+        EXACT-Sync is not installed; no credentials; they are refused; the server cannot be reached, its certificate
+        is not trusted, or it answers something else.
+    """
+    with _client(server, environment) as client:
+        from exact_sync.v1.api import AnnotationsApi, AnnotationTypesApi, ImagesApi
+
+        list_types = AnnotationTypesApi(client, retry=False).list_annotation_types
+        list_annotations = AnnotationsApi(client, retry=False).list_annotations
+        images = list(_images(server, ImagesApi(client, retry=False).list_images))
+        types = {t.id: _type(t) for t in _all(server, list_types, expand="product")}
+        rows: list[dict[str, Json]] = []
+        for number, image in enumerate(images, start=1):
+            found = _all(server, list_annotations, image=image["id"])
+            rows += [_row(annotation, image, types) for annotation in found]
+            if told is not None:
+                told(number, len(images))
+    return {"count": len(rows), "next": None, "previous": None, "results": rows}
+
+
+def _images(server: ExactServer, list_images: Call) -> Iterator[dict[str, Json]]:
+    filters = [{"image_set": server.image_set}] if server.image_set is not None else [{"id": i} for i in server.images]
+    for chosen in filters:
+        found = _all(server, list_images, **chosen)
+        if not found:
+            (key, value), *_ = chosen.items()
+            raise InputError(f"{server.url}: no image with {key} {value}, or none that you may see")
+        for image in found:
+            yield {"id": image.id, "name": image.name, "width": image.width, "height": image.height, "mpp": image.mpp}
+
+
+def _type(exact_type: Any) -> dict[str, Json]:
+    keys = ("id", "name", "vector_type", "product", "color_code")
+    return {key: getattr(exact_type, key) for key in keys}
+
+
+def _row(annotation: Any, image: dict[str, Json], types: Mapping[int, Json]) -> dict[str, Json]:
+    given = annotation.annotation_type
+    return {
+        "id": annotation.id,
+        "unique_identifier": annotation.unique_identifier,
+        "annotation_type": given if isinstance(given, dict) else types.get(given, given),
+        "image": image,
+        "vector": annotation.vector,
+        "deleted": bool(annotation.deleted),
+    }
+
+
+def _all(server: ExactServer, call: Call, **filters: Any) -> list[Any]:
+    """Return the rows of every page."""
+    rows: dict[int, Any] = {}
+    offset, count, more = 0, 0, True
+    while more:
+        page = _page(server, call, limit=server.page_size, offset=offset, **filters)
+        if not isinstance(page.results, list) or not isinstance(page.count, int):
+            raise InputError(f"{server.url}: answers, but not as an EXACT server does; check the address")
+        rows.update({row.id: row for row in page.results})
+        offset, count = offset + len(page.results), page.count
+        more = page.next is not None and bool(page.results)
+    if len(rows) != count:
+        raise InputError(
+            f"{server.url}: sent {len(rows):,} of {count:,} rows; somebody may be working on them; "
+            "give the same command again"
+        )
+    return list(rows.values())
+
+
+def _page(server: ExactServer, call: Call, **arguments: Any) -> Any:
+    """Ask for one page, again after a pause where the connection drops or the server is busy."""
+    from exact_sync.v1.rest import ApiException
+    from urllib3.exceptions import HTTPError
+
+    for attempt in range(server.tries):
+        last = attempt == server.tries - 1
+        try:
+            return call(_request_timeout=(server.timeout_s, server.timeout_s), **arguments)
+        except ApiException as error:
+            if last or error.status not in WORTH_ANOTHER_TRY:
+                raise InputError(_refusal(server, error.status)) from error
+        except HTTPError as error:
+            if last or _is_tls(error):
+                raise InputError(_failure(server, error)) from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{server.url}: answers, but not as an EXACT server does; check the address") from error
+        time.sleep(server.first_pause_s * 2**attempt)
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _refusal(server: ExactServer, status: int | None) -> str:
+    if status in {401, 403}:
+        return (
+            f"{server.url}: refuses these credentials (status {status}); set EXACT_TOKEN to a valid token of yours, "
+            "or EXACT_USERNAME and EXACT_PASSWORD"
+        )
+    if status == 404:
+        return f"{server.url}: has no EXACT interface (status 404); check the address"
+    if not status:
+        return (
+            f"{server.url}: its certificate cannot be verified; check the address, or name your institution's ca_file"
+        )
+    return f"{server.url}: answers with status {status}; try again later, or ask whoever runs it"
+
+
+def _failure(server: ExactServer, error: Exception) -> str:
+    if _is_tls(error):
+        return _refusal(server, status=0)
+    reason = " ".join(str(getattr(error, "reason", None) or error).split())
+    return (
+        f"{server.url}: the connection failed {server.tries} times ({reason}); check the address and the network, "
+        "then give the same command again"
+    )
+
+
+def _is_tls(error: Exception) -> bool:
+    from urllib3.exceptions import SSLError
+
+    return isinstance(error, SSLError) or isinstance(getattr(error, "reason", None), SSLError)
+
+
+@contextmanager
+def _client(server: ExactServer, environment: Mapping[str, str]) -> Iterator[Any]:
+    """Yield EXACT-Sync's client with verified TLS, and close its connections."""
+    try:
+        from exact_sync.v1.api_client import ApiClient
+        from exact_sync.v1.configuration import Configuration
+    except ImportError as error:
+        raise InputError(
+            "reading from an EXACT server needs its client; install it with: pip install 'counterstain[exact]'"
+        ) from error
+    from urllib3 import Retry
+
+    settings = Configuration()
+    for logger in settings.logger.values():  # the client would copy every warning to the terminal
+        logger.removeHandler(settings.logger_stream_handler)
+    settings.host = server.url.rstrip("/")
+    settings.verify_ssl = True
+    settings.ssl_ca_cert = str(_existing(server.ca_file)) if server.ca_file else None
+    settings.token, settings.username, settings.password = _credentials(environment)
+    client = ApiClient(settings)
+    pools = client.rest_client.pool_manager
+    pools.connection_pool_kw["retries"] = Retry(REDIRECTS, connect=0, read=0, status=0, other=0, redirect=REDIRECTS)
+    try:
+        yield client
+    finally:
+        pools.clear()
+        client.pool.close()
+
+
+def _credentials(environment: Mapping[str, str]) -> tuple[str | None, str, str]:
+    token, user, password = (environment.get(f"EXACT_{key}", "") for key in ("TOKEN", "USERNAME", "PASSWORD"))
+    if not token and not (user and password):
+        raise InputError(
+            "no credentials for EXACT; set the environment variable EXACT_TOKEN, or EXACT_USERNAME and EXACT_PASSWORD"
+        )
+    return token or None, user, password
+
+
+def _existing(ca_file: Path) -> Path:
+    if not ca_file.is_file():
+        raise InputError(f"{ca_file}: no such file; expected the certificates to trust, in PEM format")
+    return ca_file

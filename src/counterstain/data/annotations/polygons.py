@@ -1,0 +1,137 @@
+"""Outlines to valid polygons; outlines that cross themselves are repaired.
+
+Shapes: n = points of an outline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import shapely
+from shapely import MultiPolygon, Polygon
+
+from counterstain.data.annotations.records import Shape
+from counterstain.errors import InputError
+
+MAX_REPAIR_POINTS = 1_000_000
+MAX_TANGLE = 50_000  # that many take make_valid a second or two, and it grows with the square
+_PAIRS_PER_SEGMENT = 20  # pairs of segments whose boxes meet, of an outline that crosses itself here and there
+_SEGMENTS_AT_ONCE = 1_000
+
+
+class Built(NamedTuple):
+    """A polygon, whether it had to be repaired and how tangled it was."""
+
+    polygon: Polygon | MultiPolygon
+    repaired: bool
+    tangle: int = 0
+    """Pairs of segments whose boxes meet, beyond those of a plain outline."""
+
+
+Rings = Sequence[np.ndarray]  # (n, 2) float each: the outline, then its holes
+
+
+def build(parts: Sequence[Rings], where: str) -> Built | None:
+    """Make one valid polygon of outlines with their holes.
+
+    Self-crossing ones are repaired with :func:`shapely.make_valid`; of the two methods that it has, ``structure``
+    keeps the inside of a loop that an outline draws over itself, as whoever drew it meant.
+
+    Parameters
+    ----------
+    parts : sequence of rings
+        Several parts become a MultiPolygon; they may overlap. Rings need not be closed.
+    where : str
+        File and place, for messages.
+
+    Returns
+    -------
+    Built or None
+        None where nothing has an area.
+
+    Raises
+    ------
+    InputError
+        The outlines cross themselves so often that they cannot be outlines.
+    """
+    polygons = [_polygon(rings) for rings in parts if _corners(rings[0]) >= 3]
+    if not polygons:
+        return None
+    drawn = polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)
+    if drawn.is_valid:
+        return Built(drawn, repaired=False) if drawn.area > 0 else None
+    tangle = _tangle(drawn, where)
+    mended = polygonal(shapely.make_valid(drawn, method="structure", keep_collapsed=False))
+    return Built(mended, repaired=True, tangle=tangle) if mended is not None else None
+
+
+def polygonal(geometry: shapely.Geometry) -> Polygon | MultiPolygon | None:
+    """Return what of a geometry has an area, or None."""
+    parts = shapely.get_parts(shapely.get_parts(geometry))  # twice: a collection may hold a MultiPolygon
+    polygons = [part for part in parts if isinstance(part, Polygon) and part.area > 0]
+    if not polygons:
+        return None
+    return polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)
+
+
+def shape_of(polygon: Polygon | MultiPolygon) -> Shape:
+    """Tell upright rectangles from other polygons."""
+    if isinstance(polygon, MultiPolygon):
+        return "multipolygon"
+    corners = shapely.get_coordinates(polygon)
+    few = len(corners) <= 9 and not polygon.interiors
+    full = polygon.area >= (1 - 1e-9) * shapely.box(*polygon.bounds).area
+    return "rectangle" if few and full else "polygon"
+
+
+def ellipse(bounds: tuple[float, float, float, float]) -> np.ndarray:
+    """Return the ellipse that fills a box (x0, y0, x1, y1) as an outline of 180 points, (180, 2) float."""
+    x0, y0, x1, y1 = bounds
+    angle = np.linspace(0, 2 * np.pi, 180, endpoint=False)
+    return np.stack([(x0 + x1 + (x1 - x0) * np.cos(angle)) / 2, (y0 + y1 + (y1 - y0) * np.sin(angle)) / 2], axis=1)
+
+
+def rectangle(bounds: tuple[float, float, float, float]) -> np.ndarray:
+    """Return the corners of a box (x0, y0, x1, y1), (4, 2) float."""
+    x0, y0, x1, y1 = bounds
+    return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float)
+
+
+def _polygon(rings: Rings) -> Polygon:
+    return Polygon(rings[0], [hole for hole in rings[1:] if _corners(hole) >= 3])
+
+
+def _corners(ring: np.ndarray) -> int:
+    """Count distinct points, as far as it matters."""
+    return len(np.unique(ring[:8], axis=0)) if len(ring) <= 8 else 8
+
+
+def _tangle(drawn: Polygon | MultiPolygon, where: str) -> int:
+    """Count near pairs of segments; refuse what would take the repair hours."""
+    points = shapely.get_num_coordinates(drawn)
+    if points > MAX_REPAIR_POINTS:
+        raise InputError(
+            f"{where}: the outline crosses itself and has {points:,} points; at most {MAX_REPAIR_POINTS:,} can be "
+            "repaired; simplify it in the annotation tool"
+        )
+    boxes = _segment_boxes(drawn)
+    tree = shapely.STRtree(boxes)
+    tangle = -_PAIRS_PER_SEGMENT * len(boxes)
+    for first in range(0, len(boxes), _SEGMENTS_AT_ONCE):
+        tangle += tree.query(boxes[first : first + _SEGMENTS_AT_ONCE]).shape[1]
+        if tangle > MAX_TANGLE:
+            raise InputError(
+                f"{where}: the outline of {points:,} points crosses itself all over; it is not the outline of "
+                "anything; draw it anew or delete it"
+            )
+    return max(0, tangle)
+
+
+def _segment_boxes(drawn: Polygon | MultiPolygon) -> np.ndarray:
+    xy, ring = shapely.get_coordinates(shapely.get_rings(drawn), return_index=True)
+    same = ring[1:] == ring[:-1]
+    low = np.minimum(xy[1:], xy[:-1])[same]
+    high = np.maximum(xy[1:], xy[:-1])[same]
+    return np.asarray(shapely.box(low[:, 0], low[:, 1], high[:, 0], high[:, 1]))
