@@ -42,7 +42,7 @@ def lay_out(shape: tuple[int, int], style: SlideStyle, seed: int, mpp: float) ->
     step_px = STEP_UM / mpp
     coarse = (int(shape[0] / step_px) + 5, int(shape[1] / step_px) + 5)
     rng = numpy_generator(seed, "layout")
-    wanted = style.tumour_share * rng.uniform(0.65, 1.35) * coarse[0] * coarse[1]
+    wanted = style.tumour_share * rng.uniform(0.6, 1.2) * coarse[0] * coarse[1]
     attempts = 8 + int(ATTEMPTS_PER_MM2 * coarse[0] * coarse[1] * STEP_UM**2 * 1e-6)
     instances = np.zeros(shape, np.int32)
     subtypes: dict[int, int] = {}
@@ -51,7 +51,7 @@ def lay_out(shape: tuple[int, int], style: SlideStyle, seed: int, mpp: float) ->
         if np.count_nonzero(taken_um < 0) >= wanted:
             break
         nest = numpy_generator(seed, "nest", attempt)
-        subtype = _draw_subtype(nest, style)
+        subtype = _draw_subtype(numpy_generator(seed, "subtype", len(subtypes)), style)  # the same until it fits
         whole_um = _outline(nest, coarse, style, duct=subtype == DUCT)
         gap_um = 0.0 if nest.random() < TOUCHING_SHARE else GAP_UM
         outline_um = _largest_part(np.maximum(whole_um, gap_um - taken_um))

@@ -33,7 +33,7 @@ class PhantomConfig(Config):
     """Slides, one per patient."""
     regions_per_slide: Annotated[int, Field(ge=1, le=100)] = 10
     """Regions of every slide."""
-    size_px: Annotated[int, Field(ge=16, le=8192)] = 256
+    size_px: Annotated[int, Field(ge=16, le=4096)] = 256
     """Edge of the square regions in pixels."""
     mpp: Annotated[float, Field(ge=0.1, le=4)] = 1.0
     """Micrometres per pixel."""
