@@ -1,0 +1,127 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+from shapely import Polygon
+
+from counterstain.data.regions import Box, Extent, drawn_boxes, place_boxes, read_region_table
+from counterstain.errors import InputError
+
+SCAN = Extent(1000, 500, 20_000, 10_000)
+HEADER = "slide,region,x_level0_px,y_level0_px,width_level0_px,height_level0_px\n"
+
+
+def place(polygons: list[Polygon], count: int = 3, **options) -> list[Box]:
+    return place_boxes(polygons, count=count, width=2000, height=2000, extent=SCAN, **options)
+
+
+def covered(box: Box, polygon: Polygon) -> float:
+    return shapely.box(box.x, box.y, box.x + box.width, box.y + box.height).intersection(polygon).area / polygon.area
+
+
+def test_regions_cover_what_is_annotated():
+    nests = [shapely.Point(x, y).buffer(300) for x, y in [(5000, 4000), (9000, 9000), (18_000, 1500)]]
+    boxes = place(nests)
+    assert [max(covered(box, nest) for box in boxes) for nest in nests] == pytest.approx([1, 1, 1])
+
+
+def test_a_lone_instance_lies_in_the_middle_of_its_region():
+    (box,) = place([shapely.Point(9000, 5000).buffer(200)])
+    assert abs(box.x + 1000 - 9000) < 100
+    assert abs(box.y + 1000 - 5000) < 100
+
+
+def test_the_region_with_the_most_annotated_area_comes_first():
+    boxes = place([shapely.Point(4000, 4000).buffer(200), shapely.Point(15_000, 6000).buffer(600)], count=2)
+    assert boxes[0].x > 10_000 > boxes[1].x
+
+
+def test_there_are_no_more_regions_than_annotated_places():
+    assert len(place([shapely.Point(4000, 4000).buffer(200)], count=10)) == 1
+    assert place([]) == []
+
+
+def test_regions_lie_side_by_side_and_stay_on_the_scanned_area():
+    boxes = place([shapely.box(900, 400, 21_500, 11_000)], count=40)
+    assert len(boxes) > 30
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(SCAN.x <= b.x and b.x + b.width <= SCAN.x + SCAN.width for b in boxes)
+    assert all(SCAN.y <= b.y and b.y + b.height <= SCAN.y + SCAN.height for b in boxes)
+
+
+def test_an_instance_at_the_far_corner_is_covered():
+    corner = shapely.box(20_900, 10_450, 21_000, 10_500)
+    (box,) = place([corner])
+    assert covered(box, corner) == 1
+
+
+def test_the_same_input_gives_the_same_regions():
+    rng = np.random.default_rng(0)
+    nests = [shapely.Point(*xy).buffer(150) for xy in rng.uniform((1500, 800), (20_000, 10_000), (200, 2))]
+    assert place(nests, count=10) == place(nests, count=10)
+
+
+def test_weights_bring_rare_subtypes_in():
+    common, rare = shapely.Point(4000, 4000).buffer(600), shapely.Point(15_000, 6000).buffer(200)
+    assert place([common, rare], count=1)[0].x < 10_000
+    assert place([common, rare], count=1, weights=[1, 50])[0].x > 10_000
+
+
+def test_annotated_tissue_goes_before_annotated_glass():
+    tissue = np.zeros((100, 200), bool)
+    tissue[:, 100:] = True
+    nests = [shapely.Point(4000, 4000).buffer(400), shapely.Point(15_000, 6000).buffer(390)]
+    assert place(nests, count=1)[0].x < 10_000
+    assert place(nests, count=1, tissue=tissue)[0].x > 10_000
+
+
+def test_a_slide_smaller_than_a_region_is_one_region():
+    small = Extent(10, 20, 700, 500)
+    (box,) = place_boxes([shapely.box(50, 50, 90, 90)], count=3, width=2000, height=2000, extent=small)
+    assert (box.x, box.y, box.width, box.height) == (10, 20, 700, 500)
+
+
+def test_an_instance_off_the_slide_draws_no_region():
+    assert place([shapely.box(-900, -900, -100, -100)]) == []
+
+
+def test_drawn_rectangles_are_numbered_from_the_top():
+    boxes = drawn_boxes("a", [shapely.box(5, 100, 25, 130), shapely.box(50.2, 3.4, 60, 9)])
+    assert boxes == [
+        Box(name="region1", x=50, y=3, width=10, height=6),
+        Box(name="region2", x=5, y=100, width=20, height=30),
+    ]
+
+
+def test_a_region_that_is_no_upright_rectangle_is_an_error():
+    with pytest.raises(InputError, match=r"slide a: the outline of a region at x 0, y 0 is no upright rectangle"):
+        drawn_boxes("a", [Polygon([(0, 0), (10, 0), (0, 10)])])
+
+
+def test_a_table_lists_regions_by_slide(tmp_path: Path):
+    (tmp_path / "r.csv").write_text(HEADER + "a,,10,20,300,400\na,left,1e3,5,6.2,7\nb,,0,0,5,5\n")
+    assert read_region_table(tmp_path / "r.csv") == {
+        "a": [
+            Box(name="region1", x=10, y=20, width=300, height=400),
+            Box(name="left", x=1000, y=5, width=6, height=7),
+        ],
+        "b": [Box(name="region1", x=0, y=0, width=5, height=5)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("slide,x\na,1\n", r"r.csv: no column 'x_level0_px'; expected slide, x_level0_px"),
+        (HEADER + "a,,ten,1,2,3\n", r"r.csv row 2: x_level0_px is 'ten'; expected a number of level-0 pixels"),
+        (HEADER + "a,,inf,1,2,3\n", r"r.csv row 2: x_level0_px is 'inf'; expected a number"),
+        (HEADER + "a,,1,1,2,0\n", r"r.csv row 2: a region of 2 x 0 px; expected"),
+        (HEADER + "a,x,1,1,2,3\na,x,1,1,2,3\n", r"r.csv row 3: slide a has a region 'x' already; rename one"),
+        ("", r"r.csv: not a CSV table"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_one_line(tmp_path: Path, content: str, words: str):
+    (tmp_path / "r.csv").write_text(content)
+    with pytest.raises(InputError, match=words):
+        read_region_table(tmp_path / "r.csv")

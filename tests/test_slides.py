@@ -1,0 +1,268 @@
+from pathlib import Path
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+from PIL import Image
+
+from counterstain.data.area_average import area_average
+from counterstain.data.regions import Box
+from counterstain.data.slide_files import list_slides, slide_name
+from counterstain.data.slides import Slide
+from counterstain.errors import InputError
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "slides"
+needs_real = pytest.mark.skipif(not REAL.exists(), reason="needs the real slides in ../shared/data")
+
+
+def noise(height: int = 300, width: int = 420) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def means(image: np.ndarray, factor: int) -> np.ndarray:
+    height, width = image.shape[0] // factor, image.shape[1] // factor
+    cut = image[: height * factor, : width * factor].reshape(height, factor, width, factor, 3)
+    return np.floor(cut.mean((1, 3)) + 0.5).astype(np.uint8)
+
+
+def write_ome(path: Path, image: np.ndarray, mpp: float = 0.25, unit: str = "µm", levels: int = 2) -> Path:
+    size = {"PhysicalSizeX": mpp, "PhysicalSizeY": mpp, "PhysicalSizeXUnit": unit, "PhysicalSizeYUnit": unit}
+    with tifffile.TiffWriter(path) as file:
+        for level in range(levels):
+            first = {"subifds": levels - 1, "metadata": {"axes": "YXS"} | size} if level == 0 else {"subfiletype": 1}
+            file.write(
+                means(image, 2**level), tile=(64, 64), compression="deflate", photometric="rgb",
+                **first,
+            )  # fmt: skip
+    return path
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    tifffile.imwrite(tmp_path / "plain.tif", noise(), photometric="rgb")
+    return tmp_path / "plain.tif"
+
+
+def test_a_cell_is_the_mean_of_the_area_under_it_with_parts_of_pixels_counted_in_part():
+    row = np.array([[[10], [20], [40]]], np.uint8)
+    halves = area_average(row, np.array([0.0, 1.0]), np.array([0.5, 1.75, 3.0]))
+    assert halves.ravel().tolist() == [int((0.5 * 10 + 0.75 * 20) / 1.25 + 0.5), int((0.25 * 20 + 40) / 1.25 + 0.5)]
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 7])
+def test_at_integer_factors_a_pixel_is_the_mean_of_its_level_0_pixels(plain: Path, factor: int):
+    with Slide.open(plain, mpp_level0=0.3) as slide:
+        read = slide.read(21, 14, 30, 20, mpp=0.3 * factor)
+    assert np.array_equal(read, means(noise()[14:, 21:], factor)[:20, :30])
+
+
+def test_the_coarsest_level_that_is_not_coarser_than_the_output_is_read(tmp_path: Path):
+    image = noise()
+    with Slide.open(write_ome(tmp_path / "a.ome.tif", image)) as slide:
+        assert slide.downsamples == (1, 2)
+        assert slide.mpp_level0 == 0.25
+        assert np.array_equal(slide.read(40, 20, 30, 25, mpp=1.0), means(means(image, 2)[10:, 20:], 2)[:25, :30])
+        assert np.array_equal(slide.read(40, 20, 30, 25, mpp=0.25), image[20:45, 40:70])
+
+
+def test_outside_of_the_slide_is_white(plain: Path):
+    with Slide.open(plain, mpp_level0=0.5) as slide:
+        read = slide.read(-10, -5, 20, 12, mpp=0.5)
+        assert (read[:5] == 255).all()
+        assert (read[:, :10] == 255).all()
+        assert np.array_equal(read[5:, 10:], noise()[:7, :10])
+        assert (slide.read(5000, 5000, 9, 9, mpp=2.0) == 255).all()
+
+
+@pytest.mark.parametrize("mpp", [0.2, 0.26, 0.5, 1.1, 6.0])
+def test_a_region_read_in_tiles_equals_the_region_read_in_one_piece(tmp_path: Path, mpp: float):
+    box = Box(name="a", x=-30, y=11, width=400, height=350)
+    with Slide.open(write_ome(tmp_path / "a.ome.tif", noise())) as slide:
+        window = slide.window(box, mpp)
+        whole = slide.read(box.x, box.y, window.shape[1], window.shape[0], mpp)
+        tiled = np.zeros(window.shape, np.uint8)
+        for tile in slide.tiles(box, mpp, 37):
+            height, width, _ = tile.image.shape
+            tiled[tile.y_px : tile.y_px + height, tile.x_px : tile.x_px + width] = tile.image
+    assert np.array_equal(tiled, whole)
+
+
+def test_levels_whose_factor_is_no_whole_number_have_no_seams(tmp_path: Path):
+    image = noise(1201, 1601)
+    with tifffile.TiffWriter(tmp_path / "pyramid.tif") as file:  # OpenSlide's generic TIFF
+        for kind, level in enumerate((image, means(image, 3)[:390])):
+            file.write(level, tile=(128, 128), compression="deflate", photometric="rgb", subfiletype=kind)
+    with Slide.open(tmp_path / "pyramid.tif", mpp_level0=0.25) as slide:
+        assert not slide.downsamples[1].is_integer()
+        whole = slide.window(Box(name="a", x=37, y=5, width=1400, height=1100), 1.0)
+        piece = whole.read(50, 60, 90, 110)
+        assert np.array_equal(piece, whole.read(0, 0, *whole.shape[:2])[50:140, 60:170])
+
+
+def test_sides_rounded_when_a_level_was_made_do_not_shift_it(tmp_path: Path):
+    image = noise(401, 803)
+    with Slide.open(write_ome(tmp_path / "a.ome.tif", image)) as slide:
+        assert slide.downsamples == (1, 2)
+
+
+def test_transparent_pixels_are_white(tmp_path: Path):
+    rgba = np.dstack([np.zeros((40, 50, 3), np.uint8), np.full((40, 50), 255, np.uint8)])
+    rgba[:20, :, 3] = 0
+    tifffile.imwrite(tmp_path / "a.tif", rgba, photometric="rgb", extrasamples=["unassalpha"])
+    with Slide.open(tmp_path / "a.tif", mpp_level0=0.5) as slide:
+        read = slide.read(0, 0, 50, 40, mpp=0.5)
+    assert (read[:20] == 255).all()
+    assert (read[20:] == 0).all()
+
+
+def test_a_thumbnail_shows_the_scanned_area(plain: Path):
+    with Slide.open(plain, mpp_level0=0.5) as slide:
+        thumbnail = slide.thumbnail(105)
+    assert thumbnail.image.shape == (75, 105, 3)
+    assert np.array_equal(thumbnail.image, means(noise(), 4))
+    assert thumbnail.downsample == 4
+
+
+@pytest.mark.parametrize(("unit", "size"), [("µm", 0.25), ("nm", 250.0), ("mm", 0.00025)])
+def test_ome_sizes_are_read_in_their_unit(tmp_path: Path, unit: str, size: float):
+    with Slide.open(write_ome(tmp_path / "a.ome.tif", noise(), size, unit)) as slide:
+        assert slide.mpp_level0 == pytest.approx(0.25)
+
+
+def test_a_tiffs_resolution_is_read_from_its_tags(tmp_path: Path):
+    tifffile.imwrite(
+        tmp_path / "a.tif", noise(), photometric="rgb", resolution=(20_000, 20_000), resolutionunit="CENTIMETER"
+    )
+    with Slide.open(tmp_path / "a.tif") as slide:
+        assert slide.mpp_level0 == pytest.approx(0.5)
+
+
+def test_planar_and_compressed_strips_are_read(tmp_path: Path):
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.moveaxis(noise(), -1, 0), photometric="rgb", planarconfig="separate",
+        compression="deflate",
+    )  # fmt: skip
+    with Slide.open(tmp_path / "a.tif", mpp_level0=1) as slide:
+        assert np.array_equal(slide.read(3, 4, 50, 60, mpp=1), noise()[4:64, 3:53])
+
+
+def test_without_a_resolution_the_users_is_asked_for(plain: Path):
+    with pytest.raises(InputError, match=r"plain.tif: the file has no resolution; give it with --mpp-level0"):
+        Slide.open(plain)
+
+
+def test_a_screens_resolution_is_not_taken_for_a_scanners(tmp_path: Path):
+    tifffile.imwrite(tmp_path / "a.tif", noise(), photometric="rgb", resolution=(72, 72), resolutionunit="INCH")
+    with pytest.raises(InputError, match=r"no resolution that can be true \(352.8\); give it with --mpp-level0"):
+        Slide.open(tmp_path / "a.tif")
+
+
+def test_a_resolution_that_contradicts_the_file_is_an_error_that_names_both(tmp_path: Path):
+    path = write_ome(tmp_path / "a.ome.tif", noise())
+    with pytest.raises(InputError, match=r"--mpp-level0 0.5 contradicts the file's 0.25 mpp"):
+        Slide.open(path, mpp_level0=0.5)
+    with Slide.open(path, mpp_level0=0.255) as slide:
+        assert slide.mpp_level0 == 0.255
+
+
+def test_pixels_that_are_not_square_are_an_error(tmp_path: Path):
+    tifffile.imwrite(tmp_path / "a.tif", noise(), photometric="rgb", resolution=(2e4, 3e4), resolutionunit="CENTIMETER")
+    with pytest.raises(InputError, match=r"not square, 0.5 x 0.333333 mpp; save the slide with square pixels"):
+        Slide.open(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((40, 50), np.uint8), r"uint8 pixels, axes YX \(40 x 50\); expected 8 bits RGB"),
+        (np.zeros((40, 50, 3), np.uint16), r"uint16 pixels, axes YXS \(40 x 50 x 3\); expected 8 bits RGB"),
+    ],
+)
+def test_other_pixels_than_8_bits_rgb_are_an_error(tmp_path: Path, image: np.ndarray, words: str):
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb" if image.ndim == 3 else "minisblack")
+    with pytest.raises(InputError, match=words):
+        Slide.open(tmp_path / "a.tif", mpp_level0=1)
+
+
+def test_a_missing_file_and_one_that_is_no_slide_are_one_line_each(tmp_path: Path):
+    with pytest.raises(InputError, match=r"a.svs: no such slide file"):
+        Slide.open(tmp_path / "a.svs")
+    (tmp_path / "a.svs").write_bytes(b"nothing of the kind")
+    with pytest.raises(InputError, match=r"a.svs: not a slide that can be read; expected a format of OpenSlide"):
+        Slide.open(tmp_path / "a.svs")
+
+
+@pytest.mark.parametrize("length", [4, 60, 3000])
+def test_a_tiff_that_is_cut_off_is_one_line(plain: Path, length: int):
+    plain.write_bytes(plain.read_bytes()[:length])
+    with pytest.raises(InputError, match=r"plain.tif: (damaged|uint8|not a slide|cannot)") as error:
+        Slide.open(plain, mpp_level0=1).read(0, 0, 420, 300, mpp=1)
+    assert "\n" not in str(error.value)
+
+
+def test_compression_that_needs_another_package_is_named(tmp_path: Path):
+    Image.fromarray(noise()).save(tmp_path / "a.tif", compression="tiff_lzw")
+    try:
+        Slide.open(tmp_path / "a.tif", mpp_level0=1).close()
+    except InputError as error:
+        assert "needs the package imagecodecs" in str(error)  # noqa: PT017 # read where it is installed
+
+
+def test_slides_of_a_folder_are_listed_by_name(tmp_path: Path):
+    for name in ("b.svs", "a.1.ome.tiff", "notes.txt", ".hidden.svs", "dicom/1.dcm", "dicom/2.dcm", "b/Slidedat.ini"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert {name: path.name for name, path in list_slides(tmp_path).items()} == {
+        "a.1": "a.1.ome.tiff", "b": "b.svs", "dicom": "1.dcm",
+    }  # fmt: skip
+    assert slide_name("x/TCGA.01.svs") == "TCGA.01"
+
+
+def test_two_slides_of_one_name_are_an_error(tmp_path: Path):
+    (tmp_path / "a.svs").write_bytes(b"")
+    (tmp_path / "a.tif").write_bytes(b"")
+    with pytest.raises(InputError, match=r"a.svs and a.tif are both slide 'a'; rename one"):
+        list_slides(tmp_path)
+
+
+def test_a_folder_without_slides_is_an_error(tmp_path: Path):
+    with pytest.raises(InputError, match=r"no slide in it; expected files ending in .bif"):
+        list_slides(tmp_path)
+    with pytest.raises(InputError, match=r"no such folder of slides"):
+        list_slides(tmp_path / "nowhere")
+
+
+@needs_real
+@pytest.mark.parametrize(("mpp", "tolerance"), [(0.499, 0), (0.998, 1), (0.5, 1), (1.0, 1), (2.0, 1)])
+def test_an_svs_equals_openslides_own_reading_up_to_resampling(mpp: float, tolerance: int):
+    path = REAL / "CMU-1-Small-Region.svs"
+    x, y, step = 600, 1200, mpp / 0.499
+    side = int(200 * step) + 2
+    with openslide.OpenSlide(path) as file:
+        level0 = np.asarray(file.read_region((x, y), 0, (side, side)).convert("RGB")).astype(float)
+    fine = np.cumsum(np.cumsum(np.pad(level0, ((1, 0), (1, 0), (0, 0))), 0), 1)  # integral of the area up to a place
+
+    def integral(places: np.ndarray, along: np.ndarray, axis: int) -> np.ndarray:
+        whole = np.floor(places).astype(int)
+        part = (places - whole).reshape(-1, *[1] * (2 - axis))
+        return along.take(whole, axis) * (1 - part) + along.take(np.minimum(whole + 1, side), axis) * part
+
+    places = np.arange(201) * step
+    expected = np.diff(np.diff(integral(places, integral(places, fine, 0), 1), axis=0), axis=1) / step**2
+    with Slide.open(path) as slide:
+        read = slide.read(x, y, 200, 200, mpp)
+    assert np.abs(read - expected).max() <= tolerance
+
+
+@needs_real
+def test_the_real_files_open_or_say_why_not():
+    with Slide.open(REAL / "highdicom_sm_image.dcm") as slide:
+        assert slide.size_level0_px == (50, 50)
+        assert slide.read(0, 0, 25, 25, mpp=0.998).shape == (25, 25, 3)
+    with Slide.open(REAL / "kidney-48-5.tif", mpp_level0=0.5) as slide:
+        assert np.array_equal(slide.read(100, 50, 64, 32, mpp=0.5), tifffile.imread(slide.path)[50:82, 100:164])
+    with pytest.raises(InputError, match="give it with --mpp-level0"):
+        Slide.open(REAL / "kidney-48-5.tif")
+    with pytest.raises(InputError, match=r"broken.svs: not a slide that can be read"):
+        Slide.open(REAL / "broken.svs")
