@@ -87,7 +87,7 @@ def _outline(rng: np.random.Generator, coarse: tuple[int, int], style: SlideStyl
     heading = angle + bend * along
     path = centre + np.cumsum(np.stack([np.sin(heading), np.cos(heading)], axis=1), axis=0) * length / 9
     widths = radius * np.exp((0.0 if duct else 0.1) * rng.standard_normal(9).cumsum())
-    widths = np.clip(widths, 8.0, 2.0 * radius)
+    widths = np.clip(widths, 11.0, 2.0 * radius)
     y, x = (np.arange(n, dtype=np.float32) * np.float32(STEP_UM) for n in coarse)
     path, widths = path.astype(np.float32)[..., None, None], widths.astype(np.float32)[:, None, None]
     squares = np.square(y[:, None] - path[:, 0]) + np.square(x - path[:, 1])  # (9, h, w)

@@ -74,7 +74,7 @@ def place_cells(ground: Ground) -> Cells:
     size = ground.style.cell_size_um
     points = ground.scatter(ground.rng("cells"), size, jitter=0.3, margin_um=size)
     slack = 0.8 + 0.8 * np.abs(lookup(ground.noise("slack"), points))
-    keep = (lookup(ground.labels, points) > 0) & (lookup(ground.depth_um, points) > 0.42 * size + slack)
+    keep = (lookup(ground.labels, points) > 0) & (lookup(ground.depth_um, points) > 0.48 * size + slack)
     points = points[keep]
     points = np.concatenate([points, _centres_of_empty(ground, lookup(ground.instances, points))])
     labels, instances = lookup(ground.labels, points), lookup(ground.instances, points)
@@ -112,9 +112,9 @@ def _bodies(ground: Ground, cells: Cells) -> Bodies:
     own_y, own_x, own_square, own = (np.take_along_axis(a, nearest, axis=0) for a in (cell_y, cell_x, square, near))
     between = np.sqrt(np.square(cell_y - own_y) + np.square(cell_x - own_x))
     to_membrane = np.where(between > 0, (square - own_square) / np.maximum(2 * between, 1e-3), np.inf).min(axis=0)
-    to_outside = np.float32(0.64 * size_px) - np.sqrt(own_square[0])
+    to_outside = np.float32(0.62 * size_px) - np.sqrt(own_square[0])
     margin_um = np.minimum(to_membrane, to_outside) * np.float32(ground.mpp)
-    margin_um = np.minimum(margin_um, ground.depth_um[where] - np.float32(0.5))  # no cell crosses its nest's outline
+    margin_um = np.minimum(margin_um, ground.depth_um[where] - np.float32(1.2))  # no cell crosses its nest's outline
     return Bodies(where=where, cell=own[0], margin_um=margin_um)
 
 
