@@ -27,7 +27,7 @@ import pandas as pd
 
 from counterstain.config import build
 from counterstain.data.components import instance_boxes
-from counterstain.data.packs import read_pack, write_pack
+from counterstain.data.packs import ImageWindow, read_pack, write_pack
 from counterstain.data.patches import Patch, Source
 from counterstain.errors import InputError, StorageError
 from counterstain.storage import claim, committing, fingerprint, read_json, sha256_of, write_json, write_parquet
@@ -52,7 +52,7 @@ class Region:
     """Name, unique in the cohort."""
     slide: str
     patient: str
-    image: np.ndarray  # (H, W, 3) uint8
+    image: np.ndarray | ImageWindow  # (H, W, 3) uint8
     instances: np.ndarray  # (H, W) int32, 0 = background, ids unique in the region
     subtypes: dict[int, int]
     """Subtype of every instance."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import zarr
@@ -16,17 +16,32 @@ CHUNK_PX = 512
 SHARD_BYTES = 64 * 2**20  # packs up to this size are one file each
 
 
+class ImageWindow(Protocol):
+    """An image that is read piece by piece, such as a region of a slide."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """H, W, 3."""
+
+    def read(self, y_px: int, x_px: int, height_px: int, width_px: int) -> np.ndarray:
+        """Return a piece at a place in the image, (height_px, width_px, 3) uint8."""
+
+
 def write_pack(
     store: Path,
     *,
     name: str,
-    images: Sequence[np.ndarray],
+    images: Sequence[np.ndarray | ImageWindow],
     instances: Sequence[np.ndarray],
     regions: Sequence[str],
     mpp: float,
     taxonomy: str,
 ) -> None:
-    """Write images, n of (H, W, 3) uint8, and instances, n of (H, W) int32, with the regions' names as metadata."""
+    """Write images, n of (H, W, 3) uint8, and instances, n of (H, W) int32, with the regions' names as metadata.
+
+    Packs too large for one file are written in bands, so that an image that is read piece by piece is never in memory
+    as a whole.
+    """
     height, width = instances[0].shape
     n = len(images)
     root = zarr.open_group(store, mode="w", zarr_format=3)
@@ -41,8 +56,18 @@ def write_pack(
     }
     instance_group.attrs["counterstain"] = {"taxonomy": taxonomy}
     instance_map = _create_array(instance_group, "0", (n, height, width), "int32", "zyx")
-    image[:] = np.stack([np.moveaxis(pixels, -1, 0) for pixels in images], axis=1)
-    instance_map[:] = np.stack(instances)
+    if image.shards:  # one file: written in one piece
+        image[:] = np.stack([np.moveaxis(_rows(pixels, 0, height), -1, 0) for pixels in images], axis=1)
+    else:
+        for index, pixels in enumerate(images):
+            for y in range(0, height, CHUNK_PX):
+                stop = min(y + CHUNK_PX, height)
+                image[:, index, y:stop] = np.moveaxis(_rows(pixels, y, stop), -1, 0)
+    if instance_map.shards:
+        instance_map[:] = np.stack(instances)
+    else:
+        for index, pixels in enumerate(instances):
+            instance_map[index] = pixels
 
 
 def read_pack(store: Path, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -60,6 +85,12 @@ def read_pack(store: Path, index: int) -> tuple[np.ndarray, np.ndarray]:
         if not pixels.any() and array.nchunks_initialized < array.nchunks:
             raise KeyError(f"{array.path}: a chunk is missing")  # zarr reads it as zeros
     return np.ascontiguousarray(np.moveaxis(channels, 0, -1)), instances
+
+
+def _rows(image: np.ndarray | ImageWindow, start: int, stop: int) -> np.ndarray:
+    if isinstance(image, np.ndarray):
+        return image[start:stop]
+    return image.read(start, 0, stop - start, image.shape[1])
 
 
 _OMERO = {
