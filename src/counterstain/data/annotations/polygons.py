@@ -15,10 +15,10 @@ from shapely import MultiPolygon, Polygon
 from counterstain.data.annotations.records import Shape
 from counterstain.errors import InputError
 
-MAX_REPAIR_POINTS = 1_000_000
+MAX_REPAIR_POINTS = 200_000  # about ten seconds
 MAX_TANGLE = 50_000  # that many take make_valid a second or two, and it grows with the square
 _PAIRS_PER_SEGMENT = 20  # pairs of segments whose boxes meet, of an outline that crosses itself here and there
-_SEGMENTS_AT_ONCE = 1_000
+_PAIRS_AT_ONCE = 10_000_000  # at most, 16 bytes each
 
 
 class Built(NamedTuple):
@@ -119,8 +119,9 @@ def _tangle(drawn: Polygon | MultiPolygon, where: str) -> int:
     boxes = _segment_boxes(drawn)
     tree = shapely.STRtree(boxes)
     tangle = -_PAIRS_PER_SEGMENT * len(boxes)
-    for first in range(0, len(boxes), _SEGMENTS_AT_ONCE):
-        tangle += tree.query(boxes[first : first + _SEGMENTS_AT_ONCE]).shape[1]
+    step = max(1, _PAIRS_AT_ONCE // len(boxes))
+    for first in range(0, len(boxes), step):
+        tangle += tree.query(boxes[first : first + step]).shape[1]
         if tangle > MAX_TANGLE:
             raise InputError(
                 f"{where}: the outline of {points:,} points crosses itself all over; it is not the outline of "
