@@ -229,7 +229,8 @@ def _steps_done(progress_file: Path) -> int:
         state = torch.load(progress_file, weights_only=True, map_location="cpu")
         return int(state["callbacks"]["_History"]["step"])
     except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the remedy is the same
-        warnings.warn(f"{progress_file}: damaged ({error}); training starts anew", stacklevel=2)
+        reason = str(error).partition(".")[0]
+        warnings.warn(f"{progress_file}: damaged ({reason}); training starts anew", stacklevel=2)
         progress_file.unlink()
         return 0
 

@@ -31,6 +31,8 @@ class AutoencoderConfig(Config):
     """Steps, batch size, device."""
     sampling: SamplingConfig = SamplingConfig()
     """Which patches it trains on."""
+    crop_px: Annotated[int, Field(ge=8)] | None = None
+    """Train on crops of this edge out of the patches' middle: the network is convolutional; None = whole patches."""
     kind: Literal["vq", "kl"] = "vq"
     """Quantised latents, or Gaussian ones with a Kullback-Leibler penalty."""
     factor: Literal[2, 4, 8] = 4
@@ -109,6 +111,8 @@ class Autoencoder(LightningModule):
         super().__init__()
         if size_px % config.factor:
             raise ConfigError(f"size_px {size_px}: must be a multiple of the autoencoder's factor {config.factor}")
+        if config.crop_px is not None and (config.crop_px > size_px or config.crop_px % config.factor):
+            raise ConfigError(f"crop_px {config.crop_px}: must be a multiple of {config.factor}, at most {size_px}")
         self.automatic_optimization = False
         self.config, self.seed = config, seed
         self.network = build_network(config)
@@ -133,7 +137,7 @@ class Autoencoder(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """One step of the autoencoder, then one of the discriminator."""
         del batch_idx
-        real, step = to_tensor(batch["images"]), int(batch["step"])
+        real, step = self._cropped(to_tensor(batch["images"])), int(batch["step"])
         optimizers: Any = self.optimizers()
         first = optimizers[0] if self.discriminator else optimizers
         decoded, regulariser, usage = self._reconstruct(real, batch)
@@ -164,6 +168,12 @@ class Autoencoder(LightningModule):
         """Adam for the autoencoder and, with a GAN, for the discriminator."""
         parts = [self.network] if self.discriminator is None else [self.network, self.discriminator]
         return [torch.optim.Adam(part.parameters(), self.config.scaled_lr, self.config.betas) for part in parts]
+
+    def _cropped(self, images: Tensor) -> Tensor:
+        if self.config.crop_px is None:
+            return images
+        start = (images.shape[-1] - self.config.crop_px) // 2
+        return images[..., start : start + self.config.crop_px, start : start + self.config.crop_px]
 
     def _reconstruct(self, real: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Images (B, 3, H, W) -> decoded images, weighted regulariser, share of the codes that the batch used."""

@@ -163,8 +163,14 @@ class Diffusion(LightningModule):
         return prediction
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Noise the latents, predict, compare."""
+        """Compute and log the loss of a batch."""
         del batch_idx
+        loss = self.loss(batch)
+        self.log("loss", loss)
+        return loss
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Noise the latents, predict, compare; the batch holds ``latents`` or ``images``, and ``labels``."""
         latents = batch["latents"] if "latents" in batch else self.encode(batch["images"])
         timesteps, noise, keep = self._draws(batch, latents)
         noisy = self._noising.add_noise(latents, noise, timesteps)
@@ -173,9 +179,7 @@ class Diffusion(LightningModule):
             target = self._noising.get_velocity(latents, noise, timesteps)
         else:
             target = noise
-        loss = self._loss(prediction, target, timesteps)
-        self.log("loss", loss)
-        return loss
+        return self._distance(prediction, target, timesteps)
 
     def configure_optimizers(self) -> Any:
         """AdamW (Adam without decay), warm-up, then constant or cosine."""
@@ -200,7 +204,7 @@ class Diffusion(LightningModule):
         kept = torch.stack(keep).float()[:, None, None, None]
         return torch.stack(timesteps).to(self.device), noise.to(latents), kept.to(self.device)
 
-    def _loss(self, prediction: Tensor, target: Tensor, timesteps: Tensor) -> Tensor:
+    def _distance(self, prediction: Tensor, target: Tensor, timesteps: Tensor) -> Tensor:
         if self.config.loss == "l1":
             return functional.l1_loss(prediction, target)
         squared = (prediction - target).pow(2).flatten(1).mean(1)

@@ -5,6 +5,7 @@ Shapes: B = batch, z = latent channels, h, w = rows and columns of the latents.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -78,7 +79,9 @@ def build_scheduler(noise: NoiseConfig, sampler: SamplerConfig) -> Any:
         )
     else:
         scheduler = UniPCMultistepScheduler(**settings, timestep_spacing="trailing")
-    scheduler.set_timesteps(sampler.steps)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="__array__ implementation doesn't accept a copy keyword")
+        scheduler.set_timesteps(sampler.steps)
     return scheduler
 
 

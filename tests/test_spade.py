@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+import torch
+
+from counterstain.errors import ConfigError, InputError
+from counterstain.generators.conditioning import edges, one_hot
+from counterstain.generators.networks.discriminators import MultiscaleDiscriminator
+from counterstain.generators.networks.image_encoder import ImageEncoder
+from counterstain.generators.networks.spade import Spade as SpadeNorm
+from counterstain.generators.networks.spade import SpadeGeneratorNetwork
+from counterstain.generators.perceptual import VggDistance
+from counterstain.generators.spade import Spade, SpadeConfig
+from counterstain.training import TrainingConfig
+
+ONE = TrainingConfig(steps=1, batch_size=2)
+
+
+def parameters(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+def tiny(**changes):
+    settings = {"generator_width": 4, "discriminator_width": 4, "hidden": 8, "latent": 8, "vgg_weight": 0.0}
+    return SpadeConfig(training=ONE, **settings | changes)
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    return {
+        "images": torch.from_numpy(rng.integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)),
+        "labels": torch.from_numpy(rng.integers(0, 6, (2, 32, 32), dtype=np.uint8)),
+        "instances": torch.from_numpy(rng.integers(0, 3, (2, 32, 32), dtype=np.int32)),
+        "step": torch.tensor(0),
+        "position": torch.arange(2),
+    }
+
+
+def test_the_published_networks_have_the_published_numbers_of_parameters():
+    with torch.device("meta"):
+        assert parameters(SpadeGeneratorNetwork(7, 512, 64, 256, 128)) == 159_484_867
+        assert parameters(ImageEncoder(512, 64, 256)) == 10_463_424
+        assert parameters(MultiscaleDiscriminator(10, 64)) == 5_542_018
+
+
+def test_modulation_is_the_formula_of_the_paper():
+    norm = SpadeNorm(4, 3, 8).eval()
+    x, labels = torch.randn(2, 4, 8, 8), torch.rand(2, 3, 16, 16)
+    hidden = torch.relu(norm.mlp_shared[0](labels[:, :, ::2, ::2]))
+    mean, variance = norm.param_free_norm.running_mean, norm.param_free_norm.running_var
+    normalised = (x - mean[:, None, None]) / torch.sqrt(variance[:, None, None] + 1e-5)
+    expected = normalised * (1 + norm.mlp_gamma(hidden)) + norm.mlp_beta(hidden)
+    assert torch.allclose(norm(x, labels), expected, atol=1e-6)
+
+
+def test_edges_lie_on_both_sides_of_a_border():
+    instances = torch.zeros(1, 4, 4, dtype=torch.int32)
+    instances[:, :, 2:] = 1
+    assert edges(instances)[0, 0].tolist() == [[0, 1, 1, 0]] * 4
+
+
+def test_ignored_pixels_are_shown_as_background():
+    assert one_hot(torch.tensor([[[255, 1]]], dtype=torch.uint8), 3)[0, :, 0].T.tolist() == [[1, 0, 0], [0, 1, 0]]
+
+
+def test_losses_are_finite_and_reach_every_part_of_generator_and_encoder():
+    model = Spade(tiny(), 6, 32)
+    data = batch()
+    real = torch.rand(2, 3, 32, 32) * 2 - 1
+    losses = model.generator_losses(real, model.condition(data["labels"], data["instances"]), data)
+    assert set(losses) == {"gan", "features", "kl"}
+    torch.stack(list(losses.values())).sum().backward()
+    trained = [*model.generator.parameters(), *model.encoder.parameters()]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
+
+
+def test_the_perceptual_term_needs_weights_or_says_how_to_do_without(monkeypatch):
+    def unreachable(**_):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.models.vgg19", unreachable)
+    with pytest.raises(InputError, match=r"VGG19 cannot be fetched; give vgg_weights=FILE, or .* vgg_weight=0"):
+        VggDistance("imagenet")
+
+
+def test_vgg_weights_are_read_from_a_local_file(tmp_path):
+    from torchvision.models import vgg19
+
+    torch.save(vgg19().state_dict(), tmp_path / "vgg.pth")
+    distance = VggDistance(str(tmp_path / "vgg.pth"))
+    images = torch.rand(1, 3, 32, 32)
+    assert distance(images, images) == 0
+    assert distance(images, -images) > 0
+
+
+def test_a_size_that_spade_cannot_draw_is_refused():
+    with pytest.raises(ConfigError, match="size_px 48: SPADE draws patches whose edge is a multiple of 32"):
+        Spade(tiny(), 6, 48)
