@@ -17,7 +17,7 @@ import shapely
 from shapely import MultiPolygon, Polygon
 
 from counterstain.data.annotations.collect import Collector
-from counterstain.data.annotations.documents import parse_xml
+from counterstain.data.annotations.documents import Attributes, Place, parse_xml
 from counterstain.data.annotations.polygons import ellipse, polygonal, rectangle
 from counterstain.data.annotations.records import AnnotationFile
 from counterstain.data.annotations.values import name, number, shown
@@ -45,7 +45,7 @@ def read_aperio(path: Path, data: bytes) -> AnnotationFile:
 
 @dataclass
 class _Region:
-    attributes: dict[str, str]
+    attributes: Attributes
     where: str
     points: list[tuple[float, float]] = field(default_factory=list)
 
@@ -75,7 +75,7 @@ class _Region:
 
 @dataclass
 class _Layer:
-    attributes: dict[str, str]
+    attributes: Attributes
     where: str
     number: int
     names: list[tuple[str, str]] = field(default_factory=list)
@@ -94,26 +94,29 @@ class _Layer:
 
 
 class _Visitor:
+    tags = frozenset({"Annotation", "Attribute", "Region", "Vertex"})
+
     def __init__(self, collector: Collector) -> None:
         self.collector = collector
         self._layer: _Layer | None = None
         self._region: _Region | None = None
         self._number = 0
 
-    def start(self, tag: str, attributes: dict[str, str], where: str) -> None:
+    def start(self, tag: str, attributes: Attributes, where: Place) -> None:
         if tag == "Annotation":
             self._number += 1
-            self._layer = _Layer(attributes, where, self._number)
+            self._layer = _Layer(attributes, where(), self._number)
         elif self._layer is None:
             return
         elif tag == "Region":
-            self._region = _Region(attributes, where)
+            self._region = _Region(attributes, where())
             self._layer.regions.append(self._region)
         elif tag == "Attribute" and self._region is None:
             self._layer.names.append((attributes.get("Name", ""), attributes.get("Value", "")))
         elif tag == "Vertex" and self._region is not None:
             self.collector.count_points(1)
-            x, y = (number(attributes.get(axis), f"{where} {axis}") for axis in ("X", "Y"))
+            x = number(attributes.get("X"), where, "X")
+            y = number(attributes.get("Y"), where, "Y")
             self._region.points.append((x, y))
 
     def end(self, tag: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from counterstain.data.annotations.collect import Collector
-from counterstain.data.annotations.documents import parse_xml
+from counterstain.data.annotations.documents import Attributes, Place, parse_xml
 from counterstain.data.annotations.records import AnnotationFile, Shape
 from counterstain.data.annotations.values import colour_of_text, name, number, shown
 from counterstain.errors import InputError
@@ -37,21 +37,24 @@ def read_asap(path: Path, data: bytes) -> AnnotationFile:
 
 
 class _Visitor:
+    tags = frozenset({"Annotation", "Coordinate"})
+
     def __init__(self, collector: Collector) -> None:
         self.collector = collector
-        self._attributes: dict[str, str] | None = None
+        self._attributes: Attributes | None = None
         self._where = str(collector.path)
         self._points: list[tuple[float, float, float]] = []  # order, x, y
         self._number = 0
 
-    def start(self, tag: str, attributes: dict[str, str], where: str) -> None:
+    def start(self, tag: str, attributes: Attributes, where: Place) -> None:
         if tag == "Annotation":
-            self._attributes, self._where, self._points = attributes, where, []
+            self._attributes, self._where, self._points = attributes, where(), []
             self._number += 1
         elif tag == "Coordinate" and self._attributes is not None:
             self.collector.count_points(1)
-            order = number(attributes.get("Order", str(len(self._points))), f"{where} Order")
-            x, y = (number(attributes.get(axis), f"{where} {axis}") for axis in ("X", "Y"))
+            order = number(attributes.get("Order", str(len(self._points))), where, "Order")
+            x = number(attributes.get("X"), where, "X")
+            y = number(attributes.get("Y"), where, "Y")
             self._points.append((order, x, y))
 
     def end(self, tag: str) -> None:
@@ -59,7 +62,7 @@ class _Visitor:
             self._finish(self._attributes)
             self._attributes = None
 
-    def _finish(self, attributes: dict[str, str]) -> None:
+    def _finish(self, attributes: Attributes) -> None:
         kind = attributes.get("Type", "Polygon")
         if kind in WITHOUT_AREA:
             self.collector.skip(WITHOUT_AREA[kind])

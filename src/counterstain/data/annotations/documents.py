@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeAlias
 from xml.sax import SAXException
 from xml.sax.handler import ContentHandler
+from xml.sax.xmlreader import AttributesImpl
 
 from defusedxml import DefusedXmlException
 from defusedxml.sax import make_parser
@@ -18,6 +20,7 @@ from counterstain.errors import InputError
 MAX_BYTES = 256 * 2**20  # of a file, unpacked
 MAX_JSON_MEMORY = 800 * 2**20
 MAX_DEPTH = 50
+MAX_ELEMENTS = 8_000_000  # of XML: as many points as a file may have, and what stands around them
 GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -78,11 +81,18 @@ def parse_json(path: Path, data: bytes) -> Any:
         raise InputError(f"{path}: not usable JSON ({error}); correct it or export it again") from error
 
 
-class Visitor(Protocol):
-    """Told of every XML element as it starts and ends."""
+Place = Callable[[], str]
+Attributes: TypeAlias = "AttributesImpl[str]"
 
-    def start(self, tag: str, attributes: dict[str, str], where: str) -> None:
-        """Take an element's start; ``where`` is the file and the line."""
+
+class Visitor(Protocol):
+    """Told of XML elements as they start and end."""
+
+    tags: frozenset[str]
+    """Which elements it is told of."""
+
+    def start(self, tag: str, attributes: Attributes, where: Place) -> None:
+        """Take an element's start; ``where()`` gives the file and the line."""
 
     def end(self, tag: str) -> None:
         """Take an element's end."""
@@ -96,8 +106,8 @@ def parse_xml(path: Path, data: bytes, visitor: Visitor) -> None:
     InputError
         With the line, where the parser knows it.
     """
-    handler = _Handler(path, visitor)
     parser = make_parser()
+    handler = _Handler(path, visitor, parser)
     parser.forbid_dtd = True
     parser.setContentHandler(handler)
     try:
@@ -110,35 +120,36 @@ def parse_xml(path: Path, data: bytes, visitor: Visitor) -> None:
         ) from error
     except (SAXException, UnicodeError, LookupError) as error:
         message = getattr(error, "getMessage", error.__str__)()
-        raise InputError(f"{path} line {handler.line}: not XML or cut short ({message}); export it again") from error
+        raise InputError(f"{handler.where()}: not XML or cut short ({message}); export it again") from error
 
 
 class _Handler(ContentHandler):
     """From SAX to a visitor."""
 
-    def __init__(self, path: Path, visitor: Visitor) -> None:
+    def __init__(self, path: Path, visitor: Visitor, locator: Any) -> None:
         super().__init__()
         self.path = path
         self.visitor = visitor
-        self.depth = 0
-        self.locator: Any = None
+        self.depth = self.elements = 0
+        self.locator = locator  # the parser, which feeding in one piece never hands over by itself
 
-    @property
-    def line(self) -> int:
-        return self.locator.getLineNumber() or 1 if self.locator else 1
-
-    def setDocumentLocator(self, locator: Any) -> None:  # noqa: N802
-        self.locator = locator
+    def where(self) -> str:
+        return f"{self.path} line {self.locator.getLineNumber() or 1}"
 
     def startElement(self, name: str, attrs: Any) -> None:  # noqa: N802
         self.depth += 1
+        self.elements += 1
         if self.depth > MAX_DEPTH:
-            raise InputError(f"{self.path} line {self.line}: nested too deep to be annotations; export it again")
-        self.visitor.start(name, dict(attrs.items()), f"{self.path} line {self.line}")
+            raise InputError(f"{self.where()}: nested too deep to be annotations; export it again")
+        if self.elements > MAX_ELEMENTS:
+            raise InputError(f"{self.where()}: more than {MAX_ELEMENTS:,} elements; export one file a slide")
+        if name in self.visitor.tags:
+            self.visitor.start(name, attrs, self.where)
 
     def endElement(self, name: str) -> None:  # noqa: N802
         self.depth -= 1
-        self.visitor.end(name)
+        if name in self.visitor.tags:
+            self.visitor.end(name)
 
 
 def _refuse_constant(constant: str) -> NoReturn:

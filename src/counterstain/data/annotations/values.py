@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Callable
 from typing import Any
 
 from counterstain.errors import InputError
@@ -22,8 +23,8 @@ def usable(value: Any) -> bool:
     return type(value) in {int, float} and -MAX_COORDINATE_PX <= value <= MAX_COORDINATE_PX
 
 
-def number(text: str | None, where: str) -> float:
-    """Read a coordinate that is written as text.
+def number(text: str | None, place: Callable[[], str], what: str) -> float:
+    """Read a coordinate that is written as text; the place is asked for where it is needed.
 
     Raises
     ------
@@ -31,14 +32,14 @@ def number(text: str | None, where: str) -> float:
         Missing, not a number, or beyond any slide.
     """
     if text is None:
-        raise InputError(f"{where}: the coordinate is missing; export the annotations again")
+        raise InputError(f"{place()} {what}: the coordinate is missing; export the annotations again")
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
-    if not usable(value):
+    if not -MAX_COORDINATE_PX <= value <= MAX_COORDINATE_PX:  # NaN is not either
         raise InputError(
-            f"{where}: expected a coordinate in level-0 pixels, at most {MAX_COORDINATE_PX:,} either way, "
+            f"{place()} {what}: expected a coordinate in level-0 pixels, at most {MAX_COORDINATE_PX:,} either way, "
             f"found {shown(text)}; correct it or export the annotations again"
         )
     return value

@@ -1,0 +1,195 @@
+import gzip
+import json
+
+import numpy as np
+import pytest
+import shapely
+
+from counterstain.data.annotations import annotation_files, documents, looks_like, polygons, read_annotations
+from counterstain.errors import InputError
+
+SQUARE = [[10, 10], [30, 10], [30, 30], [10, 30], [10, 10]]
+
+
+def feature(coordinates, **properties):
+    return {"type": "Feature", "properties": properties, "geometry": {"type": "Polygon", "coordinates": coordinates}}
+
+
+def write(tmp_path, content, name="slide.geojson"):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return path
+
+
+def test_outlines_that_cross_themselves_are_repaired_and_counted(tmp_path):
+    bow_tie = [[0, 0], [10, 10], [10, 0], [0, 10], [0, 0]]
+    file = read_annotations(write(tmp_path, [feature([bow_tie]), feature([SQUARE])]), "qupath")
+    assert file.repaired == 1
+    assert [a.polygon.is_valid for a in file.annotations] == [True, True]
+    assert file.annotations[0].polygon.area == pytest.approx(50)
+
+
+def test_the_inside_of_a_loop_drawn_over_itself_stays_inside():
+    angle = np.arange(5) * 4 * np.pi / 5
+    star = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    built = polygons.build([[star]], "here")
+    assert built.repaired
+    assert built.polygon.contains(shapely.Point(0, 0))
+
+
+def test_outlines_without_area_are_skipped_and_counted(tmp_path):
+    line = [[0, 0], [5, 5], [10, 10], [0, 0]]
+    file = read_annotations(write(tmp_path, [feature([line]), feature([[[1, 1]]]), feature([[]])]), "qupath")
+    assert not file.annotations
+    assert file.skipped == {"outline without area": 3}
+
+
+def test_ids_are_unique_and_the_same_every_time(tmp_path):
+    features = [{**feature([SQUARE]), "id": given} for given in ("a", "a", "a#2", "a")]
+    path = write(tmp_path, features)
+    ids = [a.id for a in read_annotations(path, "qupath").annotations]
+    assert ids[:2] == ["a", "a#2"]
+    assert len(set(ids)) == 4
+    assert ids == [a.id for a in read_annotations(path, "qupath").annotations]
+
+
+def test_upright_rectangles_are_told_from_polygons(tmp_path):
+    diamond = [[10, 0], [20, 10], [10, 20], [0, 10], [10, 0]]
+    hole = [[12, 12], [14, 12], [14, 14], [12, 12]]
+    content = [feature([SQUARE]), feature([diamond]), feature([SQUARE, hole])]
+    kinds = [a.kind for a in read_annotations(write(tmp_path, content), "qupath").annotations]
+    assert kinds == ["rectangle", "polygon", "polygon"]
+
+
+def test_a_file_packed_with_gzip_is_read_whatever_its_name(tmp_path):
+    path = write(tmp_path, gzip.compress(json.dumps([feature([SQUARE])]).encode()))
+    assert len(read_annotations(path, "qupath").annotations) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "looks"),
+    [
+        (b'<?xml version="1.0"?><ASAP_Annotations/>', "asap"),
+        (b"\xef\xbb\xbf<Annotations/>", "aperio"),
+        (b'{"type": "FeatureCollection", "features": []}', "qupath"),
+        (b'[{"type":"Feature"}]', "qupath"),
+        (b'{"count": 0, "next": null, "results": []}', "exact"),
+        (b'[{"id": 1, "annotation_type": 2}]', "exact"),
+        (b"<html></html>", None),
+        (b"PK", None),
+    ],
+)
+def test_a_format_is_recognised_by_its_beginning(content, looks):
+    assert looks_like(content) == looks
+
+
+def test_the_wrong_format_is_named_with_the_right_one(tmp_path):
+    path = write(tmp_path, [feature([SQUARE])], "a.json")
+    with pytest.raises(InputError, match=r"a\.json: looks like qupath, not exact; give --format qupath"):
+        read_annotations(path, "exact")
+
+
+@pytest.mark.parametrize("file_format", ["exact", "qupath", "asap", "aperio"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"  \n", "is empty"),
+        (b"\x1f\x8b\x08broken", "damaged gzip"),
+        (gzip.compress(b"[1]" * 1000)[:-9], "damaged gzip"),
+        (b"PK\x03\x04", "line 1: not (JSON|XML) or cut short|not UTF-8"),
+        (b"hello", "line 1: not (JSON|XML) or cut short"),
+    ],
+)
+def test_what_is_no_annotation_file_gives_one_line(tmp_path, file_format, content, message):
+    path = write(tmp_path, content, "broken")
+    with pytest.raises(InputError, match=message) as caught:
+        read_annotations(path, file_format)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'[{"type": "Feature", ', "line 1: not JSON or cut short"),
+        (b'["\xff"]', "byte 2: not UTF-8"),
+        ('["ä"]'.encode("utf-16"), "not UTF-8; save it as UTF-8"),
+        (b"[NaN]", "NaN is not a number"),
+        (b"[-Infinity]", "-Infinity is not a number"),
+        (b"[" + b"9" * 5000 + b"]", "not usable JSON"),
+        (b"[" * 200_000, "nested too deep"),
+        (b"7", "found 7"),
+    ],
+)
+def test_json_is_read_strictly(tmp_path, content, message):
+    with pytest.raises(InputError, match=message):
+        read_annotations(write(tmp_path, content), "qupath")
+
+
+def test_missing_files_and_folders_are_named(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_annotations(tmp_path / "none.json", "qupath")
+    with pytest.raises(InputError, match="is a folder"):
+        read_annotations(tmp_path, "qupath")
+
+
+def test_a_file_beyond_the_limit_is_refused_packed_or_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_BYTES", 2**20)
+    for content in (b" " * (2**20 + 1), gzip.compress(b" " * 2**24)):
+        with pytest.raises(InputError, match="larger than 1 MB; export the annotations alone"):
+            read_annotations(write(tmp_path, content), "qupath")
+
+
+def test_json_that_would_fill_the_memory_is_refused_before_it_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_JSON_MEMORY", 2**20)
+    with pytest.raises(InputError, match="would take more than 1 MB of memory"):
+        read_annotations(write(tmp_path, b"[" + b"[]," * 20_000 + b"[]]"), "qupath")
+
+
+def test_the_memory_of_json_is_estimated_from_above():
+    import tracemalloc
+
+    for data in (b"[" + b"[]," * 9999 + b"[]]", b"[" + b"[1.5,2.5]," * 9999 + b"[]]", b"[" + b'"ab",' * 9999 + b"{}]"):
+        tracemalloc.start()
+        kept = json.loads(data)
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(kept) == 10_000
+        assert used < documents._json_memory(data)
+
+
+def test_a_tangle_is_refused_instead_of_repaired_for_hours():
+    points = np.random.default_rng(0).uniform(0, 1000, (5000, 2))
+    with pytest.raises(InputError, match=r"a\.json: the outline of 5,001 points crosses itself all over"):
+        polygons.build([[points]], "a.json")
+
+
+def test_many_small_tangles_are_refused_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("counterstain.data.annotations.collect.MAX_TANGLE", 1000)
+    ring = np.random.default_rng(0).uniform(0, 1000, (150, 2)).tolist()
+    with pytest.raises(InputError, match="outlines of the file cross themselves all over"):
+        read_annotations(write(tmp_path, [feature([ring])] * 3), "qupath")
+
+
+def test_more_points_than_a_file_can_hold_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("counterstain.data.annotations.collect.MAX_POINTS", 9)
+    with pytest.raises(InputError, match="more than 9 points; export tissue annotations alone"):
+        read_annotations(write(tmp_path, [feature([SQUARE])] * 2), "qupath")
+
+
+def test_of_a_repair_only_what_has_an_area_is_kept():
+    mixed = shapely.GeometryCollection([shapely.box(0, 0, 1, 1), shapely.LineString([(0, 0), (5, 5)])])
+    assert polygons.polygonal(mixed).equals(shapely.box(0, 0, 1, 1))
+    assert polygons.polygonal(shapely.Point(0, 0)) is None
+
+
+def test_the_files_of_a_folder_are_those_of_the_format(tmp_path):
+    for name in ("b.xml", "a.xml", "a.json", "note.txt"):
+        (tmp_path / name).write_text("x")
+    assert [f.name for f in annotation_files(tmp_path, "asap")] == ["a.xml", "b.xml"]
+    assert annotation_files(tmp_path / "note.txt", "asap") == [tmp_path / "note.txt"]
+    with pytest.raises(InputError, match=r"no annotation file; format exact expects names that end in \.json"):
+        annotation_files(tmp_path.joinpath("empty") if (tmp_path / "empty").mkdir() else tmp_path / "empty", "exact")
+    with pytest.raises(InputError, match="no such file or folder"):
+        annotation_files(tmp_path / "none", "exact")

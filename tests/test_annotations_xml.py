@@ -1,0 +1,153 @@
+import pytest
+
+from counterstain.data.annotations import read_annotations
+from counterstain.errors import InputError
+
+BOMB = (
+    '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "bbbbbbbb"><!ENTITY c "&b;&b;&b;&b;&b;&b;">]>'
+    '<Annotations><Annotation Name="&c;"/></Annotations>'
+)
+OUTSIDE = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><Annotations><Annotation Name="&b;"/></Annotations>'
+SQUARE = [(10, 10), (30, 10), (30, 30), (10, 30)]
+
+
+def read(tmp_path, text, file_format):
+    path = tmp_path / "a.xml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_annotations(path, file_format)
+
+
+def asap(*annotations):
+    return f"<ASAP_Annotations><Annotations>{''.join(annotations)}</Annotations></ASAP_Annotations>"
+
+
+def asap_annotation(points=SQUARE, kind="Polygon", group="tumor", name="_0"):
+    coordinates = "".join(f'<Coordinate Order="{i}" X="{x}" Y="{y}"/>' for i, (x, y) in enumerate(points))
+    head = f'<Annotation Name="{name}" Type="{kind}" PartOfGroup="{group}" Color="#F4FA58">'
+    return f"{head}<Coordinates>{coordinates}</Coordinates></Annotation>"
+
+
+def aperio(*layers):
+    return f'<Annotations MicronsPerPixel="0.25">{"".join(layers)}</Annotations>'
+
+
+def layer(*regions, attributes="", **named):
+    head = " ".join(f'{key}="{value}"' for key, value in {"Id": 1, "LineColor": 65280, **named}.items())
+    return f"<Annotation {head}><Attributes>{attributes}</Attributes><Regions>{''.join(regions)}</Regions></Annotation>"
+
+
+def region(points=SQUARE, kind=0, **named):
+    head = " ".join(f'{key}="{value}"' for key, value in {"Id": 1, "Type": kind, **named}.items())
+    vertices = "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in points)
+    return f"<Region {head}><Vertices>{vertices}</Vertices></Region>"
+
+
+def test_asap_outlines_carry_group_name_and_colour(tmp_path):
+    (annotation,) = read(tmp_path, asap(asap_annotation()), "asap").annotations
+    assert (annotation.id, annotation.label, annotation.colour) == ("_0", "tumor", "#f4fa58")
+    assert annotation.polygon.bounds == (10, 10, 30, 30)
+
+
+def test_asap_kinds_become_polygons_and_dots_are_counted(tmp_path):
+    kinds = ("Polygon", "Rectangle", "Spline", "Dot")
+    file = read(tmp_path, asap(*(asap_annotation(kind=kind) for kind in kinds)), "asap")
+    assert [a.kind for a in file.annotations] == ["rectangle", "rectangle", "spline"]
+    assert file.skipped == {"point": 1}
+
+
+def test_asap_points_are_taken_in_their_order(tmp_path):
+    text = asap_annotation().replace('Order="1"', 'Order="x"').replace('Order="2"', 'Order="1"')
+    (annotation,) = read(tmp_path, asap(text.replace('Order="x"', 'Order="2"')), "asap").annotations
+    assert annotation.polygon.area != 400
+
+
+def test_asap_annotations_of_no_group_are_ungrouped(tmp_path):
+    assert read(tmp_path, asap(asap_annotation(group="None")), "asap").labels == {"Ungrouped": 1}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "named", "text", "label"),
+    [
+        ("", {"Name": "Tumor"}, "note", "Tumor"),
+        ('<Attribute Name="Description" Value="Tumor"/>', {"Name": ""}, "note", "Tumor"),
+        ('<Attribute Name="CaP" Value=""/>', {"Name": ""}, "note", "CaP"),
+        ('<Attribute Name="Description" Value=""/>', {}, "note", "note"),
+        ("", {"Id": 4}, "", "layer 4"),
+    ],
+)
+def test_aperio_layers_are_named_as_well_as_they_can_be(tmp_path, attributes, named, text, label):
+    file = read(tmp_path, aperio(layer(region(Text=text), attributes=attributes, **named)), "aperio")
+    assert file.labels == {label: 1}
+    assert file.annotations[0].colour == "#00ff00"
+
+
+def test_aperio_shapes_given_by_their_box_are_drawn(tmp_path):
+    corners = [(10, 10), (30, 20)]
+    file = read(tmp_path, aperio(layer(region(corners, 1), region(corners, 2), region(kind=3))), "aperio")
+    assert [a.kind for a in file.annotations] == ["rectangle", "ellipse"]
+    assert [a.polygon.area for a in file.annotations] == pytest.approx([200, 3.1416 * 10 * 5], rel=1e-3)
+    assert file.skipped == {"arrow": 1}
+
+
+def test_aperio_rectangles_with_many_points_are_what_they_show(tmp_path):
+    triangle = [(0, 0), (10, 0), (0, 10)]
+    assert read(tmp_path, aperio(layer(region(triangle, 1))), "aperio").annotations[0].polygon.area == 50
+
+
+def test_aperio_negative_regions_are_cut_out_of_their_layer_alone(tmp_path):
+    hole = region([(15, 15), (20, 15), (20, 20), (15, 20)], Id=2, NegativeROA=1)
+    stray = region([(90, 90), (95, 90), (95, 95)], Id=3, NegativeROA=1)
+    file = read(tmp_path, aperio(layer(region(), hole, stray), layer(region(), Id=2)), "aperio")
+    assert [a.polygon.area for a in file.annotations] == [400 - 25, 400]
+    assert [a.id for a in file.annotations] == ["1/1", "2/1"]
+    assert file.skipped == {"negative region outside every region of its layer": 1}
+
+
+def test_aperio_regions_wholly_inside_negative_ones_are_counted(tmp_path):
+    file = read(tmp_path, aperio(layer(region(), region(NegativeROA="1"))), "aperio")
+    assert (file.annotations, file.skipped) == ((), {"region wholly inside negative regions": 1})
+
+
+@pytest.mark.parametrize("text", [BOMB, OUTSIDE])
+def test_entities_are_refused(tmp_path, text):
+    with pytest.raises(InputError, match="has a document type or entities of its own"):
+        read(tmp_path, text, "aperio")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (aperio(layer(region()))[:-30], r"line 1: not XML or cut short"),
+        (aperio(layer(region())).encode().replace(b"Name", b"N\xff"), None),
+        (
+            "<Annotations>\n" + layer(region([(0, 0), ("x", 1), (1, 1)])),
+            r"line 2 X: expected a coordinate .* found 'x'",
+        ),
+        (aperio(layer(region([("nan", 0)]))), "expected a coordinate .* found 'nan'"),
+        (aperio(layer(region([("1e9", 0)]))), "at most 10,000,000 either way, found '1e9'"),
+        (aperio(layer(region())).replace(' Y="10"', ""), "Y: the coordinate is missing"),
+        (aperio(layer(region(), Name="x" * 300)), "Name: expected a name of at most 200 characters"),
+        ("<Annotations>" + "<a>" * 1000, "line 1: nested too deep"),
+        (b'<?xml version="1.0" encoding="klingon"?><Annotations/>', "not XML or cut short"),
+        (b"<Annotations><Annotation Name='\xff'/></Annotations>", "line 1: not XML or cut short"),
+    ],
+)
+def test_aperio_faults_are_named_with_their_line(tmp_path, text, message):
+    if message is None:
+        assert read(tmp_path, text, "aperio").annotations
+        return
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, text, "aperio")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (asap(asap_annotation(kind="Blob")), "line 1: unknown Type 'Blob'; expected one of Polygon, Rectangle, Spline"),
+        (asap(asap_annotation([("inf", 0)])), "X: expected a coordinate"),
+        (asap(asap_annotation()).replace('Order="1"', 'Order="one"'), "Order: expected"),
+    ],
+)
+def test_asap_faults_are_named_with_their_line(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, text, "asap")
