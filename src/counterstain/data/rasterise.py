@@ -145,7 +145,9 @@ class _Edges(NamedTuple):
 
 
 def _edges(polygons: np.ndarray) -> _Edges:
-    rings, owner = shapely.get_rings(polygons, return_index=True)
+    parts, whole = shapely.get_parts(polygons, return_index=True)
+    rings, part = shapely.get_rings(parts, return_index=True)  # of polygons alone: a MultiPolygon has none
+    owner = whole[part]
     xy, ring = shapely.get_coordinates(rings, return_index=True)
     x, y = np.ascontiguousarray(xy.T)
     start = np.flatnonzero(ring[1:] == ring[:-1])
