@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-COMMAND_MODULES = ("phantom", "data", "generators", "segmenter", "study", "report")  # in the order of the help
+COMMAND_MODULES = ("phantom", "data", "slides", "generators", "segmenter", "study", "report")  # as in the help
 
 for _module in COMMAND_MODULES:
     importlib.import_module(f"counterstain.cli.{_module}").register(app)

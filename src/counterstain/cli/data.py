@@ -135,7 +135,6 @@ def _figure_format(path: Path) -> str:
 
 
 def _print_import(cohort: Cohort) -> None:
-    from counterstain.data.composition import missing_subtypes
     from counterstain.storage import read_json
 
     report = read_json(cohort.folder / "import.json")
@@ -145,6 +144,13 @@ def _print_import(cohort: Cohort) -> None:
         typer.echo(f"dropped {report['dropped_components']} components of {report['dropped_px']} px in all")
     if report["regions_without_instance"]:
         typer.echo(f"{report['regions_without_instance']} regions have no instance")
+    print_imported(cohort)
+
+
+def print_imported(cohort: Cohort) -> None:
+    """Print what a fresh cohort is made of, what it lacks and what to do next."""
+    from counterstain.data.composition import missing_subtypes
+
     _print_parts(cohort)
     _print_subtypes(cohort)
     _print_warnings(missing_subtypes(cohort))

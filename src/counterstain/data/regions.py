@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import shapely
 from shapely import MultiPolygon, Polygon
 
+from counterstain.data.csv_table import csv_rows
 from counterstain.errors import InputError
 
 COLUMNS = ("slide", "x_level0_px", "y_level0_px", "width_level0_px", "height_level0_px")
@@ -63,14 +63,12 @@ def read_region_table(path: Path) -> dict[str, list[Box]]:
     InputError
         Names the row, the column and the value.
     """
-    rows = _read_csv(path)
     boxes: dict[str, list[Box]] = {}
-    for number, record in enumerate(rows.to_dict("records"), start=2):  # as a spreadsheet numbers them
-        row = {str(column): str(value).strip() for column, value in record.items()}
+    for place, row in csv_rows(path, COLUMNS, ("region",)):
         of_slide = boxes.setdefault(row["slide"], [])
-        box = _box_of_row(f"{path} row {number}", row, default_name=f"region{len(of_slide) + 1}")
+        box = _box_of_row(place, row, default_name=f"region{len(of_slide) + 1}")
         if any(box.name == other.name for other in of_slide):
-            raise InputError(f"{path} row {number}: slide {row['slide']} has a region {box.name!r} already; rename one")
+            raise InputError(f"{place}: slide {row['slide']} has a region {box.name!r} already; rename one")
         of_slide.append(box)
     return boxes
 
@@ -220,19 +218,6 @@ def _same_size_means(values: np.ndarray) -> np.ndarray:
     before = CELLS // 2
     padded = np.pad(values, ((before, CELLS - 1 - before), (before, CELLS - 1 - before)))
     return _window_sums(padded) / CELLS**2
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    try:
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise InputError(f"{path}: no such table of regions") from error
-    except (ValueError, pd.errors.ParserError) as error:
-        raise InputError(f"{path}: not a CSV table ({' '.join(str(error).split())})") from error
-    missing = [name for name in COLUMNS if name not in rows]
-    if missing:
-        raise InputError(f"{path}: no column {missing[0]!r}; expected {', '.join(COLUMNS)} and perhaps region")
-    return rows
 
 
 def _box_of_row(place: str, row: dict[str, str], default_name: str) -> Box:

@@ -83,7 +83,8 @@ class OpenSlideSource:
             openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
         )
         x, y, width, height = (self._number(name) for name in names)
-        if x is None or y is None or width is None or height is None:
+        plain = self._file.properties[openslide.PROPERTY_NAME_VENDOR] == "generic-tiff"  # absent tiles are just white
+        if plain or x is None or y is None or width is None or height is None:
             return (0, 0, *size)
         return (int(x), int(y), int(width), int(height))
 

@@ -1,0 +1,230 @@
+"""Import of whole slides and their annotations into a cohort.
+
+Everything is checked before anything is written: every slide is opened, every annotation file read, every region
+placed. Regions are then written one by one, their pixels streamed from the slide, so that memory does not grow with
+the number of regions and a killed import goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from counterstain.config import build
+from counterstain.data.annotations import Annotation, AnnotationFile, Format, annotation_files, read_annotations
+from counterstain.data.cohort import Cohort, CohortWriter
+from counterstain.data.labels import MEANINGS, LabelMap, count_labels
+from counterstain.data.overview import draw_overview
+from counterstain.data.regions import Box, read_region_table
+from counterstain.data.slide_annotations import Patient, match_annotations, read_patients
+from counterstain.data.slide_files import list_slides, slide_name
+from counterstain.data.slide_plan import SlidePlan, SlidesConfig, plan_slide
+from counterstain.data.slide_region import read_region
+from counterstain.data.slide_report import annotation_table, slides_report
+from counterstain.data.slides import Slide
+from counterstain.errors import InputError
+from counterstain.storage import replacing, sha256_of, write_json, write_parquet
+from counterstain.taxonomy import Taxonomy, colours
+
+OVERVIEW_PX = 1400
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+def import_slides(
+    slides: Path,
+    annotations: Path,
+    *,
+    file_format: Format,
+    labels: Path,
+    mpp: float,
+    out: Path,
+    regions: str | Path | None = None,
+    origin: str | None = None,
+    patients: Path | None = None,
+    types: Path | None = None,
+    taxonomy: Taxonomy | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Cohort:
+    """Import slides with annotations.
+
+    Parameters
+    ----------
+    slides : Path
+        Folder of slides, or one slide.
+    annotations : Path
+        Folder of annotation files, or one file; matched to slides by name.
+    file_format : ``exact``, ``qupath``, ``asap`` or ``aperio``
+    labels : Path
+        LABELS.yaml, see :class:`counterstain.data.labels.LabelMap`.
+    mpp : float
+        Micrometres per pixel of the cohort.
+    out : Path
+        Folder of the cohort. An interrupted import into it goes on.
+    regions : ``auto``, ``drawn`` or Path of a CSV table, optional
+        Without it ``drawn`` where LABELS.yaml names labels of regions, ``auto`` elsewhere.
+    origin : ``canvas`` or ``bounds``, optional
+        What annotations count from; without it ``bounds`` for QuPath, which exports so, and ``canvas`` for others.
+    patients : Path, optional
+        CSV with columns slide, patient and perhaps score; without it every slide is a patient.
+    types : Path, optional
+        Names of EXACT's annotation types.
+    taxonomy : Taxonomy, optional
+        Without it HER2's where LABELS.yaml names no other subtypes, otherwise one of the subtypes named there.
+    progress : callable, optional
+        As :func:`counterstain.progress.bar`.
+    **options
+        Further fields of :class:`~counterstain.data.slide_plan.SlidesConfig`.
+
+    Returns
+    -------
+    Cohort
+        With ``import.json`` (counts by subtype, what was repaired, cut, left out), ``annotations.parquet`` (which
+        instance is which annotation) and ``overview/SLIDE.png``.
+
+    Raises
+    ------
+    InputError
+        A slide, an annotation or an option cannot be used. Nothing is written, unless a slide turns out to be damaged
+        in the middle; finished regions are then kept.
+    MismatchError
+        ``out`` belongs to another import.
+    """
+    label_map = LabelMap.load(labels)
+    region_mode = _region_mode(regions, label_map)
+    config = build(
+        SlidesConfig,
+        {"mpp": mpp, "origin": origin or ("bounds" if file_format == "qupath" else "canvas"), "regions": region_mode}
+        | options,
+        f"import of {slides}",
+    )
+    paths = list_slides(slides)
+    files = [read_annotations(path, file_format, types=types) for path in annotation_files(annotations, file_format)]
+    taxonomy = taxonomy or _taxonomy(label_map, labels)
+    meanings = label_map.resolve(count_labels(files), taxonomy, labels)
+    people = read_patients(patients, paths) if patients else {name: Patient(name) for name in paths}
+    table = _table(Path(regions)) if regions is not None and region_mode == "table" else {}
+    matched = match_annotations(paths, files)
+    plans = _plans(paths, matched, meanings=meanings, people=people, table=table, config=config)
+    _check_names(plans)
+    writer = CohortWriter(out, taxonomy=taxonomy, mpp=config.mpp, source=_source(config, meanings, files, plans))
+    if not writer.finished:
+        total = sum(len(plan.boxes) for plan in plans)
+        with (progress or _silent)("regions", total) as advance:
+            for plan in plans:
+                _write_slide(writer, plan, config, advance)
+    cohort = writer.finish()
+    write_parquet(out / "annotations.parquet", annotation_table(plans, taxonomy))
+    write_json(out / "import.json", slides_report(cohort, plans, files, config))
+    return cohort
+
+
+def _region_mode(regions: str | Path | None, label_map: LabelMap) -> str:
+    if regions is None:
+        return "drawn" if label_map.regions else "auto"
+    if str(regions) == "drawn" and not label_map.regions:
+        raise InputError("--regions drawn: LABELS.yaml names no label of regions; add a line such as 'regions: [ROI]'")
+    return str(regions) if str(regions) in {"auto", "drawn"} else "table"
+
+
+def _taxonomy(label_map: LabelMap, source: Path) -> Taxonomy:
+    """Return HER2's taxonomy where it has all subtypes that the map names, otherwise one of them in their order."""
+    names = list(dict.fromkeys(meaning for meaning in label_map.labels.values() if meaning not in MEANINGS))
+    her2 = Taxonomy.named("her2")
+    if set(names) <= set(her2.names):
+        return her2
+    subtypes = [
+        {"id": i, "name": name, "colour": colour}
+        for i, (name, colour) in enumerate(zip(names, colours(len(names)), strict=True), start=1)
+    ]
+    return build(Taxonomy, {"name": source.stem[:80], "subtypes": subtypes}, source)
+
+
+def _table(path: Path) -> dict[str, list[Box]]:
+    boxes: dict[str, list[Box]] = {}
+    for slide, listed in read_region_table(path).items():
+        boxes.setdefault(slide_name(slide), []).extend(listed)
+    return boxes
+
+
+def _plans(
+    paths: Mapping[str, Path],
+    annotations: Mapping[str, Sequence[Annotation]],
+    *,
+    meanings: Mapping[str, int],
+    people: Mapping[str, Patient],
+    table: Mapping[str, Sequence[Box]],
+    config: SlidesConfig,
+) -> list[SlidePlan]:
+    plans = []
+    for name, path in paths.items():
+        with Slide.open(path, config.mpp_level0) as slide:
+            plans.append(
+                plan_slide(
+                    name,
+                    slide,
+                    patient=people[name],
+                    annotations=annotations[name],
+                    labels=meanings,
+                    config=config,
+                    listed=table.get(name, ()),
+                )
+            )
+    strays = sorted(set(table) - set(paths))
+    if strays:
+        raise InputError(f"the table of regions names slide {strays[0]!r}, which is not among the slides; rename it")
+    return plans
+
+
+def _check_names(plans: Sequence[SlidePlan]) -> None:
+    names = Counter(plan.region_name(box) for plan in plans for box in plan.boxes)
+    name, count = max(names.items(), key=lambda item: item[1])
+    if count > 1:
+        raise InputError(f"two regions would be called {name!r}; rename one of them or its slide")
+
+
+def _source(
+    config: SlidesConfig, meanings: Mapping[str, int], files: Sequence[AnnotationFile], plans: Sequence[SlidePlan]
+) -> dict[str, Any]:
+    """Return what tells this import from another; paths are no part of it, so that data may be moved."""
+    return {
+        "kind": "slides",
+        "options": config.model_dump(mode="json"),
+        "labels": dict(sorted(meanings.items())),
+        "annotations": {file.path.name: sha256_of(file.path) for file in files},
+        "slides": {
+            plan.slide: {
+                "patient": plan.patient.patient,
+                "score": plan.patient.score,
+                "size_level0_px": list(plan.size_level0_px),
+                "mpp_level0": plan.mpp_level0,
+                "regions": [[box.name, box.x, box.y, box.width, box.height] for box in plan.boxes],
+            }
+            for plan in plans
+        },
+    }
+
+
+def _write_slide(writer: CohortWriter, plan: SlidePlan, config: SlidesConfig, advance: Callable[[int], None]) -> None:
+    picture = writer.folder / "overview" / f"{plan.slide}.png"
+    missing = [box for box in plan.boxes if not writer.has(plan.region_name(box))]
+    advance(len(plan.boxes) - len(missing))
+    if not missing and picture.exists():
+        return
+    with Slide.open(plan.path, config.mpp_level0) as slide:
+        for box in missing:
+            writer.add(plan.region_name(box), [read_region(slide, plan, box, taxonomy=writer.taxonomy, mpp=config.mpp)])
+            advance(1)
+        shown = [(s.label, s.polygon) for s in plan.shown]
+        overview = draw_overview(plan.slide, slide.thumbnail(OVERVIEW_PX), plan.boxes, shown, writer.taxonomy)
+    with replacing(picture) as partial:
+        overview.save(partial, format="PNG")
+
+
+@contextmanager
+def _silent(_label: str, _total: int) -> Iterator[Callable[[int], None]]:
+    yield lambda _regions: None

@@ -1,0 +1,365 @@
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import yaml
+from mirax import write_mirax
+from PIL import Image
+
+from counterstain.data import import_slides as module
+from counterstain.data import packs
+from counterstain.data.annotations import FORMATS, looks_like, read_annotations
+from counterstain.data.cohort import Cohort
+from counterstain.data.import_slides import import_slides
+from counterstain.data.slide_region import read_region
+from counterstain.errors import InputError, MismatchError
+from counterstain.storage import read_json
+
+REAL = Path(__file__).parents[2] / "shared" / "data"
+needs_real = pytest.mark.skipif(not REAL.exists(), reason="needs the real annotations in ../shared/data")
+LABELS = "labels:\n  three: HER2 3+\n  one: HER2 1+\n  hole: background\n  smear: ignore\nregions: [ROI]\n"
+
+
+def polygon(label: str, x: float, y: float, width: float, height: float) -> dict:
+    ring = [[x, y], [x + width, y], [x + width, y + height], [x, y + height], [x, y]]
+    return {
+        "type": "Feature",
+        "id": f"{label}-{x}-{y}",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {"objectType": "annotation", "classification": {"name": label}},
+    }
+
+
+class Lab:
+    """A folder of slides, one of annotations, LABELS.yaml, and the import of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.slides, self.annotations, self.out = folder / "slides", folder / "annotations", folder / "cohort"
+        self.labels = folder / "LABELS.yaml"
+        self.slides.mkdir()
+        self.annotations.mkdir()
+        self.labels.write_text(LABELS)
+
+    def tiff(self, name: str, height: int = 400, width: int = 600) -> np.ndarray:
+        image = np.random.default_rng(len(name)).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        resolution = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}  # 0.5 mpp
+        tifffile.imwrite(self.slides / f"{name}.tif", image, photometric="rgb", **resolution)
+        return image
+
+    def annotate(self, name: str, *features: dict) -> None:
+        (self.annotations / f"{name}.geojson").write_text(
+            json.dumps({"type": "FeatureCollection", "features": features})
+        )
+
+    def load(self, **options) -> Cohort:
+        settings = {"file_format": "qupath", "labels": self.labels, "mpp": 1.0, "out": self.out} | options
+        return import_slides(self.slides, self.annotations, **settings)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path)
+
+
+@pytest.fixture
+def two_slides(lab: Lab) -> Lab:
+    for name in ("a", "b"):
+        lab.tiff(name)
+        lab.annotate(
+            name,
+            polygon("ROI", 100, 50, 200, 160),
+            polygon("ROI", 320, 200, 240, 180),
+            polygon("three", 120, 60, 60, 40),
+            polygon("one", 300, 180, 60, 60),
+            polygon("hole", 130, 70, 10, 10),
+            polygon("smear", 200, 100, 20, 20),
+        )
+    return lab
+
+
+def test_regions_hold_the_pixels_and_the_instances_of_the_slide(two_slides: Lab):
+    cohort = two_slides.load()
+    assert list(cohort.regions["region"]) == ["a-region1", "a-region2", "b-region1", "b-region2"]
+    image, instances = cohort.read(0)
+    slide = tifffile.imread(two_slides.slides / "a.tif")[50:210, 100:300]
+    assert np.array_equal(image, np.floor(slide.reshape(80, 2, 100, 2, 3).mean((1, 3)) + 0.5))
+    expected = np.zeros((80, 100), int)
+    expected[5:25, 10:40] = 1
+    expected[10:15, 15:20] = 0
+    expected[25:35, 50:60] = 4
+    assert np.array_equal(instances, expected)
+    assert cohort.subtypes(0) == {1: cohort.taxonomy.id_of("HER2 3+"), 4: 255}
+
+
+def test_where_a_region_lies_is_kept(two_slides: Lab):
+    row = two_slides.load().regions.iloc[1]
+    assert (row["x_level0_px"], row["y_level0_px"], row["mpp_level0"]) == (320, 200, 0.5)
+    assert (row["slide"], row["patient"], row["score"]) == ("a", "a", "HER2 1+")
+
+
+def test_the_summary_counts_what_was_imported_cut_and_left_out(two_slides: Lab):
+    cohort = two_slides.load()
+    report = read_json(cohort.folder / "import.json")
+    assert report["subtypes"]["HER2 3+"] == {"instances": 2, "area_px": 1150, "area_mm2": 0.00115}
+    assert report["subtypes"]["HER2 1+"]["instances"] == 2
+    assert report["labels"] == {"ROI": 4, "hole": 2, "one": 2, "smear": 2, "three": 2}
+    assert (report["regions"], report["background"], report["ignored"], report["cut_at_region_edge"]) == (4, 2, 2, 2)
+    table = pd.read_parquet(cohort.folder / "annotations.parquet")
+    assert table["annotation"].tolist()[:4] == ["three-120-60", "one-300-180", "hole-130-70", "smear-200-100"]
+
+
+def test_every_slide_has_an_overview_picture(two_slides: Lab):
+    two_slides.load()
+    picture = np.asarray(Image.open(two_slides.out / "overview" / "a.png"))
+    assert picture.shape[1] > 600  # the legend stands beside the thumbnail
+    assert tuple(picture[50, 110]) == (20, 20, 20)  # the frame of region1
+
+
+@pytest.mark.parametrize(("origin", "shift"), [("canvas", (1000, 520)), ("bounds", (0, 0))])
+def test_annotations_of_a_mirax_slide_land_on_the_right_pixels_with_both_origins(
+    lab: Lab, origin: str, shift: tuple[int, int]
+):
+    image = np.full((256, 320, 3), 240, np.uint8)
+    image[64:128, 96:160] = (150, 90, 50)
+    write_mirax(lab.slides / "a.mrxs", image, offset_xy=(1000, 520), mpp=0.5)
+    lab.annotate("a", polygon("ROI", *shift, 320, 256), polygon("three", 96 + shift[0], 64 + shift[1], 64, 64))
+    pixels, instances = lab.load(origin=origin, mpp=1.0).read(0)
+    brown = np.abs(pixels.astype(int) - (150, 90, 50)).max(-1) < 5
+    assert np.array_equal(brown, instances == 1)
+    assert brown.sum() == 32 * 32
+
+
+def test_qupaths_annotations_count_from_the_scanned_area_unless_told_otherwise(lab: Lab):
+    write_mirax(lab.slides / "a.mrxs", np.full((256, 320, 3), 240, np.uint8), offset_xy=(1000, 520))
+    lab.annotate("a", polygon("ROI", 0, 0, 320, 256), polygon("three", 10, 10, 64, 64))
+    assert tuple(lab.load().regions.iloc[0][["x_level0_px", "y_level0_px"]]) == (1000, 520)
+
+
+def test_annotations_off_the_slide_suggest_the_other_origin(lab: Lab):
+    write_mirax(lab.slides / "a.mrxs", np.full((256, 320, 3), 240, np.uint8), offset_xy=(1000, 520))
+    lab.annotate("a", polygon("ROI", 0, 0, 320, 256))
+    with pytest.raises(
+        InputError,
+        match=r"slide a: 1 of 1 annotations lie off .*'ROI'.*begins at x 1000, y 520: try --origin bounds",
+    ):
+        lab.load(origin="canvas")
+    assert not lab.out.exists()
+
+
+def test_annotations_off_a_plain_slide_belong_to_another_one(lab: Lab):
+    lab.tiff("a")
+    lab.annotate("a", polygon("three", 700, 10, 20, 20))
+    with pytest.raises(InputError, match=r"off the slide's 600 x 400 px .*; they belong to another slide"):
+        lab.load()
+
+
+def test_annotations_over_the_edge_of_the_slide_are_cut_and_counted(lab: Lab):
+    lab.tiff("a")
+    lab.annotate("a", polygon("ROI", 500, 300, 200, 200), polygon("three", 580, 380, 40, 40))
+    cohort = lab.load(mpp=0.5)
+    assert read_json(lab.out / "import.json")["cut_at_slide_edge"] == 1
+    assert cohort.instances["area_px"].tolist() == [20 * 20]
+    assert (cohort.read(0)[0][:, 100:] == 255).all()
+
+
+def test_regions_are_placed_on_annotated_tissue(lab: Lab):
+    lab.tiff("a", 1000, 1400)
+    lab.annotate("a", polygon("three", 300, 200, 40, 40), polygon("one", 1000, 700, 30, 30))
+    cohort = lab.load(regions="auto", region_size_um=100.0, regions_per_slide=5)
+    assert list(cohort.regions["height_px"]) == [100, 100]
+    assert read_json(lab.out / "import.json")["outside_of_regions"] == 0
+
+
+def test_regions_come_from_a_table(two_slides: Lab, tmp_path: Path):
+    table = tmp_path / "regions.csv"
+    table.write_text(
+        "slide,region,x_level0_px,y_level0_px,width_level0_px,height_level0_px\n"
+        "a.tif,left,100,40,100,80\nb,,0,0,60,60\n"
+    )
+    cohort = two_slides.load(regions=table)
+    assert list(cohort.regions["region"]) == ["a-left", "b-region1"]
+    assert read_json(two_slides.out / "import.json")["regions_without_instance"] == 1
+
+
+def test_patients_and_scores_come_from_a_table(two_slides: Lab, tmp_path: Path):
+    (tmp_path / "patients.csv").write_text("slide,patient,score\na.tif,P1,3+\nb,P1,0\n")
+    cohort = two_slides.load(patients=tmp_path / "patients.csv")
+    assert set(cohort.regions["patient"]) == {"P1"}
+    assert list(cohort.regions["score"]) == ["3+", "3+", "0", "0"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("slide,patient\na,P1\n", r"patients.csv: no row for b; add one for every slide"),
+        ("slide,who\na,P1\n", r"no column 'patient'; expected slide, patient and perhaps score"),
+        ("slide,patient\na,P1\na,P2\nb,P3\n", r"row 3: slide a stands there twice"),
+        ("slide,patient\na,\nb,P3\n", r"row 2: slide or patient is empty"),
+    ],
+)
+def test_a_table_of_patients_that_does_not_fit_is_one_line(two_slides: Lab, tmp_path: Path, content: str, words: str):
+    (tmp_path / "patients.csv").write_text(content)
+    with pytest.raises(InputError, match=words):
+        two_slides.load(patients=tmp_path / "patients.csv")
+
+
+def test_slides_and_annotations_that_do_not_match_are_listed_on_both_sides(lab: Lab):
+    lab.tiff("a")
+    lab.tiff("b")
+    lab.annotate("a")
+    lab.annotate("c", polygon("three", 5, 5, 9, 9))
+    with pytest.raises(InputError, match=r"no annotations for b, no slide for c.geojson; give both the same name"):
+        lab.load()
+
+
+def test_a_file_belongs_to_the_slide_with_the_longest_name_that_fits(lab: Lab):
+    lab.tiff("a")
+    lab.tiff("a.2")
+    lab.annotate("a.qupath", polygon("ROI", 0, 0, 40, 40), polygon("one", 5, 5, 9, 9))
+    lab.annotate("a.2.tif", polygon("ROI", 0, 0, 40, 40), polygon("three", 5, 5, 9, 9))
+    cohort = lab.load()
+    assert dict(zip(cohort.regions["slide"], cohort.regions["score"], strict=True)) == {
+        "a": "HER2 1+", "a.2": "HER2 3+",
+    }  # fmt: skip
+
+
+def test_one_exact_file_holds_the_annotations_of_many_slides(lab: Lab, tmp_path: Path):
+    def row(number: int, slide: str, label: str, box: tuple[int, int, int, int]) -> dict:
+        vector = dict(zip(("x1", "y1", "x2", "y2"), box, strict=True))
+        kind = {"id": sum(label.encode()), "name": label, "vector_type": 1}
+        return {"id": number, "annotation_type": kind, "image": {"id": 1, "name": slide}, "vector": vector}
+
+    lab.tiff("a")
+    lab.tiff("b")
+    rows = [row(1, "a.tif", "ROI", (0, 0, 80, 80)), row(2, "a.tif", "three", (10, 10, 30, 30)),
+            row(3, "b.tif", "ROI", (0, 0, 60, 60)), row(4, "b.tif", "one", (10, 10, 30, 30))]  # fmt: skip
+    (tmp_path / "exact.json").write_text(json.dumps({"count": 4, "next": None, "results": rows}))
+    lab.annotations = tmp_path / "exact.json"
+    cohort = lab.load(file_format="exact")
+    assert list(cohort.regions["score"]) == ["HER2 3+", "HER2 1+"]
+
+
+def test_a_label_without_meaning_is_an_error_before_anything_is_written(two_slides: Lab):
+    two_slides.labels.write_text("labels: {three: HER2 3+}\n")
+    with pytest.raises(InputError, match=r"no meaning for label .*'ROI' \(4\)"):
+        two_slides.load()
+    assert not two_slides.out.exists()
+
+
+def test_a_broken_slide_is_one_line_before_anything_is_written(two_slides: Lab):
+    (two_slides.slides / "b.tif").write_bytes(b"not a slide")
+    with pytest.raises(InputError, match=r"b.tif: not a slide that can be read"):
+        two_slides.load()
+    assert not two_slides.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"regions": "auto", "regions_per_slide": 0}, "regions_per_slide: Input should be greater than or equal to 1"),
+        ({"origin": "corner"}, "origin: Input should be 'canvas' or 'bounds'"),
+        ({"mpp": 0}, "mpp: Input should be greater than 0"),
+        ({"mpp": 1e-4}, r"region region1 has 8e\+11 pixels at 0.0001 mpp, more than 4e\+08"),
+        ({"regions": Path("nowhere.csv")}, "nowhere.csv: no such file"),
+    ],
+)
+def test_options_that_cannot_be_used_are_one_line(two_slides: Lab, options: dict, words: str):
+    with pytest.raises(InputError, match=words):
+        two_slides.load(**options)
+
+
+def test_a_slide_without_a_region_is_an_error(lab: Lab):
+    lab.tiff("a")
+    lab.annotate("a", polygon("three", 5, 5, 9, 9))
+    with pytest.raises(InputError, match=r"slide a: no region; none of its annotations has a label of a region"):
+        lab.load()
+    lab.annotate("a", polygon("smear", 5, 5, 9, 9))
+    with pytest.raises(InputError, match=r"slide a: no region; it has no instance of a subtype"):
+        lab.load(regions="auto")
+
+
+def test_an_interrupted_import_goes_on_and_ends_the_same(two_slides: Lab, tmp_path: Path, monkeypatch):
+    whole = two_slides.load(out=tmp_path / "whole")
+    written = []
+
+    class KilledError(Exception):
+        pass
+
+    def killed_after_two(*arguments, **options):
+        if len(written) == 2:
+            raise KilledError
+        written.append(1)
+        return read_region(*arguments, **options)
+
+    monkeypatch.setattr(module, "read_region", killed_after_two)
+    with pytest.raises(KilledError):
+        two_slides.load()
+    with pytest.raises(InputError, match="interrupted"):
+        Cohort.open(two_slides.out)
+    monkeypatch.setattr(module, "read_region", lambda *a, **o: written.append(1) or read_region(*a, **o))
+    cohort = two_slides.load()
+    assert len(written) == 4
+    assert cohort.fingerprint == whole.fingerprint
+    for name in ("import.json", "annotations.parquet", "overview/b.png"):
+        assert (two_slides.out / name).read_bytes() == (whole.folder / name).read_bytes()
+    assert all(np.array_equal(cohort.read(i)[0], whole.read(i)[0]) for i in range(4))
+
+
+def test_another_import_into_the_same_folder_is_refused(two_slides: Lab):
+    two_slides.load()
+    assert len(two_slides.load()) == 4
+    with pytest.raises(MismatchError, match=r"mpp was 1.0, now 2.0"):
+        two_slides.load(mpp=2.0)
+
+
+def test_subtypes_that_her2_does_not_have_make_a_taxonomy_of_their_own(two_slides: Lab):
+    two_slides.labels.write_text(LABELS.replace("HER2 3+", "Gleason 4").replace("HER2 1+", "Gleason 3"))
+    assert two_slides.load().taxonomy.names == ("Gleason 4", "Gleason 3")
+
+
+def test_large_regions_are_streamed_into_their_pack(lab: Lab, monkeypatch):
+    monkeypatch.setattr(packs, "SHARD_BYTES", 1000)
+    monkeypatch.setattr(packs, "CHUNK_PX", 64)
+    image = lab.tiff("a")
+    lab.annotate("a", polygon("ROI", 0, 0, 600, 400), polygon("three", 100, 100, 300, 200))
+    pixels, instances = lab.load(mpp=0.5).read(0)
+    assert np.array_equal(pixels, image)
+    assert (instances == 1).sum() == 300 * 200
+
+
+def write_blank(path: Path, width: int, height: int) -> None:
+    """Write a white pyramid of any size in few bytes: one tile, the others absent."""
+
+    def tiles(count: int):
+        yield zlib.compress(bytes([255]) * (3 * 1024 * 1024))
+        yield from [b""] * (count - 1)
+
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for shift in (0, 3, 6):
+            w, h = width >> shift, height >> shift
+            file.write(
+                tiles(-(-w // 1024) * -(-h // 1024)), shape=(h, w, 3), dtype=np.uint8, tile=(1024, 1024),
+                compression="deflate", photometric="rgb", subfiletype=int(shift > 0),
+                resolution=(40_000, 40_000), resolutionunit="CENTIMETER",
+            )  # fmt: skip
+
+
+@needs_real
+@pytest.mark.parametrize("file", sorted((REAL / "annotations").glob("*")), ids=lambda file: file.name)
+def test_real_annotation_files_import_against_a_blank_slide(lab: Lab, file: Path):
+    file_format = looks_like(file.read_bytes())
+    assert file_format in FORMATS
+    annotations = read_annotations(file, file_format)
+    right, bottom = np.max([a.polygon.bounds[2:] for a in annotations.annotations], axis=0).astype(int).tolist()
+    write_blank(lab.slides / f"{file.name.split('.', maxsplit=1)[0]}.tif", right + 500, bottom + 500)
+    meanings = {label: f"kind {i % 3}" for i, label in enumerate(annotations.labels)}
+    lab.labels.write_text(yaml.safe_dump({"labels": meanings}))
+    lab.annotations = file
+    cohort = lab.load(file_format=file_format, mpp=4.0, regions="auto", regions_per_slide=3)
+    assert len(cohort.instances) > 0
+    assert (cohort.read(0)[0] == 255).all()
+    assert read_json(lab.out / "import.json")["annotations"] == len(annotations.annotations)
