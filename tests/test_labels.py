@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+import shapely
+import yaml
+
+from counterstain.data.annotations import Annotation, AnnotationFile
+from counterstain.data.labels import LabelMap, count_labels, draft_labels
+from counterstain.errors import ConfigError, InputError
+from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
+
+HER2 = Taxonomy.named("her2")
+
+
+def annotated(*labels):
+    box = shapely.box(0, 0, 1, 1)
+    rows = tuple(Annotation(id=str(i), label=label, polygon=box) for i, label in enumerate(labels))
+    return AnnotationFile(path=Path("a.json"), file_format="qupath", annotations=rows)
+
+
+def load(tmp_path, text):
+    path = tmp_path / "LABELS.yaml"
+    path.write_text(text)
+    return LabelMap.load(path)
+
+
+def test_labels_become_subtypes_background_or_ignore(tmp_path):
+    labels = load(tmp_path, "labels: {a: HER2 1+, b: background, c: ignore}\nregions: [ROI]")
+    found = count_labels([annotated("a", "b", "c", "ROI"), annotated("a")])
+    assert found == {"a": 2, "b": 1, "c": 1, "ROI": 1}
+    assert labels.resolve(found, HER2, "L") == {"a": 2, "b": BACKGROUND, "c": IGNORE}
+
+
+def test_a_label_without_meaning_lists_all_labels_with_their_counts():
+    found = count_labels([annotated("a", "b", "b", "c")])
+    message = (
+        r"L\.yaml: no meaning for label 'a' and 1 more; found in the annotations: 'b' \(2\), 'a' \(1\), 'c' \(1\); "
+        "add a line for each, 'counterstain import labels' writes a draft"
+    )
+    with pytest.raises(InputError, match=message):
+        LabelMap(labels={"b": "HER2 0"}).resolve(found, HER2, "L.yaml")
+
+
+def test_hundreds_of_labels_do_not_flood_the_message():
+    found = {f"label {i}": 1 for i in range(1000)}
+    with pytest.raises(InputError, match="and 960 more labels") as caught:
+        LabelMap().resolve(found, HER2, "L.yaml")
+    assert len(str(caught.value)) < 2000
+
+
+def test_a_meaning_that_the_taxonomy_does_not_know_is_named():
+    with pytest.raises(InputError, match=r"label 'a' becomes 'HER2 4\+', which is none of the subtypes of her2 \(HER2"):
+        LabelMap(labels={"a": "HER2 4+"}).resolve({}, HER2, "L.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("labels: {no: background}", "YAML takes the label False for something else than text; write it in quotes"),
+        ("labels: {3: background}", "YAML takes the label 3"),
+        ("labels: {a: 0}", "YAML takes 0, the meaning of 'a', for something else than text"),
+        ("labels:\n  a:", "label 'a' has no meaning yet; write a subtype, background or ignore"),
+        ("labels: {ROI: ignore}\nregions: [ROI]", "'ROI' stands in labels and in regions; keep one of the two"),
+        ("label: {a: b}", "label: unknown key; did you mean labels"),
+        ("labels: [a]", "labels: Input should be a valid dictionary"),
+        ("regions: ROI", "regions: Input should be a valid tuple"),
+    ],
+)
+def test_faults_of_the_file_are_named(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, text)
+
+
+def test_a_draft_lists_the_labels_and_reads_back_once_filled_in(tmp_path):
+    files = [annotated("a: b", "no", "roi", "HER2 0", "a: b"), annotated("a: b", "# x", "'q\"")]
+    draft = draft_labels(files, HER2)
+    assert "'a: b':  # 3 annotations in 2 files" in draft
+    assert "HER2 0: HER2 0  # 1 annotation in 1 file" in draft
+    with pytest.raises(ConfigError, match="'a: b' has no meaning yet"):
+        load(tmp_path, draft)
+    filled = load(tmp_path, draft.replace(":  #", ": ignore  #"))
+    assert set(filled.labels) == {"a: b", "no", "HER2 0", "# x", "'q\""}
+    assert filled.regions == ("roi",)
+    assert filled.resolve(count_labels(files), HER2, "L")["no"] == IGNORE
+
+
+def test_a_draft_without_labels_is_yaml_too():
+    assert yaml.safe_load(draft_labels([annotated()])) == {"labels": {}, "regions": []}

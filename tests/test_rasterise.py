@@ -1,0 +1,123 @@
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from counterstain.data import rasterise as module
+from counterstain.data.annotations import Annotation
+from counterstain.data.rasterise import place, rasterise
+from counterstain.errors import InputError
+from counterstain.seeding import numpy_generator
+
+
+def by_centres(polygon, shape):
+    """Ask shapely, pixel by pixel."""
+    rows, columns = np.indices(shape) + 0.5
+    return shapely.contains_xy(polygon, columns, rows)
+
+
+def blob(seed, centre, radius, points=60):
+    rng = numpy_generator(seed)
+    angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
+    distance = radius * (1 + 0.3 * np.sin(3 * angle + rng.uniform(0, 6)) + rng.uniform(-0.1, 0.1, points))
+    return shapely.Polygon(centre + distance[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1))
+
+
+def annotation(polygon):
+    return Annotation(id="a", label="b", polygon=polygon)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_pixel_belongs_to_what_its_centre_lies_in(seed):
+    shape = (40, 50)
+    drawn = blob(seed, numpy_generator(seed, "centre").uniform(-5, 50, 2), 15).difference(blob(seed + 1, (20, 20), 6))
+    polygon = shapely.make_valid(drawn)
+    assert np.array_equal(rasterise([(3, polygon)], shape) == 3, by_centres(polygon, shape))
+
+
+def test_holes_stay_empty_and_what_lies_in_them_shows():
+    ring = shapely.box(0, 0, 10, 10).difference(shapely.box(3, 3, 7, 7))
+    painted = rasterise([(1, ring), (2, shapely.box(4, 4, 6, 6))], (10, 10))
+    assert {i: int((painted == i).sum()) for i in (0, 1, 2)} == {0: 12, 1: 84, 2: 4}
+
+
+def test_polygons_that_touch_share_no_pixel_and_leave_none_out():
+    cells = shapely.voronoi_polygons(
+        shapely.MultiPoint(numpy_generator(0).uniform(0, 60, (80, 2))), extend_to=shapely.box(0, 0, 60, 60)
+    )
+    shares = [rasterise([(1, cell)], (60, 60)) for cell in cells.geoms]
+    assert np.array_equal(np.sum(shares, axis=0), np.ones((60, 60)))
+
+
+def test_edges_through_pixel_centres_are_shared_out_exactly_too():
+    left, right = shapely.Polygon([(0, 0), (4.5, 0), (0.5, 4), (0, 4)]), shapely.Polygon([(4.5, 0), (8, 4), (0.5, 4)])
+    shares = [rasterise([(1, polygon)], (4, 8)) for polygon in (left, right)]
+    assert np.sum(shares, axis=0).max() == 1
+    whole = rasterise([(1, shapely.union(left, right))], (4, 8))
+    assert np.array_equal(np.sum(shares, axis=0), whole)
+
+
+def test_the_largest_is_painted_first_whatever_the_order():
+    small, large = (9, shapely.box(2, 2, 4, 4)), (5, shapely.box(0, 0, 6, 6))
+    painted = rasterise([small, large], (6, 6))
+    assert np.array_equal(painted, rasterise([large, small], (6, 6)))
+    assert painted[3, 3] == 9
+
+
+def test_of_equals_the_higher_id_shows_whatever_the_order():
+    box = shapely.box(0, 0, 3, 3)
+    for order in ([(1, box), (2, box)], [(2, box), (1, box)]):
+        assert np.all(rasterise(order, (3, 3)) == 2)
+
+
+def test_background_inside_an_instance_is_cut_out_of_it():
+    painted = rasterise([(7, shapely.box(0, 0, 6, 6)), (0, shapely.box(2, 2, 4, 4))], (6, 6))
+    assert (painted == 0).sum() == 4
+
+
+def test_what_reaches_over_the_edge_is_cut_there():
+    everything = shapely.box(-50, -50, 50, 50)
+    assert np.all(rasterise([(1, everything)], (5, 7)) == 1)
+    assert not rasterise([(1, shapely.box(-9, 0, -1, 5)), (2, shapely.box(8, 0, 99, 5))], (5, 7)).any()
+
+
+def test_nothing_to_paint_gives_background():
+    assert not rasterise([], (4, 4)).any()
+    assert not rasterise([(1, shapely.box(0.6, 0.6, 0.9, 0.9))], (4, 4)).any()
+
+
+def test_bands_and_batches_change_nothing(monkeypatch):
+    instances = [(i, blob(i, numpy_generator(i, "at").uniform(0, 60, 2), 12)) for i in range(1, 40)]
+    whole = rasterise(instances, (60, 61))
+    monkeypatch.setattr(module, "CROSSINGS_AT_ONCE", 50)
+    monkeypatch.setattr(module, "POINTS_AT_ONCE", 100)
+    assert np.array_equal(rasterise(instances, (60, 61)), whole)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(-4, 24), st.integers(-4, 24)), min_size=1, max_size=9))
+def test_outlines_on_the_grid_of_pixels_fill_their_area(corners):
+    outline = shapely.union_all([shapely.box(x, y, x + 3, y + 2) for x, y in corners])
+    painted = rasterise([(1, outline)], (20, 20))
+    assert painted.sum() == shapely.area(shapely.intersection(outline, shapely.box(0, 0, 20, 20)))
+
+
+def test_annotations_are_moved_into_the_pixels_of_a_region():
+    placed = place([annotation(shapely.box(110, 220, 130, 240))], (100, 200, 80, 80), 2.0, offset=(10, 0))
+    assert placed.polygons[0].bounds == (10, 10, 20, 20)
+    assert (placed.cut, placed.outside) == (0, 0)
+
+
+def test_what_is_cut_and_what_is_outside_is_counted():
+    boxes = [(0, 0, 5, 5), (8, 8, 12, 12), (10, 0, 12, 5), (50, 50, 60, 60), (0, 0, 10, 10)]
+    placed = place([annotation(shapely.box(*b)) for b in boxes], (0, 0, 10, 10))
+    assert (placed.cut, placed.outside) == (1, 2)
+    assert [a.polygon.bounds for a in placed.annotations] == [boxes[0], boxes[1], boxes[4]]
+    assert placed.polygons[1].bounds == boxes[1]
+
+
+def test_the_region_of_an_empty_slide_places_nothing():
+    assert place([], (0, 0, 10, 10)).polygons == ()
+    with pytest.raises(InputError, match="expected all above 0"):
+        place([], (0, 0, 0, 10))
