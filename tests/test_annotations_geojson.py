@@ -91,6 +91,7 @@ def ring(*points):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ({"type": []}, r"found \[\]"),
         ({"type": "Topology"}, "expected QuPath's GeoJSON .* found 'Topology'"),
         ({"type": "FeatureCollection"}, "features: expected a list, found None"),
         ([7], "feature 1: expected type Feature, found 7"),

@@ -55,7 +55,7 @@ def _features(content: Json, path: Path) -> list[Json]:
     if kind == "GeometryCollection":
         geometries = _list(content, "geometries", str(path))
         return [{"type": "Feature", "geometry": geometry} for geometry in geometries]
-    if kind in {"Polygon", "MultiPolygon", *WITHOUT_AREA}:
+    if isinstance(kind, str) and kind in {"Polygon", "MultiPolygon", *WITHOUT_AREA}:
         return [{"type": "Feature", "geometry": content}]
     raise InputError(
         f"{path}: expected QuPath's GeoJSON (a FeatureCollection, a Feature, a geometry or a list of features), "
