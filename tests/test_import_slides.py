@@ -212,7 +212,7 @@ def test_slides_and_annotations_that_do_not_match_are_listed_on_both_sides(lab: 
     lab.tiff("b")
     lab.annotate("a")
     lab.annotate("c", polygon("three", 5, 5, 9, 9))
-    with pytest.raises(InputError, match=r"no annotations for b, no slide for c.geojson; give both the same name"):
+    with pytest.raises(InputError, match=r"no annotations for b, no slide for c.geojson; give both"):
         lab.load()
 
 
@@ -339,7 +339,7 @@ def write_blank(path: Path, width: int, height: int) -> None:
         yield from [b""] * (count - 1)
 
     with tifffile.TiffWriter(path, bigtiff=True) as file:
-        for shift in (0, 3, 6):
+        for shift in (0, 2, 4, 6):
             w, h = width >> shift, height >> shift
             file.write(
                 tiles(-(-w // 1024) * -(-h // 1024)), shape=(h, w, 3), dtype=np.uint8, tile=(1024, 1024),

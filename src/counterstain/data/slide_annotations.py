@@ -51,8 +51,9 @@ def match_annotations(slides: Iterable[str], files: Sequence[AnnotationFile]) ->
     bare = [slide for slide in matched if slide not in found]
     if bare or strays:
         raise InputError(
-            f"slides and annotations do not match: no annotations for {_listed(bare)}, no slide for {_listed(strays)}; "
-            "give both the same name, or move away what is not to be imported"
+            "slides and annotations do not match: "
+            + ", ".join(f"no {what} for {_listed(of)}" for what, of in (("annotations", bare), ("slide", strays)) if of)
+            + "; give both the same name, or move away what is not to be imported"
         )
     return matched
 
@@ -89,4 +90,4 @@ def _slide_of(name: str, slides: Mapping[str, object]) -> str | None:
 def _listed(names: Iterable[str]) -> str:
     names = sorted(names)
     more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    return (", ".join(names[:SHOWN_NAMES]) or "none") + more
+    return ", ".join(names[:SHOWN_NAMES]) + more

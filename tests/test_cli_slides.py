@@ -1,0 +1,65 @@
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from counterstain.cli import main
+from counterstain.data.cohort import Cohort
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command line and return its exit status, output and errors."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["counterstain", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        printed = capsys.readouterr()
+        return stopped.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Path:
+    image = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb")
+    shape = {"type": "Polygon", "coordinates": [[[50, 50], [150, 50], [150, 320], [50, 50]]]}
+    feature = {"type": "Feature", "geometry": shape, "properties": {"classification": {"name": "HER2 3+"}}}
+    (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    return tmp_path / "a.tif"
+
+
+def test_a_draft_of_the_labels_leads_to_a_cohort(run, slide, tmp_path):
+    status, draft, _ = run("import", "labels", tmp_path / "a.geojson", "--format", "qupath")
+    assert status == 0
+    (tmp_path / "LABELS.yaml").write_text(draft)
+    status, printed, _ = run(
+        "import", "slides", slide, "--annotations", tmp_path / "a.geojson", "--format", "qupath", "--labels",
+        tmp_path / "LABELS.yaml", "--mpp", 1, "--mpp-level0", 0.5, "--region-size-um", 100, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert status == 0
+    assert "1 annotations reach over the edge of their slide and were cut there" in printed
+    assert f"next: counterstain split {tmp_path / 'out'}" in printed
+    assert len(Cohort.open(tmp_path / "out")) == 1
+
+
+def test_a_slide_without_a_resolution_is_one_line_and_status_2(run, slide, tmp_path):
+    (tmp_path / "LABELS.yaml").write_text("labels: {HER2 3+: HER2 3+}\n")
+    status, _, error = run(
+        "import", "slides", slide, "--annotations", tmp_path / "a.geojson", "--format", "qupath", "--labels",
+        tmp_path / "LABELS.yaml", "--mpp", 1, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert status == 2
+    assert error == f"error: {slide}: the file has no resolution; give it with --mpp-level0\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_format_is_one_line_and_status_2(run, tmp_path):
+    status, _, error = run("import", "labels", tmp_path, "--format", "xml")
+    assert status == 2
+    assert error == "error: --format xml: unknown; expected exact, qupath, asap, aperio\n"
