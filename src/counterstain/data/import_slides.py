@@ -95,29 +95,19 @@ def import_slides(
         ``out`` belongs to another import.
     """
     label_map = LabelMap.load(labels)
-    region_mode = _region_mode(regions, label_map)
-    config = build(
-        SlidesConfig,
-        {"mpp": mpp, "origin": origin or ("bounds" if file_format == "qupath" else "canvas"), "regions": region_mode}
-        | options,
-        f"import of {slides}",
-    )
+    origin = origin or ("bounds" if file_format == "qupath" else "canvas")
+    settings = {"mpp": mpp, "origin": origin, "regions": _region_mode(regions, label_map), **options}
+    config = build(SlidesConfig, settings, f"import of {slides}")
     paths = list_slides(slides)
     files = [read_annotations(path, file_format, types=types) for path in annotation_files(annotations, file_format)]
     taxonomy = taxonomy or _taxonomy(label_map, labels)
     meanings = label_map.resolve(count_labels(files), taxonomy, labels)
     people = read_patients(patients, paths) if patients else {name: Patient(name) for name in paths}
-    table = _table(Path(regions)) if regions is not None and region_mode == "table" else {}
+    table = _table(Path(str(regions))) if config.regions == "table" else {}
     matched = match_annotations(paths, files)
     plans = _plans(paths, matched, meanings=meanings, people=people, table=table, config=config)
-    _check_names(plans)
     writer = CohortWriter(out, taxonomy=taxonomy, mpp=config.mpp, source=_source(config, meanings, files, plans))
-    if not writer.finished:
-        total = sum(len(plan.boxes) for plan in plans)
-        with (progress or _silent)("regions", total) as advance:
-            for plan in plans:
-                _write_slide(writer, plan, config, advance)
-    cohort = writer.finish()
+    cohort = _write(writer, plans, config, progress or _silent)
     write_parquet(out / "annotations.parquet", annotation_table(plans, taxonomy))
     write_json(out / "import.json", slides_report(cohort, plans, files, config))
     return cohort
@@ -177,6 +167,7 @@ def _plans(
     strays = sorted(set(table) - set(paths))
     if strays:
         raise InputError(f"the table of regions names slide {strays[0]!r}, which is not among the slides; rename it")
+    _check_names(plans)
     return plans
 
 
@@ -207,6 +198,14 @@ def _source(
             for plan in plans
         },
     }
+
+
+def _write(writer: CohortWriter, plans: Sequence[SlidePlan], config: SlidesConfig, progress: Progress) -> Cohort:
+    if not writer.finished:
+        with progress("regions", sum(len(plan.boxes) for plan in plans)) as advance:
+            for plan in plans:
+                _write_slide(writer, plan, config, advance)
+    return writer.finish()
 
 
 def _write_slide(writer: CohortWriter, plan: SlidePlan, config: SlidesConfig, advance: Callable[[int], None]) -> None:
