@@ -9,6 +9,7 @@ from PIL import Image
 from counterstain.data.area_average import area_average
 from counterstain.data.regions import Box
 from counterstain.data.slide_files import list_slides, slide_name
+from counterstain.data.slide_source import reason
 from counterstain.data.slides import Slide
 from counterstain.errors import InputError
 
@@ -199,6 +200,26 @@ def test_a_tiff_that_is_cut_off_is_one_line(plain: Path, length: int):
     with pytest.raises(InputError, match=r"plain.tif: (damaged|uint8|not a slide|cannot)") as error:
         Slide.open(plain, mpp_level0=1).read(0, 0, 420, 300, mpp=1)
     assert "\n" not in str(error.value)
+
+
+def test_a_slide_damaged_anywhere_is_one_line_or_readable(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    good = write_ome(tmp_path / "a.ome.tif", noise(100, 100)).read_bytes()
+    for _ in range(60):
+        data = bytearray(good if rng.integers(2) else good[: rng.integers(len(good))])
+        for place in rng.integers(len(data) or 1, size=5 if data else 0):
+            data[place] = rng.integers(256)
+        (tmp_path / "a.ome.tif").write_bytes(data)
+        try:
+            with Slide.open(tmp_path / "a.ome.tif", mpp_level0=0.25) as slide:
+                slide.read(0, 0, 100, 100, mpp=0.25)
+        except InputError as error:
+            assert "\n" not in str(error)  # noqa: PT017 # either outcome is right
+
+
+def test_what_a_library_says_is_one_printable_line():
+    assert reason(OSError("syntax\n 1.2\0")) == "syntax 1.2"
+    assert reason(OSError()) == "OSError"
 
 
 def test_compression_that_needs_another_package_is_named(tmp_path: Path):

@@ -9,7 +9,7 @@ import openslide
 import tifffile
 
 from counterstain.data.slide_openslide import OpenSlideSource
-from counterstain.data.slide_source import SlideSource
+from counterstain.data.slide_source import SlideSource, reason
 from counterstain.data.slide_tiff import CodecMissingError, TiffSource, tiff_mpp
 from counterstain.errors import InputError
 
@@ -95,7 +95,7 @@ def _open_openslide(path: Path) -> SlideSource:
             "OME-TIFF or RGB TIFF"
         ) from error
     except openslide.OpenSlideError as error:
-        raise InputError(f"{path}: damaged or not whole ({error}); copy or export the slide again") from error
+        raise InputError(f"{path}: damaged or not whole ({reason(error)}); copy or export the slide again") from error
 
 
 def _open_plain_tiff(path: Path) -> SlideSource:
@@ -126,7 +126,7 @@ def _open_tifffile(path: Path) -> SlideSource:
     except InputError:
         raise
     except Exception as error:  # what tifffile raises on damaged files is not its own errors alone
-        raise InputError(f"{path}: damaged or not whole ({error}); copy or export the slide again") from error
+        raise InputError(f"{path}: damaged or not whole ({reason(error)}); copy or export the slide again") from error
 
 
 def _is_tiff(path: Path) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import openslide
 
-from counterstain.data.slide_source import WHITE, Level, on_white, true_downsample
+from counterstain.data.slide_source import WHITE, Level, on_white, reason, true_downsample
 from counterstain.errors import InputError
 
 BLOCK_PX = 256  # see OpenSlideSource._read_blocks
@@ -52,7 +52,8 @@ class OpenSlideSource:
             return on_white(np.asarray(self._file.read_region(place, level, (width, height))))
         except openslide.OpenSlideError as error:
             raise InputError(
-                f"{self._path}: cannot be read at x {place[0]}, y {place[1]} ({error}); copy or export the slide again"
+                f"{self._path}: cannot be read at x {place[0]}, y {place[1]} ({reason(error)}); "
+                "copy or export the slide again"
             ) from error
 
     def _read_blocks(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:

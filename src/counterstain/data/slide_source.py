@@ -54,6 +54,12 @@ def true_downsample(width_px: int, height_px: int, level0_px: tuple[int, int]) -
     return sum(quotients) / 2
 
 
+def reason(error: Exception) -> str:
+    """Return what a library says as one line of printable characters."""
+    text = " ".join(str(error).split())
+    return "".join(character for character in text if character.isprintable()) or type(error).__name__
+
+
 def on_white(rgba: np.ndarray) -> np.ndarray:
     """Lay (H, W, 4) uint8 pixels, alpha not multiplied in, on white; returns (H, W, 3) uint8."""
     alpha = rgba[..., 3:]

@@ -14,7 +14,7 @@ import numpy as np
 import tifffile
 import zarr
 
-from counterstain.data.slide_source import WHITE, Level, on_white, true_downsample
+from counterstain.data.slide_source import WHITE, Level, on_white, reason, true_downsample
 from counterstain.errors import InputError
 
 _MICROMETRES = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
@@ -81,11 +81,11 @@ class TiffSource:
         except Exception as error:  # decoders raise whatever they like on damaged segments
             if _CODEC_MISSING in str(error):
                 raise CodecMissingError(
-                    f"{self._path}: compressed in a way that needs the package imagecodecs ({error}); "
+                    f"{self._path}: compressed in a way that needs the package imagecodecs ({reason(error)}); "
                     "install it, or save the slide with deflate compression"
                 ) from error
             raise InputError(
-                f"{self._path}: cannot be read at x {left}, y {top} of level {level} ({error}); "
+                f"{self._path}: cannot be read at x {left}, y {top} of level {level} ({reason(error)}); "
                 "copy or export the slide again"
             ) from error
         return on_white(window) if window.shape[-1] == 4 else window
