@@ -37,6 +37,13 @@ def test_the_inside_of_a_loop_drawn_over_itself_stays_inside():
     assert built.polygon.contains(shapely.Point(0, 0))
 
 
+def test_parts_that_overlap_are_joined(tmp_path):
+    overlapping = {"type": "MultiPolygon", "coordinates": [[SQUARE], [[[x + 5, y] for x, y in SQUARE]]]}
+    file = read_annotations(write(tmp_path, [{"type": "Feature", "geometry": overlapping}]), "qupath")
+    assert file.repaired == 1
+    assert file.annotations[0].polygon.area == 25 * 20
+
+
 def test_outlines_without_area_are_skipped_and_counted(tmp_path):
     line = [[0, 0], [5, 5], [10, 10], [0, 0]]
     file = read_annotations(write(tmp_path, [feature([line]), feature([[[1, 1]]]), feature([[]])]), "qupath")

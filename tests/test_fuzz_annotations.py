@@ -33,7 +33,7 @@ HOLE = [[20, 12], [25, 12], [25, 15], [20, 12]]
 FEATURE = {
     "type": "Feature",
     "id": "a",
-    "geometry": {"type": "MultiPolygon", "coordinates": [[RING, HOLE]]},
+    "geometry": {"type": "MultiPolygon", "coordinates": [[RING, HOLE], [RING]]},
     "properties": {"classification": {"name": "Tumor", "colorRGB": -3670016}, "measurements": []},
 }
 ROW = {

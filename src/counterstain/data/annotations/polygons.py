@@ -105,7 +105,7 @@ def _polygon(rings: Rings) -> Polygon:
 
 def _corners(ring: np.ndarray) -> int:
     """Count distinct points, as far as it matters."""
-    return len(np.unique(ring[:8], axis=0)) if len(ring) <= 8 else 8
+    return len({tuple(point) for point in ring.tolist()}) if len(ring) <= 8 else 8
 
 
 def _tangle(drawn: Polygon | MultiPolygon, where: str) -> int:
@@ -131,7 +131,8 @@ def _tangle(drawn: Polygon | MultiPolygon, where: str) -> int:
 
 
 def _segment_boxes(drawn: Polygon | MultiPolygon) -> np.ndarray:
-    xy, ring = shapely.get_coordinates(shapely.get_rings(drawn), return_index=True)
+    rings = shapely.get_rings(shapely.get_parts(drawn))  # it finds none in a MultiPolygon
+    xy, ring = shapely.get_coordinates(rings, return_index=True)
     same = ring[1:] == ring[:-1]
     low = np.minimum(xy[1:], xy[:-1])[same]
     high = np.maximum(xy[1:], xy[:-1])[same]
