@@ -5,6 +5,7 @@ Shapes: B = batch, z = latent channels, H, W = rows and columns in pixels, h, w 
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import torch
@@ -65,6 +66,8 @@ class AutoencoderConfig(Config):
     """Learning rate of both optimisers."""
     lr_scaling: Literal["none", "batch"] = "none"
     """``batch`` multiplies the rate by the batch size, as CompVis/latent-diffusion does."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """Whether the rate falls to 0 along a cosine."""
     betas: tuple[float, float] = (0.5, 0.9)
     """Adam's decay rates."""
 
@@ -140,6 +143,7 @@ class Autoencoder(LightningModule):
         real, step = self._cropped(to_tensor(batch["images"])), int(batch["step"])
         optimizers: Any = self.optimizers()
         first = optimizers[0] if self.discriminator else optimizers
+        self._set_rates(optimizers if self.discriminator else [optimizers], step)
         decoded, regulariser, usage = self._reconstruct(real, batch)
         distance = (real - decoded).abs().mean()
         logged = {"loss_l1": distance.detach(), "loss_regulariser": regulariser.detach()}
@@ -168,6 +172,12 @@ class Autoencoder(LightningModule):
         """Adam for the autoencoder and, with a GAN, for the discriminator."""
         parts = [self.network] if self.discriminator is None else [self.network, self.discriminator]
         return [torch.optim.Adam(part.parameters(), self.config.scaled_lr, self.config.betas) for part in parts]
+
+    def _set_rates(self, optimizers: Any, step: int) -> None:
+        falling = 0.5 * (1 + math.cos(math.pi * step / self.config.training.steps))
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.scaled_lr * (falling if self.config.lr_schedule == "cosine" else 1.0)
 
     def _cropped(self, images: Tensor) -> Tensor:
         if self.config.crop_px is None:
