@@ -1,0 +1,142 @@
+"""What is to be exported: the regions of a cohort or the patches of a synthetic set, read one after the other.
+
+Shapes: H, W = rows and columns in pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from counterstain.data.cohort import PARTS, Cohort
+from counterstain.data.patch_set import HEADER_FILE, PatchSet
+from counterstain.errors import InputError
+from counterstain.storage import fingerprint
+from counterstain.taxonomy import Taxonomy
+
+MAX_NAME = 100  # some file systems stop at 143 characters
+
+Row = dict[str, Any]
+
+
+class Shown(NamedTuple):
+    """The pixels of one region or patch."""
+
+    image: np.ndarray  # (H, W, 3) uint8
+    instances: np.ndarray  # (H, W) int32, 0 = background
+    subtypes: dict[int, int]
+    """Subtype of every instance, 255 = ignore."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """A cohort or a synthetic set, laid out for export."""
+
+    source: Path
+    taxonomy: Taxonomy
+    mpp: float
+    fingerprint: str
+    """What tells these contents from others."""
+    table: pd.DataFrame
+    """A row each: name (of its files), index, region, slide, patient, part, score, and where it comes from."""
+    instances: pd.DataFrame
+    """A row per instance: name, instance, subtype, area_px."""
+    read: Callable[[int], Shown]
+    """Return what has an index in the table."""
+
+    @property
+    def rows(self) -> list[Row]:
+        """The table as records; what is not known is None."""
+        values = self.table.astype(object).where(self.table.notna(), None)
+        return [{str(key): value for key, value in row.items()} for row in values.to_dict("records")]
+
+
+def open_contents(source: Path) -> Contents:
+    """Open a cohort or a synthetic set, whichever the folder holds.
+
+    Raises
+    ------
+    InputError
+        It holds neither, or one that is not finished.
+    """
+    if (source / HEADER_FILE).exists() or (source / "shards").exists():
+        return _of_set(PatchSet.open(source))
+    return _of_cohort(Cohort.open(source, cache_bytes=1))
+
+
+def choose_parts(contents: Contents, parts: Sequence[str]) -> Contents:
+    """Keep what belongs to the given parts; without any, everything.
+
+    Raises
+    ------
+    InputError
+        Nothing belongs to one of them.
+    """
+    if not parts:
+        return contents
+    for part in parts:
+        if not (contents.table["part"] == part).any():
+            found = [known for known in PARTS if (contents.table["part"] == known).any()]
+            raise InputError(
+                f"{contents.source}: nothing in part {part!r}; it has {', '.join(found) or 'no split'}; "
+                "leave --split away to export everything"
+            )
+    table = contents.table[contents.table["part"].isin(parts)]
+    kept = contents.instances["name"].isin(table["name"])
+    return replace(contents, table=table, instances=contents.instances[kept])
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """Return a file name without suffix for each name: safe everywhere, different even where case does not count."""
+    safe = [re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".-")[:MAX_NAME] or "_" for name in names]
+    counts = pd.Series([name.lower() for name in safe]).value_counts()
+    return [
+        short if short == name and counts[short.lower()] == 1 else f"{short}-{fingerprint(name)[:8]}"
+        for short, name in zip(safe, names, strict=True)
+    ]
+
+
+def _of_cohort(cohort: Cohort) -> Contents:
+    known = ["region", "slide", "patient", "score", "mpp_level0", "x_level0_px", "y_level0_px"]
+    table = cohort.regions[known].assign(
+        name=file_names(cohort.regions["region"].tolist()), index=range(len(cohort)), part=cohort.regions["split"]
+    )
+    names = dict(zip(table["region"], table["name"], strict=True))
+    instances = cohort.instances[["instance", "subtype", "area_px"]].assign(name=cohort.instances["region"].map(names))
+    return Contents(
+        source=cohort.folder,
+        taxonomy=cohort.taxonomy,
+        mpp=cohort.mpp,
+        fingerprint=cohort.fingerprint,
+        table=table,
+        instances=instances,
+        read=lambda index: Shown(*cohort.read(index), cohort.subtypes(index)),
+    )
+
+
+def _of_set(synthetic: PatchSet) -> Contents:
+    patches = PatchSet(synthetic.folder, synthetic.header, cache_bytes=1)  # one shard at a time
+    table = patches.patches.drop(columns="attempts").rename(columns={"region": "source_region"})
+    names = [f"{index:06d}" for index in table["index"]]
+    table = table.assign(name=names, region=names, part="train", score=None)  # masks come from the training part
+    instances = patches.instances[["instance", "subtype", "area_px"]]
+    return Contents(
+        source=patches.folder,
+        taxonomy=patches.header.taxonomy,
+        mpp=patches.header.mpp,
+        fingerprint=fingerprint(patches.header.model_dump(mode="json")),
+        table=table,
+        instances=instances.assign(name=[f"{index:06d}" for index in patches.instances["index"]]),
+        read=lambda index: _shown(patches, index),
+    )
+
+
+def _shown(patches: PatchSet, index: int) -> Shown:
+    patch = patches[index]
+    return Shown(patch.image, patch.instances, patch.subtypes)

@@ -1,0 +1,317 @@
+import json
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from drawn_cohort import HER2, draw_cohort, draw_region
+from PIL import Image
+
+from counterstain.cli import main
+from counterstain.data.cohort import Cohort, CohortWriter, Region
+from counterstain.data.export import ExportConfig, export
+from counterstain.data.export import write as module
+from counterstain.data.export.contents import file_names
+from counterstain.data.export.instance_numbers import stored_instances
+from counterstain.data.import_table import import_table
+from counterstain.data.patch_set import PatchSet, PatchSetHeader, PatchSetWriter, SyntheticPatch
+from counterstain.data.patches import Patch, Source, label_mask
+from counterstain.errors import InputError, MismatchError
+from counterstain.taxonomy import IGNORE, Taxonomy
+
+PNG, NNUNET, HF = (ExportConfig(file_format=name) for name in ("png", "nnunet", "hf"))
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Cohort:
+    return draw_cohort(tmp_path_factory.mktemp("drawn") / "cohort")
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory) -> PatchSet:
+    return draw_set(tmp_path_factory.mktemp("drawn") / "set")
+
+
+def draw_set(folder, count: int = 3) -> PatchSet:
+    header = PatchSetHeader(
+        method="oracle", taxonomy=HER2, size_px=48, mpp=0.5, count=count, seed=0, cohort="", generator="",
+        patients_seen=("p0", "p1"), settings={}, version="0",
+    )  # fmt: skip
+    writer, rng, patches = PatchSetWriter(folder, header), np.random.default_rng(0), []
+    for index in writer.indices(0):
+        region = draw_region(rng, "", "", 48)
+        source = Source(region="p0-0", slide=f"p{index % 2}", patient=f"p{index % 2}", y_px=3, x_px=4)
+        patch = Patch(image=region.image, instances=region.instances, subtypes=region.subtypes, source=source)
+        patches.append(SyntheticPatch(index=index, patch=patch, subtypes_before=region.subtypes, seed=index))
+    writer.write(0, patches)
+    return writer.finish()
+
+
+def draw_odd_cohort(folder) -> Cohort:
+    """One region with an ignored instance and a number beyond 16 bits, its name unfit for a file."""
+    instances = np.zeros((20, 30), np.int32)
+    instances[2:6, 2:6], instances[10:15, 3:9], instances[3:8, 20:25] = 70_000, 5, 9
+    region = Region(
+        region="a/b: 1", slide="s", patient="p", image=np.full((20, 30, 3), 77, np.uint8), instances=instances,
+        subtypes={70_000: 2, 5: IGNORE, 9: 5},
+    )  # fmt: skip
+    writer = CohortWriter(folder, HER2, 0.25, {"kind": "odd"})
+    writer.add("s", [region])
+    return writer.finish()
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def masks(cohort: Cohort) -> dict[str, np.ndarray]:
+    return {
+        str(name): label_mask(cohort.read(position)[1], cohort.subtypes(position))
+        for position, name in enumerate(cohort.regions["region"])
+    }
+
+
+def import_back(out, into, mpp: float = 0.5) -> Cohort:
+    taxonomy = Taxonomy.load(out / "taxonomy.yaml")
+    return import_table(out / "table.csv", mpp=mpp, out=into, labels="ids", taxonomy=taxonomy)
+
+
+# Ordinary images
+
+
+def test_what_is_exported_and_imported_again_has_the_same_masks_images_and_split(cohort, tmp_path):
+    assert export(cohort.folder, tmp_path / "png", PNG) == len(cohort)
+    again = import_back(tmp_path / "png", tmp_path / "again")
+    before, after = masks(cohort), masks(again)
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    order = again.regions.set_index("region").loc[cohort.regions["region"]]
+    assert order["split"].tolist() == cohort.regions["split"].tolist()
+    assert order["patient"].tolist() == cohort.regions["patient"].tolist()
+    assert np.array_equal(again.read(0)[0], cohort.read(0)[0])
+    assert again.taxonomy == cohort.taxonomy
+
+
+def test_ignored_pixels_and_odd_names_come_back_too(tmp_path):
+    cohort = draw_odd_cohort(tmp_path / "cohort")
+    export(cohort.folder, tmp_path / "png", PNG)
+    again = import_back(tmp_path / "png", tmp_path / "again", mpp=0.25)
+    assert again.regions["region"].tolist() == ["a/b: 1"]
+    assert np.array_equal(masks(again)["a/b: 1"], masks(cohort)["a/b: 1"])
+
+
+def test_instances_are_kept_apart_in_16_bits(cohort, tmp_path):
+    export(cohort.folder, tmp_path, PNG)
+    stored = pixels(tmp_path / "instances" / "p0-0.png")
+    assert stored.dtype == np.uint16
+    assert np.array_equal(stored, cohort.read(0)[1])
+    table = pd.read_csv(tmp_path / "instances.csv")
+    mine = table[table["image"] == "images/p0-0.png"].set_index("instance")
+    assert dict(mine["subtype_id"]) == cohort.subtypes(0)
+    assert mine.loc[1, "subtype"] == HER2.name_of(cohort.subtypes(0)[1])
+    assert mine["area_px"].sum() == (stored > 0).sum()
+
+
+def test_numbers_beyond_16_bits_become_ranks(tmp_path):
+    export(draw_odd_cohort(tmp_path / "cohort").folder, tmp_path / "png", PNG)
+    (path,) = (tmp_path / "png" / "instances").iterdir()
+    table = pd.read_csv(tmp_path / "png" / "instances.csv").set_index("instance")
+    assert dict(table["subtype"]) == {1: "ignore", 2: "LCIS/DCIS", 3: "HER2 1+"}
+    assert np.bincount(pixels(path).ravel())[1:].tolist() == table.sort_index()["area_px"].tolist()
+
+
+def test_more_instances_than_png_can_number_are_refused():
+    with pytest.raises(InputError, match="a: has 70,000 instances, PNG holds 65,535; import smaller regions"):
+        stored_instances(np.zeros((2, 2), np.int32), range(70_000), "a")
+
+
+def test_all_subtypes_may_become_one_label(cohort, tmp_path):
+    export(cohort.folder, tmp_path, ExportConfig(file_format="png", labels="tumour"))
+    assert Taxonomy.load(tmp_path / "taxonomy.yaml").names == ("tumour",)
+    assert np.array_equal(pixels(tmp_path / "labels" / "p0-0.png"), masks(cohort)["p0-0"] > 0)
+
+
+def test_a_synthetic_set_is_exported_with_its_sources(synthetic, tmp_path):
+    assert export(synthetic.folder, tmp_path / "png", PNG) == 3
+    again = import_back(tmp_path / "png", tmp_path / "again")
+    assert np.array_equal(masks(again)["000002"], synthetic[2].label_mask)
+    table = pd.read_csv(tmp_path / "png" / "table.csv")
+    assert table["part"].tolist() == ["train"] * 3
+    assert table[["source_region", "patient", "y_px", "x_px"]].iloc[1].tolist() == ["p0-0", "p1", 3, 4]
+
+
+def test_file_names_are_safe_and_differ_where_case_does_not_count():
+    names = file_names(["plain", "a/b", "a_b", "Same", "same", "..", "x" * 300])
+    assert names[0] == "plain"
+    assert len({name.lower() for name in names}) == len(names)
+    assert not any("/" in name or name.startswith(".") or len(name) > 110 for name in names)
+
+
+# nnU-Net
+
+
+def test_a_dataset_of_nnunet_has_its_folders_its_labels_and_its_split(cohort, tmp_path):
+    out = tmp_path / "Dataset007_Drawn"
+    export(cohort.folder, out, NNUNET)
+    described = json.loads((out / "dataset.json").read_text())
+    assert described["numTraining"] == 8
+    assert described["channel_names"] == {"0": "R", "1": "G", "2": "B"}
+    assert described["labels"] == {"background": 0, **{s.name: s.id for s in HER2.subtypes}}
+    assert sorted(p.name for p in (out / "imagesTs").iterdir()) == ["p4-0_0000.png", "p4-1_0000.png"]
+    assert np.array_equal(pixels(out / "labelsTr" / "p0-0.png"), masks(cohort)["p0-0"])
+    (fold,) = json.loads((out / "splits_final.json").read_text())
+    assert fold["val"] == ["p3-0", "p3-1"]
+    assert len(fold["train"]) == 6
+
+
+def test_ignore_is_the_highest_label_of_nnunet(tmp_path):
+    cohort = draw_odd_cohort(tmp_path / "cohort")
+    export(cohort.folder, tmp_path / "Dataset001_odd", NNUNET)
+    (label,) = (tmp_path / "Dataset001_odd" / "labelsTr").iterdir()
+    assert sorted(np.unique(pixels(label))) == [0, 2, 5, 6]
+    labels = json.loads((tmp_path / "Dataset001_odd" / "dataset.json").read_text())["labels"]
+    assert labels["ignore"] == 6
+    assert not (tmp_path / "Dataset001_odd" / "splits_final.json").exists()
+
+
+def test_without_a_validation_part_folds_are_made_by_patient(synthetic, tmp_path):
+    export(synthetic.folder, tmp_path / "Dataset002_set", NNUNET)
+    folds = json.loads((tmp_path / "Dataset002_set" / "splits_final.json").read_text())
+    assert folds == [
+        {"train": ["000001"], "val": ["000000", "000002"]},
+        {"train": ["000000", "000002"], "val": ["000001"]},
+    ]
+
+
+def test_nnunet_wants_a_number_and_a_name(cohort, tmp_path):
+    with pytest.raises(InputError, match=r"--out .*/nn: nnU-Net knows .* give --out .*/Dataset001_cohort$"):
+        export(cohort.folder, tmp_path / "nn", NNUNET)
+    only_test = ExportConfig(file_format="nnunet", parts=("test",))
+    with pytest.raises(InputError, match="nothing to train on; export the training part too"):
+        export(cohort.folder, tmp_path / "Dataset001_a", only_test)
+
+
+def test_nnunets_own_check_accepts_the_dataset(cohort, tmp_path):
+    reason = "nnunetv2 is not installed"
+    check = pytest.importorskip("nnunetv2.experiment_planning.verify_dataset_integrity", reason=reason)
+    out = tmp_path / "Dataset007_Drawn"
+    export(cohort.folder, out, NNUNET)
+    check.verify_dataset_integrity(str(out), num_processes=1)
+
+
+# Hugging Face
+
+
+def test_an_image_folder_has_a_line_of_metadata_for_every_image(cohort, tmp_path):
+    export(cohort.folder, tmp_path, HF)
+    lines = (tmp_path / "train" / "metadata.jsonl").read_text().splitlines()
+    assert len(lines) == 6
+    first = json.loads(lines[0])
+    assert np.array_equal(pixels(tmp_path / "train" / first["file_name"]), cohort.read(0)[0])
+    assert np.array_equal(pixels(tmp_path / "train" / first["mask_file_name"]), masks(cohort)["p0-0"])
+    assert first["patient"] == "p0"
+    assert sum(first["subtype_instances"].values()) == 9
+    assert sum(first["subtype_area_px"].values()) == (cohort.read(0)[1] > 0).sum()
+    assert (tmp_path / "validation" / "metadata.jsonl").exists()
+
+
+def test_the_datasets_library_reads_the_image_folder(cohort, tmp_path):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    export(cohort.folder, tmp_path / "hf", HF)
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "hf"), cache_dir=str(tmp_path / "cache"))
+    assert {name: len(part) for name, part in loaded.items()} == {"train": 6, "validation": 2, "test": 2}
+    assert np.array_equal(np.asarray(loaded["train"][0]["mask"]), masks(cohort)["p0-0"])
+
+
+# Any kind
+
+
+def test_parts_can_be_chosen(cohort, tmp_path):
+    assert export(cohort.folder, tmp_path, ExportConfig(file_format="png", parts=("val", "test"))) == 4
+    assert set(pd.read_csv(tmp_path / "table.csv")["patient"]) == {"p3", "p4"}
+    assert set(pd.read_csv(tmp_path / "instances.csv")["image"].str[7:9]) == {"p3", "p4"}
+
+
+def test_a_part_that_is_empty_is_named(synthetic, tmp_path):
+    with pytest.raises(InputError, match=r"nothing in part 'test'; it has train; leave --split away"):
+        export(synthetic.folder, tmp_path / "out", ExportConfig(file_format="png", parts=("test",)))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("config", [PNG, HF])
+def test_an_interrupted_export_goes_on_and_ends_the_same(cohort, tmp_path, monkeypatch, config):
+    export(cohort.folder, tmp_path / "whole", config)
+    written = []
+
+    def stop_at_the_fourth(*arguments):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(arguments)
+        return real(*arguments)
+
+    real = module._write
+    monkeypatch.setattr(module, "_write", stop_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        export(cohort.folder, tmp_path / "cut", config)
+    assert not (tmp_path / "cut" / "export.json").exists()
+    (tmp_path / "cut" / ".left.png.partial-1").write_text("half")
+    monkeypatch.setattr(module, "_write", real)
+    export(cohort.folder, tmp_path / "cut", config)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_finished_export_is_left_as_it_is(cohort, tmp_path, monkeypatch):
+    export(cohort.folder, tmp_path, PNG)
+    monkeypatch.setattr(module, "_write", None)
+    assert export(cohort.folder, tmp_path, PNG) == 10
+
+
+def test_a_folder_of_something_else_is_refused(cohort, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(MismatchError, match="is not empty and was not made by counterstain"):
+        export(cohort.folder, tmp_path, PNG)
+    export(cohort.folder, tmp_path / "a", PNG)
+    with pytest.raises(MismatchError, match=r"belongs to another run .*labels was"):
+        export(cohort.folder, tmp_path / "a", ExportConfig(file_format="png", labels="tumour"))
+
+
+def run(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["counterstain", *map(str, words)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    printed = capsys.readouterr()
+    return stopped.value.code or 0, printed.out, printed.err
+
+
+def test_the_command_line_says_what_comes_next(cohort, tmp_path, monkeypatch, capsys):
+    status, printed, _ = run(
+        monkeypatch, capsys, "export", cohort.folder, "--format", "png", "--out", tmp_path / "png", "--split", "val"
+    )
+    assert status == 0
+    assert printed.startswith(f"{tmp_path / 'png'}: 2 images\nread back: counterstain import table ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--format", "tif"), "file_format: Input should be 'png', 'nnunet' or 'hf' (got 'tif')"),
+        (("--format", "png", "--split", "x"), "parts.0: Input should be 'train', 'val' or 'test' (got 'x')"),
+    ],
+)
+def test_unknown_options_are_one_line(cohort, tmp_path, monkeypatch, capsys, words, message):
+    status, _, error = run(monkeypatch, capsys, "export", cohort.folder, "--out", tmp_path / "out", *words)
+    assert status == 2
+    assert error == f"error: export of {cohort.folder}: {message}\n"
+
+
+def test_a_folder_that_is_no_cohort_is_one_line(tmp_path, monkeypatch, capsys):
+    status, _, error = run(
+        monkeypatch, capsys, "export", tmp_path / "none", "--format", "png", "--out", tmp_path / "out"
+    )
+    assert status == 2
+    assert error.startswith(f"error: {tmp_path / 'none'}: no such cohort")
