@@ -66,7 +66,7 @@ def evaluate(
     segmenter, header = load_segmenter(folder)
     check_evaluable(folder, header, cohort, part)
     positions: list[int] = list(range(len(cohort))) if part == ALL else cohort.part(part).tolist()
-    segmenter.to(_device(device))
+    segmenter.to(choose_device(device))
     settings = inference or segmenter.config.inference
     probabilities = predict_each(
         segmenter,
@@ -127,7 +127,8 @@ def _by_slide(regions: pd.DataFrame, counts: np.ndarray) -> pd.DataFrame:
     )
 
 
-def _device(choice: str) -> torch.device:
+def choose_device(choice: str) -> torch.device:
+    """Return the device called ``auto``, ``cpu`` or ``cuda``; raises InputError where it is not here."""
     cuda = torch.cuda.is_available()
     devices = {"auto": "cuda" if cuda else "cpu", "cpu": "cpu"} | ({"cuda": "cuda"} if cuda else {})
     if choice not in devices:

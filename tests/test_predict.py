@@ -1,0 +1,466 @@
+import json
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import shapely
+import tifffile
+import torch
+from mirax import write_mirax
+from PIL import Image
+from shapely import Point
+
+from counterstain.checkpoints import CheckpointHeader, save_checkpoint
+from counterstain.cli import main
+from counterstain.config import build
+from counterstain.data.annotations import read_annotations
+from counterstain.data.cohort import Cohort, CohortWriter, Region
+from counterstain.data.rasterise import place, rasterise
+from counterstain.errors import ConfigError, InputError, MismatchError
+from counterstain.segmentation import predict_cohort as cohort_module
+from counterstain.segmentation import predict_slide as slide_module
+from counterstain.segmentation.inference import predict_each
+from counterstain.segmentation.model import Segmenter, SegmenterConfig
+from counterstain.segmentation.outlines import join, mask_polygons, pieces
+from counterstain.segmentation.predict import PredictConfig, Windows
+from counterstain.segmentation.predict_cohort import predict_cohort
+from counterstain.segmentation.predict_regions import Tissue, predicted_boxes
+from counterstain.segmentation.predict_slide import predict_slide, row_pieces
+from counterstain.segmentation.tiling import Span, spans
+from counterstain.taxonomy import Taxonomy
+
+HER2 = Taxonomy.named("her2")
+SIZE_PX, OVERLAP_PX = 32, 8
+WINDOWS = Windows(SIZE_PX, OVERLAP_PX, 4)
+TRAINED_PX = 64
+
+
+class Darkness:
+    """A segmenter that looks at each pixel alone: the darker, the likelier."""
+
+    config = SegmenterConfig()
+
+    def tumour_logits(self, images: torch.Tensor) -> torch.Tensor:
+        return (128 - images[..., 1].float()) / 16
+
+    def to(self, _device):
+        return self
+
+
+class Context(Darkness):
+    """A segmenter whose answer depends on where in its window a pixel lies, and on all of the window."""
+
+    def tumour_logits(self, images: torch.Tensor) -> torch.Tensor:
+        ramp = torch.linspace(-1, 1, images.shape[1])
+        mean = images.float().mean((1, 2, 3))[:, None, None] / 255
+        return super().tumour_logits(images) + ramp[:, None] + ramp * mean
+
+
+class Window:
+    """An image that is read piece by piece; white beyond its edge."""
+
+    def __init__(self, image: np.ndarray) -> None:
+        self._image, self.shape = image, image.shape
+
+    def read(self, y, x, height, width):
+        margin = 200
+        padded = np.pad(self._image, [(margin, margin), (margin, margin), (0, 0)], constant_values=255)
+        return padded[margin + y : margin + y + height, margin + x : margin + x + width]
+
+
+def disc(image: np.ndarray, y: float, x: float, radius: float, shade: int = 40) -> np.ndarray:
+    rows, columns = np.mgrid[: image.shape[0], : image.shape[1]]
+    image[(rows + 0.5 - y) ** 2 + (columns + 0.5 - x) ** 2 < radius**2] = (shade + 30, shade, shade)
+    return image
+
+
+def ground(height: int, width: int) -> np.ndarray:
+    """Pale tissue, dark nowhere."""
+    noise = np.random.default_rng(0).integers(-8, 8, (height, width, 3))
+    return (np.array([230, 180, 190]) + noise).astype(np.uint8)
+
+
+def grid(shape, tile_windows: int = 4) -> tuple[list[Span], list[Span]]:
+    rows, columns = (spans(length, SIZE_PX, OVERLAP_PX, tile_windows) for length in shape[:2])
+    return rows, columns
+
+
+def tiled(image: np.ndarray, segmenter=None, tile_windows: int = 4) -> list:
+    rows, columns = grid(image.shape, tile_windows)
+    return [
+        piece
+        for row in rows
+        for piece in row_pieces(
+            segmenter or Darkness(), Window(image), row, columns, windows=WINDOWS, threshold=0.5
+        )
+    ]  # fmt: skip
+
+
+def painted(polygons, shape) -> np.ndarray:
+    return rasterise(list(enumerate(polygons, start=1)), shape[:2]) > 0
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> float:
+    return (one & other).sum() / (one | other).sum()
+
+
+# Tiles
+
+
+@pytest.mark.parametrize("length", [1, 20, 32, 33, 100, 101, 150, 151, 1000])
+@pytest.mark.parametrize("overlap", [0, 8, 16, 24, 31])
+def test_tiles_answer_for_every_pixel_once_and_hold_all_windows_of_theirs(length, overlap):
+    stride, found = SIZE_PX - overlap, spans(length, SIZE_PX, overlap, 4)
+    assert [s.start for s in found] == [0, *(s.stop for s in found[:-1])]
+    assert found[-1].stop == length
+    assert [s.last for s in found] == [*(False for _ in found[1:]), True]
+    for span in found:
+        assert (span.read_from + overlap) % stride == 0
+        assert (span.read_px - SIZE_PX) % stride == 0
+        assert span.read_from <= span.start
+        assert span.read_from + span.read_px >= span.stop + (not span.last)
+        before, after = span.read_from - stride, span.read_from + span.read_px - SIZE_PX + stride
+        assert before < -overlap or before + SIZE_PX <= span.start  # the window before shows none of its pixels
+        assert span.last or after > span.stop  # nor does the one after, not even the pixel on the seam
+
+
+def test_probabilities_do_not_depend_on_the_tiles():
+    image = np.random.default_rng(0).integers(0, 256, (200, 170, 3), dtype=np.uint8)
+
+    def whole(tile_windows):
+        found = np.zeros(image.shape[:2])
+        rows, columns = grid(image.shape, tile_windows)
+        for row in rows:
+            for column in columns:
+                view = Window(image).read(row.read_from, column.read_from, row.read_px, column.read_px)
+                (probability,) = predict_each(Context(), [view], **WINDOWS.as_options())
+                y, x = ((span.start - span.read_from, span.stop - span.start) for span in (row, column))
+                own = probability[y[0] : y[0] + y[1], x[0] : x[0] + x[1]]
+                found[row.start : row.stop, column.start : column.stop] = own
+        return found
+
+    assert len(grid(image.shape, 4)[0]) > 2
+    np.testing.assert_allclose(whole(4), whole(1000), atol=1e-5)
+
+
+# Outlines
+
+
+def test_a_large_disc_across_tiles_is_one_outline_without_seams():
+    image = disc(ground(300, 320), 150, 160, 120)
+    (area,) = join(tiled(image))
+    assert len(grid(image.shape)[0]) > 3
+    assert not area.polygon.interiors
+    assert area.polygon.area == pytest.approx(np.pi * 120**2, rel=0.005)
+    circle = Point(160, 150).buffer(120, 64)
+    assert area.polygon.hausdorff_distance(circle) < 1.6
+    assert iou(painted([area.polygon], image.shape), image[..., 1] < 128) > 0.98
+
+
+def test_tiles_and_the_whole_image_give_the_same_outlines():
+    image = ground(300, 320)
+    for y, x, radius in ((60, 70, 40), (150, 200, 70), (260, 60, 25), (20, 300, 12)):
+        disc(image, y, x, radius)
+    in_tiles, in_one = (join(tiled(image, Context(), windows), simplify_px=0) for windows in (4, 1000))
+    assert len(in_tiles) == len(in_one)
+    for one, other in zip(in_tiles, in_one, strict=True):
+        assert one.polygon.symmetric_difference(other.polygon).area < 0.01
+        assert one.mean_probability == pytest.approx(other.mean_probability, abs=1e-4)
+
+
+def test_before_they_are_simplified_exactly_the_pixels_above_the_threshold_lie_inside():
+    image = np.random.default_rng(1).integers(60, 196, (90, 100, 3), dtype=np.uint8)
+    image[image == 128] = 129  # a probability of just 0.5 lies on the outline itself
+    areas = join(tiled(image), simplify_px=0)
+    assert np.array_equal(painted([area.polygon for area in areas], image.shape), image[..., 1] < 128)
+
+
+def test_holes_are_kept_across_seams():
+    image = disc(disc(ground(300, 300), 150, 150, 120), 150, 150, 70, shade=190)
+    (area,) = join(tiled(image))
+    (hole,) = area.polygon.interiors
+    assert shapely.Polygon(hole).area == pytest.approx(np.pi * 70**2, rel=0.01)
+
+
+def test_the_mean_probability_is_that_of_the_pixels_inside():
+    image = disc(ground(200, 200), 100, 100, 70, shade=100)
+    (area,) = join(tiled(image))
+    assert area.mean_probability == pytest.approx(1 / (1 + np.exp(-28 / 16)), abs=1e-4)
+
+
+def test_tumour_at_the_edge_of_the_image_reaches_the_edge():
+    (area,) = join(tiled(np.full((100, 90, 3), 40, np.uint8)))
+    assert area.polygon.bounds == (0, 0, 90, 100)
+    assert area.polygon.area == 9000
+
+
+def test_without_tumour_there_is_no_outline():
+    assert join(tiled(ground(100, 100))) == []
+
+
+def test_parts_that_touch_at_a_corner_are_valid():
+    checks = np.kron(np.indices((6, 6)).sum(0) % 2, np.ones((5, 5))).astype(np.float32)
+    span = Span(0, 30, 0, 30)
+    found = list(pieces(checks, span, span, 0.5))
+    assert all(piece.polygon.is_valid for piece in found)
+    assert sum(piece.pixels for piece in found) == checks.sum()
+
+
+def test_a_mask_is_outlined():
+    mask = np.zeros((20, 30), bool)
+    mask[5:10, 5:25] = True
+    (polygon,) = mask_polygons(mask)
+    assert polygon.area == pytest.approx(100, rel=0.05)
+
+
+# Slides
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    """A checkpoint whose network is replaced by a look at each pixel."""
+    folder = tmp_path / "segmenter"
+    config = SegmenterConfig(encoder="tu-test_resnet", encoder_weights=None, decoder_channels=(16, 16, 8, 8, 8))
+    header = CheckpointHeader(
+        kind="segmenter", taxonomy=HER2, size_px=TRAINED_PX, mpp=1.0, config=config.model_dump(mode="json"), seed=0,
+        patients_seen=(), cohort="",
+    )  # fmt: skip
+    header = save_checkpoint(folder, Segmenter(config).state_dict(), header)
+    for module in (slide_module, cohort_module):
+        monkeypatch.setattr(module, "load_segmenter", lambda _folder: (Darkness(), header))
+    return folder
+
+
+def slide_image() -> np.ndarray:
+    """Tissue at 0.5 mpp on white glass, with a ring and a disc of tumour."""
+    image = np.full((900, 1200, 3), 255, np.uint8)
+    image[100:800, 100:900] = ground(700, 800)
+    disc(disc(image, 400, 450, 260), 400, 450, 100, shade=170)
+    return disc(image, 700, 800, 30)
+
+
+@pytest.fixture
+def slide(tmp_path):
+    path = tmp_path / "slide.tif"
+    resolution = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}  # 0.5 mpp
+    tifffile.imwrite(path, slide_image(), photometric="rgb", tile=(256, 256), **resolution)
+    return path
+
+
+def read_back(path):
+    return read_annotations(path, "qupath").annotations
+
+
+def test_what_is_predicted_and_read_back_covers_the_tumour_of_the_slide(checkpoint, slide, tmp_path):
+    prediction = predict_slide(checkpoint, slide, tmp_path / "x.geojson", PredictConfig())
+    annotations = read_back(tmp_path / "x.geojson")
+    assert prediction.areas == len(annotations) == 2
+    placed = place(annotations, (0, 0, 1200, 900), 2.0)
+    seen = slide_image()[..., 1].reshape(450, 2, 600, 2).mean((1, 3)) < 128
+    assert iou(painted(placed.polygons, (450, 600)), seen) > 0.98
+    ring = max((a.polygon for a in annotations), key=lambda polygon: polygon.area)
+    assert len(ring.interiors) == 1
+    assert {(a.label, a.colour) for a in annotations} == {("tumour", "#c80000")}
+
+
+def test_the_file_is_as_qupath_reads_it(checkpoint, slide, tmp_path):
+    config = PredictConfig(object_type="detection")
+    predict_slide(checkpoint, slide, tmp_path / "x.geojson", config)
+    content = json.loads((tmp_path / "x.geojson").read_text())
+    assert content["type"] == "FeatureCollection"
+    feature = max(content["features"], key=lambda f: f["properties"]["measurements"][1]["value"])
+    assert feature["properties"]["objectType"] == "detection"
+    assert feature["properties"]["classification"] == {"name": "tumour", "color": [200, 0, 0]}
+    measured = {m["name"]: m["value"] for m in feature["properties"]["measurements"]}
+    assert measured["Area um^2"] == pytest.approx(np.pi * (260**2 - 100**2) / 4, rel=0.01)
+    assert 0.9 < measured["Mean probability"] <= 1
+    assert len({f["id"] for f in content["features"]}) == 2
+
+
+def test_small_areas_are_left_out(checkpoint, slide, tmp_path):
+    assert predict_slide(checkpoint, slide, tmp_path / "x.geojson", PredictConfig(min_area_um2=1000)).areas == 1
+
+
+def test_glass_is_not_looked_at(slide):
+    with slide_module.Slide.open(slide) as opened:
+        tissue, (box,) = Tissue.of(opened), predicted_boxes(opened, "whole", PredictConfig())
+        view = opened.window(box, 1.0)
+    rows = Span(0, 99, 100, 150)
+    assert tissue.shown(view, rows, Span(0, 99, 60, 90))
+    assert not tissue.shown(view, rows, Span(0, 99, 460, 600))
+
+
+def test_an_interrupted_prediction_goes_on_and_ends_the_same(checkpoint, slide, tmp_path, monkeypatch):
+    predict_slide(checkpoint, slide, tmp_path / "whole.geojson", PredictConfig())
+    done, real = Counter(), row_pieces
+
+    def stop_at_the_second(*arguments, **options):
+        done["rows"] += 1
+        if done["rows"] == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(slide_module, "row_pieces", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        predict_slide(checkpoint, slide, tmp_path / "cut.geojson", PredictConfig())
+    assert not (tmp_path / "cut.geojson").exists()
+    predict_slide(checkpoint, slide, tmp_path / "cut.geojson", PredictConfig())
+    assert done["rows"] == 1 + len(spans(450, TRAINED_PX, TRAINED_PX // 4))
+    assert (tmp_path / "cut.geojson").read_bytes() == (tmp_path / "whole.geojson").read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_file_that_is_there_is_kept_or_refused(checkpoint, slide, tmp_path):
+    out = tmp_path / "x.geojson"
+    predict_slide(checkpoint, slide, out, PredictConfig())
+    assert predict_slide(checkpoint, slide, out, PredictConfig()).areas is None
+    with pytest.raises(MismatchError, match="holds something else already; give another --out, or delete it"):
+        predict_slide(checkpoint, slide, out, PredictConfig(threshold=0.7))
+
+
+def test_listed_regions_alone_are_predicted(checkpoint, slide, tmp_path):
+    table = tmp_path / "regions.csv"
+    header = "slide,x_level0_px,y_level0_px,width_level0_px,height_level0_px,region"
+    table.write_text(f"{header}\nslide.tif,700,600,200,200,corner\nother,0,0,9,9,x\n")
+    predict_slide(checkpoint, slide, tmp_path / "x.geojson", PredictConfig(), regions=str(table))
+    (annotation,) = read_back(tmp_path / "x.geojson")
+    assert annotation.polygon.centroid.distance(Point(800, 700)) < 1
+    table.write_text(f"{header}\nslide,5000,0,10,10,off\n")
+    with pytest.raises(InputError, match=r"region off of slide slide at x 5000, y 0 lies off its 1200 x 900 px"):
+        predict_slide(checkpoint, slide, tmp_path / "y.geojson", PredictConfig(), regions=str(table))
+    table.write_text(f"{header}\nother,0,0,10,10,a\n")
+    with pytest.raises(InputError, match="no region of slide 'slide'; add a row for it, or give --regions whole"):
+        predict_slide(checkpoint, slide, tmp_path / "y.geojson", PredictConfig(), regions=str(table))
+
+
+def test_regions_are_placed_on_tissue(slide):
+    with slide_module.Slide.open(slide) as opened:
+        boxes = predicted_boxes(opened, "auto", PredictConfig(regions_per_slide=2, region_size_um=150))
+        tissue = Tissue.of(opened)
+    assert len(boxes) == 2
+    assert all(box.x >= 100 and box.x + box.width <= 910 for box in boxes)
+    assert tissue.mask[400, 450]
+    assert not tissue.mask[400, 1000]
+
+
+def test_coordinates_count_from_the_scanned_area_or_from_the_canvas(checkpoint, tmp_path):
+    picture = disc(ground(320, 384), 160, 190, 90)
+    path = write_mirax(tmp_path / "scan.mrxs", picture, offset_xy=(70, 150), mpp=0.5)
+    corners = {}
+    for origin in ("bounds", "canvas"):
+        predict_slide(checkpoint, path, tmp_path / f"{origin}.geojson", PredictConfig(origin=origin))
+        (annotation,) = read_back(tmp_path / f"{origin}.geojson")
+        corners[origin] = np.array(annotation.polygon.bounds[:2])
+    with slide_module.Slide.open(path) as opened:
+        x, y, _, _ = opened.bounds_level0_px
+    assert (x, y) != (0, 0)
+    np.testing.assert_allclose(corners["bounds"], (100, 70), atol=2)
+    np.testing.assert_allclose(corners["canvas"] - corners["bounds"], (x, y), atol=0.02)
+
+
+# Cohorts
+
+
+def make_cohort(folder, origins, mpp: float = 1.0) -> Cohort:
+    writer = CohortWriter(folder, HER2, mpp, {"kind": "test"})
+    regions = []
+    for number, origin in enumerate(origins):
+        image = disc(ground(80, 100), 40, 50, 20)
+        instances = np.zeros(image.shape[:2], np.int32)
+        regions.append(
+            Region(
+                region=f"r{number}", slide="a/b", patient="p", image=image, instances=instances, subtypes={},
+                mpp_level0=0.25, origin_xy_level0_px=origin,
+            )
+        )  # fmt: skip
+    writer.add("a", regions)
+    return writer.finish()
+
+
+def test_a_cohort_gets_a_file_per_slide_in_level_0_pixels(checkpoint, tmp_path):
+    cohort = make_cohort(tmp_path / "cohort", [(1000, 2000), (5000, 2000)])
+    (prediction,) = predict_cohort(checkpoint, cohort, tmp_path / "out", PredictConfig())
+    assert prediction.path.name.startswith("a_b-")
+    centres = [a.polygon.centroid for a in read_back(prediction.path)]
+    assert [(round(c.x), round(c.y)) for c in centres] == [(1200, 2160), (5200, 2160)]
+    assert prediction.area_um2 == pytest.approx(2 * np.pi * 400, rel=0.02)
+    (again,) = predict_cohort(checkpoint, cohort, tmp_path / "out", PredictConfig())
+    assert again.areas is None
+
+
+def test_regions_without_a_place_of_their_own_get_files_of_their_own(checkpoint, tmp_path):
+    cohort = make_cohort(tmp_path / "cohort", [(0, 0), (0, 0)])
+    written = predict_cohort(checkpoint, cohort, tmp_path / "out", PredictConfig())
+    assert [p.path.name for p in written] == ["r0.geojson", "r1.geojson"]
+
+
+def test_a_cohort_of_another_resolution_or_origin_is_refused(checkpoint, tmp_path):
+    cohort = make_cohort(tmp_path / "cohort", [(0, 0)], mpp=0.5)
+    with pytest.raises(MismatchError, match=r"was trained at 1 um/px, .* is at 0.5 um/px; import the cohort at 1"):
+        predict_cohort(checkpoint, cohort, tmp_path / "out", PredictConfig())
+    with pytest.raises(InputError, match="does not know where its slides were scanned; give --origin canvas"):
+        predict_cohort(checkpoint, cohort, tmp_path / "out", PredictConfig(origin="bounds"))
+
+
+# The command line
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command line and return its exit status, output and errors."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["counterstain", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        printed = capsys.readouterr()
+        return stopped.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+def test_the_command_says_what_it_wrote(run, checkpoint, slide, tmp_path):
+    out = tmp_path / "x.geojson"
+    status, printed, _ = run("predict", checkpoint, slide, "--out", out)
+    assert (status, printed) == (0, f"{out}: 2 areas of tumour, 0.046 mm² in all\n")
+    assert run("predict", checkpoint, slide, "--out", out)[1] == f"{out}: is there already\n"
+
+
+def test_bad_input_is_one_line_and_status_2(run, checkpoint, slide, tmp_path):
+    plain = tmp_path / "plain.tif"
+    Image.new("RGB", (40, 40)).save(plain)
+    (tmp_path / "text.svs").write_text("no slide")
+    out = ("--out", tmp_path / "x.geojson")
+    for words, message in (
+        ((tmp_path / "none.svs", *out), "none.svs: no such slide file"),
+        ((tmp_path / "text.svs", *out), "text.svs: not a slide that can be read"),
+        ((plain, *out), "plain.tif: the file has no resolution; give it with --mpp-level0"),
+        ((tmp_path, *out), "not a cohort (cohort.json is missing)"),
+        ((slide, "--out", tmp_path / "x.csv"), "expected the name of a file that ends in .geojson"),
+        ((slide, *out, "--threshold", 2), "threshold: Input should be less than 1 (got 2.0)"),
+        ((slide, *out, "--regions", tmp_path / "none.csv"), "none.csv: no such file; expected a CSV table"),
+    ):
+        status, printed, error = run("predict", checkpoint, *words)
+        assert (status, printed, error.count("\n")) == (2, "", 1), error
+        assert error.startswith("error: ")
+        assert message in error
+    assert not list(tmp_path.glob("*.geojson"))
+
+
+def test_a_segmenter_that_is_none_is_one_line(run, slide, tmp_path):
+    status, _, error = run("predict", tmp_path / "none", slide, "--out", tmp_path / "x.geojson")
+    assert (status, error) == (2, f"error: {tmp_path / 'none'}: no such checkpoint folder\n")
+
+
+def test_whatever_a_network_says_can_be_read_back(checkpoint, slide, tmp_path, monkeypatch):
+    monkeypatch.undo()  # random weights outline thousands of specks
+    config = PredictConfig(regions_per_slide=1, region_size_um=60)
+    written = predict_slide(checkpoint, slide, tmp_path / "x.geojson", config, regions="auto")
+    file = read_annotations(tmp_path / "x.geojson", "qupath")
+    assert (len(file.annotations), file.repaired, file.skipped) == (written.areas, 0, Counter())
+
+
+def test_a_threshold_of_zero_is_refused():
+    with pytest.raises(ConfigError, match=r"threshold: Input should be greater than 0 \(got 0\)"):
+        build(PredictConfig, {"threshold": 0})
