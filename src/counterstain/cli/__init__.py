@@ -21,7 +21,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-COMMAND_MODULES = ("phantom", "data", "slides", "generators", "segmenter", "study", "report")  # as in the help
+COMMAND_MODULES = (  # in the order of the help
+    "phantom", "data", "slides", "generators", "segmenter", "predict", "export", "study", "report",
+)  # fmt: skip
 
 for _module in COMMAND_MODULES:
     importlib.import_module(f"counterstain.cli.{_module}").register(app)
