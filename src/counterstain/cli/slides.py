@@ -1,7 +1,8 @@
-"""Commands from whole slides to a cohort: import slides, import labels."""
+"""Commands from whole slides to a cohort: import slides, import labels, import exact."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,7 @@ def register(_app: typer.Typer) -> None:
     """Add the commands of this module to ``counterstain import``."""
     import_app.command("slides")(import_slides)
     import_app.command("labels")(import_labels)
+    import_app.command("exact")(import_exact)
 
 
 def import_slides(
@@ -103,6 +105,49 @@ def import_labels(
     known = _format(file_format)
     files = [read_annotations(path, known, types=types) for path in annotation_files(annotations, known)]
     typer.echo(draft_labels(files, Taxonomy.load(taxonomy)), nl=False)
+
+
+def import_exact(
+    *,
+    server: Annotated[str, typer.Option(help="Address of the server, https://…", metavar="URL")],
+    out: Annotated[Path, typer.Option(help="JSON file, for 'counterstain import slides --format exact'.")],
+    image_set: Annotated[int | None, typer.Option(help="Number of the image set.")] = None,
+    images: Annotated[str | None, typer.Option(help="Numbers of images, such as 1,2,3.")] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(help="Certificates to trust (PEM), for a server of your own institution.")
+    ] = None,
+) -> None:
+    """Fetch annotations from an EXACT server and save them.
+
+    Credentials come from the environment: EXACT_TOKEN, or EXACT_USERNAME and EXACT_PASSWORD.
+    """
+    from counterstain.config import build
+    from counterstain.data.annotations import ExactServer, fetch_exact
+    from counterstain.errors import InputError
+    from counterstain.storage import write_json
+
+    if out.suffix != ".json" or out.is_dir():
+        raise InputError(f"--out {out}: expected the name of a file that ends in .json")
+    chosen = {"image_set": image_set, "images": _numbers(images), "ca_file": ca_file}
+    fetched = fetch_exact(build(ExactServer, {"url": server, **chosen}, "import exact"), told=_tell)
+    write_json(out, fetched)
+    typer.echo(f"{out}: {fetched['count']:,} annotations")
+    typer.echo(f"next: counterstain import labels {out} --format exact > LABELS.yaml")
+
+
+def _numbers(text: str | None) -> tuple[int, ...]:
+    from counterstain.errors import InputError
+
+    try:
+        return tuple(int(number) for number in (text or "").split(",") if number.strip())
+    except ValueError:
+        raise InputError(f"--images {text}: expected numbers with commas between them, such as 1,2,3") from None
+
+
+def _tell(done: int, images: int) -> None:
+    """Say how far it is, over one line of a terminal; a log file gets the end alone."""
+    if sys.stderr.isatty() or done == images:
+        sys.stderr.write(f"\rimages: {done:,} of {images:,}" + ("\n" if done == images else ""))
 
 
 def _format(name: str) -> Any:
