@@ -139,6 +139,23 @@ def test_autoencoders_shrink_by_their_factor_and_back(kind, factor):
         assert model.decode(latents).shape == images.shape
 
 
+def test_the_linear_autoencoder_keeps_images_of_few_components(tmp_path):
+    rng = np.random.default_rng(0)
+    components = rng.standard_normal((3, 4, 4, 3))
+    weights = rng.standard_normal((10, 8, 8, 3)) * 20
+    blocks = np.einsum("nhwk,kabc->nhawbc", weights, components) + 128
+    images = torch.from_numpy(blocks.reshape(10, 32, 32, 3).clip(0, 255).round().astype(np.uint8))
+    model = first_stage(kind="linear", latent_channels=3)
+    assert model.fit_components([images[:5], images[5:]]) > 0.95
+    restored = model.decode(model.encode(images.movedim(-1, 1) / 127.5 - 1))
+    assert (restored - (images.movedim(-1, 1) / 127.5 - 1)).pow(2).mean().sqrt() < 0.1
+
+
+def test_more_components_than_pixels_are_refused():
+    with pytest.raises(ValueError, match="at most 12 with kind linear and factor 2"):
+        AutoencoderConfig(training=ONE, kind="linear", factor=2, latent_channels=13)
+
+
 def test_an_autoencoder_refuses_a_size_it_cannot_shrink():
     with pytest.raises(ConfigError, match="size_px 30: must be a multiple of the autoencoder's factor 4"):
         Autoencoder(AutoencoderConfig(training=ONE, lpips_weight=0), 30)

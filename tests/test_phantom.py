@@ -155,7 +155,7 @@ def test_names_lead_back_to_slides():
 def test_regions_are_named_after_their_slide():
     regions = regions_of_slide(PhantomConfig(regions_per_slide=2, size_px=48), 3)
     assert [region.region for region in regions] == ["phantom-003-r00", "phantom-003-r01"]
-    assert {(region.slide, region.patient) for region in regions} == {("phantom-003", "P003")}
+    assert {(region.slide, region.patient) for region in regions} == {("phantom-003", "P0-003")}
     assert regions[0].score in {"0", "1+", "2+", "3+"}
 
 

@@ -166,3 +166,9 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     with pytest.raises(MismatchError, match="is not empty and was not made by counterstain"):
         claim(tmp_path, "train", {})
     assert names_in(tmp_path) == ["thesis.tex"]
+
+
+def test_a_place_where_nothing_can_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match=r"file.* cannot be made \(.*\); give another output folder"):
+        write_text(tmp_path / "file" / "x.txt", "text")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 import counterstain
@@ -60,7 +60,7 @@ def save_checkpoint(folder: Path, state: dict[str, Tensor], header: CheckpointHe
     """Write a checkpoint and return its header with the hash of the weights."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with replacing(folder / WEIGHTS_FILE) as partial:
-        save_file(tensors, partial)
+        partial.write_bytes(save(tensors))
     header = header.model_copy(update={"sha256": sha256_of(folder / WEIGHTS_FILE)})
     write_json(folder / HEADER_FILE, header.model_dump(mode="json"))
     return header

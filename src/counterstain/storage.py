@@ -27,7 +27,7 @@ RUN_FILE = "run.json"
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to; on success it takes the place of ``path`` in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     partial = _partial(path)
     with _disk_errors_named(path):
         try:
@@ -48,7 +48,7 @@ def committing(folder: Path) -> Iterator[Path]:
     StorageError
         The disk is full. Nothing is left behind.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder.parent)
     for left_over in folder.parent.glob(f".{folder.name}.partial-*"):
         shutil.rmtree(left_over, ignore_errors=True)
     partial = _partial(folder)
@@ -154,6 +154,15 @@ def _first_difference(found: Any, wanted: Any, where: str = "") -> str:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise StorageError(f"{folder}: the disk is full; free some space and give the same command again") from error
+        raise StorageError(f"{folder}: cannot be made ({error.strerror}); give another output folder") from error
 
 
 def _partial(path: Path) -> Path:

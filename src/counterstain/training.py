@@ -7,6 +7,7 @@ resumed, or spread over micro-batches and devices, sees the very same data and n
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import warnings
@@ -218,8 +219,10 @@ class _AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         del storage_options
+        buffer = io.BytesIO()  # torch's own writer hides that a disk is full
+        torch.save(checkpoint, buffer)
         with replacing(Path(path)) as partial:
-            torch.save(checkpoint, partial)
+            partial.write_bytes(buffer.getbuffer())
 
 
 def _steps_done(progress_file: Path) -> int:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Any
 
-import click
 import typer
+
+# Newer versions of typer bring a click of their own: find the base of its errors, whichever click it is.
+UsageProblem: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 app = typer.Typer(
     name="counterstain",
@@ -22,7 +25,7 @@ app = typer.Typer(
 )
 
 COMMAND_MODULES = (  # in the order of the help
-    "phantom", "data", "slides", "generators", "segmenter", "predict", "export", "study", "report",
+    "phantom", "data", "slides", "generators", "segmenter", "predict", "export", "study", "report", "doctor",
 )  # fmt: skip
 
 for _module in COMMAND_MODULES:
@@ -33,10 +36,10 @@ def main() -> None:
     """Run the command line and exit with 0 (done), 1 (a defect) or 2 (bad input)."""
     try:
         status = app(standalone_mode=False)
-    except click.ClickException as error:
+    except UsageProblem as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _fail("stopped; give the same command again to go on, finished work is kept", status=130)
     except Exception as error:
         from counterstain.errors import CounterstainError

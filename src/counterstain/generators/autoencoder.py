@@ -6,12 +6,13 @@ Shapes: B = batch, z = latent channels, H, W = rows and columns in pixels, h, w 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from diffusers import AutoencoderKL, VQModel
 from lightning.pytorch import LightningModule
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,6 +21,7 @@ from counterstain.data.sampling import SamplingConfig
 from counterstain.errors import ConfigError
 from counterstain.generators.conditioning import to_tensor
 from counterstain.generators.networks.discriminators import PatchDiscriminator, hinge_discriminator_loss
+from counterstain.generators.networks.linear_autoencoder import LinearAutoencoder
 from counterstain.generators.perceptual import lpips_distance
 from counterstain.seeding import torch_generator
 from counterstain.training import TrainingConfig
@@ -34,8 +36,9 @@ class AutoencoderConfig(Config):
     """Which patches it trains on."""
     crop_px: Annotated[int, Field(ge=8)] | None = None
     """Train on crops of this edge out of the patches' middle: the network is convolutional; None = whole patches."""
-    kind: Literal["vq", "kl"] = "vq"
-    """Quantised latents, or Gaussian ones with a Kullback-Leibler penalty."""
+    kind: Literal["vq", "kl", "linear"] = "vq"
+    """Quantised latents; Gaussian ones with a Kullback-Leibler penalty; or principal components of pixel blocks,
+    which need no training (``training`` then says how many patches they are found from)."""
     factor: Literal[2, 4, 8] = 4
     """How many times smaller latents are than the image, along each edge."""
     channels: Annotated[int, Field(ge=8)] = 128
@@ -71,6 +74,14 @@ class AutoencoderConfig(Config):
     betas: tuple[float, float] = (0.5, 0.9)
     """Adam's decay rates."""
 
+    @model_validator(mode="after")
+    def _enough_pixels(self) -> Self:
+        if self.kind == "linear" and self.latent_channels > 3 * self.factor**2:
+            raise ValueError(
+                f"latent_channels: blocks of {self.factor} x {self.factor} have {3 * self.factor**2} values"
+            )
+        return self
+
     @property
     def scaled_lr(self) -> float:
         """The rate that the optimisers get."""
@@ -78,7 +89,9 @@ class AutoencoderConfig(Config):
 
 
 def build_network(config: AutoencoderConfig) -> nn.Module:
-    """Build diffusers' ``VQModel`` or ``AutoencoderKL``."""
+    """Build diffusers' ``VQModel`` or ``AutoencoderKL``, or the linear autoencoder."""
+    if config.kind == "linear":
+        return LinearAutoencoder(config.factor, config.latent_channels)
     levels = config.factor.bit_length()
     settings = {
         "down_block_types": ("DownEncoderBlock2D",) * levels,
@@ -128,14 +141,22 @@ class Autoencoder(LightningModule):
         """Images (B, 3, H, W), -1..1 -> latents (B, z, h, w): before quantisation, or the Gaussians' means."""
         network: Any = self.network
         encoded = network.encode(images)
+        if self.config.kind == "linear":
+            return torch.as_tensor(encoded)
         latents: Tensor = encoded.latents if self.config.kind == "vq" else encoded.latent_dist.mode()
         return latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, z, h, w) -> images (B, 3, H, W), about -1..1; ``vq`` quantises first."""
         network: Any = self.network
-        images: Tensor = network.decode(latents).sample
+        decoded = network.decode(latents)
+        images: Tensor = decoded if self.config.kind == "linear" else decoded.sample
         return images
+
+    def fit_components(self, batches: Iterable[Tensor]) -> float:
+        """Find the components of the linear autoencoder from images (B, H, W, 3) uint8; return the variance kept."""
+        assert isinstance(self.network, LinearAutoencoder)
+        return self.network.fit(torch.cat([to_tensor(images) for images in batches]))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """One step of the autoencoder, then one of the discriminator."""

@@ -54,8 +54,9 @@ class DiffusionConfig(Config):
     """How the label mask is brought to the size of the latents."""
     condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of training samples without a mask, for classifier-free guidance."""
-    normalise_latents: bool = True
-    """Bring the latents to mean 0 and standard deviation 1, channel by channel, before noise is added."""
+    normalise_latents: Literal["none", "channel", "all"] = "channel"
+    """Bring the latents to mean 0 and standard deviation 1 before noise is added: channel by channel, or all channels
+    by the same factor, which keeps the ratios between principal components."""
     latent_pool: Annotated[int, Field(ge=1)] | None = None
     """Encode so many patches once and train on these; None = encode every batch anew."""
     noise: NoiseConfig = NoiseConfig()

@@ -57,6 +57,8 @@ class SpadeConfig(Config):
     """Adam's decay rates."""
     feature_weight: Annotated[float, Field(ge=0)] = 10.0
     """Weight of feature matching."""
+    l1_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the L1 distance to the real image; not part of SPADE, a help for trainings of minutes."""
     vgg_weight: Annotated[float, Field(ge=0)] = 10.0
     """Weight of the VGG19 term; 0 needs no ImageNet weights."""
     vgg_weights: str = "imagenet"
@@ -144,6 +146,8 @@ class Spade(LightningModule):
             "gan": -torch.stack([scale[-1].mean() for scale in verdict_drawn]).mean(),
             "features": config.feature_weight * _feature_distance(verdict_drawn, verdict_real),
         }
+        if config.l1_weight:
+            losses["l1"] = config.l1_weight * functional.l1_loss(drawn, real)
         if self._vgg:
             losses["vgg"] = config.vgg_weight * self._vgg[0].to(real.device)(drawn, real)
         if kl is not None:

@@ -66,7 +66,10 @@ def train_autoencoder(cohort: Cohort, config: AutoencoderConfig, out: Path, *, s
     if not run.finished():
         model = run.initialised(lambda: Autoencoder(config, size_px, seed))
         batches = patch_batches(run.sampler(config.sampling), config.training.batch_size)
-        fit(model, batches, out, config.training, label="autoencoder")
+        if config.kind == "linear":
+            model.fit_components(batches(step)["images"] for step in range(config.training.steps))
+        else:
+            fit(model, batches, out, config.training, label="autoencoder")
         run.save(dict(model.state_dict()))
     return out
 
@@ -99,7 +102,7 @@ def train_diffusion(
         return out
     model = run.initialised(lambda: Diffusion(config, first_stage, cohort.taxonomy.num_labels, seed))
     sampler = run.sampler(config.sampling)
-    if config.normalise_latents:
+    if config.normalise_latents != "none":
         _measure_latents(model, sampler)
     batches = patch_batches(sampler, config.training.batch_size)
     if config.latent_pool is not None:
@@ -176,8 +179,11 @@ def _measure_latents(model: Diffusion, sampler: PatchSampler, patches: int = 256
     """Set the mean and standard deviation of the latents' channels."""
     encoded = [model.encode(_images(sampler, range(i, i + 16))) for i in range(0, patches, 16)]
     latents = torch.cat(encoded)
+    sd = latents.std((0, 2, 3))
+    if model.config.normalise_latents == "all":
+        sd = sd.pow(2).mean().sqrt().expand_as(sd)
     model.latent_mean.copy_(latents.mean((0, 2, 3)))
-    model.latent_sd.copy_(latents.std((0, 2, 3)).clamp(min=1e-6))
+    model.latent_sd.copy_(sd.clamp(min=1e-6))
 
 
 def _images(sampler: PatchSampler, indices: range) -> Tensor:

@@ -163,9 +163,9 @@ def slide_name(index: int) -> str:
     return f"phantom-{index:03d}"
 
 
-def patient_name(index: int) -> str:
-    """Return the name of the patient of a slide, ``P007``."""
-    return f"P{index:03d}"
+def patient_name(seed: int, index: int) -> str:
+    """Return the name of the patient of a slide, ``P0-007``; cohorts of different seeds share no patient."""
+    return f"P{seed}-{index:03d}"
 
 
 def index_of(slide: str) -> int:

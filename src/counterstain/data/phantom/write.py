@@ -30,7 +30,7 @@ def regions_of_slide(config: PhantomConfig, slide_index: int) -> list[Region]:
             Region(
                 region=f"{slide_name(slide_index)}-r{number:02d}",
                 slide=slide_name(slide_index),
-                patient=patient_name(slide_index),
+                patient=patient_name(config.seed, slide_index),
                 image=image,
                 instances=instances,
                 subtypes=subtypes,

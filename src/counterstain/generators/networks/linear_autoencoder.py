@@ -1,0 +1,57 @@
+"""A first stage without training: the principal components of small blocks of pixels.
+
+The best linear autoencoder in the squared error (Baldi & Hornik 1989), found in closed form. On tissue at cell scale,
+8 components of 4 x 4 pixels keep more than a convolutional autoencoder learns in minutes.
+
+Shapes: B = batch, z = latent channels, f = factor, H, W = rows and columns in pixels, h, w = H / f, W / f.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class LinearAutoencoder(nn.Module):
+    """Project blocks of f x f pixels to z components and back.
+
+    Parameters
+    ----------
+    factor : int
+    latent_channels : int
+        At most 3 f².
+    """
+
+    basis: Tensor
+    mean: Tensor
+
+    def __init__(self, factor: int, latent_channels: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.register_buffer("basis", torch.zeros(latent_channels, 3, factor, factor))
+        self.register_buffer("mean", torch.zeros(3, factor, factor))
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> float:
+        """Find the components of images (B, 3, H, W), -1..1; return the share of the variance that they keep."""
+        f = self.factor
+        blocks = functional.unfold(images.double(), f, stride=f).movedim(1, 2).reshape(-1, 3 * f * f)
+        mean = blocks.mean(0)
+        variances, components = torch.linalg.eigh(torch.cov((blocks - mean).T))
+        kept = components[:, -self.basis.shape[0] :].flip(1).T
+        # The sign of a component is arbitrary: let its largest entry be positive, on every machine.
+        largest = kept.gather(1, kept.abs().argmax(1, keepdim=True))
+        self.basis.copy_((kept * largest.sign()).reshape(self.basis.shape))
+        self.mean.copy_(mean.reshape(self.mean.shape))
+        return float(variances[-self.basis.shape[0] :].sum() / variances.sum())
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> components (B, z, h, w)."""
+        offset = (self.basis * self.mean).sum((1, 2, 3))
+        return functional.conv2d(images, self.basis, -offset, stride=self.factor)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Components (B, z, h, w) -> images (B, 3, H, W)."""
+        blocks = functional.conv_transpose2d(latents, self.basis, stride=self.factor)
+        return blocks + self.mean.repeat(1, latents.shape[-2], latents.shape[-1])

@@ -1,0 +1,215 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from counterstain.errors import ConfigError, DivergenceError, InputError, MismatchError
+from counterstain.report.page import write_report
+from counterstain.report.results import read_results
+from counterstain.study import run as run_module
+from counterstain.study import stages
+from counterstain.study.config import load_study
+from counterstain.study.plan import arms_of, plan_study
+from counterstain.study.run import run_study
+
+TINY = {
+    "name": "tiny",
+    "preset": "demo",
+    "cohort": {
+        "phantom": {"slides": 6, "regions_per_slide": 1, "size_px": 64},
+        "split": {"train": 2, "val": 2, "test": 2},
+    },
+    "methods": ["spade", "oracle"],
+    "amounts": [0.5, 1.0],
+    "repeats": 1,
+    "recipe": {
+        "size_px": 32,
+        "spade": {
+            "training": {"steps": 2, "batch_size": 2},
+            "generator_width": 4,
+            "discriminator_width": 4,
+            "hidden": 4,
+            "compute_batch": 64,
+        },
+        "segmenter": {
+            "training": {"steps": 2, "batch_size": 2},
+            "encoder": "tu-test_resnet",
+            "inference": {"window_px": 64},
+            "mixing": {"epoch_patches": 8},
+        },
+    },
+}
+
+
+def study_file(folder, **changes):
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(TINY | changes))
+    return file
+
+
+def load(folder, *overrides, **changes):
+    return load_study(study_file(folder, **changes), list(overrides))
+
+
+def cells(folder, *overrides):
+    study = load(folder, *overrides)
+    return plan_study(study, study.resolved_recipe("study"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    run_study(load(folder), folder / "run")
+    return folder
+
+
+def test_the_arms_are_named_as_the_paper_counts_them(tmp_path):
+    study = load(tmp_path, methods=["spade", "diffusion", "inpainting"], amounts=[0.5, 1, 2, 4])
+    names = [arm.name for arm in arms_of(study)]
+    assert len(names) == 14
+    assert names[:4] == ["tumor", "subtype", "spade+50", "spade+100"]
+    assert names[-1] == "inpainting+400"
+
+
+def test_generators_and_sets_are_shared_between_arms_and_repeats(tmp_path):
+    study = load(tmp_path, methods=["diffusion", "inpainting"], amounts=[1, 2], repeats=3)
+    stages_of = pd.Series([cell.stage for cell in plan_study(study, study.resolved_recipe("x"))]).value_counts()
+    assert stages_of.to_dict() == {
+        "segmenter": 18,
+        "evaluation": 18,
+        "synthetic": 2,
+        "cohort": 1,
+        "autoencoder": 1,
+        "diffusion": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("recipe.segmenter.lr=0.5", {"segmenter", "evaluation"}),
+        ("recipe.synthesis.attempts=2", {"synthetic", "segmenter", "evaluation"}),
+        ("recipe.spade.latent=3", {"spade", "synthetic", "segmenter", "evaluation"}),
+        ("repeats=2", set()),
+        ("amounts=[1.0, 4.0]", set()),
+    ],
+)
+def test_a_change_renames_only_what_depends_on_it(tmp_path, override, changed):
+    before, after = cells(tmp_path), cells(tmp_path, override)
+    old = {(cell.stage, cell.name): cell.folder for cell in before}
+    renamed = {
+        cell.stage for cell in after if (cell.stage, cell.name) in old and old[cell.stage, cell.name] != cell.folder
+    }
+    assert renamed == changed
+
+
+def test_arms_of_a_repeat_share_initialisation_and_order_of_data(tmp_path):
+    seeds = {}
+    for cell in cells(tmp_path, "repeats=2"):
+        if cell.stage == "segmenter":
+            seeds.setdefault(cell.repeat, set()).add(cell.settings["seed"])
+    assert [len(found) for found in seeds.values()] == [1, 1]
+    assert seeds[0] != seeds[1]
+
+
+def test_a_study_ends_with_results_and_a_report(finished):
+    results = read_results(finished / "run")
+    rows = results.results
+    assert set(rows["arm"]) == {"tumor", "subtype", "spade+50", "spade+100", "oracle+50", "oracle+100"}
+    assert set(rows["split"]) == {"val", "test"}
+    assert list(rows.columns[:5]) == ["arm", "repeat", "split", "dice", "subtype_variance"]
+    assert rows["dice"].between(0, 1).all()
+    assert results.examples
+    assert set(results.synthetic["method"]) == {"spade", "oracle"}
+    page = write_report(finished / "run").read_text()
+    assert "ceiling, phantom only" in page
+
+
+def test_running_again_runs_nothing_and_changes_nothing(finished, monkeypatch):
+    before = (finished / "run" / "results" / "results.csv").read_bytes()
+    monkeypatch.setattr(run_module, "run_cell", lambda *_: pytest.fail("a finished cell ran again"))
+    run_study(load(finished), finished / "run")
+    assert (finished / "run" / "results" / "results.csv").read_bytes() == before
+
+
+def test_a_training_that_diverges_is_recorded_and_the_rest_goes_on(finished, tmp_path, monkeypatch):
+    real = stages._WORK["segmenter"]
+
+    def diverging(cell, root):
+        if cell.arm == "spade+100":
+            raise DivergenceError("step 1: loss is nan")
+        real(cell, root)
+
+    monkeypatch.setitem(stages._WORK, "segmenter", diverging)
+    run_study(load(tmp_path, "methods=[spade]"), tmp_path / "run")
+    results = read_results(tmp_path / "run")
+    assert "spade+100" not in set(results.results["arm"])
+    assert "spade+50" in set(results.results["arm"])
+    assert [failure.why for failure in results.study.failed] == ["step 1: loss is nan", "an input of it failed"]
+
+
+def test_a_second_process_on_the_same_study_is_refused(finished):
+    with (
+        run_module._locked(finished / "run"),
+        pytest.raises(MismatchError, match="another process is running this study"),
+    ):
+        run_study(load(finished), finished / "run")
+
+
+def test_a_folder_of_another_study_is_refused(finished, tmp_path):
+    with pytest.raises(MismatchError, match="belongs to another run"):
+        run_study(load(tmp_path, name="other"), finished / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"repeat": 2}, r"repeat: unknown key; did you mean repeats\?"),
+        ({"amounts": [-1.0]}, r"amounts.0: Input should be greater than 0 \(got -1.0\)"),
+        ({"methods": ["gan"]}, "methods.0: Input should be 'spade', 'diffusion', 'inpainting' or 'oracle'"),
+        ({"baselines": ["tumor"]}, "subtype must be among them"),
+        ({"cohort": {}}, "give either path .* or phantom"),
+        ({"recipe": {"spade": {"laten": 3}}}, r"study.yaml: recipe: spade.laten: unknown key; did you mean latent\?"),
+    ],
+)
+def test_a_wrong_study_is_met_at_the_door(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, **changes)
+
+
+def test_the_oracle_is_refused_on_real_tissue(tmp_path):
+    with pytest.raises(ConfigError, match="the oracle draws phantoms only"):
+        load(tmp_path, cohort={"path": "somewhere"})
+
+
+def test_a_missing_cohort_is_named(tmp_path):
+    study = load(tmp_path, cohort={"path": "nowhere"}, methods=["spade"])
+    with pytest.raises(InputError, match="nowhere: no such cohort"):
+        run_study(study, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_study_killed_at_any_moment_ends_with_the_same_results(finished, tmp_path):
+    whole = (finished / "run" / "results" / "results.csv").read_bytes()
+    command = [sys.executable, "-m", "counterstain", "study", "run", str(study_file(tmp_path))]
+    command += ["--out", str(tmp_path / "run")]
+    for cells_done in (1, 5):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONWARNINGS": "ignore"})
+        deadline = time.monotonic() + 240
+        while process.poll() is None and _done(tmp_path) < cells_done:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    assert (tmp_path / "run" / "results" / "results.csv").read_bytes() == whole
+
+
+def _done(folder: Path) -> int:
+    return len(list(folder.glob("run/cells/*/cell.json")))

@@ -1,0 +1,166 @@
+import numpy as np
+import pandas as pd
+import pytest
+from drawn_cohort import HER2, draw_cohort
+
+from counterstain.checkpoints import CheckpointHeader
+from counterstain.data.patch_set import SHARD_PATCHES, PatchSet
+from counterstain.data.relabel import RelabelConfig
+from counterstain.data.sampling import SamplingConfig
+from counterstain.errors import InputError, LeakageError, MismatchError, StorageError
+from counterstain.generators.synthesize import SynthesisConfig, synthesize
+from counterstain.taxonomy import BACKGROUND
+
+
+class Painter:
+    """A generator that paints each label in its colour; some of its images come out white at first."""
+
+    method = "spade"
+
+    def __init__(self, white=0.0, stop_after=None):
+        self.white, self.stop_after, self.calls = white, stop_after, 0
+
+    def generate(self, label_masks, seeds, images=None, redraw=None, *, instances=None, slides=None):
+        self.calls += 1
+        if self.stop_after is not None and self.calls > self.stop_after:
+            raise KeyboardInterrupt
+        drawn = HER2.palette[label_masks].copy()
+        for i, seed in enumerate(seeds):
+            rng = np.random.default_rng(seed)
+            drawn[i] = 255 if rng.random() < self.white else drawn[i] // 2 + rng.integers(0, 50)
+        return drawn
+
+
+CONFIG = SynthesisConfig(sampling=SamplingConfig(background_share=0.2))
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return draw_cohort(tmp_path_factory.mktemp("cohort") / "c")
+
+
+def draw(cohort, out, *, generator=None, config=CONFIG, count=100, **changes):
+    settings = {"count": count, "size_px": 32, "seed": 0} | changes
+    return synthesize(generator or Painter(), cohort, out, config, **settings)
+
+
+def images(found):
+    return np.stack([found[i].image for i in range(len(found))])
+
+
+def test_every_patch_knows_where_it_comes_from(cohort, tmp_path):
+    found = draw(cohort, tmp_path)
+    row = found.patches.iloc[7]
+    patch = found[7]
+    assert patch.source.region == row["region"]
+    assert patch.source.patient in cohort.patients("train")
+    assert set(found.patches["patient"]) <= set(found.header.patients_seen)
+    table = found.instances[found.instances["index"] == 7]
+    assert dict(zip(table["instance"], table["subtype"], strict=True)) == patch.subtypes
+    assert table["area_px"].sum() == (patch.label_mask != BACKGROUND).sum()
+
+
+def test_the_mask_of_a_patch_is_the_one_it_was_drawn_for(cohort, tmp_path):
+    found = draw(cohort, tmp_path)
+    for i in range(10):
+        brightness = found[i].image.astype(int) - (HER2.palette[found[i].label_mask] // 2)
+        assert len(np.unique(brightness)) == 1  # nothing but the seed's offset
+
+
+def test_a_set_that_was_interrupted_ends_like_one_that_was_not(cohort, tmp_path):
+    whole = draw(cohort, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        draw(cohort, tmp_path / "stopped", generator=Painter(stop_after=1))
+    with pytest.raises(InputError, match="is not finished; give the same command again"):
+        PatchSet.open(tmp_path / "stopped")
+    resumed = Painter()
+    again = draw(cohort, tmp_path / "stopped", generator=resumed)
+    assert resumed.calls == 1  # the first shard was kept
+    assert np.array_equal(images(whole), images(again))
+
+
+def test_a_larger_set_begins_with_the_smaller_one(cohort, tmp_path):
+    small = images(draw(cohort, tmp_path, count=70))
+    large = draw(cohort, tmp_path, count=2 * SHARD_PATCHES + 1)
+    assert np.array_equal(images(large)[:70], small)
+    assert len(large.patches) == 2 * SHARD_PATCHES + 1
+
+
+def test_shards_drawn_by_different_processes_make_the_same_set(cohort, tmp_path):
+    whole = draw(cohort, tmp_path / "whole")
+    for shard in (1, 0):
+        assert draw(cohort, tmp_path / "parts", shards=[shard]) is None
+    joined = Painter()
+    found = draw(cohort, tmp_path / "parts", generator=joined)
+    assert joined.calls == 0
+    assert np.array_equal(images(whole), images(found))
+
+
+def test_a_set_of_2000_instances_is_balanced(cohort, tmp_path):
+    found = draw(cohort, tmp_path, count=1000, size_px=64)
+    balance = found.balance()
+    assert balance["instances"].sum() > 2000
+    assert (balance["instances"] / balance["instances"].sum() - 0.2).abs().max() < 0.02
+    assert balance["area_px"].sum() == balance["area_px_before"].sum()
+
+
+def test_a_damaged_shard_is_noticed_and_made_again(cohort, tmp_path):
+    before = images(draw(cohort, tmp_path))
+    file = tmp_path / "shards" / "00001" / "patches.parquet"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(StorageError, match="missing or damaged; give the command that made the set again"):
+        PatchSet.open(tmp_path)[SHARD_PATCHES]
+    assert np.array_equal(images(draw(cohort, tmp_path)), before)
+
+
+def test_near_white_images_are_drawn_again_and_counted(cohort, tmp_path):
+    config = CONFIG.model_copy(update={"reject": "near_white", "attempts": 20})
+    found = draw(cohort, tmp_path, generator=Painter(white=0.5), config=config)
+    tissue = np.array([len(found[i].subtypes) > 0 for i in range(len(found))])
+    assert images(found)[tissue].mean((1, 2, 3)).max() < 255
+    assert found.patches["attempts"].max() > 1
+    assert (found.patches["attempts"][~tissue] == 1).all()  # a white background may be white
+
+
+def test_kept_subtypes_are_not_redrawn(cohort, tmp_path):
+    config = CONFIG.model_copy(update={"relabel": RelabelConfig(keep=("LCIS/DCIS",))})
+    table = draw(cohort, tmp_path, config=config).instances
+    assert ((table["subtype"] == 5) == (table["subtype_before"] == 5)).all()
+
+
+def test_a_generator_that_saw_a_test_patient_is_refused(cohort, tmp_path):
+    with pytest.raises(LeakageError, match="has seen p4 of the test part"):
+        draw(cohort, tmp_path, header=header(patients_seen=("p0", "p4")))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size_px": 64}, "draws 64 px, 32 px were asked for"),
+        ({"mpp": 1.0}, r"trained at 1.0 um/px, this cohort is at 0.5"),
+        ({"taxonomy": HER2.merged("stained")}, "was trained on the subtypes non-stained"),
+    ],
+)
+def test_a_generator_that_does_not_fit_is_refused(cohort, tmp_path, changes, message):
+    with pytest.raises(MismatchError, match=message):
+        draw(cohort, tmp_path, header=header(**changes))
+
+
+def test_a_folder_of_another_set_is_left_alone(cohort, tmp_path):
+    before = images(draw(cohort, tmp_path))
+    with pytest.raises(MismatchError, match=r"belongs to another run .*seed was 0, now 1"):
+        draw(cohort, tmp_path, seed=1)
+    assert np.array_equal(images(PatchSet.open(tmp_path)), before)
+
+
+def test_tables_hold_the_old_and_the_new_label_of_every_instance(cohort, tmp_path):
+    table = draw(cohort, tmp_path).instances
+    assert isinstance(table, pd.DataFrame)
+    assert set(table["subtype_before"]) <= set(range(1, 6))
+    assert (table["subtype"] != table["subtype_before"]).mean() > 0.5
+
+
+def header(**changes):
+    settings = {"kind": "spade", "taxonomy": HER2, "size_px": 32, "mpp": 0.5, "config": {}, "seed": 0}
+    return CheckpointHeader(**settings | {"patients_seen": ("p0",), "cohort": "c"} | changes)
