@@ -161,7 +161,7 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise StorageError(f"{folder}: the disk is full; free some space and give the same command again") from error
+            raise StorageError(f"{folder}: the disk is full; free some space, then the same command goes on") from error
         raise StorageError(f"{folder}: cannot be made ({error.strerror}); give another output folder") from error
 
 

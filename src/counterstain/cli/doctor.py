@@ -72,6 +72,8 @@ def _weights() -> list[tuple[str, str, str]]:
     ):
         found = sorted(cache.glob(pattern))
         where = found[0].name if found else "not in the cache"
-        meaning = f"for the {used}" if found else f"for the {used}: fetched on first use; without a network --set {remedy}"
+        meaning = (
+            f"for the {used}" if found else f"for the {used}: fetched on first use; without a network --set {remedy}"
+        )
         rows.append((network, where, meaning))
     return rows

@@ -94,11 +94,14 @@ def _print_results(results: Path) -> None:
     rows = pd.read_csv(results / "results.csv")
     recalls = [c for c in rows.columns if c.startswith("recall_") and c != "recall_background"]
     columns = ["dice", "subtype_variance", *recalls]
-    table = Table(title="test, mean over repeats", title_justify="left")
-    for name in ("arm", "repeats", *columns):
-        table.add_column(name.replace("_", " "), justify="left" if name == "arm" else "right")
+    table = Table(title="test, mean over repeats; on the right the recall of each subtype", title_justify="left")
+    for name in ("arm", "n", "Dice", "variance", *(c.removeprefix("recall_") for c in recalls)):
+        table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
     tested = rows[rows["split"] == "test"]
     for arm, group in tested.groupby("arm", sort=False):
         means = group[columns].mean()
-        table.add_row(str(arm), str(len(group)), *(f"{means[c]:.4f}" for c in columns))
-    Console().print(table)
+        table.add_row(
+            str(arm), str(len(group)), *(f"{means[c]:.{4 if c == 'subtype_variance' else 3}f}" for c in columns)
+        )
+    console = Console()
+    console.print(table) if console.is_terminal else Console(width=120).print(table)
