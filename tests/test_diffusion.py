@@ -152,7 +152,7 @@ def test_the_linear_autoencoder_keeps_images_of_few_components(tmp_path):
 
 
 def test_more_components_than_pixels_are_refused():
-    with pytest.raises(ValueError, match="at most 12 with kind linear and factor 2"):
+    with pytest.raises(ValueError, match="blocks of 2 x 2 have 12 values"):
         AutoencoderConfig(training=ONE, kind="linear", factor=2, latent_channels=13)
 
 
