@@ -82,8 +82,8 @@ class DiffusionConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.noise.zero_terminal_snr and self.noise.prediction != "v_prediction":
-            raise ValueError("noise.zero_terminal_snr needs noise.prediction: v_prediction")
+        if self.noise.zero_terminal_snr and self.noise.prediction == "epsilon":
+            raise ValueError("noise.zero_terminal_snr needs noise.prediction: v_prediction or sample")
         if self.sampler.guidance != 1.0 and not self.condition_dropout:
             raise ValueError("sampler.guidance other than 1 needs condition_dropout above 0")
         return self
@@ -106,7 +106,7 @@ def build_denoiser(config: DiffusionConfig, latent_channels: int, num_labels: in
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in with_attention),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(with_attention)),
         attention_head_dim=max(1, widths[-1] // config.heads),
-        norm_num_groups=min(32, config.channels),
+        norm_num_groups=math.gcd(32, config.channels),
     )
 
 
@@ -176,10 +176,12 @@ class Diffusion(LightningModule):
         timesteps, noise, keep = self._draws(batch, latents)
         noisy = self._noising.add_noise(latents, noise, timesteps)
         prediction = self.predict(noisy, timesteps, self.condition(batch["labels"]) * keep)
-        if self.config.noise.prediction == "v_prediction":
-            target = self._noising.get_velocity(latents, noise, timesteps)
-        else:
-            target = noise
+        targets = {
+            "epsilon": lambda: noise,
+            "v_prediction": lambda: self._noising.get_velocity(latents, noise, timesteps),
+            "sample": lambda: latents,
+        }
+        target = targets[self.config.noise.prediction]()
         return self._distance(prediction, target, timesteps)
 
     def configure_optimizers(self) -> Any:
@@ -212,8 +214,9 @@ class Diffusion(LightningModule):
         if self.config.loss == "min-snr":
             alphas = self._noising.alphas_cumprod.to(timesteps.device)[timesteps]
             snr = alphas / (1 - alphas)
-            per_target = snr + 1 if self.config.noise.prediction == "v_prediction" else snr
-            squared = squared * snr.clamp(max=MIN_SNR_GAMMA) / per_target.clamp(min=1e-8)
+            per_target = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+            weight = snr.clamp(max=MIN_SNR_GAMMA) / per_target[self.config.noise.prediction].clamp(min=1e-8)
+            squared = squared * weight
         return squared.mean()
 
 

@@ -31,10 +31,10 @@ class NoiseConfig(Config):
     """Variance added in the last step."""
     schedule: Literal["scaled_linear", "linear", "squaredcos_cap_v2"] = "scaled_linear"
     """How the variances grow; ``scaled_linear`` is linear in their square roots (Rombach et al. 2022)."""
-    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
-    """What the network predicts: the noise, or the velocity (Salimans & Ho 2022)."""
+    prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    """What the network predicts: the noise, the velocity, or the clean latents (Salimans & Ho 2022)."""
     zero_terminal_snr: bool = False
-    """Whether the last step is pure noise (Lin et al. 2024); needs ``v_prediction``."""
+    """Whether the last step is pure noise (Lin et al. 2024); not with ``epsilon``."""
 
     def scheduler_settings(self) -> dict[str, Any]:
         """Return the arguments that all of diffusers' schedulers share."""
