@@ -137,6 +137,11 @@ def fit(
     module.eval()
 
 
+def fused_optimizers(config: TrainingConfig) -> bool:
+    """Whether Adam may update all weights in one call; Lightning cannot clip its gradients in mixed precision."""
+    return config.gradient_clip is None or _precision(config) == "32-true"
+
+
 def forget_progress(folder: Path) -> None:
     """Delete the state of a training whose result is saved."""
     (folder / PROGRESS_FILE).unlink(missing_ok=True)
@@ -250,10 +255,11 @@ def _warmed_average(decay: float) -> Callable[[Any, Any, Any], None]:
     def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
         n = int(num_averaged)
         weight = 1.0 - min(decay, (1 + n) / (10 + n))
-        for mean, value in zip(averaged, current, strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value.to(mean.dtype), weight)
-            else:
+        pairs = list(zip(averaged, current, strict=True))
+        continuous = [(mean, value.to(mean.dtype)) for mean, value in pairs if mean.is_floating_point()]
+        torch._foreach_lerp_([mean for mean, _ in continuous], [value for _, value in continuous], weight)
+        for mean, value in pairs:
+            if not mean.is_floating_point():
                 mean.copy_(value)
 
     return average

@@ -24,7 +24,7 @@ from counterstain.generators.networks.discriminators import PatchDiscriminator, 
 from counterstain.generators.networks.linear_autoencoder import LinearAutoencoder
 from counterstain.generators.perceptual import lpips_distance
 from counterstain.seeding import torch_generator
-from counterstain.training import TrainingConfig
+from counterstain.training import TrainingConfig, fused_optimizers
 
 
 class AutoencoderConfig(Config):
@@ -192,7 +192,10 @@ class Autoencoder(LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam for the autoencoder and, with a GAN, for the discriminator."""
         parts = [self.network] if self.discriminator is None else [self.network, self.discriminator]
-        return [torch.optim.Adam(part.parameters(), self.config.scaled_lr, self.config.betas) for part in parts]
+        fused = fused_optimizers(self.config.training)
+        return [
+            torch.optim.Adam(part.parameters(), self.config.scaled_lr, self.config.betas, fused=fused) for part in parts
+        ]
 
     def _set_rates(self, optimizers: Any, step: int) -> None:
         falling = 0.5 * (1 + math.cos(math.pi * step / self.config.training.steps))

@@ -28,7 +28,7 @@ from counterstain.generators.inpainting import InpaintingConfig, blend_known, co
 from counterstain.generators.interface import Method, evaluation_device, fixed_batches, on_device
 from counterstain.generators.samplers import NoiseConfig, SamplerConfig, build_scheduler, fresh_noise, sample
 from counterstain.seeding import torch_generator
-from counterstain.training import TrainingConfig
+from counterstain.training import TrainingConfig, fused_optimizers
 
 MIN_SNR_GAMMA = 5.0  # Hang et al. 2023
 
@@ -187,7 +187,12 @@ class Diffusion(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW (Adam without decay), warm-up, then constant or cosine."""
         config = self.config
-        optimizer = torch.optim.AdamW(self.unet.parameters(), config.scaled_lr, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.unet.parameters(),
+            config.scaled_lr,
+            weight_decay=config.weight_decay,
+            fused=fused_optimizers(config.training),
+        )
 
         def rate(step: int) -> float:
             rising = min(1.0, (step + 1) / (config.warmup_steps + 1))

@@ -27,7 +27,7 @@ from counterstain.generators.networks.image_encoder import ImageEncoder
 from counterstain.generators.networks.spade import UPSAMPLINGS, SpadeGeneratorNetwork
 from counterstain.generators.perceptual import VggDistance
 from counterstain.seeding import torch_generator
-from counterstain.training import TrainingConfig
+from counterstain.training import TrainingConfig, fused_optimizers
 
 
 class SpadeConfig(Config):
@@ -158,9 +158,10 @@ class Spade(LightningModule):
         """Adam for generator and encoder, and for the discriminator, each at its own rate."""
         config = self.config
         drawing = [*self.generator.parameters(), *(self.encoder.parameters() if self.encoder else ())]
+        fused = fused_optimizers(config.training)
         return (
-            torch.optim.Adam(drawing, config.lr_generator, config.betas),
-            torch.optim.Adam(self.discriminator.parameters(), config.lr_discriminator, config.betas),
+            torch.optim.Adam(drawing, config.lr_generator, config.betas, fused=fused),
+            torch.optim.Adam(self.discriminator.parameters(), config.lr_discriminator, config.betas, fused=fused),
         )
 
     def _codes(self, real: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:

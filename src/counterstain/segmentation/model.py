@@ -25,7 +25,7 @@ from counterstain.seeding import derive
 from counterstain.segmentation.inference import InferenceConfig
 from counterstain.segmentation.mixing import MixingConfig
 from counterstain.taxonomy import BACKGROUND, IGNORE
-from counterstain.training import TrainingConfig
+from counterstain.training import TrainingConfig, fused_optimizers
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_SD = (0.229, 0.224, 0.225)
@@ -131,7 +131,13 @@ class Segmenter(LightningModule):
         """Adam or AdamW, with the learning rate's schedule."""
         config = self.config
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-        optimizer = kind(self.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        optimizer = kind(
+            self.parameters(),
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=fused_optimizers(config.training),
+        )
         if config.lr_schedule == "constant":
             return optimizer
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._cosine)
