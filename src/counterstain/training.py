@@ -257,7 +257,8 @@ def _warmed_average(decay: float) -> Callable[[Any, Any, Any], None]:
         weight = 1.0 - min(decay, (1 + n) / (10 + n))
         pairs = list(zip(averaged, current, strict=True))
         continuous = [(mean, value.to(mean.dtype)) for mean, value in pairs if mean.is_floating_point()]
-        torch._foreach_lerp_([mean for mean, _ in continuous], [value for _, value in continuous], weight)
+        if continuous:
+            torch._foreach_lerp_([mean for mean, _ in continuous], [value for _, value in continuous], weight)
         for mean, value in pairs:
             if not mean.is_floating_point():
                 mean.copy_(value)
