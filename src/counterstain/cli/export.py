@@ -1,4 +1,4 @@
-"""The command that hands cohorts and synthetic sets on: export."""
+"""The command that hands cohorts, synthetic sets and trained weights on: export."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    source: Annotated[Path, typer.Argument(metavar="COHORT_OR_SET", help="Folder of a cohort or of a synthetic set.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A cohort, a synthetic set or the checkpoint of a generator.")
+    ],
     *,
     file_format: Annotated[
         str,
@@ -22,7 +24,8 @@ def export(
             "--format",
             metavar="FORMAT",
             help="png: images, label images and a table; nnunet: a raw dataset of nnU-Net v2; "
-            "hf: an image folder of Hugging Face's datasets.",
+            "hf: an image folder of Hugging Face's datasets; weights: a generator's checkpoint as NVlabs/SPADE or "
+            "CompVis/latent-diffusion publish theirs.",
         ),
     ],
     out: Annotated[
@@ -33,7 +36,10 @@ def export(
         list[str] | None, typer.Option(help="train, val or test; may be given twice.", show_default="everything")
     ] = None,
 ) -> None:
-    """Export a cohort or a synthetic set for other tools; the same command goes on if interrupted."""
+    """Export a cohort, a synthetic set or weights for other tools; the same command goes on if interrupted."""
+    if file_format == "weights":
+        _export_weights(source, out, labels, split)
+        return
     from counterstain.config import build
     from counterstain.data.export import ExportConfig
     from counterstain.data.export import export as write
@@ -43,6 +49,16 @@ def export(
     count = write(source, out, build(ExportConfig, settings, f"export of {source}"), progress=bar)
     typer.echo(f"{out}: {count:,} images")
     typer.echo(_NEXT[file_format].format(out=out))
+
+
+def _export_weights(source: Path, out: Path, labels: str, split: list[str] | None) -> None:
+    from counterstain.errors import ConfigError
+    from counterstain.generators.published.exports import export_weights
+
+    if labels != "subtypes" or split:
+        raise ConfigError("--format weights: --labels and --split are for images")
+    for file in export_weights(source, out):
+        typer.echo(f"{file}")
 
 
 _NEXT = {

@@ -42,7 +42,9 @@ class AutoencoderConfig(Config):
     factor: Literal[2, 4, 8] = 4
     """How many times smaller latents are than the image, along each edge."""
     channels: Annotated[int, Field(ge=8)] = 128
-    """Features at full size; they double at every halving."""
+    """Features at full size."""
+    multipliers: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+    """Features at each size, as multiples of ``channels``; None = they double at every halving."""
     blocks: Annotated[int, Field(ge=1)] = 2
     """Residual blocks at each size."""
     attention: bool = True
@@ -82,6 +84,18 @@ class AutoencoderConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _a_width_for_every_size(self) -> Self:
+        if self.multipliers is not None and len(self.multipliers) != self.factor.bit_length():
+            raise ValueError(f"multipliers: factor {self.factor} needs {self.factor.bit_length()} of them")
+        return self
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Features at each size, the full one first."""
+        multipliers = self.multipliers or [2**i for i in range(self.factor.bit_length())]
+        return tuple(self.channels * m for m in multipliers)
+
     @property
     def scaled_lr(self) -> float:
         """The rate that the optimisers get."""
@@ -92,11 +106,11 @@ def build_network(config: AutoencoderConfig) -> nn.Module:
     """Build diffusers' ``VQModel`` or ``AutoencoderKL``, or the linear autoencoder."""
     if config.kind == "linear":
         return LinearAutoencoder(config.factor, config.latent_channels)
-    levels = config.factor.bit_length()
+    levels = len(config.widths)
     settings = {
         "down_block_types": ("DownEncoderBlock2D",) * levels,
         "up_block_types": ("UpDecoderBlock2D",) * levels,
-        "block_out_channels": tuple(config.channels * 2**i for i in range(levels)),
+        "block_out_channels": config.widths,
         "layers_per_block": config.blocks,
         "latent_channels": config.latent_channels,
         "norm_num_groups": min(32, config.channels),

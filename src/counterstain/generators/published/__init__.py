@@ -1,0 +1,1 @@
+"""Weights in the layouts that other projects publish, to and from our networks."""

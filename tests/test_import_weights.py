@@ -1,0 +1,185 @@
+import sys
+
+import numpy as np
+import published_layouts as published
+import pytest
+import torch
+from drawn_cohort import HER2
+
+from counterstain.checkpoints import load_checkpoint, read_header
+from counterstain.cli import main
+from counterstain.generators.diffusion import DiffusionGenerator
+from counterstain.generators.spade import SpadeGenerator
+
+STAGE = {"ch": 32, "ch_mult": (1, 2), "z": 3, "n_embed": 20, "blocks": 1}
+COMMON = ("--taxonomy", "her2", "--mpp", 0.5, "--size", 32, "--patients-seen", "none")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command line and return its exit status, output and errors."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["counterstain", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        printed = capsys.readouterr()
+        return stopped.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+def saved(path, state):
+    torch.save(state, path)
+    return path
+
+
+@pytest.fixture
+def spade_files(tmp_path):
+    layouts = {
+        "latest_net_G.pth": published.spade_generator(7, 32, 4, 6, 8),
+        "latest_net_E.pth": published.spade_encoder(4, 6, layers=3),  # at 32 px it halves three times only
+        "latest_net_D.pth": published.spade_discriminator(7, 4),
+    }
+    return [saved(tmp_path / name, published.drawn(layout)) for name, layout in layouts.items()]
+
+
+@pytest.fixture
+def ldm_file(tmp_path):
+    denoiser = published.drawn(published.unet(32, (1, 2), 9, 3, blocks=1))
+    averaged = {f"model_ema.diffusion_model{name.replace('.', '')}": t + 1 for name, t in denoiser.items()}
+    stage = published.drawn(published.first_stage(**STAGE))
+    state = {f"model.diffusion_model.{name}": t for name, t in denoiser.items()} | averaged
+    state |= {f"first_stage_model.{name}": t for name, t in stage.items()}
+    state |= {"scale_factor": torch.tensor(0.5), "betas": torch.zeros(1000), "model_ema.decay": torch.tensor(0.99)}
+    return saved(tmp_path / "model.ckpt", {"state_dict": state, "epoch": 3})
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_spade_comes_in_draws_and_goes_out_as_it_came(run, spade_files, tmp_path):
+    status, printed, _ = run("import", "weights", *spade_files, "--kind", "spade", "--out", tmp_path / "c", *COMMON)
+    assert status == 0
+    assert "it counts as trained on no patient of yours" in printed
+    generator, header = SpadeGenerator.load(tmp_path / "c")
+    assert (header.taxonomy, header.mpp, header.patients_seen) == (HER2, 0.5, ())
+    generator.model.config = generator.model.config.model_copy(update={"compute_batch": 1})
+    assert generator.generate(np.ones((1, 32, 32), np.uint8), [0]).shape == (1, 32, 32, 3)
+
+    assert run("export", tmp_path / "c", "--format", "weights", "--out", tmp_path / "back")[0] == 0
+    for path in spade_files:
+        back = torch.load(tmp_path / "back" / path.name, weights_only=True)
+        assert equal(back, torch.load(path, weights_only=True))
+
+
+def test_a_generator_alone_is_enough_to_draw_and_the_patients_it_saw_are_on_record(run, spade_files, tmp_path):
+    (tmp_path / "patients.txt").write_text("p0\n\n p1 \n")
+    words = ("--kind", "spade", "--out", tmp_path / "c", *COMMON[:-1], tmp_path / "patients.txt")
+    assert run("import", "weights", spade_files[0], *words)[0] == 0
+    generator, header = SpadeGenerator.load(tmp_path / "c")
+    assert generator.model.encoder is None
+    assert header.notes["parts"] == ["generator"]
+    assert header.patients_seen == ("p0", "p1")
+
+
+def test_latent_diffusion_comes_in_draws_and_goes_out_as_it_came(run, ldm_file, tmp_path):
+    draw_with = ("--set", "diffusion.sampler.steps=2", "--set", "diffusion.sampler.compute_batch=1")
+    words = ("--kind", "diffusion", "--out", tmp_path / "c", *COMMON, *draw_with)
+    assert run("import", "weights", ldm_file, *words)[0] == 0
+    generator, header = DiffusionGenerator.load(tmp_path / "c")
+    assert header.config["multipliers"] == [1, 2]
+    assert generator.model.latent_sd.tolist() == [2.0, 2.0, 2.0]
+    assert generator.generate(np.ones((1, 32, 32), np.uint8), [0]).shape == (1, 32, 32, 3)
+
+    assert run("export", tmp_path / "c", "--format", "weights", "--out", tmp_path / "back")[0] == 0
+    given = torch.load(ldm_file, weights_only=True)["state_dict"]
+    back = torch.load(tmp_path / "back" / "model.ckpt", weights_only=True)["state_dict"]
+    kept = {name: t for name, t in given.items() if not name.startswith(("model_ema.", "betas"))}
+    assert equal(back, kept)
+
+
+def test_the_moving_average_is_taken_where_it_is_asked_for(run, ldm_file, tmp_path):
+    assert run("import", "weights", ldm_file, "--kind", "diffusion", "--out", tmp_path / "raw", *COMMON)[0] == 0
+    words = ("--kind", "diffusion", "--averaged", "--out", tmp_path / "averaged", *COMMON)
+    assert run("import", "weights", ldm_file, *words)[0] == 0
+    raw, averaged = (load_checkpoint(tmp_path / name, "diffusion")[1] for name in ("raw", "averaged"))
+    assert torch.equal(averaged["unet.conv_in.bias"], raw["unet.conv_in.bias"] + 1)
+
+
+def test_the_first_stage_of_a_diffusion_can_be_had_alone(run, ldm_file, tmp_path):
+    assert run("import", "weights", ldm_file, "--kind", "autoencoder", "--out", tmp_path / "a", *COMMON)[0] == 0
+    assert read_header(tmp_path / "a").config["codebook_size"] == 20
+    bare = torch.load(ldm_file, weights_only=True)["state_dict"]
+    denoiser = {name: t for name, t in bare.items() if not name.startswith("first_stage_model.")}
+    alone = saved(tmp_path / "unet.ckpt", denoiser)
+    words = ("import", "weights", alone, "--kind", "diffusion", "--out", tmp_path / "d", *COMMON)
+    status, _, errors = run(*words)
+    assert (status, "give one with --autoencoder CHECKPOINT" in errors) == (2, True)
+    assert run(*words, "--autoencoder", tmp_path / "a")[0] == 0
+    whole = load_checkpoint(tmp_path / "d", "diffusion")[1]
+    first_stage = load_checkpoint(tmp_path / "a", "autoencoder")[1]
+    assert equal({n.removeprefix("first_stage."): t for n, t in whole.items() if "first_stage." in n}, first_stage)
+
+
+class Code:
+    """Something that runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return (print, ("ran",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": Code()}, r"holds more than plain tensors \(\w*\.?print\), which could run code"),
+        ({"a": [1]}, r"expected a state dict \(names -> tensors\), found list at 'a'"),
+        ({"a": torch.zeros(1)}, "is not a network of NVlabs/SPADE"),
+        ([1], "found list"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line(run, tmp_path, capsys, content, message):
+    path = saved(tmp_path / "x.pth", content)
+    status, printed, errors = run("import", "weights", path, "--kind", "spade", "--out", tmp_path / "c", *COMMON)
+    assert status == 2
+    assert errors.count("\n") == 1
+    assert "ran" not in printed
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(errors)
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--size": 64}, "draws images of 32 px, not 64; give --size 32"),
+        ({"--kind": "gan"}, "--kind gan: expected one of spade, autoencoder, diffusion"),
+        ({"--kind": "diffusion"}, "3 files: expected one"),
+        ({"--patients-seen": "nobody.txt"}, "expected none or a text file, a patient a line"),
+        ({"--taxonomy": "tumour.yaml"}, "was trained on 7 label channels; taxonomy two has 2 labels"),
+    ],
+)
+def test_what_does_not_fit_is_named(run, spade_files, tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tumour.yaml").write_text("name: two\nsubtypes: [{id: 1, name: a, colour: '#000000'}]\n")
+    options = dict(zip(COMMON[::2], COMMON[1::2], strict=True)) | {"--kind": "spade", "--out": "c"} | changes
+    status, _, errors = run("import", "weights", *spade_files, *(word for pair in options.items() for word in pair))
+    assert status == 2
+    assert message in errors
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_damaged_or_missing_file_is_named(run, spade_files, tmp_path):
+    spade_files[1].write_bytes(spade_files[1].read_bytes()[:1000])
+    status, _, errors = run("import", "weights", *spade_files, "--kind", "spade", "--out", tmp_path / "c", *COMMON)
+    assert (status, "latest_net_E.pth: not a file of weights, or damaged" in errors) == (2, True)
+    missing = tmp_path / "missing.pth"
+    status, _, errors = run("import", "weights", missing, "--kind", "spade", "--out", tmp_path / "c", *COMMON)
+    assert (status, f"{missing}: no such weights file" in errors) == (2, True)
+
+
+def test_two_networks_of_one_kind_are_refused(run, spade_files, tmp_path):
+    twice = (spade_files[0], spade_files[0])
+    status, _, errors = run("import", "weights", *twice, "--kind", "spade", "--out", tmp_path / "c", *COMMON)
+    assert (status, "give one of them" in errors) == (2, True)

@@ -1,0 +1,163 @@
+import math
+
+import published_layouts as published
+import pytest
+import torch
+
+from counterstain.errors import MismatchError
+from counterstain.generators.autoencoder import Autoencoder, AutoencoderConfig
+from counterstain.generators.diffusion import DiffusionConfig, build_denoiser
+from counterstain.generators.published import first_stage, unet
+from counterstain.generators.published.renaming import to_ours, to_published
+from counterstain.training import TrainingConfig
+
+ONE = TrainingConfig(steps=1, batch_size=2)
+STAGES = {  # name: layout arguments, ours beside what is read off the tensors
+    "vq-f4": dict(ch=128, ch_mult=(1, 2, 4), z=3, n_embed=8192, ndf=64),
+    "authors' vq-f4": dict(ch=32, ch_mult=(1, 2, 4), z=3, n_embed=8192, attention=False),
+    "kl-f8": dict(ch=128, ch_mult=(1, 2, 4, 4), z=4, ndf=64),
+}
+DENOISERS = {
+    "authors', 32": dict(channels=32, mult=(1, 4, 8), into=9, out=3),
+    "authors', 64": dict(channels=64, mult=(1, 4, 8), into=9, out=3),
+    "with attention": dict(channels=32, mult=(1, 2, 4), into=9, out=3, lowest_with_attention=2),
+}
+
+
+def numel(layout, prefix=""):
+    return sum(math.prod(shape) for name, shape in layout.items() if name.startswith(prefix))
+
+
+def meta(layout):
+    return {name: torch.empty(shape, device="meta") for name, shape in layout.items()}
+
+
+def shapes(state):
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def built(layout, device):
+    """Our first stage for a layout, and its rules."""
+    found = first_stage.settings(meta(layout), "f")
+    judged = first_stage.has_discriminator(layout)
+    config = AutoencoderConfig(training=ONE, lpips_weight=0, adversarial_weight=float(judged), **found)
+    with torch.device(device):
+        model = Autoencoder(config, 32).eval()
+    return model, first_stage.rules(model.state_dict(), len(config.widths), config.blocks)
+
+
+def built_denoiser(layout, device, heads=8):
+    found = unet.settings(meta(layout), "f")
+    into, out = found.pop("in_channels"), found.pop("out_channels")
+    config = DiffusionConfig(training=ONE, heads=heads, **found)
+    with torch.device(device):
+        network = build_denoiser(config, out, into - out).eval()
+    head_width = config.channels * config.multipliers[-1] // heads
+    ours = network.state_dict()
+    return network, unet.rules(ours, scales=len(config.multipliers), blocks=config.blocks, head_width=head_width)
+
+
+@pytest.mark.parametrize("arguments", STAGES.values(), ids=STAGES)
+def test_names_and_shapes_of_published_first_stages_go_there_and_back(arguments):
+    layout = published.first_stage(**arguments)
+    model, rules = built(layout, "meta")
+    ours = model.state_dict()
+    model.load_state_dict(to_ours(rules, meta(layout), ours, "f"), assign=True)
+    assert shapes(to_published(rules, model.state_dict(), "f")) == layout
+
+
+def test_the_first_stage_of_the_authors_has_its_numbers_of_parameters():
+    layout = published.first_stage(**STAGES["authors' vq-f4"])
+    assert (numel(layout, "encoder."), numel(layout, "decoder.")) == (1_337_059, 2_002_243)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(ch=32, ch_mult=(1, 2, 4), z=3, n_embed=50, attention=False),
+        dict(ch=32, ch_mult=(1, 2), z=3, n_embed=50, blocks=1, ndf=4),
+        dict(ch=32, ch_mult=(1, 2, 2, 2), z=4, blocks=1),
+    ],
+    ids=["vq without attention", "vq", "kl"],
+)
+def test_first_stages_of_published_weights_give_what_the_formula_gives(arguments):
+    state = published.drawn(published.first_stage(**arguments))
+    model, rules = built({name: t.shape for name, t in state.items()}, "cpu")
+    model.load_state_dict(to_ours(rules, state, model.state_dict(), "f"))
+    back = to_published(rules, model.state_dict(), "f")
+    assert all(torch.equal(back[name], state[name]) for name in state)
+
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    sizes = {"scales": len(arguments["ch_mult"]), "blocks": arguments.get("blocks", 2)}
+    with torch.no_grad():
+        latents = published.run_encoder(state, images, **sizes)[:, : arguments["z"]]
+        assert torch.allclose(model.encode(images), latents, atol=1e-4)
+        assert torch.allclose(model.decode(latents), published.run_decoder(state, latents, **sizes), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder.down.1.attn.0.norm.weight": (64,)}, "has attention outside the middle block"),
+        ({"encoder.conv_in.weight": None}, r"f: has no encoder\.conv_in\.weight; it is not of the published layout"),
+        ({"post_quant_conv.weight": (3, 5, 1, 1)}, "3 latent channels but codes of 5"),
+    ],
+)
+def test_a_first_stage_that_is_not_ours_is_refused(change, message):
+    layout = published.first_stage(32, (1, 2, 4), 3, n_embed=9) | change
+    with pytest.raises(MismatchError, match=message):
+        first_stage.settings(meta({name: shape for name, shape in layout.items() if shape is not None}), "f")
+
+
+@pytest.mark.parametrize("arguments", DENOISERS.values(), ids=DENOISERS)
+def test_names_and_shapes_of_published_denoisers_go_there_and_back(arguments):
+    layout = published.unet(**arguments)
+    network, rules = built_denoiser(layout, "meta")
+    ours = network.state_dict()
+    network.load_state_dict(to_ours(rules, meta(layout), ours, "f"), assign=True)
+    assert shapes(to_published(rules, network.state_dict(), "f")) == layout
+
+
+def test_the_denoisers_of_the_authors_have_their_numbers_of_parameters():
+    assert numel(published.unet(**DENOISERS["authors', 32"])) == 13_472_835
+    assert numel(published.unet(**DENOISERS["authors', 64"])) == 53_835_907
+
+
+@pytest.mark.parametrize("lowest", [0, 2])
+def test_denoisers_of_published_weights_give_what_the_formula_gives(lowest):
+    mult, blocks = (1, 2, 2), 1
+    layout = published.unet(32, mult, 9, 3, blocks=blocks, lowest_with_attention=lowest)
+    state = published.drawn(layout)
+    network, rules = built_denoiser(layout, "cpu", heads=4)
+    network.load_state_dict(to_ours(rules, state, network.state_dict(), "f"))
+    back = to_published(rules, network.state_dict(), "f")
+    assert all(torch.equal(back[name], state[name]) for name in state)
+
+    x, times = torch.randn(2, 9, 16, 16, generator=torch.Generator().manual_seed(3)), torch.tensor([3, 941])
+    with torch.no_grad():
+        expected = published.run_unet(state, x, times, channels=32, mult=mult, head_width=16, blocks=blocks)
+        assert torch.allclose(network(x, times).sample, expected, atol=1e-4)
+
+
+def test_the_moving_average_is_found_under_its_names_without_dots():
+    average = torch.ones(2)
+    state = {"model_ema.diffusion_modelout2bias": average, "model_ema.decay": torch.zeros(())}
+    assert unet.averaged(state, ["out.2.bias"], "f")["out.2.bias"] is average
+    with pytest.raises(MismatchError, match="moving average"):
+        unet.averaged({}, ["out.2.bias"], "f")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_blocks.1.1.transformer_blocks.0.norm1.weight": (32,)}, "has cross-attention"),
+        ({"label_emb.weight": (10, 128)}, "is conditioned on classes"),
+        ({"input_blocks.1.0.emb_layers.1.weight": (64, 128)}, "use_scale_shift_norm"),
+        ({"input_blocks.1.1.qkv.weight": (96, 32, 1)}, "attention is not at the lowest scales"),
+        ({"input_blocks.0.0.weight": None}, "it is not of the published layout"),
+    ],
+)
+def test_a_denoiser_that_is_not_ours_is_refused(change, message):
+    layout = published.unet(32, (1, 2, 4), 9, 3) | change
+    with pytest.raises(MismatchError, match=message):
+        unet.settings(meta({name: shape for name, shape in layout.items() if shape is not None}), "f")
