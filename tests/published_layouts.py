@@ -1,4 +1,4 @@
-"""The layouts that NVlabs/SPADE and CompVis publish, written out: names, shapes and, as plain formulas, the forward pass.
+"""The layouts that NVlabs/SPADE and CompVis publish: names, shapes and, as plain formulas, the forward passes.
 
 A layout is a dict of names to shapes. ``drawn`` fills one with random numbers.
 """
@@ -6,7 +6,7 @@ A layout is a dict of names to shapes. ``drawn`` fills one with random numbers.
 import math
 
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 def drawn(layout, seed=0):
@@ -46,8 +46,8 @@ def spade_generator(semantic_nc=7, size=512, ngf=64, z=256, hidden=128):
     plain(layout, "fc", 16 * ngf * (size // 32) ** 2, z)
     blocks = {"head_0": (16, 16), "G_middle_0": (16, 16), "G_middle_1": (16, 16)}
     blocks |= {"up_0": (16, 8), "up_1": (8, 4), "up_2": (4, 2), "up_3": (2, 1)}
-    for block, (fin, fout) in blocks.items():
-        fin, fout = fin * ngf, fout * ngf
+    for block, multiples in blocks.items():
+        fin, fout = (m * ngf for m in multiples)
         middle = min(fin, fout)
         spectral(layout, f"{block}.conv_0", middle, fin, 3, bias=True)
         spectral(layout, f"{block}.conv_1", fout, middle, 3, bias=True)
@@ -155,16 +155,16 @@ def _patch_discriminator(layout, ndf):
 
 
 def conv(state, name, x, **settings):
-    return F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], **settings)
+    return functional.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], **settings)
 
 
 def group_norm(state, name, x, eps):
-    return F.group_norm(x, 32, state[f"{name}.weight"], state[f"{name}.bias"], eps)
+    return functional.group_norm(x, 32, state[f"{name}.weight"], state[f"{name}.bias"], eps)
 
 
 def run_block(state, name, x):
-    h = conv(state, f"{name}.conv1", F.silu(group_norm(state, f"{name}.norm1", x, 1e-6)), padding=1)
-    h = conv(state, f"{name}.conv2", F.silu(group_norm(state, f"{name}.norm2", h, 1e-6)), padding=1)
+    h = conv(state, f"{name}.conv1", functional.silu(group_norm(state, f"{name}.norm1", x, 1e-6)), padding=1)
+    h = conv(state, f"{name}.conv2", functional.silu(group_norm(state, f"{name}.norm2", h, 1e-6)), padding=1)
     return h + (conv(state, f"{name}.nin_shortcut", x) if f"{name}.nin_shortcut.weight" in state else x)
 
 
@@ -185,9 +185,9 @@ def run_encoder(state, x, *, scales, blocks=2):
         for j in range(blocks):
             x = run_block(state, f"encoder.down.{i}.block.{j}", x)
         if i < scales - 1:
-            x = conv(state, f"encoder.down.{i}.downsample.conv", F.pad(x, (0, 1, 0, 1)), stride=2)
+            x = conv(state, f"encoder.down.{i}.downsample.conv", functional.pad(x, (0, 1, 0, 1)), stride=2)
     x = run_middle(state, "encoder.mid", x)
-    x = conv(state, "encoder.conv_out", F.silu(group_norm(state, "encoder.norm_out", x, 1e-6)), padding=1)
+    x = conv(state, "encoder.conv_out", functional.silu(group_norm(state, "encoder.norm_out", x, 1e-6)), padding=1)
     return conv(state, "quant_conv", x)
 
 
@@ -201,8 +201,8 @@ def run_decoder(state, z, *, scales, blocks=2):
         for j in range(blocks + 1):
             x = run_block(state, f"decoder.up.{i}.block.{j}", x)
         if i:
-            x = conv(state, f"decoder.up.{i}.upsample.conv", F.interpolate(x, scale_factor=2.0), padding=1)
-    return conv(state, "decoder.conv_out", F.silu(group_norm(state, "decoder.norm_out", x, 1e-6)), padding=1)
+            x = conv(state, f"decoder.up.{i}.upsample.conv", functional.interpolate(x, scale_factor=2.0), padding=1)
+    return conv(state, "decoder.conv_out", functional.silu(group_norm(state, "decoder.norm_out", x, 1e-6)), padding=1)
 
 
 # CompVis, denoisers ---------------------------------------------------------------------------------------------------
@@ -262,25 +262,29 @@ def unet(channels, mult, into, out, *, blocks=2, lowest_with_attention=0):
 
 
 def linear(state, name, x):
-    return F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+    return functional.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
 
 
 def run_unet_block(state, name, x, time):
-    h = conv(state, f"{name}.in_layers.2", F.silu(group_norm(state, f"{name}.in_layers.0", x, 1e-5)), padding=1)
-    h = h + linear(state, f"{name}.emb_layers.1", F.silu(time))[:, :, None, None]
-    h = conv(state, f"{name}.out_layers.3", F.silu(group_norm(state, f"{name}.out_layers.0", h, 1e-5)), padding=1)
+    h = conv(
+        state, f"{name}.in_layers.2", functional.silu(group_norm(state, f"{name}.in_layers.0", x, 1e-5)), padding=1
+    )
+    h = h + linear(state, f"{name}.emb_layers.1", functional.silu(time))[:, :, None, None]
+    h = conv(
+        state, f"{name}.out_layers.3", functional.silu(group_norm(state, f"{name}.out_layers.0", h, 1e-5)), padding=1
+    )
     return h + (conv(state, f"{name}.skip_connection", x) if f"{name}.skip_connection.weight" in state else x)
 
 
 def run_unet_attention(state, name, x, head_width):
     tokens = group_norm(state, f"{name}.norm", x, 1e-5).flatten(2)
-    qkv = F.conv1d(tokens, state[f"{name}.qkv.weight"], state[f"{name}.qkv.bias"])
+    qkv = functional.conv1d(tokens, state[f"{name}.qkv.weight"], state[f"{name}.qkv.bias"])
     heads = []
     for head in qkv.split(3 * head_width, dim=1):
         q, k, v = head.split(head_width, dim=1)
         weights = torch.softmax(torch.einsum("bct,bcs->bts", q, k) / math.sqrt(head_width), dim=-1)
         heads.append(torch.einsum("bts,bcs->bct", weights, v))
-    h = F.conv1d(torch.cat(heads, 1), state[f"{name}.proj_out.weight"], state[f"{name}.proj_out.bias"])
+    h = functional.conv1d(torch.cat(heads, 1), state[f"{name}.proj_out.weight"], state[f"{name}.proj_out.bias"])
     return x + h.reshape(x.shape)
 
 
@@ -288,7 +292,7 @@ def run_unet(state, x, timesteps, *, channels, mult, head_width, blocks=2):
     half = channels // 2
     angles = timesteps[:, None].float() * torch.exp(-math.log(10000) * torch.arange(half) / half)
     time = linear(state, "time_embed.0", torch.cat([angles.cos(), angles.sin()], dim=1))
-    time = linear(state, "time_embed.2", F.silu(time))
+    time = linear(state, "time_embed.2", functional.silu(time))
     x = conv(state, "input_blocks.0.0", x, padding=1)
     skips, number = [x], 1
     for i in range(len(mult)):
@@ -312,5 +316,5 @@ def run_unet(state, x, timesteps, *, channels, mult, head_width, blocks=2):
             x = run_unet_attention(state, f"{name}.1", x, head_width)
         up = next((f"{name}.{i}.conv" for i in (1, 2) if f"{name}.{i}.conv.weight" in state), None)
         if up:
-            x = conv(state, up, F.interpolate(x, scale_factor=2.0), padding=1)
-    return conv(state, "out.2", F.silu(group_norm(state, "out.0", x, 1e-5)), padding=1)
+            x = conv(state, up, functional.interpolate(x, scale_factor=2.0), padding=1)
+    return conv(state, "out.2", functional.silu(group_norm(state, "out.0", x, 1e-5)), padding=1)

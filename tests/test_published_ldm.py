@@ -13,14 +13,14 @@ from counterstain.training import TrainingConfig
 
 ONE = TrainingConfig(steps=1, batch_size=2)
 STAGES = {  # name: layout arguments, ours beside what is read off the tensors
-    "vq-f4": dict(ch=128, ch_mult=(1, 2, 4), z=3, n_embed=8192, ndf=64),
-    "authors' vq-f4": dict(ch=32, ch_mult=(1, 2, 4), z=3, n_embed=8192, attention=False),
-    "kl-f8": dict(ch=128, ch_mult=(1, 2, 4, 4), z=4, ndf=64),
+    "vq-f4": {"ch": 128, "ch_mult": (1, 2, 4), "z": 3, "n_embed": 8192, "ndf": 64},
+    "authors' vq-f4": {"ch": 32, "ch_mult": (1, 2, 4), "z": 3, "n_embed": 8192, "attention": False},
+    "kl-f8": {"ch": 128, "ch_mult": (1, 2, 4, 4), "z": 4, "ndf": 64},
 }
 DENOISERS = {
-    "authors', 32": dict(channels=32, mult=(1, 4, 8), into=9, out=3),
-    "authors', 64": dict(channels=64, mult=(1, 4, 8), into=9, out=3),
-    "with attention": dict(channels=32, mult=(1, 2, 4), into=9, out=3, lowest_with_attention=2),
+    "authors', 32": {"channels": 32, "mult": (1, 4, 8), "into": 9, "out": 3},
+    "authors', 64": {"channels": 64, "mult": (1, 4, 8), "into": 9, "out": 3},
+    "with attention": {"channels": 32, "mult": (1, 2, 4), "into": 9, "out": 3, "lowest_with_attention": 2},
 }
 
 
@@ -74,9 +74,9 @@ def test_the_first_stage_of_the_authors_has_its_numbers_of_parameters():
 @pytest.mark.parametrize(
     "arguments",
     [
-        dict(ch=32, ch_mult=(1, 2, 4), z=3, n_embed=50, attention=False),
-        dict(ch=32, ch_mult=(1, 2), z=3, n_embed=50, blocks=1, ndf=4),
-        dict(ch=32, ch_mult=(1, 2, 2, 2), z=4, blocks=1),
+        {"ch": 32, "ch_mult": (1, 2, 4), "z": 3, "n_embed": 50, "attention": False},
+        {"ch": 32, "ch_mult": (1, 2), "z": 3, "n_embed": 50, "blocks": 1, "ndf": 4},
+        {"ch": 32, "ch_mult": (1, 2, 2, 2), "z": 4, "blocks": 1},
     ],
     ids=["vq without attention", "vq", "kl"],
 )

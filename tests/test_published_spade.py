@@ -67,7 +67,7 @@ def test_values_go_there_and_back_unchanged():
 
 def conv(x, weight, bias=None):
     """Correlate with zero padding that keeps the size."""
-    out, into, k, _ = weight.shape
+    out, _, k, _ = weight.shape
     padded = np.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2)))
     result = np.zeros((out, *x.shape[1:]))
     for dy in range(k):

@@ -93,7 +93,8 @@ def _facts(taxonomy: str | None, cohort: Path | None, mpp: float | None, size_px
     if opened is not None and seen:
         known = set(opened.regions["patient"])
         typer.echo(f"{sum(patient in known for patient in seen)} of {len(seen)} patients seen are of {cohort}")
-    labels = Taxonomy.load(taxonomy) if taxonomy is not None or opened is None else opened.taxonomy
+    labels = Taxonomy.load(taxonomy) if taxonomy is not None else opened.taxonomy if opened is not None else None
+    assert labels is not None
     return Facts(taxonomy=labels, mpp=spacing, size_px=size_px, patients_seen=seen)
 
 

@@ -57,7 +57,7 @@ class Facts:
 
 
 def import_spade(files: Sequence[Path], out: Path, config: SpadeConfig, facts: Facts) -> CheckpointHeader:
-    """Make a checkpoint of NVlabs' ``latest_net_G.pth`` and, where given, ``latest_net_E.pth`` and ``latest_net_D.pth``.
+    """Make a checkpoint of NVlabs' ``latest_net_G.pth``, with ``…_E.pth`` and ``…_D.pth`` where they are given.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def import_spade(files: Sequence[Path], out: Path, config: SpadeConfig, facts: F
             state |= with_prefix(to_ours(spade.rules(ours), published, ours, sources[part]), f"{part}.")
         return _Made(fitted, state, {"parts": sorted(states)})
 
-    return _imported("spade", files, out, config, facts, make)
+    return _imported("spade", files, out, config=config, facts=facts, make=make)
 
 
 def import_autoencoder(files: Sequence[Path], out: Path, config: AutoencoderConfig, facts: Facts) -> CheckpointHeader:
@@ -101,7 +101,7 @@ def import_autoencoder(files: Sequence[Path], out: Path, config: AutoencoderConf
         fitted, state = _first_stage(read_state(path), config, facts.size_px, str(path))
         return _Made(fitted, state, {})
 
-    return _imported("autoencoder", files, out, config, facts, make)
+    return _imported("autoencoder", files, out, config=config, facts=facts, make=make)
 
 
 def import_diffusion(
@@ -154,7 +154,7 @@ def import_diffusion(
         return _Made(fitted, state | with_prefix(stage_state, "first_stage."), stage_notes | {"averaged": averaged})
 
     seen = read_header(autoencoder).patients_seen if autoencoder else ()
-    return _imported("diffusion", files, out, config, facts, make, seen=seen)
+    return _imported("diffusion", files, out, config=config, facts=facts, make=make, seen=seen)
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,7 @@ def _imported(
     kind: Kind,
     files: Sequence[Path],
     out: Path,
+    *,
     config: Config,
     facts: Facts,
     make: Callable[[], _Made],

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from counterstain.errors import MismatchError
 from counterstain.generators.published.renaming import (
     Rule,
@@ -96,7 +98,7 @@ def settings(state: State, source: str) -> dict[str, Any]:
     }
 
 
-def averaged(state: State, names: list[str], source: str) -> State:
+def averaged(state: State, names: list[str], source: str) -> dict[str, Tensor]:
     """Return the moving average of the denoiser, under the names that the denoiser itself has.
 
     Raises
