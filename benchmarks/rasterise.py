@@ -1,4 +1,4 @@
-"""Print how long 10,000 polygons of 500 points take to become an instance map of 6,200 px, on one core."""
+"""Print the CPU time in which 10,000 polygons of 500 points become an instance map of 6,200 px, on one core."""
 
 import time
 
@@ -23,9 +23,9 @@ def outline(number: int, radius_px: float) -> Polygon:
 def main() -> None:
     for radius_px in (30, 100, 300):
         instances = [(number, outline(number, radius_px)) for number in range(1, POLYGONS + 1)]
-        start = time.perf_counter()
+        start = time.process_time()
         painted = rasterise(instances, (SIZE_PX, SIZE_PX))
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         print(
             f"{POLYGONS:,} polygons of {POINTS} points, radius about {radius_px} px, on {SIZE_PX:,} px: "
             f"{seconds:.1f} s, {len(np.unique(painted)) - 1:,} still show"

@@ -59,6 +59,21 @@ def test_a_slide_without_a_resolution_is_one_line_and_status_2(run, slide, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_files_of_other_formats_are_left_out_and_said(run, slide, tmp_path):
+    (tmp_path / "b.xml").write_text("<Annotations/>")
+    status, draft, warning = run("import", "labels", tmp_path, "--format", "qupath")
+    assert (status, "HER2 3+:" in draft) == (0, True)
+    assert warning == "warning: b.xml: of another format, left out\n"
+
+
+def test_a_folder_of_two_formats_of_one_ending_is_one_line(run, tmp_path):
+    (tmp_path / "a.xml").write_text("<Annotations/>")
+    (tmp_path / "b.xml").write_text("<ASAP_Annotations/>")
+    status, _, error = run("import", "labels", tmp_path, "--format", "aperio")
+    assert status == 2
+    assert error == f"error: {tmp_path / 'b.xml'}: looks like asap, not aperio; give --format asap, or move it away\n"
+
+
 def test_an_unknown_format_is_one_line_and_status_2(run, tmp_path):
     status, _, error = run("import", "labels", tmp_path, "--format", "xml")
     assert status == 2

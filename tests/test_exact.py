@@ -95,7 +95,8 @@ def test_a_name_that_two_products_share_carries_the_product(tmp_path):
 
 def test_the_name_of_an_image_leads_to_no_other_folder(tmp_path):
     rows = [{**row(), "image": {"id": 1, "name": name}} for name in ("../../etc/passwd", "..", "C:\\a\\b.svs")]
-    assert [a.slide for a in read(tmp_path, rows).annotations] == ["passwd", None, "b.svs"]
+    rows += [{**row(), "image": "../../etc/passwd"}, {**row(), "image": {"id": "../x"}}]
+    assert [a.slide for a in read(tmp_path, rows).annotations] == ["passwd", None, "b.svs", "image passwd", "image x"]
 
 
 @pytest.mark.parametrize(

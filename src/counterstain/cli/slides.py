@@ -98,12 +98,13 @@ def import_labels(
     types: TypesFile = None,
 ) -> None:
     """Print a draft of LABELS.yaml: every label of the annotations, to be given a meaning."""
-    from counterstain.data.annotations import annotation_files, read_annotations
+    from counterstain.data.annotations import annotation_files, files_of_other_formats, read_annotations
     from counterstain.data.labels import draft_labels
     from counterstain.taxonomy import Taxonomy
 
     known = _format(file_format)
     files = [read_annotations(path, known, types=types) for path in annotation_files(annotations, known)]
+    _warn_of_other_formats([path.name for path in files_of_other_formats(annotations, known)])
     typer.echo(draft_labels(files, Taxonomy.load(taxonomy)), nl=False)
 
 
@@ -182,9 +183,16 @@ def _print_report(cohort: Cohort) -> None:
             typer.echo(line.format(f"{report[name]:,}"))
     for reason, count in report["skipped"].items():
         typer.echo(f"left out: {count:,} x {reason}")
+    _warn_of_other_formats(report["files_of_other_formats"])
     for slide in report["slides_coarser_than_mpp"]:
         typer.secho(f"warning: slide {slide} was scanned coarser than {cohort.mpp:g} mpp", err=True, fg="yellow")
     typer.echo(f"overview pictures: {cohort.folder / 'overview'}")
+
+
+def _warn_of_other_formats(names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        typer.secho(f"warning: {names[0]}{more}: of another format, left out", err=True, fg="yellow")
 
 
 _CORNERS = {"canvas": "whole canvas", "bounds": "scanned area"}

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from counterstain.config import build
-from counterstain.data.annotations import Annotation, AnnotationFile, Format, annotation_files, read_annotations
+from counterstain.data.annotations import (
+    Annotation,
+    AnnotationFile,
+    Format,
+    annotation_files,
+    files_of_other_formats,
+    read_annotations,
+)
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.labels import MEANINGS, LabelMap, count_labels
 from counterstain.data.overview import draw_overview
@@ -109,7 +116,8 @@ def import_slides(
     writer = CohortWriter(out, taxonomy=taxonomy, mpp=config.mpp, source=_source(config, meanings, files, plans))
     cohort = _write(writer, plans, config, progress or _silent)
     write_parquet(out / "annotations.parquet", annotation_table(plans, taxonomy))
-    write_json(out / "import.json", slides_report(cohort, plans, files, config))
+    left_out = [path.name for path in files_of_other_formats(annotations, file_format)]
+    write_json(out / "import.json", slides_report(cohort, plans, files, config) | {"files_of_other_formats": left_out})
     return cohort
 
 

@@ -10,7 +10,7 @@ import tifffile
 
 from counterstain.data.slide_openslide import OpenSlideSource
 from counterstain.data.slide_source import SlideSource, reason
-from counterstain.data.slide_tiff import CodecMissingError, TiffSource, tiff_mpp
+from counterstain.data.slide_tiff import TiffSource
 from counterstain.errors import InputError
 
 PLAUSIBLE_MPP = (0.01, 20.0)  # outside, the file's value is a screen's or printer's resolution, not a scanner's
@@ -76,7 +76,7 @@ def open_source(path: Path) -> SlideSource:
     if not _is_tiff(path):
         return _open_openslide(path)
     if _is_ome(path):
-        return _open_ome(path)
+        return _open_tifffile(path)  # OpenSlide does not know OME's resolution
     if openslide.OpenSlide.detect_format(path) in {None, "generic-tiff"}:
         return _open_plain_tiff(path)
     return _open_openslide(path)
@@ -99,25 +99,11 @@ def _open_openslide(path: Path) -> SlideSource:
 
 
 def _open_plain_tiff(path: Path) -> SlideSource:
-    """Open a TIFF of no known vendor; OpenSlide reads tiled ones, with more kinds of compression than tifffile."""
+    """Open a TIFF of no known vendor; OpenSlide reads tiled ones, tifffile those in strips."""
     try:
         return OpenSlideSource(path)
     except openslide.OpenSlideError:
         return _open_tifffile(path)
-
-
-def _open_ome(path: Path) -> SlideSource:
-    """Open an OME-TIFF; where tifffile cannot decode it, OpenSlide may, but it does not know OME's resolution."""
-    try:
-        return _open_tifffile(path)
-    except CodecMissingError as missing:
-        try:
-            source = OpenSlideSource(path)
-        except openslide.OpenSlideError:
-            raise missing from None
-    with tifffile.TiffFile(path) as file:
-        source.mpp_xy = tiff_mpp(file)
-    return source
 
 
 def _open_tifffile(path: Path) -> SlideSource:

@@ -19,11 +19,6 @@ from counterstain.errors import InputError
 
 _MICROMETRES = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _MICROMETRES_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # TIFF's ResolutionUnit: inch, centimetre
-_CODEC_MISSING = "imagecodecs"  # tifffile's message names the package that it lacks
-
-
-class CodecMissingError(InputError):
-    """The pixels are compressed in a way that tifffile alone cannot decode."""
 
 
 class TiffSource:
@@ -79,11 +74,6 @@ class TiffSource:
             else:
                 window = np.asarray(array[top:bottom, left:right])
         except Exception as error:  # decoders raise whatever they like on damaged segments
-            if _CODEC_MISSING in str(error):
-                raise CodecMissingError(
-                    f"{self._path}: compressed in a way that needs the package imagecodecs ({reason(error)}); "
-                    "install it, or save the slide with deflate compression"
-                ) from error
             raise InputError(
                 f"{self._path}: cannot be read at x {left}, y {top} of level {level} ({reason(error)}); "
                 "copy or export the slide again"

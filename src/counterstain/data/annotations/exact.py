@@ -221,7 +221,10 @@ def _identifier(row: Row, where: str) -> str:
 
 def _slide(image: Json, where: str) -> str | None:
     """Return the image's name, or ``image 12`` where the row holds a number alone."""
-    if isinstance(image, dict):
-        given = image.get("name") or image.get("filename")
-        return file_name(given, f"{where} name") if given is not None else f"image {_id(image, where)}"
-    return None if image is None else f"image {_id(image, where)}"
+    if image is None:
+        return None
+    given = (image.get("name") or image.get("filename")) if isinstance(image, dict) else None
+    if given is not None:
+        return file_name(given, f"{where} name")
+    number = file_name(_id(image, where), where)
+    return None if number is None else f"image {number}"

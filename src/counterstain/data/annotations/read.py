@@ -51,7 +51,7 @@ def read_annotations(path: Path, file_format: Format, *, types: Path | None = No
     data = read_bytes(path)
     looks = looks_like(data)
     if looks is not None and looks != file_format:
-        raise InputError(f"{path}: looks like {looks}, not {file_format}; give --format {looks}")
+        raise InputError(f"{path}: looks like {looks}, not {file_format}; give --format {looks}, or move it away")
     try:
         if file_format == "exact":
             return read_exact(path, data, types)
@@ -73,6 +73,16 @@ def looks_like(data: bytes) -> Format | None:
             return "qupath" if qupath.start() < exact.start() else "exact"
         return "qupath" if qupath else "exact" if exact else None
     return None
+
+
+def files_of_other_formats(folder_or_file: Path, file_format: Format) -> list[Path]:
+    """Return the files of a folder that another format reads and this one leaves out, which should be said."""
+    if not folder_or_file.is_dir():
+        return []
+    others = tuple({end for ends in ENDINGS.values() for end in ends} - set(ENDINGS[file_format]))
+    own = ENDINGS[file_format]
+    names = sorted(file for file in folder_or_file.iterdir() if file.is_file())
+    return [file for file in names if file.name.lower().endswith(others) and not file.name.lower().endswith(own)]
 
 
 def annotation_files(folder_or_file: Path, file_format: Format) -> list[Path]:
