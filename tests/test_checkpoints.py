@@ -38,7 +38,7 @@ def test_a_checkpoint_of_another_taxonomy_is_refused(tmp_path):
         require_taxonomy(tmp_path, HEADER, HER2.merged("stained"))
 
 
-@pytest.mark.parametrize(("folder", "message"), [("missing", "no such checkpoint"), (".", "no finished checkpoint")])
+@pytest.mark.parametrize(("folder", "message"), [("missing", "no such checkpoint"), (".", "not a checkpoint")])
 def test_a_wrong_folder_is_named(tmp_path, folder, message):
     with pytest.raises(InputError, match=message):
         load_checkpoint(tmp_path / folder, "spade")

@@ -19,6 +19,7 @@ from counterstain.report.page import render, write_report
 from counterstain.report.results import find_results, read_results
 from counterstain.report.summary import summarise
 from counterstain.report.tables import filter_table, results_table
+from counterstain.storage import claim
 
 ARMS = ("tumor", "subtype", "spade+100")
 MINUS = "\N{MINUS SIGN}"
@@ -191,7 +192,7 @@ def test_a_folder_without_results_is_refused(tmp_path):
 
 
 def test_a_study_that_has_just_begun_is_not_finished(tmp_path):
-    (tmp_path / "run.json").write_text("{}")
+    claim(tmp_path, "study", {"name": "small"})
     with pytest.raises(InputError, match="the study is not finished"):
         read_results(tmp_path)
 

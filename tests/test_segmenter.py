@@ -410,7 +410,7 @@ def test_its_own_training_part_may_be_looked_at(trained, cohort) -> None:
 def test_a_damaged_or_unfinished_checkpoint_is_named(trained, cohort, tmp_path) -> None:
     shutil.copytree(trained, tmp_path / "copy")
     (tmp_path / "copy" / "model.json").unlink()
-    with pytest.raises(InputError, match="holds no finished checkpoint"):
+    with pytest.raises(InputError, match="training was interrupted"):
         evaluate(tmp_path / "copy", cohort, "test")
 
 

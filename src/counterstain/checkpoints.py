@@ -17,7 +17,7 @@ from torch import Tensor
 import counterstain
 from counterstain.config import Config, build
 from counterstain.errors import InputError, MismatchError, StorageError
-from counterstain.storage import read_json, replacing, sha256_of, write_json
+from counterstain.storage import read_json, replacing, sha256_of, stage_of, write_json
 from counterstain.taxonomy import Taxonomy
 
 WEIGHTS_FILE, HEADER_FILE = "model.safetensors", "model.json"
@@ -77,8 +77,10 @@ def read_header(folder: Path) -> CheckpointHeader:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such checkpoint folder")
     if not is_finished(folder):
-        state = "its training was interrupted; give the same command again" if (folder / "run.json").exists() else ""
-        raise InputError(f"{folder}: holds no finished checkpoint ({state or HEADER_FILE + ' is missing'})")
+        stage = stage_of(folder)
+        if stage is not None and stage.startswith("train"):
+            raise InputError(f"{folder}: its training was interrupted; give the command that trains it again")
+        raise InputError(f"{folder}: not a checkpoint ({f'made by {stage}' if stage else HEADER_FILE + ' is missing'})")
     return build(CheckpointHeader, read_json(folder / HEADER_FILE), folder / HEADER_FILE)
 
 

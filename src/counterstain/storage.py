@@ -143,6 +143,12 @@ def claim(folder: Path, stage: str, settings: Any) -> None:
     write_json(run_file, identity)
 
 
+def stage_of(folder: Path) -> str | None:
+    """Say which stage claimed a folder; None where none did."""
+    run_file = folder / RUN_FILE
+    return str(read_json(run_file).get("stage")) if run_file.exists() else None
+
+
 def _first_difference(found: Any, wanted: Any, where: str = "") -> str:
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in sorted({*found, *wanted}, key=str):

@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from counterstain.errors import InputError, StorageError
-from counterstain.storage import RUN_FILE, read_json
+from counterstain.storage import read_json, stage_of
 from counterstain.taxonomy import Taxonomy
 
 SPLITS = ("val", "test")
@@ -140,7 +140,7 @@ def find_results(run: Path) -> Path:
     for folder in (run / "results", run):
         if (folder / "study.json").is_file():
             return folder
-    if (run / "results").is_dir() or (run / RUN_FILE).is_file():
+    if (run / "results").is_dir() or stage_of(run) == "study":
         raise InputError(f"{run}: the study is not finished; give its command again, finished work is kept")
     raise InputError(f"{run}: no results of a study in it (expected {run / 'results' / 'study.json'})")
 
