@@ -13,6 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -62,6 +63,15 @@ class TrainingConfig(Config):
     """Largest norm of the gradient."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Monitor:
+    """Figures that are taken while a model trains, and at the end."""
+
+    measure: Callable[[], Mapping[str, float]]
+    """Looks at the model, in evaluation mode, and changes nothing."""
+    every_steps: int
+
+
 def fit(
     module: LightningModule,
     batches: Batches,
@@ -69,8 +79,9 @@ def fit(
     config: TrainingConfig,
     *,
     ema_decay: float | None = None,
+    monitor: Monitor | None = None,
     label: str = "training",
-) -> None:
+) -> dict[str, float]:
     """Train ``module`` in place; resume from what ``folder`` holds of an earlier, interrupted call.
 
     Parameters
@@ -84,6 +95,15 @@ def fit(
     ema_decay : float, optional
         Leave the exponential moving average of the weights in ``module`` instead of the last ones; the decay warms
         up as (1 + n) / (10 + n), so that short trainings are not averages with their initial weights.
+
+    monitor : Monitor, optional
+        Its figures join ``losses.csv``: while training those of the last weights, at the end those of what is left in
+        ``module``.
+
+    Returns
+    -------
+    dict
+        The monitor's figures at the end.
 
     Raises
     ------
@@ -101,7 +121,7 @@ def fit(
     progress_file = folder / PROGRESS_FILE
     start = _steps_done(progress_file)
     with bar(label, config.steps, start) as advance, _quiet_lightning():
-        history = _History(config, progress_file, advance)
+        history = _History(config, progress_file, advance, monitor)
         averaging = [] if ema_decay is None else [WeightAveraging(multi_avg_fn=_warmed_average(ema_decay))]
         trainer = Trainer(
             max_steps=config.steps * optimizers_per_step,
@@ -132,9 +152,11 @@ def fit(
         )
         resume = progress_file if progress_file.exists() else None
         _run(trainer, module, loader, resume)
+    module.eval()
+    figures = history.watch(module) if monitor is not None and trainer.is_global_zero else {}
     if trainer.is_global_zero:
         write_csv(folder / "losses.csv", pd.DataFrame(history.rows, columns=["step", "name", "value"]))
-    module.eval()
+    return figures
 
 
 def fused_optimizers(config: TrainingConfig) -> bool:
@@ -187,23 +209,43 @@ class _From(Sampler[int]):
 class _History(Callback):
     """Collects losses, counts steps, saves the state; all of it travels with the checkpoint."""
 
-    def __init__(self, config: TrainingConfig, progress_file: Path, advance: Callable[[int], None]) -> None:
-        self._config, self._progress_file, self._advance = config, progress_file, advance
+    def __init__(
+        self,
+        config: TrainingConfig,
+        progress_file: Path,
+        advance: Callable[[int], None],
+        monitor: Monitor | None = None,
+    ) -> None:
+        self._config, self._progress_file, self._advance, self._monitor = config, progress_file, advance, monitor
         self.rows: list[tuple[int, str, float]] = []
         self.step = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        del pl_module, outputs
+        del outputs
         if (batch_idx + 1) % self._config.accumulate:
             return
         self.step = int(batch["step"]) + 1
         if self.step % self._config.log_every_steps == 0 or self.step == self._config.steps:
             self._record(trainer.callback_metrics)
-        if self.step % self._config.checkpoint_every_steps == 0 and self.step < self._config.steps:
+        under_way = self.step < self._config.steps
+        if self._monitor and under_way and self.step % self._monitor.every_steps == 0 and trainer.is_global_zero:
+            self.watch(pl_module)
+        if under_way and self.step % self._config.checkpoint_every_steps == 0:
             trainer.save_checkpoint(self._progress_file)
         self._advance(1)
+
+    def watch(self, module: LightningModule) -> dict[str, float]:
+        """Take the monitor's figures of the module as it is now."""
+        assert self._monitor is not None
+        training = [part for part in module.modules() if part.training]
+        module.eval()
+        figures = {name: float(value) for name, value in self._monitor.measure().items()}
+        self.rows += [(self.step, name, value) for name, value in figures.items()]
+        for part in training:
+            part.training = True
+        return figures
 
     def _record(self, metrics: Mapping[str, Tensor]) -> None:
         for name, value in metrics.items():

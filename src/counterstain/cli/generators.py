@@ -14,6 +14,7 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A change over both, e.g. spade.latent=64.")
 ]
 Seed = Annotated[int, typer.Option(help="Another number, other random choices.")]
+Init = Annotated[Path | None, typer.Option(help="Checkpoint whose weights it starts from.", show_default="none")]
 
 
 def register(app: typer.Typer) -> None:
@@ -34,6 +35,7 @@ def train_spade(
     config: ConfigFile = None,
     settings: Settings = None,
     seed: Seed = 0,
+    init: Init = None,
 ) -> None:
     """Train SPADE with its VAE."""
     from counterstain.data.cohort import Cohort
@@ -41,7 +43,8 @@ def train_spade(
     from counterstain.recipe import load_recipe
 
     recipe = load_recipe(preset, config, settings or ())
-    train(Cohort.open(cohort), recipe.spade, out, size_px=recipe.size_px, seed=seed)
+    train(Cohort.open(cohort), recipe.spade, out, size_px=recipe.size_px, seed=seed, init=init)
+    _print_warnings(out)
     typer.echo(f"{out}: SPADE is trained; draw with: counterstain synthesize {cohort} --method spade --generator {out}")
 
 
@@ -53,6 +56,7 @@ def train_autoencoder(
     config: ConfigFile = None,
     settings: Settings = None,
     seed: Seed = 0,
+    init: Init = None,
 ) -> None:
     """Train the first stage of latent diffusion."""
     from counterstain.data.cohort import Cohort
@@ -60,7 +64,7 @@ def train_autoencoder(
     from counterstain.recipe import load_recipe
 
     recipe = load_recipe(preset, config, settings or ())
-    train(Cohort.open(cohort), recipe.autoencoder, out, size_px=recipe.size_px, seed=seed)
+    train(Cohort.open(cohort), recipe.autoencoder, out, size_px=recipe.size_px, seed=seed, init=init)
     typer.echo(f"{out}: the autoencoder is trained; next: counterstain train diffusion {cohort} --autoencoder {out}")
 
 
@@ -73,6 +77,7 @@ def train_diffusion(
     config: ConfigFile = None,
     settings: Settings = None,
     seed: Seed = 0,
+    init: Init = None,
 ) -> None:
     """Train latent diffusion, for whole images and for inpainting."""
     from counterstain.data.cohort import Cohort
@@ -80,10 +85,25 @@ def train_diffusion(
     from counterstain.recipe import load_recipe
 
     recipe = load_recipe(preset, config, settings or ())
-    train(Cohort.open(cohort), recipe.diffusion, out, autoencoder=autoencoder, size_px=recipe.size_px, seed=seed)
+    train(
+        Cohort.open(cohort),
+        recipe.diffusion,
+        out,
+        autoencoder=autoencoder,
+        size_px=recipe.size_px,
+        seed=seed,
+        init=init,
+    )
     typer.echo(
         f"{out}: diffusion is trained; draw with: counterstain synthesize {cohort} --method diffusion --generator {out}"
     )
+
+
+def _print_warnings(checkpoint: Path) -> None:
+    from counterstain.checkpoints import read_header
+
+    for warning in read_header(checkpoint).notes.get("warnings", ()):
+        typer.secho(f"warning: {warning}", err=True, fg=typer.colors.YELLOW)
 
 
 def synthesize(

@@ -6,8 +6,9 @@ Shapes: B = batch, z = latent channels, H, W = rows and columns in pixels, h, w 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self, cast
 
 import torch
 from diffusers import AutoencoderKL, VQModel
@@ -19,6 +20,7 @@ from torch.nn import functional
 from counterstain.config import Config
 from counterstain.data.sampling import SamplingConfig
 from counterstain.errors import ConfigError
+from counterstain.generators.codebook import CodebookUpkeep, usage_of
 from counterstain.generators.conditioning import to_tensor
 from counterstain.generators.networks.discriminators import PatchDiscriminator, hinge_discriminator_loss
 from counterstain.generators.networks.linear_autoencoder import LinearAutoencoder
@@ -55,8 +57,16 @@ class AutoencoderConfig(Config):
     """Number of codes (``vq``)."""
     codebook_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the codebook and commitment terms (beta 0.25) of ``vq``."""
+    codebook_update: Literal["gradient", "average"] = "gradient"
+    """Whether codes follow the gradient, or are moving averages of the latents that choose them (``vq``)."""
+    codebook_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    """Decay of the moving averages of codes and of their use."""
+    revive_codes_below: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Set codes used less often than this share of 1 / ``codebook_size`` to latents of the batch, for example 0.03;
+    None = never, as published."""
     kl_weight: Annotated[float, Field(ge=0)] = 1e-6
-    """Weight of the Kullback-Leibler term of ``kl``."""
+    """Weight of the Kullback-Leibler term of ``kl``, summed over the latents, beside the distance, summed over all
+    values of the image (as CompVis/latent-diffusion does)."""
     lpips_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of LPIPS; 0 needs no ImageNet weights."""
     lpips_weights: str = "imagenet"
@@ -65,6 +75,10 @@ class AutoencoderConfig(Config):
     """Weight of the patch GAN, on top of the adaptive one; 0 = no GAN."""
     adversarial_start: Annotated[int, Field(ge=0)] = 0
     """Step at which the GAN sets in."""
+    validation_patches: Annotated[int, Field(ge=0)] = 64
+    """Patches of the validation part on which PSNR, SSIM, LPIPS and the use of the codebook are taken; 0 = none."""
+    validate_every_steps: Annotated[int, Field(ge=1)] = 1000
+    """Distance of these figures; they are taken at the end in any case."""
     discriminator_width: Annotated[int, Field(ge=4)] = 64
     """Features of the discriminator's first layer."""
     lr: Annotated[float, Field(gt=0)] = 4.5e-6
@@ -96,6 +110,17 @@ class AutoencoderConfig(Config):
         multipliers = self.multipliers or [2**i for i in range(self.factor.bit_length())]
         return tuple(self.channels * m for m in multipliers)
 
+    def for_use(self) -> Self:
+        """Return the same network without what only its training needs."""
+        return self.model_copy(
+            update={
+                "lpips_weight": 0.0,
+                "adversarial_weight": 0.0,
+                "codebook_update": "gradient",
+                "revive_codes_below": None,
+            }
+        )
+
     @property
     def scaled_lr(self) -> float:
         """The rate that the optimisers get."""
@@ -125,6 +150,14 @@ def build_network(config: AutoencoderConfig) -> nn.Module:
     return network
 
 
+@dataclass(frozen=True)
+class _Reconstruction:
+    decoded: Tensor  # (B, 3, H, W)
+    regulariser: Tensor  # weighted
+    latents: Tensor  # (B, z, h, w), before quantisation
+    codes: Tensor | None = None  # (B·h·w,)
+
+
 class Autoencoder(LightningModule):
     """Encoder, decoder and, in training, the patch GAN's discriminator.
 
@@ -146,10 +179,25 @@ class Autoencoder(LightningModule):
         self.automatic_optimization = False
         self.config, self.seed = config, seed
         self.network = build_network(config)
+        self.codebook = self._codebook_upkeep()
         self.discriminator = PatchDiscriminator(config.discriminator_width) if config.adversarial_weight else None
         self.optimizers_per_step = 2 if self.discriminator else 1
         # In a list, so that the fixed network is neither trained nor saved.
         self._lpips = [lpips_distance(config.lpips_weights)] if config.lpips_weight else []
+
+    def _codebook_upkeep(self) -> CodebookUpkeep | None:
+        config, network = self.config, cast("Any", self.network)
+        averaged = config.codebook_update == "average"
+        if config.kind != "vq" or not (averaged or config.revive_codes_below):
+            return None
+        codes = network.quantize.embedding.weight
+        codes.requires_grad_(not averaged)
+        return CodebookUpkeep(codes, config.codebook_decay, averaged=averaged, revive_below=config.revive_codes_below)
+
+    @property
+    def lpips(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """LPIPS, where it is part of the loss."""
+        return self._lpips[0].to(self.device) if self._lpips else None
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), -1..1 -> latents (B, z, h, w): before quantisation, or the Gaussians' means."""
@@ -179,29 +227,38 @@ class Autoencoder(LightningModule):
         optimizers: Any = self.optimizers()
         first = optimizers[0] if self.discriminator else optimizers
         self._set_rates(optimizers if self.discriminator else [optimizers], step)
-        decoded, regulariser, usage = self._reconstruct(real, batch)
-        distance = (real - decoded).abs().mean()
-        logged = {"loss_l1": distance.detach(), "loss_regulariser": regulariser.detach()}
-        if self._lpips:
-            perceptual = self._lpips[0].to(real.device)(real, decoded).mean()
-            distance = distance + self.config.lpips_weight * perceptual
-            logged["loss_lpips"] = perceptual.detach()
-        loss = distance + regulariser
-        adversarial = self.discriminator is not None and step >= self.config.adversarial_start
-        if self.discriminator is not None and adversarial:
-            gan = -self.discriminator(decoded).mean()
-            weight = self._adaptive_weight(distance, gan)
-            loss = loss + self.config.adversarial_weight * weight * gan
-            logged["loss_gan"] = gan.detach()
+        found = self._reconstruct(real, batch)
+        loss, logged = self._loss(real, found, step)
         first.zero_grad()
         self.manual_backward(loss)
         first.step()
+        if self.codebook is not None and found.codes is not None:
+            codes = cast("Any", self.network).quantize.embedding.weight.data
+            generator = torch_generator(self.seed, "revived codes", step)
+            logged["codes_revived"] = self.codebook.update(codes, found.latents, found.codes, generator)
         if self.discriminator is not None:
-            logged["loss_d"] = self._discriminator_step(optimizers[1], real, decoded.detach(), adversarial)
-        logged["psnr"] = 10 * torch.log10(4.0 / functional.mse_loss(decoded.detach(), real))
-        if usage is not None:
-            logged["codebook_usage"] = usage
-        self.log_dict(logged)
+            adversarial = step >= self.config.adversarial_start
+            logged["loss_d"] = self._discriminator_step(optimizers[1], real, found.decoded.detach(), adversarial)
+        logged["psnr"] = 10 * torch.log10(4.0 / functional.mse_loss(found.decoded.detach(), real))
+        if found.codes is not None:
+            logged["codebook_usage"], logged["codebook_perplexity"] = usage_of(found.codes, self.config.codebook_size)
+        self.log_dict({name: torch.as_tensor(value, dtype=torch.float32) for name, value in logged.items()})
+
+    def _loss(self, real: Tensor, found: _Reconstruction, step: int) -> tuple[Tensor, dict[str, Any]]:
+        """Return the autoencoder's loss, and its parts for the record."""
+        distance = (real - found.decoded).abs().mean()
+        logged: dict[str, Any] = {"loss_l1": distance.detach(), "loss_regulariser": found.regulariser.detach()}
+        if self.lpips is not None:
+            perceptual = self.lpips(real, found.decoded).mean()
+            distance = distance + self.config.lpips_weight * perceptual
+            logged["loss_lpips"] = perceptual.detach()
+        loss = distance + found.regulariser
+        if self.discriminator is not None and step >= self.config.adversarial_start:
+            gan = -self.discriminator(found.decoded).mean()
+            weight = self._adaptive_weight(distance, gan)
+            loss = loss + self.config.adversarial_weight * weight * gan
+            logged |= {"loss_gan": gan.detach(), "adaptive_weight": weight}
+        return loss, logged
 
     def configure_optimizers(self) -> Any:
         """Adam for the autoencoder and, with a GAN, for the discriminator."""
@@ -223,18 +280,18 @@ class Autoencoder(LightningModule):
         start = (images.shape[-1] - self.config.crop_px) // 2
         return images[..., start : start + self.config.crop_px, start : start + self.config.crop_px]
 
-    def _reconstruct(self, real: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Images (B, 3, H, W) -> decoded images, weighted regulariser, share of the codes that the batch used."""
+    def _reconstruct(self, real: Tensor, batch: dict[str, Tensor]) -> _Reconstruction:
         network: Any = self.network
         if self.config.kind == "vq":
-            quantised, loss, (_, _, codes) = network.quantize(network.encode(real).latents)
+            latents = network.encode(real).latents
+            quantised, loss, (_, _, codes) = network.quantize(latents)
             decoded = network.decode(quantised, force_not_quantize=True).sample
-            usage = torch.tensor(codes.unique().numel() / self.config.codebook_size)
-            return decoded, self.config.codebook_weight * loss, usage
-        latents = network.encode(real).latent_dist
-        noise = torch.stack([self._noise(latents.mean[0], batch, position) for position in batch["position"].tolist()])
-        decoded = network.decode(latents.mean + latents.std * noise.to(real)).sample
-        return decoded, self.config.kl_weight * latents.kl().mean(), None
+            return _Reconstruction(decoded, self.config.codebook_weight * loss, latents, codes)
+        gaussians = network.encode(real).latent_dist
+        noise = torch.stack([self._noise(gaussians.mean[0], batch, place) for place in batch["position"].tolist()])
+        latents = gaussians.mean + gaussians.std * noise.to(real)
+        divergence = gaussians.kl().mean() / real[0].numel()
+        return _Reconstruction(network.decode(latents).sample, self.config.kl_weight * divergence, latents)
 
     def _noise(self, like: Tensor, batch: dict[str, Tensor], position: int) -> Tensor:
         return torch.randn(like.shape, generator=torch_generator(self.seed, "latent", int(batch["step"]), position))

@@ -265,9 +265,7 @@ class DiffusionGenerator:
         """Load a checkpoint made by :func:`counterstain.generators.train.train_diffusion`."""
         header, state = load_checkpoint(folder, "diffusion")
         settings = build(AutoencoderConfig, header.notes["first_stage"], folder)
-        first_stage = Autoencoder(
-            settings.model_copy(update={"lpips_weight": 0.0, "adversarial_weight": 0.0}), header.size_px
-        )
+        first_stage = Autoencoder(settings.for_use(), header.size_px)
         first_stage.load_state_dict(
             {k.removeprefix("first_stage."): v for k, v in state.items() if k.startswith("first_stage.")}
         )

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from counterstain.checkpoints import CheckpointHeader, load_checkpoint
 from counterstain.config import Config, build
@@ -25,6 +26,7 @@ from counterstain.generators.interface import Method, evaluation_device, fixed_b
 from counterstain.generators.networks.discriminators import MultiscaleDiscriminator, hinge_discriminator_loss
 from counterstain.generators.networks.image_encoder import ImageEncoder
 from counterstain.generators.networks.spade import UPSAMPLINGS, SpadeGeneratorNetwork
+from counterstain.generators.networks.spectral import settle_spectral_norms
 from counterstain.generators.perceptual import VggDistance
 from counterstain.seeding import torch_generator
 from counterstain.training import TrainingConfig, fused_optimizers
@@ -65,6 +67,14 @@ class SpadeConfig(Config):
     """``imagenet`` or the path of VGG19's state dict."""
     kl_weight: Annotated[float, Field(ge=0)] = 0.05
     """Weight of the Kullback-Leibler term of the VAE."""
+    initial_gain: Annotated[float, Field(gt=0)] | None = 0.02
+    """Start from Glorot's normal distribution times this, and biases of 0; None = torch's own start."""
+    monitor_masks: Annotated[int, Field(ge=0)] = 8
+    """Masks that are drawn while training, to watch for codes without effect, white images, repeated texture."""
+    monitor_codes: Annotated[int, Field(ge=2)] = 4
+    """Style codes that each of these masks is drawn with."""
+    monitor_every_steps: Annotated[int, Field(ge=1)] = 1000
+    """Distance of these figures; they are taken at the end in any case."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Draw with an average of the generator's weights; None = the last weights, as published."""
     compute_batch: Annotated[int, Field(ge=1)] = 16
@@ -103,6 +113,8 @@ class Spade(LightningModule):
         self.generator = SpadeGeneratorNetwork(channels, size_px, config.generator_width, config.latent, config.hidden)
         self.encoder = ImageEncoder(size_px, config.generator_width, config.latent) if config.use_vae else None
         self.discriminator = MultiscaleDiscriminator(channels + 3, config.discriminator_width)
+        if config.initial_gain is not None:
+            _start_small(self, config.initial_gain)
         # In a list, so that the fixed network is neither trained nor saved.
         self._vgg = [VggDistance(config.vgg_weights)] if config.vgg_weight else []
 
@@ -153,6 +165,11 @@ class Spade(LightningModule):
         if kl is not None:
             losses["kl"] = config.kl_weight * kl
         return losses
+
+    def on_train_end(self) -> None:
+        """Bring the spectral norms of averaged weights in order; the averages are in place by now."""
+        if self.config.ema_decay is not None:
+            settle_spectral_norms(self)
 
     def configure_optimizers(self) -> Any:
         """Adam for generator and encoder, and for the discriminator, each at its own rate."""
@@ -223,6 +240,15 @@ class SpadeGenerator:
         labels = self.model.condition(on_device(label_masks, device), on_device(instances, device))
         z = torch.stack([self.model._noise(seed, "code") for seed in seeds]).to(device)  # noqa: SLF001
         return to_images(self.model.generator(labels, z))
+
+
+def _start_small(model: nn.Module, gain: float) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+            if not parametrize.is_parametrized(module, "weight"):  # spectral norm takes the size of a weight away
+                nn.init.xavier_normal_(module.weight, gain)
 
 
 def _feature_distance(drawn: list[list[Tensor]], real: list[list[Tensor]]) -> Tensor:

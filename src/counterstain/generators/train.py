@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -17,18 +17,18 @@ from counterstain.checkpoints import (
     Kind,
     is_finished,
     load_checkpoint,
-    require_taxonomy,
     save_checkpoint,
 )
 from counterstain.config import Config, build
 from counterstain.data.batches import patch_batches, stack
 from counterstain.data.cohort import Cohort
-from counterstain.data.leakage import check_no_leak
 from counterstain.data.sampling import PatchSampler, SamplingConfig
-from counterstain.errors import MismatchError
 from counterstain.generators.autoencoder import Autoencoder, AutoencoderConfig
 from counterstain.generators.diffusion import Diffusion, DiffusionConfig
+from counterstain.generators.initial import InitialWeights, require_fit
+from counterstain.generators.monitors import warnings_of
 from counterstain.generators.spade import Spade, SpadeConfig
+from counterstain.generators.watch import watch_autoencoder, watch_spade
 from counterstain.progress import bar
 from counterstain.seeding import derive, torch_generator
 from counterstain.storage import claim
@@ -38,8 +38,15 @@ ENCODE_BATCH = 64
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
 
 
-def train_spade(cohort: Cohort, config: SpadeConfig, out: Path, *, size_px: int, seed: int) -> Path:
+def train_spade(
+    cohort: Cohort, config: SpadeConfig, out: Path, *, size_px: int, seed: int, init: Path | None = None
+) -> Path:
     """Train SPADE with its VAE; a finished checkpoint is left as it is.
+
+    Parameters
+    ----------
+    init : Path, optional
+        Checkpoint whose weights the training starts from.
 
     Returns
     -------
@@ -48,29 +55,36 @@ def train_spade(cohort: Cohort, config: SpadeConfig, out: Path, *, size_px: int,
 
     Raises
     ------
+    LeakageError
+        The weights to start from saw a validation or test patient of this cohort.
     MismatchError
-        ``out`` belongs to another run.
+        ``out`` belongs to another run, or ``init`` does not fit.
     """
-    run = _Run(cohort, "spade", config, out, size_px, seed)
+    run = _Run.of(cohort, "spade", config, out, size_px=size_px, seed=seed, init=init)
     if not run.finished():
         model = run.initialised(lambda: Spade(config, cohort.taxonomy.num_labels, size_px, seed))
         batches = patch_batches(run.sampler(config.sampling), config.training.batch_size)
-        fit(model, batches, out, config.training, ema_decay=config.ema_decay, label="SPADE")
-        run.save(dict(model.state_dict()))
+        monitor = watch_spade(model, cohort, size_px, seed)
+        figures = fit(model, batches, out, config.training, ema_decay=config.ema_decay, monitor=monitor, label="SPADE")
+        run.save(dict(model.state_dict()), notes={"monitors": figures, "warnings": warnings_of(figures)})
     return out
 
 
-def train_autoencoder(cohort: Cohort, config: AutoencoderConfig, out: Path, *, size_px: int, seed: int) -> Path:
+def train_autoencoder(
+    cohort: Cohort, config: AutoencoderConfig, out: Path, *, size_px: int, seed: int, init: Path | None = None
+) -> Path:
     """Train the first stage of latent diffusion; a finished checkpoint is left as it is."""
-    run = _Run(cohort, "autoencoder", config, out, size_px, seed)
+    run = _Run.of(cohort, "autoencoder", config, out, size_px=size_px, seed=seed, init=init)
     if not run.finished():
         model = run.initialised(lambda: Autoencoder(config, size_px, seed))
         batches = patch_batches(run.sampler(config.sampling), config.training.batch_size)
+        monitor = watch_autoencoder(model, cohort, size_px, seed)
         if config.kind == "linear":
             model.fit_components(batches(step)["images"] for step in range(config.training.steps))
+            figures = dict(monitor.measure()) if monitor else {}
         else:
-            fit(model, batches, out, config.training, label="autoencoder")
-        run.save(dict(model.state_dict()))
+            figures = fit(model, batches, out, config.training, monitor=monitor, label="autoencoder")
+        run.save(dict(model.state_dict()), notes={"validation": figures})
     return out
 
 
@@ -78,31 +92,42 @@ def load_autoencoder(folder: Path) -> tuple[Autoencoder, CheckpointHeader]:
     """Load a first stage, without its discriminator."""
     header, state = load_checkpoint(folder, "autoencoder")
     config = build(AutoencoderConfig, header.config, folder)
-    model = Autoencoder(config.model_copy(update={"lpips_weight": 0.0, "adversarial_weight": 0.0}), header.size_px)
+    model = Autoencoder(config.for_use(), header.size_px)
     model.load_state_dict({name: value for name, value in state.items() if name.startswith("network.")})
     return model, header
 
 
 def train_diffusion(
-    cohort: Cohort, config: DiffusionConfig, out: Path, *, autoencoder: Path, size_px: int, seed: int
+    cohort: Cohort,
+    config: DiffusionConfig,
+    out: Path,
+    *,
+    autoencoder: Path,
+    size_px: int,
+    seed: int,
+    init: Path | None = None,
 ) -> Path:
     """Train a denoiser on the latents of a trained autoencoder; the checkpoint holds both.
 
     Raises
     ------
     LeakageError
-        The autoencoder saw a validation or test patient of this cohort.
+        The autoencoder, or the weights to start from, saw a validation or test patient of this cohort.
     MismatchError
-        The autoencoder was trained on another taxonomy or at another mpp.
+        The autoencoder was trained on another taxonomy or at another mpp; ``init`` does not fit.
     """
     first_stage, first_header = load_autoencoder(autoencoder)
-    _require_fit(autoencoder, first_header, cohort)
-    run = _Run(cohort, "diffusion", config, out, size_px, seed, first_stage=first_header.sha256)
+    require_fit(autoencoder, first_header, cohort)
+    run = _Run.of(
+        cohort, "diffusion", config, out, size_px=size_px, seed=seed, init=init, first_stage=first_header.sha256
+    )
+    if run.initial is not None:
+        run.initial.require_first_stage(first_stage, autoencoder)
     if run.finished():
         return out
     model = run.initialised(lambda: Diffusion(config, first_stage, cohort.taxonomy.num_labels, seed))
     sampler = run.sampler(config.sampling)
-    if config.normalise_latents != "none":
+    if config.normalise_latents != "none" and run.initial is None:
         _measure_latents(model, sampler)
     batches = patch_batches(sampler, config.training.batch_size)
     if config.latent_pool is not None:
@@ -125,6 +150,23 @@ class _Run:
     size_px: int
     seed: int
     first_stage: str = ""
+    initial: InitialWeights | None = None
+
+    @classmethod
+    def of(
+        cls,
+        cohort: Cohort,
+        kind: Kind,
+        config: Config,
+        out: Path,
+        *,
+        size_px: int,
+        seed: int,
+        init: Path | None,
+        first_stage: str = "",
+    ) -> Self:
+        initial = InitialWeights.open(init, kind, cohort) if init is not None else None
+        return cls(cohort, kind, config, out, size_px, seed, first_stage, initial)
 
     def finished(self) -> bool:
         """Claim the folder; say whether it holds the result already."""
@@ -134,14 +176,17 @@ class _Run:
             "size_px": self.size_px,
             "seed": self.seed,
             "first_stage": self.first_stage,
-        }
+        } | ({"init": self.initial.header.sha256} if self.initial else {})
         claim(self.out, f"train {self.kind}", settings)
         return is_finished(self.out)
 
     def initialised(self, make: Callable[[], ModuleT]) -> ModuleT:
         with torch.random.fork_rng():
             torch.manual_seed(derive(self.seed, "initialisation"))
-            return make()
+            model = make()
+        if self.initial is not None:
+            self.initial.load_into(model)
+        return model
 
     def sampler(self, sampling: SamplingConfig) -> PatchSampler:
         return PatchSampler(self.cohort, "train", self.size_px, sampling, derive(self.seed, "data"))
@@ -149,6 +194,9 @@ class _Run:
     def save(
         self, state: dict[str, Tensor], *, notes: dict[str, Any] | None = None, seen: tuple[str, ...] = ()
     ) -> None:
+        if self.initial is not None:
+            notes = (notes or {}) | {"init_sha256": self.initial.header.sha256}
+            seen = (*seen, *self.initial.header.patients_seen)
         header = CheckpointHeader(
             kind=self.kind,
             taxonomy=self.cohort.taxonomy,
@@ -162,16 +210,6 @@ class _Run:
         )
         save_checkpoint(self.out, state, header)
         forget_progress(self.out)
-
-
-def _require_fit(folder: Path, header: CheckpointHeader, cohort: Cohort) -> None:
-    require_taxonomy(folder, header, cohort.taxonomy)
-    if abs(header.mpp - cohort.mpp) > 0.05 * cohort.mpp:
-        raise MismatchError(
-            f"{folder}: was trained at {header.mpp} um/px, this cohort is at {cohort.mpp}; train it anew"
-        )
-    held_out = {part: cohort.patients(part) for part in ("val", "test")}
-    check_no_leak(header.patients_seen, held_out, f"autoencoder {folder}")
 
 
 @torch.no_grad()

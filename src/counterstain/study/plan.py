@@ -24,9 +24,9 @@ Stage = Literal["cohort", "autoencoder", "diffusion", "spade", "synthetic", "seg
 # Raise a stage's number when its code changes what it makes: finished cells of the old code are then made anew.
 STAGE_VERSIONS: dict[Stage, int] = {
     "cohort": 1,
-    "autoencoder": 1,
+    "autoencoder": 2,
     "diffusion": 1,
-    "spade": 1,
+    "spade": 2,
     "synthetic": 1,
     "segmenter": 1,
     "evaluation": 1,

@@ -51,7 +51,10 @@ class MultiscaleDiscriminator(nn.Module):
 
 
 class PatchDiscriminator(nn.Sequential):
-    """PatchGAN: (B, 3, H, W) -> a verdict on each of overlapping patches, (B, 1, h, w)."""
+    """PatchGAN: (B, 3, H, W) -> a verdict on each of overlapping patches, (B, 1, h, w).
+
+    Its weights start from a normal distribution of standard deviation 0.02 (Radford et al. 2016).
+    """
 
     def __init__(self, width: int = 64, layers: int = 3) -> None:
         features = [min(width * 2**i, width * 8) for i in range(layers + 1)]
@@ -60,6 +63,9 @@ class PatchDiscriminator(nn.Sequential):
             conv = _patch_conv(features[i - 1], features[i], 1 if i == layers else 2, bias=False)
             stages += [conv, nn.BatchNorm2d(features[i]), nn.LeakyReLU(LEAK)]
         super().__init__(*stages, _patch_conv(features[-1], 1, 1, bias=True))
+        for stage in self:
+            if isinstance(stage, nn.Conv2d | nn.BatchNorm2d):
+                nn.init.normal_(stage.weight, 1.0 if isinstance(stage, nn.BatchNorm2d) else 0.0, 0.02)
 
 
 def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:

@@ -31,7 +31,6 @@ from counterstain.storage import claim, sha256_of
 from counterstain.taxonomy import Taxonomy
 
 ConfigT = TypeVar("ConfigT", bound=Config)
-NO_LOSSES: dict[str, Any] = {"lpips_weight": 0.0}  # networks of losses are not part of what is imported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,9 +243,8 @@ def _first_stage(
     published = {name: value for name, value in published.items() if not name.startswith(first_stage.NOT_OURS)}
     fitted = _fitted(config, first_stage.settings(published, source), source)
     judged = first_stage.has_discriminator(published)
-    built = NO_LOSSES | {"adversarial_weight": 1.0 if judged else 0.0}
     with torch.device("meta"):
-        model = Autoencoder(fitted.model_copy(update=built), size_px)
+        model = Autoencoder(fitted.for_use().model_copy(update={"adversarial_weight": float(judged)}), size_px)
     ours = model.state_dict()
     rules = first_stage.rules(ours, fitted.factor.bit_length(), fitted.blocks)
     return fitted, to_ours(rules, published, ours, source)
@@ -266,7 +264,7 @@ def _stage_of(
         digest = ""
     else:
         raise InputError(f"{source}: holds no first stage; give one with --autoencoder CHECKPOINT")
-    without_losses = fitted.model_copy(update=NO_LOSSES | {"adversarial_weight": 0.0})
+    without_losses = fitted.for_use()
     network = {name: value for name, value in state.items() if name.startswith("network.")}
     notes = {"first_stage": without_losses.model_dump(mode="json"), "first_stage_sha256": digest}
     return without_losses, network, notes

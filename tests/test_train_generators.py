@@ -1,0 +1,174 @@
+import pandas as pd
+import pytest
+import torch
+from drawn_cohort import draw_cohort
+from torch.nn.utils import parametrize
+
+from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint
+from counterstain.errors import LeakageError, MismatchError
+from counterstain.generators.autoencoder import Autoencoder, AutoencoderConfig
+from counterstain.generators.diffusion import DiffusionConfig, DiffusionGenerator
+from counterstain.generators.networks.spectral import settle_spectral_norms
+from counterstain.generators.spade import SpadeConfig, SpadeGenerator
+from counterstain.generators.train import load_autoencoder, train_autoencoder, train_diffusion, train_spade
+from counterstain.training import TrainingConfig
+
+COMMON = {"size_px": 32, "seed": 0}
+
+
+def training(steps=3, **changes):
+    return TrainingConfig(steps=steps, batch_size=2, accelerator="cpu", precision="32", log_every_steps=1, **changes)
+
+
+def spade(steps=3, **changes):
+    settings = {"generator_width": 4, "discriminator_width": 4, "hidden": 8, "latent": 8, "vgg_weight": 0.0}
+    settings |= {"monitor_masks": 2, "monitor_codes": 2, "monitor_every_steps": 2, "compute_batch": 2}
+    return SpadeConfig(training=training(steps), **settings | changes)
+
+
+def autoencoder(steps=3, **changes):
+    settings = {"channels": 8, "blocks": 1, "attention": False, "factor": 2, "codebook_size": 16, "lr": 1e-3}
+    settings |= {"lpips_weight": 0.0, "adversarial_weight": 0.0, "validation_patches": 4, "validate_every_steps": 2}
+    training_changes = {"checkpoint_every_steps": changes.pop("checkpoint_every_steps", 500)}
+    return AutoencoderConfig(training=training(steps, **training_changes), **settings | changes)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return draw_cohort(tmp_path_factory.mktemp("cohort") / "c")
+
+
+@pytest.fixture(scope="module")
+def trained_spade(cohort, tmp_path_factory):
+    return train_spade(cohort, spade(ema_decay=0.9), tmp_path_factory.mktemp("spade") / "s", **COMMON)
+
+
+@pytest.fixture(scope="module")
+def trained_autoencoder(cohort, tmp_path_factory):
+    config = autoencoder(codebook_update="average", revive_codes_below=0.1)
+    return train_autoencoder(cohort, config, tmp_path_factory.mktemp("ae") / "a", **COMMON)
+
+
+def logged(folder, name):
+    losses = pd.read_csv(folder / "losses.csv")
+    return losses[losses["name"] == name].set_index("step")["value"]
+
+
+def test_spade_is_watched_while_it_trains_and_at_the_end(trained_spade):
+    for name in ("code_diversity", "white_share", "repetition"):
+        assert logged(trained_spade, name).index.tolist() == [2, 3]
+    notes = read_header(trained_spade).notes
+    assert notes["monitors"]["repetition"] == logged(trained_spade, "repetition")[3]
+    assert notes["monitors"]["real_white_share"] == 0
+    assert isinstance(notes["warnings"], list)
+
+
+def test_averaged_weights_have_spectral_norms_of_their_own(trained_spade):
+    generator, _ = SpadeGenerator.load(trained_spade)
+    normalised = [m for m in generator.model.generator.modules() if parametrize.is_parametrized(m, "weight")]
+    norms = [torch.linalg.matrix_norm(m.weight.detach().flatten(1), 2).item() for m in normalised]
+    assert norms == pytest.approx([1.0] * len(norms), rel=0.02)
+
+
+def test_settling_finds_the_largest_singular_value():
+    layer = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Conv2d(3, 8, 3)).eval()
+    layer.parametrizations.weight.original.data.normal_(generator=torch.Generator().manual_seed(0))
+    settle_spectral_norms(layer)
+    assert not layer.training
+    assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, rel=1e-3)
+
+
+def test_published_initial_weights_are_small_and_without_bias():
+    from counterstain.generators.spade import Spade
+
+    network = Spade(spade(), 6, 32).generator
+    assert network.conv_img.weight.std().item() == pytest.approx(0.02 * (2 / (7 * 9)) ** 0.5, rel=0.3)
+    assert all(not bias.any() for name, bias in network.named_parameters() if name.endswith("bias"))
+
+
+def test_spade_goes_on_from_given_weights_and_counts_their_patients(cohort, trained_spade, tmp_path):
+    header, state = load_checkpoint(trained_spade, "spade")
+    without_critic = {name: value for name, value in state.items() if not name.startswith("discriminator.")}
+    elsewhere = header.model_copy(update={"patients_seen": ("from elsewhere",)})
+    save_checkpoint(tmp_path / "given", without_critic, elsewhere)
+    slow = spade(1, lr_generator=1e-12, lr_discriminator=1e-12)
+    out = train_spade(cohort, slow, tmp_path / "next", init=tmp_path / "given", **COMMON)
+    found, after = load_checkpoint(out, "spade")
+    name = "generator.up_0.norm_0.mlp_gamma.weight"
+    assert torch.allclose(after[name], state[name], atol=1e-6)
+    assert found.patients_seen == ("from elsewhere", "p0", "p1", "p2")
+
+
+def test_weights_that_saw_a_test_patient_are_no_start(cohort, trained_spade, tmp_path):
+    header, state = load_checkpoint(trained_spade, "spade")
+    save_checkpoint(tmp_path / "given", state, header.model_copy(update={"patients_seen": ("p4",)}))
+    with pytest.raises(LeakageError, match="given has seen p4 of the test part"):
+        train_spade(cohort, spade(), tmp_path / "next", init=tmp_path / "given", **COMMON)
+
+
+def test_weights_of_other_sizes_are_no_start(cohort, trained_spade, tmp_path):
+    with pytest.raises(MismatchError, match=r"is \(8, 256\), the recipe asks for \(8, 512\);.*by --config or --set"):
+        train_spade(cohort, spade(generator_width=8), tmp_path / "next", init=trained_spade, **COMMON)
+
+
+def test_a_first_stage_is_validated_while_it_trains_and_at_the_end(trained_autoencoder):
+    for name in ("val_psnr", "val_ssim", "val_codebook_usage", "val_codebook_perplexity"):
+        assert logged(trained_autoencoder, name).index.tolist() == [2, 3]
+    assert read_header(trained_autoencoder).notes["validation"]["val_psnr"] == logged(trained_autoencoder, "val_psnr")[3]
+    assert logged(trained_autoencoder, "codes_revived").sum() >= 0
+
+
+def test_the_use_of_codes_is_kept_and_not_needed_to_draw(trained_autoencoder):
+    _, state = load_checkpoint(trained_autoencoder, "autoencoder")
+    assert state["codebook.usage"].shape == (16,)
+    model, _ = load_autoencoder(trained_autoencoder)
+    assert model.codebook is None
+
+
+def test_a_first_stage_with_averaged_codes_that_was_stopped_ends_like_one_that_ran_through(
+    cohort, tmp_path, monkeypatch
+):
+    config = autoencoder(4, codebook_update="average", revive_codes_below=0.5, checkpoint_every_steps=2)
+    whole = load_checkpoint(train_autoencoder(cohort, config, tmp_path / "whole", **COMMON), "autoencoder")[1]
+    step = Autoencoder.training_step
+
+    def stopped(self, batch, batch_idx):
+        if int(batch["step"]) == 3:
+            raise KeyboardInterrupt
+        step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Autoencoder, "training_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train_autoencoder(cohort, config, tmp_path / "again", **COMMON)
+    monkeypatch.undo()
+    again = load_checkpoint(train_autoencoder(cohort, config, tmp_path / "again", **COMMON), "autoencoder")[1]
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert (tmp_path / "whole/losses.csv").read_text() == (tmp_path / "again/losses.csv").read_text()
+
+
+def test_the_patch_gan_sets_in_after_its_warm_start(cohort, tmp_path):
+    config = autoencoder(3, kind="kl", adversarial_weight=0.5, adversarial_start=2, discriminator_width=4)
+    out = train_autoencoder(cohort, config, tmp_path / "a", **COMMON)
+    assert logged(out, "loss_d")[[1, 2]].tolist() == [0, 0]
+    assert logged(out, "loss_d")[3] > 0
+    assert logged(out, "adaptive_weight").index.tolist() == [3]
+
+
+def test_a_cohort_without_validation_part_trains_all_the_same(tmp_path):
+    cohort = draw_cohort(tmp_path / "c").write_split({f"p{i}": "train" for i in range(5)})
+    out = train_autoencoder(cohort, autoencoder(1), tmp_path / "a", **COMMON)
+    assert read_header(out).notes["validation"] == {}
+
+
+def test_diffusion_goes_on_with_the_latents_of_its_own_first_stage_only(cohort, trained_autoencoder, tmp_path):
+    config = DiffusionConfig(training=training(1), channels=8, multipliers=(1, 2), blocks=1, heads=2)
+    first = train_diffusion(cohort, config, tmp_path / "d", autoencoder=trained_autoencoder, **COMMON)
+    second = train_diffusion(
+        cohort, config, tmp_path / "next", autoencoder=trained_autoencoder, init=first, **COMMON
+    )
+    states = [load_checkpoint(folder, "diffusion")[1] for folder in (first, second)]
+    assert torch.equal(states[0]["latent_sd"], states[1]["latent_sd"])
+    DiffusionGenerator.load(second)
+    other = train_autoencoder(cohort, autoencoder(1), tmp_path / "other", **COMMON)
+    with pytest.raises(MismatchError, match="latents of another first stage"):
+        train_diffusion(cohort, config, tmp_path / "x", autoencoder=other, init=first, **COMMON)
