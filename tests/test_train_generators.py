@@ -114,7 +114,9 @@ def test_weights_of_other_sizes_are_no_start(cohort, trained_spade, tmp_path):
 def test_a_first_stage_is_validated_while_it_trains_and_at_the_end(trained_autoencoder):
     for name in ("val_psnr", "val_ssim", "val_codebook_usage", "val_codebook_perplexity"):
         assert logged(trained_autoencoder, name).index.tolist() == [2, 3]
-    assert read_header(trained_autoencoder).notes["validation"]["val_psnr"] == logged(trained_autoencoder, "val_psnr")[3]
+    assert (
+        read_header(trained_autoencoder).notes["validation"]["val_psnr"] == logged(trained_autoencoder, "val_psnr")[3]
+    )
     assert logged(trained_autoencoder, "codes_revived").sum() >= 0
 
 
@@ -163,9 +165,7 @@ def test_a_cohort_without_validation_part_trains_all_the_same(tmp_path):
 def test_diffusion_goes_on_with_the_latents_of_its_own_first_stage_only(cohort, trained_autoencoder, tmp_path):
     config = DiffusionConfig(training=training(1), channels=8, multipliers=(1, 2), blocks=1, heads=2)
     first = train_diffusion(cohort, config, tmp_path / "d", autoencoder=trained_autoencoder, **COMMON)
-    second = train_diffusion(
-        cohort, config, tmp_path / "next", autoencoder=trained_autoencoder, init=first, **COMMON
-    )
+    second = train_diffusion(cohort, config, tmp_path / "next", autoencoder=trained_autoencoder, init=first, **COMMON)
     states = [load_checkpoint(folder, "diffusion")[1] for folder in (first, second)]
     assert torch.equal(states[0]["latent_sd"], states[1]["latent_sd"])
     DiffusionGenerator.load(second)

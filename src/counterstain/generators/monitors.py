@@ -58,8 +58,8 @@ def repetition(images: np.ndarray) -> np.ndarray:
     Notes
     -----
     The grey level without what varies over more than an eighth of the edge, brought to equal contrast everywhere, is
-    correlated with itself, at distances up to half of the edge, over the pixels that overlap. A peak counts by its height
-    above the lowest point on the way to it: a border correlates with itself all along, and is not a repetition.
+    correlated with itself, at distances up to half of the edge, over the pixels that overlap. A peak counts by its
+    height above the lowest point on the way to it: a border correlates with itself all along, and does not repeat.
     """
     return np.array([_strongest_peak(image.mean(axis=2)) for image in images])
 
