@@ -6,7 +6,7 @@ Shapes: B = batch, L = labels, z = latent channels, h, w = rows and columns of t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -176,7 +176,7 @@ class Diffusion(LightningModule):
         timesteps, noise, keep = self._draws(batch, latents)
         noisy = self._noising.add_noise(latents, noise, timesteps)
         prediction = self.predict(noisy, timesteps, self.condition(batch["labels"]) * keep)
-        targets = {
+        targets: dict[str, Callable[[], Tensor]] = {
             "epsilon": lambda: noise,
             "v_prediction": lambda: self._noising.get_velocity(latents, noise, timesteps),
             "sample": lambda: latents,
