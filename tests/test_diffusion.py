@@ -159,3 +159,28 @@ def test_more_components_than_pixels_are_refused():
 def test_an_autoencoder_refuses_a_size_it_cannot_shrink():
     with pytest.raises(ConfigError, match="size_px 30: must be a multiple of the autoencoder's factor 4"):
         Autoencoder(AutoencoderConfig(training=ONE, lpips_weight=0), 30)
+
+
+def test_the_adaptive_weight_is_the_ratio_of_the_gradients_at_the_last_layer():
+    model = first_stage()
+    distance = model.decode(torch.ones(1, 4, 8, 8)).abs().mean()
+    assert model._adaptive_weight(distance, 4 * distance).item() == pytest.approx(0.25, rel=1e-2)
+    assert model._adaptive_weight(distance, 0 * distance).item() <= 1e4
+
+
+def test_the_kl_term_weighs_sums_over_latents_against_sums_over_the_image():
+    model = first_stage(kl_weight=1.0)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    batch = {"step": torch.tensor(0), "position": torch.arange(2)}
+    with torch.no_grad():
+        gaussians = model.network.encode(images).latent_dist
+        found = model._reconstruct(images, batch).regulariser
+    divergence = 0.5 * (gaussians.mean**2 + gaussians.var - 1 - gaussians.logvar).sum((1, 2, 3))
+    assert found.item() == pytest.approx(divergence.mean().item() / (3 * 32 * 32), rel=1e-4)
+
+
+def test_widths_of_a_first_stage_need_not_double():
+    network = first_stage(factor=8, channels=16, multipliers=(1, 2, 4, 4)).network
+    assert network.encoder.conv_out.weight.shape[1] == 64
+    with pytest.raises(ValueError, match="multipliers: factor 8 needs 4 of them"):
+        first_stage(factor=8, multipliers=(1, 2))

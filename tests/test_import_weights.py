@@ -100,6 +100,12 @@ def test_latent_diffusion_comes_in_draws_and_goes_out_as_it_came(run, ldm_file, 
     assert equal(back, kept)
 
 
+def test_heads_that_cannot_share_the_features_are_refused(run, ldm_file, tmp_path):
+    words = ("--kind", "diffusion", "--out", tmp_path / "c", *COMMON, "--set", "diffusion.heads=5")
+    status, _, errors = run("import", "weights", ldm_file, *words)
+    assert (status, "diffusion.heads 5" in errors, "64 features" in errors) == (2, True, True)
+
+
 def test_the_moving_average_is_taken_where_it_is_asked_for(run, ldm_file, tmp_path):
     assert run("import", "weights", ldm_file, "--kind", "diffusion", "--out", tmp_path / "raw", *COMMON)[0] == 0
     words = ("--kind", "diffusion", "--averaged", "--out", tmp_path / "averaged", *COMMON)

@@ -20,7 +20,7 @@ from counterstain.checkpoints import (
     save_checkpoint,
 )
 from counterstain.config import Config, build
-from counterstain.errors import InputError, MismatchError
+from counterstain.errors import ConfigError, InputError, MismatchError
 from counterstain.generators.autoencoder import Autoencoder, AutoencoderConfig
 from counterstain.generators.diffusion import Diffusion, DiffusionConfig
 from counterstain.generators.published import first_stage, spade, unet
@@ -282,7 +282,15 @@ def _diffusion_config(
             f"{source}: takes {inputs - latents} channels beside the latents; taxonomy {facts.taxonomy.name} has "
             f"{labels} labels with background"
         )
-    return _fitted(config, found, source)
+    fitted = _fitted(config, found, source)
+    widths = [fitted.channels * m for m in fitted.multipliers]
+    attending = widths[-max(1, fitted.attention_scales) :]
+    if widths[-1] % fitted.heads or any(width % (widths[-1] // fitted.heads) for width in attending):
+        raise ConfigError(
+            f"diffusion.heads {fitted.heads}: {source} attends with {', '.join(map(str, attending))} features, which "
+            "equally wide heads cannot share; give the number of heads at the lowest scale by --set diffusion.heads=N"
+        )
+    return fitted
 
 
 def _require_all_parts(model: Diffusion, state: dict[str, Tensor], source: str) -> None:
