@@ -80,8 +80,10 @@ def import_spade(files: Sequence[Path], out: Path, config: SpadeConfig, facts: F
         states, sources = _spade_parts(files)
         found = spade.settings(states, sources)
         fitted = _spade_config(config, found, facts, sources["generator"])
-        with torch.device("meta"):
-            model = Spade(fitted.model_copy(update={"vgg_weight": 0.0}), facts.taxonomy.num_labels, facts.size_px)
+        # Not on the meta device: the power iterations of the spectral norms take longer there.
+        with torch.random.fork_rng():
+            plain = fitted.model_copy(update={"vgg_weight": 0.0, "initial_gain": None})
+            model = Spade(plain, facts.taxonomy.num_labels, facts.size_px)
         state: dict[str, Tensor] = {}
         for part, published in states.items():
             network: nn.Module = getattr(model, part)
