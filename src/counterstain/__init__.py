@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from counterstain.audit.audit import AuditConfig, audit_sets
+    from counterstain.audit.judge import JudgeConfig, train_judge
     from counterstain.data.cohort import Cohort, CohortWriter, Region
     from counterstain.data.patch_set import PatchSet
     from counterstain.data.patches import Patch, Source
@@ -36,12 +38,14 @@ __version__ = "0.1.0"
 
 # Loaded on first use, so that the command line's --help does not wait for torch.
 _HOMES = {
+    "AuditConfig": "audit.audit",
     "Cohort": "data.cohort",
     "CohortWriter": "data.cohort",
     "ConfigError": "errors",
     "CounterstainError": "errors",
     "DivergenceError": "errors",
     "InputError": "errors",
+    "JudgeConfig": "audit.judge",
     "LeakageError": "errors",
     "MismatchError": "errors",
     "Patch": "data.patches",
@@ -58,6 +62,7 @@ _HOMES = {
     "SynthesisConfig": "generators.synthesize",
     "Taxonomy": "taxonomy",
     "TaxonomyError": "errors",
+    "audit_sets": "audit.audit",
     "evaluate": "segmentation.evaluate",
     "load_generator": "generators.load",
     "load_recipe": "recipe",
@@ -67,18 +72,21 @@ _HOMES = {
     "synthesize": "generators.synthesize",
     "train_autoencoder": "generators.train",
     "train_diffusion": "generators.train",
+    "train_judge": "audit.judge",
     "train_segmenter": "segmentation.train",
     "train_spade": "generators.train",
     "write_report": "report.page",
 }
 
 __all__ = [
+    "AuditConfig",
     "Cohort",
     "CohortWriter",
     "ConfigError",
     "CounterstainError",
     "DivergenceError",
     "InputError",
+    "JudgeConfig",
     "LeakageError",
     "MismatchError",
     "Patch",
@@ -95,6 +103,7 @@ __all__ = [
     "SynthesisConfig",
     "Taxonomy",
     "TaxonomyError",
+    "audit_sets",
     "evaluate",
     "load_generator",
     "load_recipe",
@@ -104,6 +113,7 @@ __all__ = [
     "synthesize",
     "train_autoencoder",
     "train_diffusion",
+    "train_judge",
     "train_segmenter",
     "train_spade",
     "write_report",

@@ -21,7 +21,7 @@ from counterstain.storage import read_json, replacing, sha256_of, stage_of, writ
 from counterstain.taxonomy import Taxonomy
 
 WEIGHTS_FILE, HEADER_FILE = "model.safetensors", "model.json"
-Kind = Literal["autoencoder", "diffusion", "spade", "segmenter"]
+Kind = Literal["autoencoder", "diffusion", "spade", "segmenter", "judge"]
 
 
 class CheckpointHeader(Config):

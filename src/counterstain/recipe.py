@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field
 
+from counterstain.audit.judge import JudgeConfig
 from counterstain.config import Config, build, merge, parse_overrides, read_yaml
 from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder import AutoencoderConfig
@@ -40,6 +41,8 @@ class Recipe(Config):
     """Which masks are relabelled, and how."""
     segmenter: SegmenterConfig
     """The segmenter, the same in all arms but for its data."""
+    judge: JudgeConfig = JudgeConfig()
+    """The network that audits synthetic sets."""
 
 
 def load_recipe(preset: str = "best", file: Path | None = None, overrides: Iterable[str] = ()) -> Recipe:

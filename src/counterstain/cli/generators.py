@@ -19,10 +19,14 @@ Init = Annotated[Path | None, typer.Option(help="Checkpoint whose weights it sta
 
 def register(app: typer.Typer) -> None:
     """Add ``counterstain train …`` and ``counterstain synthesize``."""
-    train = typer.Typer(no_args_is_help=True, help="Train a generator on the training part of a cohort.")
+    train = typer.Typer(
+        no_args_is_help=True,
+        help="Train a generator, or the judge of generated images, on the training part of a cohort.",
+    )
     train.command("spade")(train_spade)
     train.command("autoencoder")(train_autoencoder)
     train.command("diffusion")(train_diffusion)
+    train.command("judge")(train_judge)
     app.add_typer(train, name="train")
     app.command()(synthesize)
 
@@ -66,6 +70,25 @@ def train_autoencoder(
     recipe = load_recipe(preset, config, settings or ())
     train(Cohort.open(cohort), recipe.autoencoder, out, size_px=recipe.size_px, seed=seed, init=init)
     typer.echo(f"{out}: the autoencoder is trained; next: counterstain train diffusion {cohort} --autoencoder {out}")
+
+
+def train_judge(
+    cohort: CohortArgument,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
+    preset: Preset = "best",
+    config: ConfigFile = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+) -> None:
+    """Train the network that says which subtype generated tissue looks like."""
+    from counterstain.audit.judge import train_judge as train
+    from counterstain.data.cohort import Cohort
+    from counterstain.recipe import load_recipe
+
+    recipe = load_recipe(preset, config, settings or ())
+    train(Cohort.open(cohort), recipe.judge, out, size_px=recipe.size_px, seed=seed)
+    typer.echo(f"{out}: the judge is trained; next: counterstain audit SET --cohort {cohort} --judge {out} --out DIR")
 
 
 def train_diffusion(

@@ -1,0 +1,1 @@
+"""What generated images are worth: fidelity, adherence to the asked subtype, and whether they are copies."""

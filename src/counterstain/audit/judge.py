@@ -1,0 +1,207 @@
+"""The judge: a network that learns from real training patches which subtype each pixel shows.
+
+It says what subtype a drawn instance looks like, and its inner activations are the features in which drawn and real
+images are compared; so nothing has to be downloaded, and the features know the cohort's own stain.
+
+Shapes: B = batch, H, W = rows and columns in pixels, L = labels (background and subtypes), d = number of features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import segmentation_models_pytorch as smp
+import torch
+from lightning.pytorch import LightningModule
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from counterstain.checkpoints import CheckpointHeader, is_finished, load_checkpoint, save_checkpoint
+from counterstain.config import Config, build
+from counterstain.data.batches import patch_batches
+from counterstain.data.cohort import Cohort
+from counterstain.data.patches import Patch
+from counterstain.data.sampling import PatchSampler, SamplingConfig
+from counterstain.seeding import derive
+from counterstain.storage import claim
+from counterstain.taxonomy import IGNORE
+from counterstain.training import TrainingConfig, fit, forget_progress, fused_optimizers
+
+GREY_MEAN, GREY_SD = 0.5, 0.25
+BATCH = 32
+
+
+class JudgeConfig(Config):
+    """The judge's network and training."""
+
+    training: TrainingConfig = TrainingConfig(steps=3000, batch_size=32)
+    """Steps, batch size, device."""
+    sampling: SamplingConfig = SamplingConfig(background_share=0.2)
+    """Which real patches it learns from; subtypes are drawn equally often."""
+    encoder: str = "tu-resnet18"
+    """Encoder, by its name in segmentation_models_pytorch; it starts without weights from elsewhere."""
+    decoder_channels: Annotated[tuple[int, ...], Field(min_length=5, max_length=5)] = (128, 64, 48, 32, 16)
+    """Channels of the decoder's five blocks."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate at the start; it falls to 0 along a cosine."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    """AdamW's weight decay."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.99
+    """Judge with an average of the weights; null = the last ones."""
+
+
+class Judge(LightningModule):
+    """A U-Net with one output per label.
+
+    Parameters
+    ----------
+    config : JudgeConfig
+    num_labels : int
+        L.
+    """
+
+    def __init__(self, config: JudgeConfig, num_labels: int) -> None:
+        super().__init__()
+        self.config, self.num_labels = config, num_labels
+        self.network = smp.Unet(
+            config.encoder,
+            encoder_weights=None,
+            decoder_channels=list(config.decoder_channels),
+            classes=num_labels,
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, H, W, 3) uint8 -> logits (B, L, H, W)."""
+        logits: Tensor = self.network(_normalised(images))
+        return logits
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, H, W, 3) uint8 -> the mean activations of the encoder's two deepest scales, (B, d)."""
+        scales: Sequence[Tensor] = self.network.encoder(_normalised(images))
+        return torch.cat([scale.mean((2, 3)) for scale in scales[-2:]], dim=1)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Cross-entropy over all pixels that are not to be ignored."""
+        del batch_idx
+        loss = functional.cross_entropy(self(batch["images"]).float(), batch["labels"].long(), ignore_index=IGNORE)
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """AdamW whose rate falls along a cosine."""
+        config = self.config
+        optimizer = torch.optim.AdamW(
+            self.parameters(), config.lr, weight_decay=config.weight_decay, fused=fused_optimizers(config.training)
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.training.steps)))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def train_judge(cohort: Cohort, config: JudgeConfig, out: Path, *, size_px: int, seed: int) -> Path:
+    """Train a judge on the training part of a cohort; a finished one is left as it is.
+
+    Returns
+    -------
+    Path
+        The checkpoint folder, ``out``.
+
+    Raises
+    ------
+    MismatchError
+        ``out`` belongs to another run.
+    """
+    settings = {
+        "cohort": cohort.fingerprint,
+        "config": config.model_dump(mode="json"),
+        "size_px": size_px,
+        "seed": seed,
+    }
+    claim(out, "train judge", settings)
+    if is_finished(out):
+        return out
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(seed, "initialisation"))
+        judge = Judge(config, cohort.taxonomy.num_labels)
+    sampler = PatchSampler(cohort, "train", size_px, config.sampling, derive(seed, "data"))
+    batches = patch_batches(sampler, config.training.batch_size)
+    fit(judge, batches, out, config.training, ema_decay=config.ema_decay, label="judge")
+    header = CheckpointHeader(
+        kind="judge",
+        taxonomy=cohort.taxonomy,
+        size_px=size_px,
+        mpp=cohort.mpp,
+        config=config.model_dump(mode="json"),
+        seed=seed,
+        patients_seen=tuple(cohort.patients("train")),
+        cohort=cohort.fingerprint,
+        notes={"missing_subtypes": list(sampler.missing_subtypes)},
+    )
+    save_checkpoint(out, dict(judge.state_dict()), header)
+    forget_progress(out)
+    return out
+
+
+def load_judge(folder: Path) -> tuple[Judge, CheckpointHeader]:
+    """Load a judge made by :func:`train_judge`."""
+    header, state = load_checkpoint(folder, "judge")
+    judge = Judge(build(JudgeConfig, header.config, folder), header.taxonomy.num_labels)
+    judge.load_state_dict(state)
+    return judge.eval(), header
+
+
+@torch.no_grad()
+def describe(judge: Judge, patches: Sequence[Patch]) -> np.ndarray:
+    """Return the features of patches, (n, d) float64."""
+    return np.concatenate([judge.features(images).double().cpu().numpy() for images, _ in _batches(judge, patches)])
+
+
+@torch.no_grad()
+def instance_opinions(judge: Judge, patch_list: Sequence[Patch], min_area_px: int) -> np.ndarray:
+    """Say what the judge takes every instance for.
+
+    Parameters
+    ----------
+    patch_list : sequence of Patch
+    min_area_px : int
+        Smaller instances, or what a patch shows of one, are left out.
+
+    Returns
+    -------
+    (n, 3) integer array
+        Asked subtype, the subtype with the highest mean log-probability over the instance's pixels, and whether most
+        of its pixels look like any subtype at all rather than like background (0 or 1).
+    """
+    rows: list[tuple[int, int, int]] = []
+    for images, patches in _batches(judge, patch_list):
+        log_probabilities = torch.log_softmax(judge(images).float(), dim=1).cpu().numpy()
+        for patch, scores in zip(patches, log_probabilities, strict=True):
+            rows += _opinions(patch, scores, min_area_px)
+    return np.array(rows, np.int64).reshape(-1, 3)
+
+
+def _opinions(patch: Patch, scores: np.ndarray, min_area_px: int) -> Iterator[tuple[int, int, int]]:
+    for instance, area in patch.areas_px.items():
+        asked = patch.subtypes[instance]
+        if asked == IGNORE or area < min_area_px:
+            continue
+        inside = scores[:, patch.instances == instance]
+        looks_like = int(inside[1:].mean(1).argmax()) + 1
+        yield asked, looks_like, int((inside.argmax(0) > 0).mean() > 0.5)
+
+
+def _batches(judge: Judge, patches: Sequence[Patch]) -> Iterator[tuple[Tensor, list[Patch]]]:
+    for first in range(0, len(patches), BATCH):
+        part = [patches[i] for i in range(first, min(first + BATCH, len(patches)))]
+        yield torch.from_numpy(np.stack([p.image for p in part])).to(judge.device), part
+
+
+def _normalised(images: Tensor) -> Tensor:
+    return ((images.float() / 255 - GREY_MEAN) / GREY_SD).permute(0, 3, 1, 2)

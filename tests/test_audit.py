@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.linalg
+from drawn_cohort import draw_cohort
+from typer.testing import CliRunner
+
+from counterstain.audit.audit import HELD_OUT, AuditConfig, audit_sets
+from counterstain.audit.distances import bootstrap, coverage, frechet_distance, kernel_distance, nearest
+from counterstain.audit.judge import JudgeConfig, instance_opinions, load_judge, train_judge
+from counterstain.audit.stain import STAIN_VECTORS, seam, stain_density, stain_table
+from counterstain.cli import app
+from counterstain.data.patch_set import PatchSet
+from counterstain.data.patches import Patch, Source
+from counterstain.data.sampling import PatchSampler, SamplingConfig
+from counterstain.errors import InputError, LeakageError, MismatchError
+from counterstain.generators.synthesize import SynthesisConfig, synthesize
+from counterstain.training import TrainingConfig
+
+CONFIG = AuditConfig(patches=60, repeats=10, min_area_px=20)
+SMALL = JudgeConfig(
+    training=TrainingConfig(steps=90, batch_size=16),
+    encoder="tu-resnet10t",
+    decoder_channels=(32, 32, 16, 16, 8),
+    lr=4e-3,
+    ema_decay=0.9,
+)
+
+
+class Painter:
+    """Draws discs as the cohort has them; a deaf one does not listen to the labels."""
+
+    method = "spade"
+
+    def __init__(self, *, deaf: bool = False) -> None:
+        self.deaf = deaf
+
+    def generate(self, label_masks, seeds, images=None, redraw=None, *, instances=None, slides=None):
+        labels = np.where(label_masks > 0, 5, 0) if self.deaf else label_masks.astype(int)
+        shade = np.array([230, 170, 140, 110, 80, 50])[labels][..., None]
+        noise = [np.random.default_rng(s).integers(-15, 16, (*label_masks.shape[1:], 3)) for s in seeds]
+        return np.clip(shade + np.stack(noise), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return draw_cohort(tmp_path_factory.mktemp("cohort") / "c")
+
+
+@pytest.fixture(scope="module")
+def judge(cohort, tmp_path_factory):
+    return train_judge(cohort, SMALL, tmp_path_factory.mktemp("judge") / "j", size_px=32, seed=0)
+
+
+@pytest.fixture(scope="module")
+def sets(cohort, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets")
+    config = SynthesisConfig(sampling=SamplingConfig(background_share=0.2))
+    painters = {"listens": Painter(), "deaf": Painter(deaf=True)}
+    for name, painter in painters.items():
+        synthesize(painter, cohort, folder / name, config, count=60, size_px=32, seed=0)
+    return {name: PatchSet.open(folder / name) for name in painters}
+
+
+@pytest.fixture(scope="module")
+def audit(sets, cohort, judge):
+    return audit_sets(sets, cohort, judge, CONFIG)
+
+
+def normal(seed, n=400, d=6, shift=0.0, scale=1.0):
+    return np.random.default_rng(seed).normal(shift, scale, (n, d))
+
+
+def test_the_frechet_distance_of_normal_samples_is_the_known_one():
+    a, b = normal(0, 200_000, 2), normal(1, 200_000, 2, shift=1.0, scale=2.0)
+    assert frechet_distance(a, b) == pytest.approx(2 * 1.0 + 2 * (1 + 4 - 2 * 2), rel=0.02)
+
+
+def test_the_frechet_distance_of_a_sample_to_itself_is_nothing():
+    a = normal(0)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-8)
+
+
+def test_the_frechet_distance_is_the_same_in_both_spaces():
+    a, b = normal(0, 40, 50), normal(1, 40, 50, shift=0.3)
+    wide = frechet_distance(np.hstack([a, a * 0]), np.hstack([b, b * 0]))
+    assert frechet_distance(a, b) == pytest.approx(wide)
+    tall, other = normal(2, 60, 5), normal(3, 70, 5, scale=2)
+    root = scipy.linalg.sqrtm(np.cov(tall, rowvar=False) @ np.cov(other, rowvar=False)).real
+    covariances = np.trace(np.cov(tall, rowvar=False) + np.cov(other, rowvar=False) - 2 * root)
+    assert frechet_distance(tall, other) == pytest.approx(((tall.mean(0) - other.mean(0)) ** 2).sum() + covariances)
+
+
+def test_the_kernel_distance_is_unbiased():
+    found = [kernel_distance(normal(2 * i, 40), normal(2 * i + 1, 40)) for i in range(200)]
+    error = np.std(found) / np.sqrt(len(found))
+    assert abs(np.mean(found)) < 3 * error
+
+
+def test_the_kernel_distance_equals_the_sums_written_out():
+    a, b = normal(0, 5, 3), normal(1, 4, 3)
+
+    def k(x, y):
+        return (x @ y / 3 + 1) ** 3
+
+    among_a = np.mean([k(a[i], a[j]) for i in range(5) for j in range(5) if i != j])
+    among_b = np.mean([k(b[i], b[j]) for i in range(4) for j in range(4) if i != j])
+    between = np.mean([k(x, y) for x in a for y in b])
+    assert kernel_distance(a, b) == pytest.approx(among_a + among_b - 2 * between)
+
+
+def test_coverage_equals_neighbourhoods_counted_one_by_one():
+    real, drawn, k = normal(0, 30, 2), normal(1, 25, 2, shift=0.5), 3
+
+    def reach(x):
+        return [sorted(np.linalg.norm(p - q) for q in x)[k] for p in x]
+
+    near = [[np.linalg.norm(r - d) for d in drawn] for r in real]
+    reach_real, reach_drawn = reach(real), reach(drawn)
+    inside = np.array([[near[i][j] <= reach_real[i] for j in range(25)] for i in range(30)])
+    found = coverage(real, drawn, k)
+    assert found.precision == inside.any(0).mean()
+    assert found.coverage == inside.any(1).mean()
+    assert found.density == pytest.approx(inside.sum() / (k * 25))
+    backwards = np.array([[near[i][j] <= reach_drawn[j] for j in range(25)] for i in range(30)])
+    assert found.recall == backwards.any(1).mean()
+
+
+def test_one_mode_of_many_has_precision_without_recall():
+    real = np.concatenate([normal(0, 100, 2), normal(1, 100, 2, shift=20)])
+    found = coverage(real, normal(2, 100, 2))
+    assert found.precision > 0.9
+    assert found.recall < 0.6
+
+
+def test_too_few_images_are_told_how_many_are_needed():
+    with pytest.raises(InputError, match="more than 5 of each kind"):
+        coverage(normal(0, 5, 2), normal(1, 50, 2))
+    with pytest.raises(InputError, match="at least two"):
+        frechet_distance(normal(0, 1, 2), normal(1, 50, 2))
+
+
+def test_an_interval_holds_its_value_and_shrinks_with_more_images():
+    few = bootstrap(frechet_distance, normal(0, 100), normal(1, 100, shift=1), repeats=50, seed=0)
+    many = bootstrap(frechet_distance, normal(0, 1600), normal(1, 1600, shift=1), repeats=50, seed=0)
+    assert few.low < few.value < few.high
+    assert many.high - many.low < 0.5 * (few.high - few.low)
+
+
+def test_the_nearest_is_found():
+    distances, found = nearest(np.array([[0.0, 0.0], [5.0, 5.0]]), np.array([[5.0, 4.0], [0.0, 3.0]]))
+    assert found.tolist() == [1, 0]
+    assert distances.tolist() == [3.0, 1.0]
+
+
+def one_disc(inside, outside, subtype=4):
+    y, x = np.mgrid[:32, :32]
+    instances = (((y - 16) ** 2 + (x - 16) ** 2) < 64).astype(np.int32)
+    colours = np.array([np.broadcast_to(outside, 3), np.broadcast_to(inside, 3)], np.uint8)
+    image = colours[instances]
+    source = Source(region="r", slide="s", patient="p", y_px=0, x_px=0)
+    return Patch(image=image, instances=instances, subtypes={1: subtype}, source=source)
+
+
+@pytest.mark.parametrize(("haematoxylin", "dab"), [(0.2, 0.9), (0.7, 0.0), (0.0, 0.3)])
+def test_stain_is_told_from_haematoxylin(haematoxylin, dab):
+    vectors = {name: np.array(v) / np.linalg.norm(v) for name, v in STAIN_VECTORS.items()}
+    density = haematoxylin * vectors["haematoxylin"] + dab * vectors["dab"]
+    pixel = np.round(256 * np.exp(-density) - 1)
+    found = stain_density(np.broadcast_to(pixel, (2, 2, 3)).astype(np.uint8), "dab")
+    assert found == pytest.approx(np.full((2, 2), dab), abs=0.03)
+
+
+def test_stain_is_measured_inside_instances_that_are_large_enough():
+    patch = one_disc((120, 70, 40), (255, 255, 255))
+    table = stain_table([patch], "dab", min_area_px=20)
+    assert table["subtype"].tolist() == [4]
+    assert table["density"].item() > 0.5
+    assert stain_table([patch], "dab", min_area_px=500).empty
+
+
+def test_a_seam_is_the_step_across_the_border():
+    assert seam(one_disc(100, 130)) == 30
+
+
+def test_without_a_border_there_is_no_seam():
+    source = Source(region="r", slide="s", patient="p", y_px=0, x_px=0)
+    bare = Patch(image=np.zeros((8, 8, 3), np.uint8), instances=np.zeros((8, 8), np.int32), subtypes={}, source=source)
+    assert np.isnan(seam(bare))
+
+
+def test_a_generator_that_listens_adheres_as_well_as_real_tissue(audit):
+    real, listens, deaf = audit.findings
+    assert [f.name for f in audit.findings] == [HELD_OUT, "listens", "deaf"]
+    assert real.adherence.mean() > 0.9
+    assert listens.adherence.mean() > 0.9
+    assert deaf.adherence.drop("LCIS/DCIS").max() < 0.2
+    assert deaf.adherence["LCIS/DCIS"] > 0.9
+
+
+def test_what_looks_like_real_tissue_is_nearer_to_it(audit):
+    real, listens, deaf = audit.findings
+    assert deaf.frechet.low > listens.frechet.high
+    assert deaf.kernel.low > listens.kernel.high
+    assert listens.coverage > deaf.coverage
+    assert real.near_copies == pytest.approx(0.01)
+
+
+def test_the_table_has_a_row_for_each_kind_and_counts_every_instance(audit, sets):
+    table = audit.table()
+    assert table["images"].tolist() == [HELD_OUT, "listens", "deaf"]
+    judged = sets["listens"].instances.query("area_px >= 20")
+    assert audit.findings[1].confusion.to_numpy().sum() == len(judged)
+
+
+def test_copies_of_training_patches_are_found(cohort, judge, audit):
+    from counterstain.audit.audit import _Ruler
+
+    loaded, _ = load_judge(judge)
+    ruler = _Ruler(loaded, cohort.taxonomy, CONFIG, audit.training_patches)
+    limit = float(np.quantile(audit.findings[0].nearest["distance"], 0.01))
+    copies = ruler.measure("copies", audit.training_patches, limit)
+    assert copies.near_copies == 1.0
+    assert copies.nearest["distance"].max() < 1e-3
+
+
+def test_instances_that_are_to_be_ignored_are_not_judged(judge):
+    loaded, _ = load_judge(judge)
+    patches = [one_disc(80, 230, subtype=255), one_disc(80, 230, subtype=5)]
+    assert instance_opinions(loaded, patches, 20)[:, 0].tolist() == [5]
+
+
+def test_a_judge_that_saw_held_out_patients_is_refused(sets, cohort, judge, tmp_path):
+    shutil.copytree(judge, tmp_path / "j")
+    header = json.loads((tmp_path / "j" / "model.json").read_text())
+    (tmp_path / "j" / "model.json").write_text(json.dumps(header | {"patients_seen": ["p0", "p4"]}))
+    with pytest.raises(LeakageError, match="has seen p4 of the test part"):
+        audit_sets(sets, cohort, tmp_path / "j", CONFIG)
+
+
+def test_a_set_of_another_size_is_refused(cohort, judge, tmp_path):
+    synthesize(Painter(), cohort, tmp_path / "s", SynthesisConfig(), count=64, size_px=64, seed=0)
+    with pytest.raises(MismatchError, match=r"patches of 64 px, the judge .* learnt from 32 px"):
+        audit_sets({"s": PatchSet.open(tmp_path / "s")}, cohort, judge, CONFIG)
+
+
+def test_a_judge_is_trained_once_and_remembers_whom_it_saw(cohort, judge):
+    before = (judge / "model.safetensors").stat().st_mtime_ns
+    assert train_judge(cohort, SMALL, judge, size_px=32, seed=0) == judge
+    assert (judge / "model.safetensors").stat().st_mtime_ns == before
+    assert load_judge(judge)[1].patients_seen == ("p0", "p1", "p2")
+
+
+def test_the_judge_learns_real_subtypes(cohort, judge):
+    sampler = PatchSampler(cohort, "test", 32, SamplingConfig(), 0)
+    opinions = instance_opinions(load_judge(judge)[0], [sampler[i] for i in range(40)], 20)
+    assert (opinions[:, 0] == opinions[:, 1]).mean() > 0.9
+    assert opinions[:, 2].mean() > 0.9
+
+
+def test_the_command_writes_tables_and_pictures(sets, cohort, judge, tmp_path):
+    arguments = [str(s.folder) for s in sets.values()]
+    options = ["--cohort", cohort.folder, "--judge", judge, "--out", tmp_path / "a", "--patches", 60, "--repeats", 10]
+    result = CliRunner().invoke(app, ["audit", *arguments, *map(str, options)])
+    assert result.exit_code == 0, result.output
+    assert "adherence" in result.output
+    assert set(pd.read_csv(tmp_path / "a" / "audit.csv")["images"]) == {HELD_OUT, "listens", "deaf"}
+    files = {file.name for file in (tmp_path / "a").iterdir()}
+    assert {"confusion.csv", "nearest.csv", "audit.json", "deaf-nearest.png", "listens-examples.png"} <= files
