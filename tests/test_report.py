@@ -293,3 +293,14 @@ def test_the_command_wants_exactly_one_folder(arguments):
 
 def test_every_method_of_the_examples_is_in_the_page(page):
     assert all(method in page for method in METHODS)
+
+
+def test_figures_are_written_as_files_of_equal_bytes(small, tmp_path):
+    options = ["report", str(small), "--out", str(tmp_path / "r.html"), "--figures", str(tmp_path / "f")]
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 0, result.output
+    names = {file.name for file in (tmp_path / "f").iterdir()}
+    assert {"boxplots.svg", "boxplots.png", "confusion.svg", "examples.png"} <= names
+    before = {file.name: file.read_bytes() for file in (tmp_path / "f").iterdir()}
+    CliRunner().invoke(app, options)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "f").iterdir()} == before

@@ -19,12 +19,17 @@ def _report(
         Path | None, typer.Option("--from", metavar="FOLDER", help="The same: a run, or its results folder.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The file to write (default: RUN/report.html).")] = None,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", metavar="DIR", help="Write each figure there as well, as SVG and PNG.")
+    ] = None,
 ) -> None:
     """Write one self-contained page with the figures, tables and finding of a study."""
     from counterstain.errors import InputError
-    from counterstain.report.page import write_report
+    from counterstain.report.page import write_figures, write_report
 
     if (run is None) == (source is None):
         raise InputError("report: give one folder of a study, either as RUN or with --from")
-    path = write_report(run or source or Path(), out)
-    typer.echo(f"report: {path}")
+    results = run or source or Path()
+    typer.echo(f"report: {write_report(results, out)}")
+    if figures is not None:
+        typer.echo(f"figures: {len(write_figures(results, figures))} files in {figures}")

@@ -21,18 +21,25 @@ from counterstain.report.effects import chosen_arm, effects_on_test
 from counterstain.report.numbers import counted
 from counterstain.report.results import Results, read_results
 from counterstain.report.summary import summarise
-from counterstain.storage import write_text
+from counterstain.storage import replacing, write_text
+
+PNG_DPI = 150
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class FigureView:
     """A figure on the page."""
 
     anchor: str
-    source: str
-    """Data URI."""
+    figure: Figure
     alt: str
     caption: str
+
+    @property
+    def source(self) -> str:
+        """Data URI of the figure as SVG."""
+        svg = figures.svg_text(self.figure)
+        return "data:image/svg+xml," + quote(" ".join(svg.split("\n")), safe=" /:;=,'()!*@+$?~")
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
@@ -64,6 +71,26 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         raise InputError(f"{path.parent}: is a file, not a folder; give another place for the report")
     write_text(path, render(read_results(run)))
     return path
+
+
+def write_figures(run: Path, folder: Path) -> list[Path]:
+    """Write every figure of the report of a study as ``NAME.svg`` and ``NAME.png``; return the files.
+
+    Raises
+    ------
+    InputError
+        The study is missing or not finished, or a table holds what it cannot.
+    StorageError
+        A file is damaged or cannot be written.
+    """
+    results = read_results(run)
+    files = []
+    for view in _figures(results, chosen_arm(results)):
+        files += [folder / f"{view.anchor}.svg", folder / f"{view.anchor}.png"]
+        write_text(files[-2], figures.svg_text(view.figure))
+        with replacing(files[-1]) as partial:
+            view.figure.savefig(partial, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    return files
 
 
 def render(results: Results, *, draws: int = 10_000, seed: int = 0) -> str:
@@ -112,7 +139,7 @@ def _figures(results: Results, chosen: str | None) -> list[FigureView]:
     tissue, reference = taxonomy.tissue_class, label_of(study.reference)
     beside = f" beside {label_of(chosen)}, the best arm on validation, and their difference" if chosen else ""
     return [
-        _view(
+        FigureView(
             "boxplots",
             figures.boxplots(results.results, taxonomy, arms=results.arms, reference=study.reference),
             f"Box plots of {tissue} Dice and subtype variance on the test part for {_listed(results.arms)}. "
@@ -121,34 +148,34 @@ def _figures(results: Results, chosen: str | None) -> list[FigureView]:
             f"whiskers: smallest and largest repeat; dots: repeats; dashed line: mean of {reference}."
             + (f" Oracle: {CEILING}." if any(map(is_oracle, results.arms)) else ""),
         ),
-        _view(
+        FigureView(
             "confusion",
             figures.confusion(results.counts, taxonomy, reference=study.reference, arm=chosen),
             f"Confusion by subtype of {reference}{beside}, in percent of each row.",
             f"Confusion by subtype on the test part: {reference}{beside}. Pixels pooled over the part, percent of each "
             "row, averaged over repeats.",
         ),
-        _view(
+        FigureView(
             "composition",
             figures.composition(results.composition, taxonomy, mpp=study.cohort.mpp),
             f"Bars of the share of {', '.join(taxonomy.names)} in each part of the cohort, by instances and by area.",
             "Subtypes in each part of the cohort, by instances and by annotated area.",
         ),
-        _view(
+        FigureView(
             "balance",
             figures.balance(results.synthetic, taxonomy),
             "Bars of the share of every subtype in the synthetic sets before and after relabelling.",
             "Subtypes in the synthetic sets before (hatched) and after (filled) relabelling. Dashed: equal shares. "
             "Relabelling balances what it was told to, so instances and area differ.",
         ),
-        _view(
+        FigureView(
             "examples",
             figures.examples(results.examples, taxonomy, mpp=study.cohort.mpp),
             f"{counted(len(results.examples), 'patch', 'patches')}: real image, its labels, new labels and the image "
             "that every method made of them.",
             "Real patches, their labels, the new labels, and what every method made of them.",
         ),
-        _view(
+        FigureView(
             "training",
             figures.training_curves(results.losses),
             "Training curves of every generator and segmenter, one panel for each loss.",
@@ -156,12 +183,6 @@ def _figures(results: Results, chosen: str | None) -> list[FigureView]:
             "steps.",
         ),
     ]
-
-
-def _view(anchor: str, figure: Figure, alt: str, caption: str) -> FigureView:
-    svg = figures.svg_text(figure)
-    source = "data:image/svg+xml," + quote(" ".join(svg.split("\n")), safe=" /:;=,'()!*@+$?~")
-    return FigureView(anchor=anchor, source=source, alt=alt, caption=caption)
 
 
 def _listed(arms: Sequence[str]) -> str:
