@@ -136,6 +136,10 @@ def synthesize(
     method: Annotated[str, typer.Option(help="spade, diffusion, inpainting, or oracle (phantoms only).")],
     count: Annotated[int, typer.Option(help="Patches to draw; a finished set can be given a larger count.")],
     generator: Annotated[Path | None, typer.Option(help="Checkpoint to draw with; none for the oracle.")] = None,
+    size_px: Annotated[
+        int | None,
+        typer.Option(min=32, help="Edge of the patches; diffusion draws any size.", show_default="as in the recipe"),
+    ] = None,
     preset: Preset = "best",
     config: ConfigFile = None,
     settings: Settings = None,
@@ -159,8 +163,9 @@ def synthesize(
     opened = Cohort.open(cohort)
     drawer, header = load_generator(METHODS[method], generator, opened)
     if isinstance(drawer, DiffusionGenerator):
-        drawer.draw_with(recipe.diffusion.sampler, recipe.diffusion.inpainting)
-    found = draw(drawer, opened, out, recipe.synthesis, count=count, size_px=recipe.size_px, seed=seed, header=header)
+        drawer.draw_with(recipe.diffusion.sampler, recipe.diffusion.inpainting, recipe.diffusion.windows)
+    size_px = size_px or recipe.size_px
+    found = draw(drawer, opened, out, recipe.synthesis, count=count, size_px=size_px, seed=seed, header=header)
     assert found is not None
     _print_balance(out, found)
 

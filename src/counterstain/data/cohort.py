@@ -206,8 +206,12 @@ class Cohort:
         return len(self.regions)
 
     def patients(self, part: str) -> list[str]:
-        """Return the patients of ``train``, ``val`` or ``test``, sorted."""
-        return sorted(self.regions.loc[self.regions["split"] == part, "patient"].unique())
+        """Return the patients of ``train``, ``val`` or ``test``, sorted.
+
+        Of a redrawn cohort ``train`` also has those that its generator saw: their tissue is in its images.
+        """
+        behind = self.source.get("patients_seen", ()) if part == "train" else ()
+        return sorted({*self.regions.loc[self.regions["split"] == part, "patient"], *behind})
 
     def part(self, part: str) -> np.ndarray:
         """Return the positions of a part's regions in :attr:`regions`.

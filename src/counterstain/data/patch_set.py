@@ -3,8 +3,9 @@
 A set is ``set.json`` (the header, written when all shards are there) and ``shards/00000``, ``shards/00001``, … Each
 shard holds 64 patches and appears in one step: ``images.zarr`` (n, H, W, 3) uint8, ``instances.zarr``
 (n, H, W) int32, ``patches.parquet`` with a row per patch (index, seed, attempts, and the source: region, slide,
-patient, y_px, x_px, flipped, quarter_turns), ``instances.parquet`` with a row per instance (index, instance,
-subtype_before, subtype, area_px), and ``hashes.json`` with the SHA-256 of the other files.
+patient, y_px, x_px, flipped, quarter_turns; where styles were asked for, style_slides and style_weights),
+``instances.parquet`` with a row per instance (index, instance, subtype_before, subtype, area_px), and ``hashes.json``
+with the SHA-256 of the other files.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class SyntheticPatch:
     """Seed of the image."""
     attempts: int = 1
     """How many images were drawn until the filter let one pass."""
+    style: tuple[tuple[str, float], ...] = ()
+    """Slides whose style it is drawn in, with their weights; empty where no style was asked for."""
 
 
 class PatchSetWriter:
@@ -195,7 +198,9 @@ class PatchSet(Sequence[Patch]):
 
 def _patch_row(patch: SyntheticPatch) -> dict[str, Any]:
     source = asdict(patch.patch.source)
-    return {"index": patch.index, "seed": patch.seed, "attempts": patch.attempts} | source
+    style = {"style_slides": [s for s, _ in patch.style], "style_weights": [w for _, w in patch.style]}
+    row = {"index": patch.index, "seed": patch.seed, "attempts": patch.attempts} | source
+    return row | (style if patch.style else {})
 
 
 def _instance_rows(patch: SyntheticPatch) -> Iterator[tuple[int, int, int, int, int]]:

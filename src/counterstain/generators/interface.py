@@ -35,6 +35,7 @@ class ImageGenerator(Protocol):
         *,
         instances: np.ndarray | None = None,
         slides: Sequence[str] | None = None,
+        styles: np.ndarray | None = None,
     ) -> np.ndarray:
         """Draw one image for each mask.
 
@@ -50,6 +51,8 @@ class ImageGenerator(Protocol):
             Instance maps, for generators that see instance edges.
         slides : n names, optional
             Slides of the masks, for generators that draw in a slide's style.
+        styles : (n, S) float, optional
+            Styles out of the generator's own ``style_codes``, for generators that have it.
 
         Returns
         -------

@@ -45,14 +45,15 @@ class OracleGenerator:
         *,
         instances: np.ndarray | None = None,
         slides: Sequence[str] | None = None,
+        styles: np.ndarray | None = None,
     ) -> np.ndarray:
         """Render masks; needs ``instances`` and ``slides``."""
-        del images, redraw
+        del images, redraw, styles
         if instances is None or slides is None:
             raise InputError("the oracle needs the instance maps and the slides of the masks")
-        styles = [slide_style(self._config, index_of(slide)) for slide in slides]
+        rendered_as = [slide_style(self._config, index_of(slide)) for slide in slides]
         drawn = [
             render(mask, shown, style, seed, mpp=self._mpp)
-            for mask, shown, style, seed in zip(label_masks, instances, styles, seeds, strict=True)
+            for mask, shown, style, seed in zip(label_masks, instances, rendered_as, seeds, strict=True)
         ]
         return np.stack(drawn)

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from counterstain.checkpoints import CheckpointHeader, load_checkpoint
 from counterstain.config import Config, build
+from counterstain.data.patches import Patch
 from counterstain.data.sampling import SamplingConfig
 from counterstain.errors import ConfigError
 from counterstain.generators.conditioning import edges, one_hot, to_images, to_tensor
@@ -28,6 +29,7 @@ from counterstain.generators.networks.image_encoder import ImageEncoder
 from counterstain.generators.networks.spade import UPSAMPLINGS, SpadeGeneratorNetwork
 from counterstain.generators.networks.spectral import settle_spectral_norms
 from counterstain.generators.perceptual import VggDistance
+from counterstain.generators.style import without_tumour
 from counterstain.seeding import torch_generator
 from counterstain.training import TrainingConfig, fused_optimizers
 
@@ -228,17 +230,41 @@ class SpadeGenerator:
         *,
         instances: np.ndarray | None = None,
         slides: Sequence[str] | None = None,
+        styles: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Draw images; without ``instances`` the borders of the labels stand in for those of the instances."""
+        """Draw images; without ``instances`` the borders of the labels stand in for those of the instances.
+
+        ``styles`` are codes out of :meth:`style_codes`; without them codes are drawn by the seeds.
+        """
         del images, redraw, slides
         shown = label_masks.astype(np.int32) if instances is None else instances
         batch = self.model.config.compute_batch
-        return np.concatenate(list(fixed_batches(self._draw, batch, seeds, label_masks, shown)))
+        return np.concatenate(list(fixed_batches(self._draw, batch, seeds, label_masks, shown, styles)))
 
-    def _draw(self, seeds: Sequence[int], label_masks: np.ndarray, instances: np.ndarray) -> np.ndarray:
+    @torch.no_grad()
+    def style_codes(self, references: Sequence[Patch]) -> np.ndarray:
+        """Return the encoder's means for reference patches, (n, latent) float, their tumour filled with background.
+
+        Raises
+        ------
+        ConfigError
+            The network was trained without its encoder.
+        """
+        if self.model.encoder is None:
+            raise ConfigError("synthesis.style: this SPADE was trained with use_vae: false; use source: none")
+        images = [without_tumour(patch.image, patch.label_mask) for patch in references]
+        seen = [self.model.encoder(to_tensor(on_device(image[None], self.model.device)))[0] for image in images]
+        return torch.cat(seen).cpu().numpy()
+
+    def _draw(
+        self, seeds: Sequence[int], label_masks: np.ndarray, instances: np.ndarray, styles: np.ndarray | None
+    ) -> np.ndarray:
         device = self.model.device
         labels = self.model.condition(on_device(label_masks, device), on_device(instances, device))
-        z = torch.stack([self.model._noise(seed, "code") for seed in seeds]).to(device)  # noqa: SLF001
+        if styles is None:
+            z = torch.stack([self.model._noise(seed, "code") for seed in seeds]).to(device)  # noqa: SLF001
+        else:
+            z = on_device(styles, device)
         return to_images(self.model.generator(labels, z))
 
 

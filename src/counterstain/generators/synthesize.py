@@ -32,6 +32,7 @@ from counterstain.data.relabel import Instance, RelabelConfig, relabel
 from counterstain.data.sampling import PatchSampler, SamplingConfig
 from counterstain.errors import ConfigError, MismatchError
 from counterstain.generators.interface import ImageGenerator
+from counterstain.generators.style_drawing import StyleChoice, StyleDrawer, style_drawer
 from counterstain.progress import bar
 from counterstain.seeding import derive
 from counterstain.storage import claim
@@ -49,6 +50,8 @@ class SynthesisConfig(Config):
     """Images to draw again: ``near_white`` = brighter than ``white_level`` although the mask shows tissue."""
     white_level: Annotated[float, Field(gt=0, le=255)] = 235.0
     """Mean grey level (0..255) inside the instances above which an image counts as near white."""
+    style: StyleChoice = StyleChoice()
+    """Whose style images are drawn in."""
     attempts: Annotated[int, Field(ge=1, le=100)] = 5
     """Images drawn at most for one patch; the last one is kept."""
 
@@ -122,7 +125,7 @@ def synthesize(
         The generator draws another size, scale or taxonomy, or ``out`` belongs to another set.
     """
     if header is not None:
-        _require_fit(header, cohort, size_px)
+        require_generator_fits(header, cohort, size_px)
     if count < 1:
         raise ConfigError(f"count {count}: a synthetic set has at least one patch")
     set_header = PatchSetHeader(
@@ -135,12 +138,14 @@ def synthesize(
         cohort=cohort.fingerprint,
         generator="" if header is None else header.sha256,
         patients_seen=tuple(sorted({*cohort.patients("train"), *(header.patients_seen if header else ())})),
-        settings=_settings(generator, config),
+        settings=drawing_settings(generator, config),
         version=counterstain.__version__,
     )
     claim(out, "synthesize", set_header.model_dump(mode="json", exclude={"count"}))  # a set may grow
     writer = PatchSetWriter(out, set_header)
     sampler = PatchSampler(cohort, "train", size_px, config.sampling, derive(seed, "masks"))
+    reference_px = size_px if header is None else header.size_px
+    drawer = style_drawer(generator, cohort, config.style, size_px=reference_px, seed=seed)
     wanted = range(writer.num_shards) if shards is None else list(shards)
     missing = sorted(set(writer.missing_shards()) & set(wanted))
     done = sum(len(writer.indices(shard)) for shard in wanted if shard not in missing)
@@ -148,19 +153,26 @@ def synthesize(
     with bar(f"synthesizing ({generator.method})", total, done) as advance:
         for shard in missing:
             layouts = draw_layouts(sampler, config, seed, shard)
-            writer.write(shard, _draw(generator, layouts, config, seed, writer.indices(shard)))
+            writer.write(shard, _draw(generator, layouts, config, seed, writer.indices(shard), drawer=drawer))
             advance(len(writer.indices(shard)))
     return writer.finish() if shards is None else None
 
 
 def _draw(
-    generator: ImageGenerator, layouts: Layouts, config: SynthesisConfig, seed: int, indices: range
+    generator: ImageGenerator,
+    layouts: Layouts,
+    config: SynthesisConfig,
+    seed: int,
+    indices: range,
+    *,
+    drawer: StyleDrawer | None,
 ) -> list[SyntheticPatch]:
     patches = layouts.patches
     masks = np.stack([patch.label_mask for patch in patches])
     real = np.stack([patch.image for patch in patches])
     instances = np.stack([patch.instances for patch in patches])
     slides = [patch.source.slide for patch in patches]
+    styles = None if drawer is None else drawer(slides, indices)
     seeds = [derive(seed, "image", index, 0) for index in indices]
     attempts = [1] * len(patches)
     images = np.empty_like(real)
@@ -173,6 +185,7 @@ def _draw(
             layouts.redraw[pending],
             instances=instances[pending],
             slides=[slides[i] for i in pending],
+            **({} if styles is None else {"styles": styles.codes[pending]}),
         )
         refused = _refused(images, masks, config)
         pending = [i for i in pending if refused[i] and attempts[i] < config.attempts]
@@ -186,6 +199,7 @@ def _draw(
             subtypes_before=before,
             seed=image_seed,
             attempts=tries,
+            style=() if styles is None else styles.mixes[index - indices[0]],
         )
         for index, image, patch, before, image_seed, tries in zip(
             indices, images, patches, layouts.before, seeds, attempts, strict=True
@@ -204,15 +218,17 @@ def _refused(images: np.ndarray, masks: np.ndarray, config: SynthesisConfig) -> 
     return np.asarray((area > 0) & (mean_inside > config.white_level))
 
 
-def _settings(generator: ImageGenerator, config: SynthesisConfig) -> dict[str, Any]:
+def drawing_settings(generator: ImageGenerator, config: SynthesisConfig) -> dict[str, Any]:
+    """Return how images are drawn, for the record: all that a generator's weights do not say."""
     settings: dict[str, Any] = {"synthesis": config.model_dump(mode="json")}
-    names = {"spade": (), "diffusion": ("sampler",), "inpainting": ("sampler", "inpainting"), "oracle": ()}
-    for name in names[generator.method]:
+    names = {"diffusion": ("sampler", "windows"), "inpainting": ("sampler", "windows", "inpainting")}
+    for name in names.get(generator.method, ()):
         settings[name] = getattr(generator, name).model_dump(mode="json")
     return settings
 
 
-def _require_fit(header: CheckpointHeader, cohort: Cohort, size_px: int) -> None:
+def require_generator_fits(header: CheckpointHeader, cohort: Cohort, size_px: int) -> None:
+    """Raise an error unless a checkpoint may draw images of this size from the masks of a cohort."""
     require_taxonomy(Path(header.kind), header, cohort.taxonomy)
     if header.kind == "spade" and header.size_px != size_px:
         raise MismatchError(

@@ -28,6 +28,7 @@ from counterstain.generators.diffusion import Diffusion, DiffusionConfig
 from counterstain.generators.initial import InitialWeights, require_fit
 from counterstain.generators.monitors import warnings_of
 from counterstain.generators.spade import Spade, SpadeConfig
+from counterstain.generators.style import StyleReferences, references_of, styled_batches
 from counterstain.generators.watch import watch_autoencoder, watch_spade
 from counterstain.progress import bar
 from counterstain.seeding import derive, torch_generator
@@ -129,9 +130,13 @@ def train_diffusion(
     sampler = run.sampler(config.sampling)
     if config.normalise_latents != "none" and run.initial is None:
         _measure_latents(model, sampler)
-    batches = patch_batches(sampler, config.training.batch_size)
+    references = None if config.style is None else references_of(cohort, size_px, seed)
     if config.latent_pool is not None:
-        batches = _pooled(model, sampler, config.latent_pool, config.training.batch_size)
+        batches = _pooled(model, sampler, config.latent_pool, config.training.batch_size, references)
+    elif references is not None:
+        batches = styled_batches(sampler, references, config.training.batch_size)
+    else:
+        batches = patch_batches(sampler, config.training.batch_size)
     fit(model, batches, out, config.training, ema_decay=config.ema_decay, label="diffusion")
     state = model.state_dict() | {f"first_stage.{name}": value for name, value in first_stage.state_dict().items()}
     notes = {"first_stage": first_header.config, "first_stage_sha256": first_header.sha256}
@@ -228,16 +233,22 @@ def _images(sampler: PatchSampler, indices: range) -> Tensor:
     return torch.from_numpy(np.stack([sampler[i].image for i in indices]))
 
 
-def _pooled(model: Diffusion, sampler: PatchSampler, pool: int, batch_size: int) -> Batches:
+def _pooled(
+    model: Diffusion, sampler: PatchSampler, pool: int, batch_size: int, references: StyleReferences | None
+) -> Batches:
     """Encode the first ``pool`` patches once; batches are runs of a fresh shuffle for each pass."""
-    latents, labels = [], []
+    encoded: list[dict[str, Tensor]] = []
     with bar("encoding", pool) as advance:
         for first in range(0, pool, ENCODE_BATCH):
-            part = stack([sampler[i] for i in range(first, min(first + ENCODE_BATCH, pool))])
-            latents.append(model.encode(part["images"]))
-            labels.append(part["labels"])
-            advance(len(part["labels"]))
-    all_latents, all_labels = torch.cat(latents), torch.cat(labels)
+            members = range(first, min(first + ENCODE_BATCH, pool))
+            patches = [sampler[i] for i in members]
+            part = stack(patches)
+            kept = {"latents": model.encode(part["images"]), "labels": part["labels"]}
+            if references is not None:
+                kept |= references.beside(patches, members)
+            encoded.append(kept)
+            advance(len(members))
+    whole = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
 
     @lru_cache(maxsize=2)
     def order(turn: int) -> Tensor:
@@ -246,6 +257,6 @@ def _pooled(model: Diffusion, sampler: PatchSampler, pool: int, batch_size: int)
     def batch(step: int) -> dict[str, Tensor]:
         numbers = range(step * batch_size, (step + 1) * batch_size)
         members = torch.stack([order(n // pool)[n % pool] for n in numbers])
-        return {"latents": all_latents[members], "labels": all_labels[members]}
+        return {name: values[members] for name, values in whole.items()}
 
     return batch

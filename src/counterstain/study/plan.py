@@ -170,7 +170,7 @@ class _Planner:
             return [self._cell("SPADE", "spade", "generators", _config(self.recipe.spade))]
         autoencoder = self._cell("autoencoder", "autoencoder", "generators", _config(self.recipe.autoencoder))
         # How images are drawn is a matter of the synthetic set, not of the network.
-        config = _config(self.recipe.diffusion, exclude={"sampler", "inpainting"})
+        config = _config(self.recipe.diffusion, exclude={"sampler", "inpainting", "windows"})
         return [autoencoder, self._cell("diffusion", "diffusion", "generators", config, autoencoder=autoencoder.folder)]
 
     def _cell(self, name: str, stage: Stage, seeded_by: str, settings: dict[str, Any], **inputs: str) -> Cell:

@@ -1,0 +1,162 @@
+"""Style: how the tissue around tumour looks on a slide, as a vector that a generator can be given.
+
+A style is taken from a reference patch of a training slide, and from its background alone (label 0). Tumour is left
+out on purpose: its stain is what tells the subtypes apart, so a reference that showed tumour would tell the generator
+which subtype its slide has, and the generator would listen to the style instead of the mask. Stain statistics are taken
+over background pixels; the learned encoder sees the reference with tumour filled by the background's mean. For the same
+reason references are other patches of the slide, chosen for much background, never the patch that is drawn.
+
+Shapes: n = references, H, W = rows and columns in pixels, S = length of a style vector, s = edge of what is encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from counterstain.config import Config
+from counterstain.data.batches import stack
+from counterstain.data.cohort import Cohort
+from counterstain.data.patches import Patch
+from counterstain.errors import LeakageError
+from counterstain.seeding import derive, numpy_generator
+from counterstain.taxonomy import BACKGROUND
+
+SEEN_PX = 64  # edge of what the encoder sees of a reference
+CANDIDATES = 4  # places that the one with the most background is chosen from
+
+
+class StyleConfig(Config):
+    """A denoiser that is also given a style."""
+
+    width: Annotated[int, Field(ge=4)] = 32
+    """Features of the encoder's first layer."""
+    code: Annotated[int, Field(ge=1)] = 16
+    """Length of the learned code; six statistics of the stain are added to it."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of training samples without a style, so that images can be drawn without one."""
+
+
+class StyleReferences:
+    """Reference patches of the training slides of a cohort; each depends on the seed, the slide and the keys alone.
+
+    Parameters
+    ----------
+    cohort : Cohort
+        With a split: only slides of its training part give styles.
+    size_px : int
+        Edge of the references; less where a region is smaller.
+    seed : int
+    """
+
+    def __init__(self, cohort: Cohort, size_px: int, seed: int) -> None:
+        self.cohort, self.size_px, self.seed = cohort, size_px, seed
+        self._sizes = cohort.regions[["height_px", "width_px"]].to_numpy().tolist()
+        self._positions: dict[str, list[int]] = {}
+        for position in cohort.part("train").tolist():
+            slide = str(cohort.regions["slide"].iloc[position])
+            self._positions.setdefault(slide, []).append(position)
+
+    @property
+    def slides(self) -> list[str]:
+        """The slides that give styles, sorted."""
+        return sorted(self._positions)
+
+    def draw(self, slide: str, *keys: int | str) -> Patch:
+        """Cut a reference out of a slide: of four random places the one with the most background.
+
+        Raises
+        ------
+        LeakageError
+            The slide is not of the training part.
+        """
+        if slide not in self._positions:
+            raise LeakageError(
+                f"slide {slide}: is not of the training part of {self.cohort.folder}; styles come from training "
+                "slides alone"
+            )
+        rng = numpy_generator(self.seed, "style reference", slide, *keys)
+        return max((self._cut(slide, rng) for _ in range(CANDIDATES)), key=_background_pixels)
+
+    def beside(self, patches: Sequence[Patch], numbers: Sequence[int]) -> dict[str, Tensor]:
+        """Return what training sees of a reference from each patch's slide: ``style_seen`` and ``style_stain``."""
+        drawn = [self.draw(p.source.slide, n) for p, n in zip(patches, numbers, strict=True)]
+        seen, stain = describe(drawn)
+        return {"style_seen": seen.half(), "style_stain": stain}
+
+    def _cut(self, slide: str, rng: np.random.Generator) -> Patch:
+        positions = self._positions[slide]
+        position = positions[rng.integers(len(positions))]
+        size = min(self.size_px, *self._sizes[position])
+        y, x = (int(rng.integers(length - size + 1)) for length in self._sizes[position])
+        return self.cohort.patch(position, y, x, size)
+
+
+def styled_batches(source: Any, references: StyleReferences, batch_size: int) -> Callable[[int], dict[str, Tensor]]:
+    """Return the function step -> batch as :func:`counterstain.data.batches.patch_batches`, with references."""
+
+    def batch(step: int) -> dict[str, Tensor]:
+        numbers = range(step * batch_size, (step + 1) * batch_size)
+        patches = [source[i] for i in numbers]
+        return stack(patches) | references.beside(patches, numbers)
+
+    return batch
+
+
+def references_of(cohort: Cohort, size_px: int, seed: int) -> StyleReferences:
+    """Return the references of a training or a drawing with this seed."""
+    return StyleReferences(cohort, size_px, derive(seed, "styles"))
+
+
+def describe(references: Sequence[Patch]) -> tuple[Tensor, Tensor]:
+    """Return the background of references as optical density, (n, 3, s, s) float, and its statistics, (n, 6)."""
+    seen, stain = zip(*(_described(patch.image, patch.label_mask) for patch in references), strict=True)
+    return torch.stack(seen), torch.stack(stain)
+
+
+def stain_statistics(image: np.ndarray, label_mask: np.ndarray) -> np.ndarray:
+    """Return mean and standard deviation of the background's optical density in each colour channel.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8
+    label_mask : (H, W) uint8
+        Only pixels of label 0 count: see the module's description.
+
+    Returns
+    -------
+    (6,) float array
+        Natural logarithms; 0 where there is no background.
+    """
+    density = optical_density(image[label_mask == BACKGROUND])
+    if not len(density):
+        return np.zeros(6)
+    return np.concatenate([density.mean(0), density.std(0)])
+
+
+def optical_density(image: np.ndarray) -> np.ndarray:
+    """Turn (…, 3) uint8 into natural optical density, 0 = white."""
+    return np.asarray(-np.log(np.maximum(image, 1) / 255.0))
+
+
+def without_tumour(image: np.ndarray, label_mask: np.ndarray) -> np.ndarray:
+    """Fill all pixels of (H, W, 3) uint8 that are no background with the background's mean (white without any)."""
+    background = label_mask == BACKGROUND
+    fill = image[background].mean(0) if background.any() else np.full(3, 255.0)
+    return np.where(background[..., None], image, fill.round().astype(np.uint8)).astype(np.uint8)
+
+
+def _described(image: np.ndarray, label_mask: np.ndarray) -> tuple[Tensor, Tensor]:
+    density = torch.from_numpy(optical_density(without_tumour(image, label_mask))).float().movedim(-1, 0)
+    seen = functional.adaptive_avg_pool2d(density, (SEEN_PX, SEEN_PX))
+    return seen, torch.from_numpy(stain_statistics(image, label_mask)).float()
+
+
+def _background_pixels(patch: Patch) -> int:
+    return int((patch.instances == BACKGROUND).sum())

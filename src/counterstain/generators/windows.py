@@ -1,0 +1,184 @@
+"""Images larger than those a network was trained on: overlapping windows whose results are blended.
+
+At each step the denoiser looks at every window of the latents; where windows overlap, its predictions are averaged
+with weights that fall smoothly to the windows' borders (Bar-Tal et al. 2023, MultiDiffusion, equation 5; smooth weights
+are ours: the published ones are all equal, and leave lines where a window ends). The steps of all samplers here are
+linear in the prediction, so averaging predictions is averaging steps.
+
+Shapes: B = batch, z = latent channels, C = condition channels, h, w = rows and columns of the latents, n = windows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from counterstain.config import Config
+from counterstain.generators.samplers import Denoiser
+
+ConditionedDenoiser = Callable[[Tensor, int, Tensor], Tensor]  # latents, timestep, condition -> prediction
+
+
+class WindowsConfig(Config):
+    """How images larger than the training patches are drawn."""
+
+    window_px: Annotated[int, Field(ge=32)] | None = None
+    """Edge of a window; None = of the training patches."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of a window's edge that the next window covers again, at least; more is smoother and slower."""
+    decode_px: Annotated[int, Field(ge=64)] = 512
+    """Edge of the tiles in which the first stage encodes and decodes larger images."""
+    decode_overlap_px: Annotated[int, Field(ge=0)] = 64
+    """Pixels that such tiles share, blended; a linear first stage needs none."""
+
+
+@dataclass(frozen=True)
+class WindowGrid:
+    """Windows over a plane, all of one size; ``rows`` and ``columns`` are the windows' first ones."""
+
+    height: int
+    width: int
+    window_height: int
+    window_width: int
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+    @classmethod
+    def over(cls, height: int, width: int, window: int, overlap: int) -> WindowGrid:
+        """Cover a plane with windows of ``window`` (less where the plane is smaller) that share ``overlap`` or more."""
+        high, wide = min(window, height), min(window, width)
+        return cls(height, width, high, wide, _starts(height, high, overlap), _starts(width, wide, overlap))
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+    def scaled(self, times: int) -> WindowGrid:
+        """Return the same windows in units ``times`` as small."""
+        return WindowGrid(
+            self.height * times,
+            self.width * times,
+            self.window_height * times,
+            self.window_width * times,
+            tuple(row * times for row in self.rows),
+            tuple(column * times for column in self.columns),
+        )
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """First row and column of every window."""
+        return [(y, x) for y in self.rows for x in self.columns]
+
+    def weights(self) -> Tensor:
+        """Return each window's weights, (n, window height, window width) double; over a point they sum to 1."""
+        down = _weights(self.height, self.window_height, self.rows)
+        across = _weights(self.width, self.window_width, self.columns)
+        both = down[:, None, :, None] * across[None, :, None, :]
+        return torch.from_numpy(both.reshape(len(self), self.window_height, self.window_width))
+
+
+def windowed(denoise: ConditionedDenoiser, condition: Tensor, grid: WindowGrid, batch: int) -> Denoiser:
+    """Return a denoiser of large latents out of one of windows.
+
+    Parameters
+    ----------
+    denoise : callable
+        Latents (batch, z, window), timestep, condition (batch, C, window) -> prediction.
+    condition : (B, C, h, w)
+    grid : WindowGrid
+        Over the latents.
+    batch : int
+        Windows that the network sees at once, always as many: the last batch is filled up by repetition, so that
+        the result does not depend on how many windows there are.
+    """
+    weights = grid.weights().float().to(condition.device)
+    pieces = [(b, i) for b in range(len(condition)) for i in range(len(grid))]
+    places = grid.places
+
+    def cut(plane: Tensor, members: list[tuple[int, int]]) -> Tensor:
+        parts = []
+        for b, i in members:
+            y, x = places[i]
+            parts.append(plane[b, :, y : y + grid.window_height, x : x + grid.window_width])
+        return torch.stack(parts)
+
+    def predict(latents: Tensor, timestep: int) -> Tensor:
+        blended = torch.zeros_like(latents)
+        for first in range(0, len(pieces), batch):
+            members = [pieces[min(k, len(pieces) - 1)] for k in range(first, first + batch)]
+            predicted = denoise(cut(latents, members), timestep, cut(condition, members))
+            for (b, i), part in zip(members[: len(pieces) - first], predicted, strict=False):
+                y, x = places[i]
+                blended[b, :, y : y + grid.window_height, x : x + grid.window_width] += weights[i] * part
+        return blended
+
+    return predict
+
+
+def in_tiles(
+    apply: Callable[[Tensor], Tensor], plane: Tensor, grid: WindowGrid, *, reads: int = 1, writes: int = 1, blend: bool
+) -> Tensor:
+    """Apply a network to a large plane tile by tile; the memory it needs is that of one tile, whatever the plane.
+
+    Parameters
+    ----------
+    apply : callable
+        (1, C, y, x) -> (1, channels, y · writes / reads, x · writes / reads).
+    plane : (B, C, grid height · reads, grid width · reads)
+    grid : WindowGrid
+        The tiles, in latents.
+    reads, writes : int
+        Rows that one latent stands for in ``plane`` and in the result.
+    blend : bool
+        Average overlaps with smooth weights; False where tiles agree on them anyway.
+    """
+    if len(grid) == 1:
+        return apply(plane)
+    weights = grid.scaled(writes).weights().to(plane.device) if blend else None
+    whole: Tensor | None = None
+    for b in range(len(plane)):
+        for i, (y, x) in enumerate(grid.places):
+            part = apply(plane[b : b + 1, :, _span(y, grid.window_height, reads), _span(x, grid.window_width, reads)])
+            if whole is None:
+                whole = part.new_zeros((len(plane), part.shape[1], grid.height * writes, grid.width * writes))
+            area = whole[b, :, _span(y, grid.window_height, writes), _span(x, grid.window_width, writes)]
+            if weights is None:
+                area.copy_(part[0])
+            else:
+                area.add_(weights[i].to(part) * part[0])
+    assert whole is not None
+    return whole
+
+
+def extended(plane: np.ndarray, smallest: int, multiple: int, *, by_edges: bool = False) -> np.ndarray:
+    """Extend (n, H, W, …) below and to the right to at least ``smallest`` and to a multiple of ``multiple``.
+
+    New pixels are 0, or the nearest ones with ``by_edges``.
+    """
+    missing = [max(smallest, math.ceil(size / multiple) * multiple) - size for size in plane.shape[1:3]]
+    margins = [(0, 0), (0, missing[0]), (0, missing[1]), *[(0, 0)] * (plane.ndim - 3)]
+    return np.pad(plane, margins, mode="edge" if by_edges else "constant") if any(missing) else plane
+
+
+def _span(start: int, length: int, scale: int) -> slice:
+    return slice(start * scale, (start + length) * scale)
+
+
+def _starts(length: int, window: int, overlap: int) -> tuple[int, ...]:
+    steps = math.ceil((length - window) / max(1, window - min(overlap, window - 1)))
+    return tuple(round(i * (length - window) / max(1, steps)) for i in range(steps + 1))
+
+
+def _weights(length: int, window: int, starts: tuple[int, ...]) -> np.ndarray:
+    """Return weights along one axis, (windows, window), that sum to 1 over every point."""
+    bump = np.sin(np.pi * (np.arange(window) + 0.5) / window) ** 2
+    total = np.zeros(length)
+    for start in starts:
+        total[start : start + window] += bump
+    return np.stack([bump / total[start : start + window] for start in starts])

@@ -1,0 +1,184 @@
+import numpy as np
+import pytest
+import torch
+from drawn_cohort import draw_cohort
+
+from counterstain.data.cohort import Cohort
+from counterstain.data.patch_set import PatchSet
+from counterstain.data.sampling import SamplingConfig
+from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
+from counterstain.generators.autoencoder import AutoencoderConfig
+from counterstain.generators.diffusion import DiffusionConfig, DiffusionGenerator
+from counterstain.generators.oracle import OracleGenerator
+from counterstain.generators.redraw import redraw_regions
+from counterstain.generators.samplers import SamplerConfig
+from counterstain.generators.spade import Spade, SpadeConfig, SpadeGenerator
+from counterstain.generators.style import StyleConfig, StyleReferences, describe, stain_statistics, without_tumour
+from counterstain.generators.style_drawing import StyleChoice, StyleDrawer
+from counterstain.generators.style_swap import style_swap
+from counterstain.generators.synthesize import SynthesisConfig, synthesize
+from counterstain.generators.train import train_autoencoder, train_diffusion
+from counterstain.taxonomy import BACKGROUND
+from counterstain.training import TrainingConfig
+
+FEW = TrainingConfig(steps=4, batch_size=4)
+SYNTHESIS = SynthesisConfig(sampling=SamplingConfig(background_share=0.2))
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return draw_cohort(tmp_path_factory.mktemp("cohort") / "c")
+
+
+@pytest.fixture(scope="module")
+def trained(cohort, tmp_path_factory):
+    out = tmp_path_factory.mktemp("models")
+    stage = AutoencoderConfig(
+        training=FEW, kind="linear", latent_channels=4, lpips_weight=0, adversarial_weight=0, validation_patches=0
+    )
+    train_autoencoder(cohort, stage, out / "ae", size_px=32, seed=0)
+    config = DiffusionConfig(
+        training=FEW, channels=8, multipliers=(1, 2), blocks=1, heads=2, latent_pool=8, lr=1e-2, ema_decay=None,
+        style=StyleConfig(width=4, code=3), sampler=SamplerConfig(steps=2, compute_batch=16),
+    )  # fmt: skip
+    return train_diffusion(cohort, config, out / "dm", autoencoder=out / "ae", size_px=32, seed=0)
+
+
+def references(cohort):
+    return StyleReferences(cohort, 32, 0)
+
+
+def test_a_style_does_not_change_when_the_tumour_of_its_reference_does(cohort):
+    patch = references(cohort).draw("p0", 1)
+    tumour = patch.instances != BACKGROUND
+    repainted = np.where(tumour[..., None], 7, patch.image).astype(np.uint8)
+    assert tumour.any()
+    assert np.array_equal(without_tumour(repainted, patch.label_mask), without_tumour(patch.image, patch.label_mask))
+    assert np.array_equal(
+        stain_statistics(repainted, patch.label_mask), stain_statistics(patch.image, patch.label_mask)
+    )
+
+
+def test_stain_statistics_are_means_and_deviations_of_the_backgrounds_optical_density():
+    image = np.full((2, 2, 3), 255, np.uint8)
+    image[0, 0], image[1] = 51, 0
+    mask = np.array([[0, 0], [3, 255]], np.uint8)
+    expected = np.log(5) / 2
+    assert stain_statistics(image, mask) == pytest.approx([expected] * 6)
+    assert not stain_statistics(image, np.ones_like(mask)).any()
+
+
+def test_references_are_cut_from_their_slide_and_from_training_slides_alone(cohort):
+    found = references(cohort)
+    assert found.slides == ["p0", "p1", "p2"]
+    assert {found.draw("p1", n).source.slide for n in range(5)} == {"p1"}
+    assert np.array_equal(found.draw("p1", 3).image, references(cohort).draw("p1", 3).image)
+    with pytest.raises(LeakageError, match="slide p4: is not of the training part"):
+        found.draw("p4", 0)
+
+
+def test_styles_are_mixed_as_asked(cohort, trained):
+    generator, _ = DiffusionGenerator.load(trained)
+    for source, slides in (("own", 1), ("other", 1), ("mixture", 2), ("beyond", 2)):
+        drawer = StyleDrawer(generator, references(cohort), StyleChoice(source=source, step=0.5))
+        styles = drawer(["p0"] * 6, range(6))
+        assert all(sum(w for _, w in mix) == pytest.approx(1) and len(mix) == slides for mix in styles.mixes)
+        assert styles.codes[:, -1] == pytest.approx(1)  # a style is given, whatever its weights
+        assert np.array_equal(drawer(["p0"], [4]).codes[0], styles.codes[4])
+        if source == "own":
+            assert {slide for mix in styles.mixes for slide, _ in mix} == {"p0"}
+        if source == "other":
+            assert "p0" not in {slide for mix in styles.mixes for slide, _ in mix}
+        if source == "beyond":
+            assert [w for _, w in styles.mixes[0]] == pytest.approx([-0.5, 1.5])
+
+
+def test_the_style_of_every_patch_is_on_record_and_changes_its_image(cohort, trained, tmp_path):
+    generator, header = DiffusionGenerator.load(trained)
+    sets = {}
+    for source in ("none", "own", "mixture"):
+        config = SYNTHESIS.model_copy(update={"style": StyleChoice(source=source)})
+        arguments = {"count": 64, "size_px": 32, "seed": 0, "header": header}
+        sets[source] = synthesize(generator, cohort, tmp_path / source, config, **arguments)
+    assert "style_slides" not in sets["none"].patches
+    own = sets["own"].patches
+    assert [list(slides) for slides in own["style_slides"]] == [[slide] for slide in own["slide"]]
+    mixed = PatchSet.open(tmp_path / "mixture").patches
+    assert mixed["style_weights"].map(sum).to_numpy() == pytest.approx(1)
+    assert any(not np.array_equal(a.image, b.image) for a, b in zip(sets["own"], sets["mixture"], strict=True))
+
+
+def test_the_encoder_of_styles_learns(cohort, trained):
+    generator, _ = DiffusionGenerator.load(trained)
+    style = generator.model.style
+    assert style.embedding[-1].weight.abs().max() > 0  # it starts at 0
+    batch = {"latents": torch.randn(2, 4, 8, 8), "labels": torch.zeros(2, 32, 32, dtype=torch.uint8)}
+    seen, stain = describe([references(cohort).draw("p0", n) for n in range(2)])
+    batch |= {"style_seen": seen.half(), "style_stain": stain, "step": torch.tensor(0), "position": torch.arange(2)}
+    generator.model.loss(batch).backward()
+    assert all(p.grad is not None for p in style.parameters())
+
+
+def test_swapped_pairs_share_masks_and_differ_in_style(cohort, trained):
+    generator, _ = DiffusionGenerator.load(trained)
+    swap = style_swap(generator, cohort, SYNTHESIS, count=5, size_px=32, seed=0)
+    assert swap.own.shape == swap.swapped.shape == (5, 32, 32, 3)
+    assert not np.array_equal(swap.own, swap.swapped)
+    for patch, own, swapped in zip(swap.layouts, swap.own_mixes, swap.swapped_mixes, strict=True):
+        assert own == ((patch.source.slide, 1.0),)
+        assert swapped[0][0] != patch.source.slide
+
+
+def test_spade_draws_in_the_style_that_its_encoder_finds(cohort):
+    config = SpadeConfig(
+        training=FEW, generator_width=4, discriminator_width=4, hidden=8, latent=8, vgg_weight=0.0, compute_batch=4
+    )
+    generator = SpadeGenerator(Spade(config, 6, 32))
+    swap = style_swap(generator, cohort, SYNTHESIS, count=3, size_px=32, seed=0)
+    again = style_swap(generator, cohort, SYNTHESIS, count=2, size_px=32, seed=0)
+    assert np.array_equal(swap.own[:2], again.own)
+
+
+def test_a_generator_without_styles_says_so(cohort):
+    without = SpadeGenerator(Spade(SpadeConfig(training=FEW, generator_width=4, discriminator_width=4, hidden=8,
+                                               latent=8, vgg_weight=0.0, use_vae=False), 6, 32))  # fmt: skip
+    drawer = StyleDrawer(without, references(cohort), StyleChoice(source="own"))
+    with pytest.raises(ConfigError, match="trained with use_vae: false"):
+        drawer(["p0"], [0])
+    with pytest.raises(ConfigError, match="this generator takes no styles"):
+        StyleDrawer(object.__new__(OracleGenerator), references(cohort), StyleChoice(source="own"))
+
+
+def test_regions_are_redrawn_whole_with_their_provenance(cohort, trained, tmp_path):
+    generator, header = DiffusionGenerator.load(trained, "inpainting")
+    config = SYNTHESIS.model_copy(update={"style": StyleChoice(source="other")})
+    drawn = redraw_regions(generator, cohort, tmp_path / "r", config, seed=3, regions=["p1-0"], header=header)
+    image, instances = drawn.read(0)
+    original = cohort.read(int(cohort.part("train")[2]))
+    assert drawn.regions["region"].tolist() == ["p1-0-redrawn-3"]
+    assert np.array_equal(instances, original[1])
+    assert np.array_equal(image[instances == 0], original[0][instances == 0])
+    assert not np.array_equal(image, original[0])
+    assert drawn.patients("train") == ["p0", "p1", "p2"]  # all that the generator saw
+    tables = [Cohort.open(tmp_path / "r").folder / f"redrawn_{name}.parquet" for name in ("regions", "instances")]
+    assert all(table.exists() for table in tables)
+    everything = redraw_regions(generator, cohort, tmp_path / "all", config, seed=3, header=header)
+    position = everything.regions["region"].tolist().index("p1-0-redrawn-3")
+    assert np.array_equal(everything.read(position)[0], image)
+
+
+@pytest.mark.parametrize(
+    ("region", "error", "message"),
+    [("p4-0", LeakageError, "is not of the training part"), ("p9", InputError, "no region 'p9'")],
+)
+def test_only_training_regions_are_redrawn(cohort, trained, tmp_path, region, error, message):
+    generator, header = DiffusionGenerator.load(trained)
+    with pytest.raises(error, match=message):
+        redraw_regions(generator, cohort, tmp_path / "r", SYNTHESIS, seed=0, regions=[region], header=header)
+    assert not (tmp_path / "r").exists()
+
+
+def test_spade_does_not_redraw_regions(cohort, tmp_path):
+    generator = object.__new__(SpadeGenerator)
+    with pytest.raises(MismatchError, match="redraw regions with diffusion or inpainting"):
+        redraw_regions(generator, cohort, tmp_path / "r", SYNTHESIS, seed=0)
