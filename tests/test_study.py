@@ -12,6 +12,7 @@ import yaml
 from counterstain.errors import ConfigError, DivergenceError, InputError, MismatchError
 from counterstain.report.page import write_report
 from counterstain.report.results import read_results
+from counterstain.study import attempt as attempt_module
 from counterstain.study import run as run_module
 from counterstain.study import stages
 from counterstain.study.config import load_study
@@ -133,7 +134,7 @@ def test_a_study_ends_with_results_and_a_report(finished):
 
 def test_running_again_runs_nothing_and_changes_nothing(finished, monkeypatch):
     before = (finished / "run" / "results" / "results.csv").read_bytes()
-    monkeypatch.setattr(run_module, "run_cell", lambda *_: pytest.fail("a finished cell ran again"))
+    monkeypatch.setattr(attempt_module, "run_cell", lambda *_: pytest.fail("a finished cell ran again"))
     run_study(load(finished), finished / "run")
     assert (finished / "run" / "results" / "results.csv").read_bytes() == before
 
@@ -156,7 +157,7 @@ def test_a_training_that_diverges_is_recorded_and_the_rest_goes_on(finished, tmp
 
 def test_a_second_process_on_the_same_study_is_refused(finished):
     with (
-        run_module._locked(finished / "run"),
+        run_module.locked(finished / "run"),
         pytest.raises(MismatchError, match="another process is running this study"),
     ):
         run_study(load(finished), finished / "run")

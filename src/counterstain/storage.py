@@ -19,9 +19,14 @@ from typing import Any
 
 import pandas as pd
 
-from counterstain.errors import InputError, MismatchError, StorageError
+from counterstain.errors import CounterstainError, InputError, MismatchError, StorageError
 
 RUN_FILE = "run.json"
+NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than the system allows",
+}
 
 
 @contextmanager
@@ -29,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to; on success it takes the place of ``path`` in one step."""
     _make_folder(path.parent)
     partial = _partial(path)
-    with _disk_errors_named(path):
+    with disk_errors_named(path):
         try:
             yield partial
             _fsync(partial)
@@ -53,7 +58,7 @@ def committing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(left_over, ignore_errors=True)
     partial = _partial(folder)
     partial.mkdir()
-    with _disk_errors_named(folder):
+    with disk_errors_named(folder):
         try:
             yield partial
             for file in partial.rglob("*"):
@@ -129,6 +134,8 @@ def claim(folder: Path, stage: str, settings: Any) -> None:
     """
     identity = {"stage": stage, "settings": settings, "fingerprint": fingerprint([stage, settings])}
     run_file = folder / RUN_FILE
+    if not run_file.exists() and _is_in_use(folder) and not run_file.exists():  # not even by another process just now
+        raise MismatchError(f"{folder}: is not empty and was not made by counterstain; give another output folder")
     if run_file.exists():
         found = read_json(run_file)
         if found.get("fingerprint") != identity["fingerprint"]:
@@ -138,9 +145,13 @@ def claim(folder: Path, stage: str, settings: Any) -> None:
                 "give another output folder, or delete this one"
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise MismatchError(f"{folder}: is not empty and was not made by counterstain; give another output folder")
     write_json(run_file, identity)
+
+
+def _is_in_use(folder: Path) -> bool:
+    if not folder.is_dir():
+        return folder.exists()
+    return any(not file.name.startswith(f".{RUN_FILE}.partial-") for file in folder.iterdir())
 
 
 def stage_of(folder: Path) -> str | None:
@@ -166,8 +177,9 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise StorageError(f"{folder}: the disk is full; free some space, then the same command goes on") from error
+        if error.errno in NO_ROOM:
+            reason = NO_ROOM[error.errno]
+            raise StorageError(f"{folder}: {reason}; free some space, then the same command goes on") from error
         raise StorageError(f"{folder}: cannot be made ({error.strerror}); give another output folder") from error
 
 
@@ -184,13 +196,23 @@ def _fsync(path: Path) -> None:
 
 
 @contextmanager
-def _disk_errors_named(path: Path) -> Iterator[None]:
+def disk_errors_named(path: Path) -> Iterator[None]:
+    """Raise what a disk that takes no more does as a StorageError of one line.
+
+    Raises
+    ------
+    StorageError
+        The disk is full, the quota is used up, or the place cannot be written to.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if isinstance(error, CounterstainError):
+            raise
+        if error.errno in NO_ROOM:
+            reason = NO_ROOM[error.errno]
             raise StorageError(
-                f"{path}: the disk is full; free some space and give the same command again, finished work is kept"
+                f"{path}: {reason}; free some space and give the same command again, finished work is kept"
             ) from error
         if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
             raise StorageError(f"{path}: cannot be written ({error.strerror}); give another output folder") from error

@@ -1,4 +1,4 @@
-"""Commands that run studies: study run, demo."""
+"""Commands that run studies: study run, demo; those that look at them are in study_state."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from counterstain.cli import study_state
 
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A change to the study, e.g. repeats=2.")
@@ -16,7 +18,7 @@ def register(app: typer.Typer) -> None:
     """Add ``counterstain study …`` and ``counterstain demo``."""
     study = typer.Typer(no_args_is_help=True, help="Arms x repeats over shared generators and synthetic sets.")
     study.command("run")(run)
-    study.command("plan")(plan)
+    study_state.register(study)
     app.add_typer(study, name="study")
     app.command()(demo)
 
@@ -25,40 +27,28 @@ def run(
     file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study.")],
     *,
     out: Annotated[Path | None, typer.Option(help="Folder of the study; out/<name of the file> if not given.")] = None,
+    executor: Annotated[str, typer.Option(help="Where cells run: local, or ray (a cluster).")] = "local",
+    processes: Annotated[
+        int | None, typer.Option(help="Processes on this machine, resources.threads each; none = one after another.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster that runs already, or auto; none = one on this machine alone.")
+    ] = None,
     settings: Settings = None,
 ) -> None:
     """Run a study and write its report.
 
     Interrupted or changed, the same command goes on: only what is not there yet is made.
     """
+    from counterstain.config import build
+    from counterstain.errors import ConfigError
     from counterstain.study.config import load_study
+    from counterstain.study.executors import ExecutorConfig
 
-    _run_and_report(load_study(file, settings or []), out or Path("out") / file.stem, file)
-
-
-def plan(
-    file: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study.")],
-    *,
-    out: Annotated[Path | None, typer.Option(help="Folder of the study; out/<name of the file> if not given.")] = None,
-    settings: Settings = None,
-) -> None:
-    """Print the cells of a study, what is done and what is left."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from counterstain.study.config import load_study
-    from counterstain.study.plan import cells_folder, plan_study
-    from counterstain.study.stages import is_done
-
-    study = load_study(file, settings or [])
-    root = cells_folder(out or Path("out") / file.stem)
-    table = Table("cell", "state", "folder")
-    cells = plan_study(study, study.resolved_recipe(file))
-    for cell in cells:
-        table.add_row(cell.name, "done" if is_done(cell, root) else "to do", cell.folder)
-    Console().print(table)
-    done = sum(is_done(cell, root) for cell in cells)
-    typer.echo(f"{len(cells)} cells, {done} done, {len(cells) - done} left")
+    if (processes is not None and executor == "ray") or (address is not None and executor != "ray"):
+        raise ConfigError("--processes goes with --executor local, --address with --executor ray")
+    where = build(ExecutorConfig, {"kind": executor, "processes": processes, "address": address}, "--executor")
+    _run_and_report(load_study(file, settings or []), out or Path("out") / file.stem, file, where)
 
 
 def demo(
@@ -75,13 +65,15 @@ def demo(
         _run_and_report(load_study(file, settings or []), out, "demo")
 
 
-def _run_and_report(study: object, out: Path, source: str | Path) -> None:
+def _run_and_report(study: object, out: Path, source: str | Path, executor: object = None) -> None:
     from counterstain.report.page import write_report
     from counterstain.study.config import StudyConfig
+    from counterstain.study.executors import ExecutorConfig
     from counterstain.study.run import run_study
 
     assert isinstance(study, StudyConfig)
-    results = run_study(study, out, source=source)
+    assert executor is None or isinstance(executor, ExecutorConfig)
+    results = run_study(study, out, source=source, executor=executor)
     _print_results(results)
     typer.echo(f"report: {write_report(results.parent)}")
 

@@ -12,6 +12,7 @@ from counterstain.data.phantom import PhantomConfig
 from counterstain.data.split import SplitConfig
 from counterstain.generators.interface import Method
 from counterstain.recipe import Recipe, recipe_from
+from counterstain.study.resources import Resources
 
 
 class CohortSource(Config):
@@ -54,6 +55,8 @@ class StudyConfig(Config):
     """All seeds of the study derive from it."""
     recipe: dict[str, Any] = Field(default_factory=dict)
     """Changes to the preset's recipe."""
+    resources: Resources = Resources()
+    """What cells may use; the results do not depend on it, but for ``threads``."""
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:

@@ -7,6 +7,7 @@ changes the names of the cells that depend on it, and of no others; finished cel
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +19,7 @@ from counterstain.seeding import derive
 from counterstain.segmentation.mixing import synthetic_count
 from counterstain.storage import fingerprint
 from counterstain.study.config import StudyConfig
-
-Stage = Literal["cohort", "autoencoder", "diffusion", "spade", "synthetic", "segmenter", "evaluation"]
+from counterstain.study.stage_names import Stage
 
 # Raise a stage's number when its code changes what it makes: finished cells of the old code are then made anew.
 STAGE_VERSIONS: dict[Stage, int] = {
@@ -27,6 +27,7 @@ STAGE_VERSIONS: dict[Stage, int] = {
     "autoencoder": 2,
     "diffusion": 1,
     "spade": 2,
+    "shards": 1,
     "synthetic": 1,
     "segmenter": 1,
     "evaluation": 1,
@@ -58,10 +59,17 @@ class Cell:
     """Role -> folder of another cell."""
     details: dict[str, Any] = field(default_factory=dict)
     """What does not change the result: where a cohort lies, how long a set must at least be."""
+    after: tuple[str, ...] = ()
+    """Folders of cells that must be done before and do not change the result."""
     arm: str = ""
     repeat: int = -1
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Folders of all cells that must be done before."""
+        return (*self.inputs.values(), *self.after)
+
+    @cached_property
     def folder(self) -> str:
         """Name of the cell's folder."""
         identity = [self.stage, STAGE_VERSIONS[self.stage], self.settings, self.inputs]

@@ -25,8 +25,9 @@ from counterstain.segmentation.counts import measures, pooled, slide_measures
 from counterstain.storage import committing, read_json, write_csv, write_json
 from counterstain.study.config import StudyConfig
 from counterstain.study.examples import write_examples
+from counterstain.study.integrity import DONE_FILE
 from counterstain.study.plan import REFERENCE, Cell, arms_of, cells_folder
-from counterstain.study.stages import DONE_FILE, is_done, open_cohort
+from counterstain.study.stages import is_done, open_cohort
 from counterstain.taxonomy import Taxonomy
 
 PACKAGES = ("counterstain", "torch", "lightning", "diffusers", "segmentation-models-pytorch", "numpy", "zarr")

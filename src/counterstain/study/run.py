@@ -1,27 +1,32 @@
-"""Run a study: the cells that are not done yet, one after another, then the results."""
+"""Run a study: the cells that are not done yet, wherever the executor has them run, then the results."""
 
 from __future__ import annotations
 
 import fcntl
 import shutil
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import fmean
 
 from counterstain.config import to_yaml
-from counterstain.errors import CounterstainError, DivergenceError, MismatchError
-from counterstain.progress import duration
-from counterstain.storage import claim, read_json, write_text
+from counterstain.errors import MismatchError
+from counterstain.storage import claim, write_text
 from counterstain.study.config import StudyConfig
-from counterstain.study.plan import Cell, cells_folder, plan_study
+from counterstain.study.executors import ExecutorConfig, open_executor
+from counterstain.study.integrity import DONE_FILE, damage
+from counterstain.study.plan import Cell, cells_folder
 from counterstain.study.results import write_results
-from counterstain.study.stages import DONE_FILE, is_done, run_cell
+from counterstain.study.schedule import run_cells, say
+from counterstain.study.sharding import cells_of
+from counterstain.study.stages import is_done
+from counterstain.study.state import rows_of, write_plan
+
+READ_BY_RESULTS = {"cohort", "synthetic", "evaluation"}
 
 
-def run_study(study: StudyConfig, out: Path, *, source: str | Path = "study") -> Path:
+def run_study(
+    study: StudyConfig, out: Path, *, source: str | Path = "study", executor: ExecutorConfig | None = None
+) -> Path:
     """Run every cell that is not done and write the results.
 
     Parameters
@@ -32,6 +37,8 @@ def run_study(study: StudyConfig, out: Path, *, source: str | Path = "study") ->
         depend on the change is kept.
     source : str or Path
         Where the study comes from, for messages.
+    executor : ExecutorConfig, optional
+        Where cells run; in this process if not given. It changes nothing about the results.
 
     Returns
     -------
@@ -44,62 +51,60 @@ def run_study(study: StudyConfig, out: Path, *, source: str | Path = "study") ->
         The folder belongs to another study, or another process is running this one.
     """
     recipe = study.resolved_recipe(source)
-    cells = plan_study(study, recipe)
+    cells = cells_of(study, recipe)
     claim(out, "study", {"name": study.name})
-    with _locked(out):
+    with locked(out):
         write_text(out / "study.yaml", to_yaml(study))
-        failures = _run_cells(cells, cells_folder(out))
+        write_plan(out, rows_of(cells))
+        failures = _run(cells, cells_folder(out), study, executor or ExecutorConfig())
         return write_results(study, recipe, cells, out, failures)
 
 
-def _run_cells(cells: Sequence[Cell], root: Path) -> dict[str, str]:
-    """Run cells in order; return why cells failed, by name. What depends on a failed cell is left out."""
-    failures: dict[str, str] = {}
-    broken: set[str] = set()
-    todo = [cell for cell in cells if not is_done(cell, root)]
-    _say(f"{len(cells)} cells, {len(cells) - len(todo)} done already")
-    for number, cell in enumerate(todo, start=1):
-        missing = broken.intersection(cell.inputs.values())
-        if missing:
-            failures[cell.name] = "an input of it failed"
-            broken.add(cell.folder)
-            continue
-        _say(f"[{number}/{len(todo)}] {cell.name}{_time_left(todo[number - 1 :], root)}")
-        try:
-            run_cell(cell, root)
-        except DivergenceError as error:
-            failures[cell.name] = str(error)
-            broken.add(cell.folder)
-            # The next run starts it from the beginning, not from a state that has diverged already.
-            shutil.rmtree(root / cell.folder, ignore_errors=True)
-            _say(f"{cell.name}: failed ({error}); the rest goes on")
-        except CounterstainError as error:
-            raise type(error)(f"{cell.name}: {error}") from error
-    return failures
+def _run(cells: Sequence[Cell], root: Path, study: StudyConfig, executor: ExecutorConfig) -> dict[str, str]:
+    done = whole_cells(cells, root)
+    if len(done) == len(cells):
+        say(f"{len(cells)} cells, all done already")
+        return {}
+    opened = open_executor(executor, study.resources, root)
+    try:
+        return run_cells(cells, done, root, opened, retries=study.resources.retries)
+    finally:
+        opened.stop()
 
 
-def _time_left(todo: Sequence[Cell], root: Path) -> str:
-    """Estimate from the cells of the same stage that are done; empty while a stage is still unknown."""
-    known: dict[str, list[float]] = {}
-    for done in root.glob(f"*/{DONE_FILE}"):
-        content = read_json(done)
-        known.setdefault(content["stage"], []).append(float(content["seconds"]))
-    if not all(cell.stage in known for cell in todo):
-        return ""
-    return f", about {duration(sum(fmean(known[cell.stage]) for cell in todo))} left"
+def whole_cells(cells: Sequence[Cell], root: Path) -> set[str]:
+    """Return the folders of finished cells; those that are damaged are said and taken for not done.
+
+    Sizes are compared for all; files that will be read are read through and their hashes compared.
+    """
+    done = {cell.folder for cell in cells if is_done(cell, root)}
+    done |= {cell.folder for cell in cells if cell.stage == "shards" and cell.settings["set"] in done}
+    read: set[str] = set()
+    for cell in reversed(cells):  # each before its inputs
+        if cell.folder in done and (root / cell.folder).exists():
+            file = damage(root / cell.folder, hashes=cell.folder in read or cell.stage in READ_BY_RESULTS)
+            if file is not None:
+                say(f"{cell.name}: {root / cell.folder / file} is damaged or missing; the cell is made again")
+                _forget(cell, root)
+                done.remove(cell.folder)
+        if cell.folder not in done:
+            read.update(cell.needs)
+    return done
+
+
+def _forget(cell: Cell, root: Path) -> None:
+    if cell.stage == "synthetic":  # its shards have hashes of their own: only the damaged ones are drawn again
+        (root / cell.folder / DONE_FILE).unlink(missing_ok=True)
+    else:
+        shutil.rmtree(root / cell.folder)
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    # The operating system drops the lock with the process, however that ends.
+def locked(out: Path) -> Iterator[None]:
+    """Keep a second driver away; the operating system drops the lock with the process, however that ends."""
     with (out / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise MismatchError(f"{out}: another process is running this study; wait for it or stop it") from error
         yield
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
-    sys.stderr.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +29,38 @@ from counterstain.segmentation.evaluate import evaluate
 from counterstain.segmentation.model import SegmenterConfig
 from counterstain.segmentation.train import train_segmenter
 from counterstain.storage import read_json, write_json, write_parquet
-from counterstain.study.plan import Cell, Stage
-
-DONE_FILE = "cell.json"
+from counterstain.study.integrity import DONE_FILE, notes_of
+from counterstain.study.plan import Cell
+from counterstain.study.stage_names import Stage
 
 
 def is_done(cell: Cell, root: Path) -> bool:
     """Whether a cell's result is there; a synthetic set must also be long enough."""
     done = root / cell.folder / DONE_FILE
-    return done.exists() and int(read_json(done).get("count", 0)) >= int(cell.details.get("count", 0))
+    if not done.exists():
+        return False
+    count = int(cell.details.get("count", 0))
+    return not count or int(read_json(done).get("count", 0)) >= count
 
 
-def run_cell(cell: Cell, root: Path) -> float:
-    """Do a cell's work and return the seconds it took; ``root`` is the folder of all cells."""
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What a cell took."""
+
+    seconds: float
+    size_bytes: int
+
+
+def run_cell(cell: Cell, root: Path) -> Done:
+    """Do a cell's work and say what it took; ``root`` is the folder of all cells."""
     start = time.monotonic()
+    (root / cell.folder / DONE_FILE).unlink(missing_ok=True)  # of a shorter set, which is not whole while it grows
     _WORK[cell.stage](cell, root)
+    files = notes_of(root / cell.folder)
     seconds = time.monotonic() - start
     done = {"name": cell.name, "stage": cell.stage, "settings": cell.settings, "inputs": cell.inputs}
-    write_json(root / cell.folder / DONE_FILE, done | cell.details | {"seconds": seconds})
-    return seconds
+    write_json(root / cell.folder / DONE_FILE, done | cell.details | {"seconds": seconds, "files": files})
+    return Done(seconds=seconds, size_bytes=sum(size for size, _ in files.values()))
 
 
 def open_cohort(folder: Path) -> Cohort:
@@ -93,7 +107,9 @@ def _synthesize(cell: Cell, root: Path) -> None:
         generator.draw_with(build(SamplerConfig, cell.settings["sampler"]), inpainting)
     config = build(SynthesisConfig, cell.settings["config"])
     count = int(cell.details["count"])
-    synthesize(generator, cohort, root / cell.folder, config, count=count, header=header, **_size_and_seed(cell))
+    out = root / cell.settings.get("set", cell.folder)
+    shards = range(cell.settings["first"], cell.settings["end"]) if cell.stage == "shards" else None
+    synthesize(generator, cohort, out, config, count=count, header=header, shards=shards, **_size_and_seed(cell))
 
 
 def _train_segmenter(cell: Cell, root: Path) -> None:
@@ -136,6 +152,7 @@ _WORK: dict[Stage, Callable[[Cell, Path], None]] = {
     "autoencoder": _train_autoencoder,
     "diffusion": _train_diffusion,
     "spade": _train_spade,
+    "shards": _synthesize,
     "synthetic": _synthesize,
     "segmenter": _train_segmenter,
     "evaluation": _evaluate,

@@ -1,0 +1,50 @@
+"""Print what planning and status of a study of 10,000 cells take, and what a cell takes besides its own work."""
+
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+from counterstain.study import stages
+from counterstain.study.config import StudyConfig
+from counterstain.study.executors.in_process import InProcessExecutor
+from counterstain.study.schedule import run_cells
+from counterstain.study.sharding import cells_of
+from counterstain.study.state import read_plan, rows_of, state_of, write_plan
+from counterstain.study.state_text import plan_tree, stage_table
+
+
+def memory_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def show(what: str, start: float) -> None:
+    print(f"{what}: {time.perf_counter() - start:.2f} s, peak memory {memory_mb():.0f} MB")
+
+
+def main() -> None:
+    print(f"libraries imported: {memory_mb():.0f} MB")
+    study = StudyConfig.model_validate(
+        {"name": "many", "cohort": {"phantom": {}}, "repeats": 357}  # 14 arms x 357 repeats x 2, and what they share
+    )
+    recipe = study.resolved_recipe("benchmark")
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder)
+        start = time.perf_counter()
+        cells = cells_of(study, recipe)
+        rows = rows_of(cells)
+        plan_tree(state_of(run, rows), study.name)
+        show(f"plan of {len(cells)} cells", start)
+        write_plan(run, rows)
+        stages._WORK.update(dict.fromkeys(stages._WORK, lambda *_: None))  # noqa: SLF001 - the work itself is left out
+        start = time.perf_counter()
+        run_cells(cells, set(), run / "cells", InProcessExecutor(run / "cells", 1), retries=0)
+        show("running them without their work", start)
+        print(f"overhead of a cell: {(time.perf_counter() - start) / len(cells) * 1000:.1f} ms")
+        start = time.perf_counter()
+        stage_table(state_of(run, read_plan(run)))
+        show("status when all are done", start)
+
+
+if __name__ == "__main__":
+    main()

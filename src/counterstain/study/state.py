@@ -1,0 +1,148 @@
+"""What of a study is done, runs, failed and is left; read from its files, so that any process can ask at any time.
+
+The driver writes ``plan.json`` (the cells, each after all that it needs); cells write ``cell.json`` when they are done
+and lines of the journal. Nothing here loads a model or its libraries.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from counterstain.errors import InputError
+from counterstain.storage import read_json, write_text
+from counterstain.study.estimate import seconds_left
+from counterstain.study.integrity import DONE_FILE
+from counterstain.study.journal import Journal, fold, read
+
+PLAN_FILE = "plan.json"
+State = Literal["done", "running", "failed", "left"]
+
+
+@dataclass(frozen=True)
+class CellRow:
+    """A cell as the plan's file holds it."""
+
+    folder: str
+    name: str
+    stage: str
+    arm: str
+    needs: tuple[str, ...]
+    count: int
+    """Patches that a synthetic set must have at least."""
+
+
+@dataclass(frozen=True)
+class StudyState:
+    """The state of every cell, and the journal."""
+
+    rows: Sequence[CellRow]
+    states: dict[str, State]
+    """Folder -> state."""
+    journal: Journal
+    now: float
+
+    def of(self, state: State) -> list[CellRow]:
+        """Return the cells in one state."""
+        return [row for row in self.rows if self.states[row.folder] == state]
+
+    def elapsed(self, row: CellRow) -> float:
+        """Return for how long a cell has been running, in seconds."""
+        return self.now - float(self.journal.last[row.folder]["time"])
+
+    def why(self, row: CellRow) -> str:
+        """Return why a cell failed, in one line."""
+        return str(self.journal.last[row.folder].get("why", "")).partition("\n")[0]
+
+    def unknown_stages(self) -> list[str]:
+        """Return the stages that are to do and of which no cell has finished yet, so that nothing is known of them."""
+        return sorted({row.stage for row in self.rows if self._is_open(row)} - self.journal.seconds.keys())
+
+    def seconds_left(self, slots: int) -> float:
+        """Estimate the rest of the study with so many cells at once."""
+        spent = sum(min(self.elapsed(row), self.journal.seconds.get(row.stage, 0.0)) for row in self.of("running"))
+        todo = [row for row in self.rows if self._is_open(row)]
+        return max(0.0, seconds_left(todo, self.journal.seconds, slots) - spent / slots)
+
+    def bytes_left(self) -> float:
+        """Estimate what the cells that are to do will write."""
+        return sum(self.journal.size_bytes.get(row.stage, 0.0) for row in self.rows if self._is_open(row))
+
+    def _is_open(self, row: CellRow) -> bool:
+        return self.states[row.folder] in {"left", "running"}
+
+
+def rows_of(cells: Iterable[Any]) -> list[CellRow]:
+    """Return cells as rows of the plan's file."""
+    return [
+        CellRow(cell.folder, cell.name, cell.stage, cell.arm, cell.needs, int(cell.details.get("count", 0)))
+        for cell in cells
+    ]
+
+
+def write_plan(run: Path, rows: Sequence[CellRow]) -> None:
+    """Write the plan's file, a line a cell."""
+    import json
+
+    lines = [json.dumps([*vars(row).values()], ensure_ascii=False) for row in rows]
+    write_text(run / PLAN_FILE, "[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def read_plan(run: Path) -> list[CellRow]:
+    """Read the plan of a study that was started.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    if not (run / PLAN_FILE).exists():
+        raise InputError(f"{run}: no study was started here ({PLAN_FILE} is missing); give the folder of 'study run'")
+    return [
+        CellRow(folder, name, stage, arm, tuple(needs), count)
+        for folder, name, stage, arm, needs, count in read_json(run / PLAN_FILE)
+    ]
+
+
+def state_of(run: Path, rows: Sequence[CellRow]) -> StudyState:
+    """Look at a study's files."""
+    journal = fold(read(run))
+    states = {row.folder: _state(row, run, journal) for row in rows}
+    return StudyState(rows, states, journal, time.time())
+
+
+def is_done(row: CellRow, root: Path) -> bool:
+    """Whether a cell's result is there; a synthetic set must also be long enough."""
+    done = root / row.folder / DONE_FILE
+    if not row.count:
+        return done.exists()
+    return done.exists() and int(read_json(done).get("count", 0)) >= row.count
+
+
+def _state(row: CellRow, run: Path, journal: Journal) -> State:
+    if is_done(row, run / "cells"):
+        return "done"
+    event = journal.last.get(row.folder)
+    if event is None:
+        return "left"
+    if event["event"] == "fail":
+        return "failed"
+    return "running" if event["event"] == "start" and _lives(event) else "left"
+
+
+def _lives(event: dict[str, Any]) -> bool:
+    """Whether the process of an event runs; of other machines it is believed until the journal says otherwise."""
+    if event["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(int(event["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

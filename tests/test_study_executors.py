@@ -1,0 +1,249 @@
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_study import small_study
+
+from counterstain.errors import ConfigError, DivergenceError, StorageError
+from counterstain.study import journal, stages
+from counterstain.study.attempt import Outcome, attempt
+from counterstain.study.clean import leftovers, remove
+from counterstain.study.config import load_study
+from counterstain.study.executors import ExecutorConfig
+from counterstain.study.executors.processes import ProcessExecutor
+from counterstain.study.graph import Frontier
+from counterstain.study.plan import Cell
+from counterstain.study.resources import Resources
+from counterstain.study.run import run_study, whole_cells
+from counterstain.study.schedule import run_cells
+from counterstain.study.sharding import cells_of
+from counterstain.study.state import read_plan, rows_of, state_of
+from counterstain.study.state_text import failures, plan_tree, running, stage_table, what_it_takes
+
+HERE = Path(__file__).parent
+
+
+def cell(name, *needs, stage="segmenter"):
+    return Cell(name=name, stage=stage, settings={"name": name}, inputs={need.folder: need.folder for need in needs})
+
+
+A = cell("a")
+B = cell("b", A)
+C = cell("c", A)
+D = cell("d", B, C)
+DIAMOND = [A, B, C, D]
+
+
+class Recorder:
+    """An executor of nothing: cells end as they are told to."""
+
+    name, slots, queue = "recorder", 2, 2
+
+    def __init__(self, ends=None):
+        self.ends, self.order, self.taken = ends or {}, [], []
+
+    def start(self, cell):
+        self.order.append(cell.name)
+        self.taken.append(cell)
+
+    def wait(self):
+        cell = self.taken.pop(0)
+        ends = self.ends.get(cell.name, [])
+        return [ends.pop(0)(cell) if ends else Outcome(cell, seconds=1.0)]
+
+
+def lost(cell):
+    return Outcome(cell, lost=True)
+
+
+def small(folder, **changes):
+    study = load_study(small_study(folder, **changes))
+    return study, cells_of(study, study.resolved_recipe("study"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    run_study(small(folder, amounts=[2.0], repeats=1)[0], folder / "run")
+    return folder
+
+
+def test_a_cell_is_ready_when_all_that_it_needs_is_done():
+    frontier = Frontier(DIAMOND, done=set())
+    assert (frontier.take(), frontier.take()) == (A, None)
+    frontier.finish(A.folder)
+    assert (frontier.take(), frontier.take(), frontier.take()) == (B, C, None)
+    frontier.finish(C.folder)
+    assert frontier.take() is None
+    frontier.finish(B.folder)
+    assert frontier.take() == D
+
+
+def test_a_failed_cell_takes_along_only_what_depends_on_it(tmp_path):
+    executor = Recorder({"b": [lambda cell: Outcome(cell, DivergenceError("nan"))]})
+    assert run_cells(DIAMOND, set(), tmp_path / "cells", executor, retries=0) == {
+        "b": "nan",
+        "d": "an input of it failed",
+    }
+    assert executor.order == ["a", "b", "c"]
+
+
+def test_a_lost_cell_starts_again_but_not_for_ever(tmp_path):
+    executor = Recorder({"a": [lost, lost]})
+    assert run_cells(DIAMOND, set(), tmp_path / "cells", executor, retries=2) == {}
+    assert executor.order == ["a", "a", "a", "b", "c", "d"]
+    failed = run_cells([A], set(), tmp_path / "cells", Recorder({"a": [lost, lost]}), retries=1)
+    assert failed == {"a": "its process was lost 2 times; perhaps memory ran out"}
+
+
+def test_settings_of_the_resources_change_no_name(tmp_path):
+    _, before = small(tmp_path)
+    _, after = small(tmp_path, resources={"threads": 4, "stages": {"spade": {"cpus": 4, "gpus": 1}}})
+    names = {one.folder for one in before if one.stage != "shards"}
+    assert names == {one.folder for one in after}
+
+
+def test_a_set_drawn_in_shards_by_several_cells_is_the_same_set(finished, tmp_path):
+    study, cells = small(tmp_path, amounts=[2.0], repeats=1, resources={"threads": 1})
+    drawn = [one for one in cells if one.stage == "synthetic"]
+    whole = tmp_path / "run" / "cells"
+    shutil.copytree(finished / "run" / "cells", whole, ignore=shutil.ignore_patterns("synthetic-*", "shards-*"))
+    assert attempt(drawn[0], whole, 1).error is None
+    files = stages.notes_of(whole / drawn[0].folder)
+    assert sum(name.endswith("hashes.json") for name in files) > 1
+    assert files == stages.notes_of(finished / "run" / "cells" / drawn[0].folder)
+    assert study.resources.synthesis_shards is None
+
+
+@pytest.mark.parametrize("stage", ["spade", "synthetic", "evaluation", "cohort"])
+def test_a_damaged_file_is_said_and_made_again_the_same(finished, tmp_path, stage, capsys):
+    study, cells = small(tmp_path, amounts=[2.0], repeats=1)
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+    whole = (run / "results" / "results.csv").read_bytes()
+    folder = next(run / "cells" / one.folder for one in cells if one.stage == stage)
+    largest = max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content if stage != "spade" else content[:-1])
+    noted = len(journal.read(run))
+    run_study(study, run)
+    assert f"{largest} is damaged or missing; the cell is made again" in capsys.readouterr().err
+    assert [event["stage"] for event in journal.read(run)[noted:] if event["event"] == "start"] == [stage]
+    assert (run / "results" / "results.csv").read_bytes() == whole
+
+
+def test_a_full_disk_is_one_line_and_the_study_goes_on_afterwards(finished, tmp_path):
+    study, cells = small(tmp_path, amounts=[2.0], repeats=1)
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+    shutil.rmtree(next(run / "cells" / one.folder for one in cells if one.stage == "segmenter"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"segmenter .*: .*; free some space and give the same command again"):
+            run_study(study, run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    run_study(study, run)
+    assert (run / "results" / "results.csv").read_bytes() == (finished / "run/results/results.csv").read_bytes()
+
+
+def test_a_half_written_line_of_the_journal_is_passed_over(tmp_path):
+    journal.record(tmp_path, "start", cell="x-1", stage="spade")
+    file = next((tmp_path / "journal").iterdir())
+    file.write_text(file.read_text() + '{"event": "fini')
+    assert [event["event"] for event in journal.read(tmp_path)] == ["start"]
+
+
+def test_the_status_tells_running_from_interrupted_and_failed(tmp_path):
+    rows = rows_of(DIAMOND)
+    for one, kind in ((A, "start"), (B, "start"), (C, "fail")):
+        journal.record(tmp_path, kind, cell=one.folder, stage=one.stage, why="loss is nan")
+    file = next((tmp_path / "journal").iterdir())
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[1]["pid"] = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True,
+                                     check=True, text=True).stdout.strip()  # fmt: skip
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    state = state_of(tmp_path, rows)
+    assert list(state.states.values()) == ["running", "left", "failed", "left"]
+    assert failures(state, 9) == ["failed: c: loss is nan"]
+    assert running(state, 9)[0].startswith("running: a, 0:0")
+
+
+def test_what_is_left_is_estimated_from_cells_of_the_same_stage(tmp_path):
+    journal.record(tmp_path, "finish", cell="y-1", stage="segmenter", seconds=10.0, bytes=2_000_000)
+    state = state_of(tmp_path, rows_of(DIAMOND))
+    assert (state.seconds_left(1), state.seconds_left(2), state.seconds_left(9)) == (40, 30, 30)  # a, b or c, d wait
+    assert "4 left\nat least 0:40, about 8.0 MB of disk" in what_it_takes(state, tmp_path, 1)
+
+
+def test_a_finished_study_shows_all_its_cells_done(finished):
+    rows = read_plan(finished / "run")
+    state = state_of(finished / "run", rows)
+    assert set(state.states.values()) == {"done"}
+    assert what_it_takes(state, finished / "run", 1) == f"{len(rows)} cells, {len(rows)} done, 0 left"
+    assert stage_table(state).row_count == 6
+    assert plan_tree(state, "small").children[0].label == "cohort: done"
+
+
+def test_cleaning_takes_what_no_plan_refers_to(tmp_path):
+    for name in ("kept-1", "old-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"123")
+    found = leftovers(tmp_path, {"kept-1"})
+    assert [(one.folder.name, one.size_bytes) for one in found] == [("old-2", 3)]
+    remove(found)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["kept-1"]
+
+
+def test_a_process_that_dies_loses_its_cell_alone(tmp_path):
+    executor = ProcessExecutor(tmp_path / "cells", 1, threads=1)
+    try:
+        executor.start(A)
+        executor._workers[0].process.kill()
+        assert executor.wait() == [Outcome(A, lost=True)]
+        executor.start(A)
+        error = executor.wait()[0].error
+        assert "KeyError: 'cohort'" in str(error)  # the traceback of the other process
+    finally:
+        executor.stop()
+
+
+def test_ray_that_is_not_installed_is_named_with_its_remedy(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'counterstain\[ray\]'"):
+        run_study(small(tmp_path)[0], tmp_path / "run", executor=ExecutorConfig(kind="ray"))
+
+
+def test_resources_of_a_stage_default_to_its_threads():
+    resources = Resources.model_validate({"threads": 3, "stages": {"spade": {"gpus": 0.5}}})
+    assert (resources.cpus("spade"), resources.gpus("spade"), resources.gpus("segmenter")) == (3, 0.5, 0)
+
+
+def test_finished_cells_are_whole(finished):
+    study, cells = small(finished, amounts=[2.0], repeats=1)
+    assert whole_cells(cells, finished / "run" / "cells") == {one.folder for one in cells}
+    assert study.resources.threads == 1
+
+
+@pytest.mark.slow
+def test_processes_and_ray_nodes_give_the_results_of_one_process_byte_for_byte(tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: the extra [ray]", exc_type=ImportError)
+    study = small_study(tmp_path)
+    run_study(load_study(study), tmp_path / "one")
+    run_study(load_study(study), tmp_path / "two", executor=ExecutorConfig(processes=2))
+    for name, kill_after_cells in (("ray", 0), ("killed", 6)):
+        command = [sys.executable, HERE / "two_nodes.py", study, tmp_path / name, str(kill_after_cells)]
+        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore"}
+        done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert ("killed" in done.stdout) == bool(kill_after_cells)
+    results = [(tmp_path / name / "results/results.csv").read_bytes() for name in ("one", "two", "ray", "killed")]
+    assert results[0].count(b"\n") == 1 + 5 * 2 * 2
+    assert set(results) == {results[0]}

@@ -1,0 +1,97 @@
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_study import small_study
+
+from counterstain.study.journal import read
+
+KILLS = 20
+HERE = Path(__file__).parent
+
+
+class Launcher:
+    def __init__(self, log):
+        command = [sys.executable, HERE / "study_launcher.py"]
+        environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+        )
+        assert self._line() == "ready"
+
+    def run(self, study, out, processes, kill_after=None):
+        """Run a driver, kill it some seconds after its first cell began, and return its exit status."""
+        noted = starts(out)
+        order = {"study": str(study), "out": str(out), "processes": processes}
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        pid = int(self._line())
+        if kill_after is not None:
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                while starts(out) == noted:
+                    os.kill(pid, 0)
+                    time.sleep(0.01)
+                time.sleep(kill_after)
+                os.kill(pid, signal.SIGKILL)
+        return int(self._line())
+
+    def _line(self):
+        return self._process.stdout.readline().strip()
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+def starts(out):
+    return sum(event["event"] == "start" for event in read(out))
+
+
+def seen(line):
+    """Show a line of the log of docs/reliability.md (pytest -s)."""
+    sys.stdout.write(f"{line}\n")
+
+
+def kill_and_resume(launcher, folder, processes, rng):
+    """Kill drivers 20 times over as many studies as that takes; return all results and print what was seen."""
+    study, results, kills, seconds_a_cell = small_study(folder), [], 0, 0.0
+    while kills < KILLS or not results:
+        out = folder / f"run-{len(results)}"
+        runs = 0
+        while True:
+            done = {file.parent.name for file in out.glob("cells/*/cell.json")}
+            noted = len(read(out))
+            delay = rng.uniform(0, 4 * seconds_a_cell) if results and kills < KILLS else None
+            status = launcher.run(study, out, processes, delay)
+            started = {event["cell"] for event in read(out)[noted:] if event["event"] == "start"}
+            assert not started & done, "a finished cell ran again"
+            runs += 1
+            if status == 0:
+                times = [event["seconds"] for event in read(out) if event["event"] == "finish"]
+                seconds_a_cell = sum(times) / len(times)
+                break
+            assert status == -signal.SIGKILL
+            kills += 1
+            seen(f"kill {kills:2d} after {delay:5.2f} s: {len(done)} cells were done, {len(started)} had started")
+        seen(f"study {len(results)}: finished in run {runs}")
+        results.append((out / "results" / "results.csv").read_bytes())
+    return results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [None, 2])
+def test_a_driver_killed_at_20_random_moments_ends_with_the_same_results(tmp_path, processes):
+    with (tmp_path / "log").open("w") as log:
+        launcher = Launcher(log)
+        results = kill_and_resume(launcher, tmp_path, processes, random.Random(0))
+        launcher.close()
+    assert len(results) > 1
+    assert set(results) == {results[0]}
