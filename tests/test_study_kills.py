@@ -95,3 +95,21 @@ def test_a_driver_killed_at_20_random_moments_ends_with_the_same_results(tmp_pat
         launcher.close()
     assert len(results) > 1
     assert set(results) == {results[0]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [[], ["--processes", "2"]])
+def test_ctrl_c_ends_driver_and_processes_within_5_seconds_and_says_how_to_go_on(tmp_path, arguments):
+    command = [sys.executable, "-m", "counterstain", "study", "run", small_study(tmp_path), "--out", tmp_path / "run"]
+    with subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        while not starts(tmp_path / "run"):
+            time.sleep(0.01)
+        start = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert time.monotonic() - start < 5
+    assert process.returncode == 130
+    assert "give the same command again to go on" in said
+    for event in read(tmp_path / "run"):
+        with pytest.raises(ProcessLookupError):
+            os.kill(event["pid"], 0)
