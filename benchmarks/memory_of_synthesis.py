@@ -9,7 +9,7 @@ from pathlib import Path
 
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import SHARD_PATCHES
-from counterstain.generators.diffusion import DiffusionGenerator
+from counterstain.generators.diffusion_generator import DiffusionGenerator
 from counterstain.generators.synthesize import SynthesisConfig, synthesize
 
 SHARDS = 16  # 1,024 patches

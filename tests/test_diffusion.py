@@ -1,23 +1,36 @@
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder import Autoencoder, AutoencoderConfig
 from counterstain.generators.conditioning import shrink
-from counterstain.generators.diffusion import Diffusion, DiffusionConfig, DiffusionGenerator
-from counterstain.generators.inpainting import InpaintingConfig, latent_redraw_mask
-from counterstain.generators.samplers import NoiseConfig, SamplerConfig, sample
-from counterstain.training import TrainingConfig
+from counterstain.generators.context import draw_redrawn, surroundings
+from counterstain.generators.diffusion import Diffusion, DiffusionConfig
+from counterstain.generators.diffusion_generator import DiffusionGenerator
+from counterstain.generators.inpainting import InpaintingConfig, KnownLatents, latent_redraw_mask, step_walk
+from counterstain.generators.samplers import NoiseConfig, SamplerConfig, build_scheduler, sample
+from counterstain.seeding import torch_generator
+from counterstain.training import TrainingConfig, fit
 
 ONE = TrainingConfig(steps=1, batch_size=2)
 SAMPLERS = [
-    SamplerConfig(name="ddim", steps=3, eta=1.0, compute_batch=4),
-    SamplerConfig(name="dpmsolver++", steps=3, guidance=2.0, compute_batch=4),
-    SamplerConfig(name="unipc", steps=3, guidance=2.0, guidance_interval=(0.2, 0.8), compute_batch=4),
+    SamplerConfig(name="ddim", steps=3, eta=1.0, compute_batch=2),
+    SamplerConfig(name="dpmsolver++", steps=3, guidance=2.0, compute_batch=2),
+    SamplerConfig(name="unipc", steps=3, guidance=2.0, guidance_interval=(0.2, 0.8), compute_batch=2),
+    SamplerConfig(name="few_step", steps=2, compute_batch=2),
 ]
+OPTIONS = {
+    "plain": InpaintingConfig(),
+    "dilation": InpaintingConfig(dilation_px=3),
+    "RePaint": InpaintingConfig(resamples=2, jump_length=1),
+    "original": InpaintingConfig(start="original", strength=0.6),
+    "all": InpaintingConfig(dilation_px=2, resamples=2, jump_length=1, start="original", strength=0.9),
+}
 
 
 def first_stage(**changes):
@@ -29,7 +42,7 @@ def first_stage(**changes):
 
 def tiny(**changes):
     settings = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "heads": 2}
-    return DiffusionConfig(training=ONE, **settings | changes)
+    return DiffusionConfig(**{"training": ONE} | settings | changes)
 
 
 @pytest.fixture(scope="module")
@@ -46,24 +59,42 @@ def inputs(n=6, size=32):
     return masks, images, masks > 2
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.name)
-@pytest.mark.parametrize("method", ["diffusion", "inpainting"])
-def test_an_image_is_the_same_alone_and_in_a_batch(model, sampler, method):
-    masks, images, redraw = inputs()
-    generator = DiffusionGenerator(model, method, sampler=sampler)
-    together = generator.generate(masks, range(6), images, redraw)
-    alone = generator.generate(masks[4:5], [4], images[4:5], redraw[4:5])
-    assert np.array_equal(together[4], alone[0])
-    assert not np.array_equal(together[4], generator.generate(masks[4:5], [5], images[4:5], redraw[4:5])[0])
+@pytest.fixture(scope="module")
+def seeing():
+    """A network that is shown what is kept."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Diffusion(tiny(context_share=0.5), first_stage(), 6)
+
+
+def generator_for(model, sampler, method="inpainting", inpainting=None):
+    """A generator; where few steps are asked for, of a network that passes for a distilled one."""
+    if sampler.name == "few_step":
+        model = copy.copy(model)
+        model.config = model.config.model_copy(update={"sampler": sampler})
+    return DiffusionGenerator(model, method, sampler=sampler, inpainting=inpainting)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.name)
-def test_inpainting_leaves_every_byte_outside_the_redrawn_instances(model, sampler):
-    masks, images, redraw = inputs()
-    generator = DiffusionGenerator(model, "inpainting", sampler=sampler, inpainting=InpaintingConfig(dilation_px=3))
-    drawn = generator.generate(masks, range(6), images, redraw)
+def test_an_image_is_the_same_alone_and_in_a_batch(model, sampler):
+    masks, _, _ = inputs()
+    generator = generator_for(model, sampler, "diffusion")
+    together = generator.generate(masks, range(6))
+    assert np.array_equal(together[4], generator.generate(masks[4:5], [4])[0])
+    assert not np.array_equal(together[4], generator.generate(masks[4:5], [5])[0])
+
+
+@pytest.mark.parametrize("network", ["model", "seeing"])
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: s.name)
+def test_inpainting_keeps_every_other_byte_and_depends_on_nothing_but_its_seed(sampler, option, network, request):
+    masks, images, redraw = inputs(3)
+    generator = generator_for(request.getfixturevalue(network), sampler, inpainting=OPTIONS[option])
+    drawn = generator.generate(masks, range(3), images, redraw)
     assert np.array_equal(drawn[~redraw], images[~redraw])
     assert not np.array_equal(drawn[redraw], images[redraw])
+    assert np.array_equal(drawn[2], generator.generate(masks[2:], [2], images[2:], redraw[2:])[0])
+    assert not np.array_equal(drawn[2], generator.generate(masks[2:], [5], images[2:], redraw[2:])[0])
 
 
 def test_without_the_composite_the_background_passes_through_the_autoencoder(model):
@@ -77,23 +108,164 @@ def test_without_the_composite_the_background_passes_through_the_autoencoder(mod
     assert np.abs(drawn.astype(int) - expected.astype(int)).max() <= 1
 
 
-def test_a_perfect_denoiser_leads_every_sampler_to_the_data():
-    noise = NoiseConfig()
-    target = torch.linspace(-1, 1, 32).reshape(1, 2, 4, 4)
-    betas = torch.linspace(noise.beta_start**0.5, noise.beta_end**0.5, 1000) ** 2
-    alphas = torch.cumprod(1 - betas, 0)
+def gaussian_denoiser(noise, target, sd):
+    """The best denoiser of independent Gaussians."""
+    alphas = DDPMScheduler(**noise.scheduler_settings()).alphas_cumprod
 
     def denoise(x, t):
-        return (x - alphas[t].sqrt() * target) / (1 - alphas[t]).sqrt()
+        alpha, sigma = alphas[t].sqrt(), (1 - alphas[t]).sqrt()
+        clean = target + alpha * sd**2 / (alpha**2 * sd**2 + sigma**2) * (x - alpha * target)
+        eps = (x - alpha * clean) / sigma
+        return {"sample": clean, "epsilon": eps, "v_prediction": alpha * eps - sigma * clean}[noise.prediction]
 
-    for sampler in (
-        SamplerConfig(name="ddim", steps=50),
-        SamplerConfig(name="dpmsolver++", steps=20),
-        SamplerConfig(name="unipc", steps=20),
-    ):
-        generators = [torch.Generator().manual_seed(0)]
-        drawn = sample(denoise, (2, 4, 4), generators, noise, sampler, device=torch.device("cpu"))
-        assert torch.allclose(drawn, target, atol=0.15), sampler.name
+    return denoise
+
+
+def drawn_by(sampler, noise, sd, **changes):
+    target = torch.linspace(-1, 1, 1024).reshape(1, 4, 16, 16)
+    generators = [torch.Generator().manual_seed(i) for i in range(20)]
+    denoise = gaussian_denoiser(noise, target, sd)
+    drawn = sample(denoise, (4, 16, 16), generators, noise, sampler, device=torch.device("cpu"), **changes)
+    return drawn - target
+
+
+NOISES = [
+    NoiseConfig(prediction=kind, zero_terminal_snr=zero)
+    for kind, zero in (("epsilon", False), ("v_prediction", False), ("sample", False), ("v_prediction", True))
+]
+
+
+@pytest.mark.parametrize("noise", NOISES, ids=lambda n: f"{n.prediction}{'-zero' * n.zero_terminal_snr}")
+@pytest.mark.parametrize(
+    "sampler",
+    [SamplerConfig(name="ddim", steps=200, eta=1.0)]
+    + [SamplerConfig(name=name, steps=steps) for name in ("dpmsolver++", "unipc") for steps in (10, 15, 20, 25)],
+    ids=lambda s: f"{s.name}-{s.steps}",
+)
+def test_samplers_keep_the_mean_and_the_variance_of_the_data(sampler, noise):
+    for sd in (0.1, 0.5):
+        found = drawn_by(sampler, noise, sd)
+        assert found.mean((0, 1, 2, 3)).abs() < 0.05
+        assert found.std(0).mean().item() == pytest.approx(sd, rel=0.15)
+
+
+def test_few_even_steps_lose_the_fine_variation_that_closer_last_steps_keep():
+    even = drawn_by(SamplerConfig(steps=20, spacing_power=1.0), NOISES[1], 0.1).std(0).mean()
+    assert even < 0.04
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmsolver++", "unipc"])
+def test_every_number_of_steps_gives_as_many_falling_timesteps(name):
+    for steps in (1, 2, 7, 61, 103, 200, 206):
+        noise = NoiseConfig(prediction="v_prediction", zero_terminal_snr=True)
+        timesteps = build_scheduler(noise, SamplerConfig(name=name, steps=steps)).timesteps.tolist()
+        assert len(timesteps) == steps
+        assert timesteps == sorted(set(timesteps), reverse=True)
+        assert timesteps[-1] >= 0
+
+
+def test_resampling_walks_each_stretch_so_often_and_ends_at_the_clean_image():
+    walk = step_walk(6, InpaintingConfig(resamples=3, jump_length=2))
+    assert walk == [0, 1, 2, 3, 1, 2, 3, 1, 2, 3, 4, 5, 3, 4, 5, 3, 4, 5, 6]
+    assert step_walk(3, InpaintingConfig()) == [0, 1, 2, 3]
+    assert step_walk(10, InpaintingConfig(start="original", strength=0.3)) == [7, 8, 9, 10]
+
+
+@pytest.mark.parametrize("sampler", [SamplerConfig(steps=10), SamplerConfig(name="ddim", steps=100, eta=1.0)])
+def test_resampling_leaves_the_distribution_of_the_data_as_it_is(sampler):
+    walk = step_walk(sampler.steps, InpaintingConfig(resamples=3, jump_length=sampler.steps // 5))
+    found = drawn_by(sampler, NOISES[1], 0.5, walk=walk)
+    assert found.std(0).mean().item() == pytest.approx(0.5, rel=0.1)
+
+
+def test_resampling_brings_what_is_redrawn_into_line_with_what_is_kept():
+    # Two latents that are always equal, 1 or -1, and one of them is known: each denoising sees both.
+    noise, sampler = NoiseConfig(prediction="sample"), SamplerConfig(name="ddim", steps=20, eta=1.0)
+    alphas = DDPMScheduler(**noise.scheduler_settings()).alphas_cumprod
+
+    def denoise(x, t):
+        both = x.sum((1, 2, 3), keepdim=True)
+        return torch.tanh(alphas[t].sqrt() / (1 - alphas[t]) * both).expand_as(x)
+
+    def agreeing(config):
+        known, mask = torch.ones(400, 1, 1, 2), torch.tensor([0.0, 1.0]).expand(400, 1, 1, 2)
+        of_known = [torch.Generator().manual_seed(1000 + i) for i in range(400)]
+        blend = KnownLatents(known, mask, of_known, build_scheduler(noise, sampler))
+        generators = [torch.Generator().manual_seed(i) for i in range(400)]
+        walk = step_walk(20, config)
+        drawn = sample(
+            denoise, (1, 1, 2), generators, noise, sampler, device=torch.device("cpu"), blend=blend, walk=walk
+        )
+        return (drawn[..., 1] > 0).float().mean().item()
+
+    once, often = agreeing(InpaintingConfig()), agreeing(InpaintingConfig(resamples=5, jump_length=4))
+    assert 0.6 < once < often - 0.03
+
+
+def test_what_is_kept_is_shown_without_what_is_redrawn():
+    model = Diffusion(tiny(context_share=1.0), first_stage(), 6)
+    _, images, _ = inputs(2)
+    redraw = torch.zeros(2, 32, 32, dtype=torch.bool)
+    redraw[:, 8:20, 8:20] = True
+    other = torch.from_numpy(images).clone()
+    other[redraw] = 7
+    first = surroundings(model.encode, torch.from_numpy(images), redraw, 4)
+    assert torch.equal(first, surroundings(model.encode, other, redraw, 4))
+    assert first.shape == (2, 5, 8, 8)
+    assert first[0, -1].sum() == 9
+    assert (first[:, :-1] * first[:, -1:]).abs().max() == 0
+
+
+def test_training_redraws_whole_instances_or_the_whole_image():
+    instances = torch.zeros(200, 16, 16, dtype=torch.int32)
+    instances[:, 2:6, 2:6], instances[:, 9:14, 9:14] = 1, 2
+    generators = [torch.Generator().manual_seed(i) for i in range(200)]
+    redraw = draw_redrawn(instances, 0.5, 0, generators)
+    for one in redraw:
+        inside = [one[2:6, 2:6], one[9:14, 9:14]]
+        assert one.all() or (any(part.any() for part in inside) and not one[0].any())
+        assert all(part.all() or not part.any() for part in inside)
+    assert 0.4 < redraw.flatten(1).all(1).float().mean() < 0.65
+
+
+def test_a_network_that_sees_what_is_kept_follows_the_asked_label_and_the_surroundings(tmp_path):
+    # One grey disc on ground of any brightness; its label says how bright it is against the ground.
+    def batch(step, size=16):
+        ground = torch.randint(60, 190, (size, 1, 1, 1), generator=torch_generator(0, "ground", step))
+        label = torch.randint(1, 3, (size, 1, 1), generator=torch_generator(0, "label", step))
+        inside = torch.zeros(size, 16, 16, dtype=torch.int32)
+        inside[:, 4:12, 4:12] = 1
+        shift = torch.where(label == 1, -50, 50) * inside
+        images = (ground + shift[..., None]).expand(size, 16, 16, 3).to(torch.uint8)
+        return {"images": images, "labels": (label * inside).to(torch.uint8), "instances": inside}
+
+    stage = Autoencoder(
+        AutoencoderConfig(training=ONE, kind="linear", latent_channels=3, lpips_weight=0, adversarial_weight=0), 32
+    ).eval()
+    stage.fit_components(batch(step)["images"] for step in range(5))
+    training = TrainingConfig(steps=150, batch_size=16, accelerator="cpu", precision="32")
+    config = tiny(
+        training=training, context_share=0.8, lr=3e-3, noise=NoiseConfig(prediction="sample"), ema_decay=None,
+        channels=16, lr_schedule="cosine", normalise_latents="none",
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Diffusion(config, stage, 3)
+    every = torch.cat([model.encode(batch(step)["images"]) for step in range(5)])
+    model.latent_sd.fill_(every.std())
+    fit(model, batch, tmp_path, training)
+    real = batch(1000)
+    redraw = real["instances"].numpy() > 0
+    drawer = DiffusionGenerator(model, "inpainting", sampler=SamplerConfig(steps=10), device=torch.device("cpu"))
+
+    def inside(label):
+        asked = (label * redraw).astype(np.uint8)
+        return drawer.generate(asked, range(16), real["images"].numpy(), redraw)[:, 6:10, 6:10].mean((1, 2, 3))
+
+    darker, lighter = inside(1), inside(2)
+    ground = real["images"][:, 0, 0, 0].numpy()
+    assert (lighter - darker).mean() > 50  # the asked labels lie 100 apart, whatever was there
+    assert np.corrcoef(ground, darker + lighter)[0, 1] > 0.6
 
 
 def test_the_area_condition_is_the_share_of_each_label():

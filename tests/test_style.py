@@ -8,7 +8,8 @@ from counterstain.data.patch_set import PatchSet
 from counterstain.data.sampling import SamplingConfig
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
 from counterstain.generators.autoencoder import AutoencoderConfig
-from counterstain.generators.diffusion import DiffusionConfig, DiffusionGenerator
+from counterstain.generators.diffusion import DiffusionConfig
+from counterstain.generators.diffusion_generator import DiffusionGenerator
 from counterstain.generators.oracle import OracleGenerator
 from counterstain.generators.redraw import redraw_regions
 from counterstain.generators.samplers import SamplerConfig

@@ -4,7 +4,8 @@ import torch
 
 from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder import Autoencoder, AutoencoderConfig
-from counterstain.generators.diffusion import Diffusion, DiffusionConfig, DiffusionGenerator
+from counterstain.generators.diffusion import Diffusion, DiffusionConfig
+from counterstain.generators.diffusion_generator import DiffusionGenerator
 from counterstain.generators.inpainting import InpaintingConfig
 from counterstain.generators.samplers import NoiseConfig, SamplerConfig, sample
 from counterstain.generators.windows import WindowGrid, WindowsConfig, extended, in_tiles, windowed

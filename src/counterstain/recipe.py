@@ -19,6 +19,7 @@ from counterstain.config import Config, build, merge, parse_overrides, read_yaml
 from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder import AutoencoderConfig
 from counterstain.generators.diffusion import DiffusionConfig
+from counterstain.generators.distillation import DistillationConfig
 from counterstain.generators.spade import SpadeConfig
 from counterstain.generators.synthesize import SynthesisConfig
 from counterstain.segmentation.model import SegmenterConfig
@@ -35,6 +36,8 @@ class Recipe(Config):
     """The first stage of latent diffusion."""
     diffusion: DiffusionConfig
     """The denoiser, for diffusion and inpainting."""
+    distillation: DistillationConfig | None = None
+    """Few-step drawing, for ``train distilled``; studies do not use it."""
     spade: SpadeConfig
     """SPADE with its VAE."""
     synthesis: SynthesisConfig

@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     train.command("autoencoder")(train_autoencoder)
     train.command("diffusion")(train_diffusion)
     train.command("judge")(train_judge)
+    train.command("distilled")(train_distilled)
     app.add_typer(train, name="train")
     app.command()(synthesize)
 
@@ -129,6 +130,32 @@ def _print_warnings(checkpoint: Path) -> None:
         typer.secho(f"warning: {warning}", err=True, fg=typer.colors.YELLOW)
 
 
+def train_distilled(
+    cohort: CohortArgument,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
+    teacher: Annotated[Path, typer.Option(help="Checkpoint of 'train diffusion'.")],
+    preset: Preset = "best",
+    config: ConfigFile = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+) -> None:
+    """Teach a diffusion checkpoint to draw in few steps (progressive distillation), its guidance included."""
+    from counterstain.data.cohort import Cohort
+    from counterstain.errors import ConfigError
+    from counterstain.generators.train import train_distilled as train
+    from counterstain.recipe import load_recipe
+
+    distillation = load_recipe(preset, config, settings or ()).distillation
+    if distillation is None:
+        raise ConfigError("distillation: null; give its settings, for example --set distillation.training.steps=1000")
+    train(Cohort.open(cohort), distillation, out, teacher=teacher, seed=seed)
+    typer.echo(
+        f"{out}: draws in {distillation.steps} steps; "
+        f"next: counterstain synthesize {cohort} --method diffusion --generator {out}"
+    )
+
+
 def synthesize(
     cohort: CohortArgument,
     *,
@@ -151,7 +178,7 @@ def synthesize(
     """
     from counterstain.data.cohort import Cohort
     from counterstain.errors import ConfigError
-    from counterstain.generators.diffusion import DiffusionGenerator
+    from counterstain.generators.diffusion_generator import DiffusionGenerator
     from counterstain.generators.interface import METHODS
     from counterstain.generators.load import load_generator
     from counterstain.generators.synthesize import synthesize as draw

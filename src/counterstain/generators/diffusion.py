@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from lightning.pytorch import LightningModule
@@ -18,19 +16,18 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from counterstain.checkpoints import CheckpointHeader, load_checkpoint
-from counterstain.config import Config, build
-from counterstain.data.patches import Patch
+from counterstain.config import Config
 from counterstain.data.sampling import SamplingConfig
-from counterstain.errors import ConfigError, InputError
-from counterstain.generators.autoencoder import Autoencoder, AutoencoderConfig
-from counterstain.generators.conditioning import Shrinking, one_hot, shrink, to_images, to_tensor
-from counterstain.generators.inpainting import InpaintingConfig, blend_known, composite, latent_redraw_mask
-from counterstain.generators.interface import Method, evaluation_device, fixed_batches, on_device
+from counterstain.generators.autoencoder import Autoencoder
+from counterstain.generators.conditioning import Shrinking, one_hot, shrink, to_tensor
+from counterstain.generators.context import draw_redrawn, surroundings
+from counterstain.generators.inpainting import (
+    InpaintingConfig,
+)
 from counterstain.generators.networks.style_encoder import StyleNetwork
-from counterstain.generators.samplers import Denoiser, NoiseConfig, SamplerConfig, build_scheduler, fresh_noise, sample
-from counterstain.generators.style import StyleConfig, describe
-from counterstain.generators.windows import WindowGrid, WindowsConfig, extended, in_tiles, windowed
+from counterstain.generators.samplers import NoiseConfig, SamplerConfig, fresh_noise
+from counterstain.generators.style import StyleConfig
+from counterstain.generators.windows import WindowGrid, WindowsConfig, in_tiles
 from counterstain.seeding import torch_generator
 from counterstain.training import TrainingConfig, fused_optimizers
 
@@ -60,6 +57,9 @@ class DiffusionConfig(Config):
     """Share of training samples without a mask, for classifier-free guidance."""
     style: StyleConfig | None = None
     """Also show the network the style of a reference patch; None = no such input."""
+    context_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of training samples that redraw some instances and are shown the rest in extra channels, for inpainting
+    (Rombach et al. 2022); 0 = the network has no such channels. Whole images are drawn as before."""
     normalise_latents: Literal["none", "channel", "all"] = "channel"
     """Bring the latents to mean 0 and standard deviation 1 before noise is added: channel by channel, or all channels
     by the same factor, which keeps the ratios between principal components."""
@@ -107,7 +107,7 @@ def build_denoiser(config: DiffusionConfig, latent_channels: int, num_labels: in
     widths = tuple(config.channels * m for m in config.multipliers)
     with_attention = [len(widths) - i <= config.attention_scales for i in range(len(widths))]
     return UNet2DModel(
-        in_channels=latent_channels + num_labels,
+        in_channels=latent_channels + num_labels + (latent_channels + 1 if config.context_share else 0),
         out_channels=latent_channels,
         block_out_channels=widths,
         layers_per_block=config.blocks,
@@ -187,6 +187,15 @@ class Diffusion(LightningModule):
         """Labels (B, H, W) -> (B, L, h, w) float."""
         return shrink(one_hot(label_masks, self.num_labels), self.factor, self.config.condition)
 
+    def with_context(self, condition: Tensor, images: Tensor | None = None, redraw: Tensor | None = None) -> Tensor:
+        """Append what is kept, (B, z + 1, h, w), for networks that see it; without ``images`` nothing is kept."""
+        if not self.config.context_share:
+            return condition
+        if images is not None and redraw is not None:
+            return torch.cat([condition, surroundings(self.encode, images, redraw, self.factor)], dim=1)
+        shape = (len(condition), self.latent_channels, *condition.shape[2:])
+        return torch.cat([condition, condition.new_zeros(shape), torch.ones_like(condition[:, :1])], dim=1)
+
     def without_labels(self, condition: Tensor) -> Tensor:
         """Take the labels out of a condition and leave what else is in it."""
         return torch.cat([torch.zeros_like(condition[:, : self.num_labels]), condition[:, self.num_labels :]], dim=1)
@@ -197,6 +206,28 @@ class Diffusion(LightningModule):
             return condition
         given = condition.new_zeros(len(condition), self.style.length) if styles is None else styles.to(condition)
         return self.style.beside(condition, given)
+
+    def training_context(self, batch: dict[str, Tensor], step: int, positions: Sequence[int]) -> Tensor:
+        """Choose what is redrawn in each patch of a batch and return the rest, (B, z + 1, h, w)."""
+        generators = [torch_generator(self.seed, "context", step, p) for p in positions]
+        redraw = draw_redrawn(batch["instances"], self.config.context_share, 2 * self.factor, generators)
+        return surroundings(self.encode, batch["images"], redraw, self.factor)
+
+    def training_condition(self, batch: dict[str, Tensor], keep: Tensor | None = None) -> Tensor:
+        """Return all that the network is shown in training, the labels only where ``keep``, (B, 1, 1, 1), is 1."""
+        condition = self.condition(batch["labels"])
+        if keep is not None:
+            condition = condition * keep
+        if self.config.context_share:
+            context = batch.get("context")
+            if context is None:
+                context = self.training_context(batch, int(batch["step"]), batch["position"].tolist())
+            condition = torch.cat([condition, context], dim=1)
+        return self.styled(condition, self._training_styles(batch))
+
+    def clean_latents(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the latents (B, z, h, w) of a batch that holds ``latents`` or ``images``."""
+        return batch["latents"] if "latents" in batch else self.encode(batch["images"])
 
     def predict(self, latents: Tensor, timesteps: Tensor | int, condition: Tensor) -> Tensor:
         """Run the network on noisy latents (B, z, h, w)."""
@@ -213,10 +244,10 @@ class Diffusion(LightningModule):
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Noise the latents, predict, compare; the batch holds ``latents`` or ``images``, and ``labels``."""
-        latents = batch["latents"] if "latents" in batch else self.encode(batch["images"])
+        latents = self.clean_latents(batch)
         timesteps, noise, keep = self._draws(batch, latents)
         noisy = self._noising.add_noise(latents, noise, timesteps)
-        condition = self.styled(self.condition(batch["labels"]) * keep, self._training_styles(batch))
+        condition = self.training_condition(batch, keep)
         prediction = self.predict(noisy, timesteps, condition)
         targets: dict[str, Callable[[], Tensor]] = {
             "epsilon": lambda: noise,
@@ -275,172 +306,3 @@ class Diffusion(LightningModule):
             weight = snr.clamp(max=MIN_SNR_GAMMA) / per_target[self.config.noise.prediction].clamp(min=1e-8)
             squared = squared * weight
         return squared.mean()
-
-
-class DiffusionGenerator:
-    """A trained diffusion model that draws whole images (``diffusion``) or redraws instances (``inpainting``)."""
-
-    def __init__(
-        self,
-        model: Diffusion,
-        method: Literal["diffusion", "inpainting"] = "diffusion",
-        *,
-        sampler: SamplerConfig | None = None,
-        inpainting: InpaintingConfig | None = None,
-        device: torch.device | None = None,
-        trained_px: int | None = None,
-    ) -> None:
-        self.model = model.eval().to(device or evaluation_device())
-        self.method: Method = method
-        self.trained_px = trained_px
-        self.draw_with(sampler or model.config.sampler, inpainting or model.config.inpainting)
-
-    def draw_with(
-        self, sampler: SamplerConfig, inpainting: InpaintingConfig, windows: WindowsConfig | None = None
-    ) -> None:
-        """Change how images are drawn; images larger than ``trained_px`` (None = any) are drawn in windows.
-
-        Raises
-        ------
-        ConfigError
-            Guidance is asked of a network that never trained without a mask, or windows that it cannot halve as often
-            as it must.
-        """
-        if sampler.guidance != 1.0 and not self.model.config.condition_dropout:
-            raise ConfigError("sampler.guidance: this network was trained without condition_dropout; use 1")
-        self.sampler, self.inpainting = sampler, inpainting
-        self.windows = windows or self.model.config.windows
-        unit = self.model.factor * 2 ** (len(self.model.config.multipliers) - 1)
-        if (self.windows.window_px or 0) % unit:
-            raise ConfigError(f"windows.window_px {self.windows.window_px}: must be a multiple of {unit}")
-        self.model.tiles = self.windows if self.trained_px else None
-
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
-        method: Literal["diffusion", "inpainting"] = "diffusion",
-        *,
-        sampler: SamplerConfig | None = None,
-        inpainting: InpaintingConfig | None = None,
-    ) -> tuple[Self, CheckpointHeader]:
-        """Load a checkpoint made by :func:`counterstain.generators.train.train_diffusion`."""
-        header, state = load_checkpoint(folder, "diffusion")
-        settings = build(AutoencoderConfig, header.notes["first_stage"], folder)
-        first_stage = Autoencoder(settings.for_use(), header.size_px)
-        first_stage.load_state_dict(
-            {k.removeprefix("first_stage."): v for k, v in state.items() if k.startswith("first_stage.")}
-        )
-        model = Diffusion(build(DiffusionConfig, header.config, folder), first_stage, header.taxonomy.num_labels)
-        model.load_state_dict({k: v for k, v in state.items() if not k.startswith("first_stage.")})
-        return cls(model, method, sampler=sampler, inpainting=inpainting, trained_px=header.size_px), header
-
-    @torch.no_grad()
-    def style_codes(self, references: Sequence[Patch]) -> np.ndarray:
-        """Return the styles of reference patches, (n, S) float, for :meth:`generate`.
-
-        Raises
-        ------
-        ConfigError
-            The network was trained without styles.
-        """
-        if self.model.style is None:
-            raise ConfigError("synthesis.style: this network was trained without styles; train it with diffusion.style")
-        device = self.model.device
-        # One by one: a style must not round differently in other company.
-        codes = [self.model.style(*(part.to(device) for part in describe([patch]))) for patch in references]
-        return torch.cat(codes).cpu().numpy()
-
-    @torch.no_grad()
-    def generate(
-        self,
-        label_masks: np.ndarray,
-        seeds: Sequence[int],
-        images: np.ndarray | None = None,
-        redraw: np.ndarray | None = None,
-        *,
-        instances: np.ndarray | None = None,
-        slides: Sequence[str] | None = None,
-        styles: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Draw images; inpainting needs ``images`` and ``redraw``; ``styles`` come from :meth:`style_codes`."""
-        del instances, slides
-        if self.method == "diffusion":
-            images = redraw = None
-        elif images is None or redraw is None:
-            raise InputError("inpainting needs the real images and which pixels to redraw")
-        height, width = label_masks.shape[1:]
-        arrays = self._extended(label_masks, images, redraw)
-        one_window = self._window_px is None or arrays[0].shape[1:] == (self._window_px, self._window_px)
-        # Of larger images one at a time: its windows fill the batches.
-        batch = self.sampler.compute_batch if one_window else 1
-        drawn = np.concatenate(list(fixed_batches(self._draw, batch, seeds, *arrays, styles)))[:, :height, :width]
-        if images is not None and redraw is not None and self.inpainting.composite:
-            drawn = composite(drawn, images, redraw)
-        return drawn
-
-    @property
-    def _window_px(self) -> int | None:
-        return None if self.trained_px is None else self.windows.window_px or self.trained_px
-
-    def _extended(
-        self, label_masks: np.ndarray, images: np.ndarray | None, redraw: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """Bring all to a size that is at least a window and a whole number of latents."""
-        if self._window_px is None:
-            return label_masks, images, redraw
-        size = self._window_px, self.model.factor
-        return (
-            extended(label_masks, *size),
-            None if images is None else extended(images, *size, by_edges=True),
-            None if redraw is None else extended(redraw, *size),
-        )
-
-    def _denoiser(self, condition: Tensor) -> Denoiser:
-        """Return the guided network for a condition, in windows where it is larger than one."""
-        height, width = condition.shape[2:]
-        window = max(height, width) if self._window_px is None else self._window_px // self.model.factor
-        grid = WindowGrid.over(height, width, window, round(window * self.windows.overlap))
-        if len(grid) == 1:
-            return lambda latents, timestep: self._guided(latents, timestep, condition)
-        return windowed(self._guided, condition, grid, self.sampler.compute_batch)
-
-    def _draw(
-        self,
-        seeds: Sequence[int],
-        label_masks: np.ndarray,
-        images: np.ndarray | None,
-        redraw: np.ndarray | None,
-        styles: np.ndarray | None,
-    ) -> np.ndarray:
-        model, device = self.model, self.model.device
-        condition = model.condition(on_device(label_masks, device))
-        condition = model.styled(condition, None if styles is None else on_device(styles, device))
-        shape = (model.latent_channels, *condition.shape[2:])
-        blend = None
-        if images is not None and redraw is not None:
-            mask = latent_redraw_mask(on_device(redraw, device), model.factor, self.inpainting.dilation_px)
-            known = model.encode(on_device(images, device))
-            noise = fresh_noise(shape, [torch_generator(seed, "known") for seed in seeds]).to(device)
-            blend = blend_known(known, mask, noise, build_scheduler(model.config.noise, self.sampler))
-        generators = [torch_generator(seed, "sample") for seed in seeds]
-        latents = sample(
-            self._denoiser(condition),
-            shape,
-            generators,
-            model.config.noise,
-            self.sampler,
-            device=device,
-            blend=blend,
-        )
-        return to_images(model.decode(latents))
-
-    def _guided(self, latents: Tensor, timestep: int, condition: Tensor) -> Tensor:
-        low, high = self.sampler.guidance_interval
-        inside = low <= timestep / self.model.config.noise.timesteps <= high
-        if self.sampler.guidance == 1.0 or not inside:
-            return self.model.predict(latents, timestep, condition)
-        conditions = torch.cat([condition, self.model.without_labels(condition)])
-        both = self.model.predict(torch.cat([latents, latents]), timestep, conditions)
-        with_mask, without = both.chunk(2)
-        return without + self.sampler.guidance * (with_mask - without)

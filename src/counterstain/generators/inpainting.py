@@ -7,7 +7,8 @@ background is the original's byte for byte.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from counterstain.config import Config
-from counterstain.generators.samplers import Blend
+from counterstain.generators.samplers import fresh_noise
 
 
 class InpaintingConfig(Config):
@@ -24,8 +25,25 @@ class InpaintingConfig(Config):
 
     dilation_px: Annotated[int, Field(ge=0, le=64)] = 0
     """How far the latents are redrawn beyond the instances, against the pull of the old stain at their borders."""
+    resamples: Annotated[int, Field(ge=1, le=100)] = 1
+    """How often each stretch of steps is walked (r of RePaint, Lugmayr et al. 2022), so that what is redrawn and what
+    is kept come to fit; 1 = once. The network is evaluated about so many times as often."""
+    jump_length: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Steps of such a stretch (j of RePaint); few, where the sampler takes few."""
+    start: Literal["noise", "original"] = "noise"
+    """Begin from pure noise, or from the original image with noise over it (Meng et al. 2022)."""
+    strength: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the steps that are taken where ``start`` is ``original``; smaller = closer to the original."""
     composite: bool = True
     """Put the original pixels back outside the instances; False is what the authors' code does."""
+
+
+def dilated(redraw: Tensor, dilation_px: int) -> Tensor:
+    """Widen what is redrawn, (B, H, W) bool, by a square of so many pixels to each side."""
+    if not dilation_px:
+        return redraw
+    wide = functional.max_pool2d(redraw[:, None].float(), 2 * dilation_px + 1, stride=1, padding=dilation_px)
+    return wide[:, 0] > 0
 
 
 def latent_redraw_mask(redraw: Tensor, factor: int, dilation_px: int) -> Tensor:
@@ -39,14 +57,34 @@ def latent_redraw_mask(redraw: Tensor, factor: int, dilation_px: int) -> Tensor:
     -------
     (B, 1, h, w) float tensor of 0 and 1
     """
-    wide = redraw[:, None].float()
-    if dilation_px:
-        wide = functional.max_pool2d(wide, 2 * dilation_px + 1, stride=1, padding=dilation_px)
-    return functional.max_pool2d(wide, factor)
+    return functional.max_pool2d(dilated(redraw, dilation_px)[:, None].float(), factor)
 
 
-def blend_known(known: Tensor, mask: Tensor, noise: Tensor, scheduler: Any) -> Blend:
-    """Return a function that puts the known latents, noised to the step's level, back outside the mask.
+def step_walk(steps: int, config: InpaintingConfig) -> list[int]:
+    """Return the order in which steps are taken, for :func:`counterstain.generators.samplers.sample`.
+
+    With ``resamples`` r and ``jump_length`` j, after every j steps the latents are noised back by j steps, r - 1
+    times, and these are taken again, as in the published schedule of RePaint (Lugmayr et al. 2022, appendix B).
+
+    Examples
+    --------
+    >>> step_walk(4, InpaintingConfig(resamples=2, jump_length=2))
+    [0, 1, 2, 3, 1, 2, 3, 4]
+    """
+    first = steps - max(1, round(steps * config.strength)) if config.start == "original" else 0
+    r, j = config.resamples, config.jump_length
+    jumps_left = {steps - 1 - left: r - 1 for left in range(0, steps - first - j, j)}
+    walk = [first]
+    while walk[-1] < steps:
+        walk.append(walk[-1] + 1)
+        if jumps_left.get(walk[-1], 0):
+            jumps_left[walk[-1]] -= 1
+            walk.append(walk[-1] - j)
+    return walk
+
+
+class KnownLatents:
+    """Puts the known latents, noised to the step's level, back outside the mask.
 
     Parameters
     ----------
@@ -54,19 +92,27 @@ def blend_known(known: Tensor, mask: Tensor, noise: Tensor, scheduler: Any) -> B
         Latents of the real images.
     mask : (B, 1, h, w)
         1 = redrawn.
-    noise : (B, z, h, w)
-        The noise of the known latents, the same at all steps.
+    generators : one per sample
+        Of the known latents' noise, which stays the same until :meth:`renoise`.
+    scheduler
+        Of the same settings as the one that draws.
     """
 
-    def blend(latents: Tensor, timestep: int | None) -> Tensor:
-        if timestep is None:
-            kept = known
-        else:
-            steps = torch.full((len(known),), timestep, device=known.device)
-            kept = scheduler.add_noise(known, noise, steps)
-        return mask * latents + (1 - mask) * kept
+    def __init__(self, known: Tensor, mask: Tensor, generators: Sequence[torch.Generator], scheduler: Any) -> None:
+        self._known, self._mask, self._generators, self._scheduler = known, mask, generators, scheduler
+        self.renoise()
 
-    return blend
+    def renoise(self) -> None:
+        """Draw new noise: with the old one, taking steps again would not see more of what is kept."""
+        self._noise = fresh_noise(self._known.shape[1:], self._generators).to(self._known)
+
+    def __call__(self, latents: Tensor, timestep: int | None) -> Tensor:
+        """Blend latents (B, z, h, w) that are at a timestep, None = clean."""
+        kept = self._known
+        if timestep is not None:
+            steps = torch.full((len(kept),), timestep, device=kept.device)
+            kept = self._scheduler.add_noise(kept, self._noise, steps)
+        return self._mask * latents + (1 - self._mask) * kept
 
 
 def composite(drawn: np.ndarray, images: np.ndarray, redraw: np.ndarray) -> np.ndarray:

@@ -45,6 +45,6 @@ def load_generator(
         from counterstain.generators.spade import SpadeGenerator
 
         return SpadeGenerator.load(checkpoint)
-    from counterstain.generators.diffusion import DiffusionGenerator
+    from counterstain.generators.diffusion_generator import DiffusionGenerator
 
     return DiffusionGenerator.load(checkpoint, method)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
@@ -15,9 +16,22 @@ from pydantic import Field
 from torch import Tensor
 
 from counterstain.config import Config
+from counterstain.errors import ConfigError
 
+FEW_STEP_POWER = 2.0  # quadratic (Song et al. 2021)
 Denoiser = Callable[[Tensor, int], Tensor]  # noisy latents (B, z, h, w), timestep -> the network's prediction
-Blend = Callable[[Tensor, int | None], Tensor]  # latents, the timestep they are at (None = clean) -> latents
+
+
+class Blend(Protocol):
+    """Puts back what inpainting keeps."""
+
+    def __call__(self, latents: Tensor, timestep: int | None) -> Tensor:
+        """Return the latents, at a timestep (None = clean), with what is kept in its place."""
+        ...
+
+    def renoise(self) -> None:
+        """Draw new noise for what is kept, before stretches of steps are taken again."""
+        ...
 
 
 class NoiseConfig(Config):
@@ -51,10 +65,14 @@ class NoiseConfig(Config):
 class SamplerConfig(Config):
     """How images are drawn."""
 
-    name: Literal["ddim", "dpmsolver++", "unipc"] = "dpmsolver++"
-    """DDIM (Song et al. 2021), DPM-Solver++ 2M (Lu et al. 2022) or UniPC (Zhao et al. 2023)."""
+    name: Literal["ddim", "dpmsolver++", "unipc", "few_step"] = "dpmsolver++"
+    """DDIM (Song et al. 2021), DPM-Solver++ 2M (Lu et al. 2022), UniPC (Zhao et al. 2023), or the 1 to 8 steps that a
+    distilled network was trained for."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 20
     """Evaluations of the network (twice as many with guidance)."""
+    spacing_power: Annotated[float, Field(ge=1, le=5)] = 3.0
+    """Steps of DPM-Solver++ and UniPC lie at T (1 - i / steps) ** power: 1 = evenly in time, larger = closer together
+    towards the clean image, where few even steps lose fine variation. ``ddim`` is always even, ``few_step`` has 2."""
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Fresh noise in each DDIM step: 0 = none, 1 = as much as in DDPM."""
     guidance: Annotated[float, Field(ge=0)] = 1.0
@@ -73,16 +91,55 @@ def build_scheduler(noise: NoiseConfig, sampler: SamplerConfig) -> Any:
         scheduler: Any = DDIMScheduler(
             **settings, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing=spacing
         )
-    elif sampler.name == "dpmsolver++":
-        scheduler = DPMSolverMultistepScheduler(
-            **settings, algorithm_type="dpmsolver++", timestep_spacing="trailing", lower_order_final=True
-        )
-    else:
+    elif sampler.name == "unipc":
         scheduler = UniPCMultistepScheduler(**settings, timestep_spacing="trailing")
+    else:  # of first order, DPM-Solver++ is DDIM without noise that ends at the clean image
+        order = 1 if sampler.name == "few_step" else 2
+        scheduler = DPMSolverMultistepScheduler(
+            **settings, solver_order=order, algorithm_type="dpmsolver++", timestep_spacing="trailing"
+        )
+    begin(scheduler, noise, sampler)
+    return scheduler
+
+
+def begin(scheduler: Any, noise: NoiseConfig, sampler: SamplerConfig) -> None:
+    """Set a scheduler's timesteps and forget the predictions of earlier steps."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="__array__ implementation doesn't accept a copy keyword")
         scheduler.set_timesteps(sampler.steps)
-    return scheduler
+    if sampler.name == "ddim":
+        # Floating point gives some numbers of steps one too many, at timestep -1.
+        scheduler.timesteps = scheduler.timesteps[: sampler.steps]
+        return
+    power = FEW_STEP_POWER if sampler.name == "few_step" else sampler.spacing_power
+    scheduler.timesteps = torch.tensor(power_spacing(noise.timesteps, sampler.steps, power))
+    alphas = scheduler.alphas_cumprod[scheduler.timesteps]
+    scheduler.sigmas = torch.cat([((1 - alphas) / alphas).sqrt(), torch.zeros(1)])
+
+
+def power_spacing(timesteps: int, steps: int, power: float) -> list[int]:
+    """Return ``steps`` falling timesteps from T - 1 on, at T (1 - i / steps) ** power - 1.
+
+    Grids of the same power nest: that of half as many steps is every second entry, wherever the grid is not so dense
+    that neighbours would be equal; those are moved apart.
+
+    Raises
+    ------
+    ConfigError
+        There are fewer timesteps than steps.
+
+    Examples
+    --------
+    >>> power_spacing(1000, 4, 1.0), power_spacing(1000, 4, 2.0)
+    ([999, 749, 499, 249], [999, 561, 249, 61])
+    """
+    if steps > timesteps:
+        raise ConfigError(f"sampler.steps {steps}: more than noise.timesteps {timesteps}; use fewer steps")
+    chosen: list[int] = []
+    for left in range(1, steps + 1):
+        exact = int(timesteps * (left / steps) ** power + 0.5) - 1
+        chosen.append(max(exact, chosen[-1] + 1 if chosen else 0))
+    return chosen[::-1]
 
 
 def sample(
@@ -94,6 +151,8 @@ def sample(
     *,
     device: torch.device,
     blend: Blend | None = None,
+    origin: Tensor | None = None,
+    walk: Sequence[int] | None = None,
 ) -> Tensor:
     """Draw latents.
 
@@ -106,6 +165,11 @@ def sample(
         All noise of a sample comes from its own generator.
     blend : callable, optional
         Applied after each step, for inpainting.
+    origin : (B, z, h, w), optional
+        Clean latents to begin from, noised to the walk's first step; None = begin from noise alone.
+    walk : sequence of int, optional
+        Numbers of the steps in the order in which they are taken, the end (``steps``) last; a smaller number after a
+        larger one noises the latents back to that step. None = each step once.
 
     Returns
     -------
@@ -113,15 +177,31 @@ def sample(
     """
     scheduler = build_scheduler(noise, sampler)
     timesteps = [int(t) for t in scheduler.timesteps]
-    latents = fresh_noise(shape, generators).to(device) * scheduler.init_noise_sigma
-    for i, timestep in enumerate(timesteps):
-        prediction = denoise(scheduler.scale_model_input(latents, timestep), timestep)
-        extra: dict[str, Any] = {}
-        if sampler.name == "ddim" and sampler.eta > 0:
-            extra = {"eta": sampler.eta, "variance_noise": fresh_noise(shape, generators).to(device)}
-        latents = scheduler.step(prediction, scheduler.timesteps[i], latents, **extra).prev_sample
+    walk = range(len(timesteps) + 1) if walk is None else walk
+
+    def noised(clean: Tensor, kept: Tensor) -> Tensor:
+        fresh = fresh_noise(shape, generators).to(device)
+        return kept.sqrt() * clean + (1 - kept).sqrt() * fresh
+
+    alphas = scheduler.alphas_cumprod
+    if origin is None:
+        latents = fresh_noise(shape, generators).to(device) * scheduler.init_noise_sigma
+    else:
+        latents = noised(origin, alphas[timesteps[walk[0]]])
+    for now, following in pairwise(walk):
+        if following < now:
+            latents = noised(latents, alphas[timesteps[following]] / alphas[timesteps[now]])
+            begin(scheduler, noise, sampler)
+            if blend is not None:
+                blend.renoise()
+        else:
+            prediction = denoise(scheduler.scale_model_input(latents, timesteps[now]), timesteps[now])
+            extra: dict[str, Any] = {}
+            if sampler.name == "ddim" and sampler.eta > 0:
+                extra = {"eta": sampler.eta, "variance_noise": fresh_noise(shape, generators).to(device)}
+            latents = scheduler.step(prediction, scheduler.timesteps[now], latents, **extra).prev_sample
         if blend is not None:
-            latents = blend(latents, timesteps[i + 1] if i + 1 < len(timesteps) else None)
+            latents = blend(latents, timesteps[following] if following < len(timesteps) else None)
     return torch.as_tensor(latents)
 
 

@@ -23,8 +23,11 @@ from counterstain.config import Config, build
 from counterstain.data.batches import patch_batches, stack
 from counterstain.data.cohort import Cohort
 from counterstain.data.sampling import PatchSampler, SamplingConfig
+from counterstain.errors import ConfigError, MismatchError
 from counterstain.generators.autoencoder import Autoencoder, AutoencoderConfig
 from counterstain.generators.diffusion import Diffusion, DiffusionConfig
+from counterstain.generators.diffusion_generator import DiffusionGenerator
+from counterstain.generators.distillation import Distillation, DistillationConfig, student_config
 from counterstain.generators.initial import InitialWeights, require_fit
 from counterstain.generators.monitors import warnings_of
 from counterstain.generators.spade import Spade, SpadeConfig
@@ -130,17 +133,51 @@ def train_diffusion(
     sampler = run.sampler(config.sampling)
     if config.normalise_latents != "none" and run.initial is None:
         _measure_latents(model, sampler)
-    references = None if config.style is None else references_of(cohort, size_px, seed)
-    if config.latent_pool is not None:
-        batches = _pooled(model, sampler, config.latent_pool, config.training.batch_size, references)
-    elif references is not None:
-        batches = styled_batches(sampler, references, config.training.batch_size)
-    else:
-        batches = patch_batches(sampler, config.training.batch_size)
+    batches = _diffusion_batches(model, sampler, size_px, seed)
     fit(model, batches, out, config.training, ema_decay=config.ema_decay, label="diffusion")
     state = model.state_dict() | {f"first_stage.{name}": value for name, value in first_stage.state_dict().items()}
     notes = {"first_stage": first_header.config, "first_stage_sha256": first_header.sha256}
     run.save(state, notes=notes, seen=first_header.patients_seen)
+    return out
+
+
+def train_distilled(cohort: Cohort, config: DistillationConfig, out: Path, *, teacher: Path, seed: int) -> Path:
+    """Bring a trained denoiser to few steps; the checkpoint is one of diffusion, with the teacher's first stage.
+
+    Parameters
+    ----------
+    teacher : Path
+        Checkpoint of :func:`train_diffusion`.
+
+    Raises
+    ------
+    LeakageError
+        The teacher saw a validation or test patient of this cohort.
+    MismatchError
+        The teacher was trained on another taxonomy or at another mpp, or is distilled itself.
+    ConfigError
+        Guidance is asked of a teacher that never trained without a mask.
+    """
+    generator, header = DiffusionGenerator.load(teacher)
+    model = generator.model.cpu()
+    require_fit(teacher, header, cohort)
+    if model.config.sampler.name == "few_step":
+        raise MismatchError(f"{teacher}: is distilled already; give the checkpoint that it was distilled from")
+    if config.guidance != 1.0 and not model.config.condition_dropout:
+        raise ConfigError(f"{teacher}: was trained without condition_dropout; set distillation.guidance to 1")
+    student = student_config(model.config, config)
+    run = _Run(cohort, "diffusion", student, out, header.size_px, seed, teacher=header.sha256, distillation=config)
+    if run.finished():
+        return out
+    untrained = run.initialised(lambda: Diffusion(student, model.first_stage, cohort.taxonomy.num_labels, seed))
+    distillation = Distillation(config, model, untrained, seed)
+    batches = _diffusion_batches(untrained, run.sampler(student.sampling), header.size_px, seed)
+    fit(distillation, batches, out, student.training, label="distillation")
+    trained = distillation.student
+    first_stage = {f"first_stage.{name}": value for name, value in trained.first_stage.state_dict().items()}
+    notes = {name: value for name, value in header.notes.items() if name.startswith("first_stage")}
+    notes |= {"teacher_sha256": header.sha256, "distillation": config.model_dump(mode="json")}
+    run.save(trained.state_dict() | first_stage, notes=notes, seen=header.patients_seen)
     return out
 
 
@@ -156,6 +193,8 @@ class _Run:
     seed: int
     first_stage: str = ""
     initial: InitialWeights | None = None
+    teacher: str = ""
+    distillation: DistillationConfig | None = None
 
     @classmethod
     def of(
@@ -182,6 +221,8 @@ class _Run:
             "seed": self.seed,
             "first_stage": self.first_stage,
         } | ({"init": self.initial.header.sha256} if self.initial else {})
+        if self.distillation is not None:
+            settings |= {"teacher": self.teacher, "distillation": self.distillation.model_dump(mode="json")}
         claim(self.out, f"train {self.kind}", settings)
         return is_finished(self.out)
 
@@ -233,6 +274,17 @@ def _images(sampler: PatchSampler, indices: range) -> Tensor:
     return torch.from_numpy(np.stack([sampler[i].image for i in indices]))
 
 
+def _diffusion_batches(model: Diffusion, sampler: PatchSampler, size_px: int, seed: int) -> Batches:
+    """Return the function step -> batch of patches, encoded once where the configuration says so, with references."""
+    config = model.config
+    references = None if config.style is None else references_of(sampler.cohort, size_px, seed)
+    if config.latent_pool is not None:
+        return _pooled(model, sampler, config.latent_pool, config.training.batch_size, references)
+    if references is not None:
+        return styled_batches(sampler, references, config.training.batch_size)
+    return patch_batches(sampler, config.training.batch_size)
+
+
 def _pooled(
     model: Diffusion, sampler: PatchSampler, pool: int, batch_size: int, references: StyleReferences | None
 ) -> Batches:
@@ -246,6 +298,8 @@ def _pooled(
             kept = {"latents": model.encode(part["images"]), "labels": part["labels"]}
             if references is not None:
                 kept |= references.beside(patches, members)
+            if model.config.context_share:
+                kept["context"] = model.training_context(part, 0, members)
             encoded.append(kept)
             advance(len(members))
     whole = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}

@@ -17,7 +17,8 @@ from counterstain.data.phantom import PhantomConfig, write_phantom
 from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.errors import InputError, MismatchError
 from counterstain.generators.autoencoder import AutoencoderConfig
-from counterstain.generators.diffusion import DiffusionConfig, DiffusionGenerator
+from counterstain.generators.diffusion import DiffusionConfig
+from counterstain.generators.diffusion_generator import DiffusionGenerator
 from counterstain.generators.inpainting import InpaintingConfig
 from counterstain.generators.load import load_generator
 from counterstain.generators.samplers import SamplerConfig

@@ -1,0 +1,223 @@
+"""A diffusion network that draws in 1 to 8 steps: progressive distillation (Salimans & Ho 2022).
+
+A student learns to take two steps of its teacher at once; it then becomes the teacher of the next student, until few
+steps are left. The first teacher draws with classifier-free guidance, which the student takes over, so that it needs
+one evaluation a step (Meng et al. 2023). Each step is one of DDIM without noise, on a quadratic grid of timesteps.
+
+Shapes: B = batch, z = latent channels, h, w = rows and columns of the latents.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from diffusers import DDPMScheduler
+from lightning.pytorch import LightningModule
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from counterstain.config import Config
+from counterstain.generators.diffusion import Diffusion, DiffusionConfig
+from counterstain.generators.samplers import FEW_STEP_POWER, SamplerConfig, fresh_noise, power_spacing
+from counterstain.seeding import torch_generator
+from counterstain.training import TrainingConfig
+
+Levels = tuple[Tensor, Tensor]  # alpha, sigma: (B, 1, 1, 1) each
+
+
+class DistillationConfig(Config):
+    """How a trained denoiser is brought to few steps; the rest is the teacher's own configuration."""
+
+    training: TrainingConfig
+    """Batch size, device, and the optimiser steps of each halving."""
+    teacher_steps: Literal[8, 16, 32] = 32
+    """Steps of the first teacher."""
+    steps: Literal[1, 2, 4, 8] = 4
+    """Steps of the last student."""
+    guidance: Annotated[float, Field(ge=0)] = 1.5
+    """Guidance of the first teacher; 1 = none."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Part of the noise levels where that guidance acts, 0 = clean, 1 = pure noise."""
+    latent_pool: Annotated[int, Field(ge=1)] | None = None
+    """Encode so many patches once and train on these; None = encode every batch anew."""
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Learning rate at the beginning of each halving; it falls to 0 along a line."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of each halving over which the rate rises from 0."""
+
+    @model_validator(mode="after")
+    def _halves(self) -> Self:
+        if self.steps >= self.teacher_steps:
+            raise ValueError(f"steps {self.steps}: must be fewer than teacher_steps {self.teacher_steps}")
+        return self
+
+    @property
+    def halvings(self) -> int:
+        """How often the steps are halved."""
+        return (self.teacher_steps // self.steps).bit_length() - 1
+
+
+def student_config(teacher: DiffusionConfig, config: DistillationConfig) -> DiffusionConfig:
+    """Return the configuration of the student's checkpoint.
+
+    A teacher that predicts noise gets a student that predicts the velocity: noise says little about the image where
+    there is little else, and few steps begin there.
+    """
+    kind = "v_prediction" if teacher.noise.prediction == "epsilon" else teacher.noise.prediction
+    changes: dict[str, Any] = {
+        "training": config.training.model_copy(update={"steps": config.halvings * config.training.steps}),
+        "noise": teacher.noise.model_copy(update={"prediction": kind}),
+        "sampler": SamplerConfig(name="few_step", steps=config.steps, compute_batch=teacher.sampler.compute_batch),
+        "latent_pool": config.latent_pool,
+        "condition_dropout": 0.0,
+        "lr": config.lr,
+        "lr_scaling": "none",
+        "warmup_steps": config.warmup_steps,
+        "ema_decay": None,
+    }
+    return teacher.model_copy(update=changes)
+
+
+def clean_and_noise(
+    prediction: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor, kind: str
+) -> tuple[Tensor, Tensor]:
+    """Turn what a network predicts into clean latents and noise, both (B, z, h, w).
+
+    Parameters
+    ----------
+    prediction, noisy : (B, z, h, w)
+    alpha, sigma : (B, 1, 1, 1)
+        ``noisy`` is alpha x clean + sigma x noise.
+    kind : str
+        ``epsilon``, ``v_prediction`` or ``sample``.
+    """
+    if kind == "epsilon":
+        return (noisy - sigma * prediction) / alpha, prediction
+    clean = prediction if kind == "sample" else alpha * noisy - sigma * prediction
+    return clean, (noisy - alpha * clean) / sigma
+
+
+def target_of_one_step(noisy: Tensor, reached: Tensor, before: Levels, after: Levels) -> Tensor:
+    """Return the clean latents that lead from ``noisy`` to ``reached`` in one step of DDIM (Salimans & Ho 2022).
+
+    Parameters
+    ----------
+    noisy, reached : (B, z, h, w)
+    before, after : pairs of (B, 1, 1, 1)
+        alpha and sigma of the two.
+    """
+    ratio = after[1] / before[1]
+    return (reached - ratio * noisy) / (after[0] - ratio * before[0])
+
+
+class Distillation(LightningModule):
+    """Trains ``student``; the halving follows from the number of the training step.
+
+    Parameters
+    ----------
+    config : DistillationConfig
+    teacher : Diffusion
+        Trained; it is used up: later students are copied into it.
+    student : Diffusion
+        Of :func:`student_config`; it begins with the teacher's weights.
+    seed : int
+        Of steps and noise.
+    """
+
+    def __init__(self, config: DistillationConfig, teacher: Diffusion, student: Diffusion, seed: int = 0) -> None:
+        super().__init__()
+        self.config, self.seed = config, seed
+        student.load_state_dict(teacher.state_dict())
+        if student.style is not None:  # a style must mean the same to student and teacher
+            student.style.requires_grad_(requires_grad=False)
+        self.student = student
+        self.teacher = teacher.requires_grad_(requires_grad=False)
+        noise = student.config.noise
+        self.timesteps = power_spacing(noise.timesteps, config.teacher_steps, FEW_STEP_POWER)
+        alphas = DDPMScheduler(**noise.scheduler_settings()).alphas_cumprod[self.timesteps]
+        # Alpha and sigma at the teacher's steps, and at the end, where the image is clean.
+        self._alphas = torch.cat([alphas.sqrt(), torch.ones(1)])
+        self._sigmas = torch.cat([(1 - alphas).sqrt(), torch.zeros(1)])
+
+    def halving(self, step: int) -> int:
+        """Return the number of the halving, from 0, that a training step belongs to."""
+        return step // self.config.training.steps
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Make the student the next teacher where a halving begins."""
+        del batch_idx
+        step = int(batch["step"])
+        if step and step % self.config.training.steps == 0:
+            self.teacher.load_state_dict(self.student.state_dict())
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Compute and log the loss of a batch."""
+        del batch_idx
+        loss = self.loss(batch)
+        self.log("loss", loss)
+        return loss
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Compare one step of the student with two of the teacher, in clean latents, weighted by max(SNR, 1)."""
+        latents, condition = self.student.clean_latents(batch), self.student.training_condition(batch)
+        halving = self.halving(int(batch["step"]))
+        noisy, first = self._noised(latents, batch, halving)
+        before, student_kind = self._levels(first), self.student.config.noise.prediction
+        with torch.no_grad():
+            stride = 2**halving
+            middle = self._taught(noisy, first, first + stride, condition, halving)
+            reached = self._taught(middle, first + stride, first + 2 * stride, condition, halving)
+            target = target_of_one_step(noisy, reached, before, self._levels(first + 2 * stride))
+        prediction = self.student.predict(noisy, self._timesteps(first), condition).float()
+        clean, _ = clean_and_noise(prediction, noisy, *before, student_kind)
+        weight = (before[0] / before[1]).square().clamp(min=1.0)
+        return (weight * (clean - target).square()).mean()
+
+    def configure_optimizers(self) -> Any:
+        """Adam for the student; the rate falls to 0 in each halving."""
+        config = self.config
+        optimizer = torch.optim.Adam(self.student.unet.parameters(), config.lr)
+
+        def rate(step: int) -> float:
+            within = step % config.training.steps
+            return min(1.0, (within + 1) / (config.warmup_steps + 1)) * (1 - within / config.training.steps)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _noised(self, latents: Tensor, batch: dict[str, Tensor], halving: int) -> tuple[Tensor, Tensor]:
+        """Noise latents to a step of the student's grid, (B,) numbers on the first teacher's grid."""
+        step = int(batch["step"])
+        generators = [torch_generator(self.seed, "distillation", step, p) for p in batch["position"].tolist()]
+        stride = 2 ** (halving + 1)
+        chosen = [torch.randint(self.config.teacher_steps // stride, (), generator=g) for g in generators]
+        first = torch.stack(chosen).to(latents.device) * stride
+        noise = fresh_noise(latents.shape[1:], generators).to(latents)
+        alpha, sigma = self._levels(first)
+        # Drawing begins with pure noise, whatever little signal the noising process leaves there.
+        begins = first[:, None, None, None] == 0
+        return torch.where(begins, noise, alpha * latents + sigma * noise), first
+
+    def _taught(self, noisy: Tensor, now: Tensor, following: Tensor, condition: Tensor, halving: int) -> Tensor:
+        """Take one step of the teacher from one number on its grid to another."""
+        timesteps = self._timesteps(now)
+        prediction = self.teacher.predict(noisy, timesteps, condition).float()
+        if halving == 0 and self.config.guidance != 1.0:
+            without = self.teacher.predict(noisy, timesteps, self.teacher.without_labels(condition)).float()
+            low, high = self.config.guidance_interval
+            level = timesteps / self.student.config.noise.timesteps
+            scale = torch.where((level >= low) & (level <= high), self.config.guidance, 1.0)[:, None, None, None]
+            prediction = without + scale * (prediction - without)
+        kind = self.teacher.config.noise.prediction if halving == 0 else self.student.config.noise.prediction
+        clean, noise = clean_and_noise(prediction, noisy, *self._levels(now), kind)
+        alpha, sigma = self._levels(following)
+        return alpha * clean + sigma * noise
+
+    def _timesteps(self, numbers: Tensor) -> Tensor:
+        return torch.tensor(self.timesteps, device=numbers.device)[numbers]
+
+    def _levels(self, numbers: Tensor) -> Levels:
+        place = numbers.cpu()
+        alpha, sigma = self._alphas[place], self._sigmas[place]
+        return alpha.to(numbers.device)[:, None, None, None], sigma.to(numbers.device)[:, None, None, None]
