@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from drawn_cohort import draw_cohort
+from lightning.pytorch import LightningModule
 from safetensors.numpy import load_file
 from torch.multiprocessing import ProcessRaisedException
 from work_of_processes import die_in_the_second, fail_in_the_second, note_the_rank
@@ -22,7 +23,7 @@ from counterstain.generators.train import train_autoencoder, train_diffusion, tr
 from counterstain.processes import run_in_processes
 from counterstain.segmentation.model import SegmenterConfig
 from counterstain.segmentation.train import train_segmenter
-from counterstain.training import TrainingConfig, starts_processes
+from counterstain.training import TrainingConfig, fit, starts_processes
 
 GIVEN = {"size_px": 32, "seed": 0}
 LR_OF_D = 1e-5
@@ -135,6 +136,11 @@ def test_a_killed_process_is_one_line_and_ends_the_others(forked):
 def test_one_device_needs_no_processes():
     assert not starts_processes(training(1))
     assert starts_processes(training(2))
+
+
+def test_a_model_that_does_not_start_processes_is_refused_on_two_devices(tmp_path):
+    with pytest.raises(ConfigError, match="devices 2: LightningModule trains on one device; use 1"):
+        fit(LightningModule(), dict, tmp_path, training(2))
 
 
 def test_several_nodes_need_torchrun_and_its_number_of_processes(monkeypatch):

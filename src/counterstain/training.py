@@ -119,6 +119,8 @@ def fit(
     DivergenceError
         A loss is not a number.
     """
+    if starts_processes(config):
+        raise ConfigError(f"devices {config.devices}: {type(module).__name__} trains on one device; use 1")
     optimizers_per_step = int(getattr(module, "optimizers_per_step", 1))
     slices = config.accumulate * config.devices * config.num_nodes
     if config.batch_size % slices:
