@@ -19,7 +19,7 @@ from counterstain.recipe import Recipe
 from counterstain.seeding import derive
 from counterstain.segmentation.counts import by_slide, dice, recalls
 from counterstain.segmentation.evaluate import score
-from counterstain.storage import claim, write_csv, write_text
+from counterstain.storage import claim, write_csv, write_parquet, write_text
 from counterstain.study.learning_curve import Extrapolation, Step, bootstrapped, extrapolate, in_words, steps
 from counterstain.study.plan import Cell, cells_folder, cohort_with_fewer
 from counterstain.study.run import locked
@@ -112,7 +112,7 @@ def measure_headroom(
         ]
         write_csv(out / "headroom.csv", pd.DataFrame(rows))
         found = Headroom(sizes=sizes, curves=_curves(table, cohort.taxonomy, sizes, config), split=config.split)
-        table.to_parquet(out / "counts.parquet", index=False)
+        write_parquet(out / "counts.parquet", table)
         write_text(out / "headroom.txt", "\n".join(found.in_words()) + "\n")
     return found
 
