@@ -19,6 +19,8 @@ from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
@@ -26,8 +28,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from counterstain.batch_norm import synchronisation
 from counterstain.config import Config
+from counterstain.data.batches import PatchBatches
 from counterstain.errors import ConfigError, DivergenceError
+from counterstain.processes import are_to_be_started, rank
 from counterstain.progress import bar
 from counterstain.storage import replacing, write_csv
 
@@ -50,9 +55,13 @@ class TrainingConfig(Config):
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Device type."""
     devices: Annotated[int, Field(ge=1)] = 1
-    """Devices per node."""
+    """Devices per node, a process for each. The batch is shared among them and its losses and statistics are those of
+    the whole batch, so that their number changes results by rounding alone."""
     num_nodes: Annotated[int, Field(ge=1)] = 1
-    """Nodes."""
+    """Nodes; more than one are started with torchrun."""
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = "auto"
+    """How Lightning brings devices together; ``auto`` is DDP, which looks for weights without a gradient where a model
+    has two optimisers."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that prepare batches beside the training; 0 = none."""
     checkpoint_every_steps: Annotated[int, Field(ge=1)] = 500
@@ -110,6 +119,8 @@ def fit(
     DivergenceError
         A loss is not a number.
     """
+    if starts_processes(config):
+        raise ConfigError(f"devices {config.devices}: {type(module).__name__} trains on one device; use 1")
     optimizers_per_step = int(getattr(module, "optimizers_per_step", 1))
     slices = config.accumulate * config.devices * config.num_nodes
     if config.batch_size % slices:
@@ -120,7 +131,7 @@ def fit(
         raise ConfigError(f"accumulate {config.accumulate}: {type(module).__name__} has two optimisers; use 1")
     progress_file = folder / PROGRESS_FILE
     start = _steps_done(progress_file)
-    with bar(label, config.steps, start) as advance, _quiet_lightning():
+    with _bar_of_first_process(label, config.steps, start) as advance, _quiet_lightning():
         history = _History(config, progress_file, advance, monitor)
         averaging = [] if ema_decay is None else [WeightAveraging(multi_avg_fn=_warmed_average(ema_decay))]
         trainer = Trainer(
@@ -128,12 +139,12 @@ def fit(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy="ddp" if config.devices * config.num_nodes > 1 else "auto",
+            strategy=_strategy(config, module),
             precision=_precision(config),  # type: ignore[arg-type]
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.gradient_clip,
             callbacks=[*averaging, history],
-            plugins=[_AtomicCheckpointIO()],
+            plugins=[_AtomicCheckpointIO(), *_of_many_processes(config)],
             default_root_dir=folder,
             logger=False,
             enable_checkpointing=False,
@@ -185,12 +196,17 @@ class _Slices(Dataset[Batch]):
 
     def __getitem__(self, item: int) -> Batch:
         step, micro = divmod(item, self._config.accumulate)
-        if self._last is None or self._last[0] != step:
-            self._last = (step, self._batches(step))
         size = self._config.batch_size // (self._config.accumulate * self._config.devices * self._config.num_nodes)
         first = (self._rank * self._config.accumulate + micro) * size
-        part = {name: tensor[first : first + size] for name, tensor in self._last[1].items()}
+        part = self._part(step, first, first + size)
         return part | {"step": torch.tensor(step), "position": torch.arange(first, first + size)}
+
+    def _part(self, step: int, start: int, stop: int) -> Batch:
+        if isinstance(self._batches, PatchBatches):
+            return self._batches.part(step, start, stop)
+        if self._last is None or self._last[0] != step:
+            self._last = (step, self._batches(step))
+        return {name: tensor[start:stop] for name, tensor in self._last[1].items()}
 
 
 class _From(Sampler[int]):
@@ -228,7 +244,7 @@ class _History(Callback):
             return
         self.step = int(batch["step"]) + 1
         if self.step % self._config.log_every_steps == 0 or self.step == self._config.steps:
-            self._record(trainer.callback_metrics)
+            self._record(_over_processes(trainer))
         under_way = self.step < self._config.steps
         if self._monitor and under_way and self.step % self._monitor.every_steps == 0 and trainer.is_global_zero:
             self.watch(pl_module)
@@ -281,13 +297,58 @@ def _steps_done(progress_file: Path) -> int:
     except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the remedy is the same
         reason = str(error).partition(".")[0]
         warnings.warn(f"{progress_file}: damaged ({reason}); training starts anew", stacklevel=2)
-        progress_file.unlink()
+        progress_file.unlink(missing_ok=True)
         return 0
 
 
+def starts_processes(config: TrainingConfig) -> bool:
+    """Whether the caller must train with :func:`counterstain.processes.run_in_processes`, a process for each device.
+
+    Raises
+    ------
+    ConfigError
+        There are fewer GPUs; or see :func:`counterstain.processes.are_to_be_started`.
+    """
+    if _on_gpu(config) and config.devices > torch.cuda.device_count():
+        raise ConfigError(f"devices {config.devices}: this machine has {torch.cuda.device_count()}; set it to that")
+    return are_to_be_started(config.devices, config.num_nodes)
+
+
+def _strategy(config: TrainingConfig, module: LightningModule) -> str:
+    if config.devices * config.num_nodes == 1:
+        return "auto"
+    if config.strategy != "auto":
+        return config.strategy
+    return "ddp" if module.automatic_optimization else "ddp_find_unused_parameters_true"
+
+
+def _of_many_processes(config: TrainingConfig) -> list[Any]:
+    """Return the plugins by which processes find each other; a single one takes no notice of a cluster around it."""
+    if config.devices * config.num_nodes == 1:
+        return [LightningEnvironment()]
+    return [TorchElasticEnvironment(), synchronisation(on_gpu=_on_gpu(config))]
+
+
+def _over_processes(trainer: Trainer) -> dict[str, Tensor]:
+    """Return the mean of every loss over the processes."""
+    return {name: trainer.strategy.reduce(value, reduce_op="mean") for name, value in trainer.callback_metrics.items()}
+
+
+@contextmanager
+def _bar_of_first_process(label: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+    if rank() > 0:
+        yield lambda _steps: None
+        return
+    with bar(label, total, done) as advance:
+        yield advance
+
+
+def _on_gpu(config: TrainingConfig) -> bool:
+    return config.accelerator != "cpu" and torch.cuda.is_available()
+
+
 def _precision(config: TrainingConfig) -> str:
-    on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
-    fast_bf16 = on_gpu or torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 - torch has no public name for it
+    fast_bf16 = _on_gpu(config) or torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 - torch has no public name for it
     auto = "bf16-mixed" if fast_bf16 else "32-true"
     return {"auto": auto, "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[config.precision]
 

@@ -25,8 +25,8 @@ app = typer.Typer(
 )
 
 COMMAND_MODULES = (  # in the order of the help
-    "phantom", "data", "slides", "weights", "generators", "redraw", "audit", "segmenter", "predict", "export", "study",
-    "report", "doctor",
+    "phantom", "data", "slides", "weights", "generators", "redraw", "audit", "segmenter", "predict", "export",
+    "headroom", "study", "report", "doctor",
 )  # fmt: skip
 
 for _module in COMMAND_MODULES:

@@ -5,7 +5,8 @@ Shapes: B = batch, H, W = rows and columns of a patch in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -30,10 +31,23 @@ def stack(patches: Sequence[Patch]) -> dict[str, Tensor]:
     }
 
 
-def patch_batches(source: PatchSource, batch_size: int) -> Callable[[int], dict[str, Tensor]]:
-    """Return the function step -> batch, where step s holds the patches s·B … (s+1)·B - 1 of the source."""
+@dataclass(frozen=True, slots=True)
+class PatchBatches:
+    """The function step -> batch, where step s holds the patches s·B … (s+1)·B - 1 of the source."""
 
-    def batch(step: int) -> dict[str, Tensor]:
-        return stack([source[i] for i in range(step * batch_size, (step + 1) * batch_size)])
+    source: PatchSource
+    batch_size: int
 
-    return batch
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """Return the whole batch of a step."""
+        return self.part(step, 0, self.batch_size)
+
+    def part(self, step: int, start: int, stop: int) -> dict[str, Tensor]:
+        """Return the patches at the places start … stop - 1 of a step's batch, preparing no others."""
+        first = step * self.batch_size
+        return stack([self.source[i] for i in range(first + start, first + stop)])
+
+
+def patch_batches(source: PatchSource, batch_size: int) -> PatchBatches:
+    """Return the batches of a source."""
+    return PatchBatches(source, batch_size)

@@ -30,6 +30,7 @@ from counterstain.generators.networks.spade import UPSAMPLINGS, SpadeGeneratorNe
 from counterstain.generators.networks.spectral import settle_spectral_norms
 from counterstain.generators.perceptual import VggDistance
 from counterstain.generators.style import without_tumour
+from counterstain.processes import started_processes
 from counterstain.seeding import torch_generator
 from counterstain.training import TrainingConfig, fused_optimizers
 
@@ -191,7 +192,8 @@ class Spade(LightningModule):
             return noise, None
         mean, log_variance = self.encoder(real)
         kl = -0.5 * torch.sum(1 + log_variance - mean.pow(2) - log_variance.exp())
-        return mean + noise * torch.exp(0.5 * log_variance), kl
+        # A sum over the batch, whereas DDP takes means over the processes.
+        return mean + noise * torch.exp(0.5 * log_variance), kl * started_processes()
 
     def _noise(self, *keys: Any) -> Tensor:
         return torch.randn(self.config.latent, generator=torch_generator(*keys))

@@ -33,10 +33,11 @@ from counterstain.generators.monitors import warnings_of
 from counterstain.generators.spade import Spade, SpadeConfig
 from counterstain.generators.style import StyleReferences, references_of, styled_batches
 from counterstain.generators.watch import watch_autoencoder, watch_spade
+from counterstain.processes import rank, run_in_processes
 from counterstain.progress import bar
 from counterstain.seeding import derive, torch_generator
 from counterstain.storage import claim
-from counterstain.training import Batches, fit, forget_progress
+from counterstain.training import Batches, fit, forget_progress, starts_processes
 
 ENCODE_BATCH = 64
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
@@ -65,7 +66,12 @@ def train_spade(
         ``out`` belongs to another run, or ``init`` does not fit.
     """
     run = _Run.of(cohort, "spade", config, out, size_px=size_px, seed=seed, init=init)
-    if not run.finished():
+    if run.finished():
+        return out
+    if starts_processes(config.training):
+        options = {"size_px": size_px, "seed": seed, "init": init}
+        run_in_processes(config.training.devices, train_spade, cohort, config, out, **options)
+    else:
         model = run.initialised(lambda: Spade(config, cohort.taxonomy.num_labels, size_px, seed))
         batches = patch_batches(run.sampler(config.sampling), config.training.batch_size)
         monitor = watch_spade(model, cohort, size_px, seed)
@@ -79,7 +85,12 @@ def train_autoencoder(
 ) -> Path:
     """Train the first stage of latent diffusion; a finished checkpoint is left as it is."""
     run = _Run.of(cohort, "autoencoder", config, out, size_px=size_px, seed=seed, init=init)
-    if not run.finished():
+    if run.finished():
+        return out
+    if config.kind != "linear" and starts_processes(config.training):
+        options = {"size_px": size_px, "seed": seed, "init": init}
+        run_in_processes(config.training.devices, train_autoencoder, cohort, config, out, **options)
+    else:
         model = run.initialised(lambda: Autoencoder(config, size_px, seed))
         batches = patch_batches(run.sampler(config.sampling), config.training.batch_size)
         monitor = watch_autoencoder(model, cohort, size_px, seed)
@@ -128,6 +139,10 @@ def train_diffusion(
     if run.initial is not None:
         run.initial.require_first_stage(first_stage, autoencoder)
     if run.finished():
+        return out
+    if starts_processes(config.training):
+        options = {"autoencoder": autoencoder, "size_px": size_px, "seed": seed, "init": init}
+        run_in_processes(config.training.devices, train_diffusion, cohort, config, out, **options)
         return out
     model = run.initialised(lambda: Diffusion(config, first_stage, cohort.taxonomy.num_labels, seed))
     sampler = run.sampler(config.sampling)
@@ -213,7 +228,7 @@ class _Run:
         return cls(cohort, kind, config, out, size_px, seed, first_stage, initial)
 
     def finished(self) -> bool:
-        """Claim the folder; say whether it holds the result already."""
+        """Claim the folder, which processes of one training share; say whether it holds the result already."""
         settings = {
             "cohort": self.cohort.fingerprint,
             "config": self.config.model_dump(mode="json"),
@@ -223,7 +238,8 @@ class _Run:
         } | ({"init": self.initial.header.sha256} if self.initial else {})
         if self.distillation is not None:
             settings |= {"teacher": self.teacher, "distillation": self.distillation.model_dump(mode="json")}
-        claim(self.out, f"train {self.kind}", settings)
+        if rank() == 0:
+            claim(self.out, f"train {self.kind}", settings)
         return is_finished(self.out)
 
     def initialised(self, make: Callable[[], ModuleT]) -> ModuleT:
@@ -240,6 +256,8 @@ class _Run:
     def save(
         self, state: dict[str, Tensor], *, notes: dict[str, Any] | None = None, seen: tuple[str, ...] = ()
     ) -> None:
+        if rank() > 0:
+            return
         if self.initial is not None:
             notes = (notes or {}) | {"init_sha256": self.initial.header.sha256}
             seen = (*seen, *self.initial.header.patients_seen)

@@ -21,6 +21,7 @@ from counterstain.checkpoints import CheckpointHeader, load_checkpoint
 from counterstain.config import Config, build
 from counterstain.data.sampling import SamplingConfig
 from counterstain.errors import ConfigError
+from counterstain.processes import summed
 from counterstain.seeding import derive
 from counterstain.segmentation.inference import InferenceConfig
 from counterstain.segmentation.mixing import MixingConfig
@@ -159,16 +160,17 @@ def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
     kept = labels != IGNORE
     predicted = logits.softmax(1).movedim(1, -1)[kept]  # (pixels, 2)
     truth = functional.one_hot(_tumour(labels)[kept], 2).to(predicted.dtype)
-    overlap, total = (predicted * truth).sum(0), (predicted + truth).sum(0)
+    sums = summed(torch.stack([(predicted * truth).sum(0), (predicted + truth).sum(0)]))
     # One pixel on either side: a class that is absent and not predicted costs nothing.
-    return 1 - ((2 * overlap + 1) / (total + 1)).mean()
+    return 1 - ((2 * sums[0] + 1) / (sums[1] + 1)).mean()
 
 
 def cross_entropy_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross-entropy over the pixels that are not left out; 0 where all are (shapes as above)."""
     kept = labels != IGNORE
     by_pixel = functional.cross_entropy(logits, _tumour(labels), reduction="none")
-    return (by_pixel * kept).sum() / kept.sum().clamp(min=1)
+    sums = summed(torch.stack([(by_pixel * kept).sum(), kept.sum()]))
+    return sums[0] / sums[1].clamp(min=1)
 
 
 def load_segmenter(folder: Path) -> tuple[Segmenter, CheckpointHeader]:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import shapely
 from contourpy import FillType, contour_generator
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from shapely import Polygon
 
 from counterstain.data.annotations.polygons import polygonal
@@ -77,7 +79,7 @@ def join(found: Sequence[Piece], simplify_px: float = SIMPLIFY_PX) -> list[Area]
     if not found:
         return []
     polygons = np.array([piece.polygon for piece in found], dtype=object)
-    joined = shapely.get_parts(shapely.union_all(polygons))
+    joined = shapely.get_parts(_united(polygons))
     joined = joined[np.lexsort(shapely.bounds(joined)[:, :2].T)]
     piece, owner = shapely.STRtree(joined).query(shapely.point_on_surface(polygons), predicate="intersects")
     sums, pixels = np.array([(p.probability_sum, p.pixels) for p in found], float)[piece].T
@@ -89,6 +91,17 @@ def join(found: Sequence[Piece], simplify_px: float = SIMPLIFY_PX) -> list[Area]
         if count[number] > 0
         for part in shapely.get_parts(whole)
     ]
+
+
+def _united(polygons: np.ndarray) -> np.ndarray:
+    """Unite what meets, (n,) -> (m,) polygons or multipolygons; one union of them all takes hours on a large slide."""
+    first, second = shapely.STRtree(polygons).query(polygons, predicate="intersects")
+    links = coo_array((np.ones(len(first), bool), (first, second)), shape=(len(polygons),) * 2)
+    _, group = connected_components(links, directed=False)
+    order = np.argsort(group, kind="stable")
+    members = np.split(polygons[order], np.flatnonzero(np.diff(group[order])) + 1)
+    united = [shapely.union_all(of_group) if len(of_group) > 1 else of_group[0] for of_group in members]
+    return np.array(united, dtype=object)
 
 
 def mask_polygons(mask: np.ndarray) -> list[Polygon]:

@@ -14,12 +14,13 @@ from counterstain.data.leakage import check_no_leak
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.sampling import PatchSampler
 from counterstain.errors import ConfigError, InputError, MismatchError
+from counterstain.processes import rank, run_in_processes
 from counterstain.seeding import derive
 from counterstain.segmentation.encoder_weights import load_encoder_weights
 from counterstain.segmentation.mixing import MixedPatches, synthetic_count, synthetic_share, training_steps
 from counterstain.segmentation.model import SIZE_MULTIPLE, Segmenter, SegmenterConfig
 from counterstain.storage import claim, fingerprint
-from counterstain.training import fit, forget_progress
+from counterstain.training import fit, forget_progress, starts_processes
 
 MPP_TOLERANCE = 0.05
 
@@ -86,8 +87,14 @@ def train_segmenter(
         "amount": amount,
         "share": share,
     }
-    claim(out, "train segmenter", settings)
+    if rank() == 0:
+        claim(out, "train segmenter", settings)
     if is_finished(out):
+        return out
+    if starts_processes(config.training):
+        options: dict[str, Any] = {"size_px": size_px, "seed": seed, "synthetic": synthetic, "amount": amount}
+        devices = config.training.devices
+        run_in_processes(devices, train_segmenter, cohort, config, out, **options, share=share, label=label)
         return out
 
     steps = training_steps(config.training.steps, amount, config.mixing)
@@ -98,6 +105,8 @@ def train_segmenter(
     training = config.training.model_copy(update={"steps": steps})
     batches = patch_batches(patches, training.batch_size)
     fit(segmenter, batches, out, training, ema_decay=config.ema_decay, label=label)
+    if rank() > 0:
+        return out
 
     notes = {
         "encoder_starts_from": start,

@@ -24,6 +24,10 @@ class CohortSource(Config):
     """Or make a phantom."""
     split: SplitConfig = SplitConfig()
     """How a phantom's patients are dealt out."""
+    train_patients: Annotated[int, Field(ge=1)] | None = None
+    """Train on so many patients of the training part, chosen by score; a larger choice holds a smaller one."""
+    train_patients_seed: int = 0
+    """Another seed chooses other patients."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from counterstain.config import Config
 from counterstain.data.cohort import Cohort
+from counterstain.data.subset import check_count
 from counterstain.generators.interface import Method
 from counterstain.recipe import Recipe
 from counterstain.seeding import derive
@@ -115,11 +116,34 @@ def cells_folder(run: Path) -> Path:
 def _cohort(study: StudyConfig) -> Cell:
     source = study.cohort
     if source.path is not None:
-        settings: dict[str, Any] = {"fingerprint": Cohort.open(source.path).fingerprint}
-        return Cell(name="cohort", stage="cohort", settings=settings, details={"path": str(source.path.resolve())})
+        cohort = Cohort.open(source.path)
+        if source.train_patients is None:
+            settings: dict[str, Any] = {"fingerprint": cohort.fingerprint}
+            return Cell(name="cohort", stage="cohort", settings=settings, details={"path": str(source.path.resolve())})
+        return cohort_with_fewer(cohort, source.train_patients, source.train_patients_seed)
     assert source.phantom is not None
     settings = {"phantom": source.phantom.model_dump(mode="json"), "split": source.split.model_dump(mode="json")}
+    if source.train_patients is not None:
+        settings |= {"train_patients": source.train_patients, "train_patients_seed": source.train_patients_seed}
     return Cell(name="cohort", stage="cohort", settings=settings)
+
+
+def cohort_with_fewer(cohort: Cohort, train_patients: int, seed: int) -> Cell:
+    """Return the cell of a cohort that trains on fewer patients.
+
+    Raises
+    ------
+    InputError
+        The training part has fewer patients than that.
+    """
+    check_count(cohort, train_patients)
+    chosen = {"train_patients": train_patients, "train_patients_seed": seed}
+    return Cell(
+        name=f"cohort of {train_patients} training patients",
+        stage="cohort",
+        settings={"whole": cohort.fingerprint} | chosen,
+        details={"whole_path": str(cohort.folder.resolve())},
+    )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from counterstain.config import to_yaml
-from counterstain.errors import MismatchError
+from counterstain.errors import ConfigError, MismatchError
+from counterstain.processes import started_processes
 from counterstain.storage import claim, write_text
 from counterstain.study.config import StudyConfig
 from counterstain.study.executors import ExecutorConfig, open_executor
@@ -50,6 +51,8 @@ def run_study(
     MismatchError
         The folder belongs to another study, or another process is running this one.
     """
+    if started_processes() > 1:
+        raise ConfigError("a study starts the processes of its trainings itself; run it without torchrun")
     recipe = study.resolved_recipe(source)
     cells = cells_of(study, recipe)
     claim(out, "study", {"name": study.name})

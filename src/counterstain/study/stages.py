@@ -15,6 +15,7 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.phantom import PhantomConfig, write_phantom
 from counterstain.data.split import SplitConfig, split_cohort
+from counterstain.data.subset import keep_training_patients, link_cohort
 from counterstain.errors import InputError, MismatchError
 from counterstain.generators.autoencoder import AutoencoderConfig
 from counterstain.generators.diffusion import DiffusionConfig
@@ -77,10 +78,15 @@ def _make_cohort(cell: Cell, root: Path) -> None:
         if cohort.regions["split"].isna().all():
             raise InputError(f"{cohort.folder}: has no split; run 'counterstain split {cohort.folder}' first")
         return
-    config = build(PhantomConfig, cell.settings["phantom"])
-    with bar("phantom", config.slides) as advance:
-        cohort = write_phantom(config, root / cell.folder / "cohort", lambda: advance(1))
-    split_cohort(cohort, build(SplitConfig, cell.settings["split"]), force=True)
+    if "whole_path" in cell.details:
+        cohort = link_cohort(Cohort.open(cell.details["whole_path"]), root / cell.folder / "cohort")
+    else:
+        config = build(PhantomConfig, cell.settings["phantom"])
+        with bar("phantom", config.slides) as advance:
+            cohort = write_phantom(config, root / cell.folder / "cohort", lambda: advance(1))
+        cohort, _ = split_cohort(cohort, build(SplitConfig, cell.settings["split"]), force=True)
+    if "train_patients" in cell.settings:
+        keep_training_patients(cohort, cell.settings["train_patients"], cell.settings["train_patients_seed"])
 
 
 def _train_autoencoder(cell: Cell, root: Path) -> None:

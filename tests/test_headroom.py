@@ -1,0 +1,180 @@
+import sys
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+from drawn_cohort import draw_cohort, draw_region
+
+from counterstain.cli import main
+from counterstain.data.cohort import Cohort, CohortWriter
+from counterstain.data.subset import keep_training_patients, link_cohort, order_patients
+from counterstain.errors import InputError
+from counterstain.segmentation.counts import dice
+from counterstain.study.config import StudyConfig
+from counterstain.study.headroom import HeadroomConfig, sizes_of
+from counterstain.study.learning_curve import Step, bootstrapped, extrapolate, fit_power_law, in_words, steps
+from counterstain.study.plan import plan_study
+from counterstain.study.stages import open_cohort, run_cell
+from counterstain.taxonomy import Taxonomy
+
+SIZES = (6, 12, 24, 48)
+TINY = (
+    "segmenter.training.steps=1",
+    "segmenter.training.batch_size=2",
+    "segmenter.encoder=tu-test_resnet",
+    "size_px=32",
+)
+
+
+def scores(**counts):
+    return {f"{score}{i}": score for score, count in counts.items() for i in range(count)}
+
+
+def law(n, a=0.9, b=0.6, c=0.7):
+    return a - b * np.asarray(n, float) ** -c
+
+
+def counts_of(curve, noise, repeats=4, patients=8, seed=0):
+    """Count tables (S, R, P, 2, 2) whose Dice is a curve with noise between repeats."""
+    rng = np.random.default_rng(seed)
+    values = np.clip(np.asarray(curve)[:, None, None] + noise * rng.normal(size=(len(curve), repeats, 1)), 0, 1)
+    found = np.round(1e6 * np.broadcast_to(values, (len(curve), repeats, patients))).astype(int)
+    wrong = 10**6 - found
+    return np.stack([np.stack([wrong * 0, wrong], -1), np.stack([wrong, found], -1)], -2)
+
+
+# Fewer training patients
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_first_patients_have_every_score_in_proportion(seed):
+    given = scores(a=24, b=12, c=4)
+    ordered = order_patients(given, seed)
+    assert sorted(ordered) == sorted(given)
+    for n in range(1, 41):
+        found = Counter(given[patient] for patient in ordered[:n])
+        assert all(abs(found[score] - n * share) <= 1 for score, share in {"a": 0.6, "b": 0.3, "c": 0.1}.items())
+
+
+def test_the_seed_chooses_the_patients():
+    assert order_patients(scores(a=20), 0) == order_patients(scores(a=20), 0)
+    assert order_patients(scores(a=20), 0) != order_patients(scores(a=20), 1)
+
+
+def test_a_linked_cohort_trains_on_fewer_and_leaves_the_whole_one_alone(tmp_path):
+    whole = draw_cohort(tmp_path / "whole", regions=1)
+    before = whole.fingerprint
+    fewer = keep_training_patients(link_cohort(whole, tmp_path / "fewer"), 2, 0)
+    assert len(fewer.patients("train")) == 2
+    assert [fewer.patients(part) for part in ("val", "test")] == [whole.patients(part) for part in ("val", "test")]
+    assert np.array_equal(fewer.read(1)[0], whole.read(1)[0])
+    assert fewer.fingerprint != before == Cohort.open(tmp_path / "whole").fingerprint
+
+
+def test_more_patients_than_there_are_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="4 training patients are asked for, its training part has 3; give 3 at most"):
+        keep_training_patients(draw_cohort(tmp_path / "whole", regions=1), 4, 0)
+
+
+@pytest.mark.parametrize("source", ["path", "phantom"])
+def test_a_study_trains_on_so_many_patients(tmp_path, source):
+    draw_cohort(tmp_path / "whole", regions=1)
+    phantom = {
+        "phantom": {"slides": 5, "regions_per_slide": 1, "size_px": 64},
+        "split": {"train": 3, "val": 1, "test": 1},
+    }
+    given = {"path": tmp_path / "whole"} if source == "path" else phantom
+    plain, *_ = plan_study(*study(given))
+    cell, *_ = plan_study(*study({**given, "train_patients": 2}))
+    assert cell.folder != plain.folder
+    run_cell(cell, tmp_path / "cells")
+    cohort = open_cohort(tmp_path / "cells" / cell.folder)
+    assert [len(cohort.patients(part)) for part in ("train", "val", "test")] == [2, 1, 1]
+
+
+def study(cohort):
+    config = StudyConfig.model_validate({"name": "x", "preset": "demo", "methods": [], "cohort": cohort})
+    return config, config.resolved_recipe("x")
+
+
+# The curve
+
+
+def test_sizes_double_up_to_all():
+    assert sizes_of(HeadroomConfig(), 78) == (5, 10, 20, 39, 78)
+    assert sizes_of(HeadroomConfig(patients=(24, 12)), 78) == (12, 24)
+    with pytest.raises(InputError, match="3 training patients are too few to be halved"):
+        sizes_of(HeadroomConfig(), 3)
+
+
+def test_a_power_law_is_found_again():
+    a, b, c = fit_power_law(SIZES, law(SIZES))
+    assert (a, b, c) == pytest.approx((0.9, 0.6, 0.7), abs=0.02)
+
+
+def test_the_gain_of_twice_the_patients_lies_in_its_interval():
+    counts = counts_of(law(SIZES), noise=0.002)
+    curve, draws = dice(counts.sum(2)).mean(1), bootstrapped(counts, dice, 0, draws=200)
+    promised = extrapolate(SIZES, curve, draws, repeats=4, patients=8)
+    assert promised.patients == 96
+    assert promised.low <= law(96) - law(48) <= promised.high
+    assert promised.high - promised.low < 0.03
+
+
+@pytest.mark.parametrize(
+    ("sizes", "repeats", "noise", "why"),
+    [
+        (SIZES[1:], 4, 0.002, "a law needs 4 numbers"),
+        (SIZES, 2, 0.002, "needs 3 repeats"),
+        (SIZES, 4, 0.2, "too uncertain"),
+    ],
+)
+def test_where_it_cannot_be_told_no_gain_is_promised(sizes, repeats, noise, why):
+    counts = counts_of(law(sizes), noise, repeats)
+    curve, draws = dice(counts.sum(2)).mean(1), bootstrapped(counts, dice, 0, draws=100)
+    promised = extrapolate(sizes, curve, draws, repeats=repeats, patients=8)
+    assert why in promised
+    assert f"cannot be told: {promised}." in in_words("Dice", steps(sizes, curve, draws), promised)[-1]
+
+
+def test_words_say_where_the_curve_is_steep():
+    rise = Step(fewer=6, more=12, per_doubling=0.05, low=0.03, high=0.07)
+    flat = Step(fewer=12, more=24, per_doubling=0.002, low=-0.01, high=0.01)
+    assert (
+        "steepest from 6 to 12 patients, +0.050 per doubling; flat at the end" in in_words("Dice", [rise, flat], "")[0]
+    )
+    assert "still steep at the end" in in_words("Dice", [rise], "")[0]
+    assert "no step of the curve is surely a point or more" in in_words("Dice", [flat], "")[0]
+
+
+# The command
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    rng = np.random.default_rng(0)
+    writer = CohortWriter(tmp_path / "cohort", Taxonomy.named("her2"), 0.5, {"kind": "drawn"})
+    for i in range(6):
+        writer.add(f"p{i}", [draw_region(rng, f"p{i}-0", f"p{i}", 64)])
+    return writer.finish().write_split({f"p{i}": "train" if i < 4 else "val" for i in range(6)})
+
+
+def test_the_command_writes_table_figure_and_words_and_does_nothing_twice(cohort, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    settings = [word for setting in TINY for word in ("--set", setting)]
+    line = ["counterstain", "headroom", cohort.folder, "--out", out, "--patients", "2,4", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in (*line, "--preset", "demo", *settings)])
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert not stopped.value.code
+        printed = capsys.readouterr().out
+        assert "Dice: " in printed
+        assert "cannot be told: a law needs 4 numbers of patients or more, here are 2" in printed
+        monkeypatch.setattr("counterstain.study.headroom.run_cell", lambda *_: pytest.fail("a cell ran twice"))
+    table = pd.read_csv(out / "headroom.csv")
+    assert table[["train_patients", "repeat"]].to_numpy().tolist() == [[2, 0], [4, 0]]
+    assert {"dice", "recall_HER2 0", "subtype_variance"} <= set(table.columns)
+    for name in ("headroom.svg", "headroom.png", "headroom.txt", "counts.parquet"):
+        assert (out / name).stat().st_size > 0
