@@ -38,11 +38,15 @@ def test_a_wrong_option_is_status_2(monkeypatch):
     assert status_of("phantom", "--slidez", "3", monkeypatch=monkeypatch) == 2
 
 
-def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+@pytest.mark.parametrize("typer_tells_it_by", ["exception", "status"])
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, typer_tells_it_by):
     def stopped(**_):
-        raise KeyboardInterrupt
+        if typer_tells_it_by == "exception":
+            raise KeyboardInterrupt
+        return 130
 
     monkeypatch.setattr("counterstain.cli.app", stopped)
+    monkeypatch.setattr("os._exit", sys.exit)
     assert status_of(monkeypatch=monkeypatch) == 130
     assert "give the same command again to go on" in capsys.readouterr().err
 

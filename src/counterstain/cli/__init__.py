@@ -7,6 +7,7 @@ one line and exit status 2; anything else is a defect and exits with 1.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -14,6 +15,8 @@ import typer
 
 # Newer versions of typer bring a click of their own: find the base of its errors, whichever click it is.
 UsageProblem: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells count it
 
 app = typer.Typer(
     name="counterstain",
@@ -41,14 +44,23 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("stopped; give the same command again to go on, finished work is kept", status=130)
+        _stop()
     except Exception as error:
         from counterstain.errors import CounterstainError
 
         if not isinstance(error, CounterstainError):
             raise
         _fail(f"error: {error}", status=2)
+    if status == INTERRUPTED:  # what newer versions of typer make of Ctrl-C
+        _stop()
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _stop() -> None:
+    sys.stderr.write("stopped; give the same command again to go on, finished work is kept\n")
+    sys.stderr.flush()
+    # Taking the libraries down in order takes seconds, and whatever is on the disk survives being killed.
+    os._exit(INTERRUPTED)
 
 
 def _fail(line: str, *, status: int) -> None:
