@@ -7,10 +7,10 @@ STAMP := $(VENV)/.setup-done
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test test-long check format clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## the environment in .venv, versions from constraints.txt
 
@@ -24,8 +24,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## phantom -> study -> report, about ten minutes on two cores
 	$(BIN)/counterstain demo --out out/demo
 
-test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest -n 2 --dist loadscope
+test: $(STAMP) ## the tests
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not long"
+
+test-long: $(STAMP) ## the tests that take minutes each: studies killed twenty times, clusters that lose a node
+	$(BIN)/python -m pytest -m long
 
 check: $(STAMP) ## lint, format, types, import directions
 	$(BIN)/ruff check .

@@ -232,7 +232,7 @@ def test_finished_cells_are_whole(finished):
     assert study.resources.threads == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_and_ray_nodes_give_the_results_of_one_process_byte_for_byte(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: the extra [ray]", exc_type=ImportError)
     study = small_study(tmp_path)

@@ -86,7 +86,7 @@ def kill_and_resume(launcher, folder, processes, rng):
     return results
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("processes", [None, 2])
 def test_a_driver_killed_at_20_random_moments_ends_with_the_same_results(tmp_path, processes):
     with (tmp_path / "log").open("w") as log:
@@ -97,7 +97,7 @@ def test_a_driver_killed_at_20_random_moments_ends_with_the_same_results(tmp_pat
     assert set(results) == {results[0]}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("arguments", [[], ["--processes", "2"]])
 def test_ctrl_c_ends_driver_and_processes_within_5_seconds_and_says_how_to_go_on(tmp_path, arguments):
     command = [sys.executable, "-m", "counterstain", "study", "run", small_study(tmp_path), "--out", tmp_path / "run"]
