@@ -1,7 +1,7 @@
 """Audit a synthetic set: fidelity, adherence to the asked subtypes, and copies of training patches.
 
-Every figure stands beside the same figure of real held-out patches, cut from the validation part by the same rules:
-what a perfect generator would reach with so many images and this judge.
+Every figure stands beside the same figure of real patches of the validation part. These come from other patients, with
+styles of their own, so a generator that keeps to the training patients' styles may come nearer than they do.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class Findings:
     seam: float
     """Mean step of the grey level across the borders of instances."""
     near_copies: float
-    """Share of images nearer to a training patch than 99 % of the held-out ones are."""
+    """Share of images nearer to a training patch than 99 % of the held-out ones are. Training patches are a random
+    sample, so a copy of tissue that the sample shows otherwise cut is missed: a low share proves nothing."""
     nearest: pd.DataFrame
     """A row per image: ``image``, ``training_patch`` (numbers), ``distance``; the nearest first."""
 

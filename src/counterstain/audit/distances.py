@@ -103,8 +103,9 @@ def coverage(real: np.ndarray, drawn: np.ndarray, neighbours: int = 5) -> Covera
 def bootstrap(distance: Distance, real: np.ndarray, drawn: np.ndarray, *, repeats: int, seed: int) -> Interval:
     """Put a 95 % interval around a distance by drawing both samples anew with replacement.
 
-    The basic interval (Davison & Hinkley 1997, section 5.2): what resampling adds to the distance, because images
-    then stand in a sample twice, is taken off again.
+    The percentiles of the resampled distances, moved so that their median is the distance itself: resampling adds to
+    it, because images then stand in a sample twice. Images count as independent, though several come from one slide,
+    so the interval is somewhat too narrow.
     """
     value = distance(real, drawn)
     rng = numpy_generator(seed, "bootstrap")
