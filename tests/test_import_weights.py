@@ -189,3 +189,15 @@ def test_two_networks_of_one_kind_are_refused(run, spade_files, tmp_path):
     twice = (spade_files[0], spade_files[0])
     status, _, errors = run("import", "weights", *twice, "--kind", "spade", "--out", tmp_path / "c", *COMMON)
     assert (status, "give one of them" in errors) == (2, True)
+
+
+def test_a_spade_with_pixel_noise_is_not_written_in_a_layout_that_has_none(run, spade_files, tmp_path):
+    from counterstain.checkpoints import load_checkpoint, save_checkpoint
+
+    run("import", "weights", *spade_files, "--kind", "spade", "--out", tmp_path / "c", *COMMON)
+    header, state = load_checkpoint(tmp_path / "c", "spade")
+    noisy = header.model_copy(update={"config": header.config | {"noise_channels": 4}})
+    save_checkpoint(tmp_path / "noisy", state, noisy)
+    status, _, errors = run("export", tmp_path / "noisy", "--format", "weights", "--out", tmp_path / "w")
+    assert status == 2
+    assert "was trained with noise_channels" in errors

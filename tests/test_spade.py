@@ -9,7 +9,7 @@ from counterstain.generators.networks.image_encoder import ImageEncoder
 from counterstain.generators.networks.spade import Spade as SpadeNorm
 from counterstain.generators.networks.spade import SpadeGeneratorNetwork
 from counterstain.generators.perceptual import VggDistance
-from counterstain.generators.spade import Spade, SpadeConfig
+from counterstain.generators.spade import Spade, SpadeConfig, SpadeGenerator
 from counterstain.training import TrainingConfig
 
 ONE = TrainingConfig(steps=1, batch_size=2)
@@ -95,3 +95,18 @@ def test_vgg_weights_are_read_from_a_local_file(tmp_path):
 def test_a_size_that_spade_cannot_draw_is_refused():
     with pytest.raises(ConfigError, match="size_px 48: SPADE draws patches whose edge is a multiple of 32"):
         Spade(tiny(), 6, 48)
+
+
+def test_pixel_noise_changes_places_within_an_image_and_follows_the_seed():
+    torch.manual_seed(0)
+    generator = SpadeGenerator(Spade(tiny(noise_channels=4), 6, 32), torch.device("cpu"))
+    flat, styles = np.ones((1, 32, 32), np.uint8), np.zeros((1, 8), np.float32)
+    drawn = [generator.generate(flat, [seed], styles=styles) for seed in (1, 1, 2)]
+    assert np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+
+
+def test_the_discriminator_does_not_see_pixel_noise():
+    plain, noisy = (Spade(tiny(noise_channels=n), 6, 32) for n in (0, 4))
+    assert parameters(plain.discriminator) == parameters(noisy.discriminator)
+    assert parameters(plain.generator) < parameters(noisy.generator)

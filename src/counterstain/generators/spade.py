@@ -52,6 +52,9 @@ class SpadeConfig(Config):
     """Length of the style code."""
     edge_channel: bool = True
     """Whether the networks see the borders between instances."""
+    noise_channels: Annotated[int, Field(ge=0)] = 0
+    """Channels of pixel noise that the generator sees beside the labels (Schönfeld et al. 2021, OASIS, section 3.3);
+    without it (0, as published) nuclei of flat areas tend to lie at the same places in every image."""
     use_vae: bool = True
     """Whether an encoder learns the style codes; without it codes are random in training too."""
     lr_generator: Annotated[float, Field(gt=0)] = 1e-4
@@ -113,7 +116,9 @@ class Spade(LightningModule):
         self.automatic_optimization = False
         self.config, self.num_labels, self.seed = config, num_labels, seed
         channels = num_labels + int(config.edge_channel)
-        self.generator = SpadeGeneratorNetwork(channels, size_px, config.generator_width, config.latent, config.hidden)
+        self.generator = SpadeGeneratorNetwork(
+            channels + config.noise_channels, size_px, config.generator_width, config.latent, config.hidden
+        )
         self.encoder = ImageEncoder(size_px, config.generator_width, config.latent) if config.use_vae else None
         self.discriminator = MultiscaleDiscriminator(channels + 3, config.discriminator_width)
         if config.initial_gain is not None:
@@ -125,6 +130,14 @@ class Spade(LightningModule):
         """Labels (B, H, W) and instances (B, H, W) -> (B, C, H, W) float."""
         labels = one_hot(label_masks, self.num_labels)
         return torch.cat([labels, edges(instances)], dim=1) if self.config.edge_channel else labels
+
+    def with_noise(self, labels: Tensor, keys: Sequence[tuple[Any, ...]]) -> Tensor:
+        """Condition (B, C, H, W) -> what the generator sees, (B, C + noise channels, H, W); one key an image."""
+        if not self.config.noise_channels:
+            return labels
+        shape = (self.config.noise_channels, *labels.shape[2:])
+        noise = torch.stack([torch.randn(shape, generator=torch_generator(*key, "pixels")) for key in keys])
+        return torch.cat([labels, noise.to(labels)], dim=1)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """One step of the generator, then one of the discriminator."""
@@ -140,8 +153,7 @@ class Spade(LightningModule):
         generator_optimizer.step()
 
         with torch.no_grad():
-            z, _ = self._codes(real, batch)
-            drawn = self.generator(labels, z)
+            drawn, _ = self._draw(real, labels, batch)
         verdict_drawn, verdict_real = self._judge(drawn, real, labels)
         loss = sum(
             hinge_discriminator_loss(r[-1], f[-1]) for r, f in zip(verdict_real, verdict_drawn, strict=True)
@@ -154,8 +166,7 @@ class Spade(LightningModule):
     def generator_losses(self, real: Tensor, labels: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Hinge, feature matching, VGG and Kullback-Leibler terms, each with its weight."""
         config = self.config
-        z, kl = self._codes(real, batch)
-        drawn = self.generator(labels, z)
+        drawn, kl = self._draw(real, labels, batch)
         verdict_drawn, verdict_real = self._judge(drawn, real, labels)
         losses = {
             "gan": -torch.stack([scale[-1].mean() for scale in verdict_drawn]).mean(),
@@ -184,10 +195,16 @@ class Spade(LightningModule):
             torch.optim.Adam(self.discriminator.parameters(), config.lr_discriminator, config.betas, fused=fused),
         )
 
-    def _codes(self, real: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    def _draw(self, real: Tensor, labels: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Images (B, 3, H, W) in the style of real ones, and the divergence of their codes from the prior."""
+        step = int(batch["step"])
+        keys = [(self.seed, "code", step, position) for position in batch["position"].tolist()]
+        z, kl = self._codes(real, keys)
+        return self.generator(self.with_noise(labels, keys), z), kl
+
+    def _codes(self, real: Tensor, keys: Sequence[tuple[Any, ...]]) -> tuple[Tensor, Tensor | None]:
         """Style codes (B, latent) of real images, drawn around their means, and the divergence from the prior."""
-        step, positions = int(batch["step"]), batch["position"].tolist()
-        noise = torch.stack([self._noise(self.seed, "code", step, position) for position in positions]).to(real)
+        noise = torch.stack([self._noise(*key) for key in keys]).to(real)
         if self.encoder is None:
             return noise, None
         mean, log_variance = self.encoder(real)
@@ -263,11 +280,12 @@ class SpadeGenerator:
     ) -> np.ndarray:
         device = self.model.device
         labels = self.model.condition(on_device(label_masks, device), on_device(instances, device))
+        keys = [(seed, "code") for seed in seeds]
         if styles is None:
-            z = torch.stack([self.model._noise(seed, "code") for seed in seeds]).to(device)  # noqa: SLF001
+            z = torch.stack([self.model._noise(*key) for key in keys]).to(device)  # noqa: SLF001
         else:
             z = on_device(styles, device)
-        return to_images(self.model.generator(labels, z))
+        return to_images(self.model.generator(self.model.with_noise(labels, keys), z))
 
 
 def _start_small(model: nn.Module, gain: float) -> None:

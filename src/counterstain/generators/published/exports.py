@@ -45,7 +45,7 @@ def export_weights(folder: Path, out: Path) -> list[Path]:
         raise MismatchError(f"{folder}: a segmenter has no published layout; expected spade, autoencoder or diffusion")
     header, state = load_checkpoint(folder, kind)
     if kind == "spade":
-        contents: dict[str, Any] = _spade(state, str(folder))
+        contents: dict[str, Any] = _spade(header, state, str(folder))
     elif kind == "autoencoder":
         config = build(AutoencoderConfig, header.config, folder)
         contents = {LDM_FILE: {"state_dict": _first_stage(state, config, str(folder))}}
@@ -56,7 +56,9 @@ def export_weights(folder: Path, out: Path) -> list[Path]:
     return [out / name for name in contents]
 
 
-def _spade(state: State, source: str) -> dict[str, dict[str, Tensor]]:
+def _spade(header: CheckpointHeader, state: State, source: str) -> dict[str, dict[str, Tensor]]:
+    if header.config.get("noise_channels"):
+        raise MismatchError(f"{source}: was trained with noise_channels, which published generators lack; use 0")
     found = {}
     for part, name in spade.FILES.items():
         ours = without_prefix(state, f"{part}.")
