@@ -179,8 +179,8 @@ def synthesize(
     from counterstain.data.cohort import Cohort
     from counterstain.errors import ConfigError
     from counterstain.generators.diffusion_generator import DiffusionGenerator
-    from counterstain.generators.interface import METHODS
     from counterstain.generators.load import load_generator
+    from counterstain.generators.methods import METHODS
     from counterstain.generators.synthesize import synthesize as draw
     from counterstain.recipe import load_recipe
 

@@ -37,8 +37,8 @@ def redraw(
     from counterstain.data.cohort import Cohort
     from counterstain.errors import ConfigError
     from counterstain.generators.diffusion_generator import DiffusionGenerator
-    from counterstain.generators.interface import METHODS
     from counterstain.generators.load import load_generator
+    from counterstain.generators.methods import METHODS
     from counterstain.generators.redraw import redraw_regions
     from counterstain.recipe import load_recipe
 

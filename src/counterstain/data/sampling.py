@@ -18,6 +18,7 @@ from pydantic import Field
 from counterstain.config import Config
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch, turn
+from counterstain.data.stains import Stains, jitter_stains
 from counterstain.errors import InputError, StorageError
 from counterstain.seeding import numpy_generator
 from counterstain.taxonomy import BACKGROUND
@@ -40,7 +41,10 @@ class SamplingConfig(Config):
     """Turn patches by 0, 90, 180 or 270 degrees, at random."""
     stain_jitter: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Standard deviation of a factor (around 1) and an offset (around 0) of the optical density (natural logarithm)
-    of each colour channel; one draw for a patch. 0.05 is mild, 0.2 strong, 0 is off."""
+    of what ``stains`` names; one draw for a patch. 0.05 is mild, 0.2 strong, 0 is off."""
+    stains: Stains = "channels"
+    """What is jittered: each colour channel, haematoxylin with ``dab`` or ``eosin``, or two stains whose colours are
+    read off each patch (``macenko``)."""
     subtypes: tuple[str, ...] | None = None
     """Names of the subtypes that patches are centred on; all of the taxonomy where not given."""
 
@@ -135,7 +139,7 @@ def vary(patch: Patch, config: SamplingConfig, rng: np.random.Generator) -> Patc
     turned_before = -patch.source.quarter_turns if flipped else patch.source.quarter_turns
     return replace(
         patch,
-        image=_jitter(image, config.stain_jitter, rng) if config.stain_jitter else image,
+        image=jitter_stains(image, config.stains, config.stain_jitter, rng) if config.stain_jitter else image,
         instances=turn(patch.instances, flipped=flipped, quarter_turns=quarter_turns),
         source=replace(
             patch.source,
@@ -204,18 +208,6 @@ def _pixel(instances: np.ndarray, instance: int, box: Box, rng: np.random.Genera
 
 def _shifted(centre: int, size: int, length: int) -> int:
     return min(max(centre - size // 2, 0), length - size)
-
-
-def _jitter(image: np.ndarray, sd: float, rng: np.random.Generator) -> np.ndarray:
-    """Scale and shift the optical density of each channel of an (H, W, 3) uint8 image."""
-    density = -np.log(np.maximum(np.arange(256), 1) / 255)
-    factor, offset = sd * rng.standard_normal((2, 3, 1))
-    curves = 255 * np.exp(-(density * (1 + factor) + offset))
-    lookup = np.minimum(np.rint(curves), 255).astype(np.uint8)  # (3, 256)
-    jittered = np.empty_like(image)
-    for channel in range(3):
-        jittered[..., channel] = lookup[channel][image[..., channel]]
-    return jittered
 
 
 def _check_size(cohort: Cohort, regions: pd.DataFrame, size_px: int) -> None:

@@ -29,7 +29,8 @@ from counterstain.generators.inpainting import (
     latent_redraw_mask,
     step_walk,
 )
-from counterstain.generators.interface import Method, evaluation_device, fixed_batches, on_device
+from counterstain.generators.interface import evaluation_device, fixed_batches, on_device
+from counterstain.generators.methods import Method
 from counterstain.generators.samplers import Denoiser, SamplerConfig, build_scheduler, sample
 from counterstain.generators.style import describe
 from counterstain.generators.windows import WindowGrid, WindowsConfig, extended, windowed

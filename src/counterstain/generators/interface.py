@@ -6,19 +6,13 @@ Shapes: n = images asked for, H, W = rows and columns in pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Method = Literal["spade", "diffusion", "inpainting", "oracle"]
-METHODS: dict[str, Method] = {
-    "spade": "spade",
-    "diffusion": "diffusion",
-    "inpainting": "inpainting",
-    "oracle": "oracle",
-}
+from counterstain.generators.methods import Method
 
 
 class ImageGenerator(Protocol):

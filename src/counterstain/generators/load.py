@@ -7,7 +7,8 @@ from pathlib import Path
 from counterstain.checkpoints import CheckpointHeader, read_header
 from counterstain.data.cohort import Cohort
 from counterstain.errors import InputError, MismatchError
-from counterstain.generators.interface import ImageGenerator, Method
+from counterstain.generators.interface import ImageGenerator
+from counterstain.generators.methods import Method
 
 KIND_OF_METHOD = {"spade": "spade", "diffusion": "diffusion", "inpainting": "diffusion"}
 

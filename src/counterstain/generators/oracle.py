@@ -14,7 +14,7 @@ from counterstain.config import build
 from counterstain.data.cohort import Cohort
 from counterstain.data.phantom import PhantomConfig, index_of, render, slide_style
 from counterstain.errors import InputError
-from counterstain.generators.interface import Method
+from counterstain.generators.methods import Method
 
 
 class OracleGenerator:

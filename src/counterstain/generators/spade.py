@@ -23,7 +23,8 @@ from counterstain.data.patches import Patch
 from counterstain.data.sampling import SamplingConfig
 from counterstain.errors import ConfigError
 from counterstain.generators.conditioning import edges, one_hot, to_images, to_tensor
-from counterstain.generators.interface import Method, evaluation_device, fixed_batches, on_device
+from counterstain.generators.interface import evaluation_device, fixed_batches, on_device
+from counterstain.generators.methods import Method
 from counterstain.generators.networks.discriminators import MultiscaleDiscriminator, hinge_discriminator_loss
 from counterstain.generators.networks.image_encoder import ImageEncoder
 from counterstain.generators.networks.spade import UPSAMPLINGS, SpadeGeneratorNetwork

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -23,10 +24,16 @@ class MixingConfig(Config):
     steps: Literal["equal", "per_epoch"] = "equal"
     """``equal``: the same number of optimiser steps for any amount, so that no arm wins by more updates;
     ``per_epoch``: 1 + amount times as many."""
+    schedule: Literal["constant", "anneal", "pretrain"] = "constant"
+    """How the share of synthetic patches goes over the training: ``constant``; ``anneal`` lets it fall linearly to 0,
+    from twice the constant share (1 at most), so that as many are seen in all; ``pretrain`` trains on synthetic patches
+    alone at first, then on real ones alone."""
+    pretrain_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the steps that ``pretrain`` spends on synthetic patches."""
 
 
 class MixedPatches:
-    """A random-access stream in which each position is synthetic with a fixed probability.
+    """A random-access stream in which each position is synthetic with a given probability.
 
     Position i holds real patch number i unless it is synthetic, so streams of different amounts share their real
     patches, and a stream without synthetic ones is the real stream itself. A synthetic position holds one of the
@@ -40,8 +47,8 @@ class MixedPatches:
         How patches are varied.
     count : int
         How many patches of ``synthetic`` are used, from its beginning.
-    share : float
-        Probability of a synthetic patch, 0 to 1.
+    share : float or callable
+        Probability of a synthetic patch, 0 to 1; or a function that gives it for each position.
     seed : int
     """
 
@@ -52,15 +59,19 @@ class MixedPatches:
         sampling: SamplingConfig,
         *,
         count: int,
-        share: float,
+        share: float | Callable[[int], float],
         seed: int,
     ) -> None:
         self._real, self._synthetic, self._sampling = real, synthetic, sampling
         self._count, self._share, self._seed = count, share, seed
 
+    def share_at(self, index: int) -> float:
+        """Return the probability of a synthetic patch at a position."""
+        return self._share(index) if callable(self._share) else self._share
+
     def is_synthetic(self, index: int) -> bool:
         """Whether a position of the stream holds a synthetic patch."""
-        return bool(numpy_generator(self._seed, "synthetic", index).random() < self._share)
+        return bool(numpy_generator(self._seed, "synthetic", index).random() < self.share_at(index))
 
     def __getitem__(self, index: int) -> Patch:
         """Return the patch at a position (0, 1, 2, … without end)."""
@@ -99,6 +110,29 @@ def synthetic_share(amount: float, share: float | None = None) -> float:
     if not 0 <= share <= 1:
         raise InputError(f"share {share}: expected 0 (real patches alone) to 1 (synthetic patches alone)")
     return share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareSchedule:
+    """The function position -> probability of a synthetic patch, as ``config.schedule`` asks for it."""
+
+    share: float
+    """What a constant schedule has, see :func:`synthetic_share`."""
+    steps: int
+    batch_size: int
+    config: MixingConfig
+
+    def __call__(self, index: int) -> float:
+        """Return the probability at a position of the stream."""
+        return self.of_step(index // self.batch_size)
+
+    def of_step(self, step: int) -> float:
+        """Return the probability in a step (0, 1, …) of the training."""
+        if self.config.schedule == "constant" or not self.share:
+            return self.share
+        if self.config.schedule == "anneal":
+            return min(1.0, 2 * self.share) * (1 - step / self.steps)
+        return float(step < self.config.pretrain_share * self.steps)
 
 
 def training_steps(steps: int, amount: float, config: MixingConfig) -> int:

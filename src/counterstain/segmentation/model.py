@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from counterstain.checkpoints import CheckpointHeader, load_checkpoint
 from counterstain.config import Config, build
+from counterstain.data.copy_paste import CopyPasteConfig
 from counterstain.data.sampling import SamplingConfig
 from counterstain.errors import ConfigError
 from counterstain.processes import summed
@@ -59,6 +60,13 @@ class SegmenterConfig(Config):
     """Weight of the Dice loss, which is taken over the whole batch."""
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the cross-entropy."""
+    subtype_weighting: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Weigh the pixels of a subtype by its inverse frequency in training to this power: 1 lets all subtypes weigh the
+    same in sum, 0 is off. The mean weight of the tissue class stays 1, as background's."""
+    mixup_alpha: Annotated[float, Field(gt=0)] | None = None
+    """Blend the patches of a batch in pairs, the share drawn from Beta(alpha, alpha); null = not."""
+    copy_paste: CopyPasteConfig | None = None
+    """Lay instances of other training regions on the background of real patches; null = not."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Adam, or Adam with decoupled weight decay."""
     lr: Annotated[float, Field(gt=0)] = 3e-4
@@ -83,6 +91,8 @@ class Segmenter(LightningModule):
         Length of the training, for the learning rate's schedule.
     seed : int
         Of dropout, in networks that have it.
+    label_weights : (256,) float tensor, optional
+        Weight of a pixel of each label in the losses; 1 for all if not given.
 
     Raises
     ------
@@ -90,7 +100,9 @@ class Segmenter(LightningModule):
         No such encoder, or channels for a decoder that has none to choose.
     """
 
-    def __init__(self, config: SegmenterConfig, *, steps: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self, config: SegmenterConfig, *, steps: int = 1, seed: int = 0, label_weights: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.config, self.steps, self.seed = config, steps, seed
         self.network = _network(config).to(memory_format=torch.channels_last)
@@ -98,6 +110,8 @@ class Segmenter(LightningModule):
         self.sd: Tensor
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN), persistent=False)
         self.register_buffer("sd", torch.tensor(IMAGENET_SD), persistent=False)
+        self.label_weights: Tensor | None
+        self.register_buffer("label_weights", label_weights, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, H, W, 3) uint8 -> logits (B, 2, H, W) of background and tumour."""
@@ -122,11 +136,19 @@ class Segmenter(LightningModule):
             # Dropout draws from the global state: give it one that depends on the step alone.
             torch.manual_seed(derive(self.seed, "dropout", int(batch["step"]), int(batch["position"][0])))
             logits = self(batch["images"]).float()
-        labels = batch["labels"]
-        dice, cross_entropy = dice_loss(logits, labels), cross_entropy_loss(logits, labels)
+        dice, cross_entropy = self._losses(logits, batch["labels"])
+        if "mixed_labels" in batch:
+            share = batch["kept_share"][0]
+            mixed_dice, mixed_cross_entropy = self._losses(logits, batch["mixed_labels"])
+            dice = share * dice + (1 - share) * mixed_dice
+            cross_entropy = share * cross_entropy + (1 - share) * mixed_cross_entropy
         loss = self.config.dice_weight * dice + self.config.cross_entropy_weight * cross_entropy
         self.log_dict({"loss": loss, "loss_dice": dice, "loss_cross_entropy": cross_entropy})
         return loss
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        weights = None if self.label_weights is None else self.label_weights[labels.long()]
+        return dice_loss(logits, labels, weights), cross_entropy_loss(logits, labels, weights)
 
     def configure_optimizers(self) -> Any:
         """Adam or AdamW, with the learning rate's schedule."""
@@ -148,7 +170,7 @@ class Segmenter(LightningModule):
         return 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1.0)))
 
 
-def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def dice_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return 1 - soft Dice, averaged over background and tumour, all pixels of the batch taken together.
 
     Parameters
@@ -156,19 +178,27 @@ def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
     logits : (B, 2, H, W) float
     labels : (B, H, W) uint8
         0 = background, 255 = left out, anything else is tumour.
+    weights : (B, H, W) float, optional
+        How much each pixel counts; 1 if not given.
     """
     kept = labels != IGNORE
     predicted = logits.softmax(1).movedim(1, -1)[kept]  # (pixels, 2)
     truth = functional.one_hot(_tumour(labels)[kept], 2).to(predicted.dtype)
-    sums = summed(torch.stack([(predicted * truth).sum(0), (predicted + truth).sum(0)]))
+    overlap, total = predicted * truth, predicted + truth
+    if weights is not None:
+        counted = weights[kept][:, None]
+        overlap, total = overlap * counted, total * counted
+    sums = summed(torch.stack([overlap.sum(0), total.sum(0)]))
     # One pixel on either side: a class that is absent and not predicted costs nothing.
     return 1 - ((2 * sums[0] + 1) / (sums[1] + 1)).mean()
 
 
-def cross_entropy_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the mean cross-entropy over the pixels that are not left out; 0 where all are (shapes as above)."""
     kept = labels != IGNORE
     by_pixel = functional.cross_entropy(logits, _tumour(labels), reduction="none")
+    if weights is not None:
+        by_pixel = by_pixel * weights
     sums = summed(torch.stack([(by_pixel * kept).sum(), kept.sum()]))
     return sums[0] / sums[1].clamp(min=1)
 

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from counterstain.checkpoints import CheckpointHeader, is_finished, save_checkpoint
-from counterstain.data.batches import patch_batches
+from counterstain.data.batches import PatchSource, patch_batches
 from counterstain.data.cohort import Cohort
+from counterstain.data.copy_paste import PastedPatches
 from counterstain.data.leakage import check_no_leak
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.sampling import PatchSampler
@@ -17,10 +19,18 @@ from counterstain.errors import ConfigError, InputError, MismatchError
 from counterstain.processes import rank, run_in_processes
 from counterstain.seeding import derive
 from counterstain.segmentation.encoder_weights import load_encoder_weights
-from counterstain.segmentation.mixing import MixedPatches, synthetic_count, synthetic_share, training_steps
+from counterstain.segmentation.mixing import (
+    MixedPatches,
+    ShareSchedule,
+    synthetic_count,
+    synthetic_share,
+    training_steps,
+)
+from counterstain.segmentation.mixup import MixupBatches
 from counterstain.segmentation.model import SIZE_MULTIPLE, Segmenter, SegmenterConfig
+from counterstain.segmentation.weighting import count_labels, label_weights
 from counterstain.storage import claim, fingerprint
-from counterstain.training import fit, forget_progress, starts_processes
+from counterstain.training import Batches, fit, forget_progress, starts_processes
 
 MPP_TOLERANCE = 0.05
 
@@ -98,12 +108,17 @@ def train_segmenter(
         return out
 
     steps = training_steps(config.training.steps, amount, config.mixing)
-    segmenter, start = _initialised(config, steps, seed)
-    patches = MixedPatches(
-        sampler, synthetic or (), config.sampling, count=count, share=share, seed=derive(seed, "mixing")
-    )
     training = config.training.model_copy(update={"steps": steps})
-    batches = patch_batches(patches, training.batch_size)
+    schedule = ShareSchedule(share=share, steps=steps, batch_size=training.batch_size, config=config.mixing)
+    real = _augmented(sampler, cohort, config, size_px, seed)
+    patches = MixedPatches(
+        real, synthetic or (), config.sampling, count=count, share=schedule, seed=derive(seed, "mixing")
+    )
+    weights = _label_weights(patches, cohort, config, steps * training.batch_size)
+    segmenter, start = _initialised(config, steps, seed, weights)
+    batches: Batches = patch_batches(patches, training.batch_size)
+    if config.mixup_alpha is not None:
+        batches = MixupBatches(batches, config.mixup_alpha, derive(seed, "mixup"))
     fit(segmenter, batches, out, training, ema_decay=config.ema_decay, label=label)
     if rank() > 0:
         return out
@@ -115,6 +130,7 @@ def train_segmenter(
         "synthetic_patches": count,
         "synthetic_share": share,
         "steps": steps,
+        "label_weights": None if weights is None else {s.name: float(weights[s.id]) for s in cohort.taxonomy.subtypes},
     }
     header = _header(cohort, config, size_px=size_px, seed=seed, seen=seen, notes=notes)
     save_checkpoint(out, segmenter.state_dict(), header)
@@ -138,10 +154,33 @@ def _header(
     )
 
 
-def _initialised(config: SegmenterConfig, steps: int, seed: int) -> tuple[Segmenter, str]:
+def _augmented(sampler: PatchSampler, cohort: Cohort, config: SegmenterConfig, size_px: int, seed: int) -> PatchSource:
+    if config.copy_paste is None:
+        return sampler
+    return PastedPatches(
+        sampler,
+        cohort,
+        size_px=size_px,
+        config=config.copy_paste,
+        sampling=config.sampling,
+        seed=derive(seed, "copy-paste"),
+    )
+
+
+def _label_weights(patches: PatchSource, cohort: Cohort, config: SegmenterConfig, total: int) -> Tensor | None:
+    """Return the weight of a pixel of each label, (256,) float; None where all count the same."""
+    if not config.subtype_weighting:
+        return None
+    weights = torch.ones(256)
+    pixels = count_labels(patches, total, cohort.taxonomy.num_labels)
+    weights[: len(pixels)] = torch.from_numpy(label_weights(pixels, config.subtype_weighting)).float()
+    return weights
+
+
+def _initialised(config: SegmenterConfig, steps: int, seed: int, weights: Tensor | None) -> tuple[Segmenter, str]:
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, "initialisation"))
-        segmenter = Segmenter(config, steps=steps, seed=derive(seed, "training"))
+        segmenter = Segmenter(config, steps=steps, seed=derive(seed, "training"), label_weights=weights)
     encoder: Any = segmenter.network.encoder
     start = load_encoder_weights(encoder, config.encoder, config.encoder_weights, required=config.require_weights)
     return segmenter, start

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from counterstain.config import Config, build, merge, parse_overrides, read_yaml
 from counterstain.data.phantom import PhantomConfig
 from counterstain.data.split import SplitConfig
-from counterstain.generators.interface import Method
+from counterstain.generators.methods import Method
 from counterstain.recipe import Recipe, recipe_from
 from counterstain.study.resources import Resources
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from counterstain.config import Config
 from counterstain.data.cohort import Cohort
 from counterstain.data.subset import check_count
-from counterstain.generators.interface import Method
+from counterstain.generators.methods import Method
 from counterstain.recipe import Recipe
 from counterstain.seeding import derive
 from counterstain.segmentation.mixing import synthetic_count

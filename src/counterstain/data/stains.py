@@ -1,0 +1,90 @@
+"""The stains of an image: their colours, and a random change of how strongly each of them took.
+
+Shapes: H, W = rows and columns in pixels. Optical density is the natural logarithm of white over the grey level.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+Stains = Literal["channels", "dab", "eosin", "macenko"]
+# Optical density of red, green and blue of the pure stains (Ruifrok & Johnston 2001).
+STAIN_VECTORS = {"haematoxylin": (0.65, 0.70, 0.29), "dab": (0.27, 0.57, 0.78), "eosin": (0.07, 0.99, 0.11)}
+STAINED_DENSITY = 0.15  # beta of Macenko et al. 2009: less is background
+ANGLES_PERCENT = (1, 99)  # alpha of Macenko et al. 2009
+FEWEST_PIXELS = 64
+SMALLEST_ANGLE = np.deg2rad(5)  # nearer colours cannot be told apart
+
+_DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255).astype(np.float32)  # (256,) of every grey level
+
+
+def jitter_stains(image: np.ndarray, stains: Stains, sd: float, rng: np.random.Generator) -> np.ndarray:
+    """Scale and shift the optical density of each stain, at random, once for the whole image.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8 array
+    stains : {"channels", "dab", "eosin", "macenko"}
+        What is changed: each colour channel; haematoxylin and DAB or eosin (what these two do not explain is kept);
+        or two stains whose colours are read off the image (Macenko et al., ISBI 2009), the channels where it shows no
+        two stains.
+    sd : float
+        Standard deviation of the factor (around 1) and of the offset (around 0).
+
+    Returns
+    -------
+    (H, W, 3) uint8 array
+    """
+    vectors = None if stains == "channels" else _vectors(image, stains)
+    if vectors is None:
+        return _jitter_channels(image, sd, rng)
+    third = np.cross(*vectors)
+    basis = np.stack([*vectors, third / np.linalg.norm(third)])
+    factor, offset = sd * rng.standard_normal((2, 2))
+    change = np.linalg.inv(basis) @ np.diag([*(1 + factor), 1.0]) @ basis
+    shift = np.array([*offset, 0.0]) @ basis
+    changed = _DENSITY[image] @ change.astype(np.float32) + shift.astype(np.float32)
+    return np.asarray(np.clip(np.rint(255 * np.exp(-changed)), 0, 255).astype(np.uint8))
+
+
+def macenko_vectors(image: np.ndarray) -> np.ndarray | None:
+    """Read the colours of two stains off an image (Macenko et al., ISBI 2009).
+
+    Returns
+    -------
+    (2, 3) float array or None
+        Unit vectors of optical density, the bluer (redder-absorbing) stain first; None where too few pixels are
+        stained or all have one colour.
+    """
+    density = _DENSITY[image].reshape(-1, 3).astype(np.float64)
+    stained = density[(density > STAINED_DENSITY).all(axis=1)]
+    if len(stained) < FEWEST_PIXELS:
+        return None
+    _, axes = np.linalg.eigh(np.cov(stained, rowvar=False))
+    plane = axes[:, [2, 1]] * np.where(axes[:, [2, 1]].sum(axis=0) < 0, -1, 1)  # (3, 2), pointing to more density
+    on_plane = stained @ plane
+    low, high = np.percentile(np.arctan2(on_plane[:, 1], on_plane[:, 0]), ANGLES_PERCENT)
+    if high - low < SMALLEST_ANGLE:
+        return None
+    vectors = np.array([[np.cos(angle), np.sin(angle)] for angle in (low, high)]) @ plane.T
+    return np.asarray(vectors[np.argsort(-vectors[:, 0], kind="stable")])
+
+
+def _vectors(image: np.ndarray, stains: Stains) -> np.ndarray | None:
+    if stains == "macenko":
+        return macenko_vectors(image)
+    vectors = np.array([STAIN_VECTORS["haematoxylin"], STAIN_VECTORS[stains]])
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def _jitter_channels(image: np.ndarray, sd: float, rng: np.random.Generator) -> np.ndarray:
+    density = -np.log(np.maximum(np.arange(256), 1) / 255)
+    factor, offset = sd * rng.standard_normal((2, 3, 1))
+    curves = 255 * np.exp(-(density * (1 + factor) + offset))
+    lookup = np.minimum(np.rint(curves), 255).astype(np.uint8)  # (3, 256)
+    jittered = np.empty_like(image)
+    for channel in range(3):
+        jittered[..., channel] = lookup[channel][image[..., channel]]
+    return jittered
