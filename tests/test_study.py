@@ -16,7 +16,7 @@ from counterstain.study import attempt as attempt_module
 from counterstain.study import run as run_module
 from counterstain.study import stages
 from counterstain.study.config import load_study
-from counterstain.study.plan import arms_of, plan_study
+from counterstain.study.plan import plan_study
 from counterstain.study.run import run_study
 
 TINY = {
@@ -72,7 +72,7 @@ def finished(tmp_path_factory):
 
 def test_the_arms_are_named_as_the_paper_counts_them(tmp_path):
     study = load(tmp_path, methods=["spade", "diffusion", "inpainting"], amounts=[0.5, 1, 2, 4])
-    names = [arm.name for arm in arms_of(study)]
+    names = [arm.name for arm in study.arms]
     assert len(names) == 14
     assert names[:4] == ["tumor", "subtype", "spade+50", "spade+100"]
     assert names[-1] == "inpainting+400"

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
         StorageError,
         TaxonomyError,
     )
+    from counterstain.generators.layouts import SynthesisConfig
     from counterstain.generators.load import load_generator
-    from counterstain.generators.synthesize import SynthesisConfig, synthesize
+    from counterstain.generators.synthesize import synthesize
     from counterstain.generators.train import train_autoencoder, train_diffusion, train_spade
     from counterstain.recipe import Recipe, load_recipe
     from counterstain.report.page import write_report
@@ -59,7 +60,7 @@ _HOMES = {
     "StorageError": "errors",
     "StudyConfig": "study.config",
     "Subtype": "taxonomy",
-    "SynthesisConfig": "generators.synthesize",
+    "SynthesisConfig": "generators.layouts",
     "Taxonomy": "taxonomy",
     "TaxonomyError": "errors",
     "audit_sets": "audit.audit",

@@ -20,8 +20,8 @@ from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder import AutoencoderConfig
 from counterstain.generators.diffusion import DiffusionConfig
 from counterstain.generators.distillation import DistillationConfig
+from counterstain.generators.layouts import SynthesisConfig
 from counterstain.generators.spade import SpadeConfig
-from counterstain.generators.synthesize import SynthesisConfig
 from counterstain.segmentation.model import SegmenterConfig
 
 PRESETS = ("paper", "best", "demo")

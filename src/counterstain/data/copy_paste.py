@@ -39,7 +39,7 @@ class CopyPasteConfig(Config):
     """How often each subtype is pasted: in inverse proportion to the training part's instances of it, equally often,
     or shares by name; names that are left out are not pasted."""
     min_visible: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Share of a cut-out that must find background under it; else another place is tried, and after 8 it is left out."""
+    """Share of a cut-out that must find background under it; if not, other places are tried, 8 in all."""
 
 
 @dataclass(frozen=True, slots=True)

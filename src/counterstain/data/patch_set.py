@@ -4,8 +4,9 @@ A set is ``set.json`` (the header, written when all shards are there) and ``shar
 shard holds 64 patches and appears in one step: ``images.zarr`` (n, H, W, 3) uint8, ``instances.zarr``
 (n, H, W) int32, ``patches.parquet`` with a row per patch (index, seed, attempts, and the source: region, slide,
 patient, y_px, x_px, flipped, quarter_turns; where styles were asked for, style_slides and style_weights),
-``instances.parquet`` with a row per instance (index, instance, subtype_before, subtype, area_px), and ``hashes.json``
-with the SHA-256 of the other files.
+``instances.parquet`` with a row per instance (index, instance, subtype_before, subtype, area_px), where a filter was
+asked ``judged.parquet`` with a row per instance of every image drawn (index, drawing, subtype, agreed, kept), and
+``hashes.json`` with the SHA-256 of the other files.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from counterstain.taxonomy import Taxonomy
 
 SHARD_PATCHES = 64
 HEADER_FILE, HASHES_FILE = "set.json", "hashes.json"
+JUDGED_COLUMNS = {"index": "int64", "drawing": "int64", "subtype": "int64", "agreed": "bool", "kept": "bool"}
 
 
 class PatchSetHeader(Config):
@@ -54,6 +56,20 @@ class PatchSetHeader(Config):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedInstance:
+    """What a filter said of one instance in one drawing of a patch."""
+
+    drawing: int
+    """0 = the first image drawn for the patch, 1 = the next."""
+    subtype: int
+    """The subtype that was asked for."""
+    agreed: bool
+    """It looks like that subtype."""
+    kept: bool
+    """The image was let pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SyntheticPatch:
     """A generated image for a relabelled mask."""
 
@@ -68,6 +84,13 @@ class SyntheticPatch:
     """How many images were drawn until the filter let one pass."""
     style: tuple[tuple[str, float], ...] = ()
     """Slides whose style it is drawn in, with their weights; empty where no style was asked for."""
+    judged: tuple[JudgedInstance, ...] = ()
+    """Every instance of every drawing that a filter judged, in that order."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether the filter let the image pass; True where it had nothing to say."""
+        return not self.judged or self.judged[-1].kept
 
 
 class PatchSetWriter:
@@ -104,6 +127,9 @@ class PatchSetWriter:
             rows = [row for p in patches for row in _instance_rows(p)]
             columns = ["index", "instance", "subtype_before", "subtype", "area_px"]
             pd.DataFrame(rows, columns=columns).astype("int64").to_parquet(folder / "instances.parquet")
+            if "filter" in self.header.settings:
+                judged = pd.DataFrame([row for p in patches for row in _judged_rows(p)], columns=JUDGED_COLUMNS)
+                judged.astype(JUDGED_COLUMNS).to_parquet(folder / "judged.parquet")
             write_json(folder / HASHES_FILE, _hashes(folder))
 
     def finish(self) -> PatchSet:
@@ -162,6 +188,13 @@ class PatchSet(Sequence[Patch]):
         """A row per instance: index, instance, subtype_before, subtype, area_px."""
         return self._table("instances")
 
+    @cached_property
+    def judged(self) -> pd.DataFrame:
+        """A row per drawn instance that a filter judged: index, drawing, subtype, agreed, kept; empty without one."""
+        if "filter" not in self.header.settings:
+            return pd.DataFrame(columns=list(JUDGED_COLUMNS)).astype(JUDGED_COLUMNS)
+        return self._table("judged")
+
     def balance(self) -> pd.DataFrame:
         """Return a row per subtype: subtype (name), instances, area_px, instances_before, area_px_before."""
         taxonomy = self.header.taxonomy
@@ -207,6 +240,11 @@ def _instance_rows(patch: SyntheticPatch) -> Iterator[tuple[int, int, int, int, 
     for instance, area in patch.patch.areas_px.items():
         before, after = patch.subtypes_before[instance], patch.patch.subtypes[instance]
         yield patch.index, instance, before, after, area
+
+
+def _judged_rows(patch: SyntheticPatch) -> Iterator[tuple[int, int, int, bool, bool]]:
+    for judged in patch.judged:
+        yield patch.index, judged.drawing, judged.subtype, judged.agreed, judged.kept
 
 
 def _source(row: dict[Any, Any]) -> Source:

@@ -23,8 +23,9 @@ from counterstain.data.patches import label_mask
 from counterstain.data.relabel import Instance, relabel
 from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.generators.interface import ImageGenerator
+from counterstain.generators.layouts import SynthesisConfig
 from counterstain.generators.style_drawing import Mix, StyleDrawer, style_drawer
-from counterstain.generators.synthesize import SynthesisConfig, drawing_settings, require_generator_fits
+from counterstain.generators.synthesize import drawing_settings, require_generator_fits
 from counterstain.progress import bar
 from counterstain.seeding import derive
 from counterstain.storage import write_parquet

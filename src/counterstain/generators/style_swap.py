@@ -15,9 +15,9 @@ from counterstain.data.patch_set import SHARD_PATCHES
 from counterstain.data.patches import Patch
 from counterstain.data.sampling import PatchSampler
 from counterstain.generators.interface import ImageGenerator
+from counterstain.generators.layouts import SynthesisConfig, draw_layouts
 from counterstain.generators.style import references_of
 from counterstain.generators.style_drawing import Mix, StyleChoice, StyleDrawer
-from counterstain.generators.synthesize import SynthesisConfig, draw_layouts
 from counterstain.seeding import derive
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from counterstain.config import Config, build, merge, parse_overrides, read_yaml
 from counterstain.data.phantom import PhantomConfig
 from counterstain.data.split import SplitConfig
 from counterstain.generators.methods import Method
 from counterstain.recipe import Recipe, recipe_from
+from counterstain.study.arms import Arm, method_arm, parse_arm
 from counterstain.study.resources import Resources
+from counterstain.study.variants import VariantsConfig
 
 
 class CohortSource(Config):
@@ -53,6 +55,10 @@ class StudyConfig(Config):
     """How synthetic images are drawn; ``oracle`` is possible on the phantom."""
     amounts: tuple[Annotated[float, Field(gt=0, le=100)], ...] = (0.5, 1.0, 2.0, 4.0)
     """Synthetic patches as multiples of the dataset size; 1.0 is +100 %."""
+    extra_arms: tuple[str, ...] = ()
+    """More arms, by name: ``subtype+weighted``, ``diffusion+100+filtered``; :mod:`counterstain.study.arms` lists them."""
+    variants: VariantsConfig = VariantsConfig()
+    """How strong the variants of arms are."""
     repeats: Annotated[int, Field(ge=1, le=1000)] = 5
     """Trainings of each arm, with other seeds."""
     seed: int = 0
@@ -62,11 +68,18 @@ class StudyConfig(Config):
     resources: Resources = Resources()
     """What cells may use; the results do not depend on it, but for ``threads``."""
 
+    @field_validator("extra_arms")
+    @classmethod
+    def _known_arms(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            parse_arm(name)
+        return names
+
     @model_validator(mode="after")
     def _sensible(self) -> Self:
         if "subtype" not in self.baselines:
             raise ValueError("baselines: subtype must be among them, all arms are held against it")
-        if "oracle" in self.methods and self.cohort.phantom is None:
+        if "oracle" in {arm.method for arm in self.arms} and self.cohort.phantom is None:
             raise ValueError("methods: the oracle draws phantoms only; take it out, or set cohort.phantom")
         if self.methods and not self.amounts:
             raise ValueError("amounts: give at least one, for example [1.0]")
@@ -74,7 +87,20 @@ class StudyConfig(Config):
             values = getattr(self, field)
             if len(set(values)) != len(values):
                 raise ValueError(f"{field}: each at most once")
+        names = [arm.name for arm in self.arms]
+        twice = [name for name in self.extra_arms if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"extra_arms: {twice[0]} is an arm already; take it out")
         return self
+
+    @property
+    def arms(self) -> list[Arm]:
+        """The arms: baselines, then each method with each amount, then the extra ones."""
+        return [
+            *(parse_arm(mode) for mode in self.baselines),
+            *(method_arm(method, amount) for method in self.methods for amount in self.amounts),
+            *(parse_arm(name) for name in self.extra_arms),
+        ]
 
     def resolved_recipe(self, source: str | Path) -> Recipe:
         """Return the preset with the study's changes."""

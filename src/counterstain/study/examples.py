@@ -12,7 +12,7 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import SHARD_PATCHES, PatchSet
 from counterstain.data.patches import Patch
 from counterstain.data.sampling import PatchSampler
-from counterstain.generators.synthesize import Layouts, SynthesisConfig, draw_layouts
+from counterstain.generators.layouts import Layouts, SynthesisConfig, draw_layouts
 from counterstain.seeding import derive
 from counterstain.storage import write_json
 from counterstain.taxonomy import BACKGROUND

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from counterstain.config import Config
+from counterstain.config import Config, merge
 from counterstain.data.cohort import Cohort
 from counterstain.data.subset import check_count
 from counterstain.generators.methods import Method
@@ -19,8 +19,10 @@ from counterstain.recipe import Recipe
 from counterstain.seeding import derive
 from counterstain.segmentation.mixing import synthetic_count
 from counterstain.storage import fingerprint
+from counterstain.study.arms import Arm
 from counterstain.study.config import StudyConfig
 from counterstain.study.stage_names import Stage
+from counterstain.study.variants import segmenter_changes
 
 # Raise a stage's number when its code changes what it makes: finished cells of the old code are then made anew.
 STAGE_VERSIONS: dict[Stage, int] = {
@@ -28,6 +30,7 @@ STAGE_VERSIONS: dict[Stage, int] = {
     "autoencoder": 2,
     "diffusion": 1,
     "spade": 2,
+    "judge": 1,
     "shards": 1,
     "synthetic": 1,
     "segmenter": 1,
@@ -35,16 +38,6 @@ STAGE_VERSIONS: dict[Stage, int] = {
 }
 REFERENCE = "subtype"
 PARTS = ("val", "test")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """One way of choosing training patches."""
-
-    name: str
-    mode: Literal["tumor", "subtype"]
-    method: Method | None = None
-    amount: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +70,6 @@ class Cell:
         return f"{self.stage}-{fingerprint(identity)[:16]}"
 
 
-def arms_of(study: StudyConfig) -> list[Arm]:
-    """List the arms: baselines, then each method with each amount."""
-    baselines = [Arm(name=mode, mode=mode) for mode in study.baselines]
-    return baselines + [
-        Arm(name=f"{method}+{amount * 100:g}", mode="subtype", method=method, amount=amount)
-        for method in study.methods
-        for amount in study.amounts
-    ]
-
-
 def plan_study(study: StudyConfig, recipe: Recipe) -> list[Cell]:
     """Return the cells of a study, each after its inputs.
 
@@ -97,14 +80,16 @@ def plan_study(study: StudyConfig, recipe: Recipe) -> list[Cell]:
     """
     planner = _Planner(study, recipe, _cohort(study))
     cells = [planner.cohort]
-    sets: dict[Method, Cell] = {}
-    for method in study.methods:
-        chain = planner.synthetic(method)
-        cells += [cell for cell in chain if cell not in cells]
-        sets[method] = chain[-1]
+    arms = study.arms
+    sets: dict[str | None, Cell | None] = {None: None}
+    for arm in arms:
+        if arm.method is not None and arm.set_name not in sets:
+            chain = planner.synthetic(arm)
+            cells += [cell for cell in chain if cell not in cells]
+            sets[arm.set_name] = chain[-1]
     for repeat in range(study.repeats):
-        for arm in arms_of(study):
-            cells += planner.trained_and_scored(arm, repeat, sets[arm.method] if arm.method else None)
+        for arm in arms:
+            cells += planner.trained_and_scored(arm, repeat, sets[arm.set_name])
     return cells
 
 
@@ -152,9 +137,10 @@ class _Planner:
     recipe: Recipe
     cohort: Cell
 
-    def synthetic(self, method: Method) -> list[Cell]:
-        """Return the cells that a method's synthetic set needs, the set itself last."""
-        chain = self._generator(method)
+    def synthetic(self, arm: Arm) -> list[Cell]:
+        """Return the cells that the synthetic set of an arm's method needs, the set itself last."""
+        assert arm.method is not None
+        method, chain = arm.method, self._generator(arm.method)
         diffusion = self.recipe.diffusion
         settings: dict[str, Any] = {"method": method, "config": self.recipe.synthesis.model_dump(mode="json")}
         if method in {"diffusion", "inpainting"}:
@@ -162,14 +148,19 @@ class _Planner:
         if method == "inpainting":
             settings["inpainting"] = diffusion.inpainting.model_dump(mode="json")
         inputs = {"generator": chain[-1].folder} if chain else {}
-        count = synthetic_count(max(self.study.amounts), self.recipe.segmenter.mixing)
-        cell = self._cell(f"synthetic {method}", "synthetic", "synthetic", settings, **inputs)
+        if "filtered" in arm.variants:
+            judge = self._cell("judge", "judge", "judge", _config(self.recipe.judge))
+            chain.append(judge)
+            inputs["judge"] = judge.folder
+            settings["filter"] = self.study.variants.filtered.model_dump(mode="json")
+        amount = max(other.amount for other in self.study.arms if other.set_name == arm.set_name)
+        count = synthetic_count(amount, self.recipe.segmenter.mixing)
+        cell = self._cell(f"synthetic {arm.set_name}", "synthetic", "synthetic", settings, **inputs)
         return [*chain, replace(cell, details={"count": count})]
 
     def trained_and_scored(self, arm: Arm, repeat: int, synthetic: Cell | None) -> list[Cell]:
         """Return the cells of one training of an arm: the segmenter and its evaluation."""
-        config = self.recipe.segmenter.model_dump(mode="json")
-        config["sampling"]["mode"] = arm.mode
+        config = merge(self.recipe.segmenter.model_dump(mode="json"), segmenter_changes(arm, self.study.variants))
         inputs = {"cohort": self.cohort.folder} | ({"synthetic": synthetic.folder} if synthetic else {})
         segmenter = Cell(
             name=f"segmenter {arm.name} #{repeat}",
@@ -180,7 +171,8 @@ class _Planner:
                 # The same for all arms: equal initialisation and order of the data.
                 "seed": derive(self.study.seed, "repeat", repeat),
                 "amount": arm.amount,
-            },
+            }
+            | ({"share": 1.0} if arm.only else {}),
             inputs=inputs,
             arm=arm.name,
             repeat=repeat,

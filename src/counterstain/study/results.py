@@ -2,7 +2,8 @@
 
 RESULTS holds ``study.json`` (what was run), ``results.csv`` (a row per arm, repeat and part with every measure),
 ``counts.parquet`` (pixels per arm, repeat, part, slide and label: everything else follows from them),
-``composition.csv``, ``synthetic.csv`` (balance of the sets), ``losses.csv`` and ``examples/`` (pictures).
+``composition.csv``, ``synthetic.csv`` (balance of the sets), ``losses.csv``, ``fairness.csv`` (what each training was
+given) and ``examples/`` (pictures).
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ import torch
 from counterstain.data.cohort import PARTS as COHORT_PARTS
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
+from counterstain.generators.image_filter import rejections
+from counterstain.generators.methods import METHODS
 from counterstain.recipe import Recipe
 from counterstain.segmentation.counts import measures, pooled, slide_measures
 from counterstain.storage import committing, read_json, write_csv, write_json
 from counterstain.study.config import StudyConfig
 from counterstain.study.examples import write_examples
+from counterstain.study.fairness import fairness_table
 from counterstain.study.integrity import DONE_FILE
-from counterstain.study.plan import REFERENCE, Cell, arms_of, cells_folder
+from counterstain.study.plan import REFERENCE, Cell, cells_folder
 from counterstain.study.stages import is_done, open_cohort
 from counterstain.taxonomy import Taxonomy
 
@@ -42,7 +46,7 @@ def write_results(
     done = [cell for cell in cells if is_done(cell, root)]
     cohort = open_cohort(root / cells[0].folder)
     counts = _counts(done, root)
-    sets = {str(c.settings["method"]): PatchSet.open(root / c.folder) for c in done if c.stage == "synthetic"}
+    sets = {c.name.removeprefix("synthetic "): PatchSet.open(root / c.folder) for c in done if c.stage == "synthetic"}
     with committing(out / "results") as folder:
         happened = {
             "seconds": _seconds(done, root),
@@ -55,7 +59,9 @@ def write_results(
         write_csv(folder / "composition.csv", cohort.composition())
         write_csv(folder / "synthetic.csv", _balance(sets))
         write_csv(folder / "losses.csv", _losses(done, root))
-        write_examples(folder / "examples", cohort, sets)
+        # A filtered set has other masks in some places, so its images do not stand beside the others'.
+        write_examples(folder / "examples", cohort, {name: found for name, found in sets.items() if name in METHODS})
+        write_csv(folder / "fairness.csv", fairness_table(done, root))
     return out / "results"
 
 
@@ -103,7 +109,7 @@ def _study(study: StudyConfig, recipe: Recipe, cohort: Cohort) -> dict[str, Any]
             "patients": {part: len(cohort.patients(part)) for part in COHORT_PARTS},
         },
         "config": {"study": config, "cohort": cohort.source, "recipe": recipe.model_dump(mode="json")},
-        "arms": [arm.name for arm in arms_of(study)],
+        "arms": [arm.name for arm in study.arms],
         "reference": REFERENCE,
         "repeats": study.repeats,
         "versions": _versions(),
@@ -112,9 +118,15 @@ def _study(study: StudyConfig, recipe: Recipe, cohort: Cohort) -> dict[str, Any]
     }
 
 
-def _filtered(found: PatchSet) -> dict[str, int]:
+def _filtered(found: PatchSet) -> dict[str, Any]:
     attempts = found.patches["attempts"]
-    return {"drawn": int(attempts.sum()), "rejected": int((attempts - 1).sum())}
+    counts = {"drawn": int(attempts.sum()), "rejected": int((attempts - 1).sum())}
+    if "filter" not in found.header.settings:
+        return counts
+    last = found.judged.groupby("index")["drawing"].transform("max") == found.judged["drawing"]
+    never = found.judged[last & ~found.judged["kept"]]["index"].nunique()
+    by_subtype = rejections(found.judged, found.header.taxonomy)
+    return counts | {"never_passed": int(never), "by_subtype": by_subtype.fillna(0.0).to_dict("records")}
 
 
 def _balance(sets: dict[str, PatchSet]) -> pd.DataFrame:

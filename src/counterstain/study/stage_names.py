@@ -4,5 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Stage = Literal["cohort", "autoencoder", "diffusion", "spade", "shards", "synthetic", "segmenter", "evaluation"]
+Stage = Literal[
+    "cohort", "autoencoder", "diffusion", "spade", "judge", "shards", "synthetic", "segmenter", "evaluation"
+]
 STAGES: tuple[Stage, ...] = get_args(Stage)

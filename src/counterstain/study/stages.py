@@ -10,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from counterstain.audit.judge import JudgeConfig, train_judge
+from counterstain.audit.judge_filter import JudgeFilter, JudgeFilterConfig
 from counterstain.config import build
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
@@ -21,10 +23,11 @@ from counterstain.generators.autoencoder import AutoencoderConfig
 from counterstain.generators.diffusion import DiffusionConfig
 from counterstain.generators.diffusion_generator import DiffusionGenerator
 from counterstain.generators.inpainting import InpaintingConfig
+from counterstain.generators.layouts import SynthesisConfig
 from counterstain.generators.load import load_generator
 from counterstain.generators.samplers import SamplerConfig
 from counterstain.generators.spade import SpadeConfig
-from counterstain.generators.synthesize import SynthesisConfig, synthesize
+from counterstain.generators.synthesize import synthesize
 from counterstain.generators.train import train_autoencoder, train_diffusion, train_spade
 from counterstain.progress import bar
 from counterstain.segmentation.evaluate import evaluate
@@ -105,6 +108,11 @@ def _train_spade(cell: Cell, root: Path) -> None:
     train_spade(_cohort(cell, root), config, root / cell.folder, **_size_and_seed(cell))
 
 
+def _train_judge(cell: Cell, root: Path) -> None:
+    config = build(JudgeConfig, cell.settings["config"])
+    train_judge(_cohort(cell, root), config, root / cell.folder, **_size_and_seed(cell))
+
+
 def _synthesize(cell: Cell, root: Path) -> None:
     cohort = _cohort(cell, root)
     checkpoint = root / cell.inputs["generator"] if "generator" in cell.inputs else None
@@ -116,7 +124,16 @@ def _synthesize(cell: Cell, root: Path) -> None:
     count = int(cell.details["count"])
     out = root / cell.settings.get("set", cell.folder)
     shards = range(cell.settings["first"], cell.settings["end"]) if cell.stage == "shards" else None
-    synthesize(generator, cohort, out, config, count=count, header=header, shards=shards, **_size_and_seed(cell))
+    judge = _filter(cell, root, cohort)
+    options = _size_and_seed(cell)
+    synthesize(generator, cohort, out, config, count=count, header=header, shards=shards, judge=judge, **options)
+
+
+def _filter(cell: Cell, root: Path, cohort: Cohort) -> JudgeFilter | None:
+    if "filter" not in cell.settings:
+        return None
+    config = build(JudgeFilterConfig, cell.settings["filter"])
+    return JudgeFilter.load(root / cell.inputs["judge"], cohort, config, size_px=int(cell.settings["size_px"]))
 
 
 def _train_segmenter(cell: Cell, root: Path) -> None:
@@ -127,6 +144,7 @@ def _train_segmenter(cell: Cell, root: Path) -> None:
         root / cell.folder,
         synthetic=synthetic,
         amount=cell.settings["amount"],
+        share=cell.settings.get("share"),
         label=cell.name,
         **_size_and_seed(cell),
     )
@@ -159,6 +177,7 @@ _WORK: dict[Stage, Callable[[Cell, Path], None]] = {
     "autoencoder": _train_autoencoder,
     "diffusion": _train_diffusion,
     "spade": _train_spade,
+    "judge": _train_judge,
     "shards": _synthesize,
     "synthetic": _synthesize,
     "segmenter": _train_segmenter,

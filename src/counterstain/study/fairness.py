@@ -1,0 +1,157 @@
+"""What each training was given: the figures that claims of fairness between arms rest on.
+
+``fairness.csv`` of the results has a row per arm and repeat; :func:`departures` says in what the arms differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from counterstain.checkpoints import read_header
+from counterstain.data.patch_set import PatchSet
+from counterstain.errors import InputError
+from counterstain.storage import fingerprint
+from counterstain.study.plan import REFERENCE, Cell
+
+FAIRNESS_FILE = "fairness.csv"
+COLUMNS = (
+    "arm", "repeat", "steps", "batch_size", "seed", "starts_from", "settings", "augmentation", "subtype_weighting",
+    "synthetic_set", "synthetic_patches", "synthetic_share", "schedule", "filter", "drawn", "rejected",
+)  # fmt: skip
+EQUAL = {
+    "steps": "optimiser steps",
+    "batch_size": "batch size",
+    "starts_from": "initial weights",
+    "settings": "settings",
+    "augmentation": "augmentation",
+    "subtype_weighting": "weighting of subtypes",
+}
+OF_ARMS = ("sampling", "mixing", "copy_paste", "mixup_alpha", "subtype_weighting")
+
+
+def fairness_table(cells: Sequence[Cell], root: Path) -> pd.DataFrame:
+    """Return a row per trained segmenter.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``arm``, ``repeat``; ``steps``, ``batch_size``; ``seed`` (of initial weights, order of the data and
+        augmentation), ``starts_from`` (initial weights of the encoder), ``settings`` (a hash of all that no arm
+        changes), ``augmentation``, ``subtype_weighting``; ``synthetic_set``, ``synthetic_patches``,
+        ``synthetic_share``, ``schedule``; ``filter`` (which images of the set were drawn again), ``drawn`` and
+        ``rejected`` (images, for the patches that are used).
+    """
+    drawn: dict[tuple[str, int], tuple[int, int]] = {}
+    rows = []
+    for cell in cells:
+        if cell.stage == "segmenter":
+            row = _row(cell, root)
+            count = row["synthetic_patches"]
+            if count:
+                key = (cell.inputs["synthetic"], count)
+                drawn[key] = drawn.get(key) or _drawn(root / key[0], count)
+                row["drawn"], row["rejected"] = drawn[key]
+            rows.append(row)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def fairness_of(run: Path) -> pd.DataFrame:
+    """Read the table of a study that has run; ``run`` is its folder, or that of its results.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    for folder in (run / "results", run):
+        if (folder / FAIRNESS_FILE).exists():
+            return pd.read_csv(folder / FAIRNESS_FILE, keep_default_na=False)
+    raise InputError(f"{run}: {FAIRNESS_FILE} is missing; run the study again, finished cells are kept")
+
+
+def departures(table: pd.DataFrame) -> list[str]:
+    """Say in what the arms were treated differently, a line for each; empty where they were not.
+
+    Variants of arms (``subtype+weighted``) differ by intention and are said as well. The amount of synthetic patches
+    is what is compared, and not said.
+    """
+    return [*_unequal_columns(table), *_unequal_seeds(table), *_unequal_filters(table)]
+
+
+def _unequal_columns(table: pd.DataFrame) -> Iterator[str]:
+    for column, words in EQUAL.items():
+        usual = table.loc[table["arm"] == REFERENCE, column]
+        expected = usual.iloc[0] if len(usual) else table[column].mode().iloc[0]
+        for value, rows in table[table[column] != expected].groupby(column, sort=False):
+            arms = ", ".join(dict.fromkeys(rows["arm"]))
+            yield f"{words}: {value} in {arms}, {expected} in the others"
+
+
+def _unequal_seeds(table: pd.DataFrame) -> Iterator[str]:
+    for repeat, rows in table.groupby("repeat"):
+        if rows["seed"].nunique() > 1:
+            yield f"seeds: arms of repeat {repeat} have different ones"
+
+
+def _unequal_filters(table: pd.DataFrame) -> Iterator[str]:
+    filters = table[table["synthetic_patches"] > 0].groupby("filter", sort=False)["arm"].unique()
+    if len(filters) > 1:
+        yield "filter: " + "; ".join(f"{name} in {', '.join(arms)}" for name, arms in filters.items())
+
+
+def _row(cell: Cell, root: Path) -> dict[str, Any]:
+    header = read_header(root / cell.folder)
+    config, notes = header.config, header.notes
+    return {
+        "arm": cell.arm,
+        "repeat": cell.repeat,
+        "steps": notes["steps"],
+        "batch_size": config["training"]["batch_size"],
+        "seed": header.seed,
+        "starts_from": notes["encoder_starts_from"],
+        "settings": fingerprint({name: value for name, value in config.items() if name not in OF_ARMS})[:12],
+        "augmentation": augmentation_of(config),
+        "subtype_weighting": config["subtype_weighting"],
+        "synthetic_set": "" if notes["synthetic"] is None else notes["synthetic"]["method"],
+        "synthetic_patches": notes["synthetic_patches"],
+        "synthetic_share": notes["synthetic_share"],
+        "schedule": config["mixing"]["schedule"],
+        "filter": filter_of(notes["synthetic"]),
+        "drawn": 0,
+        "rejected": 0,
+    }
+
+
+def augmentation_of(config: dict[str, Any]) -> str:
+    """Return how a segmenter's settings vary its patches, in words."""
+    sampling = config["sampling"]
+    jitter = f"stain jitter {sampling['stain_jitter']:g} ({sampling['stains']})"
+    words = {
+        "mirrored": sampling["flip"],
+        "quarter turns": sampling["quarter_turns"],
+        jitter: sampling["stain_jitter"],
+        f"mixup {config['mixup_alpha']}": config["mixup_alpha"],
+        "copy-paste": config["copy_paste"],
+    }
+    return ", ".join(word for word, used in words.items() if used) or "none"
+
+
+def filter_of(header: dict[str, Any] | None) -> str:
+    """Return which images of a synthetic set were drawn again, from its header; empty without a set."""
+    if header is None:
+        return ""
+    settings = header["settings"]
+    words = [settings["synthesis"]["reject"].replace("_", " ")]
+    if "filter" in settings:
+        words.append(f"judge agrees on {100 * settings['filter']['agreement']:g} %")
+    return ", ".join(word for word in words if word != "none") or "none"
+
+
+def _drawn(folder: Path, count: int) -> tuple[int, int]:
+    patches = PatchSet.open(folder).patches
+    attempts = int(patches.loc[patches["index"] < count, "attempts"].sum())
+    return attempts, attempts - count
