@@ -7,6 +7,7 @@ from counterstain.errors import InputError
 from counterstain.segmentation.mixing import (
     MixedPatches,
     MixingConfig,
+    ShareSchedule,
     synthetic_count,
     synthetic_share,
     training_steps,
@@ -115,3 +116,36 @@ def test_a_share_out_of_range_is_refused() -> None:
 def test_all_arms_take_equal_steps_unless_asked_otherwise() -> None:
     assert training_steps(100, 2.0, MixingConfig()) == 100
     assert training_steps(100, 2.0, MixingConfig(steps="per_epoch")) == 300
+
+
+def schedule(name: str, share: float = 0.5, steps: int = 100, **changes: float) -> ShareSchedule:
+    return ShareSchedule(share=share, steps=steps, batch_size=4, config=MixingConfig(schedule=name, **changes))
+
+
+def test_a_constant_schedule_is_the_share_itself() -> None:
+    assert {schedule("constant", 0.3).of_step(step) for step in range(100)} == {0.3}
+
+
+def test_annealing_falls_linearly_to_nothing_and_shows_as_many_synthetic_patches() -> None:
+    shares = np.array([schedule("anneal").of_step(step) for step in range(100)])
+    assert shares[0] == 1.0
+    assert np.allclose(np.diff(shares), -0.01)
+    assert shares.mean() == pytest.approx(0.5, abs=0.01)
+    assert schedule("anneal", 0.8).of_step(0) == 1.0  # there is no more than all
+
+
+def test_pre_training_sees_synthetic_patches_first_and_real_ones_after() -> None:
+    shares = [schedule("pretrain", pretrain_share=0.25).of_step(step) for step in range(100)]
+    assert shares == [1.0] * 25 + [0.0] * 75
+
+
+def test_without_synthetic_patches_no_schedule_asks_for_them() -> None:
+    assert {schedule(name, 0.0).of_step(0) for name in ("constant", "anneal", "pretrain")} == {0.0}
+
+
+def test_a_stream_follows_its_schedule_step_by_step() -> None:
+    stream = MixedPatches(Real(), SYNTHETIC, PLAIN, count=10, share=schedule("pretrain", steps=10), seed=0)
+    assert [stream.is_synthetic(i) for i in range(40)] == [True] * 20 + [False] * 20
+    falling = MixedPatches(Real(), SYNTHETIC, PLAIN, count=10, share=schedule("anneal", steps=1000), seed=0)
+    thirds = [np.mean([falling.is_synthetic(i) for i in range(first, first + 1300)]) for first in (0, 1350, 2700)]
+    assert thirds == pytest.approx([5 / 6, 1 / 2, 1 / 6], abs=0.05)

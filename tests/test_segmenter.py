@@ -12,6 +12,7 @@ from counterstain.checkpoints import load_checkpoint, read_header
 from counterstain.cli import app
 from counterstain.config import build
 from counterstain.data.cohort import Cohort, CohortWriter, Region
+from counterstain.data.copy_paste import CopyPasteConfig
 from counterstain.data.patch_set import PatchSet, PatchSetHeader, PatchSetWriter, SyntheticPatch
 from counterstain.data.patches import Patch, Source
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
@@ -251,12 +252,16 @@ def test_equal_seeds_give_equal_losses_and_other_seeds_others(cohort, tmp_path) 
     assert set(one["name"]) == {"loss", "loss_dice", "loss_cross_entropy"}
 
 
-@pytest.mark.parametrize("architecture", ["unet", "fpn"])  # fpn draws dropout
-def test_a_resumed_training_equals_an_uninterrupted_one(cohort, tmp_path, monkeypatch, architecture) -> None:
-    channels = config().decoder_channels if architecture == "unet" else None
-    settings = config(
-        steps=5, architecture=architecture, decoder_channels=channels, lr_schedule="cosine", ema_decay=0.9
-    )
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"architecture": "fpn", "decoder_channels": None},  # fpn draws dropout
+        {"subtype_weighting": 1.0, "mixup_alpha": 0.4, "copy_paste": CopyPasteConfig()},
+    ],
+)
+def test_a_resumed_training_equals_an_uninterrupted_one(cohort, tmp_path, monkeypatch, changes) -> None:
+    settings = config(steps=5, lr_schedule="cosine", ema_decay=0.9, **changes)
     train_segmenter(cohort, settings, tmp_path / "whole", size_px=PX, seed=0)
     with monkeypatch.context() as patched:
         patched.setattr(training_module, "patch_batches", _killed_at_step_3)

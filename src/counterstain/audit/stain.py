@@ -12,11 +12,10 @@ import numpy as np
 import pandas as pd
 
 from counterstain.data.patches import Patch
+from counterstain.data.stains import STAIN_VECTORS
 from counterstain.taxonomy import BACKGROUND, IGNORE
 
 Stain = Literal["dab", "eosin"]
-# Optical density of red, green and blue of the pure stains (Ruifrok & Johnston 2001).
-STAIN_VECTORS = {"haematoxylin": (0.65, 0.70, 0.29), "dab": (0.27, 0.57, 0.78), "eosin": (0.07, 0.99, 0.11)}
 
 
 def stain_density(image: np.ndarray, stain: Stain) -> np.ndarray:

@@ -167,6 +167,12 @@ def synthesize(
         int | None,
         typer.Option(min=32, help="Edge of the patches; diffusion draws any size.", show_default="as in the recipe"),
     ] = None,
+    judge: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Draw again what this judge takes for another subtype.")
+    ] = None,
+    agreement: Annotated[
+        float, typer.Option(help="With --judge: share of an image's instances that it must agree on.")
+    ] = 0.75,
     preset: Preset = "best",
     config: ConfigFile = None,
     settings: Settings = None,
@@ -176,6 +182,8 @@ def synthesize(
 
     Interrupted, the same command goes on; finished shards are kept.
     """
+    from counterstain.audit.judge_filter import JudgeFilter, JudgeFilterConfig
+    from counterstain.config import build
     from counterstain.data.cohort import Cohort
     from counterstain.errors import ConfigError
     from counterstain.generators.diffusion_generator import DiffusionGenerator
@@ -192,7 +200,14 @@ def synthesize(
     if isinstance(drawer, DiffusionGenerator):
         drawer.draw_with(recipe.diffusion.sampler, recipe.diffusion.inpainting, recipe.diffusion.windows)
     size_px = size_px or recipe.size_px
-    found = draw(drawer, opened, out, recipe.synthesis, count=count, size_px=size_px, seed=seed, header=header)
+    chosen = None
+    if judge is not None:
+        chosen = JudgeFilter.load(
+            judge, opened, build(JudgeFilterConfig, {"agreement": agreement}, "--agreement"), size_px=size_px
+        )
+    found = draw(
+        drawer, opened, out, recipe.synthesis, count=count, size_px=size_px, seed=seed, header=header, judge=chosen
+    )
     assert found is not None
     _print_balance(out, found)
 

@@ -128,7 +128,7 @@ class PatchSetWriter:
             columns = ["index", "instance", "subtype_before", "subtype", "area_px"]
             pd.DataFrame(rows, columns=columns).astype("int64").to_parquet(folder / "instances.parquet")
             if "filter" in self.header.settings:
-                judged = pd.DataFrame([row for p in patches for row in _judged_rows(p)], columns=JUDGED_COLUMNS)
+                judged = pd.DataFrame([row for p in patches for row in _judged_rows(p)], columns=list(JUDGED_COLUMNS))
                 judged.astype(JUDGED_COLUMNS).to_parquet(folder / "judged.parquet")
             write_json(folder / HASHES_FILE, _hashes(folder))
 

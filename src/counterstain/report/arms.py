@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from counterstain.errors import ConfigError
 from counterstain.report.numbers import PERCENT
+from counterstain.study.arms import Arm, Variant, parse_arm
 
 BASELINES = ("tumor", "subtype")
 """Arms that train on real patches alone."""
 ORACLE = "oracle"
 CEILING = "ceiling, phantom only"
 """What an oracle arm is called wherever it is shown: no real cohort has a perfect generator."""
+
+
+WORDS: dict[Variant, str] = {
+    "weighted": "weighted loss",
+    "stain": "stain jitter",
+    "mixup": "mixup",
+    "copypaste": "copy-paste",
+    "filtered": "filtered",
+    "pretrain": "pre-training",
+    "anneal": "annealed",
+}
 
 
 def method_of(arm: str) -> str:
@@ -27,9 +40,18 @@ def is_baseline(arm: str) -> bool:
 
 
 def label_of(arm: str) -> str:
-    """Return an arm as it is written in text and tables (``diffusion +100 %``, unbroken before the sign)."""
-    method, plus, amount = arm.partition("+")
-    return f"{method} +{amount}{PERCENT}" if plus and amount.isdigit() else arm
+    """Return an arm as it is written in text and tables (``diffusion +100 %, filtered``; unbroken before the sign)."""
+    try:
+        parsed = parse_arm(arm)
+    except ConfigError:
+        return arm  # of results that another version wrote
+    return ", ".join([_trained_on(parsed), *(WORDS[variant] for variant in parsed.variants)])
+
+
+def _trained_on(arm: Arm) -> str:
+    if arm.method is None:
+        return arm.mode
+    return f"{arm.method} only" if arm.only else f"{arm.method} +{100 * arm.amount:g}{PERCENT}"
 
 
 def figure_label_of(arm: str) -> str:

@@ -56,7 +56,7 @@ class StudyConfig(Config):
     amounts: tuple[Annotated[float, Field(gt=0, le=100)], ...] = (0.5, 1.0, 2.0, 4.0)
     """Synthetic patches as multiples of the dataset size; 1.0 is +100 %."""
     extra_arms: tuple[str, ...] = ()
-    """More arms, by name: ``subtype+weighted``, ``diffusion+100+filtered``; :mod:`counterstain.study.arms` lists them."""
+    """More arms, by name, for example ``subtype+weighted``; :mod:`counterstain.study.arms` says which there are."""
     variants: VariantsConfig = VariantsConfig()
     """How strong the variants of arms are."""
     repeats: Annotated[int, Field(ge=1, le=1000)] = 5

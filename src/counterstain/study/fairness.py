@@ -93,7 +93,7 @@ def _unequal_columns(table: pd.DataFrame) -> Iterator[str]:
 
 def _unequal_seeds(table: pd.DataFrame) -> Iterator[str]:
     for repeat, rows in table.groupby("repeat"):
-        if rows["seed"].nunique() > 1:
+        if (rows["seed"] != rows["seed"].iloc[0]).any():
             yield f"seeds: arms of repeat {repeat} have different ones"
 
 

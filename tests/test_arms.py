@@ -1,0 +1,130 @@
+import pytest
+
+from counterstain.config import build
+from counterstain.errors import ConfigError
+from counterstain.report.arms import label_of
+from counterstain.study.config import StudyConfig
+from counterstain.study.plan import plan_study
+
+EVERY_FORM = (
+    "subtype+weighted",
+    "subtype+stain",
+    "subtype+mixup",
+    "subtype+copypaste",
+    "tumor+weighted+stain",
+    "oracle+only",
+    "oracle+only+filtered",
+    "oracle+100+filtered",
+    "oracle+100+pretrain",
+    "oracle+50+anneal",
+)
+
+
+def study(*extra_arms, **changes):
+    settings = {"name": "s", "preset": "demo", "cohort": {"phantom": {}}, "methods": [], "repeats": 2}
+    return build(StudyConfig, settings | {"extra_arms": extra_arms} | changes, "study.yaml")
+
+
+def cells(*extra_arms, **changes):
+    made = study(*extra_arms, **changes)
+    return plan_study(made, made.resolved_recipe("study"))
+
+
+def segmenter(arm, **changes):
+    return next(cell for cell in cells(arm, **changes) if cell.stage == "segmenter" and cell.arm == arm)
+
+
+def test_every_form_of_a_name_is_an_arm_of_a_study():
+    assert [arm.name for arm in study(*EVERY_FORM).arms] == ["tumor", "subtype", *EVERY_FORM]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gan+100", "'gan' is not known; possible are tumor or subtype, METHOD\\+AMOUNT"),
+        ("oracle", "an amount is missing; possible are"),
+        ("oracle+lots", "'lots' is neither an amount nor 'only'"),
+        ("oracle+0", "must be above 0"),
+        ("subtype+wheighted", "'wheighted' is not known; possible are .*weighted, \\+stain, \\+mixup, \\+copypaste"),
+        ("subtype+filtered", "\\+filtered is for synthetic patches"),
+        ("oracle+only+anneal", "\\+anneal needs real patches"),
+        ("oracle+100+pretrain+anneal", "exclude each other"),
+        ("subtype+stain+weighted", "write it as subtype\\+weighted\\+stain"),
+        ("oracle+050", "write it as oracle\\+50"),
+    ],
+)
+def test_a_wrong_name_gets_one_line_that_lists_the_forms(name, message):
+    with pytest.raises(ConfigError, match=rf"^study.yaml: extra_arms: arm [^\n]*{message}[^\n]*$"):
+        study(name)
+
+
+def test_an_arm_twice_is_refused():
+    with pytest.raises(ConfigError, match=r"extra_arms: oracle\+100 is an arm already"):
+        study("oracle+100", methods=["oracle"], amounts=[1.0])
+
+
+def test_an_oracle_arm_is_refused_on_real_tissue():
+    with pytest.raises(ConfigError, match="the oracle draws phantoms only"):
+        study("oracle+only", cohort={"path": "somewhere"})
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("subtype", "subtype"),
+        ("tumor+weighted+stain", "tumor, weighted loss, stain jitter"),
+        ("diffusion+12.5", "diffusion +12.5 %"),
+        ("diffusion+only+filtered", "diffusion only, filtered"),
+        ("spade+100+pretrain", "spade +100 %, pre-training"),
+        ("real", "real"),
+    ],
+)
+def test_reports_say_an_arm_in_words(name, label):
+    assert label_of(name).replace("\N{NO-BREAK SPACE}", " ") == label
+
+
+def test_variants_change_the_settings_that_they_name_and_no_others():
+    plain = segmenter("subtype+weighted").settings["config"] | {"subtype_weighting": 0.0}
+    assert segmenter("subtype+weighted").settings["config"]["subtype_weighting"] == 1.0
+    stain = segmenter("subtype+stain").settings["config"]
+    assert (stain["sampling"]["stain_jitter"], stain["sampling"]["stains"]) == (0.1, "dab")
+    assert segmenter("subtype+copypaste").settings["config"]["copy_paste"]["target"] == "inverse"
+    assert segmenter("subtype+mixup").settings["config"] == plain | {"mixup_alpha": 0.4}
+    pretrained = segmenter("oracle+100+pretrain", variants={"pretrain": 0.7}).settings["config"]["mixing"]
+    assert (pretrained["schedule"], pretrained["pretrain_share"]) == ("pretrain", 0.7)
+
+
+def test_all_arms_of_a_repeat_share_steps_batch_and_seed():
+    settings = [c.settings for c in cells(*EVERY_FORM) if c.stage == "segmenter" and c.repeat == 0]
+    shared = {(s["seed"], *s["config"]["training"].items(), s["config"]["mixing"]["steps"]) for s in settings}
+    assert len(settings) == 12
+    assert len(shared) == 1
+
+
+def test_synthetic_only_takes_as_many_patches_as_the_dataset_and_no_real_ones():
+    settings = segmenter("oracle+only").settings
+    assert (settings["amount"], settings["share"]) == (1.0, 1.0)
+
+
+def test_a_filtered_set_needs_a_judge_and_is_as_long_as_the_other():
+    planned = cells("oracle+200", "oracle+200+filtered", "oracle+only+filtered")
+    sets = {cell.name: cell for cell in planned if cell.stage == "synthetic"}
+    (judge,) = [cell for cell in planned if cell.stage == "judge"]
+    assert list(sets) == ["synthetic oracle", "synthetic oracle+filtered"]
+    assert sets["synthetic oracle"].details == sets["synthetic oracle+filtered"].details == {"count": 640}
+    assert sets["synthetic oracle+filtered"].inputs["judge"] == judge.folder
+    assert "judge" not in sets["synthetic oracle"].inputs
+
+
+@pytest.mark.parametrize(
+    ("variants", "renamed"),
+    [
+        ({"weighted": 0.5}, {"subtype+weighted", "tumor+weighted+stain"}),
+        ({"filtered": {"agreement": 0.5}}, {"oracle+only+filtered", "oracle+100+filtered"}),
+        ({"pretrain": 0.25}, {"oracle+100+pretrain"}),
+    ],
+)
+def test_how_strong_a_variant_is_concerns_its_arms_alone(variants, renamed):
+    before = {cell.folder for cell in cells(*EVERY_FORM)}
+    after = [cell for cell in cells(*EVERY_FORM, variants=variants) if cell.stage == "segmenter"]
+    assert {cell.arm for cell in after if cell.folder not in before} == renamed

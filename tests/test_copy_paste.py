@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+from drawn_cohort import HER2, draw_cohort
+
+from counterstain.data.copy_paste import CopyPasteConfig, PastedPatches
+from counterstain.data.patches import turn
+from counterstain.data.sampling import PatchSampler, SamplingConfig
+from counterstain.errors import InputError, LeakageError, TaxonomyError
+from counterstain.taxonomy import BACKGROUND
+
+PX = 48
+PLAIN = SamplingConfig(flip=False, quarter_turns=False)
+ALWAYS = CopyPasteConfig(share=1.0, instances=1)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return draw_cohort(tmp_path_factory.mktemp("cohort") / "c")
+
+
+def real(cohort):
+    return PatchSampler(cohort, "train", PX, PLAIN, seed=0)
+
+
+def paste(cohort, config=ALWAYS, sampling=PLAIN, seed=0, source=None):
+    return PastedPatches(source or real(cohort), cohort, size_px=PX, config=config, sampling=sampling, seed=seed)
+
+
+def new_pixels(before, after):
+    return after.instances != before.instances
+
+
+def test_outside_what_was_pasted_every_byte_is_kept(cohort):
+    source, stream = real(cohort), paste(cohort)
+    changed = 0
+    for i in range(40):
+        before, after = source[i], stream[i]
+        inside = new_pixels(before, after)
+        changed += inside.any()
+        assert np.array_equal(before.image[~inside], after.image[~inside])
+        assert (before.instances[inside] == BACKGROUND).all()  # no instance is covered
+        assert after.source == before.source
+    assert changed > 20
+
+
+def test_a_pasted_instance_has_its_pixels_and_its_label_from_one_training_instance(cohort):
+    train = cohort.part("train").tolist()
+    source, stream = real(cohort), paste(cohort)
+    shown = 0
+    for i in range(20):
+        before, after = source[i], stream[i]
+        inside = new_pixels(before, after)
+        if inside.any():
+            (new,) = np.unique(after.instances[inside])
+            pixels = {tuple(p) for p in after.image[inside].tolist()}
+            assert any(_holds(cohort, position, after.subtypes[int(new)], pixels) for position in train)
+            shown += 1
+    assert shown > 5
+
+
+def _holds(cohort, position, subtype, pixels):
+    image, instances = cohort.read(position)
+    table = cohort.subtypes(position)
+    return any(
+        pixels <= {tuple(p) for p in image[instances == instance].tolist()}
+        for instance, found in table.items()
+        if found == subtype
+    )
+
+
+def test_instances_are_mirrored_and_turned_by_right_angles(cohort):
+    stream = paste(cohort)
+    found = set()
+    for i in range(50):
+        cut_out = stream._cut_out("nowhere", np.random.default_rng(i))
+        found.add((cut_out.source.flipped, cut_out.source.quarter_turns))
+        original = cohort.patch(_position(cohort, cut_out), cut_out.source.y_px, cut_out.source.x_px, PX)
+        height, width = cut_out.image.shape[:2]
+        if cut_out.source.quarter_turns % 2:
+            height, width = width, height
+        turned = turn(
+            original.image[:height, :width],
+            flipped=cut_out.source.flipped,
+            quarter_turns=cut_out.source.quarter_turns,
+        )
+        assert np.array_equal(turned, cut_out.image)
+    assert len(found) == 8
+
+
+def _position(cohort, patch):
+    return cohort.regions["region"].tolist().index(patch.source.region)
+
+
+def test_a_patch_follows_from_the_seed_and_its_number(cohort):
+    stream, again, other = paste(cohort), paste(cohort), paste(cohort, seed=1)
+    forward = [stream[i].image for i in range(10)]
+    assert all(np.array_equal(forward[i], again[i].image) for i in reversed(range(10)))
+    assert any(not np.array_equal(forward[i], other[i].image) for i in range(10))
+
+
+def test_rare_subtypes_are_pasted_more_often_unless_asked_otherwise(cohort):
+    train = cohort.instances[cohort.instances["region"].isin(cohort.regions["region"].iloc[cohort.part("train")])]
+    counts = train["subtype"].value_counts()
+    inverse = paste(cohort).shares
+    assert sum(inverse.values()) == pytest.approx(1)
+    assert max(inverse, key=inverse.get) == counts.idxmin()
+    assert set(paste(cohort, CopyPasteConfig(target="uniform")).shares.values()) == {0.2}
+    assert paste(cohort, CopyPasteConfig(target={"HER2 0": 3, "HER2 3+": 1})).shares == {1: 0.75, 4: 0.25}
+
+
+def test_cut_outs_are_stained_as_patches_are(cohort):
+    plain, stained = (paste(cohort, sampling=s)[3].image for s in (PLAIN, SamplingConfig(stain_jitter=0.3)))
+    assert not np.array_equal(plain, stained)
+
+
+def test_the_share_of_changed_patches_follows_the_setting(cohort):
+    source, stream = real(cohort), paste(cohort, CopyPasteConfig(share=0.3, min_visible=0.05))
+    changed = [new_pixels(source[i], stream[i]).any() for i in range(200)]
+    assert np.mean(changed) == pytest.approx(0.3, abs=0.1)
+
+
+def test_a_held_out_patient_among_the_training_regions_is_refused(tmp_path):
+    cohort = draw_cohort(tmp_path / "c")
+    cohort.regions.loc[cohort.regions["region"] == "p0-0", "patient"] = "p4"
+    with pytest.raises(LeakageError, match="its training part has seen p4 of the test part"):
+        paste(cohort, source=[])
+
+
+def test_subtypes_that_cannot_be_pasted_are_named(cohort):
+    with pytest.raises(TaxonomyError, match="HER2 9"):
+        paste(cohort, CopyPasteConfig(target={"HER2 9": 1}))
+    bare = cohort.instances
+    cohort.instances = bare[bare["subtype"] != HER2.id_of("HER2 0")]
+    try:
+        with pytest.raises(InputError, match="the training part has no instance of HER2 0 to paste"):
+            paste(cohort, CopyPasteConfig(target={"HER2 0": 1}))
+    finally:
+        cohort.instances = bare

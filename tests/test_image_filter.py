@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+import torch
+from drawn_cohort import HER2, draw_cohort
+
+from counterstain.audit.judge_filter import JudgeFilter, JudgeFilterConfig
+from counterstain.checkpoints import CheckpointHeader
+from counterstain.data.patch_set import PatchSet
+from counterstain.data.sampling import SamplingConfig
+from counterstain.errors import MismatchError
+from counterstain.generators.image_filter import Verdict, rejections
+from counterstain.generators.layouts import SynthesisConfig
+from counterstain.generators.synthesize import synthesize
+
+CONFIG = SynthesisConfig(sampling=SamplingConfig(background_share=0.2), attempts=3)
+
+
+class Painter:
+    """Paints each label in its own grey, but often the wrong one."""
+
+    method = "spade"
+
+    def __init__(self, wrong=0.5):
+        self.wrong = wrong
+
+    def generate(self, label_masks, seeds, images=None, redraw=None, **_):
+        drawn = np.zeros((*label_masks.shape, 3), np.uint8)
+        for i, seed in enumerate(seeds):
+            rng = np.random.default_rng(seed)
+            shift = int(rng.integers(1, 5)) if rng.random() < self.wrong else 0
+            labels = np.where(label_masks[i] > 0, (label_masks[i] - 1 + shift) % 5 + 1, 0)
+            drawn[i] = (40 * labels)[..., None]
+        return drawn
+
+
+class Eye(torch.nn.Module):
+    """Takes each pixel for the label whose grey it has."""
+
+    device = torch.device("cpu")
+
+    def forward(self, images):
+        labels = (images[..., 0] // 40).long()
+        return 20.0 * torch.nn.functional.one_hot(labels, 6).movedim(-1, 1).float()
+
+
+def judge(seen=("p0",), **settings):
+    header = CheckpointHeader(
+        kind="judge", taxonomy=HER2, size_px=32, mpp=0.5, config={}, seed=0, patients_seen=seen, cohort="c", sha256="j"
+    )
+    return JudgeFilter(Eye(), header, JudgeFilterConfig(min_area_px=20, **settings))
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return draw_cohort(tmp_path_factory.mktemp("cohort") / "c")
+
+
+def draw(cohort, out, filtered=None, *, wrong=0.5, count=60, **changes):
+    return synthesize(Painter(wrong), cohort, out, CONFIG, count=count, size_px=32, seed=0, judge=filtered, **changes)
+
+
+def right(found, i, min_area_px=20):
+    patch = found[i]
+    areas = patch.areas_px
+    looks = [
+        patch.image[patch.instances == k, 0][0] == 40 * patch.subtypes[k]
+        for k, area in areas.items()
+        if area >= min_area_px
+    ]
+    return np.mean(looks) if looks else 1.0
+
+
+def test_a_filtered_set_is_as_long_and_shows_what_was_asked(cohort, tmp_path):
+    found = draw(cohort, tmp_path, judge(masks=20))
+    assert len(found) == 60
+    assert min(right(found, i) for i in range(60)) >= 0.75
+    assert found.header.settings["filter"] == {"judge": "j", "agreement": 0.75, "min_area_px": 20, "masks": 20}
+
+
+def test_what_passes_at_once_is_the_image_of_the_unfiltered_set(cohort, tmp_path):
+    plain, filtered = draw(cohort, tmp_path / "plain"), draw(cohort, tmp_path / "filtered", judge())
+    passed = filtered.patches.loc[filtered.patches["attempts"] == 1, "index"].tolist()
+    assert 10 < len(passed) < 55
+    for i in passed:
+        assert np.array_equal(plain[i].image, filtered[i].image)
+
+
+def test_rejections_are_on_record_by_subtype(cohort, tmp_path):
+    found = draw(cohort, tmp_path, judge())
+    table = rejections(found.judged, HER2)
+    assert table["subtype"].tolist() == list(HER2.names)
+    assert table["rejection_rate"].between(0.35, 0.75).all()  # half are painted wrongly
+    assert (table["disagreed"] <= table["drawn"]).all()
+    refused_images = found.judged[~found.judged["kept"]].groupby(["index", "drawing"]).ngroups
+    never = (found.judged.groupby("index")["kept"].last() == 0).sum()
+    assert refused_images == (found.patches["attempts"] - 1).sum() + never
+
+
+def test_a_mask_that_never_passes_gives_its_place_to_others_and_is_counted_in_the_end(cohort, tmp_path):
+    found = draw(cohort, tmp_path, judge(masks=2), wrong=1.0)
+    tissue = found.judged["index"].unique()
+    attempts = found.patches.set_index("index")["attempts"]
+    assert attempts.max() == 6  # two masks, three attempts each
+    assert (found.judged.groupby("index")["kept"].any().sum()) == 0
+    plain = draw(cohort, tmp_path / "plain", wrong=1.0)
+    other = [i for i in tissue if attempts[i] == 6 and found[i].source != plain[i].source]
+    assert len(other) > 0.9 * (attempts == 6).sum()
+
+
+def test_a_filtered_set_in_parts_is_the_same_set(cohort, tmp_path):
+    whole = draw(cohort, tmp_path / "whole", judge(), count=100)
+    for shard in (1, 0):
+        draw(cohort, tmp_path / "parts", judge(), count=100, shards=[shard])
+    parts = draw(cohort, tmp_path / "parts", judge(), wrong=None, count=100)  # draws nothing more
+    assert all(np.array_equal(whole[i].image, parts[i].image) for i in range(100))
+    assert whole.judged.equals(parts.judged)
+
+
+def test_patients_of_the_judge_are_patients_of_the_set(cohort, tmp_path):
+    assert "elsewhere" in draw(cohort, tmp_path, judge(seen=("elsewhere",))).header.patients_seen
+
+
+def test_sets_without_a_filter_have_nothing_on_record(cohort, tmp_path):
+    found = draw(cohort, tmp_path)
+    assert found.judged.empty
+    assert not list(tmp_path.rglob("judged.parquet"))
+    assert PatchSet.open(tmp_path).patches["attempts"].max() == 1
+
+
+def test_a_verdict_does_not_depend_on_the_other_images(cohort, tmp_path):
+    found = draw(cohort, tmp_path)
+    patches = [found[i] for i in range(40)]
+    redraw = np.stack([patch.instances > 0 for patch in patches])
+    together = judge()(patches, redraw)
+    assert together == [judge()([p], redraw[i : i + 1])[0] for i, p in enumerate(patches)]
+    assert judge()([], redraw[:0]) == []
+    nothing_redrawn = judge()(patches, np.zeros_like(redraw))
+    assert nothing_redrawn == [Verdict(kept=True, instances=())] * 40
+
+
+def test_a_judge_of_another_size_is_refused(cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr("counterstain.audit.judge_filter.load_judge", lambda _: (Eye(), judge()._header))
+    with pytest.raises(MismatchError, match=r"the judge learnt from 32 px .* the images are of 64 px"):
+        JudgeFilter.load(tmp_path, cohort, JudgeFilterConfig(), size_px=64)
