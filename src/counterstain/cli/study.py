@@ -9,6 +9,8 @@ import typer
 
 from counterstain.cli import study_state
 
+MOST_DEMO_PROCESSES = 4  # no more than that can be busy for long, and each needs a gigabyte
+
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A change to the study, e.g. repeats=2.")
 ]
@@ -54,15 +56,25 @@ def run(
 def demo(
     *,
     out: Annotated[Path, typer.Option(help="Folder of the study.")] = Path("out/demo"),
+    processes: Annotated[
+        int | None, typer.Option(help="Processes of one thread each; one per core if not given.")
+    ] = None,
     settings: Settings = None,
 ) -> None:
     """Run the whole of it in minutes on two CPU cores: phantom, generators, synthetic sets, segmenters, report."""
+    import os
     from importlib import resources
 
+    from counterstain.config import build
     from counterstain.study.config import load_study
+    from counterstain.study.executors import ExecutorConfig
+
+    # Networks as small as these gain next to nothing from a second thread.
+    count = processes if processes is not None else min(os.cpu_count() or 1, MOST_DEMO_PROCESSES)
+    where = build(ExecutorConfig, {"processes": count}, "--processes")
 
     with resources.as_file(resources.files("counterstain") / "presets" / "study_demo.yaml") as file:
-        _run_and_report(load_study(file, settings or []), out, "demo")
+        _run_and_report(load_study(file, settings or []), out, "demo", where)
 
 
 def _run_and_report(study: object, out: Path, source: str | Path, executor: object = None) -> None:
