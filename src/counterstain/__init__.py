@@ -6,8 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from counterstain.audit.audit import AuditConfig, audit_sets
+    from counterstain.audit.audit import audit_sets
     from counterstain.audit.judge import JudgeConfig, train_judge
+    from counterstain.audit.ruler import AuditConfig
     from counterstain.data.cohort import Cohort, CohortWriter, Region
     from counterstain.data.patch_set import PatchSet
     from counterstain.data.patches import Patch, Source
@@ -39,7 +40,7 @@ __version__ = "0.1.0"
 
 # Loaded on first use, so that the command line's --help does not wait for torch.
 _HOMES = {
-    "AuditConfig": "audit.audit",
+    "AuditConfig": "audit.ruler",
     "Cohort": "data.cohort",
     "CohortWriter": "data.cohort",
     "ConfigError": "errors",

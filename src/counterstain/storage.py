@@ -148,6 +148,32 @@ def claim(folder: Path, stage: str, settings: Any) -> None:
     write_json(run_file, identity)
 
 
+@contextmanager
+def claimed(folder: Path, stage: str, settings: Any) -> Iterator[None]:
+    """Claim a folder; give it back where one of our errors ends the block before anything is written to it.
+
+    Raises
+    ------
+    MismatchError
+        As :func:`claim`.
+    """
+    claim(folder, stage, settings)
+    with released_on_error(folder):
+        yield
+
+
+@contextmanager
+def released_on_error(folder: Path) -> Iterator[None]:
+    """Give a claimed folder back where one of our errors ends the block and it holds nothing but its claim."""
+    try:
+        yield
+    except CounterstainError:
+        if {file.name for file in folder.iterdir()} == {RUN_FILE}:
+            (folder / RUN_FILE).unlink()
+            folder.rmdir()
+        raise
+
+
 def _is_in_use(folder: Path) -> bool:
     if not folder.is_dir():
         return folder.exists()

@@ -5,25 +5,12 @@ Shapes: n, m = number of images, d = number of features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial.distance import cdist
 
 from counterstain.errors import InputError
-from counterstain.seeding import numpy_generator
-
-Distance = Callable[[np.ndarray, np.ndarray], float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interval:
-    """A figure with the interval that holds it in 95 % of repetitions."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,23 +85,6 @@ def coverage(real: np.ndarray, drawn: np.ndarray, neighbours: int = 5) -> Covera
         density=float(inside_real.sum(0).mean() / neighbours),
         coverage=float(inside_real.any(1).mean()),
     )
-
-
-def bootstrap(distance: Distance, real: np.ndarray, drawn: np.ndarray, *, repeats: int, seed: int) -> Interval:
-    """Put a 95 % interval around a distance by drawing both samples anew with replacement.
-
-    The percentiles of the resampled distances, moved so that their median is the distance itself: resampling adds to
-    it, because images then stand in a sample twice. Images count as independent, though several come from one slide,
-    so the interval is somewhat too narrow.
-    """
-    value = distance(real, drawn)
-    rng = numpy_generator(seed, "bootstrap")
-    values = [
-        distance(real[rng.integers(len(real), size=len(real))], drawn[rng.integers(len(drawn), size=len(drawn))])
-        for _ in range(repeats)
-    ]
-    low, centre, high = np.quantile(values, [0.025, 0.5, 0.975])
-    return Interval(value=value, low=float(value + low - centre), high=float(value + high - centre))
 
 
 def nearest(queries: np.ndarray, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

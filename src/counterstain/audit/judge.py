@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import segmentation_models_pytorch as smp
@@ -27,11 +27,13 @@ from counterstain.data.batches import patch_batches
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
 from counterstain.data.sampling import PatchSampler, SamplingConfig
+from counterstain.generators.interface import evaluation_device
 from counterstain.seeding import derive
-from counterstain.storage import claim
+from counterstain.storage import claim, released_on_error
 from counterstain.taxonomy import IGNORE
 from counterstain.training import TrainingConfig, fit, forget_progress, fused_optimizers
 
+Device = Literal["auto", "cpu", "cuda"]
 GREY_MEAN, GREY_SD = 0.5, 0.25
 BATCH = 32
 
@@ -127,10 +129,11 @@ def train_judge(cohort: Cohort, config: JudgeConfig, out: Path, *, size_px: int,
     claim(out, "train judge", settings)
     if is_finished(out):
         return out
+    with released_on_error(out):
+        sampler = PatchSampler(cohort, "train", size_px, config.sampling, derive(seed, "data"))
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, "initialisation"))
         judge = Judge(config, cohort.taxonomy.num_labels)
-    sampler = PatchSampler(cohort, "train", size_px, config.sampling, derive(seed, "data"))
     batches = patch_batches(sampler, config.training.batch_size)
     fit(judge, batches, out, config.training, ema_decay=config.ema_decay, label="judge")
     header = CheckpointHeader(
@@ -149,58 +152,28 @@ def train_judge(cohort: Cohort, config: JudgeConfig, out: Path, *, size_px: int,
     return out
 
 
-def load_judge(folder: Path) -> tuple[Judge, CheckpointHeader]:
-    """Load a judge made by :func:`train_judge`."""
+def load_judge(folder: Path, device: Device = "auto") -> tuple[Judge, CheckpointHeader]:
+    """Load a judge made by :func:`train_judge`, for use on a device; ``auto`` is the GPU where there is one."""
     header, state = load_checkpoint(folder, "judge")
     judge = Judge(build(JudgeConfig, header.config, folder), header.taxonomy.num_labels)
     judge.load_state_dict(state)
-    return judge.eval(), header
+    return judge.eval().to(evaluation_device(device)), header
 
 
 @torch.no_grad()
-def describe(judge: Judge, patches: Sequence[Patch]) -> np.ndarray:
+def describe(judge: Judge, patches: Sequence[Patch], batch_size: int = BATCH) -> np.ndarray:
     """Return the features of patches, (n, d) float64."""
-    return np.concatenate([judge.features(images).double().cpu().numpy() for images, _ in _batches(judge, patches)])
+    batches = image_batches(patches, batch_size, judge.device)
+    return np.concatenate([judge.features(images).double().cpu().numpy() for images, _ in batches])
 
 
-@torch.no_grad()
-def instance_opinions(judge: Judge, patch_list: Sequence[Patch], min_area_px: int) -> np.ndarray:
-    """Say what the judge takes every instance for.
-
-    Parameters
-    ----------
-    patch_list : sequence of Patch
-    min_area_px : int
-        Smaller instances, or what a patch shows of one, are left out.
-
-    Returns
-    -------
-    (n, 3) integer array
-        Asked subtype, the subtype with the highest mean log-probability over the instance's pixels, and whether most
-        of its pixels look like any subtype at all rather than like background (0 or 1).
-    """
-    rows: list[tuple[int, int, int]] = []
-    for images, patches in _batches(judge, patch_list):
-        log_probabilities = torch.log_softmax(judge(images).float(), dim=1).cpu().numpy()
-        for patch, scores in zip(patches, log_probabilities, strict=True):
-            rows += _opinions(patch, scores, min_area_px)
-    return np.array(rows, np.int64).reshape(-1, 3)
-
-
-def _opinions(patch: Patch, scores: np.ndarray, min_area_px: int) -> Iterator[tuple[int, int, int]]:
-    for instance, area in patch.areas_px.items():
-        asked = patch.subtypes[instance]
-        if asked == IGNORE or area < min_area_px:
-            continue
-        inside = scores[:, patch.instances == instance]
-        looks_like = int(inside[1:].mean(1).argmax()) + 1
-        yield asked, looks_like, int((inside.argmax(0) > 0).mean() > 0.5)
-
-
-def _batches(judge: Judge, patches: Sequence[Patch]) -> Iterator[tuple[Tensor, list[Patch]]]:
-    for first in range(0, len(patches), BATCH):
-        part = [patches[i] for i in range(first, min(first + BATCH, len(patches)))]
-        yield torch.from_numpy(np.stack([p.image for p in part])).to(judge.device), part
+def image_batches(
+    patches: Sequence[Patch], batch_size: int, device: torch.device
+) -> Iterator[tuple[Tensor, list[Patch]]]:
+    """Yield images (B, H, W, 3) uint8 on the device, with their patches."""
+    for first in range(0, len(patches), batch_size):
+        part = [patches[i] for i in range(first, min(first + batch_size, len(patches)))]
+        yield torch.from_numpy(np.stack([p.image for p in part])).to(device), part
 
 
 def _normalised(images: Tensor) -> Tensor:

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from counterstain.audit.audit import HELD_OUT, Audit, AuditConfig, Findings
+from counterstain.audit.copies import Match
+from counterstain.audit.findings import REFERENCES, Audit, Findings
+from counterstain.audit.ruler import AuditConfig
 from counterstain.data.patch_set import PatchSet
 from counterstain.storage import replacing, write_csv, write_json
 
@@ -16,21 +18,29 @@ PAIRS, EXAMPLES, GAP_PX = 12, 16, 4
 
 
 def write_audit(audit: Audit, sets: dict[str, PatchSet], config: AuditConfig, out: Path) -> None:
-    """Write ``audit.csv`` (a row per kind of images), ``confusion.csv``, ``nearest.csv``, ``audit.json`` (settings and
-    sets), and for each set ``SET-nearest.png`` (drawn images above the training patches nearest to them) and
-    ``SET-examples.png``.
+    """Write ``audit.csv`` (a row per kind of images), ``confusion.csv``, ``nearest.csv``, ``copies.csv``,
+    ``audit.json`` (settings and sets), and for each set ``SET-nearest.png`` (drawn images above the sampled training
+    patches nearest to them), ``SET-copies.png`` (above the training tissue that is likest) and ``SET-examples.png``.
     """
     write_csv(out / "audit.csv", audit.table())
     write_csv(out / "confusion.csv", pd.concat([_confusion_rows(f) for f in audit.findings], ignore_index=True))
-    nearest = [f.nearest.assign(images=f.name) for f in audit.findings]
-    write_csv(out / "nearest.csv", pd.concat(nearest, ignore_index=True))
+    write_csv(out / "copies.csv", _joined({f.name: f.copies.table for f in audit.findings}))
+    write_csv(out / "nearest.csv", _joined({f.name: f.nearest for f in audit.findings}))
     headers = {name: s.header.model_dump(mode="json", exclude={"taxonomy"}) for name, s in sets.items()}
     write_json(out / "audit.json", {"settings": config.model_dump(mode="json"), "sets": headers})
     for findings in audit.findings:
-        if findings.name != HELD_OUT:
+        if findings.name not in REFERENCES:
             _write_image(out / f"{findings.name}-nearest.png", _pairs(findings, sets[findings.name], audit))
+            if len(findings.copies.table):
+                _write_image(out / f"{findings.name}-copies.png", _likest(findings, sets[findings.name], audit))
             drawn = [sets[findings.name][i].image for i in range(EXAMPLES)]
             _write_image(out / f"{findings.name}-examples.png", _tiled(drawn, columns=8))
+
+
+def _joined(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Put tables of the same columns below each other, with the kind of images as their last column."""
+    named = [table.assign(images=name) for name, table in tables.items()]
+    return pd.concat([table for table in named if len(table)] or named[:1], ignore_index=True)
 
 
 def _confusion_rows(findings: Findings) -> pd.DataFrame:
@@ -43,6 +53,13 @@ def _pairs(findings: Findings, patch_set: PatchSet, audit: Audit) -> np.ndarray:
     drawn = [patch_set[int(i)].image for i in nearest["image"]]
     real = [audit.training_patches[int(i)].image for i in nearest["training_patch"]]
     return _tiled([*drawn, *real], columns=len(drawn))
+
+
+def _likest(findings: Findings, patch_set: PatchSet, audit: Audit) -> np.ndarray:
+    rows = findings.copies.table.head(PAIRS).to_dict("records")
+    matches = [Match(**{name: row[name] for name in Match.__dataclass_fields__}) for row in rows]
+    drawn = [patch_set[int(row["image"])].image for row in rows]
+    return _tiled([*drawn, *(audit.search.crop(match) for match in matches)], columns=len(drawn))
 
 
 def _tiled(images: list[np.ndarray], columns: int) -> np.ndarray:

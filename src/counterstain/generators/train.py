@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -36,7 +37,7 @@ from counterstain.generators.watch import watch_autoencoder, watch_spade
 from counterstain.processes import rank, run_in_processes
 from counterstain.progress import bar
 from counterstain.seeding import derive, torch_generator
-from counterstain.storage import claim
+from counterstain.storage import claim, released_on_error
 from counterstain.training import Batches, fit, forget_progress, starts_processes
 
 ENCODE_BATCH = 64
@@ -243,15 +244,21 @@ class _Run:
         return is_finished(self.out)
 
     def initialised(self, make: Callable[[], ModuleT]) -> ModuleT:
-        with torch.random.fork_rng():
-            torch.manual_seed(derive(self.seed, "initialisation"))
-            model = make()
-        if self.initial is not None:
-            self.initial.load_into(model)
-        return model
+        with self._released_on_error():
+            with torch.random.fork_rng():
+                torch.manual_seed(derive(self.seed, "initialisation"))
+                model = make()
+            if self.initial is not None:
+                self.initial.load_into(model)
+            return model
 
     def sampler(self, sampling: SamplingConfig) -> PatchSampler:
-        return PatchSampler(self.cohort, "train", self.size_px, sampling, derive(self.seed, "data"))
+        with self._released_on_error():
+            return PatchSampler(self.cohort, "train", self.size_px, sampling, derive(self.seed, "data"))
+
+    def _released_on_error(self) -> AbstractContextManager[None]:
+        """Return what frees the folder where settings turn out not to fit after it was claimed."""
+        return released_on_error(self.out) if rank() == 0 else nullcontext()
 
     def save(
         self, state: dict[str, Tensor], *, notes: dict[str, Any] | None = None, seen: tuple[str, ...] = ()

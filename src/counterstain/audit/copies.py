@@ -1,0 +1,251 @@
+"""Search all training tissue for the place that a drawn image resembles most, pixel by pixel.
+
+A copy may come from anywhere in a region, and turned or mirrored, for so are patches cut for training. A sample of
+training patches therefore misses nearly all copies; this search goes over every position. It compares images shrunk
+to few pixels first and the best places at full size after.
+
+Shapes: H, W = rows and columns of a region, h, w = those of a template, n = regions of one size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from scipy import fft
+
+from counterstain.audit.redrawn import redrawn_pixels
+from counterstain.data.cohort import Cohort
+from counterstain.data.patches import Patch, turn, turn_back
+
+COARSE_PX = 16  # edge of a patch in the first search
+CANDIDATES = 8  # places that are compared at full size
+FLAT = 2.0  # grey levels: what varies less counts as empty, not as alike
+COPY_QUANTILE = 0.99  # of the held-out patches are less like training tissue than what counts as a copy
+LEAST_SHARE = 0.1  # of a patch's pixels: fewer are alike by chance
+
+Turn = tuple[bool, int]
+TURNS: tuple[Turn, ...] = tuple((flipped, turns) for flipped in (False, True) for turns in range(4))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """The place of the training tissue that an image resembles most."""
+
+    similarity: float
+    """Correlation of the grey levels, -1 to 1; 1 is a copy, whatever its brightness and contrast."""
+    region: int
+    """Position of the region in the cohort."""
+    y_px: int
+    x_px: int
+    flipped: bool
+    quarter_turns: int
+    """How the tissue was mirrored and turned, as in :class:`~counterstain.data.patches.Source`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    similarity: float
+    region: int
+    y: int
+    x: int
+    how: Turn
+
+
+class CopySearch:
+    """The training part of a cohort, ready to be searched.
+
+    Parameters
+    ----------
+    cohort : Cohort
+    size_px : int
+        Edge of the patches that will be searched for.
+    """
+
+    def __init__(self, cohort: Cohort, size_px: int) -> None:
+        self._cohort, self._size_px = cohort, size_px
+        self._shrink = max(1, size_px // COARSE_PX)
+        by_shape: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
+        for position in cohort.part("train").tolist():
+            coarse = _shrunk(_grey(cohort.read(position)[0]), self._shrink)
+            by_shape.setdefault(coarse.shape, []).append((position, coarse))
+        self._stacks = [
+            ([position for position, _ in members], _Stack(np.stack([coarse for _, coarse in members])))
+            for members in by_shape.values()
+        ]
+
+    def best(self, image: np.ndarray, mask: np.ndarray | None = None) -> Match | None:
+        """Find the place that an image resembles most.
+
+        Parameters
+        ----------
+        image : (size_px, size_px, 3) uint8 array
+        mask : (size_px, size_px) bool array, optional
+            Pixels that are compared; all where not given.
+
+        Returns
+        -------
+        Match, or None where the mask holds less than a tenth of the pixels
+        """
+        inside = np.ones(image.shape[:2], np.float32) if mask is None else mask.astype(np.float32)
+        if inside.mean() < LEAST_SHARE:
+            return None
+        grey = _grey(image)
+        places = sorted(self._places(grey, inside), key=lambda place: -place.similarity)
+        return max((self._refined(grey, inside, p) for p in places[:CANDIDATES]), key=lambda match: match.similarity)
+
+    def crop(self, match: Match) -> np.ndarray:
+        """Return the training tissue of a match, turned like the image, (size_px, size_px, 3) uint8."""
+        image, _ = self._cohort.read(match.region)
+        window = image[match.y_px : match.y_px + self._size_px, match.x_px : match.x_px + self._size_px]
+        return turn(window, flipped=match.flipped, quarter_turns=match.quarter_turns)
+
+    def _places(self, grey: np.ndarray, inside: np.ndarray) -> Iterator[_Place]:
+        """Yield the best place of every region for every way to turn the image, in shrunk pixels."""
+        for how in TURNS:
+            weights = _turned(inside, how)
+            share = _shrunk(weights, self._shrink)
+            coarse = _shrunk(_turned(grey, how) * weights, self._shrink) / np.maximum(share, 1e-6)
+            for positions, stack in self._stacks:
+                scores = stack.correlation(coarse, share)
+                for position, found in zip(positions, scores, strict=True):
+                    y, x = divmod(int(found.argmax()), found.shape[1])
+                    yield _Place(similarity=float(found[y, x]), region=position, y=y, x=x, how=how)
+
+    def _refined(self, grey: np.ndarray, inside: np.ndarray, place: _Place) -> Match:
+        """Search around a place at full size."""
+        image, _ = self._cohort.read(place.region)
+        size, shrink = self._size_px, self._shrink
+        y0 = min(max(0, (place.y - 1) * shrink), image.shape[0] - size)
+        x0 = min(max(0, (place.x - 1) * shrink), image.shape[1] - size)
+        stack = _Stack(_grey(image[y0 : y0 + size + 2 * shrink, x0 : x0 + size + 2 * shrink])[None])
+        scores = stack.correlation(_turned(grey, place.how), _turned(inside, place.how))[0]
+        y, x = divmod(int(scores.argmax()), scores.shape[1])
+        return Match(
+            similarity=float(scores[y, x]),
+            region=place.region,
+            y_px=y0 + y,
+            x_px=x0 + x,
+            flipped=place.how[0],
+            quarter_turns=place.how[1],
+        )
+
+
+class _Stack:
+    """Regions (n, H, W) of one size with their Fourier transforms."""
+
+    def __init__(self, regions: np.ndarray) -> None:
+        self.shape = regions.shape[1:]
+        centred = regions.astype(np.float64) - regions.mean()  # sums of squares keep their digits
+        self._values, self._squares = fft.rfft2(centred), fft.rfft2(centred**2)
+
+    def correlation(self, template: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Return Pearson's correlation of a weighted template (h, w) with every window, (n, H - h + 1, W - w + 1)."""
+        total = float(weights.sum())
+        deviation = template - (weights * template).sum() / total
+        summed = self._slid(self._values, weights)
+        spread = self._slid(self._squares, weights) - summed**2 / total
+        floor = FLAT**2 * total
+        scale = np.sqrt(max(float((weights * deviation**2).sum()), floor) * np.maximum(spread, floor))
+        return np.asarray(self._slid(self._values, weights * deviation) / scale)
+
+    def _slid(self, transformed: np.ndarray, template: np.ndarray) -> np.ndarray:
+        product = transformed * np.conj(fft.rfft2(template, self.shape))
+        rows, columns = (length - edge + 1 for length, edge in zip(self.shape, template.shape, strict=True))
+        return np.asarray(fft.irfft2(product, self.shape)[:, :rows, :columns])
+
+
+def copy_table(search: CopySearch, patches: Sequence[Patch], kept: Collection[int] | None = None) -> pd.DataFrame:
+    """Search for every patch of a sequence.
+
+    Parameters
+    ----------
+    search : CopySearch
+    patches : sequence of Patch
+    kept : collection of int, optional
+        Subtypes that inpainting does not draw. Where given, the pixels of all other instances alone are compared: the
+        rest of an inpainted image is a copy, as it should be.
+
+    Returns
+    -------
+    DataFrame
+        A row per patch that could be compared, the likest first: image (number), similarity, region (position), y_px,
+        x_px, flipped, quarter_turns.
+    """
+    rows = []
+    for number, patch in enumerate(patches):
+        match = search.best(patch.image, None if kept is None else redrawn_pixels(patch, kept))
+        if match is not None:
+            rows.append({"image": number} | asdict(match))
+    return _table(rows).sort_values("similarity", ascending=False, ignore_index=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopiesFound:
+    """How like images are to training tissue at its likest place."""
+
+    share: float
+    """Share of the images that are liker, pixel by pixel, than 99 % of the held-out ones are. Of inpainted images what
+    was drawn is compared, of the held-out ones then the instances. NaN where nothing was searched for."""
+    table: pd.DataFrame
+    """See :func:`copy_table`."""
+
+    @classmethod
+    def none(cls) -> Self:
+        """Return the record of no search."""
+        return cls(share=float("nan"), table=_table([]))
+
+
+class CopyCheck:
+    """A search that knows how like held-out tissue is.
+
+    Parameters
+    ----------
+    search : CopySearch
+    held_out : sequence of Patch
+        Real patches of other patients.
+    most : int
+        Patches that are searched for of each kind.
+    """
+
+    def __init__(self, search: CopySearch, held_out: Sequence[Patch], most: int) -> None:
+        self.search, self._held_out, self._most = search, held_out, most
+        self._limits: dict[frozenset[int] | None, float] = {}
+
+    def look(self, patches: Sequence[Patch], kept: frozenset[int] | None = None) -> CopiesFound:
+        """Search for patches, or, where ``kept`` is given, for what inpainting drew of them."""
+        if kept not in self._limits:
+            self._limits[kept] = copy_limit(self._found(self._held_out, kept))
+        table = self._found(patches, kept)
+        above = (table["similarity"] > self._limits[kept]).mean() if np.isfinite(self._limits[kept]) else np.nan
+        return CopiesFound(share=float(above), table=table)
+
+    def _found(self, patches: Sequence[Patch], kept: frozenset[int] | None) -> pd.DataFrame:
+        return copy_table(self.search, [patches[i] for i in range(min(self._most, len(patches)))], kept)
+
+
+def copy_limit(held_out: pd.DataFrame) -> float:
+    """Return the similarity that 1 % of the held-out patches exceed; NaN where none could be compared."""
+    return float(held_out["similarity"].quantile(COPY_QUANTILE))
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["image", *Match.__dataclass_fields__])
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    return image.mean(axis=2, dtype=np.float32)
+
+
+def _turned(array: np.ndarray, how: Turn) -> np.ndarray:
+    return turn_back(array, flipped=how[0], quarter_turns=how[1])
+
+
+def _shrunk(values: np.ndarray, factor: int) -> np.ndarray:
+    """Average (H, W) over squares of ``factor`` pixels; what is left over at the far edges is cut off."""
+    height, width = (length // factor for length in values.shape)
+    whole = values[: height * factor, : width * factor]
+    return np.asarray(whole.reshape(height, factor, width, factor).mean((1, 3)))

@@ -1,0 +1,84 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from drawn_cohort import draw_cohort
+
+from counterstain.audit.copies import CopyCheck, CopySearch, _Stack, copy_limit, copy_table
+from counterstain.data.sampling import PatchSampler, SamplingConfig
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    return draw_cohort(tmp_path_factory.mktemp("cohort") / "c")
+
+
+@pytest.fixture(scope="module")
+def search(cohort):
+    return CopySearch(cohort, 32)
+
+
+def patches(cohort, part, count=12):
+    sampler = PatchSampler(cohort, part, 32, SamplingConfig(background_share=0.2), seed=3)
+    return [sampler[i] for i in range(count)]
+
+
+def test_correlation_equals_pearsons_at_every_place():
+    rng = np.random.default_rng(0)
+    region, template, weights = rng.normal(0, 50, (9, 11)), rng.normal(0, 50, (4, 4)), rng.random((4, 4)).round()
+    found = _Stack(region[None]).correlation(template, weights)[0]
+    inside = weights > 0
+    for y, x in np.ndindex(6, 8):
+        window = region[y : y + 4, x : x + 4]
+        assert found[y, x] == pytest.approx(np.corrcoef(window[inside], template[inside])[0, 1])
+
+
+def test_training_tissue_is_found_at_its_place_however_it_is_turned(cohort, search):
+    names = cohort.regions["region"].tolist()
+    for patch in patches(cohort, "train"):
+        match = search.best(patch.image)
+        assert match.similarity == pytest.approx(1, abs=1e-4)
+        assert (names[match.region], match.y_px, match.x_px) == (
+            patch.source.region,
+            patch.source.y_px,
+            patch.source.x_px,
+        )
+        assert np.array_equal(search.crop(match), patch.image)
+
+
+def test_other_contrast_does_not_hide_a_copy(cohort, search):
+    patch = patches(cohort, "train")[0]
+    assert search.best((patch.image * 0.6 + 30).astype(np.uint8)).similarity > 0.99
+
+
+def test_held_out_tissue_is_no_copy(cohort, search):
+    limit = copy_limit(copy_table(search, patches(cohort, "val", 30)))
+    assert limit < 0.99
+    assert (copy_table(search, patches(cohort, "train"))["similarity"] > limit).all()
+
+
+def test_empty_images_are_no_copies_of_empty_tissue(search):
+    assert search.best(np.full((32, 32, 3), 230, np.uint8)).similarity < 0.5
+
+
+def test_of_inpainted_images_only_what_was_drawn_is_compared(cohort, search):
+    rng = np.random.default_rng(0)
+    drawn = []
+    for patch in patches(cohort, "train"):
+        noise = rng.integers(0, 256, patch.image.shape, np.uint8)
+        drawn.append(replace(patch, image=np.where((patch.instances > 0)[..., None], noise, patch.image)))
+    assert copy_table(search, drawn, frozenset({255}))["similarity"].max() < 0.6
+
+
+def test_patches_with_too_little_drawn_are_left_out(cohort, search):
+    bare = [replace(p, instances=np.zeros_like(p.instances), subtypes={}) for p in patches(cohort, "train", 3)]
+    assert copy_table(search, bare, frozenset()).empty
+    kept = frozenset(range(1, 6))
+    assert copy_table(search, patches(cohort, "train", 3), kept).empty
+
+
+def test_a_set_of_copies_is_found_out_and_held_out_patches_are_not(cohort, search):
+    check = CopyCheck(search, patches(cohort, "val"), most=8)
+    assert check.look(patches(cohort, "train")).share == 1.0
+    assert check.look(patches(cohort, "val")).share <= 0.125
+    assert len(check.look(patches(cohort, "train")).table) == 8
