@@ -7,22 +7,29 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.linalg
+import timm
+import torch
 from drawn_cohort import draw_cohort
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from counterstain.audit.audit import audit_sets
+from counterstain.audit.audit import audit_identity, audit_sets
 from counterstain.audit.distances import coverage, frechet_distance, kernel_distance, nearest
+from counterstain.audit.features import features_of
 from counterstain.audit.findings import HALVES, HELD_OUT
+from counterstain.audit.inputs import require_auditable
 from counterstain.audit.judge import JudgeConfig, load_judge, train_judge
 from counterstain.audit.opinions import instance_probabilities
+from counterstain.audit.real import training_halves
 from counterstain.audit.ruler import AuditConfig
 from counterstain.audit.stain import STAIN_VECTORS, seam, stain_density, stain_table
 from counterstain.cli import app
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.patches import Patch, Source
 from counterstain.data.sampling import PatchSampler, SamplingConfig
-from counterstain.errors import InputError, LeakageError, MismatchError
+from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
 from counterstain.generators.synthesize import SynthesisConfig, synthesize
+from counterstain.storage import claim
 from counterstain.training import TrainingConfig
 
 CONFIG = AuditConfig(patches=60, min_area_px=20, copies=20)
@@ -271,3 +278,73 @@ def test_the_command_writes_tables_and_pictures(sets, cohort, judge, tmp_path):
         "deaf-nearest.png",
         "listens-examples.png",
     } <= files
+
+
+def test_a_judge_or_a_set_of_another_cohort_is_refused(sets, cohort, judge, tmp_path):
+    other = draw_cohort(tmp_path / "c", regions=1)
+    with pytest.raises(MismatchError, match=r"the judge .*: was made from another cohort than"):
+        require_auditable(sets, other, judge)
+    shutil.copytree(judge, tmp_path / "j")
+    header = json.loads((tmp_path / "j" / "model.json").read_text())
+    (tmp_path / "j" / "model.json").write_text(json.dumps(header | {"cohort": other.fingerprint}))
+    with pytest.raises(MismatchError, match=r"^listens: was made from another cohort than"):
+        require_auditable(sets, other, tmp_path / "j")
+    (tmp_path / "j" / "model.json").write_text(json.dumps(header | {"mpp": 1.0}))
+    with pytest.raises(MismatchError, match=r"is at 1 um/px, .* at 0\.5"):
+        require_auditable(sets, cohort, tmp_path / "j")
+
+
+def test_a_folder_of_another_audit_is_left_as_it_was(sets, cohort, judge, tmp_path):
+    identity = audit_identity(sets, cohort, judge, CONFIG)
+    claim(tmp_path / "a", "audit", identity)
+    with pytest.raises(MismatchError, match=r"belongs to another run \(audit: sets\.deaf"):
+        claim(tmp_path / "a", "audit", audit_identity({"listens": sets["listens"]}, cohort, judge, CONFIG))
+
+
+def test_weights_that_are_missing_leave_no_folder_behind(sets, cohort, judge, tmp_path):
+    arguments = [str(sets["deaf"].folder), "--cohort", cohort.folder, "--judge", judge, "--out", tmp_path / "a"]
+    result = CliRunner().invoke(app, ["audit", *map(str, arguments), "--features", "timm:resnet10t"])
+    assert isinstance(result.exception, ConfigError)
+    assert "give the file of its weights" in str(result.exception)
+    assert not (tmp_path / "a").exists()
+
+
+def test_features_come_from_a_local_file_of_timm_weights(judge, tmp_path):
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", pretrained=False, num_classes=7)
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    features = features_of("timm:test_resnet", tmp_path / "w.pt", load_judge(judge)[0], 2)
+    patches = [one_disc(80, 230), one_disc(200, 230), one_disc(80, 230)]
+    found = features(patches)
+    assert found.shape == (3, network.num_features)
+    assert found[0] == pytest.approx(found[2], rel=1e-4)
+    assert np.abs(found[0] - found[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("timm:test_resnet", {"stem.weight": 1}, "does not fit test_resnet"),
+        ("timm:nothing_like_it", {}, "timm has no network of this name"),
+        ("resnet", {}, "expected judge or timm:NAME"),
+        ("judge", {}, "need no file"),
+    ],
+)
+def test_features_that_cannot_be_had_are_refused(judge, tmp_path, name, content, message):
+    save_file({key: torch.zeros(value) for key, value in content.items()}, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=message):
+        features_of(name, tmp_path / "w.safetensors", load_judge(judge)[0], 2)
+
+
+def test_instances_that_relabelling_kept_are_not_measured():
+    patch = one_disc(100, 130, subtype=5)
+    assert np.isnan(seam(patch, kept={5, 255}))
+    assert stain_table([patch], "dab", 20, kept={5, 255}).empty
+
+
+def test_halves_of_the_training_part_share_no_patient(cohort):
+    halves = training_halves(cohort, 32, 20, 0)
+    patients = [{patch.source.patient for patch in half} for half in halves]
+    assert [len(half) for half in halves] == [20, 20]
+    assert patients[0] | patients[1] == set(cohort.patients("train"))
+    assert not patients[0] & patients[1]

@@ -2,15 +2,25 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from drawn_cohort import draw_cohort
+from drawn_cohort import HER2, SPLIT, draw_region
+from scipy import ndimage
 
 from counterstain.audit.copies import CopyCheck, CopySearch, _Stack, copy_limit, copy_table
+from counterstain.data.cohort import CohortWriter
 from counterstain.data.sampling import PatchSampler, SamplingConfig
 
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
-    return draw_cohort(tmp_path_factory.mktemp("cohort") / "c")
+    """Discs that are told apart by their texture, as tissue is."""
+    rng = np.random.default_rng(0)
+    writer = CohortWriter(tmp_path_factory.mktemp("cohort") / "c", HER2, 0.5, {"kind": "textured"})
+    for i in range(len(SPLIT)):
+        region = draw_region(rng, f"p{i}-0", f"p{i}")
+        texture = 400 * ndimage.gaussian_filter(rng.normal(size=(*region.image.shape[:2], 1)), (2.5, 2.5, 0))
+        textured = np.clip(0.5 * region.image + texture + 60, 0, 255).astype(np.uint8)
+        writer.add(f"p{i}", [replace(region, image=textured)])
+    return writer.finish().write_split({f"p{i}": part for i, part in enumerate(SPLIT)})
 
 
 @pytest.fixture(scope="module")

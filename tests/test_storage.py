@@ -10,6 +10,7 @@ import pytest
 from counterstain.errors import InputError, MismatchError, StorageError
 from counterstain.storage import (
     claim,
+    claimed,
     committing,
     fingerprint,
     read_json,
@@ -172,3 +173,20 @@ def test_a_place_where_nothing_can_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=r"file.* cannot be made \(.*\); give another output folder"):
         write_text(tmp_path / "file" / "x.txt", "text")
+
+
+def test_a_claim_is_given_back_where_nothing_came_of_it(tmp_path):
+    with pytest.raises(InputError), claimed(tmp_path / "run", "train", {}):
+        raise InputError("the weights do not fit")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_claim_holds_where_something_was_written(tmp_path):
+    def write_and_fail():
+        with claimed(tmp_path / "run", "train", {}):
+            write_text(tmp_path / "run" / "x.txt", "text")
+            raise InputError("later")
+
+    with pytest.raises(InputError, match="later"):
+        write_and_fail()
+    assert names_in(tmp_path / "run") == ["run.json", "x.txt"]

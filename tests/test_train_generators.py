@@ -110,6 +110,7 @@ def test_weights_that_saw_a_test_patient_are_no_start(cohort, trained_spade, tmp
 def test_weights_of_other_sizes_are_no_start(cohort, trained_spade, tmp_path):
     with pytest.raises(MismatchError, match=r"is \(8, 256\), the recipe asks for \(8, 512\);.*by --config or --set"):
         train_spade(cohort, spade(generator_width=8), tmp_path / "next", init=trained_spade, **COMMON)
+    assert not (tmp_path / "next").exists()
 
 
 def test_a_first_stage_is_validated_while_it_trains_and_at_the_end(trained_autoencoder):

@@ -22,7 +22,8 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch, turn, turn_back
 
 COARSE_PX = 16  # edge of a patch in the first search
-CANDIDATES = 8  # places that are compared at full size
+CANDIDATES = 24  # places that are compared at full size
+APART_PX = 4  # shrunk pixels: places that are nearer to each other may count as one
 FLAT = 2.0  # grey levels: what varies less counts as empty, not as alike
 COPY_QUANTILE = 0.99  # of the held-out patches are less like training tissue than what counts as a copy
 LEAST_SHARE = 0.1  # of a patch's pixels: fewer are alike by chance
@@ -104,16 +105,14 @@ class CopySearch:
         return turn(window, flipped=match.flipped, quarter_turns=match.quarter_turns)
 
     def _places(self, grey: np.ndarray, inside: np.ndarray) -> Iterator[_Place]:
-        """Yield the best place of every region for every way to turn the image, in shrunk pixels."""
+        """Yield the likest places for every way to turn the image, in shrunk pixels."""
         for how in TURNS:
             weights = _turned(inside, how)
             share = _shrunk(weights, self._shrink)
             coarse = _shrunk(_turned(grey, how) * weights, self._shrink) / np.maximum(share, 1e-6)
             for positions, stack in self._stacks:
-                scores = stack.correlation(coarse, share)
-                for position, found in zip(positions, scores, strict=True):
-                    y, x = divmod(int(found.argmax()), found.shape[1])
-                    yield _Place(similarity=float(found[y, x]), region=position, y=y, x=x, how=how)
+                for similarity, member, y, x in _peaks(stack.correlation(coarse, share)):
+                    yield _Place(similarity=similarity, region=positions[member], y=y, x=x, how=how)
 
     def _refined(self, grey: np.ndarray, inside: np.ndarray, place: _Place) -> Match:
         """Search around a place at full size."""
@@ -220,8 +219,9 @@ class CopyCheck:
         if kept not in self._limits:
             self._limits[kept] = copy_limit(self._found(self._held_out, kept))
         table = self._found(patches, kept)
-        above = (table["similarity"] > self._limits[kept]).mean() if np.isfinite(self._limits[kept]) else np.nan
-        return CopiesFound(share=float(above), table=table)
+        compared = len(table) and np.isfinite(self._limits[kept])
+        share = float((table["similarity"] > self._limits[kept]).mean()) if compared else float("nan")
+        return CopiesFound(share=share, table=table)
 
     def _found(self, patches: Sequence[Patch], kept: frozenset[int] | None) -> pd.DataFrame:
         return copy_table(self.search, [patches[i] for i in range(min(self._most, len(patches)))], kept)
@@ -234,6 +234,20 @@ def copy_limit(held_out: pd.DataFrame) -> float:
 
 def _table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["image", *Match.__dataclass_fields__])
+
+
+def _peaks(scores: np.ndarray) -> Iterator[tuple[float, int, int, int]]:
+    """Yield the highest of (n, H, W) scores, one of each small square at most: score, number, row and column."""
+    count, height, width = scores.shape
+    rows, columns = -(-height // APART_PX), -(-width // APART_PX)
+    padded = np.full((count, rows * APART_PX, columns * APART_PX), -np.inf)
+    padded[:, :height, :width] = scores
+    squares = padded.reshape(count, rows, APART_PX, columns, APART_PX).swapaxes(2, 3).reshape(-1, APART_PX**2)
+    best = squares.max(1)
+    for square in np.argsort(-best, kind="stable")[:CANDIDATES].tolist():
+        member, row, column = (int(i) for i in np.unravel_index(square, (count, rows, columns)))
+        y, x = divmod(int(squares[square].argmax()), APART_PX)
+        yield float(best[square]), member, row * APART_PX + y, column * APART_PX + x
 
 
 def _grey(image: np.ndarray) -> np.ndarray:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -73,14 +72,22 @@ def _load(name: str, weights: Path | None) -> nn.Module:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"{weights}: does not fit {model} ({' '.join(str(error).split())[:200]})") from error
-    return nn.Module.eval(network).requires_grad_(requires_grad=False)
+    evaluated: nn.Module = network.eval().requires_grad_(requires_grad=False)
+    return evaluated
+
+
+def _data_config(network: nn.Module) -> dict[str, Any]:
+    """Return what timm knows of the images that a network was trained on."""
+    timm_data: Any = timm.data
+    settings: dict[str, Any] = timm_data.resolve_model_data_config(network)
+    return settings
 
 
 class _Preparation:
     """Bring images (B, H, W, 3) uint8 to the size and colours that a network was trained on, (B, 3, h, w) float."""
 
     def __init__(self, network: nn.Module) -> None:
-        settings = resolve_model_data_config(network)
+        settings = _data_config(network)
         self._size = tuple(settings["input_size"][1:])
         self._mean, self._sd = (torch.tensor(settings[key])[:, None, None] for key in ("mean", "std"))
 

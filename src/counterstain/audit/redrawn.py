@@ -22,4 +22,4 @@ def kept_subtypes(patch_set: PatchSet) -> frozenset[int]:
 def redrawn_pixels(patch: Patch, kept: Collection[int]) -> np.ndarray:
     """Return which pixels lie in instances of other subtypes than those kept, (H, W) bool."""
     fixed = [instance for instance, subtype in patch.subtypes.items() if subtype in kept]
-    return (patch.instances != BACKGROUND) & ~np.isin(patch.instances, fixed)
+    return np.asarray((patch.instances != BACKGROUND) & ~np.isin(patch.instances, fixed))
