@@ -251,7 +251,7 @@ def _peaks(scores: np.ndarray) -> Iterator[tuple[float, int, int, int]]:
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
-    return image.mean(axis=2, dtype=np.float32)
+    return np.asarray(image.mean(axis=2, dtype=np.float32))
 
 
 def _turned(array: np.ndarray, how: Turn) -> np.ndarray:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +19,7 @@ from counterstain.checkpoints import (
     save_checkpoint,
 )
 from counterstain.config import Config, build
-from counterstain.data.batches import patch_batches, stack
+from counterstain.data.batches import patch_batches
 from counterstain.data.cohort import Cohort
 from counterstain.data.sampling import PatchSampler, SamplingConfig
 from counterstain.errors import ConfigError, MismatchError
@@ -30,17 +28,15 @@ from counterstain.generators.diffusion import Diffusion, DiffusionConfig
 from counterstain.generators.diffusion_generator import DiffusionGenerator
 from counterstain.generators.distillation import Distillation, DistillationConfig, student_config
 from counterstain.generators.initial import InitialWeights, require_fit
+from counterstain.generators.latent_batches import diffusion_batches, measure_latents
 from counterstain.generators.monitors import warnings_of
 from counterstain.generators.spade import Spade, SpadeConfig
-from counterstain.generators.style import StyleReferences, references_of, styled_batches
 from counterstain.generators.watch import watch_autoencoder, watch_spade
 from counterstain.processes import rank, run_in_processes
-from counterstain.progress import bar
-from counterstain.seeding import derive, torch_generator
+from counterstain.seeding import derive
 from counterstain.storage import claim, released_on_error
-from counterstain.training import Batches, fit, forget_progress, starts_processes
+from counterstain.training import fit, forget_progress, starts_processes
 
-ENCODE_BATCH = 64
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
 
 
@@ -148,8 +144,8 @@ def train_diffusion(
     model = run.initialised(lambda: Diffusion(config, first_stage, cohort.taxonomy.num_labels, seed))
     sampler = run.sampler(config.sampling)
     if config.normalise_latents != "none" and run.initial is None:
-        _measure_latents(model, sampler)
-    batches = _diffusion_batches(model, sampler, size_px, seed)
+        measure_latents(model, sampler)
+    batches = diffusion_batches(model, sampler, size_px, seed)
     fit(model, batches, out, config.training, ema_decay=config.ema_decay, label="diffusion")
     state = model.state_dict() | {f"first_stage.{name}": value for name, value in first_stage.state_dict().items()}
     notes = {"first_stage": first_header.config, "first_stage_sha256": first_header.sha256}
@@ -187,7 +183,7 @@ def train_distilled(cohort: Cohort, config: DistillationConfig, out: Path, *, te
         return out
     untrained = run.initialised(lambda: Diffusion(student, model.first_stage, cohort.taxonomy.num_labels, seed))
     distillation = Distillation(config, model, untrained, seed)
-    batches = _diffusion_batches(untrained, run.sampler(student.sampling), header.size_px, seed)
+    batches = diffusion_batches(untrained, run.sampler(student.sampling), header.size_px, seed)
     fit(distillation, batches, out, student.training, label="distillation")
     trained = distillation.student
     first_stage = {f"first_stage.{name}": value for name, value in trained.first_stage.state_dict().items()}
@@ -281,61 +277,3 @@ class _Run:
         )
         save_checkpoint(self.out, state, header)
         forget_progress(self.out)
-
-
-@torch.no_grad()
-def _measure_latents(model: Diffusion, sampler: PatchSampler, patches: int = 256) -> None:
-    """Set the mean and standard deviation of the latents' channels."""
-    encoded = [model.encode(_images(sampler, range(i, i + 16))) for i in range(0, patches, 16)]
-    latents = torch.cat(encoded)
-    sd = latents.std((0, 2, 3))
-    if model.config.normalise_latents == "all":
-        sd = sd.pow(2).mean().sqrt().expand_as(sd)
-    model.latent_mean.copy_(latents.mean((0, 2, 3)))
-    model.latent_sd.copy_(sd.clamp(min=1e-6))
-
-
-def _images(sampler: PatchSampler, indices: range) -> Tensor:
-    return torch.from_numpy(np.stack([sampler[i].image for i in indices]))
-
-
-def _diffusion_batches(model: Diffusion, sampler: PatchSampler, size_px: int, seed: int) -> Batches:
-    """Return the function step -> batch of patches, encoded once where the configuration says so, with references."""
-    config = model.config
-    references = None if config.style is None else references_of(sampler.cohort, size_px, seed)
-    if config.latent_pool is not None:
-        return _pooled(model, sampler, config.latent_pool, config.training.batch_size, references)
-    if references is not None:
-        return styled_batches(sampler, references, config.training.batch_size)
-    return patch_batches(sampler, config.training.batch_size)
-
-
-def _pooled(
-    model: Diffusion, sampler: PatchSampler, pool: int, batch_size: int, references: StyleReferences | None
-) -> Batches:
-    """Encode the first ``pool`` patches once; batches are runs of a fresh shuffle for each pass."""
-    encoded: list[dict[str, Tensor]] = []
-    with bar("encoding", pool) as advance:
-        for first in range(0, pool, ENCODE_BATCH):
-            members = range(first, min(first + ENCODE_BATCH, pool))
-            patches = [sampler[i] for i in members]
-            part = stack(patches)
-            kept = {"latents": model.encode(part["images"]), "labels": part["labels"]}
-            if references is not None:
-                kept |= references.beside(patches, members)
-            if model.config.context_share:
-                kept["context"] = model.training_context(part, 0, members)
-            encoded.append(kept)
-            advance(len(members))
-    whole = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
-
-    @lru_cache(maxsize=2)
-    def order(turn: int) -> Tensor:
-        return torch.randperm(pool, generator=torch_generator(model.seed, "pool", turn))
-
-    def batch(step: int) -> dict[str, Tensor]:
-        numbers = range(step * batch_size, (step + 1) * batch_size)
-        members = torch.stack([order(n // pool)[n % pool] for n in numbers])
-        return {name: values[members] for name, values in whole.items()}
-
-    return batch
