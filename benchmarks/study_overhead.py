@@ -5,10 +5,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from counterstain.study import stages
 from counterstain.study.config import StudyConfig
-from counterstain.study.executors.in_process import InProcessExecutor
-from counterstain.study.schedule import run_cells
+from counterstain.study.plan import Cell
 from counterstain.study.sharding import cells_of
 from counterstain.study.state import read_plan, rows_of, state_of, write_plan
 from counterstain.study.state_text import plan_tree, stage_table
@@ -36,14 +34,27 @@ def main() -> None:
         plan_tree(state_of(run, rows), study.name)
         show(f"plan of {len(cells)} cells", start)
         write_plan(run, rows)
-        stages._WORK.update(dict.fromkeys(stages._WORK, lambda *_: None))  # noqa: SLF001 - the work itself is left out
         start = time.perf_counter()
-        run_cells(cells, set(), run / "cells", InProcessExecutor(run / "cells", 1), retries=0)
-        show("running them without their work", start)
-        print(f"overhead of a cell: {(time.perf_counter() - start) / len(cells) * 1000:.1f} ms")
+        stage_table(state_of(run, read_plan(run)))
+        show("status when none is done", start)
+        run_without_work(cells, run)
         start = time.perf_counter()
         stage_table(state_of(run, read_plan(run)))
         show("status when all are done", start)
+
+
+def run_without_work(cells: list[Cell], run: Path) -> None:
+    # Planning and status load no torch; running does.
+    from counterstain.study import stages
+    from counterstain.study.executors.in_process import InProcessExecutor
+    from counterstain.study.schedule import run_cells
+
+    print(f"libraries of the stages imported: {memory_mb():.0f} MB")
+    stages._WORK.update(dict.fromkeys(stages._WORK, lambda *_: None))  # noqa: SLF001 - the work itself is left out
+    start = time.perf_counter()
+    run_cells(cells, set(), run / "cells", InProcessExecutor(run / "cells", 1), retries=0)
+    show("running them without their work", start)
+    print(f"overhead of a cell: {(time.perf_counter() - start) / len(cells) * 1000:.1f} ms")
 
 
 if __name__ == "__main__":

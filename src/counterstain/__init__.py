@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from counterstain.audit.audit import audit_sets
-    from counterstain.audit.judge import JudgeConfig, train_judge
+    from counterstain.audit.judge import train_judge
+    from counterstain.audit.judge_config import JudgeConfig
     from counterstain.audit.ruler import AuditConfig
     from counterstain.data.cohort import Cohort, CohortWriter, Region
     from counterstain.data.patch_set import PatchSet
@@ -47,7 +48,7 @@ _HOMES = {
     "CounterstainError": "errors",
     "DivergenceError": "errors",
     "InputError": "errors",
-    "JudgeConfig": "audit.judge",
+    "JudgeConfig": "audit.judge_config",
     "LeakageError": "errors",
     "MismatchError": "errors",
     "Patch": "data.patches",

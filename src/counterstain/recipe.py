@@ -14,15 +14,15 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field
 
-from counterstain.audit.judge import JudgeConfig
+from counterstain.audit.judge_config import JudgeConfig
 from counterstain.config import Config, build, merge, parse_overrides, read_yaml
 from counterstain.errors import ConfigError
-from counterstain.generators.autoencoder import AutoencoderConfig
-from counterstain.generators.diffusion import DiffusionConfig
-from counterstain.generators.distillation import DistillationConfig
+from counterstain.generators.autoencoder_config import AutoencoderConfig
+from counterstain.generators.diffusion_config import DiffusionConfig
+from counterstain.generators.distillation_config import DistillationConfig
 from counterstain.generators.layouts import SynthesisConfig
-from counterstain.generators.spade import SpadeConfig
-from counterstain.segmentation.model import SegmenterConfig
+from counterstain.generators.spade_config import SpadeConfig
+from counterstain.segmentation.segmenter_config import SegmenterConfig
 
 PRESETS = ("paper", "best", "demo")
 

@@ -11,50 +11,31 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch
 from lightning.pytorch import LightningModule
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from counterstain.audit.judge_config import JudgeConfig
 from counterstain.checkpoints import CheckpointHeader, is_finished, load_checkpoint, save_checkpoint
-from counterstain.config import Config, build
+from counterstain.config import build
 from counterstain.data.batches import patch_batches
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
-from counterstain.data.sampling import PatchSampler, SamplingConfig
+from counterstain.data.sampling import PatchSampler
 from counterstain.generators.interface import evaluation_device
 from counterstain.seeding import derive
 from counterstain.storage import claim, released_on_error
 from counterstain.taxonomy import IGNORE
-from counterstain.training import TrainingConfig, fit, forget_progress, fused_optimizers
+from counterstain.training import fit, forget_progress, fused_optimizers
 
 Device = Literal["auto", "cpu", "cuda"]
 GREY_MEAN, GREY_SD = 0.5, 0.25
 BATCH = 32
-
-
-class JudgeConfig(Config):
-    """The judge's network and training."""
-
-    training: TrainingConfig = TrainingConfig(steps=3000, batch_size=32)
-    """Steps, batch size, device."""
-    sampling: SamplingConfig = SamplingConfig(background_share=0.2)
-    """Which real patches it learns from; subtypes are drawn equally often."""
-    encoder: str = "tu-resnet18"
-    """Encoder, by its name in segmentation_models_pytorch; it starts without weights from elsewhere."""
-    decoder_channels: Annotated[tuple[int, ...], Field(min_length=5, max_length=5)] = (128, 64, 48, 32, 16)
-    """Channels of the decoder's five blocks."""
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Learning rate at the start; it falls to 0 along a cosine."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    """AdamW's weight decay."""
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.99
-    """Judge with an average of the weights; null = the last ones."""
 
 
 class Judge(LightningModule):

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from counterstain.audit.judge import Judge, load_judge
+from counterstain.audit.judge_config import JudgeFilterConfig
 from counterstain.checkpoints import CheckpointHeader, require_taxonomy
-from counterstain.config import Config
 from counterstain.data.cohort import Cohort
 from counterstain.data.leakage import check_no_leak
 from counterstain.data.patches import Patch
@@ -25,18 +24,6 @@ from counterstain.generators.interface import evaluation_device, fixed_batches, 
 from counterstain.taxonomy import BACKGROUND, IGNORE
 
 BATCH = 32
-
-
-class JudgeFilterConfig(Config):
-    """What a judge must agree on for an image to be kept."""
-
-    agreement: Annotated[float, Field(gt=0, le=1)] = 0.75
-    """Share of an image's redrawn instances that must look like the subtype that was asked for."""
-    min_area_px: Annotated[int, Field(ge=1)] = 64
-    """Instances that show fewer pixels are not judged; an image without a judged instance is kept."""
-    masks: Annotated[int, Field(ge=1, le=100)] = 4
-    """Masks tried at most for one patch, each as often as ``synthesis.attempts`` says; the last image is then kept and
-    counted as never passed."""
 
 
 class JudgeFilter:

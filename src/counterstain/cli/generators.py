@@ -182,7 +182,8 @@ def synthesize(
 
     Interrupted, the same command goes on; finished shards are kept.
     """
-    from counterstain.audit.judge_filter import JudgeFilter, JudgeFilterConfig
+    from counterstain.audit.judge_config import JudgeFilterConfig
+    from counterstain.audit.judge_filter import JudgeFilter
     from counterstain.config import build
     from counterstain.data.cohort import Cohort
     from counterstain.errors import ConfigError

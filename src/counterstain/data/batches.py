@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from counterstain.data.patches import Patch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class PatchSource(Protocol):
@@ -24,6 +25,8 @@ class PatchSource(Protocol):
 
 def stack(patches: Sequence[Patch]) -> dict[str, Tensor]:
     """Stack patches to ``images`` (B, H, W, 3) uint8, ``labels`` (B, H, W) uint8, ``instances`` (B, H, W) int32."""
+    import torch
+
     return {
         "images": torch.from_numpy(np.stack([p.image for p in patches])),
         "labels": torch.from_numpy(np.stack([p.label_mask for p in patches])),

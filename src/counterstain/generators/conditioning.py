@@ -5,16 +5,13 @@ Shapes: B = batch, L = labels (background and subtypes), H, W = rows and columns
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from counterstain.generators.diffusion_config import Shrinking
 from counterstain.taxonomy import BACKGROUND, IGNORE
-
-Shrinking = Literal["area", "bilinear"]
 
 
 def one_hot(label_masks: Tensor, num_labels: int) -> Tensor:

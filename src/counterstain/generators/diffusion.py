@@ -7,99 +7,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from lightning.pytorch import LightningModule
-from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from counterstain.config import Config
-from counterstain.data.sampling import SamplingConfig
 from counterstain.generators.autoencoder import Autoencoder
-from counterstain.generators.conditioning import Shrinking, one_hot, shrink, to_tensor
+from counterstain.generators.conditioning import one_hot, shrink, to_tensor
 from counterstain.generators.context import draw_redrawn, surroundings
-from counterstain.generators.inpainting import (
-    InpaintingConfig,
-)
+from counterstain.generators.diffusion_config import DiffusionConfig
+from counterstain.generators.drawing_config import WindowsConfig
 from counterstain.generators.networks.style_encoder import StyleNetwork
-from counterstain.generators.samplers import NoiseConfig, SamplerConfig, fresh_noise
-from counterstain.generators.style import StyleConfig
-from counterstain.generators.windows import WindowGrid, WindowsConfig, in_tiles
+from counterstain.generators.samplers import fresh_noise
+from counterstain.generators.windows import WindowGrid, in_tiles
 from counterstain.seeding import torch_generator
-from counterstain.training import TrainingConfig, fused_optimizers
+from counterstain.training import fused_optimizers
 
 MIN_SNR_GAMMA = 5.0  # Hang et al. 2023
-
-
-class DiffusionConfig(Config):
-    """The denoiser's network, noise, loss and training."""
-
-    training: TrainingConfig
-    """Steps, batch size, device."""
-    sampling: SamplingConfig = SamplingConfig()
-    """Which patches it trains on."""
-    channels: Annotated[int, Field(ge=8)] = 64
-    """Features at the latents' full size."""
-    multipliers: Annotated[tuple[int, ...], Field(min_length=2)] = (1, 4, 8)
-    """Features at each scale, as multiples of ``channels``."""
-    blocks: Annotated[int, Field(ge=1)] = 2
-    """Residual blocks at each scale."""
-    attention_scales: Annotated[int, Field(ge=0)] = 0
-    """How many of the lowest scales have attention; the middle block always has."""
-    heads: Annotated[int, Field(ge=1)] = 8
-    """Attention heads."""
-    condition: Shrinking = "area"
-    """How the label mask is brought to the size of the latents."""
-    condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of training samples without a mask, for classifier-free guidance."""
-    style: StyleConfig | None = None
-    """Also show the network the style of a reference patch; None = no such input."""
-    context_share: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of training samples that redraw some instances and are shown the rest in extra channels, for inpainting
-    (Rombach et al. 2022); 0 = the network has no such channels. Whole images are drawn as before."""
-    normalise_latents: Literal["none", "channel", "all"] = "channel"
-    """Bring the latents to mean 0 and standard deviation 1 before noise is added: channel by channel, or all channels
-    by the same factor, which keeps the ratios between principal components."""
-    latent_pool: Annotated[int, Field(ge=1)] | None = None
-    """Encode so many patches once and train on these; None = encode every batch anew."""
-    noise: NoiseConfig = NoiseConfig()
-    """The noising process."""
-    loss: Literal["l1", "l2", "min-snr"] = "l2"
-    """Distance between prediction and target; ``min-snr`` is l2 weighted by min(SNR, 5) (Hang et al. 2023)."""
-    lr: Annotated[float, Field(gt=0)] = 1e-4
-    """Learning rate."""
-    lr_scaling: Literal["none", "batch"] = "none"
-    """``batch`` multiplies the rate by the batch size, as CompVis/latent-diffusion does."""
-    lr_schedule: Literal["constant", "cosine"] = "constant"
-    """Whether the rate falls to 0 along a cosine."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps over which the rate rises from 0."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """AdamW's weight decay."""
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.9999
-    """Draw with an average of the weights; None = the last weights."""
-    sampler: SamplerConfig = SamplerConfig()
-    """How images are drawn."""
-    inpainting: InpaintingConfig = InpaintingConfig()
-    """What inpainting redraws and keeps."""
-    windows: WindowsConfig = WindowsConfig()
-    """How images larger than the training patches are drawn."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.noise.zero_terminal_snr and self.noise.prediction == "epsilon":
-            raise ValueError("noise.zero_terminal_snr needs noise.prediction: v_prediction or sample")
-        if self.sampler.guidance != 1.0 and not self.condition_dropout:
-            raise ValueError("sampler.guidance other than 1 needs condition_dropout above 0")
-        return self
-
-    @property
-    def scaled_lr(self) -> float:
-        """The rate that the optimiser gets."""
-        return self.lr * (self.training.batch_size if self.lr_scaling == "batch" else 1)
 
 
 def build_denoiser(config: DiffusionConfig, latent_channels: int, num_labels: int) -> UNet2DModel:

@@ -18,22 +18,18 @@ from counterstain.checkpoints import CheckpointHeader, load_checkpoint
 from counterstain.config import build
 from counterstain.data.patches import Patch
 from counterstain.errors import ConfigError, InputError
-from counterstain.generators.autoencoder import Autoencoder, AutoencoderConfig
+from counterstain.generators.autoencoder import Autoencoder
+from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.conditioning import to_images
-from counterstain.generators.diffusion import Diffusion, DiffusionConfig
-from counterstain.generators.inpainting import (
-    InpaintingConfig,
-    KnownLatents,
-    composite,
-    dilated,
-    latent_redraw_mask,
-    step_walk,
-)
+from counterstain.generators.diffusion import Diffusion
+from counterstain.generators.diffusion_config import DiffusionConfig
+from counterstain.generators.drawing_config import InpaintingConfig, SamplerConfig, WindowsConfig
+from counterstain.generators.inpainting import KnownLatents, composite, dilated, latent_redraw_mask, step_walk
 from counterstain.generators.interface import evaluation_device, fixed_batches, on_device
 from counterstain.generators.methods import Method
-from counterstain.generators.samplers import Denoiser, SamplerConfig, build_scheduler, sample
+from counterstain.generators.samplers import Denoiser, build_scheduler, sample
 from counterstain.generators.style import describe
-from counterstain.generators.windows import WindowGrid, WindowsConfig, extended, windowed
+from counterstain.generators.windows import WindowGrid, extended, windowed
 from counterstain.seeding import torch_generator
 
 

@@ -8,34 +8,15 @@ background is the original's byte for byte.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from counterstain.config import Config
+from counterstain.generators.drawing_config import InpaintingConfig
 from counterstain.generators.samplers import fresh_noise
-
-
-class InpaintingConfig(Config):
-    """What is redrawn and what is kept."""
-
-    dilation_px: Annotated[int, Field(ge=0, le=64)] = 0
-    """How far the latents are redrawn beyond the instances, against the pull of the old stain at their borders."""
-    resamples: Annotated[int, Field(ge=1, le=100)] = 1
-    """How often each stretch of steps is walked (r of RePaint, Lugmayr et al. 2022), so that what is redrawn and what
-    is kept come to fit; 1 = once. The network is evaluated about so many times as often."""
-    jump_length: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Steps of such a stretch (j of RePaint); few, where the sampler takes few."""
-    start: Literal["noise", "original"] = "noise"
-    """Begin from pure noise, or from the original image with noise over it (Meng et al. 2022)."""
-    strength: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the steps that are taken where ``start`` is ``original``; smaller = closer to the original."""
-    composite: bool = True
-    """Put the original pixels back outside the instances; False is what the authors' code does."""
 
 
 def dilated(redraw: Tensor, dilation_px: int) -> Tensor:

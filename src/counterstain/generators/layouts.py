@@ -17,7 +17,7 @@ from counterstain.data.patch_set import SHARD_PATCHES
 from counterstain.data.patches import Patch
 from counterstain.data.relabel import Instance, RelabelConfig, relabel
 from counterstain.data.sampling import PatchSampler, SamplingConfig
-from counterstain.generators.style_drawing import StyleChoice
+from counterstain.generators.style_config import StyleChoice
 from counterstain.taxonomy import BACKGROUND, IGNORE
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
-from pydantic import Field
 from torch import Tensor
 
-from counterstain.config import Config
 from counterstain.errors import ConfigError
+from counterstain.generators.diffusion_config import NoiseConfig
+from counterstain.generators.drawing_config import SamplerConfig
 
 FEW_STEP_POWER = 2.0  # quadratic (Song et al. 2021)
 Denoiser = Callable[[Tensor, int], Tensor]  # noisy latents (B, z, h, w), timestep -> the network's prediction
@@ -32,55 +32,6 @@ class Blend(Protocol):
     def renoise(self) -> None:
         """Draw new noise for what is kept, before stretches of steps are taken again."""
         ...
-
-
-class NoiseConfig(Config):
-    """The noising process, and what the network predicts of it."""
-
-    timesteps: Annotated[int, Field(ge=2)] = 1000
-    """T."""
-    beta_start: Annotated[float, Field(gt=0, lt=1)] = 0.0015
-    """Variance added in the first step."""
-    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.0205
-    """Variance added in the last step."""
-    schedule: Literal["scaled_linear", "linear", "squaredcos_cap_v2"] = "scaled_linear"
-    """How the variances grow; ``scaled_linear`` is linear in their square roots (Rombach et al. 2022)."""
-    prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
-    """What the network predicts: the noise, the velocity, or the clean latents (Salimans & Ho 2022)."""
-    zero_terminal_snr: bool = False
-    """Whether the last step is pure noise (Lin et al. 2024); not with ``epsilon``."""
-
-    def scheduler_settings(self) -> dict[str, Any]:
-        """Return the arguments that all of diffusers' schedulers share."""
-        return {
-            "num_train_timesteps": self.timesteps,
-            "beta_start": self.beta_start,
-            "beta_end": self.beta_end,
-            "beta_schedule": self.schedule,
-            "prediction_type": self.prediction,
-            "rescale_betas_zero_snr": self.zero_terminal_snr,
-        }
-
-
-class SamplerConfig(Config):
-    """How images are drawn."""
-
-    name: Literal["ddim", "dpmsolver++", "unipc", "few_step"] = "dpmsolver++"
-    """DDIM (Song et al. 2021), DPM-Solver++ 2M (Lu et al. 2022), UniPC (Zhao et al. 2023), or the 1 to 8 steps that a
-    distilled network was trained for."""
-    steps: Annotated[int, Field(ge=1, le=1000)] = 20
-    """Evaluations of the network (twice as many with guidance)."""
-    spacing_power: Annotated[float, Field(ge=1, le=5)] = 3.0
-    """Steps of DPM-Solver++ and UniPC lie at T (1 - i / steps) ** power: 1 = evenly in time, larger = closer together
-    towards the clean image, where few even steps lose fine variation. ``ddim`` is always even, ``few_step`` has 2."""
-    eta: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Fresh noise in each DDIM step: 0 = none, 1 = as much as in DDPM."""
-    guidance: Annotated[float, Field(ge=0)] = 1.0
-    """Classifier-free guidance (Ho & Salimans 2022): 1 = none; needs a network trained with condition dropout."""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Part of the noise levels, 0 = clean, 1 = pure noise, where guidance acts (Kynkäänniemi et al. 2024)."""
-    compute_batch: Annotated[int, Field(ge=1)] = 16
-    """Images drawn at once."""
 
 
 def build_scheduler(noise: NoiseConfig, sampler: SamplerConfig) -> Any:

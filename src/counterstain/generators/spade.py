@@ -7,20 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from counterstain.checkpoints import CheckpointHeader, load_checkpoint
-from counterstain.config import Config, build
+from counterstain.config import build
 from counterstain.data.patches import Patch
-from counterstain.data.sampling import SamplingConfig
 from counterstain.errors import ConfigError
 from counterstain.generators.conditioning import edges, one_hot, to_images, to_tensor
 from counterstain.generators.interface import evaluation_device, fixed_batches, on_device
@@ -30,68 +28,11 @@ from counterstain.generators.networks.image_encoder import ImageEncoder
 from counterstain.generators.networks.spade import UPSAMPLINGS, SpadeGeneratorNetwork
 from counterstain.generators.networks.spectral import settle_spectral_norms
 from counterstain.generators.perceptual import VggDistance
+from counterstain.generators.spade_config import SpadeConfig
 from counterstain.generators.style import without_tumour
 from counterstain.processes import started_processes
 from counterstain.seeding import torch_generator
-from counterstain.training import TrainingConfig, fused_optimizers
-
-
-class SpadeConfig(Config):
-    """SPADE's networks, losses and training; the defaults are those of the published implementation."""
-
-    training: TrainingConfig
-    """Steps, batch size, device."""
-    sampling: SamplingConfig = SamplingConfig()
-    """Which patches it trains on."""
-    generator_width: Annotated[int, Field(ge=4)] = 64
-    """Features of the generator's last block (``ngf``); also the first layer of the encoder."""
-    discriminator_width: Annotated[int, Field(ge=4)] = 64
-    """Features of the discriminator's first layer (``ndf``)."""
-    hidden: Annotated[int, Field(ge=4)] = 128
-    """Width of the networks that modulate."""
-    latent: Annotated[int, Field(ge=1)] = 256
-    """Length of the style code."""
-    edge_channel: bool = True
-    """Whether the networks see the borders between instances."""
-    noise_channels: Annotated[int, Field(ge=0)] = 0
-    """Channels of pixel noise that the generator sees beside the labels (Schönfeld et al. 2021, OASIS, section 3.3);
-    without it (0, as published) nuclei of flat areas tend to lie at the same places in every image."""
-    use_vae: bool = True
-    """Whether an encoder learns the style codes; without it codes are random in training too."""
-    lr_generator: Annotated[float, Field(gt=0)] = 1e-4
-    """Learning rate of generator and encoder."""
-    lr_discriminator: Annotated[float, Field(gt=0)] = 4e-4
-    """Learning rate of the discriminator (TTUR, Heusel et al. 2017: higher than the generator's)."""
-    betas: tuple[float, float] = (0.0, 0.9)
-    """Adam's decay rates."""
-    feature_weight: Annotated[float, Field(ge=0)] = 10.0
-    """Weight of feature matching."""
-    l1_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the L1 distance to the real image; not part of SPADE, a help for trainings of minutes."""
-    vgg_weight: Annotated[float, Field(ge=0)] = 10.0
-    """Weight of the VGG19 term; 0 needs no ImageNet weights."""
-    vgg_weights: str = "imagenet"
-    """``imagenet`` or the path of VGG19's state dict."""
-    kl_weight: Annotated[float, Field(ge=0)] = 0.05
-    """Weight of the Kullback-Leibler term of the VAE."""
-    initial_gain: Annotated[float, Field(gt=0)] | None = 0.02
-    """Start from Glorot's normal distribution times this, and biases of 0; None = torch's own start."""
-    monitor_masks: Annotated[int, Field(ge=0)] = 8
-    """Masks that are drawn while training, to watch for codes without effect, white images, repeated texture."""
-    monitor_codes: Annotated[int, Field(ge=2)] = 4
-    """Style codes that each of these masks is drawn with."""
-    monitor_every_steps: Annotated[int, Field(ge=1)] = 1000
-    """Distance of these figures; they are taken at the end in any case."""
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Draw with an average of the generator's weights; None = the last weights, as published."""
-    compute_batch: Annotated[int, Field(ge=1)] = 16
-    """Images drawn at once."""
-
-    @model_validator(mode="after")
-    def _vae_has_weight(self) -> Self:
-        if not self.use_vae and self.kl_weight and "kl_weight" in self.model_fields_set:
-            raise ValueError("kl_weight needs use_vae: true")
-        return self
+from counterstain.training import fused_optimizers
 
 
 class Spade(LightningModule):

@@ -12,15 +12,13 @@ Shapes: n = references, H, W = rows and columns in pixels, S = length of a style
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from counterstain.config import Config
 from counterstain.data.batches import stack
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
@@ -30,17 +28,6 @@ from counterstain.taxonomy import BACKGROUND
 
 SEEN_PX = 64  # edge of what the encoder sees of a reference
 CANDIDATES = 4  # places that the one with the most background is chosen from
-
-
-class StyleConfig(Config):
-    """A denoiser that is also given a style."""
-
-    width: Annotated[int, Field(ge=4)] = 32
-    """Features of the encoder's first layer."""
-    code: Annotated[int, Field(ge=1)] = 16
-    """Length of the learned code; six statistics of the stain are added to it."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Share of training samples without a style, so that images can be drawn without one."""
 
 
 class StyleReferences:

@@ -7,31 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from pydantic import Field
 
-from counterstain.config import Config
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
 from counterstain.errors import ConfigError, InputError
 from counterstain.generators.style import StyleReferences, references_of
+from counterstain.generators.style_config import StyleChoice
 from counterstain.seeding import numpy_generator
 
 Mix = tuple[tuple[str, float], ...]  # slides and their weights, which sum to 1
 TWO_SLIDES = {"other", "mixture", "beyond"}
-
-
-class StyleChoice(Config):
-    """Whose style images are drawn in; slides other than an image's own are drawn by its seed."""
-
-    source: Literal["none", "own", "other", "mixture", "beyond"] = "none"
-    """``none``: no style is given (SPADE: a random code); ``own``: of the slide that the mask is from; ``other``: of
-    another training slide; ``mixture``: between two training slides, in any ratio; ``beyond``: from one training slide
-    through a second and past it."""
-    step: Annotated[float, Field(gt=0, le=2)] = 0.3
-    """How far past the second slide ``beyond`` goes, as a share of the way between the two."""
 
 
 @runtime_checkable

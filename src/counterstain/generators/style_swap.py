@@ -17,7 +17,8 @@ from counterstain.data.sampling import PatchSampler
 from counterstain.generators.interface import ImageGenerator
 from counterstain.generators.layouts import SynthesisConfig, draw_layouts
 from counterstain.generators.style import references_of
-from counterstain.generators.style_drawing import Mix, StyleChoice, StyleDrawer
+from counterstain.generators.style_config import StyleChoice
+from counterstain.generators.style_drawing import Mix, StyleDrawer
 from counterstain.seeding import derive
 
 

@@ -23,14 +23,18 @@ from counterstain.data.batches import patch_batches
 from counterstain.data.cohort import Cohort
 from counterstain.data.sampling import PatchSampler, SamplingConfig
 from counterstain.errors import ConfigError, MismatchError
-from counterstain.generators.autoencoder import Autoencoder, AutoencoderConfig
-from counterstain.generators.diffusion import Diffusion, DiffusionConfig
+from counterstain.generators.autoencoder import Autoencoder
+from counterstain.generators.autoencoder_config import AutoencoderConfig
+from counterstain.generators.diffusion import Diffusion
+from counterstain.generators.diffusion_config import DiffusionConfig
 from counterstain.generators.diffusion_generator import DiffusionGenerator
-from counterstain.generators.distillation import Distillation, DistillationConfig, student_config
+from counterstain.generators.distillation import Distillation, student_config
+from counterstain.generators.distillation_config import DistillationConfig
 from counterstain.generators.initial import InitialWeights, require_fit
 from counterstain.generators.latent_batches import diffusion_batches, measure_latents
 from counterstain.generators.monitors import warnings_of
-from counterstain.generators.spade import Spade, SpadeConfig
+from counterstain.generators.spade import Spade
+from counterstain.generators.spade_config import SpadeConfig
 from counterstain.generators.watch import watch_autoencoder, watch_spade
 from counterstain.processes import rank, run_in_processes
 from counterstain.seeding import derive

@@ -13,30 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from counterstain.config import Config
 from counterstain.generators.samplers import Denoiser
 
 ConditionedDenoiser = Callable[[Tensor, int, Tensor], Tensor]  # latents, timestep, condition -> prediction
-
-
-class WindowsConfig(Config):
-    """How images larger than the training patches are drawn."""
-
-    window_px: Annotated[int, Field(ge=32)] | None = None
-    """Edge of a window; None = of the training patches."""
-    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of a window's edge that the next window covers again, at least; more is smoother and slower."""
-    decode_px: Annotated[int, Field(ge=64)] = 512
-    """Edge of the tiles in which the first stage encodes and decodes larger images."""
-    decode_overlap_px: Annotated[int, Field(ge=0)] = 64
-    """Pixels that such tiles share, blended; a linear first stage needs none."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from counterstain.data.patches import label_mask
 from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.progress import bar
 from counterstain.segmentation.counts import SlideCounts, count, measures, pooled, slide_measures, to_table
-from counterstain.segmentation.inference import InferenceConfig, predict_each
+from counterstain.segmentation.inference import predict_each
 from counterstain.segmentation.model import load_segmenter
+from counterstain.segmentation.segmenter_config import InferenceConfig
 from counterstain.taxonomy import Taxonomy
 
 ALL = "all"

@@ -8,26 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from counterstain.config import Config
 from counterstain.errors import ConfigError
-
-
-class InferenceConfig(Config):
-    """How a region is cut into windows."""
-
-    window_px: Annotated[int, Field(ge=32, multiple_of=32)] | None = None
-    """Edge of the windows, a multiple of 32; None = the edge of the training patches."""
-    overlap_px: Annotated[int, Field(ge=0)] | None = None
-    """Pixels that neighbouring windows share at least; None = a quarter of the window."""
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    """Windows that pass the network at once."""
 
 
 class TumourModel(Protocol):

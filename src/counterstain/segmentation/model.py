@@ -9,76 +9,26 @@ from __future__ import annotations
 import difflib
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from counterstain.checkpoints import CheckpointHeader, load_checkpoint
-from counterstain.config import Config, build
-from counterstain.data.copy_paste import CopyPasteConfig
-from counterstain.data.sampling import SamplingConfig
+from counterstain.config import build
 from counterstain.errors import ConfigError
 from counterstain.processes import summed
 from counterstain.seeding import derive
-from counterstain.segmentation.inference import InferenceConfig
-from counterstain.segmentation.mixing import MixingConfig
+from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.taxonomy import BACKGROUND, IGNORE
-from counterstain.training import TrainingConfig, fused_optimizers
+from counterstain.training import fused_optimizers
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_SD = (0.229, 0.224, 0.225)
 SIZE_MULTIPLE = 32  # the encoders halve an image five times
 DECODERS_WITH_CHANNELS = ("unet", "unetplusplus", "manet")
-
-
-class SegmenterConfig(Config):
-    """The segmenter's network, losses, optimiser and data."""
-
-    training: TrainingConfig = TrainingConfig(steps=2000)
-    """Steps, batch size, device."""
-    sampling: SamplingConfig = SamplingConfig()
-    """Which real patches it trains on, and how all patches are varied."""
-    mixing: MixingConfig = MixingConfig()
-    """What an amount of synthetic patches means."""
-    inference: InferenceConfig = InferenceConfig()
-    """How regions are cut into windows when it is evaluated."""
-    architecture: Literal["unet", "unetplusplus", "manet", "fpn", "linknet", "deeplabv3plus"] = "unet"
-    """Decoder, by its name in segmentation_models_pytorch."""
-    encoder: str = "resnet34"
-    """Encoder, by its name in segmentation_models_pytorch; ``tu-…`` are timm's."""
-    encoder_weights: str | None = "imagenet"
-    """``imagenet`` (none where they cannot be downloaded, with a notice), the path of a state dict, or null."""
-    require_weights: bool = False
-    """Stop where ImageNet weights cannot be downloaded."""
-    decoder_channels: Annotated[tuple[int, ...], Field(min_length=5, max_length=5)] | None = None
-    """Channels of the decoder's five blocks, from the deepest; null = the library's (256, 128, 64, 32, 16)."""
-    dice_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the Dice loss, which is taken over the whole batch."""
-    cross_entropy_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the cross-entropy."""
-    subtype_weighting: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Weigh the pixels of a subtype by its inverse frequency in training to this power: 1 lets all subtypes weigh the
-    same in sum, 0 is off. The mean weight of the tissue class stays 1, as background's."""
-    mixup_alpha: Annotated[float, Field(gt=0)] | None = None
-    """Blend the patches of a batch in pairs, the share drawn from Beta(alpha, alpha); null = not."""
-    copy_paste: CopyPasteConfig | None = None
-    """Lay instances of other training regions on the background of real patches; null = not."""
-    optimizer: Literal["adam", "adamw"] = "adam"
-    """Adam, or Adam with decoupled weight decay."""
-    lr: Annotated[float, Field(gt=0)] = 3e-4
-    """Learning rate (at the start, where it falls)."""
-    lr_schedule: Literal["constant", "cosine"] = "constant"
-    """``cosine`` lets the learning rate fall to zero over the training."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    """Adam's decay rates."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Weight decay of the optimiser."""
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Evaluate an average of the weights; null = the last ones."""
 
 
 class Segmenter(LightningModule):

@@ -27,7 +27,8 @@ from counterstain.segmentation.mixing import (
     training_steps,
 )
 from counterstain.segmentation.mixup import MixupBatches
-from counterstain.segmentation.model import SIZE_MULTIPLE, Segmenter, SegmenterConfig
+from counterstain.segmentation.model import SIZE_MULTIPLE, Segmenter
+from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.segmentation.weighting import count_labels, label_weights
 from counterstain.storage import claim, fingerprint
 from counterstain.training import Batches, fit, forget_progress, starts_processes

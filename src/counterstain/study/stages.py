@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from counterstain.audit.judge import JudgeConfig, train_judge
-from counterstain.audit.judge_filter import JudgeFilter, JudgeFilterConfig
+from counterstain.audit.judge import train_judge
+from counterstain.audit.judge_config import JudgeConfig, JudgeFilterConfig
+from counterstain.audit.judge_filter import JudgeFilter
 from counterstain.config import build
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
@@ -19,19 +20,18 @@ from counterstain.data.phantom import PhantomConfig, write_phantom
 from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.data.subset import keep_training_patients, link_cohort
 from counterstain.errors import InputError, MismatchError
-from counterstain.generators.autoencoder import AutoencoderConfig
-from counterstain.generators.diffusion import DiffusionConfig
+from counterstain.generators.autoencoder_config import AutoencoderConfig
+from counterstain.generators.diffusion_config import DiffusionConfig
 from counterstain.generators.diffusion_generator import DiffusionGenerator
-from counterstain.generators.inpainting import InpaintingConfig
+from counterstain.generators.drawing_config import InpaintingConfig, SamplerConfig
 from counterstain.generators.layouts import SynthesisConfig
 from counterstain.generators.load import load_generator
-from counterstain.generators.samplers import SamplerConfig
-from counterstain.generators.spade import SpadeConfig
+from counterstain.generators.spade_config import SpadeConfig
 from counterstain.generators.synthesize import synthesize
 from counterstain.generators.train import train_autoencoder, train_diffusion, train_spade
 from counterstain.progress import bar
 from counterstain.segmentation.evaluate import evaluate
-from counterstain.segmentation.model import SegmenterConfig
+from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.segmentation.train import train_segmenter
 from counterstain.storage import read_json, write_json, write_parquet
 from counterstain.study.integrity import DONE_FILE, notes_of

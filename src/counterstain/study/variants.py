@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from counterstain.audit.judge_filter import JudgeFilterConfig
+from counterstain.audit.judge_config import JudgeFilterConfig
 from counterstain.config import Config
 from counterstain.data.copy_paste import CopyPasteConfig
 from counterstain.data.stains import Stains

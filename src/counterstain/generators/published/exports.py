@@ -11,8 +11,8 @@ from torch import Tensor
 from counterstain.checkpoints import CheckpointHeader, load_checkpoint, read_header
 from counterstain.config import build
 from counterstain.errors import MismatchError
-from counterstain.generators.autoencoder import AutoencoderConfig
-from counterstain.generators.diffusion import DiffusionConfig
+from counterstain.generators.autoencoder_config import AutoencoderConfig
+from counterstain.generators.diffusion_config import DiffusionConfig
 from counterstain.generators.published import first_stage, spade, unet
 from counterstain.generators.published.files import write_state
 from counterstain.generators.published.renaming import Rule, State, to_published, with_prefix, without_prefix

@@ -21,12 +21,15 @@ from counterstain.checkpoints import (
 )
 from counterstain.config import Config, build
 from counterstain.errors import ConfigError, InputError, MismatchError
-from counterstain.generators.autoencoder import Autoencoder, AutoencoderConfig
-from counterstain.generators.diffusion import Diffusion, DiffusionConfig
+from counterstain.generators.autoencoder import Autoencoder
+from counterstain.generators.autoencoder_config import AutoencoderConfig
+from counterstain.generators.diffusion import Diffusion
+from counterstain.generators.diffusion_config import DiffusionConfig
 from counterstain.generators.published import first_stage, spade, unet
 from counterstain.generators.published.files import read_state
 from counterstain.generators.published.renaming import State, to_ours, with_prefix, without_prefix
-from counterstain.generators.spade import Spade, SpadeConfig
+from counterstain.generators.spade import Spade
+from counterstain.generators.spade_config import SpadeConfig
 from counterstain.storage import claim, sha256_of
 from counterstain.taxonomy import Taxonomy
 

@@ -1,0 +1,69 @@
+"""Settings of SPADE."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from counterstain.config import Config
+from counterstain.data.sampling import SamplingConfig
+from counterstain.training_config import TrainingConfig
+
+
+class SpadeConfig(Config):
+    """SPADE's networks, losses and training; the defaults are those of the published implementation."""
+
+    training: TrainingConfig
+    """Steps, batch size, device."""
+    sampling: SamplingConfig = SamplingConfig()
+    """Which patches it trains on."""
+    generator_width: Annotated[int, Field(ge=4)] = 64
+    """Features of the generator's last block (``ngf``); also the first layer of the encoder."""
+    discriminator_width: Annotated[int, Field(ge=4)] = 64
+    """Features of the discriminator's first layer (``ndf``)."""
+    hidden: Annotated[int, Field(ge=4)] = 128
+    """Width of the networks that modulate."""
+    latent: Annotated[int, Field(ge=1)] = 256
+    """Length of the style code."""
+    edge_channel: bool = True
+    """Whether the networks see the borders between instances."""
+    noise_channels: Annotated[int, Field(ge=0)] = 0
+    """Channels of pixel noise that the generator sees beside the labels (Schönfeld et al. 2021, OASIS, section 3.3);
+    without it (0, as published) nuclei of flat areas tend to lie at the same places in every image."""
+    use_vae: bool = True
+    """Whether an encoder learns the style codes; without it codes are random in training too."""
+    lr_generator: Annotated[float, Field(gt=0)] = 1e-4
+    """Learning rate of generator and encoder."""
+    lr_discriminator: Annotated[float, Field(gt=0)] = 4e-4
+    """Learning rate of the discriminator (TTUR, Heusel et al. 2017: higher than the generator's)."""
+    betas: tuple[float, float] = (0.0, 0.9)
+    """Adam's decay rates."""
+    feature_weight: Annotated[float, Field(ge=0)] = 10.0
+    """Weight of feature matching."""
+    l1_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the L1 distance to the real image; not part of SPADE, a help for trainings of minutes."""
+    vgg_weight: Annotated[float, Field(ge=0)] = 10.0
+    """Weight of the VGG19 term; 0 needs no ImageNet weights."""
+    vgg_weights: str = "imagenet"
+    """``imagenet`` or the path of VGG19's state dict."""
+    kl_weight: Annotated[float, Field(ge=0)] = 0.05
+    """Weight of the Kullback-Leibler term of the VAE."""
+    initial_gain: Annotated[float, Field(gt=0)] | None = 0.02
+    """Start from Glorot's normal distribution times this, and biases of 0; None = torch's own start."""
+    monitor_masks: Annotated[int, Field(ge=0)] = 8
+    """Masks that are drawn while training, to watch for codes without effect, white images, repeated texture."""
+    monitor_codes: Annotated[int, Field(ge=2)] = 4
+    """Style codes that each of these masks is drawn with."""
+    monitor_every_steps: Annotated[int, Field(ge=1)] = 1000
+    """Distance of these figures; they are taken at the end in any case."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Draw with an average of the generator's weights; None = the last weights, as published."""
+    compute_batch: Annotated[int, Field(ge=1)] = 16
+    """Images drawn at once."""
+
+    @model_validator(mode="after")
+    def _vae_has_weight(self) -> Self:
+        if not self.use_vae and self.kl_weight and "kl_weight" in self.model_fields_set:
+            raise ValueError("kl_weight needs use_vae: true")
+        return self

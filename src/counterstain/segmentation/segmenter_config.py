@@ -1,0 +1,70 @@
+"""Settings of the segmenter: its network, losses, optimiser and data, and how it looks at regions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from counterstain.config import Config
+from counterstain.data.copy_paste import CopyPasteConfig
+from counterstain.data.sampling import SamplingConfig
+from counterstain.segmentation.mixing import MixingConfig
+from counterstain.training_config import TrainingConfig
+
+
+class InferenceConfig(Config):
+    """How a region is cut into windows."""
+
+    window_px: Annotated[int, Field(ge=32, multiple_of=32)] | None = None
+    """Edge of the windows, a multiple of 32; None = the edge of the training patches."""
+    overlap_px: Annotated[int, Field(ge=0)] | None = None
+    """Pixels that neighbouring windows share at least; None = a quarter of the window."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Windows that pass the network at once."""
+
+
+class SegmenterConfig(Config):
+    """The segmenter's network, losses, optimiser and data."""
+
+    training: TrainingConfig = TrainingConfig(steps=2000)
+    """Steps, batch size, device."""
+    sampling: SamplingConfig = SamplingConfig()
+    """Which real patches it trains on, and how all patches are varied."""
+    mixing: MixingConfig = MixingConfig()
+    """What an amount of synthetic patches means."""
+    inference: InferenceConfig = InferenceConfig()
+    """How regions are cut into windows when it is evaluated."""
+    architecture: Literal["unet", "unetplusplus", "manet", "fpn", "linknet", "deeplabv3plus"] = "unet"
+    """Decoder, by its name in segmentation_models_pytorch."""
+    encoder: str = "resnet34"
+    """Encoder, by its name in segmentation_models_pytorch; ``tu-…`` are timm's."""
+    encoder_weights: str | None = "imagenet"
+    """``imagenet`` (none where they cannot be downloaded, with a notice), the path of a state dict, or null."""
+    require_weights: bool = False
+    """Stop where ImageNet weights cannot be downloaded."""
+    decoder_channels: Annotated[tuple[int, ...], Field(min_length=5, max_length=5)] | None = None
+    """Channels of the decoder's five blocks, from the deepest; null = the library's (256, 128, 64, 32, 16)."""
+    dice_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the Dice loss, which is taken over the whole batch."""
+    cross_entropy_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the cross-entropy."""
+    subtype_weighting: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Weigh the pixels of a subtype by its inverse frequency in training to this power: 1 lets all subtypes weigh the
+    same in sum, 0 is off. The mean weight of the tissue class stays 1, as background's."""
+    mixup_alpha: Annotated[float, Field(gt=0)] | None = None
+    """Blend the patches of a batch in pairs, the share drawn from Beta(alpha, alpha); null = not."""
+    copy_paste: CopyPasteConfig | None = None
+    """Lay instances of other training regions on the background of real patches; null = not."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """Adam, or Adam with decoupled weight decay."""
+    lr: Annotated[float, Field(gt=0)] = 3e-4
+    """Learning rate (at the start, where it falls)."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """``cosine`` lets the learning rate fall to zero over the training."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Adam's decay rates."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay of the optimiser."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Evaluate an average of the weights; null = the last ones."""
