@@ -21,10 +21,25 @@ def test_every_command_explains_itself():
         assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0
 
 
-def test_help_loads_no_heavy_library():
-    code = "import sys, counterstain.cli; print(sorted({'torch', 'numpy', 'pandas', 'pydantic'} & set(sys.modules)))"
+HELP = """
+import sys, counterstain.cli
+sys.argv = ["counterstain", "--help"]
+try: counterstain.cli.main()
+except SystemExit: pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "heavy"),
+    [
+        ("help", HELP, {"torch", "numpy", "pandas", "pydantic", "rich"}),
+        ("planning", "import sys, counterstain.study.sharding, counterstain.study.state_text", {"torch", "diffusers"}),
+    ],
+)
+def test_what_runs_nothing_loads_no_heavy_library(what, code, heavy):
+    code += f"\nprint(*({heavy} & set(sys.modules)))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert printed.stdout.strip() == "[]"
+    assert printed.stdout.splitlines()[-1] == "", what
 
 
 def test_bad_input_is_one_line_and_status_2(monkeypatch, capsys, tmp_path):
