@@ -137,6 +137,11 @@ class _Planner:
     recipe: Recipe
     cohort: Cell
 
+    @cached_property
+    def _segmenter_configs(self) -> dict[str, dict[str, Any]]:
+        plain, variants = self.recipe.segmenter.model_dump(mode="json"), self.study.variants
+        return {arm.name: merge(plain, segmenter_changes(arm, variants)) for arm in self.study.arms}
+
     def synthetic(self, arm: Arm) -> list[Cell]:
         """Return the cells that the synthetic set of an arm's method needs, the set itself last."""
         assert arm.method is not None
@@ -160,13 +165,12 @@ class _Planner:
 
     def trained_and_scored(self, arm: Arm, repeat: int, synthetic: Cell | None) -> list[Cell]:
         """Return the cells of one training of an arm: the segmenter and its evaluation."""
-        config = merge(self.recipe.segmenter.model_dump(mode="json"), segmenter_changes(arm, self.study.variants))
         inputs = {"cohort": self.cohort.folder} | ({"synthetic": synthetic.folder} if synthetic else {})
         segmenter = Cell(
             name=f"segmenter {arm.name} #{repeat}",
             stage="segmenter",
             settings={
-                "config": config,
+                "config": self._segmenter_configs[arm.name],
                 "size_px": self.recipe.size_px,
                 # The same for all arms: equal initialisation and order of the data.
                 "seed": derive(self.study.seed, "repeat", repeat),
