@@ -34,11 +34,10 @@ from counterstain.data.phantom import PhantomConfig, write_phantom
 from counterstain.data.sampling import PatchSampler
 from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.generators.diffusion_generator import DiffusionGenerator
-from counterstain.generators.inpainting import InpaintingConfig
+from counterstain.generators.drawing_config import InpaintingConfig, SamplerConfig
 from counterstain.generators.interface import ImageGenerator, Method
 from counterstain.generators.layouts import SynthesisConfig, draw_layouts
 from counterstain.generators.load import load_generator
-from counterstain.generators.samplers import SamplerConfig
 from counterstain.generators.synthesize import synthesize
 from counterstain.generators.train import train_autoencoder, train_diffusion, train_distilled, train_spade
 from counterstain.recipe import load_recipe

@@ -10,7 +10,8 @@ from pathlib import Path
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import SHARD_PATCHES
 from counterstain.generators.diffusion_generator import DiffusionGenerator
-from counterstain.generators.synthesize import SynthesisConfig, synthesize
+from counterstain.generators.layouts import SynthesisConfig
+from counterstain.generators.synthesize import synthesize
 
 SHARDS = 16  # 1,024 patches
 

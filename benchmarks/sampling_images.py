@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from counterstain.generators.diffusion_generator import DiffusionGenerator
-from counterstain.generators.samplers import SamplerConfig
+from counterstain.generators.drawing_config import SamplerConfig
 
 PLAIN = {"DDIM 200, eta 1": SamplerConfig(name="ddim", steps=200, eta=1.0)}
 FAST = {

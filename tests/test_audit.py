@@ -18,7 +18,8 @@ from counterstain.audit.distances import coverage, frechet_distance, kernel_dist
 from counterstain.audit.features import features_of
 from counterstain.audit.findings import HALVES, HELD_OUT
 from counterstain.audit.inputs import require_auditable
-from counterstain.audit.judge import JudgeConfig, load_judge, train_judge
+from counterstain.audit.judge import load_judge, train_judge
+from counterstain.audit.judge_config import JudgeConfig
 from counterstain.audit.opinions import instance_probabilities
 from counterstain.audit.real import training_halves
 from counterstain.audit.ruler import AuditConfig
@@ -28,9 +29,10 @@ from counterstain.data.patch_set import PatchSet
 from counterstain.data.patches import Patch, Source
 from counterstain.data.sampling import PatchSampler, SamplingConfig
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
-from counterstain.generators.synthesize import SynthesisConfig, synthesize
+from counterstain.generators.layouts import SynthesisConfig
+from counterstain.generators.synthesize import synthesize
 from counterstain.storage import claim
-from counterstain.training import TrainingConfig
+from counterstain.training_config import TrainingConfig
 
 CONFIG = AuditConfig(patches=60, min_area_px=20, copies=20)
 SMALL = JudgeConfig(

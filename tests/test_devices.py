@@ -16,14 +16,15 @@ from counterstain import processes
 from counterstain.data.batches import PatchBatches
 from counterstain.data.cohort import Cohort
 from counterstain.errors import ConfigError, DivergenceError, StorageError
-from counterstain.generators.autoencoder import AutoencoderConfig
-from counterstain.generators.diffusion import DiffusionConfig
-from counterstain.generators.spade import SpadeConfig
+from counterstain.generators.autoencoder_config import AutoencoderConfig
+from counterstain.generators.diffusion_config import DiffusionConfig
+from counterstain.generators.spade_config import SpadeConfig
 from counterstain.generators.train import train_autoencoder, train_diffusion, train_spade
 from counterstain.processes import run_in_processes
-from counterstain.segmentation.model import SegmenterConfig
+from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.segmentation.train import train_segmenter
-from counterstain.training import TrainingConfig, fit, starts_processes
+from counterstain.training import fit, starts_processes
+from counterstain.training_config import TrainingConfig
 
 GIVEN = {"size_px": 32, "seed": 0}
 LR_OF_D = 1e-5

@@ -7,15 +7,19 @@ import torch
 from diffusers import DDPMScheduler
 
 from counterstain.errors import ConfigError
-from counterstain.generators.autoencoder import Autoencoder, AutoencoderConfig
+from counterstain.generators.autoencoder import Autoencoder
+from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.conditioning import shrink
 from counterstain.generators.context import draw_redrawn, surroundings
-from counterstain.generators.diffusion import Diffusion, DiffusionConfig
+from counterstain.generators.diffusion import Diffusion
+from counterstain.generators.diffusion_config import DiffusionConfig, NoiseConfig
 from counterstain.generators.diffusion_generator import DiffusionGenerator
-from counterstain.generators.inpainting import InpaintingConfig, KnownLatents, latent_redraw_mask, step_walk
-from counterstain.generators.samplers import NoiseConfig, SamplerConfig, build_scheduler, sample
+from counterstain.generators.drawing_config import InpaintingConfig, SamplerConfig
+from counterstain.generators.inpainting import KnownLatents, latent_redraw_mask, step_walk
+from counterstain.generators.samplers import build_scheduler, sample
 from counterstain.seeding import torch_generator
-from counterstain.training import TrainingConfig, fit
+from counterstain.training import fit
+from counterstain.training_config import TrainingConfig
 
 ONE = TrainingConfig(steps=1, batch_size=2)
 SAMPLERS = [

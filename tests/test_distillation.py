@@ -6,14 +6,17 @@ from lightning.pytorch import LightningModule
 
 from counterstain.checkpoints import read_header
 from counterstain.errors import ConfigError, MismatchError
-from counterstain.generators.autoencoder import AutoencoderConfig
-from counterstain.generators.diffusion import DiffusionConfig
+from counterstain.generators.autoencoder_config import AutoencoderConfig
+from counterstain.generators.diffusion_config import DiffusionConfig, NoiseConfig
 from counterstain.generators.diffusion_generator import DiffusionGenerator
-from counterstain.generators.distillation import Distillation, DistillationConfig, student_config
-from counterstain.generators.samplers import NoiseConfig, SamplerConfig, power_spacing, sample
+from counterstain.generators.distillation import Distillation, student_config
+from counterstain.generators.distillation_config import DistillationConfig
+from counterstain.generators.drawing_config import SamplerConfig
+from counterstain.generators.samplers import power_spacing, sample
 from counterstain.generators.train import train_autoencoder, train_diffusion, train_distilled
 from counterstain.seeding import torch_generator
-from counterstain.training import TrainingConfig, fit
+from counterstain.training import fit
+from counterstain.training_config import TrainingConfig
 
 CENTRES = torch.tensor([[1.5, 0.0], [-1.5, 0.0], [0.0, 1.5]])  # of the labels 0, 1, 2
 SD = 0.3

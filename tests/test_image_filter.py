@@ -3,7 +3,8 @@ import pytest
 import torch
 from drawn_cohort import HER2, draw_cohort
 
-from counterstain.audit.judge_filter import JudgeFilter, JudgeFilterConfig
+from counterstain.audit.judge_config import JudgeFilterConfig
+from counterstain.audit.judge_filter import JudgeFilter
 from counterstain.checkpoints import CheckpointHeader
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.sampling import SamplingConfig

@@ -21,12 +21,13 @@ from counterstain.errors import ConfigError, InputError, MismatchError
 from counterstain.segmentation import predict_cohort as cohort_module
 from counterstain.segmentation import predict_slide as slide_module
 from counterstain.segmentation.inference import predict_each
-from counterstain.segmentation.model import Segmenter, SegmenterConfig
+from counterstain.segmentation.model import Segmenter
 from counterstain.segmentation.outlines import join, mask_polygons, pieces
 from counterstain.segmentation.predict import PredictConfig, Windows
 from counterstain.segmentation.predict_cohort import predict_cohort
 from counterstain.segmentation.predict_regions import Tissue, predicted_boxes
 from counterstain.segmentation.predict_slide import predict_slide, row_pieces
+from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.segmentation.tiling import Span, spans
 from counterstain.taxonomy import Taxonomy
 

@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from counterstain.errors import MismatchError
-from counterstain.generators.autoencoder import Autoencoder, AutoencoderConfig
-from counterstain.generators.diffusion import DiffusionConfig, build_denoiser
+from counterstain.generators.autoencoder import Autoencoder
+from counterstain.generators.autoencoder_config import AutoencoderConfig
+from counterstain.generators.diffusion import build_denoiser
+from counterstain.generators.diffusion_config import DiffusionConfig
 from counterstain.generators.published import first_stage, unet
 from counterstain.generators.published.renaming import to_ours, to_published
-from counterstain.training import TrainingConfig
+from counterstain.training_config import TrainingConfig
 
 ONE = TrainingConfig(steps=1, batch_size=2)
 STAGES = {  # name: layout arguments, ours beside what is read off the tensors

@@ -3,9 +3,10 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from counterstain.generators.autoencoder import Autoencoder, AutoencoderConfig
+from counterstain.generators.autoencoder import Autoencoder
+from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.reconstruction import psnr, reconstruction_figures, ssim
-from counterstain.training import TrainingConfig
+from counterstain.training_config import TrainingConfig
 
 
 def pair():

@@ -21,10 +21,11 @@ from counterstain.segmentation import train as training_module
 from counterstain.segmentation.counts import by_slide, pooled
 from counterstain.segmentation.evaluate import evaluate, score
 from counterstain.segmentation.mixing import MixingConfig
-from counterstain.segmentation.model import Segmenter, SegmenterConfig, cross_entropy_loss, dice_loss, load_segmenter
+from counterstain.segmentation.model import Segmenter, cross_entropy_loss, dice_loss, load_segmenter
+from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.segmentation.train import train_segmenter
 from counterstain.taxonomy import IGNORE, Subtype, Taxonomy
-from counterstain.training import TrainingConfig
+from counterstain.training_config import TrainingConfig
 
 PX = 32
 TWO = Taxonomy(

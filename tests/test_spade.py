@@ -9,8 +9,9 @@ from counterstain.generators.networks.image_encoder import ImageEncoder
 from counterstain.generators.networks.spade import Spade as SpadeNorm
 from counterstain.generators.networks.spade import SpadeGeneratorNetwork
 from counterstain.generators.perceptual import VggDistance
-from counterstain.generators.spade import Spade, SpadeConfig, SpadeGenerator
-from counterstain.training import TrainingConfig
+from counterstain.generators.spade import Spade, SpadeGenerator
+from counterstain.generators.spade_config import SpadeConfig
+from counterstain.training_config import TrainingConfig
 
 ONE = TrainingConfig(steps=1, batch_size=2)
 

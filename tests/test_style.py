@@ -7,20 +7,23 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.sampling import SamplingConfig
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
-from counterstain.generators.autoencoder import AutoencoderConfig
-from counterstain.generators.diffusion import DiffusionConfig
+from counterstain.generators.autoencoder_config import AutoencoderConfig
+from counterstain.generators.diffusion_config import DiffusionConfig
 from counterstain.generators.diffusion_generator import DiffusionGenerator
+from counterstain.generators.drawing_config import SamplerConfig
+from counterstain.generators.layouts import SynthesisConfig
 from counterstain.generators.oracle import OracleGenerator
 from counterstain.generators.redraw import redraw_regions
-from counterstain.generators.samplers import SamplerConfig
-from counterstain.generators.spade import Spade, SpadeConfig, SpadeGenerator
-from counterstain.generators.style import StyleConfig, StyleReferences, describe, stain_statistics, without_tumour
-from counterstain.generators.style_drawing import StyleChoice, StyleDrawer
+from counterstain.generators.spade import Spade, SpadeGenerator
+from counterstain.generators.spade_config import SpadeConfig
+from counterstain.generators.style import StyleReferences, describe, stain_statistics, without_tumour
+from counterstain.generators.style_config import StyleChoice, StyleConfig
+from counterstain.generators.style_drawing import StyleDrawer
 from counterstain.generators.style_swap import style_swap
-from counterstain.generators.synthesize import SynthesisConfig, synthesize
+from counterstain.generators.synthesize import synthesize
 from counterstain.generators.train import train_autoencoder, train_diffusion
 from counterstain.taxonomy import BACKGROUND
-from counterstain.training import TrainingConfig
+from counterstain.training_config import TrainingConfig
 
 FEW = TrainingConfig(steps=4, batch_size=4)
 SYNTHESIS = SynthesisConfig(sampling=SamplingConfig(background_share=0.2))

@@ -6,13 +6,15 @@ from torch.nn.utils import parametrize
 
 from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint
 from counterstain.errors import LeakageError, MismatchError
-from counterstain.generators.autoencoder import Autoencoder, AutoencoderConfig
-from counterstain.generators.diffusion import DiffusionConfig
+from counterstain.generators.autoencoder import Autoencoder
+from counterstain.generators.autoencoder_config import AutoencoderConfig
+from counterstain.generators.diffusion_config import DiffusionConfig
 from counterstain.generators.diffusion_generator import DiffusionGenerator
 from counterstain.generators.networks.spectral import settle_spectral_norms
-from counterstain.generators.spade import SpadeConfig, SpadeGenerator
+from counterstain.generators.spade import SpadeGenerator
+from counterstain.generators.spade_config import SpadeConfig
 from counterstain.generators.train import load_autoencoder, train_autoencoder, train_diffusion, train_spade
-from counterstain.training import TrainingConfig
+from counterstain.training_config import TrainingConfig
 
 COMMON = {"size_px": 32, "seed": 0}
 

@@ -4,7 +4,8 @@ from lightning.pytorch import LightningModule
 
 from counterstain.errors import ConfigError, DivergenceError
 from counterstain.seeding import torch_generator
-from counterstain.training import TrainingConfig, fit
+from counterstain.training import fit
+from counterstain.training_config import TrainingConfig
 
 
 class Line(LightningModule):

@@ -3,13 +3,15 @@ import pytest
 import torch
 
 from counterstain.errors import ConfigError
-from counterstain.generators.autoencoder import Autoencoder, AutoencoderConfig
-from counterstain.generators.diffusion import Diffusion, DiffusionConfig
+from counterstain.generators.autoencoder import Autoencoder
+from counterstain.generators.autoencoder_config import AutoencoderConfig
+from counterstain.generators.diffusion import Diffusion
+from counterstain.generators.diffusion_config import DiffusionConfig, NoiseConfig
 from counterstain.generators.diffusion_generator import DiffusionGenerator
-from counterstain.generators.inpainting import InpaintingConfig
-from counterstain.generators.samplers import NoiseConfig, SamplerConfig, sample
-from counterstain.generators.windows import WindowGrid, WindowsConfig, extended, in_tiles, windowed
-from counterstain.training import TrainingConfig
+from counterstain.generators.drawing_config import InpaintingConfig, SamplerConfig, WindowsConfig
+from counterstain.generators.samplers import sample
+from counterstain.generators.windows import WindowGrid, extended, in_tiles, windowed
+from counterstain.training_config import TrainingConfig
 
 ONE = TrainingConfig(steps=1, batch_size=2)
 SAMPLER = SamplerConfig(name="dpmsolver++", steps=2, guidance=2.0, compute_batch=4)
