@@ -117,9 +117,7 @@ def train_segmenter(
     )
     weights = _label_weights(patches, cohort, config, steps * training.batch_size)
     segmenter, start = _initialised(config, steps, seed, weights)
-    batches: Batches = patch_batches(patches, training.batch_size)
-    if config.mixup_alpha is not None:
-        batches = MixupBatches(batches, config.mixup_alpha, derive(seed, "mixup"))
+    batches = _batches(patches, config, training.batch_size, seed)
     fit(segmenter, batches, out, training, ema_decay=config.ema_decay, label=label)
     if rank() > 0:
         return out
@@ -131,7 +129,7 @@ def train_segmenter(
         "synthetic_patches": count,
         "synthetic_share": share,
         "steps": steps,
-        "label_weights": None if weights is None else {s.name: float(weights[s.id]) for s in cohort.taxonomy.subtypes},
+        "label_weights": _by_subtype(weights, cohort),
     }
     header = _header(cohort, config, size_px=size_px, seed=seed, seen=seen, notes=notes)
     save_checkpoint(out, segmenter.state_dict(), header)
@@ -166,6 +164,15 @@ def _augmented(sampler: PatchSampler, cohort: Cohort, config: SegmenterConfig, s
         sampling=config.sampling,
         seed=derive(seed, "copy-paste"),
     )
+
+
+def _batches(patches: PatchSource, config: SegmenterConfig, batch_size: int, seed: int) -> Batches:
+    batches = patch_batches(patches, batch_size)
+    return batches if config.mixup_alpha is None else MixupBatches(batches, config.mixup_alpha, derive(seed, "mixup"))
+
+
+def _by_subtype(weights: Tensor | None, cohort: Cohort) -> dict[str, float] | None:
+    return None if weights is None else {s.name: float(weights[s.id]) for s in cohort.taxonomy.subtypes}
 
 
 def _label_weights(patches: PatchSource, cohort: Cohort, config: SegmenterConfig, total: int) -> Tensor | None:
