@@ -18,7 +18,7 @@ from counterstain.audit.distances import coverage, frechet_distance, kernel_dist
 from counterstain.audit.features import features_of
 from counterstain.audit.findings import HALVES, HELD_OUT
 from counterstain.audit.inputs import require_auditable
-from counterstain.audit.judge import load_judge, train_judge
+from counterstain.audit.judge import instance_loss, load_judge, train_judge
 from counterstain.audit.judge_config import JudgeConfig
 from counterstain.audit.opinions import instance_probabilities
 from counterstain.audit.real import training_halves
@@ -40,6 +40,7 @@ SMALL = JudgeConfig(
     encoder="tu-resnet10t",
     decoder_channels=(32, 32, 16, 16, 8),
     lr=4e-3,
+    warmup_steps=5,
     ema_decay=0.9,
 )
 
@@ -251,6 +252,19 @@ def test_a_judge_is_trained_once_and_remembers_whom_it_saw(cohort, judge):
     assert train_judge(cohort, SMALL, judge, size_px=32, seed=0) == judge
     assert (judge / "model.safetensors").stat().st_mtime_ns == before
     assert load_judge(judge)[1].patients_seen == ("p0", "p1", "p2")
+
+
+def test_the_loss_of_instances_is_that_of_their_mean_logits():
+    logits = torch.randn(2, 6, 16, 16, generator=torch.Generator().manual_seed(0))
+    instances = torch.zeros(2, 16, 16, dtype=torch.int32)
+    labels = torch.zeros(2, 16, 16, dtype=torch.int64)
+    for patch, rows, instance, subtype in [(0, slice(8), 3, 2), (1, slice(8), 3, 5), (1, slice(8, 12), 7, 255)]:
+        instances[patch, rows], labels[patch, rows] = instance, subtype
+    instances[0, 15, :3], labels[0, 15, :3] = 2, 4  # too small
+    means = logits[:, 1:, :8].mean((2, 3))
+    expected = torch.nn.functional.cross_entropy(means, torch.tensor([1, 4]))
+    assert instance_loss(logits, labels, instances).item() == pytest.approx(expected.item())
+    assert instance_loss(logits, labels, torch.zeros_like(instances)).item() == 0
 
 
 def test_the_judge_learns_real_subtypes(cohort, judge):

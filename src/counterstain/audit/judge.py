@@ -30,12 +30,13 @@ from counterstain.data.sampling import PatchSampler
 from counterstain.generators.interface import evaluation_device
 from counterstain.seeding import derive
 from counterstain.storage import claim, released_on_error
-from counterstain.taxonomy import IGNORE
+from counterstain.taxonomy import BACKGROUND, IGNORE
 from counterstain.training import fit, forget_progress, fused_optimizers
 
 Device = Literal["auto", "cpu", "cuda"]
 GREY_MEAN, GREY_SD = 0.5, 0.25
 BATCH = 32
+LEAST_AREA_PX = 32  # of an instance that the judge learns from as a whole
 
 
 class Judge(LightningModule):
@@ -70,22 +71,54 @@ class Judge(LightningModule):
         return torch.cat([scale.mean((2, 3)) for scale in scales[-2:]], dim=1)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Cross-entropy over all pixels that are not to be ignored."""
+        """Cross-entropy over all pixels that are not to be ignored, and over instances."""
         del batch_idx
-        loss = functional.cross_entropy(self(batch["images"]).float(), batch["labels"].long(), ignore_index=IGNORE)
+        logits, labels = self(batch["images"]).float(), batch["labels"].long()
+        loss = functional.cross_entropy(logits, labels, ignore_index=IGNORE)
+        self.log("loss_pixels", loss)
+        if self.config.instance_weight:
+            of_instances = instance_loss(logits, labels, batch["instances"])
+            self.log("loss_instances", of_instances)
+            loss = loss + self.config.instance_weight * of_instances
         self.log("loss", loss)
         return loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW whose rate falls along a cosine."""
+        """AdamW whose rate rises along a line and falls along a cosine."""
         config = self.config
         optimizer = torch.optim.AdamW(
             self.parameters(), config.lr, weight_decay=config.weight_decay, fused=fused_optimizers(config.training)
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.training.steps)))
-        )
+
+        def rate(step: int) -> float:
+            falling = 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.training.steps)))
+            return falling * min(1.0, (step + 1) / (config.warmup_steps + 1))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def instance_loss(logits: Tensor, labels: Tensor, instances: Tensor) -> Tensor:
+    """Cross-entropy of the subtypes of instances; an instance's logits are the mean over its pixels.
+
+    Parameters
+    ----------
+    logits : (B, L, H, W) float
+    labels : (B, H, W) int64
+    instances : (B, H, W) int32
+        Those that show fewer than 32 pixels or are to be ignored are left out.
+    """
+    patch = torch.arange(len(instances), device=instances.device)[:, None, None]
+    counted = (instances != BACKGROUND) & (labels != IGNORE)
+    places = torch.stack([patch.expand_as(instances)[counted], instances[counted].long()])
+    _, number, areas = torch.unique(places, dim=1, return_inverse=True, return_counts=True)
+    inside = logits.movedim(1, -1)[counted][:, 1:]
+    means = inside.new_zeros(len(areas), inside.shape[1]).index_add(0, number, inside) / areas[:, None]
+    subtypes = areas.new_zeros(len(areas)).index_put((number,), labels[counted] - 1)
+    large = areas >= LEAST_AREA_PX
+    if not large.any():
+        return logits.sum() * 0
+    return functional.cross_entropy(means[large], subtypes[large])
 
 
 def train_judge(cohort: Cohort, config: JudgeConfig, out: Path, *, size_px: int, seed: int) -> Path:

@@ -16,14 +16,19 @@ class JudgeConfig(Config):
 
     training: TrainingConfig = TrainingConfig(steps=3000, batch_size=32)
     """Steps, batch size, device."""
-    sampling: SamplingConfig = SamplingConfig(background_share=0.2)
+    sampling: SamplingConfig = SamplingConfig(background_share=0.1, stain_jitter=0.05)
     """Which real patches it learns from; subtypes are drawn equally often."""
+    instance_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the loss of whole instances beside that of pixels: the judge is asked for an instance's subtype, and
+    the pixels that tell it, such as a duct's rim, may be few."""
     encoder: str = "tu-resnet18"
     """Encoder, by its name in segmentation_models_pytorch; it starts without weights from elsewhere."""
     decoder_channels: Annotated[tuple[int, ...], Field(min_length=5, max_length=5)] = (128, 64, 48, 32, 16)
     """Channels of the decoder's five blocks."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Learning rate at the start; it falls to 0 along a cosine."""
+    """Highest learning rate; it falls to 0 along a cosine."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    """Steps over which the rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     """AdamW's weight decay."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.99
