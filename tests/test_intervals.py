@@ -34,6 +34,12 @@ def test_groups_of_both_samples_are_left_out_together():
     assert found.high - found.low == pytest.approx(0, abs=1e-9)
 
 
+def test_a_patient_who_happens_to_be_in_one_sample_only_is_one_of_them_all():
+    real, drawn = sample(0, groups=8), sample(1, groups=9)
+    found = jackknife(difference, real, drawn)
+    assert found.low < found.value < found.high
+
+
 def test_groups_of_unequal_size_count_by_their_size():
     even = sample(0, groups=6)
     doubled = np.concatenate([even.features, even.features[-20:]])

@@ -56,14 +56,15 @@ def jackknife(distance: Distance, real: Sample, drawn: Sample, *, least: float =
     Notes
     -----
     With h = 1 / share of the images in a group, its pseudo-value is h·θ - (h - 1)·θ₋, free of errors that fall as 1/n;
-    their spread, weighted by 1/(h - 1), is the variance. Groups of both samples and groups of one alone count as
-    separate samples whose variances add up; quantiles are Student's with Welch's degrees of freedom. Where both clouds
-    come from one distribution, the distance is a sum of squares, and the interval is wider than it had to be.
+    their spread, weighted by 1/(h - 1), is the variance. Samples without a common group count as independent, and their
+    variances add up; samples with a common group are of the same patients, and all groups of both count alike.
+    Quantiles are Student's with Welch's degrees of freedom. Where both clouds come from one distribution, the distance
+    is a sum of squares, and the interval is wider than it had to be.
     """
     value = distance(real.features, drawn.features)
-    of_real = set(real.groups.tolist())
-    strata = [sorted(of_real), sorted(set(drawn.groups.tolist()) - of_real)]
-    parts = [_variance(distance, value, real, drawn, groups) for groups in strata if groups]
+    of_real, of_drawn = set(real.groups.tolist()), set(drawn.groups.tolist())
+    strata = [of_real, of_drawn] if of_real.isdisjoint(of_drawn) else [of_real | of_drawn]
+    parts = [_variance(distance, value, real, drawn, sorted(groups)) for groups in strata]
     total = sum(variance for variance, _ in parts)
     if not np.isfinite(total):
         return Interval(value=value, low=float("nan"), high=float("nan"))
