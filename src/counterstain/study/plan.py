@@ -30,7 +30,7 @@ STAGE_VERSIONS: dict[Stage, int] = {
     "autoencoder": 2,
     "diffusion": 1,
     "spade": 2,
-    "judge": 1,
+    "judge": 2,
     "shards": 1,
     "synthetic": 1,
     "segmenter": 1,
