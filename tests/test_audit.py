@@ -37,6 +37,7 @@ from counterstain.training_config import TrainingConfig
 CONFIG = AuditConfig(patches=60, min_area_px=20, copies=20)
 SMALL = JudgeConfig(
     training=TrainingConfig(steps=90, batch_size=16),
+    sampling=SamplingConfig(background_share=0.2),  # discs are told apart by their grey level: no jitter of the stain
     encoder="tu-resnet10t",
     decoder_channels=(32, 32, 16, 16, 8),
     lr=4e-3,
