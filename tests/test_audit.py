@@ -272,7 +272,7 @@ def test_the_judge_learns_real_subtypes(cohort, judge):
     sampler = PatchSampler(cohort, "test", 32, SamplingConfig(), 0)
     opinions = instance_probabilities(load_judge(judge)[0], [sampler[i] for i in range(40)], min_area_px=20)
     assert (opinions["asked"] == opinions["seen"]).mean() > 0.9
-    assert opinions["tissue"].mean() > 0.9
+    assert opinions["tissue"].mean() > 0.8
     probabilities = opinions.filter(like="probability_").to_numpy()
     assert probabilities.sum(1) == pytest.approx(1)
     assert (probabilities.argmax(1) + 1 == opinions["seen"]).all()
