@@ -92,6 +92,8 @@ def evaluate(
     table = count_pixels(segmenter, opened, split, device=device)
     measures = score(table, opened.taxonomy)
     _show(table, measures, opened.taxonomy, f"{segmenter} on {cohort} ({split})")
+    if header.cohort == opened.fingerprint:
+        _record(segmenter, split)
     if out is not None:
         _write(out, table, measures, split)
         typer.echo(f"written: {out / 'counts.parquet'}, {out / 'measures.csv'}")
@@ -101,6 +103,17 @@ def _amount(amount: float | None, synthetic: Path | None) -> float:
     if amount is not None:
         return amount
     return 0.0 if synthetic is None else 1.0
+
+
+def _record(segmenter: Path, split: str) -> None:
+    """Put on record that figures of a part were shown: in the run of its study, otherwise beside the segmenter."""
+    from counterstain.study.looks import read_looks, record_look, run_of, times_looked_at
+
+    splits = ("val", "test") if split == "all" else (split,)
+    home = run_of(segmenter) or segmenter
+    if record_look(home, "evaluate", splits) and "test" in splits:
+        times = times_looked_at(read_looks(home), "test").total()
+        typer.echo(f"times that the test part's figures were shown: {times} ({home / 'looks.jsonl'})")
 
 
 def _write(out: Path, table: pd.DataFrame, measures: dict[str, float], split: str) -> None:

@@ -87,7 +87,7 @@ def _run_and_report(study: object, out: Path, source: str | Path, executor: obje
     assert executor is None or isinstance(executor, ExecutorConfig)
     results = run_study(study, out, source=source, executor=executor)
     _print_results(results)
-    typer.echo(f"report: {write_report(results.parent)}")
+    typer.echo(f"report: {write_report(results.parent, command='study run')}")
 
 
 def _print_results(results: Path) -> None:

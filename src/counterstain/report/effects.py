@@ -11,7 +11,7 @@ import pandas as pd
 from counterstain.report.arms import is_baseline, is_oracle
 from counterstain.report.results import Results
 from counterstain.segmentation.counts import dice, recalls, subtype_variance
-from counterstain.study.statistics import Measure, bootstrap_differences, differences
+from counterstain.study.statistics import Measure, differences, effects_of
 from counterstain.taxonomy import Taxonomy
 
 MAIN = ("dice", "subtype_variance")
@@ -22,53 +22,51 @@ HIGHER_IS_BETTER = {"dice": 1, "subtype_variance": -1}
 class Effect:
     """The difference of one arm to the reference arm in one measure, paired by repeat."""
 
-    n: int
+    n: int = 0
     """Repeats."""
-    mean: float
-    sd: float
+    mean: float = math.nan
+    sd: float = math.nan
     """NaN for one repeat."""
-    min: float
-    max: float
-    relative: float
+    min: float = math.nan
+    max: float = math.nan
+    relative: float = math.nan
     """The mean as a share of the reference."""
-    low: float
+    low: float = math.nan
     """End of the 95 % interval; NaN where there is none."""
-    high: float
-    relative_low: float
-    relative_high: float
-    undefined: float
+    high: float = math.nan
+    relative_low: float = math.nan
+    relative_high: float = math.nan
+    undefined: float = math.nan
     """Share of bootstrap draws that had no value."""
+    p: float = math.nan
+    """Of the exchange test, for this arm alone."""
+    p_holm: float = math.nan
+    """The same, corrected for the number of arms."""
+    detectable: float = math.nan
+    """The smallest difference that a study of this size sees with a power of 80 %."""
+    needed_repeats: float = math.nan
+    """Repeats that would see this difference with a power of 80 %; inf where no number would."""
+    needed_patients: float = math.nan
+    """Patients that would."""
 
 
-UNDEFINED = Effect(
-    n=0,
-    mean=math.nan,
-    sd=math.nan,
-    min=math.nan,
-    max=math.nan,
-    relative=math.nan,
-    low=math.nan,
-    high=math.nan,
-    relative_low=math.nan,
-    relative_high=math.nan,
-    undefined=math.nan,
-)
+UNDEFINED = Effect()
 """Where a measure has no value."""
 Effects = dict[tuple[str, str], Effect]
 """By arm and measure."""
 
 
 def effects_on_test(results: Results, *, draws: int = 10_000, seed: int = 0) -> Effects:
-    """Return differences to the reference arm on the test part, with 95 % intervals.
+    """Return differences to the reference arm on the test part, with 95 % intervals, p-values and power.
 
-    See :func:`~counterstain.study.statistics.differences` and
-    :func:`~counterstain.study.statistics.bootstrap_differences`; variants of the measures have no interval.
+    See :func:`~counterstain.study.statistics.differences` and :func:`~counterstain.study.statistics.effects_of`;
+    variants of the measures have their differences alone.
     """
     study = results.study
     paired = differences(results.results, study.reference)
     paired = paired.loc[paired["split"] == "test"]
     counts = results.counts.loc[results.counts["split"] == "test"]
-    intervals = bootstrap_differences(
+    tested = effects_of(
         counts,
         study.reference,
         _measures(study.taxonomy, counts),
@@ -76,7 +74,7 @@ def effects_on_test(results: Results, *, draws: int = 10_000, seed: int = 0) -> 
         draws=draws,
         seed=seed,
     )
-    joined = paired.merge(intervals.drop(columns="n"), on=["arm", "measure"], how="left")
+    joined = paired.merge(tested.drop(columns="n"), on=["arm", "measure"], how="left")
     names = [field.name for field in fields(Effect)]
     return {
         (row["arm"], row["measure"]): Effect(**{name: row[name] for name in names})
@@ -113,4 +111,4 @@ def _measures(taxonomy: Taxonomy, counts: pd.DataFrame) -> dict[str, Measure]:
 
 
 def _recall(subtype: int) -> Measure:
-    return lambda table: recalls(table)[..., subtype - 1]
+    return lambda table: recalls(table[..., [0, subtype], :])[..., 0]

@@ -19,7 +19,7 @@ from counterstain.report import figures, tables
 from counterstain.report.arms import CEILING, is_oracle, label_of
 from counterstain.report.effects import chosen_arm, effects_on_test
 from counterstain.report.numbers import counted
-from counterstain.report.results import Results, read_results
+from counterstain.report.results import Results, looked_at, read_results
 from counterstain.report.summary import summarise
 from counterstain.storage import replacing, write_text
 
@@ -42,7 +42,7 @@ class FigureView:
         return "data:image/svg+xml," + quote(" ".join(svg.split("\n")), safe=" /:;=,'()!*@+$?~")
 
 
-def write_report(run: Path, out: Path | None = None) -> Path:
+def write_report(run: Path, out: Path | None = None, *, command: str = "report") -> Path:
     """Write the report of a study.
 
     Parameters
@@ -51,6 +51,8 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         Folder of the run, or its results folder.
     out : Path, optional
         The file; ``RUN/report.html`` by default.
+    command : str
+        What shows the figures, for the record of looks (:mod:`counterstain.study.looks`).
 
     Returns
     -------
@@ -69,7 +71,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         raise InputError(f"{path}: is a folder; give a file, for example {path / 'report.html'}")
     if path.parent.exists() and not path.parent.is_dir():
         raise InputError(f"{path.parent}: is a file, not a folder; give another place for the report")
-    write_text(path, render(read_results(run)))
+    write_text(path, render(looked_at(read_results(run), command)))
     return path
 
 
@@ -107,6 +109,7 @@ def render(results: Results, *, draws: int = 10_000, seed: int = 0) -> str:
         ceiling=CEILING if any(is_oracle(arm) for arm in results.arms) else None,
         summary=summarise(results, effects, chosen),
         differences=tables.differences_table(results, effects, chosen),
+        power=tables.power_table(results, effects),
         scores=[tables.results_table(results, split, chosen) for split in ("test", "val")],
         variants=[t for split in ("test", "val") if (t := tables.variants_table(results, split, chosen))],
         figures={view.anchor: view for view in _figures(results, chosen)},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from counterstain.errors import InputError, StorageError
 from counterstain.storage import read_json, stage_of
+from counterstain.study.looks import Look, read_looks, record_look, run_of
 from counterstain.taxonomy import Taxonomy
 
 SPLITS = ("val", "test")
@@ -114,6 +115,7 @@ class Results:
     synthetic: pd.DataFrame  # a row per method and subtype
     losses: pd.DataFrame  # a row per stage, step, name
     examples: tuple[Example, ...]
+    looks: tuple[Look, ...] = ()  # who saw the figures of which part, oldest first
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -186,7 +188,19 @@ def read_results(run: Path) -> Results:
         ),
         losses=_read_optional(folder / "losses.csv", ["stage", "step", "name", "value"], ["step", "value"]),
         examples=_read_examples(folder / "examples"),
+        looks=read_looks(run_of(folder) or folder),
     )
+
+
+def looked_at(results: Results, command: str) -> Results:
+    """Put on record that a command shows the figures of all parts, and return the results with that record.
+
+    Results outside of the study's run (a copy) keep the record that they came with.
+    """
+    run = run_of(results.folder)
+    if run is None or not record_look(run, command, SPLITS):
+        return results
+    return replace(results, looks=read_looks(run))
 
 
 def _read_study(path: Path) -> StudyRecord:

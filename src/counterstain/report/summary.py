@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from counterstain.report.arms import CEILING, is_oracle, label_of
+from counterstain.report.certainty import both_p_text, looks_sentence, p_text, power_sentence, smallest_p_caution
 from counterstain.report.effects import HIGHER_IS_BETTER, MAIN, UNDEFINED, Effect, Effects
 from counterstain.report.numbers import PERCENT, counted, fixed, interval, signed
 from counterstain.report.results import Results
@@ -22,6 +23,10 @@ class Summary:
     """A few words."""
     finding: str
     """One or two sentences."""
+    power: str
+    """What it would take to see the chosen arm's differences; may be empty."""
+    looks: str
+    """How often the figures of each part were shown."""
     cautions: tuple[str, ...]
     """Why not to believe too much."""
     arms: tuple[tuple[str, str], ...]
@@ -50,6 +55,8 @@ def summarise(results: Results, effects: Effects, chosen: str | None) -> Summary
     return Summary(
         verdict=verdict,
         finding=finding,
+        power=_power(results, effects, chosen) if chosen in measured else "",
+        looks=looks_sentence(results.looks),
         cautions=tuple(_cautions(results, effects)),
         arms=tuple((label_of(arm), _arm_sentence(effects, arm)) for arm in others),
     )
@@ -77,8 +84,9 @@ def _finding(results: Results, effects: Effects, chosen: str) -> tuple[str, str]
     seen = (
         f"The best arm on validation, {label_of(chosen)}, differs from {label_of(results.study.reference)} on the "
         f"test part by {_points(of_dice)} of {results.study.taxonomy.tissue_class} Dice "
-        f"(95{PERCENT} interval {_interval_points(of_dice)}) and by {_percent(of_variance)} in subtype variance "
-        f"(95{PERCENT} interval {_interval_percent(of_variance)})."
+        f"(95{PERCENT} interval {_with_p(_interval_points(of_dice), p_text(of_dice.p))}) and by "
+        f"{_percent(of_variance)} in subtype variance "
+        f"(95{PERCENT} interval {_with_p(_interval_percent(of_variance), p_text(of_variance.p))})."
     )
     if n < ENOUGH_REPEATS:
         trend = "" if _gains(of_dice, of_variance) else "no improvement was seen, and "
@@ -87,6 +95,13 @@ def _finding(results: Results, effects: Effects, chosen: str) -> tuple[str, str]
             f"With {counted(n, 'repeat')} {trend}nothing can be concluded. {seen}",
         )
     return _verdict(of_dice, of_variance, seen)
+
+
+def _power(results: Results, effects: Effects, chosen: str) -> str:
+    patients = results.counts.loc[results.counts["split"] == "test", "patient"].nunique()
+    names = {"dice": "Dice", "subtype_variance": "subtype variance"}
+    found = (power_sentence(effects.get((chosen, measure), UNDEFINED), names[measure], patients) for measure in MAIN)
+    return " ".join(sentence for sentence in found if sentence)
 
 
 def _verdict(of_dice: Effect, of_variance: Effect, seen: str) -> tuple[str, str]:
@@ -112,8 +127,9 @@ def _arm_sentence(effects: Effects, arm: str) -> str:
     judged = (_in_words(of_dice, "dice"), _in_words(of_variance, "subtype_variance"))
     return (
         (f"{CEILING.capitalize()}. " if is_oracle(arm) else "")
-        + f"Dice {_points(of_dice)} ({_interval_points(of_dice)}): {judged[0]}. "
-        + f"Subtype variance {_percent(of_variance)} ({_interval_percent(of_variance)}): {judged[1]}."
+        + f"Dice {_points(of_dice)} ({_with_p(_interval_points(of_dice), both_p_text(of_dice))}): {judged[0]}. "
+        + f"Subtype variance {_percent(of_variance)} "
+        + f"({_with_p(_interval_percent(of_variance), both_p_text(of_variance))}): {judged[1]}."
     )
 
 
@@ -141,6 +157,9 @@ def _cautions(results: Results, effects: Effects) -> list[str]:
         said.append(
             f"The test part has {counted(patients, 'patient')}: what holds for so few may not hold for the next ones."
         )
+    tested = len({arm for arm, _ in effects})
+    if tested and (caution := smallest_p_caution(patients, tested)):
+        said.append(caution)
     undefined = max((e.undefined for e in effects.values() if math.isfinite(e.undefined)), default=0.0)
     if undefined > 0.01:
         share = fixed(100 * undefined, 0)
@@ -153,8 +172,9 @@ def _cautions(results: Results, effects: Effects) -> list[str]:
         said.append(f"The test part has no pixel of {', '.join(absent)}: no recall, left out of the subtype variance.")
     if len(results.arms) > 3:
         said.append(
-            f"{counted(len(results.arms) - 1, 'arm')} are held against one reference and the intervals are not "
-            "corrected for that: among so many, one may look better by chance."
+            f"{counted(len(results.arms) - 1, 'arm')} are held against one reference: among so many, one may look "
+            "better by chance. The intervals are not corrected for that; the corrected p-values (Holm) are. The arm "
+            "chosen on validation is one test on the test part and needs no correction."
         )
     if study.failed:
         said.append(f"{counted(len(study.failed), 'cell')} of the study failed and is missing here (see Failures).")
@@ -171,6 +191,10 @@ def _points(effect: Effect) -> str:
 
 def _percent(effect: Effect) -> str:
     return f"{signed(100 * effect.relative, 1)}{PERCENT}"
+
+
+def _with_p(ends: str, p: str) -> str:
+    return f"{ends}; {p}" if p else ends
 
 
 def _interval_points(effect: Effect) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from counterstain.report.arms import CEILING, is_baseline, is_oracle, label_of
-from counterstain.report.effects import Effects
+from counterstain.report.certainty import both_p_text, needed_text
+from counterstain.report.effects import MAIN, UNDEFINED, Effects
 from counterstain.report.numbers import NONE, PERCENT, duration, fixed, signed, span
 from counterstain.report.results import Results
 from counterstain.study.statistics import measures_of, spread
@@ -80,9 +81,30 @@ def differences_table(results: Results, effects: Effects, chosen: str | None) ->
     ]
     caption = (
         f"Differences to {label_of(results.study.reference)} on the test part, paired by repeat: mean ± standard "
-        f"deviation (Dice and recall in points, 1 point = 0.01); smallest, largest repeat; [95{PERCENT} interval]"
+        f"deviation (Dice and recall in points, 1 point = 0.01); smallest, largest repeat; [95{PERCENT} interval]; "
+        "p-value, and corrected for the number of arms"
     )
     return Table(caption=caption, columns=("Arm", *heads), rows=tuple(rows))
+
+
+def power_table(results: Results, effects: Effects) -> Table:
+    """Return what a study would have to be to see each arm's differences."""
+    rows = []
+    for arm in (arm for arm in results.arms if arm != results.study.reference):
+        cells = []
+        for measure, scale, digits in zip(MAIN, (100, 1), (1, 4), strict=True):
+            effect = effects.get((arm, measure), UNDEFINED)
+            cells.append(Cell(text=fixed(scale * effect.detectable, digits), value=_finite(effect.detectable)))
+            for needed, thing in ((effect.needed_repeats, "repeat"), (effect.needed_patients, "patient")):
+                cells.append(Cell(text=needed_text(needed, thing) or NONE, value=_finite(needed)))
+        rows.append(Row(head=label_of(arm), cells=tuple(cells)))
+    heads = ("smallest difference seen", "repeats needed", "patients needed")
+    columns = [f"{name}: {head}" for name in ("Dice", "Subtype variance") for head in heads]
+    caption = (
+        f"Power: the smallest difference that this study sees in 80{PERCENT} of cases (Dice in points), and how many "
+        "repeats (with these patients) or patients (with these repeats) would see the observed difference"
+    )
+    return Table(caption=caption, columns=("Arm", *columns), rows=tuple(rows))
 
 
 def filter_table(results: Results) -> Table:
@@ -150,6 +172,10 @@ def _tags(results: Results, arm: str, chosen: str | None) -> tuple[str, ...]:
     return tuple(tag for tag, holds in said.items() if holds)
 
 
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
 def _mean_sd(mean: float, sd: float, digits: int) -> Cell:
     text = fixed(mean, digits) + (f" ± {fixed(sd, digits)}" if np.isfinite(sd) else "")
     return Cell(text=text, value=mean if np.isfinite(mean) else None)
@@ -170,7 +196,8 @@ def _difference(effects: Effects, arm: str, measure: str, *, scale: float, digit
     sd = f" ± {fixed(scale * effect.sd, digits)}" if np.isfinite(effect.sd) else ""
     text = signed(scale * effect.mean, digits) + sd
     between = span(scale * effect.min, scale * effect.max, digits)
-    note = f"{between}\n[{span(scale * effect.low, scale * effect.high, digits)}]"
+    p = both_p_text(effect)
+    note = f"{between}\n[{span(scale * effect.low, scale * effect.high, digits)}]" + (f"\n{p}" if p else "")
     return Cell(text=text, note=note, value=effect.mean)
 
 

@@ -84,7 +84,7 @@ def precision(counts: np.ndarray) -> np.ndarray:
 
 def recalls(counts: np.ndarray) -> np.ndarray:
     """Return the share of each subtype that was found, (…, K); nan for a subtype without a pixel."""
-    return _ratio(counts[..., 1:, 1], counts[..., 1:, :].sum(-1))
+    return _ratio(counts[..., 1:, 1], counts[..., 1:, 0] + counts[..., 1:, 1])
 
 
 def background_recall(counts: np.ndarray) -> np.ndarray:
