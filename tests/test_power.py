@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import nct as noncentral
 from scipy.stats import t as student
 
 from counterstain.segmentation.counts import recalls
 from counterstain.study.statistics.components import Components, components_of
-from counterstain.study.statistics.critical import critical_values
-from counterstain.study.statistics.power import need, power_of, width_and_error
+from counterstain.study.statistics.power import need, power, standard_error
 
 T7 = student.ppf(0.975, 7)
+HALF_WIDTH = 0.033
 
 
 def recall(counts):
@@ -41,47 +42,45 @@ def test_variances_of_a_mean_of_equal_patients_are_those_of_the_textbook():
     assert found.both == pytest.approx((left**2).sum() / (7 * 4) / 40)
 
 
-def test_each_source_widens_the_interval_by_its_own_quantile():
-    assert components(repeats=0).half_width(T7, 0.95) == pytest.approx(T7 * 0.01)
-    assert components(patients=0).half_width(T7, 0.95) == pytest.approx(student.ppf(0.975, 4) * 0.01)
+def test_more_patients_and_repeats_shrink_each_its_own_part():
+    spread = components(patients=4e-4, repeats=9e-4)
+    assert standard_error(spread, 8, 5) ** 2 == pytest.approx(13e-4)
+    assert standard_error(spread, 16, 5) ** 2 == pytest.approx(11e-4)
+    assert standard_error(spread, 8, 15) ** 2 == pytest.approx(7e-4)
 
 
-def test_patients_of_equal_weight_need_the_quantile_of_student():
-    found = critical_values(patients_of([1_000] * 8), {"recall": recall})["recall"]
-    assert found == pytest.approx(T7, rel=0.05)
+def test_what_one_patient_alone_has_shows_no_spread_over_patients():
+    counts = np.stack([patients_of([1_000] + [0] * 7)] * 6).reshape(2, 3, 8, 2, 2)
+    assert np.isnan(components_of(counts, recall).patients)
 
 
-def test_a_measure_that_two_of_eight_patients_carry_needs_a_larger_one():
-    found = critical_values(patients_of([1_000] * 2 + [10] * 6), {"recall": recall})["recall"]
-    assert found > 2 * T7
-
-
-def test_what_one_patient_alone_has_cannot_be_told():
-    found = critical_values(patients_of([1_000] + [0] * 7), {"recall": recall})["recall"]
-    assert np.isnan(found)
+def test_the_power_is_that_of_the_test_of_student_where_patients_alone_differ():
+    spread = components(patients=1e-4, repeats=0.0)
+    exact = noncentral.sf(T7, 7, 3.0)
+    assert power(0.03, spread, T7 * 0.01, 8, 5) == pytest.approx(exact, abs=0.03)
 
 
 def test_the_numbers_needed_have_the_power_they_promise_and_one_less_does_not():
     spread = components(both=2e-5)
-    needed = need(0.04, spread, T7)
-    for patients, repeats in ((8, int(needed.repeats)), (int(needed.patients), 5)):
-        sizes = np.array([patients - (patients != 8), patients]), np.array([repeats - (repeats != 5), repeats])
-        before, after = power_of(0.04, *width_and_error(spread, T7, *sizes))
-        assert before < 0.8 <= after
+    needed = need(0.05, spread, HALF_WIDTH)
+    repeats, patients = int(needed.repeats), int(needed.patients)
+    for before, after in (((8, repeats - 1), (8, repeats)), ((patients - 1, 5), (patients, 5))):
+        assert power(0.05, spread, HALF_WIDTH, *before) < 0.8
+        assert power(0.05, spread, HALF_WIDTH, *after) >= 0.8
 
 
 def test_what_is_detectable_here_needs_no_more_repeats_or_patients():
-    detectable = need(0.01, components(), T7).detectable
-    again = need(detectable * 1.0001, components(), T7)
+    detectable = need(0.01, components(), HALF_WIDTH).detectable
+    again = need(detectable * 1.0001, components(), HALF_WIDTH)
     assert (again.repeats, again.patients) == (5, 8)
 
 
 def test_no_number_of_repeats_makes_up_for_few_patients():
-    needed = need(0.015, components(repeats=1e-6), T7)
+    needed = need(0.015, components(repeats=1e-6), T7 * 0.01)
     assert needed.repeats == float("inf")
     assert 8 < needed.patients < 100
 
 
 def test_one_repeat_tells_nothing_of_power():
-    needed = need(0.05, components(repeats=float("nan"), num_repeats=1), T7)
+    needed = need(0.05, components(repeats=float("nan"), num_repeats=1), HALF_WIDTH)
     assert np.isnan([needed.detectable, needed.repeats, needed.patients]).all()

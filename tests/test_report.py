@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -13,12 +14,13 @@ from typer.testing import CliRunner
 from counterstain.cli import app
 from counterstain.errors import CounterstainError, InputError, StorageError
 from counterstain.report.arms import label_of
+from counterstain.report.certainty import needed_text, p_text, smallest_p_caution
 from counterstain.report.effects import chosen_arm, effects_on_test
 from counterstain.report.numbers import duration, fixed, interval, signed
 from counterstain.report.page import render, write_report
 from counterstain.report.results import find_results, read_results
 from counterstain.report.summary import summarise
-from counterstain.report.tables import filter_table, results_table
+from counterstain.report.tables import filter_table, power_table, results_table
 from counterstain.storage import claim
 
 ARMS = ("tumor", "subtype", "spade+100")
@@ -163,6 +165,35 @@ def test_variants_have_a_difference_without_an_interval(demo):
     effects = effects_on_test(read_results(demo), draws=50)
     assert effects["spade+100", "dice"].low < effects["spade+100", "dice"].high
     assert pd.isna(effects["spade+100", "precision"].low)
+
+
+def test_the_finding_has_a_p_value_of_its_own_and_the_arms_one_that_is_corrected(tmp_path):
+    summary = summary_of(tmp_path, gain={"spade+100": 0.2, "tumor": -0.1})
+    assert re.search(r"95\N{NO-BREAK SPACE}% interval [^)]*; p = 0\.\d+\)", summary.finding)
+    assert re.search(r"p = 0\.\d+, corrected 0\.\d+\)", dict(summary.arms)[label_of("tumor")])
+
+
+def test_power_is_said_for_the_chosen_arm_and_tabulated_for_all(tmp_path):
+    results = read_results(draw_results(tmp_path / "run", ARMS, 4, gain={"spade+100": 0.05}, methods=("spade",)))
+    effects = effects_on_test(results, draws=50)
+    said = summarise(results, effects, "spade+100").power
+    assert re.search(r"difference in Dice as large as this one .* with 8 test patients, or .* with 4 repeats", said)
+    table = power_table(results, effects)
+    assert [row.head for row in table.rows] == ["tumor", label_of("spade+100")]
+    assert len(table.rows[0].cells) == len(table.columns) - 1
+
+
+def test_it_is_said_where_p_values_end_with_few_patients():
+    assert smallest_p_caution(8, 1) == ""
+    assert "no p-value can be below 0.008, and corrected for 13 arms none below 0.10" in smallest_p_caution(8, 13)
+    assert smallest_p_caution(40, 13) == ""
+
+
+def test_p_values_and_needs_are_written_as_people_read_them():
+    assert [p_text(p) for p in (0.0004, 0.0312, 0.4567, math.nan)] == ["p < 0.001", "p = 0.031", "p = 0.46", ""]
+    assert needed_text(9.0, "repeat") == "9 repeats"
+    assert needed_text(math.inf, "repeat") == "no number of repeats"
+    assert needed_text(math.nan, "repeat") == ""
 
 
 def test_numbers_are_written_with_a_proper_minus():

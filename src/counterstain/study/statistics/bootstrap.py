@@ -6,12 +6,12 @@ Shapes: R repeats, P patients, L labels (background and every subtype), B bootst
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import ndtri, stdtrit
 
 from counterstain.seeding import numpy_generator
 from counterstain.study.statistics.count_array import Measure
 
-INTERVAL = ("low", "high", "relative_low", "relative_high", "undefined")
+ENDS = ("low", "high", "relative_low", "relative_high")
 
 
 def bootstrap_weights(seed: int, what: str, size: int, draws: int) -> np.ndarray:
@@ -31,21 +31,14 @@ def pooled_draws(pair: np.ndarray, of_patients: np.ndarray) -> np.ndarray:
 
 
 def bootstrap_interval(
-    pair: np.ndarray,
-    drawn: np.ndarray,
-    of_repeats: np.ndarray,
-    measure: Measure,
-    *,
-    half_width: float,
-    level: float = 0.95,
+    pair: np.ndarray, drawn: np.ndarray, of_repeats: np.ndarray, measure: Measure, *, level: float = 0.95
 ) -> dict[str, float]:
     """Return the interval of a difference between two arms.
 
     A draw pools the pixels of its patients for every repeat of both arms, measures, and takes the mean over its
-    repeats; arm and reference share patients and repeats. The draws give the interval its shape. Its width comes from
-    the analysis of variance, as with few patients or repeats the spread of draws is uncertain itself: the percentiles
-    are drawn out from the difference by the ratio of ``half_width`` to what the normal distribution would give the
-    draws' standard deviation.
+    repeats; arm and reference share patients and repeats. The percentiles of the draws are drawn out, from the
+    difference itself, as Student's t is wider than the normal distribution, with Satterthwaite's degrees of freedom for
+    the two sources of spread (Biometrics Bull. 2, 1946).
 
     Parameters
     ----------
@@ -57,8 +50,6 @@ def bootstrap_interval(
         Of :func:`bootstrap_weights`.
     measure : callable
         (..., L, 2) counts -> (...) values.
-    half_width : float
-        See :meth:`~counterstain.study.statistics.components.Components.half_width`.
     level : float
         Coverage.
 
@@ -67,13 +58,14 @@ def bootstrap_interval(
     dict
         ``low`` and ``high`` of the difference, ``relative_low`` and ``relative_high`` of the difference as a share of
         the reference; ``undefined``, the share of draws without a value (no pixel of a subtype drawn), which are left
-        out. NaN where ``half_width`` is.
+        out. NaN for one patient and one repeat, which tell nothing of any spread.
     """
     old, new = (measure(drawn) * of_repeats).sum(axis=-1)  # (B,)
-    old_found, new_found = measure(pair.sum(axis=2)).mean(axis=-1)
+    by_repeat = measure(pair.sum(axis=2))  # (2, R)
+    old_found, new_found = by_repeat.mean(axis=-1)
     defined = np.isfinite(new - old)
     difference = (new - old)[defined]
-    stretch = _stretch(difference, half_width, level)
+    stretch = _stretch(difference, by_repeat[1] - by_repeat[0], pair.shape[2], level)
     with np.errstate(divide="ignore", invalid="ignore"):
         relative, relative_found = difference / old[defined], (new_found - old_found) / old_found
     low, high = _stretched(difference, new_found - old_found, stretch, level)
@@ -87,12 +79,23 @@ def bootstrap_interval(
     }
 
 
-def _stretch(draws: np.ndarray, half_width: float, level: float) -> float:
-    """Return how much wider an interval is than the draws say."""
-    spread = float(draws.std()) if len(draws) else 0.0
-    if spread == 0:
-        return 1.0 if np.isfinite(half_width) else float("nan")
-    return float(half_width / (ndtri((1 + level) / 2) * spread))
+def freedom_of(of_patients: float, of_repeats: float, patients: int, repeats: int) -> float:
+    """Return Satterthwaite's degrees of freedom of the sum of two variances; inf where both are 0."""
+    weakness = of_repeats**2 / max(repeats - 1, 1) + of_patients**2 / max(patients - 1, 1)
+    return (of_repeats + of_patients) ** 2 / weakness if weakness > 0 else float("inf")
+
+
+def _stretch(draws: np.ndarray, by_repeat: np.ndarray, patients: int, level: float) -> float:
+    """Return how much wider than the normal distribution Student's t is for these two sources of spread."""
+    repeats = len(by_repeat)
+    if not len(draws) or (patients < 2 and repeats < 2):
+        return float("nan")
+    total = float(draws.var())
+    of_repeats = min(float(by_repeat.var(ddof=1)) / repeats, total) if repeats > 1 else 0.0
+    of_patients = total - of_repeats if patients > 1 else 0.0
+    freedom = freedom_of(of_patients, of_repeats, patients, repeats)
+    tail = (1 + level) / 2
+    return float(stdtrit(freedom, tail) / ndtri(tail)) if np.isfinite(freedom) else 1.0
 
 
 def _stretched(draws: np.ndarray, found: float, stretch: float, level: float) -> tuple[float, float]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
 
 from counterstain.study.statistics.count_array import Measure
 
@@ -27,27 +26,19 @@ class Components:
     num_repeats: int
 
     @property
-    def of_repeats(self) -> float:
-        """The repeats' own part; 0 for one repeat.
+    def own_of_patients(self) -> float:
+        """The patients' part without what is left over."""
+        return max(self.patients - self.both, 0.0)
 
-        With two repeats what is left over is not taken off: 2 values cannot tell so little from nothing.
+    @property
+    def own_of_repeats(self) -> float:
+        """The repeats' part without what is left over; 0 for one repeat.
+
+        With two repeats what is left over is not taken off: two values cannot tell so little from nothing.
         """
         if self.num_repeats < 2:
             return 0.0
         return max(self.repeats - (self.both if self.num_repeats > 2 else 0.0), 0.0)
-
-    def half_width(self, critical: float, level: float) -> float:
-        """Return half of the interval's width.
-
-        Each source has a quantile of its own: the repeats that of Student's t with R - 1 degrees of freedom, the
-        patients ``critical`` (:func:`~counterstain.study.statistics.critical.critical_values`); the squares add up
-        (Graybill and Wang, J. Am. Stat. Assoc. 75, 1980). NaN where neither source can be seen.
-        """
-        of_patients = critical**2 * self.patients if self.num_patients > 1 else 0.0
-        if self.num_repeats < 2:
-            return float(np.sqrt(of_patients)) if self.num_patients > 1 else float("nan")
-        of_repeats = stdtrit(self.num_repeats - 1, (1 + level) / 2) ** 2 * self.of_repeats
-        return float(np.sqrt(of_patients + of_repeats))
 
 
 def components_of(pair: np.ndarray, measure: Measure) -> Components:

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from counterstain.study.statistics.bootstrap import INTERVAL, bootstrap_interval, bootstrap_weights, pooled_draws
+from counterstain.study.statistics.bootstrap import ENDS, bootstrap_interval, bootstrap_weights, pooled_draws
 from counterstain.study.statistics.components import components_of
 from counterstain.study.statistics.count_array import CountArray, Measure, require_reference
-from counterstain.study.statistics.critical import critical_values
 from counterstain.study.statistics.exchange import exchange_p_value, exchanged_halves, exchanges, holm
 from counterstain.study.statistics.power import need
 
@@ -56,7 +55,7 @@ def effects_of(
         (:func:`~counterstain.study.statistics.exchange.exchange_p_value`) and ``p_holm``, corrected for the number of
         arms, within a measure; ``detectable``, ``needed_repeats`` and ``needed_patients``
         (:func:`~counterstain.study.statistics.power.need`). One patient or one repeat tells nothing of its own spread,
-        which is then left out of interval and test.
+        which is then left out of interval and test; a subtype of one patient has no interval.
 
     Raises
     ------
@@ -68,9 +67,6 @@ def effects_of(
     patients = len(array.patients)
     of_patients = bootstrap_weights(seed, "patients", patients, draws)
     signs = exchanges(patients, seed)
-    at_reference = array.arms.index(reference)
-    pooled_repeats = array.counts[at_reference, array.present[at_reference]].sum(axis=0)
-    critical = critical_values(pooled_repeats, measures, seed=seed, level=level)
     rows = []
     for arm in array.arms:
         pair = array.pair(reference, arm)
@@ -80,9 +76,9 @@ def effects_of(
         drawn, exchanged = pooled_draws(pair, of_patients), exchanged_halves(pair, signs)
         for name, measure in measures.items():
             row = {"arm": arm, "measure": name, "n": pair.shape[1], "patients": patients}
-            row |= _effect(pair, drawn, of_repeats, exchanged, measure, critical=critical[name], level=level)
+            row |= _effect(pair, drawn, of_repeats, exchanged, measure, level=level)
             rows.append(row)
-    table = pd.DataFrame(rows, columns=[*SIZES, *INTERVAL, *TESTED])
+    table = pd.DataFrame(rows, columns=[*SIZES, *ENDS, "undefined", *TESTED])
     table["p_holm"] = table.groupby("measure")["p"].transform(lambda p: holm(p.to_numpy(float)))
     return table
 
@@ -94,17 +90,18 @@ def _effect(
     exchanged: np.ndarray,
     measure: Measure,
     *,
-    critical: float,
     level: float,
 ) -> dict[str, float]:
     """Return interval, p-value and power of one arm in one measure; shapes as in the functions that are called."""
     components = components_of(pair, measure)
-    half_width = components.half_width(critical, level)
+    interval = bootstrap_interval(pair, drawn, of_repeats, measure, level=level)
+    if pair.shape[2] > 1 and not np.isfinite(components.patients):  # one patient alone decides: its spread is unseen
+        interval |= dict.fromkeys(ENDS, float("nan"))
     old, new = measure(pair.sum(axis=2)).mean(axis=-1)
-    needed = need(new - old, components, critical, level=level)
+    needed = need(new - old, components, (interval["high"] - interval["low"]) / 2, level=level)
     return {
-        **bootstrap_interval(pair, drawn, of_repeats, measure, half_width=half_width, level=level),
-        "p": exchange_p_value(exchanged, measure, of_repeats=components.of_repeats),
+        **interval,
+        "p": exchange_p_value(exchanged, measure, of_repeats=components.own_of_repeats),
         "detectable": needed.detectable,
         "needed_repeats": needed.repeats,
         "needed_patients": needed.patients,

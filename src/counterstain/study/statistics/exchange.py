@@ -13,15 +13,15 @@ from scipy.special import stdtr
 from counterstain.seeding import numpy_generator
 from counterstain.study.statistics.count_array import Measure
 
-ALL_UP_TO = 13  # patients; 2**13 exchanges are all tried, beyond that 10,000 are drawn
-DRAWN = 10_000
+ALL_UP_TO = 12  # patients; 2**12 exchanges are all tried, beyond that so many are drawn
+DRAWN = 5_000
 SAME = 1e-9  # relative; sums in another order differ by less
 
 
 def exchanges(patients: int, seed: int = 0) -> np.ndarray:
     """Return which patients' arms are exchanged, (B, P) of 1 (as it was) and -1; the first row leaves all as they are.
 
-    All of them up to 13 patients; beyond that 10,000, drawn at random.
+    All of them up to 12 patients; beyond that 5,000, drawn at random.
     """
     if patients <= ALL_UP_TO:
         bits = np.arange(2**patients)[:, None] >> np.arange(patients) & 1
@@ -61,7 +61,7 @@ def exchange_p_value(exchanged: np.ndarray, measure: Measure, *, of_repeats: flo
         (..., L, 2) counts -> (...) values.
     of_repeats : float
         The repeats' own part of the variance of the mean difference
-        (:attr:`~counterstain.study.statistics.components.Components.of_repeats`).
+        (:attr:`~counterstain.study.statistics.components.Components.own_of_repeats`).
 
     Returns
     -------

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-from scipy.special import ndtr, ndtri, stdtr, stdtrit
+from scipy.special import ndtr, ndtri, stdtrit
 
+from counterstain.study.statistics.bootstrap import freedom_of
 from counterstain.study.statistics.components import Components
 
 POWER = 0.8
@@ -26,7 +29,7 @@ class Need:
     """Patients with the repeats at hand; inf where no number is enough."""
 
 
-def need(difference: float, components: Components, critical: float, *, level: float = 0.95) -> Need:
+def need(difference: float, components: Components, half_width: float, *, level: float = 0.95) -> Need:
     """Return what a study must be to see a difference; NaN where a source of spread cannot be seen.
 
     Parameters
@@ -35,68 +38,83 @@ def need(difference: float, components: Components, critical: float, *, level: f
         The difference to be seen.
     components : Components
         Of the study at hand.
-    critical : float
-        See :func:`~counterstain.study.statistics.critical.critical_values`.
+    half_width : float
+        Half the width of its interval.
     level : float
         Of the interval that must leave nought out.
     """
-    if components.num_patients < 2 or components.num_repeats < 2 or not np.isfinite(critical):
-        return Need(detectable=float("nan"), repeats=float("nan"), patients=float("nan"))
-    sizes = np.arange(2, MOST + 1)
-    here = np.array([components.num_patients]), np.array([components.num_repeats])
-    width, error = width_and_error(components, critical, *here, level=level)
-    with_repeats = power_of(difference, *width_and_error(components, critical, here[0], sizes, level=level))
-    with_patients = power_of(difference, *width_and_error(components, critical, sizes, here[1], level=level))
+    patients, repeats = components.num_patients, components.num_repeats
+    error = standard_error(components, patients, repeats)
+    if patients < 2 or repeats < 2 or not math.isfinite(error + half_width):
+        return Need(detectable=math.nan, repeats=math.nan, patients=math.nan)
+
+    def seen(patients: int, repeats: int) -> bool:
+        return power(difference, components, half_width, patients, repeats, level=level) >= POWER
+
     return Need(
-        detectable=float(width[0] + ndtri(POWER) * error[0]),
-        repeats=_first(sizes, with_repeats >= POWER),
-        patients=_first(sizes, with_patients >= POWER),
+        detectable=half_width + float(ndtri(POWER)) * error,
+        repeats=_fewest(lambda number: seen(patients, number)),
+        patients=_fewest(lambda number: seen(number, repeats)),
     )
 
 
-def width_and_error(
-    components: Components, critical: float, patients: np.ndarray, repeats: np.ndarray, *, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the half width of the interval and the standard error that a study of another size would have.
+def power(
+    difference: float,
+    components: Components,
+    half_width: float,
+    patients: int,
+    repeats: int,
+    *,
+    level: float = 0.95,
+) -> float:
+    """Return the chance that a study of another size sees a difference: that its interval leaves nought out.
 
-    With a, b, c the variances by patients, repeats and both of the study at hand (P patients, R repeats), a study of P'
-    and R' has a P/P', b R/R' and c PR/(P'R'). The critical value belongs to as many patients of equal weight as
-    Student's t would need for it; they grow with P'.
+    Its interval is as wide as that of the study at hand, but for its standard error and for the degrees of freedom of
+    Student's t; the mean difference follows the normal law.
 
     Parameters
     ----------
-    components : Components
-    critical : float
-    patients, repeats : int array
-        P' and R', 2 or more; they are broadcast.
+    difference : float
+        The true difference.
+    components, half_width
+        See :func:`need`.
+    patients, repeats : int
+        P' and R', 2 or more.
     level : float
         Coverage of the interval.
     """
+    here = components.num_patients, components.num_repeats
+    error_here, error = standard_error(components, *here), standard_error(components, patients, repeats)
+    if error_here == 0:
+        return float(difference != 0)
+    tail = (1 + level) / 2
+    student_here, student = (stdtrit(_freedom(components, *size), tail) for size in (here, (patients, repeats)))
+    width = half_width * (error / error_here) * (student / student_here)
+    return float(ndtr((abs(difference) - width) / error))
+
+
+def standard_error(components: Components, patients: int, repeats: int) -> float:
+    """Return the standard error of the mean difference in a study of P' patients and R' repeats.
+
+    With a, b, c the variances by patients, repeats and both of the study at hand (P patients, R repeats) it is the root
+    of a P/P' + b R/R' + c PR/(P'R').
+    """
+    return math.sqrt(sum(_parts(components, patients, repeats)))
+
+
+def _parts(components: Components, patients: int, repeats: int) -> tuple[float, float]:
+    """Return the variance by patients and by repeats; what is left over counts as the repeats', as in the interval."""
     fewer_patients, fewer_repeats = components.num_patients / patients, components.num_repeats / repeats
     both = components.both * fewer_patients * fewer_repeats
-    of_patients = max(components.patients - components.both, 0.0) * fewer_patients + both
-    of_repeats = components.of_repeats * fewer_repeats
-    tail = (1 + level) / 2
-    freedom = np.maximum((_freedom_of(critical, tail) + 1) / fewer_patients - 1, 0.5)
-    width_squared = stdtrit(freedom, tail) ** 2 * of_patients + stdtrit(repeats - 1, tail) ** 2 * of_repeats
-    return np.sqrt(width_squared), np.sqrt(of_patients + of_repeats)
+    return components.own_of_patients * fewer_patients, components.own_of_repeats * fewer_repeats + both
 
 
-def power_of(difference: float, width: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """Return the chance that an interval leaves nought out on the side of the difference, by the normal law."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        power: np.ndarray = ndtr((abs(difference) - width) / error)
-    return np.nan_to_num(power)  # no spread and no difference
+def _freedom(components: Components, patients: int, repeats: int) -> float:
+    return min(freedom_of(*_parts(components, patients, repeats), patients, repeats), 1e6)
 
 
-def _freedom_of(critical: float, tail: float) -> float:
-    """Return the degrees of freedom of the Student's t that has this quantile; 1,000 where it is nearly normal."""
-    low, high = 0.3, 1_000.0
-    for _ in range(60):
-        middle = float(np.sqrt(low * high))
-        low, high = (middle, high) if stdtr(middle, critical) < tail else (low, middle)
-    return high
-
-
-def _first(sizes: np.ndarray, enough: np.ndarray) -> float:
-    return float(sizes[np.argmax(enough)]) if enough.any() else float("inf")
+def _fewest(enough: Callable[[int], bool]) -> float:
+    """Return the smallest number from 2 on that is enough, all larger ones being so as well; inf beyond 1,000."""
+    numbers = range(2, MOST + 1)
+    place = bisect_left(numbers, True, key=enough)
+    return float(numbers[place]) if place < len(numbers) else math.inf
