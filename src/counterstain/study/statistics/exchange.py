@@ -13,7 +13,7 @@ from scipy.special import stdtr
 from counterstain.seeding import numpy_generator
 from counterstain.study.statistics.count_array import Measure
 
-ALL_UP_TO = 12  # patients; 2**12 exchanges are all tried, beyond that so many are drawn
+ALL_UP_TO = 12  # patients; 2**12 exchanges are all tried, beyond that DRAWN of them
 DRAWN = 5_000
 SAME = 1e-9  # relative; sums in another order differ by less
 
