@@ -156,8 +156,8 @@ def test_the_oracle_is_a_ceiling_and_never_the_best_arm(tmp_path):
     assert filter_table(results).rows[-1].head == "oracle (ceiling, phantom only)"
 
 
-def test_baselines_and_the_reference_cannot_be_chosen(tmp_path):
-    results = read_results(draw_results(tmp_path / "run", ("tumor", "subtype"), 1, methods=()))
+def test_arms_without_synthetic_images_cannot_be_chosen(tmp_path):
+    results = read_results(draw_results(tmp_path / "run", ("tumor", "subtype", "subtype+mixup"), 1, methods=()))
     assert chosen_arm(results) is None
 
 

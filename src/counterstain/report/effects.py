@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import pandas as pd
 
-from counterstain.report.arms import is_baseline, is_oracle
+from counterstain.report.arms import is_baseline, is_oracle, method_of
 from counterstain.report.results import Results
 from counterstain.segmentation.counts import dice, recalls, subtype_variance
 from counterstain.study.statistics import Measure, differences, effects_of
@@ -85,10 +85,10 @@ def effects_on_test(results: Results, *, draws: int = 10_000, seed: int = 0) -> 
 def chosen_arm(results: Results) -> str | None:
     """Return the arm with the highest mean Dice on validation; ties go to the lower subtype variance.
 
-    Baselines cannot be chosen, as they are what the choice is held against, nor can oracle arms, which no real
-    cohort has. None if no arm is left or validation has no results.
+    Baselines (every arm without synthetic images) cannot be chosen, as they are what the choice is held against, nor
+    can oracle arms, which no real cohort has. None if no arm is left or validation has no results.
     """
-    candidates = [a for a in results.arms if not (is_baseline(a) or is_oracle(a) or a == results.study.reference)]
+    candidates = [a for a in results.arms if not (is_baseline(method_of(a)) or is_oracle(a))]
     table = results.results
     rows = table.loc[(table["split"] == "val") & table["arm"].isin(candidates)]
     means = rows.groupby("arm")[list(MAIN)].mean().dropna(subset=["dice"])
