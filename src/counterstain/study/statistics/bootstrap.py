@@ -31,14 +31,20 @@ def pooled_draws(pair: np.ndarray, of_patients: np.ndarray) -> np.ndarray:
 
 
 def bootstrap_interval(
-    pair: np.ndarray, drawn: np.ndarray, of_repeats: np.ndarray, measure: Measure, *, level: float = 0.95
+    pair: np.ndarray,
+    drawn: np.ndarray,
+    of_repeats: np.ndarray,
+    measure: Measure,
+    *,
+    own_of_repeats: float,
+    level: float = 0.95,
 ) -> dict[str, float]:
     """Return the interval of a difference between two arms.
 
     A draw pools the pixels of its patients for every repeat of both arms, measures, and takes the mean over its
-    repeats; arm and reference share patients and repeats. The percentiles of the draws are drawn out, from the
-    difference itself, as Student's t is wider than the normal distribution, with Satterthwaite's degrees of freedom for
-    the two sources of spread (Biometrics Bull. 2, 1946).
+    repeats; arm and reference share patients and repeats. The percentiles of the draws are drawn out from the
+    difference itself, as Student's t is wider than the normal distribution, each source of spread by its own quantile
+    (:func:`student_width`).
 
     Parameters
     ----------
@@ -50,6 +56,9 @@ def bootstrap_interval(
         Of :func:`bootstrap_weights`.
     measure : callable
         (..., L, 2) counts -> (...) values.
+    own_of_repeats : float
+        The repeats' own part of the variance of the mean difference
+        (:attr:`~counterstain.study.statistics.components.Components.own_of_repeats`).
     level : float
         Coverage.
 
@@ -65,7 +74,7 @@ def bootstrap_interval(
     old_found, new_found = by_repeat.mean(axis=-1)
     defined = np.isfinite(new - old)
     difference = (new - old)[defined]
-    stretch = _stretch(difference, by_repeat[1] - by_repeat[0], pair.shape[2], level)
+    stretch = _stretch(difference, by_repeat[1] - by_repeat[0], pair.shape[2], own_of_repeats, level)
     with np.errstate(divide="ignore", invalid="ignore"):
         relative, relative_found = difference / old[defined], (new_found - old_found) / old_found
     low, high = _stretched(difference, new_found - old_found, stretch, level)
@@ -79,23 +88,27 @@ def bootstrap_interval(
     }
 
 
-def freedom_of(of_patients: float, of_repeats: float, patients: int, repeats: int) -> float:
-    """Return Satterthwaite's degrees of freedom of the sum of two variances; inf where both are 0."""
-    weakness = of_repeats**2 / max(repeats - 1, 1) + of_patients**2 / max(patients - 1, 1)
-    return (of_repeats + of_patients) ** 2 / weakness if weakness > 0 else float("inf")
+def student_width(of_patients: float, of_repeats: float, patients: int, repeats: int, level: float) -> float:
+    """Return half the width of an interval whose two sources of spread have quantiles of Student's t of their own.
+
+    Their squares add up (Graybill and Wang, J. Am. Stat. Assoc. 75, 1980). With the degrees of freedom of the sum
+    (Satterthwaite) it would be too short for 2 or 3 repeats, where a small variance may be a chance.
+    """
+    tail = (1 + level) / 2
+    squares = stdtrit(max(patients - 1, 1), tail) ** 2 * of_patients
+    return float(np.sqrt(squares + stdtrit(max(repeats - 1, 1), tail) ** 2 * of_repeats))
 
 
-def _stretch(draws: np.ndarray, by_repeat: np.ndarray, patients: int, level: float) -> float:
-    """Return how much wider than the normal distribution Student's t is for these two sources of spread."""
+def _stretch(draws: np.ndarray, by_repeat: np.ndarray, patients: int, own_of_repeats: float, level: float) -> float:
+    """Return how much wider an interval must be than the normal distribution makes it."""
     repeats = len(by_repeat)
     if not len(draws) or (patients < 2 and repeats < 2):
         return float("nan")
     total = float(draws.var())
     of_repeats = min(float(by_repeat.var(ddof=1)) / repeats, total) if repeats > 1 else 0.0
     of_patients = total - of_repeats if patients > 1 else 0.0
-    freedom = freedom_of(of_patients, of_repeats, patients, repeats)
-    tail = (1 + level) / 2
-    return float(stdtrit(freedom, tail) / ndtri(tail)) if np.isfinite(freedom) else 1.0
+    width = student_width(of_patients, min(own_of_repeats, of_repeats), patients, repeats, level)
+    return width / float(ndtri((1 + level) / 2) * np.sqrt(total)) if total > 0 else 1.0
 
 
 def _stretched(draws: np.ndarray, found: float, stretch: float, level: float) -> tuple[float, float]:

@@ -94,14 +94,15 @@ def _effect(
 ) -> dict[str, float]:
     """Return interval, p-value and power of one arm in one measure; shapes as in the functions that are called."""
     components = components_of(pair, measure)
-    interval = bootstrap_interval(pair, drawn, of_repeats, measure, level=level)
+    of_its_own = components.own_of_repeats
+    interval = bootstrap_interval(pair, drawn, of_repeats, measure, own_of_repeats=of_its_own, level=level)
     if pair.shape[2] > 1 and not np.isfinite(components.patients):  # one patient alone decides: its spread is unseen
         interval |= dict.fromkeys(ENDS, float("nan"))
     old, new = measure(pair.sum(axis=2)).mean(axis=-1)
     needed = need(new - old, components, (interval["high"] - interval["low"]) / 2, level=level)
     return {
         **interval,
-        "p": exchange_p_value(exchanged, measure, of_repeats=components.own_of_repeats),
+        "p": exchange_p_value(exchanged, measure, of_repeats=of_its_own),
         "detectable": needed.detectable,
         "needed_repeats": needed.repeats,
         "needed_patients": needed.patients,

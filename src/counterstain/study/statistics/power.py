@@ -7,9 +7,9 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scipy.special import ndtr, ndtri, stdtrit
+from scipy.special import ndtr, ndtri
 
-from counterstain.study.statistics.bootstrap import freedom_of
+from counterstain.study.statistics.bootstrap import student_width
 from counterstain.study.statistics.components import Components
 
 POWER = 0.8
@@ -69,8 +69,8 @@ def power(
 ) -> float:
     """Return the chance that a study of another size sees a difference: that its interval leaves nought out.
 
-    Its interval is as wide as that of the study at hand, but for its standard error and for the degrees of freedom of
-    Student's t; the mean difference follows the normal law.
+    Its interval is as much wider or narrower than that of the study at hand as Student's t makes it
+    (:func:`~counterstain.study.statistics.bootstrap.student_width`); the mean difference follows the normal law.
 
     Parameters
     ----------
@@ -83,14 +83,12 @@ def power(
     level : float
         Coverage of the interval.
     """
-    here = components.num_patients, components.num_repeats
-    error_here, error = standard_error(components, *here), standard_error(components, patients, repeats)
-    if error_here == 0:
+    here, there = (components.num_patients, components.num_repeats), (patients, repeats)
+    error = standard_error(components, *there)
+    if error == 0:
         return float(difference != 0)
-    tail = (1 + level) / 2
-    student_here, student = (stdtrit(_freedom(components, *size), tail) for size in (here, (patients, repeats)))
-    width = half_width * (error / error_here) * (student / student_here)
-    return float(ndtr((abs(difference) - width) / error))
+    width_here, width = (student_width(*_parts(components, *size), *size, level) for size in (here, there))
+    return float(ndtr((abs(difference) - half_width * width / width_here) / error))
 
 
 def standard_error(components: Components, patients: int, repeats: int) -> float:
@@ -103,14 +101,10 @@ def standard_error(components: Components, patients: int, repeats: int) -> float
 
 
 def _parts(components: Components, patients: int, repeats: int) -> tuple[float, float]:
-    """Return the variance by patients and by repeats; what is left over counts as the repeats', as in the interval."""
+    """Return the variance by patients, with what is left over, and the repeats' own, in a study of another size."""
     fewer_patients, fewer_repeats = components.num_patients / patients, components.num_repeats / repeats
     both = components.both * fewer_patients * fewer_repeats
-    return components.own_of_patients * fewer_patients, components.own_of_repeats * fewer_repeats + both
-
-
-def _freedom(components: Components, patients: int, repeats: int) -> float:
-    return min(freedom_of(*_parts(components, patients, repeats), patients, repeats), 1e6)
+    return components.own_of_patients * fewer_patients + both, components.own_of_repeats * fewer_repeats
 
 
 def _fewest(enough: Callable[[int], bool]) -> float:
