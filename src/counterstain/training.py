@@ -7,13 +7,13 @@ resumed, or spread over micro-batches and devices, sees the very same data and n
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ import pandas as pd
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
@@ -32,12 +31,23 @@ from counterstain.data.batches import PatchBatches
 from counterstain.errors import ConfigError, DivergenceError
 from counterstain.processes import are_to_be_started, rank
 from counterstain.progress import bar
-from counterstain.storage import replacing, write_csv
+from counterstain.storage import write_csv
+from counterstain.tracking import Curves, Row
 from counterstain.training_config import TrainingConfig
+from counterstain.training_state import PROGRESS_FILE, AtomicCheckpointIO, forget_progress, steps_done
 
+__all__ = [
+    "Batch",
+    "Batches",
+    "Monitor",
+    "TrainingConfig",
+    "fit",
+    "forget_progress",
+    "fused_optimizers",
+    "starts_processes",
+]
 Batch = dict[str, Tensor]
 Batches = Callable[[int], Batch]
-PROGRESS_FILE = "last.ckpt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +78,7 @@ def fit(
     batches : callable
         Step number -> the whole batch of that step, a dict of tensors of equal first length.
     folder : Path
-        Gets ``last.ckpt`` while training runs and ``losses.csv`` (step, name, value) at its end.
+        Gets ``last.ckpt`` and ``logs`` while training runs and ``losses.csv`` (step, name, value) at its end.
     ema_decay : float, optional
         Leave the exponential moving average of the weights in ``module`` instead of the last ones; the decay warms
         up as (1 + n) / (10 + n), so that short trainings are not averages with their initial weights.
@@ -98,9 +108,10 @@ def fit(
     if config.accumulate > 1 and not module.automatic_optimization:
         raise ConfigError(f"accumulate {config.accumulate}: {type(module).__name__} has two optimisers; use 1")
     progress_file = folder / PROGRESS_FILE
-    start = _steps_done(progress_file)
+    start = steps_done(progress_file)
     with _bar_of_first_process(label, config.steps, start) as advance, _quiet_lightning():
-        history = _History(config, progress_file, advance, monitor)
+        curves = partial(Curves, folder, label, logger=config.logger, settings=getattr(module, "config", config))
+        history = _History(config, progress_file, advance, monitor, curves)
         averaging = [] if ema_decay is None else [WeightAveraging(multi_avg_fn=_warmed_average(ema_decay))]
         trainer = Trainer(
             max_steps=config.steps * optimizers_per_step,
@@ -112,7 +123,7 @@ def fit(
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.gradient_clip,
             callbacks=[*averaging, history],
-            plugins=[_AtomicCheckpointIO(), *_of_many_processes(config)],
+            plugins=[AtomicCheckpointIO(), *_of_many_processes(config)],
             default_root_dir=folder,
             logger=False,
             enable_checkpointing=False,
@@ -130,9 +141,10 @@ def fit(
             pin_memory=torch.cuda.is_available(),
         )
         resume = progress_file if progress_file.exists() else None
-        _run(trainer, module, loader, resume)
-    module.eval()
-    figures = history.watch(module) if monitor is not None and trainer.is_global_zero else {}
+        with history.closed():
+            _run(trainer, module, loader, resume)
+            module.eval()
+            figures = history.watch(module) if monitor is not None and trainer.is_global_zero else {}
     if trainer.is_global_zero:
         write_csv(folder / "losses.csv", pd.DataFrame(history.rows, columns=["step", "name", "value"]))
     return figures
@@ -141,11 +153,6 @@ def fit(
 def fused_optimizers(config: TrainingConfig) -> bool:
     """Whether Adam may update all weights in one call; Lightning cannot clip its gradients in mixed precision."""
     return config.gradient_clip is None or _precision(config) == "32-true"
-
-
-def forget_progress(folder: Path) -> None:
-    """Delete the state of a training whose result is saved."""
-    (folder / PROGRESS_FILE).unlink(missing_ok=True)
 
 
 def _run(trainer: Trainer, module: LightningModule, loader: DataLoader[Batch], resume: Path | None) -> None:
@@ -198,11 +205,19 @@ class _History(Callback):
         config: TrainingConfig,
         progress_file: Path,
         advance: Callable[[int], None],
-        monitor: Monitor | None = None,
+        monitor: Monitor | None,
+        open_curves: Callable[..., Curves],
     ) -> None:
         self._config, self._progress_file, self._advance, self._monitor = config, progress_file, advance, monitor
-        self.rows: list[tuple[int, str, float]] = []
+        self._open_curves = open_curves
+        self._curves: Curves | None = None
+        self.rows: list[Row] = []
         self.step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del pl_module
+        if trainer.is_global_zero:
+            self._curves = self._open_curves(earlier=self.rows)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -226,16 +241,33 @@ class _History(Callback):
         training = [part for part in module.modules() if part.training]
         module.eval()
         figures = {name: float(value) for name, value in self._monitor.measure().items()}
-        self.rows += [(self.step, name, value) for name, value in figures.items()]
+        self._note(figures)
         for part in training:
             part.training = True
         return figures
 
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Close the curves at the end, however it comes."""
+        status: Literal["success", "failed"] = "failed"
+        try:
+            yield
+            status = "success"
+        finally:
+            if self._curves is not None:
+                self._curves.close(status)
+
     def _record(self, metrics: Mapping[str, Tensor]) -> None:
-        for name, value in metrics.items():
-            self.rows.append((self.step, name, float(value)))
-            if not math.isfinite(float(value)):
-                raise DivergenceError(f"step {self.step}: {name} is {float(value)}; lower the learning rate")
+        values = {name: float(value) for name, value in metrics.items()}
+        self._note(values)
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise DivergenceError(f"step {self.step}: {name} is {value}; lower the learning rate")
+
+    def _note(self, values: Mapping[str, float]) -> None:
+        self.rows += [(self.step, name, value) for name, value in values.items()]
+        if self._curves is not None:
+            self._curves.log(values, self.step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": [list(row) for row in self.rows], "step": self.step}
@@ -243,30 +275,6 @@ class _History(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = [(int(step), str(name), float(value)) for step, name, value in state_dict["rows"]]
         self.step = int(state_dict["step"])
-
-
-class _AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, whole or absent, and read without running code."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        del storage_options
-        buffer = io.BytesIO()  # torch's own writer hides that a disk is full
-        torch.save(checkpoint, buffer)
-        with replacing(Path(path)) as partial:
-            partial.write_bytes(buffer.getbuffer())
-
-
-def _steps_done(progress_file: Path) -> int:
-    if not progress_file.exists():
-        return 0
-    try:
-        state = torch.load(progress_file, weights_only=True, map_location="cpu")
-        return int(state["callbacks"]["_History"]["step"])
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the remedy is the same
-        reason = str(error).partition(".")[0]
-        warnings.warn(f"{progress_file}: damaged ({reason}); training starts anew", stacklevel=2)
-        progress_file.unlink(missing_ok=True)
-        return 0
 
 
 def starts_processes(config: TrainingConfig) -> bool:

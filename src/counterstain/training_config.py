@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from counterstain.config import Config
+from counterstain.tracking import LoggerName
 
 
 class TrainingConfig(Config):
@@ -38,3 +39,5 @@ class TrainingConfig(Config):
     """Distance of the points of the loss curves."""
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the gradient."""
+    logger: Annotated[LoggerName | None, Field(exclude=True)] = None
+    """Where curves go beside TensorBoard and CSV; changes no result, so it is no part of what is saved or compared."""

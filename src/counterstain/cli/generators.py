@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from counterstain.cli.tracking import Logger, logged
+
 CohortArgument = Annotated[Path, typer.Argument(metavar="COHORT", help="A cohort with a split.")]
 Preset = Annotated[str, typer.Option(help="Recipe to start from: paper, best or demo.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="YAML with changes to the preset.")]
@@ -40,6 +42,7 @@ def train_spade(
     config: ConfigFile = None,
     settings: Settings = None,
     seed: Seed = 0,
+    logger: Logger = None,
     init: Init = None,
 ) -> None:
     """Train SPADE with its VAE."""
@@ -48,7 +51,7 @@ def train_spade(
     from counterstain.recipe import load_recipe
 
     recipe = load_recipe(preset, config, settings or ())
-    train(Cohort.open(cohort), recipe.spade, out, size_px=recipe.size_px, seed=seed, init=init)
+    train(Cohort.open(cohort), logged(recipe.spade, logger), out, size_px=recipe.size_px, seed=seed, init=init)
     _print_warnings(out)
     typer.echo(f"{out}: SPADE is trained; draw with: counterstain synthesize {cohort} --method spade --generator {out}")
 
@@ -61,6 +64,7 @@ def train_autoencoder(
     config: ConfigFile = None,
     settings: Settings = None,
     seed: Seed = 0,
+    logger: Logger = None,
     init: Init = None,
 ) -> None:
     """Train the first stage of latent diffusion."""
@@ -69,7 +73,7 @@ def train_autoencoder(
     from counterstain.recipe import load_recipe
 
     recipe = load_recipe(preset, config, settings or ())
-    train(Cohort.open(cohort), recipe.autoencoder, out, size_px=recipe.size_px, seed=seed, init=init)
+    train(Cohort.open(cohort), logged(recipe.autoencoder, logger), out, size_px=recipe.size_px, seed=seed, init=init)
     typer.echo(f"{out}: the autoencoder is trained; next: counterstain train diffusion {cohort} --autoencoder {out}")
 
 
@@ -81,6 +85,7 @@ def train_judge(
     config: ConfigFile = None,
     settings: Settings = None,
     seed: Seed = 0,
+    logger: Logger = None,
 ) -> None:
     """Train the network that says which subtype generated tissue looks like."""
     from counterstain.audit.judge import train_judge as train
@@ -88,7 +93,7 @@ def train_judge(
     from counterstain.recipe import load_recipe
 
     recipe = load_recipe(preset, config, settings or ())
-    train(Cohort.open(cohort), recipe.judge, out, size_px=recipe.size_px, seed=seed)
+    train(Cohort.open(cohort), logged(recipe.judge, logger), out, size_px=recipe.size_px, seed=seed)
     typer.echo(f"{out}: the judge is trained; next: counterstain audit SET --cohort {cohort} --judge {out} --out DIR")
 
 
@@ -101,6 +106,7 @@ def train_diffusion(
     config: ConfigFile = None,
     settings: Settings = None,
     seed: Seed = 0,
+    logger: Logger = None,
     init: Init = None,
 ) -> None:
     """Train latent diffusion, for whole images and for inpainting."""
@@ -111,7 +117,7 @@ def train_diffusion(
     recipe = load_recipe(preset, config, settings or ())
     train(
         Cohort.open(cohort),
-        recipe.diffusion,
+        logged(recipe.diffusion, logger),
         out,
         autoencoder=autoencoder,
         size_px=recipe.size_px,
@@ -139,6 +145,7 @@ def train_distilled(
     config: ConfigFile = None,
     settings: Settings = None,
     seed: Seed = 0,
+    logger: Logger = None,
 ) -> None:
     """Teach a diffusion checkpoint to draw in few steps (progressive distillation), its guidance included."""
     from counterstain.data.cohort import Cohort
@@ -149,7 +156,7 @@ def train_distilled(
     distillation = load_recipe(preset, config, settings or ()).distillation
     if distillation is None:
         raise ConfigError("distillation: null; give its settings, for example --set distillation.training.steps=1000")
-    train(Cohort.open(cohort), distillation, out, teacher=teacher, seed=seed)
+    train(Cohort.open(cohort), logged(distillation, logger), out, teacher=teacher, seed=seed)
     typer.echo(
         f"{out}: draws in {distillation.steps} steps; "
         f"next: counterstain synthesize {cohort} --method diffusion --generator {out}"

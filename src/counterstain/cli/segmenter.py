@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from counterstain.cli.tracking import Logger, logged
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -42,6 +44,7 @@ def segment(
         typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for example segmenter.training.steps=500."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of initial weights and of the order of the data.")] = 0,
+    logger: Logger = None,
 ) -> None:
     """Train a segmenter, on real patches or mixed with synthetic ones.
 
@@ -55,7 +58,7 @@ def segment(
     recipe = load_recipe(preset, config, settings or [])
     train_segmenter(
         Cohort.open(cohort),
-        recipe.segmenter,
+        logged(recipe.segmenter, logger),
         out,
         size_px=recipe.size_px,
         seed=seed,

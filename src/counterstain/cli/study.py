@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from counterstain.cli import study_state
+from counterstain.cli.tracking import Logger, checked
 
 MOST_DEMO_PROCESSES = 4  # no more than that can be busy for long, and each needs a gigabyte
 
@@ -37,6 +38,7 @@ def run(
         str | None, typer.Option(help="A Ray cluster that runs already, or auto; none = one on this machine alone.")
     ] = None,
     settings: Settings = None,
+    logger: Logger = None,
 ) -> None:
     """Run a study and write its report.
 
@@ -50,7 +52,8 @@ def run(
     if (processes is not None and executor == "ray") or (address is not None and executor != "ray"):
         raise ConfigError("--processes goes with --executor local, --address with --executor ray")
     where = build(ExecutorConfig, {"kind": executor, "processes": processes, "address": address}, "--executor")
-    _run_and_report(load_study(file, settings or []), out or Path("out") / file.stem, file, where)
+    changes = [*(settings or ()), *([] if logger is None else [f"resources.logger={checked(logger)}"])]
+    _run_and_report(load_study(file, changes), out or Path("out") / file.stem, file, where)
 
 
 def demo(

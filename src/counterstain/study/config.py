@@ -65,6 +65,8 @@ class StudyConfig(Config):
     """All seeds of the study derive from it."""
     recipe: dict[str, Any] = Field(default_factory=dict)
     """Changes to the preset's recipe."""
+    gallery: Annotated[int, Field(ge=0, le=1000)] = 48
+    """Patches of each synthetic set that the report shows in its gallery."""
     resources: Resources = Resources()
     """What cells may use; the results do not depend on it, but for ``threads``."""
 

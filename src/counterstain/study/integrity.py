@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from counterstain.storage import RUN_FILE, read_json, sha256_of
+from counterstain.tracking import LOG_FOLDER
 
 DONE_FILE = "cell.json"
 UNNOTED = {DONE_FILE, RUN_FILE}
 
 
 def notes_of(folder: Path) -> dict[str, list[Any]]:
-    """Return name -> [size in bytes, SHA-256] of a cell's files; hidden ones and partial ones are left out."""
+    """Return name -> [size in bytes, SHA-256] of a cell's files; partial ones and logs are left out."""
     files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
     return {
         name: [file.stat().st_size, sha256_of(file)]
         for name, file in files.items()
-        if name not in UNNOTED and ".partial-" not in name
+        if name not in UNNOTED and ".partial-" not in name and not name.startswith(f"{LOG_FOLDER}/")
     }
 
 

@@ -90,7 +90,16 @@ def plan_study(study: StudyConfig, recipe: Recipe) -> list[Cell]:
     for repeat in range(study.repeats):
         for arm in arms:
             cells += planner.trained_and_scored(arm, repeat, sets[arm.set_name])
-    return cells
+    return [_tracked(cell, study, recipe) for cell in cells]
+
+
+def _tracked(cell: Cell, study: StudyConfig, recipe: Recipe) -> Cell:
+    """Return a training with the logger that it is to use, which is no part of its name."""
+    config = getattr(recipe, cell.stage, None)
+    if config is None:
+        return cell
+    logger = config.training.logger or study.resources.logger
+    return replace(cell, details=cell.details | {"logger": logger}) if logger else cell
 
 
 def cells_folder(run: Path) -> Path:

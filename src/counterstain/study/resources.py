@@ -8,6 +8,7 @@ from pydantic import Field
 
 from counterstain.config import Config
 from counterstain.study.stage_names import Stage
+from counterstain.tracking import LoggerName
 
 
 class StageResources(Config):
@@ -29,6 +30,8 @@ class Resources(Config):
     """How often a cell starts again whose process or machine was lost."""
     synthesis_shards: Annotated[int, Field(ge=1)] | None = None
     """Shards of 64 patches that one cell draws, so that several draw one set; one cell draws all if not given."""
+    logger: LoggerName | None = None
+    """Where the curves of all trainings go beside TensorBoard and CSV: ``mlflow`` or ``wandb``."""
     stages: dict[Stage, StageResources] = Field(default_factory=dict)
     """What a cell of a stage asks a Ray cluster for, for example ``spade: {cpus: 4, gpus: 1}``."""
 

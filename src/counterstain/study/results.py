@@ -3,7 +3,8 @@
 RESULTS holds ``study.json`` (what was run), ``results.csv`` (a row per arm, repeat and part with every measure),
 ``counts.parquet`` (pixels per arm, repeat, part, slide and label: everything else follows from them),
 ``composition.csv``, ``synthetic.csv`` (balance of the sets), ``losses.csv``, ``fairness.csv`` (what each training was
-given) and ``examples/`` (pictures).
+given) and ``examples/`` (pictures); for the report alone ``trainings.json``, ``sets.json`` (what is known of every
+training and set) and ``gallery.parquet``.
 """
 
 from __future__ import annotations
@@ -29,9 +30,12 @@ from counterstain.storage import committing, read_json, write_csv, write_json
 from counterstain.study.config import StudyConfig
 from counterstain.study.examples import write_examples
 from counterstain.study.fairness import fairness_table
+from counterstain.study.gallery import write_gallery
 from counterstain.study.integrity import DONE_FILE
 from counterstain.study.plan import REFERENCE, Cell, cells_folder
+from counterstain.study.set_record import set_record
 from counterstain.study.stages import is_done, open_cohort
+from counterstain.study.training_record import training_records
 from counterstain.taxonomy import Taxonomy
 
 PACKAGES = ("counterstain", "torch", "lightning", "diffusers", "segmentation-models-pytorch", "numpy", "zarr")
@@ -62,6 +66,9 @@ def write_results(
         # A filtered set has other masks in some places, so its images do not stand beside the others'.
         write_examples(folder / "examples", cohort, {name: found for name, found in sets.items() if name in METHODS})
         write_csv(folder / "fairness.csv", fairness_table(done, root))
+        write_json(folder / "trainings.json", training_records(done, root))
+        write_json(folder / "sets.json", [set_record(name, found) for name, found in sets.items()])
+        write_gallery(folder / "gallery.parquet", cohort, sets, study.gallery)
     return out / "results"
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from counterstain.audit.judge import train_judge
 from counterstain.audit.judge_config import JudgeConfig, JudgeFilterConfig
 from counterstain.audit.judge_filter import JudgeFilter
-from counterstain.config import build
+from counterstain.config import ConfigT, build
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.phantom import PhantomConfig, write_phantom
@@ -37,6 +37,7 @@ from counterstain.storage import read_json, write_json, write_parquet
 from counterstain.study.integrity import DONE_FILE, notes_of
 from counterstain.study.plan import Cell
 from counterstain.study.stage_names import Stage
+from counterstain.tracking import with_logger
 
 
 def is_done(cell: Cell, root: Path) -> bool:
@@ -93,23 +94,23 @@ def _make_cohort(cell: Cell, root: Path) -> None:
 
 
 def _train_autoencoder(cell: Cell, root: Path) -> None:
-    config = build(AutoencoderConfig, cell.settings["config"])
+    config = _training(AutoencoderConfig, cell)
     train_autoencoder(_cohort(cell, root), config, root / cell.folder, **_size_and_seed(cell))
 
 
 def _train_diffusion(cell: Cell, root: Path) -> None:
-    config = build(DiffusionConfig, cell.settings["config"])
+    config = _training(DiffusionConfig, cell)
     autoencoder = root / cell.inputs["autoencoder"]
     train_diffusion(_cohort(cell, root), config, root / cell.folder, autoencoder=autoencoder, **_size_and_seed(cell))
 
 
 def _train_spade(cell: Cell, root: Path) -> None:
-    config = build(SpadeConfig, cell.settings["config"])
+    config = _training(SpadeConfig, cell)
     train_spade(_cohort(cell, root), config, root / cell.folder, **_size_and_seed(cell))
 
 
 def _train_judge(cell: Cell, root: Path) -> None:
-    config = build(JudgeConfig, cell.settings["config"])
+    config = _training(JudgeConfig, cell)
     train_judge(_cohort(cell, root), config, root / cell.folder, **_size_and_seed(cell))
 
 
@@ -140,7 +141,7 @@ def _train_segmenter(cell: Cell, root: Path) -> None:
     synthetic = PatchSet.open(root / cell.inputs["synthetic"]) if "synthetic" in cell.inputs else None
     train_segmenter(
         _cohort(cell, root),
-        build(SegmenterConfig, cell.settings["config"]),
+        _training(SegmenterConfig, cell),
         root / cell.folder,
         synthetic=synthetic,
         amount=cell.settings["amount"],
@@ -166,6 +167,10 @@ def _cohort(cell: Cell, root: Path) -> Cohort:
             f"{cohort.folder}: changed since the study began; run the study again to begin anew with it"
         )
     return cohort
+
+
+def _training(kind: type[ConfigT], cell: Cell) -> ConfigT:
+    return with_logger(build(kind, cell.settings["config"]), cell.details.get("logger"))
 
 
 def _size_and_seed(cell: Cell) -> dict[str, Any]:
