@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -116,6 +117,60 @@ def draw_examples(folder: Path, methods=METHODS, count=4, size=96, taxonomy=HER2
     (folder / "examples.json").write_text(json.dumps(listing))
 
 
+def draw_gallery(file: Path, methods=METHODS, count=4, size=48):
+    """Pictures as a study keeps them: a real patch, then what every method made of it."""
+    rows = []
+    for p in range(count):
+        place = {"region": f"r{p}", "slide": f"slide {p % 2}", "patient": f"patient {p % 3}", "y_px": 8 * p, "x_px": 16}
+        before, after = [1 + p % 5, 4], [1 + (p + 1) % 5, 2]
+        source = len(rows)
+        for method in ("real", *methods):
+            labels = np.zeros((size, size), int)
+            labels[: size // 2], labels[size // 2 :, : size // 2] = after if method != "real" else before
+            pictures = {}
+            for name, form, image in (
+                ("image", "WEBP", _tissue(numpy_generator(0, "gallery", p, method), size, labels)),
+                ("mask", "PNG", HER2.palette[labels]),
+            ):
+                Image.fromarray(image).save(buffer := io.BytesIO(), form)
+                pictures[name] = buffer.getvalue()
+            numbers = {"number": len(rows), "source": source, "index": p, "attempts": int(method != "real")}
+            now = {"before": before, "after": before if method == "real" else after, "area_px": [1152, 576]}
+            rows.append({"method": method} | pictures | place | numbers | now)
+    pd.DataFrame(rows).to_parquet(file)
+
+
+def draw_records(folder: Path, arms, repeats, methods=METHODS):
+    """What a study writes of its trainings and sets."""
+    trained = {"sha256": "", "batch_size": 16, "patients_seen": 24, "seconds": 61.0}
+    trained["augmentation"] = {"flip": True, "quarter_turns": True, "stain_jitter": 0.0}
+    trainings = [
+        trained | {"name": method, "stage": method, "seed": 7, "steps": 400, "sha256": method * 4, "logs": ""}
+        for method in methods
+    ] + [
+        trained
+        | {"name": f"segmenter {arm} #{r}", "stage": "segmenter", "arm": arm, "repeat": r, "seed": 100 + r, "steps": 80}
+        | {"logs": f"cells/segmenter-{arm}-{r}/logs"}
+        for arm in arms
+        for r in range(repeats)
+    ]
+    (folder / "trainings.json").write_text(json.dumps(trainings))
+    changes = [
+        {"before": a, "after": b, "instances": 10 + i + j, "area_px": 9_000}
+        for i, a in enumerate(HER2.names)
+        for j, b in enumerate(HER2.names)
+    ]
+    settings = {"synthesis": {"reject": "near_white", "white_level": 235.0, "attempts": 5}}
+    sets = [
+        {"name": method, "method": method, "patches": 640, "size_px": 96, "mpp": 0.5, "seed": "12345678901234567890"}
+        | {"cohort": "9f2c" * 16, "generator": method * 4, "patients_seen": ["P1", "P2"], "version": "0.1.0"}
+        | {"settings": settings, "sources": {"region": 40, "slide": 24, "patient": 24}, "changes": changes}
+        | {"drawn": 640 + 7 * i, "rejected": 7 * i, "background_only": 12}
+        for i, method in enumerate(methods)
+    ]
+    (folder / "sets.json").write_text(json.dumps(sets))
+
+
 def draw_results(run: Path, arms=DEMO_ARMS, repeats=2, gain=None, patients=8, methods=METHODS, **study) -> Path:
     """Write RUN/results as a study does; `study` overrides what study.json says."""
     folder = run / "results"
@@ -127,6 +182,8 @@ def draw_results(run: Path, arms=DEMO_ARMS, repeats=2, gain=None, patients=8, me
     draw_synthetic(methods).to_csv(folder / "synthetic.csv", index=False)
     draw_losses(arms, repeats).to_csv(folder / "losses.csv", index=False)
     draw_examples(folder / "examples", methods)
+    draw_gallery(folder / "gallery.parquet", methods)
+    draw_records(folder, arms, repeats, methods)
     record = {
         "name": "drawn study",
         "preset": "demo",

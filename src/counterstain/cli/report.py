@@ -22,10 +22,14 @@ def _report(
     figures: Annotated[
         Path | None, typer.Option("--figures", metavar="DIR", help="Write each figure there as well, as SVG and PNG.")
     ] = None,
+    tables: Annotated[
+        Path | None, typer.Option("--tables", metavar="DIR", help="Write the tables there as well, as CSV and LaTeX.")
+    ] = None,
 ) -> None:
     """Write one self-contained page with the figures, tables and finding of a study."""
     from counterstain.errors import InputError
-    from counterstain.report.page import write_figures, write_report
+    from counterstain.report.files import write_figures, write_tables
+    from counterstain.report.page import write_report
 
     if (run is None) == (source is None):
         raise InputError("report: give one folder of a study, either as RUN or with --from")
@@ -33,3 +37,5 @@ def _report(
     typer.echo(f"report: {write_report(results, out)}")
     if figures is not None:
         typer.echo(f"figures: {len(write_figures(results, figures))} files in {figures}")
+    if tables is not None:
+        typer.echo(f"tables: {len(write_tables(results, tables))} files in {tables}")

@@ -6,6 +6,7 @@ import math
 
 MINUS = "\N{MINUS SIGN}"
 PERCENT = "\N{NO-BREAK SPACE}%"
+TIMES = "\N{MULTIPLICATION SIGN}"
 NONE = "\N{EN DASH}"
 """What stands where there is no value."""
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -12,34 +11,22 @@ from urllib.parse import quote
 import yaml
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from counterstain.errors import InputError
-from counterstain.report import figures, tables
+from counterstain.report import tables
 from counterstain.report.arms import CEILING, is_oracle, label_of
+from counterstain.report.copies import table_copies
+from counterstain.report.datasheet import INTENDED_USE, LIMITS, data_sheets
 from counterstain.report.effects import chosen_arm, effects_on_test
-from counterstain.report.numbers import counted
+from counterstain.report.fairness import fairness_sentences
+from counterstain.report.gallery import read_gallery
+from counterstain.report.methods import methods_paragraphs
+from counterstain.report.numbers import counted, duration
+from counterstain.report.record import TrainingRecord, read_sets, read_trainings
 from counterstain.report.results import Results, looked_at, read_results
 from counterstain.report.summary import summarise
-from counterstain.storage import replacing, write_text
-
-PNG_DPI = 150
-
-
-@dataclass(frozen=True, slots=True)
-class FigureView:
-    """A figure on the page."""
-
-    anchor: str
-    figure: Figure
-    alt: str
-    caption: str
-
-    @property
-    def source(self) -> str:
-        """Data URI of the figure as SVG."""
-        svg = figures.svg_text(self.figure)
-        return "data:image/svg+xml," + quote(" ".join(svg.split("\n")), safe=" /:;=,'()!*@+$?~")
+from counterstain.report.views import figure_views
+from counterstain.storage import write_text
 
 
 def write_report(run: Path, out: Path | None = None, *, command: str = "report") -> Path:
@@ -71,34 +58,24 @@ def write_report(run: Path, out: Path | None = None, *, command: str = "report")
         raise InputError(f"{path}: is a folder; give a file, for example {path / 'report.html'}")
     if path.parent.exists() and not path.parent.is_dir():
         raise InputError(f"{path.parent}: is a file, not a folder; give another place for the report")
-    write_text(path, render(looked_at(read_results(run), command)))
+    write_text(path, render(looked_at(read_results(run), command), place=path.parent))
     return path
 
 
-def write_figures(run: Path, folder: Path) -> list[Path]:
-    """Write every figure of the report of a study as ``NAME.svg`` and ``NAME.png``; return the files.
+def render(results: Results, *, place: Path | None = None, draws: int = 10_000, seed: int = 0) -> str:
+    """Return the report as HTML, the same text for the same results.
 
-    Raises
-    ------
-    InputError
-        The study is missing or not finished, or a table holds what it cannot.
-    StorageError
-        A file is damaged or cannot be written.
+    Parameters
+    ----------
+    results : Results
+    place : Path, optional
+        Folder that the report will lie in, for its links to logs; the study's folder if not given.
+    draws, seed : int
+        Of the bootstrap.
     """
-    results = read_results(run)
-    files = []
-    for view in _figures(results, chosen_arm(results)):
-        files += [folder / f"{view.anchor}.svg", folder / f"{view.anchor}.png"]
-        write_text(files[-2], figures.svg_text(view.figure))
-        with replacing(files[-1]) as partial:
-            view.figure.savefig(partial, format="png", dpi=PNG_DPI, metadata={"Software": None})
-    return files
-
-
-def render(results: Results, *, draws: int = 10_000, seed: int = 0) -> str:
-    """Return the report as HTML, the same text for the same results."""
     effects = effects_on_test(results, draws=draws, seed=seed)
     chosen = chosen_arm(results)
+    trainings, sets = read_trainings(results.folder), read_sets(results.folder)
     return _template().render(
         css=_inlined("page.css"),
         js=_inlined("page.js"),
@@ -112,12 +89,20 @@ def render(results: Results, *, draws: int = 10_000, seed: int = 0) -> str:
         power=tables.power_table(results, effects),
         scores=[tables.results_table(results, split, chosen) for split in ("test", "val")],
         variants=[t for split in ("test", "val") if (t := tables.variants_table(results, split, chosen))],
-        figures={view.anchor: view for view in _figures(results, chosen)},
+        figures={view.anchor: view for view in figure_views(results, chosen)},
         filter=tables.filter_table(results),
         times=tables.times_table(results),
         versions=tables.versions_table(results),
         config=yaml.safe_dump(results.study.config, sort_keys=False, allow_unicode=True),
         draws=draws,
+        copies=table_copies(results, effects, chosen),
+        methods=methods_paragraphs(results.study),
+        fairness=fairness_sentences(trainings, sets),
+        sheets=data_sheets(sets, trainings, results.study),
+        intended_use=INTENDED_USE,
+        limits=LIMITS,
+        gallery=read_gallery(results.folder, results.study.taxonomy),
+        logs=_logs(trainings, results.folder.parent, place or results.folder.parent),
     )
 
 
@@ -137,59 +122,21 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts.items() if value]
 
 
-def _figures(results: Results, chosen: str | None) -> list[FigureView]:
-    study, taxonomy = results.study, results.study.taxonomy
-    tissue, reference = taxonomy.tissue_class, label_of(study.reference)
-    beside = f" beside {label_of(chosen)}, the best arm on validation, and their difference" if chosen else ""
+def _logs(trainings: tuple[TrainingRecord, ...], run: Path, place: Path) -> list[tuple[str, str, str]]:
+    """Return name, length and relative address of the curves of every training that left some."""
     return [
-        FigureView(
-            "boxplots",
-            figures.boxplots(results.results, taxonomy, arms=results.arms, reference=study.reference),
-            f"Box plots of {tissue} Dice and subtype variance on the test part for {_listed(results.arms)}. "
-            "The numbers stand in the results table.",
-            f"{tissue.capitalize()} Dice and subtype variance on the test part. Box: mean ± standard deviation; "
-            f"whiskers: smallest and largest repeat; dots: repeats; dashed line: mean of {reference}."
-            + (f" Oracle: {CEILING}." if any(map(is_oracle, results.arms)) else ""),
-        ),
-        FigureView(
-            "confusion",
-            figures.confusion(results.counts, taxonomy, reference=study.reference, arm=chosen),
-            f"Confusion by subtype of {reference}{beside}, in percent of each row.",
-            f"Confusion by subtype on the test part: {reference}{beside}. Pixels pooled over the part, percent of each "
-            "row, averaged over repeats.",
-        ),
-        FigureView(
-            "composition",
-            figures.composition(results.composition, taxonomy, mpp=study.cohort.mpp),
-            f"Bars of the share of {', '.join(taxonomy.names)} in each part of the cohort, by instances and by area.",
-            "Subtypes in each part of the cohort, by instances and by annotated area.",
-        ),
-        FigureView(
-            "balance",
-            figures.balance(results.synthetic, taxonomy),
-            "Bars of the share of every subtype in the synthetic sets before and after relabelling.",
-            "Subtypes in the synthetic sets before (hatched) and after (filled) relabelling. Dashed: equal shares. "
-            "Relabelling balances what it was told to, so instances and area differ.",
-        ),
-        FigureView(
-            "examples",
-            figures.examples(results.examples, taxonomy, mpp=study.cohort.mpp),
-            f"{counted(len(results.examples), 'patch', 'patches')}: real image, its labels, new labels and the image "
-            "that every method made of them.",
-            "Real patches, their labels, the new labels, and what every method made of them.",
-        ),
-        FigureView(
-            "training",
-            figures.training_curves(results.losses),
-            "Training curves of every generator and segmenter, one panel for each loss.",
-            "Losses by optimiser step; a line for each training. Long curves are drawn as means over equal numbers of "
-            "steps.",
-        ),
+        (
+            training.name,
+            f"{training.steps:,} steps, {duration(training.seconds)}",
+            quote(_way(run / training.logs, place)),
+        )
+        for training in trainings
+        if training.logs
     ]
 
 
-def _listed(arms: Sequence[str]) -> str:
-    return ", ".join(label_of(arm) for arm in arms)
+def _way(folder: Path, place: Path) -> str:
+    return Path(os.path.relpath(folder, place)).as_posix() + "/"
 
 
 @cache

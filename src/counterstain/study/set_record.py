@@ -41,7 +41,6 @@ def set_record(name: str, found: PatchSet) -> dict[str, Any]:
         "sources": {kind: int(patches[kind].nunique()) for kind in ("region", "slide", "patient")},
         "drawn": int(attempts.sum()),
         "rejected": int((attempts - 1).sum()),
-        "drawn_again": int((attempts > 1).sum()),
         "background_only": len(found) - int(found.instances["index"].nunique()),
         "changes": _changes(found),
     }

@@ -1,0 +1,123 @@
+"""A data sheet of every synthetic set: what it is, where it comes from, what it is good for (Gebru et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from counterstain.report.arms import CEILING, is_oracle
+from counterstain.report.numbers import NONE, PERCENT, TIMES, counted
+from counterstain.report.record import SetRecord, TrainingRecord
+from counterstain.report.results import StudyRecord
+from counterstain.report.tables import Cell, Row, Table
+
+MADE_BY = {
+    "spade": "SPADE with a variational encoder: the whole image is drawn from the mask and random latent values",
+    "diffusion": "Latent diffusion: the whole image is drawn from the mask and noise",
+    "inpainting": "Latent diffusion inpainting: relabelled instances are redrawn, the rest is the real patch",
+    "oracle": "The phantom's own renderer",
+}
+INTENDED_USE = (
+    "Training of segmenters for this tissue class, beside real patches, where the rare subtypes are too few; methods "
+    "research on subtype balance."
+)
+LIMITS = (
+    "Not for diagnosis, for training pathologists, or as evidence of how a tissue looks.",
+    "Never for validation or testing: report figures on real tissue alone.",
+    "New labels stand in old outlines: shape, neighbours and frequency of the subtypes are not those of real tissue.",
+    "A generator keeps what its training patients had: scanner, stain, laboratory, population.",
+    "It may repeat parts of their images: the data protection that holds for them holds for the set.",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sheet:
+    """One data sheet."""
+
+    name: str
+    facts: tuple[tuple[str, str], ...]
+    changes: Table
+    """Instances by old and new subtype."""
+    patients: str
+    """Every patient behind the set."""
+    settings: str
+    """YAML."""
+
+
+def data_sheets(
+    sets: Sequence[SetRecord], trainings: Sequence[TrainingRecord], study: StudyRecord
+) -> tuple[Sheet, ...]:
+    """Return a data sheet of each set."""
+    return tuple(_sheet(found, trainings, study) for found in sets)
+
+
+def _sheet(found: SetRecord, trainings: Sequence[TrainingRecord], study: StudyRecord) -> Sheet:
+    trained = next((t for t in trainings if t.sha256 and t.sha256 == found.generator), None)
+    facts = {
+        "Method": MADE_BY.get(found.method, found.method),
+        "Generator": f"checkpoint {found.generator}" if found.generator else f"none ({CEILING})",
+        "Training of the generator": _training(found, trained, study),
+        "Patches": f"{found.patches:,} of {found.size_px} {TIMES} {found.size_px} pixels at {found.mpp:g} µm per "
+        f"pixel, {found.background_only:,} of them without an instance",
+        "Masks from": f"{counted(found.sources.get('region', 0), 'region')} of "
+        f"{counted(found.sources.get('patient', 0), 'patient')}, training part of cohort {found.cohort[:16]}",
+        "Seed": found.seed,
+        "Drawn with": _drawn_with(found),
+        "Refused": f"{found.rejected:,} of {found.drawn:,} images drawn "
+        f"({100 * found.rejected / max(found.drawn, 1):.1f}{PERCENT})",
+        "Version": f"counterstain {found.version}",
+    }
+    return Sheet(
+        name=f"{found.name} ({CEILING})" if is_oracle(found.name) else found.name,
+        facts=tuple(facts.items()),
+        changes=_changes(found, study.taxonomy.names, study.taxonomy.tissue_class),
+        patients=", ".join(found.patients_seen),
+        settings=yaml.safe_dump(found.settings, sort_keys=False, allow_unicode=True),
+    )
+
+
+def _training(found: SetRecord, trained: TrainingRecord | None, study: StudyRecord) -> str:
+    if not found.generator:
+        return "none"
+    patients = counted(len(found.patients_seen), "patient")
+    if trained is None:
+        return f"not part of this study; it and the masks saw {patients}"
+    source = f"the training part of the cohort “{study.cohort.source}”" if study.cohort.source else "the training part"
+    return (
+        f"{trained.name}: {trained.steps:,} steps of {trained.batch_size} patches of {source}, "
+        f"{counted(trained.patients_seen, 'patient')} seen"
+    )
+
+
+def _drawn_with(found: SetRecord) -> str:
+    sampler = found.settings.get("sampler")
+    if not isinstance(sampler, dict):
+        return {"spade": "one pass of the generator"}.get(found.method, NONE if found.generator else "the renderer")
+    said = f"{sampler.get('name')}, {sampler.get('steps')} steps, guidance {sampler.get('guidance')}"
+    inpainting = found.settings.get("inpainting")
+    if isinstance(inpainting, dict):
+        kept = "kept byte for byte" if inpainting.get("composite") else "passed through the first stage"
+        said += f"; the background is {kept}"
+    return said
+
+
+def _changes(found: SetRecord, names: Sequence[str], tissue: str) -> Table:
+    """Return the matrix of old by new subtypes, with sums."""
+    counts = {(change.before, change.after): change for change in found.changes}
+    befores = [name for name in names if any(before == name for before, _ in counts)]
+    rows = []
+    for before in (*befores, "all"):
+        cells = []
+        for after in (*names, "all"):
+            chosen = [c for (b, a), c in counts.items() if before in {b, "all"} and after in {a, "all"}]
+            instances, area = sum(c.instances for c in chosen), sum(c.area_px for c in chosen)
+            cells.append(Cell(text=f"{instances:,}", note=_mm2(area, found.mpp), value=instances))
+        rows.append(Row(head=before, cells=tuple(cells)))
+    caption = f"Instances of {tissue} by old (row) and new subtype (column), with their area"
+    return Table(caption=caption, columns=("Old \\ new", *names, "all"), rows=tuple(rows))
+
+
+def _mm2(area_px: int, mpp: float) -> str:
+    return f"{area_px * (mpp * 1e-3) ** 2:.3g} mm²"

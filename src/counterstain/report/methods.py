@@ -1,0 +1,186 @@
+"""A methods section to copy: every setting that a journal asks for, in sentences, from the resolved configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from counterstain.config import build
+from counterstain.data.sampling import SamplingConfig
+from counterstain.errors import ConfigError
+from counterstain.recipe import Recipe
+from counterstain.report.methods_generators import generator_paragraphs, training_of
+from counterstain.report.numbers import PERCENT, TIMES, counted
+from counterstain.report.results import StudyRecord
+from counterstain.segmentation.model import SegmenterConfig
+
+ARCHITECTURES = {
+    "unet": "U-Net (Ronneberger et al. 2015)",
+    "unetplusplus": "U-Net++ (Zhou et al. 2018)",
+    "manet": "MA-Net (Fan et al. 2020)",
+    "fpn": "feature pyramid network (Lin et al. 2017)",
+    "linknet": "LinkNet (Chaurasia & Culurciello 2017)",
+    "deeplabv3plus": "DeepLabV3+ (Chen et al. 2018)",
+}
+
+
+def methods_paragraphs(study: StudyRecord) -> tuple[str, ...]:
+    """Return the methods of a study, without its statistics, a paragraph each.
+
+    Parameters
+    ----------
+    study : StudyRecord
+        Its ``config`` has ``recipe`` and ``study``; what is lacking there is left out.
+    """
+    recipe = _recipe(study)
+    if recipe is None:
+        return (_data(study), _software(study))
+    methods = [method for method in ("spade", "diffusion", "inpainting", "oracle") if _uses(study, method)]
+    parts = [_data(study), _patches(study, recipe)]
+    if methods:
+        parts += [_relabelling(study, recipe), *generator_paragraphs(recipe, methods), _mixing(recipe)]
+    return (*parts, _segmenter(study, recipe), _software(study))
+
+
+def _recipe(study: StudyRecord) -> Recipe | None:
+    try:
+        return build(Recipe, study.config.get("recipe", {}))
+    except ConfigError:  # of another version: its names would be read wrongly
+        return None
+
+
+def _uses(study: StudyRecord, method: str) -> bool:
+    return any(arm.split("+")[0] == method for arm in study.arms)
+
+
+def _data(study: StudyRecord) -> str:
+    cohort = study.cohort
+    total = sum(cohort.patients.values())
+    parts = {"train": "training", "val": "validation", "test": "test"}
+    dealt = ", ".join(f"{count} for {parts.get(part, part)}" for part, count in cohort.patients.items())
+    regions = f" with {counted(cohort.regions, 'annotated region')}" if cohort.regions else ""
+    mpp = f" at {cohort.mpp:g} µm per pixel" if cohort.mpp else ""
+    source = f" (source: {cohort.source})" if cohort.source else ""
+    tissue = study.taxonomy.tissue_class
+    return (
+        f"Data: {counted(total, 'patient')}{regions}{mpp}{source}. They were split by patient ({dealt}); no patient is "
+        f"in two parts. Instances of {tissue} were annotated with the subtypes {', '.join(study.taxonomy.names)}."
+    )
+
+
+def _patches(study: StudyRecord, recipe: Recipe) -> str:
+    mpp = study.cohort.mpp
+    size = f" ({recipe.size_px * mpp:g} µm)" if mpp else ""
+    sampling = recipe.segmenter.sampling
+    return (
+        f"Patches: all networks were trained on patches of {recipe.size_px} {TIMES} {recipe.size_px} pixels{size}, cut "
+        f"anew for every step. {_share(sampling.background_share)} of them were centred on a pixel of background, the "
+        f"others on {study.taxonomy.tissue_class}: in the arm tumor from any instance, a slide being drawn first; in "
+        "all other arms a subtype was drawn uniformly, then a slide that has it, then one of its pixels there. "
+        f"{augmentation_sentence(sampling)}"
+    )
+
+
+def augmentation_sentence(sampling: SamplingConfig) -> str:
+    """Say how patches are varied."""
+    ways = {"mirrored": sampling.flip, "turned by 0, 90, 180 or 270 degrees": sampling.quarter_turns}
+    turned = [way for way, on in ways.items() if on]
+    jitter = (
+        f" The optical density of each colour channel was scaled and shifted at random (standard deviation "
+        f"{sampling.stain_jitter:g})."
+        if sampling.stain_jitter
+        else " Colours were not changed."
+    )
+    return (f"Patches were {' and '.join(turned)} at random." if turned else "Patches were not turned.") + jitter
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:g}{PERCENT}"
+
+
+def _relabelling(study: StudyRecord, recipe: Recipe) -> str:
+    synthesis = recipe.synthesis
+    relabel = synthesis.relabel
+    target = "all subtypes being equally likely" if relabel.target == "uniform" else f"with the shares {relabel.target}"
+    kept = f" Instances of {', '.join(relabel.keep)} kept their label." if relabel.keep else ""
+    basis = "number of instances" if relabel.balance == "count" else "area"
+    return (
+        f"Relabelling: masks of training patches were taken, and every instance of {study.taxonomy.tissue_class} got a "
+        f"new subtype, {target}; shares are of the {basis}, kept in every block of 64 patches.{kept} All methods drew "
+        f"the same masks. {_filter(study, recipe)}"
+    )
+
+
+def _filter(study: StudyRecord, recipe: Recipe) -> str:
+    synthesis = recipe.synthesis
+    if synthesis.reject == "none":
+        return "No generated image was refused."
+    rates = ", ".join(
+        f"{method} {100 * count.rejected / count.drawn:.1f}{PERCENT}"
+        for method, count in study.filter.items()
+        if count.drawn
+    )
+    return (
+        f"For every method an image was refused and drawn again, at most {synthesis.attempts - 1} times, where its "
+        f"instances had a mean grey level above {synthesis.white_level:g} of 255 (nearly white); refused: "
+        f"{rates or 'none were drawn'}."
+    )
+
+
+def _mixing(recipe: Recipe) -> str:
+    mixing = recipe.segmenter.mixing
+    steps = (
+        "All arms took the same number of optimiser steps."
+        if mixing.steps == "equal"
+        else "An arm took 1 + a times as many optimiser steps as its baseline."
+    )
+    return (
+        f"Mixing: an amount of +100{PERCENT} is {mixing.epoch_patches:,} synthetic patches. In an arm of amount a "
+        "(1 = +100\N{NO-BREAK SPACE}%) each training patch was synthetic with probability a / (1 + a), drawn uniformly "
+        f"from the set, and varied like a real one. {steps}"
+    )
+
+
+def _segmenter(study: StudyRecord, recipe: Recipe) -> str:
+    config = recipe.segmenter
+    weights = "initialised at random" if config.encoder_weights is None else f"from {config.encoder_weights} weights"
+    window, overlap = config.inference.window_px, config.inference.overlap_px
+    windows = (
+        f"windows of {window or recipe.size_px} pixels that overlap by "
+        f"{f'{overlap} pixels' if overlap is not None else 'a quarter'} at least"
+    )
+    return (
+        f"Segmentation: a {ARCHITECTURES[config.architecture]} with the encoder {config.encoder} ({weights}) and two "
+        f"outputs, background and {study.taxonomy.tissue_class}, {training_of(config.training)}, minimising "
+        f"{config.dice_weight:g} {TIMES} Dice loss + {config.cross_entropy_weight:g} {TIMES} cross-entropy. "
+        f"{_optimiser(config)} Hyper-parameters were the same in all arms. Each arm was trained "
+        f"{_times(study.repeats)}; repeat r has the same initial weights and the same order of data in all arms. "
+        f"Regions were segmented in {windows}, blended."
+    )
+
+
+def _times(repeats: int) -> str:
+    return {1: "once", 2: "twice"}.get(repeats, f"{repeats} times, with other seeds")
+
+
+def _optimiser(config: SegmenterConfig) -> str:
+    name = {"adam": "Adam", "adamw": "AdamW"}[config.optimizer]
+    decay = f", weight decay {config.weight_decay:g}" if config.weight_decay else ""
+    falls = ", falling to 0 along a cosine" if config.lr_schedule == "cosine" else ""
+    kept = (
+        f"An exponential average of the weights (decay {config.ema_decay:g}) was"
+        if config.ema_decay
+        else "The last weights were"
+    )
+    average = f" {kept} evaluated."
+    return f"{name} (betas {_pair(config.betas)}{decay}), learning rate {config.lr:g}{falls}.{average}"
+
+
+def _pair(values: Sequence[Any]) -> str:
+    return " and ".join(f"{value:g}" for value in values)
+
+
+def _software(study: StudyRecord) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in study.versions.items())
+    device = f" on {study.device}" if study.device else ""
+    return f"Software: {versions}{device}." if versions else f"Software: counterstain{device}."

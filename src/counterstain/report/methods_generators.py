@@ -1,0 +1,150 @@
+"""What a methods section says of the generators."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from counterstain.report.numbers import PERCENT, TIMES, counted
+
+if TYPE_CHECKING:
+    from counterstain.generators.autoencoder import AutoencoderConfig
+    from counterstain.generators.diffusion import DiffusionConfig
+    from counterstain.generators.inpainting import InpaintingConfig
+    from counterstain.generators.samplers import SamplerConfig
+    from counterstain.generators.spade import SpadeConfig
+    from counterstain.recipe import Recipe
+    from counterstain.training import TrainingConfig
+
+SAMPLERS = {
+    "ddim": "DDIM (Song et al. 2021)",
+    "dpmsolver++": "DPM-Solver++ (Lu et al. 2022)",
+    "unipc": "UniPC (Zhao et al. 2023)",
+    "few_step": "a distilled network (Salimans & Ho 2022)",
+}
+PREDICTIONS = {"epsilon": "the noise", "v_prediction": "the velocity", "sample": "the clean latents"}
+SCHEDULES = {
+    "scaled_linear": "linear in their square roots",
+    "linear": "linear",
+    "squaredcos_cap_v2": "along a squared cosine",
+}
+LOSSES = {"l1": "L1 distance", "l2": "squared distance", "min-snr": "squared distance weighted by min(SNR, 5)"}
+
+
+def generator_paragraphs(recipe: Recipe, methods: Collection[str]) -> list[str]:
+    """Return a paragraph for each generator that a study uses."""
+    parts = []
+    if "spade" in methods:
+        parts.append(_spade(recipe.spade))
+    if {"diffusion", "inpainting"} & set(methods):
+        parts += [_autoencoder(recipe.autoencoder), _diffusion(recipe.diffusion)]
+    if "inpainting" in methods:
+        parts.append(_inpainting(recipe.diffusion.inpainting))
+    if "oracle" in methods:
+        parts.append("Oracle: images were drawn by the phantom's own renderer, a ceiling that no real cohort has.")
+    return parts
+
+
+def training_of(training: TrainingConfig) -> str:
+    """Say how long and in what batches a network was trained (``trained for 80 steps in batches of 16 …``)."""
+    precision = {"auto": "", "32": " in 32-bit", "bf16": " in bfloat16", "16": " in 16-bit"}[training.precision]
+    clip = f", gradients clipped to norm {training.gradient_clip:g}" if training.gradient_clip else ""
+    return f"trained for {training.steps:,} steps in batches of {training.batch_size}{precision}{clip}"
+
+
+def _spade(config: SpadeConfig) -> str:
+    terms = {
+        "feature matching": config.feature_weight,
+        "VGG19 features": config.vgg_weight,
+        "L1": config.l1_weight,
+        "Kullback-Leibler": config.kl_weight if config.use_vae else 0.0,
+    }
+    weights = ", ".join(f"{weight:g} {TIMES} {name}" for name, weight in terms.items() if weight)
+    edge = " and the borders between instances" if config.edge_channel else ""
+    vae = f"with its variational encoder ({config.latent} latent values)" if config.use_vae else "without an encoder"
+    return (
+        f"SPADE (Park et al. 2019) {vae}, {config.generator_width} features in the generator's last block, "
+        f"{config.discriminator_width} in the discriminator's first layer and {config.hidden} in the modulating "
+        f"layers, saw one-hot masks{edge}. It was {training_of(config.training)} with Adam (betas {config.betas[0]:g} "
+        f"and {config.betas[1]:g}; learning rates {config.lr_generator:g} for the generator and "
+        f"{config.lr_discriminator:g} for the discriminator), minimising the hinge loss + "
+        f"{weights}.{_average(config.ema_decay)} Images were drawn with random latent values."
+    )
+
+
+def _autoencoder(config: AutoencoderConfig) -> str:
+    start = (
+        f"First stage of latent diffusion (Rombach et al. 2022): images were shrunk {config.factor} times along each "
+        f"edge to {config.latent_channels} channels"
+    )
+    if config.kind == "linear":
+        return f"{start}, the principal components of blocks of {config.factor} {TIMES} {config.factor} pixels."
+    kind = {
+        "vq": f"a vector-quantised autoencoder with {config.codebook_size:,} codes",
+        "kl": f"a variational autoencoder (Kullback-Leibler weight {config.kl_weight:g})",
+    }[config.kind]
+    terms = [f"{config.lpips_weight:g} {TIMES} LPIPS"] if config.lpips_weight else []
+    if config.adversarial_weight:
+        since = f" from step {config.adversarial_start:,}" if config.adversarial_start else ""
+        terms.append(f"{config.adversarial_weight:g} {TIMES} adaptive patch GAN{since}")
+    losses = " + ".join(["L1", *terms])
+    return (
+        f"{start} by {kind} with {config.channels} features at full size, {training_of(config.training)} with Adam "
+        f"(betas {config.betas[0]:g} and {config.betas[1]:g}, learning rate {config.scaled_lr:g}), minimising {losses}."
+    )
+
+
+def _diffusion(config: DiffusionConfig) -> str:
+    widths = ", ".join(str(config.channels * m) for m in config.multipliers)
+    noise = config.noise
+    dropout = (
+        f"; {100 * config.condition_dropout:g}{PERCENT} of the samples had no mask" if config.condition_dropout else ""
+    )
+    falls = ", falling to 0 along a cosine" if config.lr_schedule == "cosine" else ""
+    warm = f" after {config.warmup_steps:,} steps of warm-up" if config.warmup_steps else ""
+    return (
+        f"Denoiser: a U-Net with {widths} features and {counted(config.blocks, 'residual block')} a scale, "
+        f"{_attention(config)} ({config.heads} heads), saw the "
+        f"one-hot mask, brought to the latents' size, in extra channels{dropout}. It predicted "
+        f"{PREDICTIONS[noise.prediction]} ({noise.timesteps:,} timesteps, variances {noise.beta_start:g} to "
+        f"{noise.beta_end:g}, {SCHEDULES[noise.schedule]}) and was {training_of(config.training)} with AdamW "
+        f"(learning rate {config.scaled_lr:g}{warm}{falls}, weight decay {config.weight_decay:g}), minimising the "
+        f"{LOSSES[config.loss]}.{_average(config.ema_decay)} {_sampler(config.sampler)}"
+    )
+
+
+def _attention(config: DiffusionConfig) -> str:
+    lowest = {0: "", 1: "the lowest scale and "}
+    scales = lowest.get(config.attention_scales, f"the {config.attention_scales} lowest scales and ")
+    return f"attention at {scales}the middle"
+
+
+def _sampler(config: SamplerConfig) -> str:
+    guidance = (
+        f"classifier-free guidance of {config.guidance:g} (Ho & Salimans 2022)"
+        if config.guidance != 1
+        else "without guidance"
+    )
+    eta = f", eta {config.eta:g}" if config.name == "ddim" else ""
+    return f"Images were drawn by {SAMPLERS[config.name]} in {config.steps} steps{eta}, {guidance}."
+
+
+def _inpainting(config: InpaintingConfig) -> str:
+    wide = f", widened by {config.dilation_px} pixels" if config.dilation_px else ""
+    kept = (
+        "the original pixels were put back outside of the instances"
+        if config.composite
+        else "the whole image is what the first stage decoded"
+    )
+    stretch = counted(config.jump_length, "step")
+    again = f" Stretches of {stretch} were walked {config.resamples} times (RePaint, Lugmayr et al. 2022)."
+    start = f" Drawing began from the noised original, at {config.strength:g} of the noise."
+    ways = (again if config.resamples > 1 else "") + (start if config.start == "original" else "")
+    return (
+        f"Inpainting: the same denoiser redrew the relabelled instances{wide}; the other latents were those of the "
+        f"original, noised to the same level at each step, and {kept}.{ways}"
+    )
+
+
+def _average(decay: float | None) -> str:
+    return f" An exponential average of the weights was kept (decay {decay:g})." if decay else ""
