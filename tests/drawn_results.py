@@ -143,14 +143,11 @@ def draw_gallery(file: Path, methods=METHODS, count=4, size=48):
 def draw_records(folder: Path, arms, repeats, methods=METHODS):
     """What a study writes of its trainings and sets."""
     trained = {"sha256": "", "batch_size": 16, "patients_seen": 24, "seconds": 61.0}
-    trained["augmentation"] = {"flip": True, "quarter_turns": True, "stain_jitter": 0.0}
     trainings = [
-        trained | {"name": method, "stage": method, "seed": 7, "steps": 400, "sha256": method * 4, "logs": ""}
+        trained | {"name": method, "stage": method, "steps": 400, "sha256": method * 4, "logs": ""}
         for method in methods
     ] + [
-        trained
-        | {"name": f"segmenter {arm} #{r}", "stage": "segmenter", "arm": arm, "repeat": r, "seed": 100 + r, "steps": 80}
-        | {"logs": f"cells/segmenter-{arm}-{r}/logs"}
+        trained | {"name": f"segmenter {arm} #{r}", "stage": "segmenter", "steps": 80, "logs": f"cells/{arm}-{r}/logs"}
         for arm in arms
         for r in range(repeats)
     ]
@@ -171,6 +168,22 @@ def draw_records(folder: Path, arms, repeats, methods=METHODS):
     (folder / "sets.json").write_text(json.dumps(sets))
 
 
+def draw_fairness(arms, repeats):
+    """What each training was given: the same but for its synthetic patches."""
+    alike = {"steps": 80, "batch_size": 16, "starts_from": "random", "settings": "3f2a", "schedule": "constant"}
+    alike |= {"augmentation": "mirrored, quarter turns", "subtype_weighting": 0.0}
+    rows = []
+    for arm in arms:
+        method, plus, _ = arm.partition("+")
+        synthetic = {"synthetic_set": method if plus else "", "synthetic_patches": 640 if plus else 0}
+        filtered = {"filter": "near white" if plus else "", "drawn": 647 if plus else 0, "rejected": 7 if plus else 0}
+        share = {"synthetic_share": 0.5 if plus else 0.0}
+        rows += [
+            {"arm": arm, "repeat": r, "seed": 9 + r} | alike | synthetic | share | filtered for r in range(repeats)
+        ]
+    return pd.DataFrame(rows)
+
+
 def draw_results(run: Path, arms=DEMO_ARMS, repeats=2, gain=None, patients=8, methods=METHODS, **study) -> Path:
     """Write RUN/results as a study does; `study` overrides what study.json says."""
     folder = run / "results"
@@ -184,6 +197,7 @@ def draw_results(run: Path, arms=DEMO_ARMS, repeats=2, gain=None, patients=8, me
     draw_examples(folder / "examples", methods)
     draw_gallery(folder / "gallery.parquet", methods)
     draw_records(folder, arms, repeats, methods)
+    draw_fairness(arms, repeats).to_csv(folder / "fairness.csv", index=False)
     record = {
         "name": "drawn study",
         "preset": "demo",

@@ -2,101 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar
+from collections.abc import Iterator
+from pathlib import Path
 
+import pandas as pd
+
+from counterstain.errors import StorageError
 from counterstain.report.arms import label_of
 from counterstain.report.numbers import PERCENT, counted
-from counterstain.report.record import SetRecord, TrainingRecord
-
-SEGMENTER = "segmenter"
-KeyT = TypeVar("KeyT", bound=Hashable)
+from counterstain.study.fairness import COLUMNS, FAIRNESS_FILE, departures, fairness_of
 
 
-def fairness_sentences(trainings: Sequence[TrainingRecord], sets: Sequence[SetRecord]) -> tuple[str, ...]:
-    """Say of each thing that arms must have in common whether they had it.
+def read_fairness(folder: Path) -> pd.DataFrame:
+    """Read ``fairness.csv`` of a results folder, with a row per arm and repeat; empty where it is missing.
 
-    Returns
-    -------
-    tuple of str
-        Empty where the study recorded no segmenter.
+    Raises
+    ------
+    StorageError
+        It is damaged.
     """
-    segmenters = [training for training in trainings if training.stage == SEGMENTER]
-    if not segmenters:
-        return ()
-    return (_steps(segmenters), _augmentation(segmenters), _seeds(segmenters), *_filter(sets))
+    if not (folder / FAIRNESS_FILE).exists():
+        return pd.DataFrame(columns=list(COLUMNS))
+    try:
+        return fairness_of(folder)[list(COLUMNS)]
+    except (ValueError, KeyError) as error:  # pandas derives its errors from these
+        reason = " ".join(str(error).split())[:120]
+        file = folder / FAIRNESS_FILE
+        raise StorageError(f"{file}: damaged ({reason}); delete it and give the study's command again") from error
 
 
-def _steps(segmenters: Sequence[TrainingRecord]) -> str:
-    found = _by(segmenters, lambda t: (t.steps, t.batch_size))
-    if len(found) == 1:
-        (steps, batch) = next(iter(found))
-        return (
-            f"Equal optimiser steps: every segmenter ({len(segmenters)}) took {steps:,} steps of {batch} patches, so "
-            "no arm wins by more updates."
+def fairness_sentences(table: pd.DataFrame) -> tuple[str, ...]:
+    """Say what arms had in common, then in what they differ; empty where the study recorded nothing."""
+    return (*_common(table), *(f"Differs: {line}." for line in departures(table))) if len(table) else ()
+
+
+def _common(table: pd.DataFrame) -> Iterator[str]:
+    values = {column: list(dict.fromkeys(table[column].tolist())) for column in table.columns}
+    alike = {column: found[0] for column, found in values.items() if len(found) == 1}
+    if {"steps", "batch_size"} <= alike.keys():
+        yield (
+            f"Equal optimiser steps: every segmenter ({len(table)}) took {alike['steps']:,} steps of "
+            f"{alike['batch_size']} patches, so no arm wins by more updates."
         )
-    told = "; ".join(f"{steps:,} steps of {batch} patches: {_arms(of)}" for (steps, batch), of in found.items())
-    return f"Optimiser steps differ between arms: {told}."
+    if "augmentation" in alike:
+        yield f"Equal augmentation of real and synthetic patches in all arms: {alike['augmentation']}."
+    if "settings" in alike:
+        yield "Equal settings of network, losses and optimiser in all arms."
+    if all(len(set(rows["seed"].tolist())) == 1 for _, rows in table.groupby("repeat")):
+        repeats = counted(len(values["repeat"]), "repeat")
+        yield f"Equal seeds: within each of {repeats} all arms have the same initial weights and order of real patches."
+    yield from _filters(table[table["synthetic_patches"] > 0])
 
 
-def _augmentation(segmenters: Sequence[TrainingRecord]) -> str:
-    found = _by(segmenters, _varied)
-    if len(found) == 1:
-        return f"Equal augmentation of real and synthetic patches in all arms: {next(iter(found))}."
-    return "Augmentation differs between arms: " + "; ".join(f"{how}: {_arms(of)}" for how, of in found.items()) + "."
-
-
-def _varied(training: TrainingRecord) -> str:
-    settings = training.augmentation
-    ways = [way for name, way in (("flip", "mirrored"), ("quarter_turns", "turned by quarters")) if settings.get(name)]
-    jitter = settings.get("stain_jitter")
-    return ", ".join([*ways, f"stain jitter {jitter:g}" if jitter else "no stain jitter"])
-
-
-def _seeds(segmenters: Sequence[TrainingRecord]) -> str:
-    repeats = sorted({training.repeat for training in segmenters})
-    unequal = [r for r in repeats if len({t.seed for t in segmenters if t.repeat == r}) > 1]
-    if unequal:
-        return f"Seeds differ between arms in repeat {', '.join(map(str, unequal))}: differences are not paired there."
-    alike = len({training.seed for training in segmenters}) < len(repeats)
-    note = " Some repeats share a seed." if alike else ""
-    return (
-        f"Equal seeds: within each of {counted(len(repeats), 'repeat')} all arms have the same initial weights and the "
-        f"same order of real patches; the seeds were read from the checkpoints.{note}"
-    )
-
-
-def _filter(sets: Sequence[SetRecord]) -> list[str]:
-    if not sets:
-        return []
-    rules = {_rule(found) for found in sets}
-    rates = ", ".join(
-        f"{label_of(s.name)} {s.rejected:,} of {s.drawn:,} ({100 * s.rejected / max(s.drawn, 1):.1f}{PERCENT})"
-        for s in sets
-    )
-    alike = f"Equal filter for all methods ({next(iter(rules))})" if len(rules) == 1 else "Filters differ between sets"
-    return [f"{alike}; refused: {rates}."]
-
-
-def _rule(found: SetRecord) -> str:
-    synthesis = found.settings.get("synthesis", {})
-    if "filter" in found.settings:
-        return "judged by a network"
-    if synthesis.get("reject", "none") == "none":
-        return "none"
-    name = str(synthesis["reject"]).replace("_", " ")
-    level, attempts = synthesis.get("white_level", 0), synthesis.get("attempts", 1)
-    return f"{name}: grey level above {level:g}, at most {attempts} images for a patch"
-
-
-def _by(
-    segmenters: Sequence[TrainingRecord], key: Callable[[TrainingRecord], KeyT]
-) -> dict[KeyT, list[TrainingRecord]]:
-    groups: dict[KeyT, list[TrainingRecord]] = {}
-    for training in segmenters:
-        groups.setdefault(key(training), []).append(training)
-    return groups
-
-
-def _arms(trainings: Sequence[TrainingRecord]) -> str:
-    return ", ".join(dict.fromkeys(label_of(training.arm) for training in trainings))
+def _filters(table: pd.DataFrame) -> Iterator[str]:
+    """Say what was refused, by the largest amount that arms use of each set."""
+    largest = table.sort_values("synthetic_patches").drop_duplicates(["filter", "synthetic_set"], keep="last")
+    rates: dict[str, list[str]] = {}
+    for row in largest.to_dict("records"):
+        drawn, rejected = int(row["drawn"]), int(row["rejected"])
+        share = f"{100 * rejected / max(drawn, 1):.1f}{PERCENT}"
+        rates.setdefault(str(row["filter"]), []).append(
+            f"{label_of(str(row['synthetic_set']))} {rejected:,} of {drawn:,} images ({share})"
+        )
+    for name, told in rates.items():
+        yield f"One filter for all methods ({name}); refused: {', '.join(told)}."

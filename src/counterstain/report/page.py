@@ -18,7 +18,7 @@ from counterstain.report.arms import CEILING, is_oracle, label_of
 from counterstain.report.copies import table_copies
 from counterstain.report.datasheet import INTENDED_USE, LIMITS, data_sheets
 from counterstain.report.effects import chosen_arm, effects_on_test
-from counterstain.report.fairness import fairness_sentences
+from counterstain.report.fairness import fairness_sentences, read_fairness
 from counterstain.report.gallery import read_gallery
 from counterstain.report.methods import methods_paragraphs
 from counterstain.report.numbers import counted, duration
@@ -97,7 +97,7 @@ def render(results: Results, *, place: Path | None = None, draws: int = 10_000, 
         draws=draws,
         copies=table_copies(results, effects, chosen),
         methods=methods_paragraphs(results.study),
-        fairness=fairness_sentences(trainings, sets),
+        fairness=fairness_sentences(read_fairness(results.folder)),
         sheets=data_sheets(sets, trainings, results.study),
         intended_use=INTENDED_USE,
         limits=LIMITS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from counterstain.errors import StorageError
 from counterstain.storage import read_json
@@ -25,20 +25,11 @@ class TrainingRecord(_Record):
     """As people read it."""
     stage: str
     """What was trained."""
-    arm: str = ""
-    repeat: int = -1
     sha256: str = ""
     """Hash of the weights."""
-    seed: int
     steps: int
     """Optimiser steps."""
     batch_size: int
-    augmentation: dict[str, Any] = Field(default_factory=dict)
-    """How patches were varied."""
-    synthetic_patches: int = 0
-    """Of the set, in reach of the training."""
-    synthetic_share: float = 0.0
-    """Of the patches it saw."""
     patients_seen: int = 0
     seconds: float = 0.0
     logs: str = ""

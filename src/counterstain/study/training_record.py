@@ -1,4 +1,4 @@
-"""What every training of a study was given and what came of it, as a report states it."""
+"""Every training of a study: which checkpoint came of it, where its curves lie."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from counterstain.storage import read_json
 from counterstain.study.integrity import DONE_FILE
 from counterstain.study.plan import Cell
 from counterstain.tracking import LOG_FOLDER
-
-AUGMENTATION = ("flip", "quarter_turns", "stain_jitter")
 
 
 def training_records(done: Sequence[Cell], root: Path) -> list[dict[str, Any]]:
@@ -35,15 +33,9 @@ def _record(cell: Cell, root: Path) -> dict[str, Any]:
     return {
         "name": cell.name,
         "stage": cell.stage,
-        "arm": cell.arm,
-        "repeat": cell.repeat,
         "sha256": header.sha256,
-        "seed": header.seed,
         "steps": _steps(header),
         "batch_size": header.config["training"]["batch_size"],
-        "augmentation": {name: header.config["sampling"].get(name) for name in AUGMENTATION},
-        "synthetic_patches": header.notes.get("synthetic_patches", 0),
-        "synthetic_share": header.notes.get("synthetic_share", 0.0),
         "patients_seen": len(header.patients_seen),
         "seconds": float(read_json(folder / DONE_FILE)["seconds"]),
         # Where its curves lie, from the study's folder.
