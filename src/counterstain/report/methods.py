@@ -10,9 +10,11 @@ from counterstain.data.sampling import SamplingConfig
 from counterstain.errors import ConfigError
 from counterstain.recipe import Recipe
 from counterstain.report.methods_generators import generator_paragraphs, training_of
+from counterstain.report.methods_variants import variants_paragraph
 from counterstain.report.numbers import PERCENT, TIMES, counted
 from counterstain.report.results import StudyRecord
-from counterstain.segmentation.model import SegmenterConfig
+from counterstain.segmentation.segmenter_config import SegmenterConfig
+from counterstain.study.variants import VariantsConfig
 
 ARCHITECTURES = {
     "unet": "U-Net (Ronneberger et al. 2015)",
@@ -39,7 +41,10 @@ def methods_paragraphs(study: StudyRecord) -> tuple[str, ...]:
     parts = [_data(study), _patches(study, recipe)]
     if methods:
         parts += [_relabelling(study, recipe), *generator_paragraphs(recipe, methods), _mixing(recipe)]
-    return (*parts, _segmenter(study, recipe), _software(study))
+    parts.append(_segmenter(study, recipe))
+    if variants := _variants(study):
+        parts.append(variants)
+    return (*parts, _software(study))
 
 
 def _recipe(study: StudyRecord) -> Recipe | None:
@@ -47,6 +52,13 @@ def _recipe(study: StudyRecord) -> Recipe | None:
         return build(Recipe, study.config.get("recipe", {}))
     except ConfigError:  # of another version: its names would be read wrongly
         return None
+
+
+def _variants(study: StudyRecord) -> str:
+    try:
+        return variants_paragraph(study.arms, build(VariantsConfig, study.config.get("study", {}).get("variants", {})))
+    except ConfigError:
+        return ""
 
 
 def _uses(study: StudyRecord, method: str) -> bool:

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 from counterstain.report.numbers import PERCENT, TIMES, counted
 
 if TYPE_CHECKING:
-    from counterstain.generators.autoencoder import AutoencoderConfig
-    from counterstain.generators.diffusion import DiffusionConfig
-    from counterstain.generators.inpainting import InpaintingConfig
-    from counterstain.generators.samplers import SamplerConfig
-    from counterstain.generators.spade import SpadeConfig
+    from counterstain.generators.autoencoder_config import AutoencoderConfig
+    from counterstain.generators.diffusion_config import DiffusionConfig
+    from counterstain.generators.drawing_config import InpaintingConfig, SamplerConfig
+    from counterstain.generators.spade_config import SpadeConfig
     from counterstain.recipe import Recipe
-    from counterstain.training import TrainingConfig
+    from counterstain.training_config import TrainingConfig
 
 SAMPLERS = {
     "ddim": "DDIM (Song et al. 2021)",
@@ -61,13 +60,14 @@ def _spade(config: SpadeConfig) -> str:
     }
     weights = ", ".join(f"{weight:g} {TIMES} {name}" for name, weight in terms.items() if weight)
     edge = " and the borders between instances" if config.edge_channel else ""
+    noise = f" and {counted(config.noise_channels, 'channel')} of pixel noise" if config.noise_channels else ""
     vae = f"with its variational encoder ({config.latent} latent values)" if config.use_vae else "without an encoder"
     return (
         f"SPADE (Park et al. 2019) {vae}, {config.generator_width} features in the generator's last block, "
         f"{config.discriminator_width} in the discriminator's first layer and {config.hidden} in the modulating "
-        f"layers, saw one-hot masks{edge}. It was {training_of(config.training)} with Adam (betas {config.betas[0]:g} "
-        f"and {config.betas[1]:g}; learning rates {config.lr_generator:g} for the generator and "
-        f"{config.lr_discriminator:g} for the discriminator), minimising the hinge loss + "
+        f"layers, saw one-hot masks{edge}{noise}. It was {training_of(config.training)} with Adam "
+        f"(betas {config.betas[0]:g} and {config.betas[1]:g}; learning rates {config.lr_generator:g} for the generator "
+        f"and {config.lr_discriminator:g} for the discriminator), minimising the hinge loss + "
         f"{weights}.{_average(config.ema_decay)} Images were drawn with random latent values."
     )
 

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+from drawn_results import draw_results
+
+from counterstain.recipe import load_recipe
+from counterstain.report.methods import methods_paragraphs
+from counterstain.report.results import read_results
+from counterstain.study.arms import OF_SYNTHETIC, VARIANTS
+
+
+@pytest.fixture
+def methods_of(tmp_path):
+    def read(*arms, preset="demo", variants=None, methods=("spade",)):
+        recipe = load_recipe(preset, None, []).model_dump(mode="json")
+        config = {"recipe": recipe, "study": {"variants": variants or {}}}
+        run = draw_results(tmp_path / "run", ("subtype", *arms), 1, methods=methods, config=config)
+        return " ".join(methods_paragraphs(read_results(run).study))
+
+    return read
+
+
+def test_generators_that_no_arm_uses_are_not_told_of(methods_of):
+    text = methods_of("spade+100")
+    assert "SPADE (Park et al. 2019)" in text
+    assert "Denoiser" not in text
+
+
+def test_pixel_noise_of_spade_is_told(methods_of):
+    assert " and 8 channels of pixel noise. It was trained" in methods_of("spade+100")
+
+
+def test_the_paper_s_spade_has_no_pixel_noise(methods_of):
+    text = methods_of("spade+100", preset="paper")
+    assert "SPADE" in text
+    assert "pixel noise" not in text
+
+
+def test_every_variant_of_an_arm_is_told(methods_of):
+    arms = [f"{'spade+100' if name in OF_SYNTHETIC else 'subtype'}+{name}" for name in VARIANTS]
+    text = methods_of(*arms, variants={"mixup": 0.3, "stains": "eosin"}).replace("\N{NO-BREAK SPACE}", " ")
+    for told in ("power of 1", "haematoxylin and of eosin", "Beta(0.3, 0.3)", "50 % of the real patches got"):
+        assert told in text
+    for told in ("75 % of its instances", "the first 50 %", "In annealed arms"):
+        assert told in text
+
+
+def test_settings_of_another_version_are_left_out(tmp_path):
+    run = draw_results(tmp_path / "run", ("subtype",), 1, methods=(), config={"recipe": {"colour": 1}})
+    text = " ".join(methods_paragraphs(read_results(run).study))
+    assert text.startswith("Data: 40 patients")
+    assert "Segmentation" not in text
