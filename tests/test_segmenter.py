@@ -151,10 +151,28 @@ def test_probabilities_lie_within_0_and_1_and_follow_the_image() -> None:
     assert 0 < found.min() < found.max() < 1
 
 
+@pytest.mark.parametrize("depth", [3, 5])
 @pytest.mark.parametrize("architecture", ["unetplusplus", "fpn", "linknet", "deeplabv3plus", "manet"])
-def test_every_architecture_draws_one_logit_per_pixel(architecture) -> None:
-    segmenter = Segmenter(config(architecture=architecture, decoder_channels=None)).eval()
+def test_every_architecture_draws_one_logit_per_pixel(architecture, depth) -> None:
+    segmenter = Segmenter(config(architecture=architecture, encoder_depth=depth, decoder_channels=None)).eval()
     assert segmenter.tumour_logits(torch.zeros((1, 64, 64, 3), dtype=torch.uint8)).shape == (1, 64, 64)
+
+
+def test_stages_below_the_encoder_s_depth_are_left_out() -> None:
+    shallow, deep = (Segmenter(config(encoder_depth=depth, decoder_channels=(8,) * depth)) for depth in (3, 5))
+    assert len(shallow.state_dict()) < len(deep.state_dict())
+    shallow(torch.zeros((2, 32, 32, 3), dtype=torch.uint8)).sum().backward()
+    assert all(weight.grad is not None for weight in shallow.parameters())
+
+
+def test_a_depth_that_the_encoder_would_not_keep_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"encoder_depth 4: resnet18 keeps its deeper stages.*tu-resnet18"):
+        Segmenter(config(encoder="resnet18", encoder_depth=4, decoder_channels=None))
+
+
+def test_decoder_channels_must_match_the_depth() -> None:
+    with pytest.raises(ConfigError, match="5 numbers for an encoder_depth of 4; give 4"):
+        build(SegmenterConfig, {"encoder_depth": 4, "decoder_channels": [64, 48, 32, 16, 16]})
 
 
 def test_an_unknown_encoder_is_met_with_near_names() -> None:

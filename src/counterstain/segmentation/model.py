@@ -28,6 +28,8 @@ from counterstain.training import fused_optimizers
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_SD = (0.229, 0.224, 0.225)
 SIZE_MULTIPLE = 32  # the encoders halve an image five times
+DEEPEST = 5
+DECODER_CHANNELS = (256, 128, 64, 32, 16)
 DECODERS_WITH_CHANNELS = ("unet", "unetplusplus", "manet")
 
 
@@ -180,14 +182,22 @@ def _network(config: SegmenterConfig) -> nn.Module:
     if config.encoder not in known and not config.encoder.startswith("tu-"):
         near = difflib.get_close_matches(config.encoder, known, n=3)
         raise ConfigError(f"encoder {config.encoder!r}: unknown; {_or(near) or 'for example resnet34'} is known")
-    options: dict[str, Any] = {}
-    if config.decoder_channels is not None:
-        if config.architecture not in DECODERS_WITH_CHANNELS:
-            raise ConfigError(
-                f"decoder_channels: {config.architecture} has none to choose; leave them out, "
-                f"or use {_or(DECODERS_WITH_CHANNELS)}"
-            )
-        options["decoder_channels"] = config.decoder_channels
+    depth = config.encoder_depth
+    if depth < DEEPEST and not config.encoder.startswith("tu-"):
+        raise ConfigError(
+            f"encoder_depth {depth}: {config.encoder} keeps its deeper stages, untrained; use timm's encoder "
+            f"(tu-{config.encoder}) or {DEEPEST}"
+        )
+    options: dict[str, Any] = {"encoder_depth": depth}
+    if config.architecture == "fpn":
+        options["upsampling"] = 2 ** (depth - 3)  # from its finest map to the image
+    if config.architecture in DECODERS_WITH_CHANNELS:
+        options["decoder_channels"] = config.decoder_channels or DECODER_CHANNELS[-depth:]
+    elif config.decoder_channels is not None:
+        raise ConfigError(
+            f"decoder_channels: {config.architecture} has none to choose; leave them out, "
+            f"or use {_or(DECODERS_WITH_CHANNELS)}"
+        )
     network: nn.Module = smp.create_model(
         config.architecture, config.encoder, encoder_weights=None, classes=2, **options
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from counterstain.config import Config
 from counterstain.data.copy_paste import CopyPasteConfig
@@ -43,8 +43,12 @@ class SegmenterConfig(Config):
     """``imagenet`` (none where they cannot be downloaded, with a notice), the path of a state dict, or null."""
     require_weights: bool = False
     """Stop where ImageNet weights cannot be downloaded."""
-    decoder_channels: Annotated[tuple[int, ...], Field(min_length=5, max_length=5)] | None = None
-    """Channels of the decoder's five blocks, from the deepest; null = the library's (256, 128, 64, 32, 16)."""
+    encoder_depth: Annotated[int, Field(ge=3, le=5)] = 5
+    """How often the encoder halves a patch; the stages below are left out. In a patch of 32 px the last two of five
+    stages see 2 x 2 pixels and one, and cost half of the time."""
+    decoder_channels: Annotated[tuple[int, ...], Field(min_length=3, max_length=5)] | None = None
+    """Channels of the decoder's blocks, one for each halving, from the deepest; null = 16 in the last block and twice
+    as many in each block below it (256, 128, 64, 32, 16), as the library has it."""
     dice_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the Dice loss, which is taken over the whole batch."""
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -68,3 +72,12 @@ class SegmenterConfig(Config):
     """Weight decay of the optimiser."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Evaluate an average of the weights; null = the last ones."""
+
+    @model_validator(mode="after")
+    def _a_block_for_each_halving(self) -> Self:
+        if self.decoder_channels is not None and len(self.decoder_channels) != self.encoder_depth:
+            raise ValueError(
+                f"decoder_channels: {len(self.decoder_channels)} numbers for an encoder_depth of {self.encoder_depth}; "
+                f"give {self.encoder_depth}"
+            )
+        return self
