@@ -97,40 +97,14 @@ def fit(
     DivergenceError
         A loss is not a number.
     """
-    if starts_processes(config):
-        raise ConfigError(f"devices {config.devices}: {type(module).__name__} trains on one device; use 1")
-    optimizers_per_step = int(getattr(module, "optimizers_per_step", 1))
-    slices = config.accumulate * config.devices * config.num_nodes
-    if config.batch_size % slices:
-        raise ConfigError(
-            f"batch_size {config.batch_size} cannot be shared among {slices} micro-batches; choose a multiple"
-        )
-    if config.accumulate > 1 and not module.automatic_optimization:
-        raise ConfigError(f"accumulate {config.accumulate}: {type(module).__name__} has two optimisers; use 1")
+    _check(module, config)
     progress_file = folder / PROGRESS_FILE
     start = steps_done(progress_file)
     with _bar_of_first_process(label, config.steps, start) as advance, _quiet_lightning():
         curves = partial(Curves, folder, label, logger=config.logger, settings=getattr(module, "config", config))
         history = _History(config, progress_file, advance, monitor, curves)
         averaging = [] if ema_decay is None else [WeightAveraging(multi_avg_fn=_warmed_average(ema_decay))]
-        trainer = Trainer(
-            max_steps=config.steps * optimizers_per_step,
-            accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.num_nodes,
-            strategy=_strategy(config, module),
-            precision=_precision(config),  # type: ignore[arg-type]
-            accumulate_grad_batches=config.accumulate,
-            gradient_clip_val=config.gradient_clip,
-            callbacks=[*averaging, history],
-            plugins=[AtomicCheckpointIO(), *_of_many_processes(config)],
-            default_root_dir=folder,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
+        trainer = _trainer(module, config, folder, [*averaging, history])
         dataset = _Slices(batches, config, trainer.global_rank)
         loader = DataLoader(
             dataset,
@@ -148,6 +122,40 @@ def fit(
     if trainer.is_global_zero:
         write_csv(folder / "losses.csv", pd.DataFrame(history.rows, columns=["step", "name", "value"]))
     return figures
+
+
+def _check(module: LightningModule, config: TrainingConfig) -> None:
+    """Raise ConfigError where a model cannot be trained in the way that is asked for."""
+    if starts_processes(config):
+        raise ConfigError(f"devices {config.devices}: {type(module).__name__} trains on one device; use 1")
+    slices = config.accumulate * config.devices * config.num_nodes
+    if config.batch_size % slices:
+        raise ConfigError(
+            f"batch_size {config.batch_size} cannot be shared among {slices} micro-batches; choose a multiple"
+        )
+    if config.accumulate > 1 and not module.automatic_optimization:
+        raise ConfigError(f"accumulate {config.accumulate}: {type(module).__name__} has two optimisers; use 1")
+
+
+def _trainer(module: LightningModule, config: TrainingConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
+    return Trainer(
+        max_steps=config.steps * int(getattr(module, "optimizers_per_step", 1)),
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=_strategy(config, module),
+        precision=_precision(config),  # type: ignore[arg-type]
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.gradient_clip,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO(), *_of_many_processes(config)],
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
 
 
 def fused_optimizers(config: TrainingConfig) -> bool:

@@ -83,23 +83,13 @@ def train_segmenter(
     InputError
         The set has fewer patches than asked for, or an amount without a set or a set without an amount.
     """
-    if size_px % SIZE_MULTIPLE:
-        raise ConfigError(f"size_px {size_px}: a segmenter needs patches whose edge is a multiple of {SIZE_MULTIPLE}")
     count = synthetic_count(amount, config.mixing)
     share = synthetic_share(amount, share)
     seen = _checked(synthetic, count, share, cohort, size_px)
     sampler = PatchSampler(cohort, "train", size_px, config.sampling, derive(seed, "data"))
-    settings = {
-        "cohort": cohort.fingerprint,
-        "config": config.model_dump(mode="json"),
-        "size_px": size_px,
-        "seed": seed,
-        "synthetic": None if synthetic is None else _identity(synthetic),
-        "amount": amount,
-        "share": share,
-    }
     if rank() == 0:
-        claim(out, "train segmenter", settings)
+        settings = _settings(cohort, config, synthetic, size_px, seed)
+        claim(out, "train segmenter", settings | {"amount": amount, "share": share})
     if is_finished(out):
         return out
     if starts_processes(config.training):
@@ -112,9 +102,8 @@ def train_segmenter(
     training = config.training.model_copy(update={"steps": steps})
     schedule = ShareSchedule(share=share, steps=steps, batch_size=training.batch_size, config=config.mixing)
     real = _augmented(sampler, cohort, config, size_px, seed)
-    patches = MixedPatches(
-        real, synthetic or (), config.sampling, count=count, share=schedule, seed=derive(seed, "mixing")
-    )
+    mixing_seed = derive(seed, "mixing")
+    patches = MixedPatches(real, synthetic or (), config.sampling, count=count, share=schedule, seed=mixing_seed)
     weights = _label_weights(patches, cohort, config, steps * training.batch_size)
     segmenter, start = _initialised(config, steps, seed, weights)
     batches = _batches(patches, config, training.batch_size, seed)
@@ -122,15 +111,8 @@ def train_segmenter(
     if rank() > 0:
         return out
 
-    notes = {
-        "encoder_starts_from": start,
-        "missing_subtypes": list(sampler.missing_subtypes),
-        "synthetic": None if synthetic is None else synthetic.header.model_dump(mode="json"),
-        "synthetic_patches": count,
-        "synthetic_share": share,
-        "steps": steps,
-        "label_weights": _by_subtype(weights, cohort),
-    }
+    notes = {"encoder_starts_from": start, "missing_subtypes": list(sampler.missing_subtypes), "steps": steps}
+    notes |= _of_set(synthetic, count, share) | {"label_weights": _by_subtype(weights, cohort)}
     header = _header(cohort, config, size_px=size_px, seed=seed, seen=seen, notes=notes)
     save_checkpoint(out, segmenter.state_dict(), header)
     forget_progress(out)
@@ -151,6 +133,20 @@ def _header(
         cohort=cohort.fingerprint,
         notes=notes,
     )
+
+
+def _settings(
+    cohort: Cohort, config: SegmenterConfig, synthetic: PatchSet | None, size_px: int, seed: int
+) -> dict[str, Any]:
+    """Return what determines a training."""
+    identity = None if synthetic is None else _identity(synthetic)
+    settings = {"cohort": cohort.fingerprint, "config": config.model_dump(mode="json"), "synthetic": identity}
+    return settings | {"size_px": size_px, "seed": seed}
+
+
+def _of_set(synthetic: PatchSet | None, count: int, share: float) -> dict[str, Any]:
+    header = None if synthetic is None else synthetic.header.model_dump(mode="json")
+    return {"synthetic": header, "synthetic_patches": count, "synthetic_share": share}
 
 
 def _augmented(sampler: PatchSampler, cohort: Cohort, config: SegmenterConfig, size_px: int, seed: int) -> PatchSource:
@@ -195,7 +191,9 @@ def _initialised(config: SegmenterConfig, steps: int, seed: int, weights: Tensor
 
 
 def _checked(synthetic: PatchSet | None, count: int, share: float, cohort: Cohort, size_px: int) -> set[str]:
-    """Check that a set may and can be used; return the patients behind it."""
+    """Check patches' size, and that a set may and can be used; return the patients behind it."""
+    if size_px % SIZE_MULTIPLE:
+        raise ConfigError(f"size_px {size_px}: a segmenter needs patches whose edge is a multiple of {SIZE_MULTIPLE}")
     if synthetic is None:
         if count or share:
             raise InputError(
