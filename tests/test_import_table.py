@@ -106,6 +106,32 @@ def test_label_images_may_hold_the_ids_of_the_taxonomy(tmp_path):
     np.testing.assert_array_equal(cohort.patch(0, 0, 0, 16).label_mask, label[:, :16])
 
 
+def test_shrunk_images_are_averages_and_labels_go_by_majority(tmp_path):
+    label = np.zeros((17, 20), np.uint8)
+    label[:5, :8] = 255
+    draw(tmp_path, "a", label)
+    cohort = import_table(table(tmp_path, row("a", "Polyp", "p")), mpp=0.25, out=tmp_path / "out", shrink=2)
+    assert cohort.mpp == 0.5
+    pixels = read_image(tmp_path / "a.png")[:16].reshape(8, 2, 10, 2, 3)
+    image, instances = cohort.read(0)
+    np.testing.assert_array_equal(image, (pixels.mean((1, 3)) + 0.5).astype(np.uint8))
+    expected = np.zeros((8, 10), bool)
+    expected[:2, :4] = True  # of the third row half is lesion: a tie goes to background
+    np.testing.assert_array_equal(instances > 0, expected)
+
+
+def test_ids_are_shrunk_to_the_commonest_of_a_block(tmp_path):
+    draw(tmp_path, "a", np.array([[1, 1, 2, 3], [1, 255, 3, 3]], np.uint8).repeat(4, 0).repeat(4, 1))
+    path = table(tmp_path, "a.png,a-label.png,p", header="image,label,patient")
+    cohort = import_table(path, mpp=1, out=tmp_path / "out", labels="ids", taxonomy=HER2, shrink=8)
+    assert sorted(cohort.instances["subtype"]) == [1, 3]
+
+
+def test_images_smaller_than_the_factor_are_an_error(pairs):
+    with pytest.raises(InputError, match=r"a-label.png: 20 x 16 px cannot be shrunk 17 times"):
+        import_table(table(pairs, ROWS[0]), mpp=1, out=pairs / "out", shrink=17)
+
+
 def test_optional_columns_are_taken_over(pairs):
     path = table(
         pairs,

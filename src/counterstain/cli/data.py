@@ -39,6 +39,7 @@ def import_table(
         str, typer.Option(help="mask: tissue class above the threshold; ids: a subtype's id in every pixel.")
     ] = "mask",
     threshold: Annotated[int, typer.Option(help="Masks: values above it are tissue class.")] = 127,
+    shrink: Annotated[int, typer.Option(help="Shrink images by this whole number; 2 makes 0.5 of 0.25 um.")] = 1,
     min_area_px: Annotated[int, typer.Option(help="Smaller components become background.")] = 0,
     image_column: Annotated[str, typer.Option(help="Column of the image files.")] = "image",
     label_column: Annotated[str, typer.Option(help="Column of the label images.")] = "label",
@@ -73,6 +74,7 @@ def import_table(
         tissue_class=tissue_class,
         labels=labels,
         threshold=threshold,
+        shrink=shrink,
         min_area_px=min_area_px,
         columns=columns,
     )

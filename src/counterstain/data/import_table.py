@@ -20,6 +20,7 @@ import pandas as pd
 from pydantic import Field
 
 from counterstain.config import Config, build
+from counterstain.data.area_average import area_average
 from counterstain.data.cohort import Cohort, CohortWriter, Region
 from counterstain.data.components import Components, components
 from counterstain.data.image_files import read_image, read_label_image
@@ -39,6 +40,10 @@ class TableConfig(Config):
 
     mpp: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
     """Micrometres per pixel of the images."""
+    shrink: Annotated[int, Field(ge=1, le=64)] = 1
+    """Whole number by which images are shrunk: 2 makes a cohort of 0.5 from images of 0.25 um per pixel. Colours are
+    averaged; a pixel of the cohort gets the label that most of its area has. What is left over at the right and lower
+    edge is cut off."""
     tissue_class: Annotated[str, Field(min_length=1, max_length=80)] = "tumour"
     """What all subtypes together are called, where no taxonomy is given."""
     labels: Literal["mask", "ids"] = "mask"
@@ -46,7 +51,7 @@ class TableConfig(Config):
     threshold: Annotated[int, Field(ge=0, le=254)] = 127
     """Masks: values above it are tissue class. Masks of just 0 and 1 are recognised and need none."""
     min_area_px: Annotated[int, Field(ge=0)] = 0
-    """Smaller components become background; they are counted in ``import.json``."""
+    """Smaller components, in pixels of the cohort, become background; they are counted in ``import.json``."""
     columns: Columns = Columns()
     """What the columns of the table are called."""
 
@@ -94,7 +99,7 @@ def import_table(
     taxonomy = _taxonomy(table, rows, config, taxonomy)
     threshold = _threshold(rows, config) if config.labels == "mask" else None
     source = {"kind": "table", "sha256": sha256_of(table), "options": config.model_dump(mode="json")}
-    writer = CohortWriter(out, taxonomy=taxonomy, mpp=config.mpp, source=source)
+    writer = CohortWriter(out, taxonomy=taxonomy, mpp=config.mpp * config.shrink, source=source)
     if writer.finished:
         return writer.finish()
     try:
@@ -167,19 +172,38 @@ def _region(
         _check_ids(row["label"], label_image, taxonomy)
     else:
         label_image = np.where(label_image > threshold, taxonomy.id_of(row["subtype"]), BACKGROUND).astype(np.uint8)
-    found = components(label_image, config.min_area_px)
+    found = components(_shrunk_labels(row["label"], label_image, config.shrink), config.min_area_px)
     notes.add(found, taxonomy)
     return Region(
         region=row["region"],
         slide=row["slide"],
         patient=row["patient"],
-        image=read_image(row["image"]),
+        image=_shrunk(read_image(row["image"]), config.shrink),
         instances=found.instances,
         subtypes=found.labels,
         score=row["score"],
         split=row["split"],
         mpp_level0=config.mpp,
     )
+
+
+def _shrunk(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """Average blocks of (H, W, C) pixels; what is left over at the edges is cut off."""
+    if factor == 1:
+        return pixels
+    y_edges, x_edges = (np.arange(length // factor + 1) * factor for length in pixels.shape[:2])
+    return area_average(pixels, y_edges, x_edges)
+
+
+def _shrunk_labels(path: Path, labels: np.ndarray, factor: int) -> np.ndarray:
+    """Give each block of (H, W) labels the label that most of it has, the lowest of several."""
+    if factor == 1:
+        return labels
+    if min(labels.shape) < factor:
+        raise InputError(f"{path}: {labels.shape[1]} x {labels.shape[0]} px cannot be shrunk {factor} times")
+    ids = np.unique(labels)
+    shares = _shrunk(np.where(labels[..., None] == ids, 255, 0).astype(np.uint8), factor)
+    return np.asarray(ids[shares.argmax(-1)])
 
 
 def _check_ids(path: Path, label_image: np.ndarray, taxonomy: Taxonomy) -> None:
