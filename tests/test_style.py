@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,9 @@ from drawn_cohort import draw_cohort
 
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
+from counterstain.data.phantom import PhantomConfig, slide_style, style_from_vector, style_vector, write_phantom
 from counterstain.data.sampling import SamplingConfig
+from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
 from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.diffusion_config import DiffusionConfig
@@ -150,7 +154,7 @@ def test_a_generator_without_styles_says_so(cohort):
     with pytest.raises(ConfigError, match="trained with use_vae: false"):
         drawer(["p0"], [0])
     with pytest.raises(ConfigError, match="this generator takes no styles"):
-        StyleDrawer(object.__new__(OracleGenerator), references(cohort), StyleChoice(source="own"))
+        StyleDrawer(object(), references(cohort), StyleChoice(source="own"))
 
 
 def test_regions_are_redrawn_whole_with_their_provenance(cohort, trained, tmp_path):
@@ -186,3 +190,40 @@ def test_spade_does_not_redraw_regions(cohort, tmp_path):
     generator = object.__new__(SpadeGenerator)
     with pytest.raises(MismatchError, match="redraw regions with diffusion or inpainting"):
         redraw_regions(generator, cohort, tmp_path / "r", SYNTHESIS, seed=0)
+
+
+def test_the_oracle_draws_in_the_styles_of_other_slides_and_between_them(tmp_path):
+    config = PhantomConfig(slides=6, regions_per_slide=1, size_px=96, style_strength=2.0)
+    phantom = split_cohort(write_phantom(config, tmp_path / "c"), SplitConfig(train=4, val=1, test=1))[0]
+    oracle = OracleGenerator(phantom)
+    first, second = (references(phantom).draw(slide, 1) for slide in references(phantom).slides[:2])
+    codes = oracle.style_codes([first, second])
+    asked = {"label_masks": first.label_mask[None], "seeds": [3], "instances": first.instances[None]}
+    own, other = (oracle.generate(**asked, slides=[p.source.slide]) for p in (first, second))
+    drawn = {
+        name: oracle.generate(**asked, slides=[first.source.slide], styles=code[None])
+        for name, code in {"own": codes[0], "other": codes[1], "between": codes.mean(0)}.items()
+    }
+    assert np.abs(drawn["own"].astype(int) - own).max() <= 1  # styles are given in single precision
+    assert np.abs(drawn["other"].astype(int) - other).max() <= 1
+    means = {name: image.mean((0, 1, 2)) for name, image in drawn.items()}
+    low, high = np.minimum(means["own"], means["other"]), np.maximum(means["own"], means["other"])
+    assert (high - low).max() > 5
+    assert (means["between"] > low - 2).all()
+    assert (means["between"] < high + 2).all()
+
+
+def test_a_style_beyond_two_slides_is_a_style(tmp_path):
+    config = PhantomConfig(slides=8, style_strength=3.0)
+    vectors = [style_vector(slide_style(config, index)) for index in range(8)]
+    for first, second in itertools.combinations(vectors, 2):
+        beyond = style_from_vector(first + 3.0 * (second - first))
+        assert min(beyond.blur_um, beyond.haze, *beyond.haematoxylin_vector, *beyond.glass) >= 0
+
+
+def test_a_styles_vector_gives_the_style_back():
+    style = slide_style(PhantomConfig(), 3)
+    again = style_from_vector(style_vector(style))
+    layout = {"dominant_score", "purity", "duct_share", "tumour_share", "nest_radius_um", "nest_length"}
+    for name, value in style.model_dump(exclude=layout).items():
+        assert getattr(again, name) == pytest.approx(value, rel=1e-5), name

@@ -51,7 +51,7 @@ def require_auditable(sets: Mapping[str, PatchSet], cohort: Cohort, judge_folder
 
 
 def _require_mpp(what: str, mpp: float, cohort: Cohort) -> None:
-    if abs(mpp - cohort.mpp) > 0.05 * cohort.mpp:
+    if not cohort.is_at(mpp):
         raise MismatchError(
             f"{what}: is at {mpp:g} um/px, {cohort.folder} at {cohort.mpp:g}; make it anew from this cohort"
         )

@@ -49,7 +49,7 @@ class JudgeFilter:
         """
         judge, header = load_judge(folder)
         require_taxonomy(folder, header, cohort.taxonomy)
-        if header.size_px != size_px or abs(header.mpp - cohort.mpp) > 0.05 * cohort.mpp:
+        if header.size_px != size_px or not cohort.is_at(header.mpp):
             raise MismatchError(
                 f"{folder}: the judge learnt from {header.size_px} px at {header.mpp:g} um/px, the images are of "
                 f"{size_px} px at {cohort.mpp:g} um/px; train one that fits"

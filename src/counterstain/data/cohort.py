@@ -35,6 +35,7 @@ from counterstain.taxonomy import BACKGROUND, Taxonomy
 
 FORMAT = 1
 PARTS = ("train", "val", "test")
+MPP_TOLERANCE = 0.05  # scales that differ by less, as a share of the cohort's, are taken for the same
 
 REGION_COLUMNS = (
     "region", "slide", "patient", "score", "split", "height_px", "width_px",
@@ -204,6 +205,10 @@ class Cohort:
 
     def __len__(self) -> int:
         return len(self.regions)
+
+    def is_at(self, mpp: float) -> bool:
+        """Whether what was made at ``mpp`` micrometres per pixel may be used with this cohort: 5 % are allowed."""
+        return abs(mpp - self.mpp) <= MPP_TOLERANCE * self.mpp
 
     def patients(self, part: str) -> list[str]:
         """Return the patients of ``train``, ``val`` or ``test``, sorted.

@@ -76,7 +76,7 @@ class InitialWeights:
 def require_fit(folder: Path, header: CheckpointHeader, cohort: Cohort) -> None:
     """Raise an error unless a trained network may be used to train on a cohort."""
     require_taxonomy(folder, header, cohort.taxonomy)
-    if abs(header.mpp - cohort.mpp) > 0.05 * cohort.mpp:
+    if not cohort.is_at(header.mpp):
         raise MismatchError(
             f"{folder}: was trained at {header.mpp} um/px, this cohort is at {cohort.mpp}; train it anew"
         )

@@ -1,4 +1,5 @@
-"""The phantom as a generator: it renders relabelled masks itself, in the style of the slide that they come from.
+"""The phantom as a generator: it renders relabelled masks itself, in the style of the slide that they come from or in
+those that ``synthesis.style`` asks for, mixed of the true styles of training slides.
 
 A perfect generator, to be had on the phantom only: the ceiling of what relabelling can give. Whatever is drawn with it
 is labelled ``oracle`` everywhere.
@@ -12,7 +13,15 @@ import numpy as np
 
 from counterstain.config import build
 from counterstain.data.cohort import Cohort
-from counterstain.data.phantom import PhantomConfig, index_of, render, slide_style
+from counterstain.data.patches import Patch
+from counterstain.data.phantom import (
+    PhantomConfig,
+    index_of,
+    render,
+    slide_style,
+    style_from_vector,
+    style_vector,
+)
 from counterstain.errors import InputError
 from counterstain.generators.methods import Method
 
@@ -48,12 +57,18 @@ class OracleGenerator:
         styles: np.ndarray | None = None,
     ) -> np.ndarray:
         """Render masks; needs ``instances`` and ``slides``."""
-        del images, redraw, styles
+        del images, redraw
         if instances is None or slides is None:
             raise InputError("the oracle needs the instance maps and the slides of the masks")
-        rendered_as = [slide_style(self._config, index_of(slide)) for slide in slides]
+        own = [slide_style(self._config, index_of(slide)) for slide in slides]
+        rendered_as = own if styles is None else [style_from_vector(vector) for vector in styles]
         drawn = [
             render(mask, shown, style, seed, mpp=self._mpp)
             for mask, shown, style, seed in zip(label_masks, instances, rendered_as, seeds, strict=True)
         ]
         return np.stack(drawn)
+
+    def style_codes(self, references: Sequence[Patch]) -> np.ndarray:
+        """Return the true styles of the slides of reference patches, (n, S) float32."""
+        known = [slide_style(self._config, index_of(patch.source.slide)) for patch in references]
+        return np.stack([style_vector(style) for style in known]).astype(np.float32)

@@ -24,8 +24,8 @@ class StyleChoice(Config):
     """Whose style images are drawn in; slides other than an image's own are drawn by its seed."""
 
     source: Literal["none", "own", "other", "mixture", "beyond"] = "none"
-    """``none``: no style is given (SPADE: a random code); ``own``: of the slide that the mask is from; ``other``: of
-    another training slide; ``mixture``: between two training slides, in any ratio; ``beyond``: from one training slide
-    through a second and past it."""
+    """``none``: no style is given (SPADE: a random code; the oracle: ``own``); ``own``: of the slide that the mask is
+    from; ``other``: of another training slide; ``mixture``: between two training slides, in any ratio; ``beyond``: from
+    one training slide through a second and past it."""
     step: Annotated[float, Field(gt=0, le=2)] = 0.3
     """How far past the second slide ``beyond`` goes, as a share of the way between the two."""

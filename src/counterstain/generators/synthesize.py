@@ -116,7 +116,7 @@ def require_generator_fits(header: CheckpointHeader, cohort: Cohort, size_px: in
         raise MismatchError(
             f"this SPADE checkpoint draws {header.size_px} px, {size_px} px were asked for; train one at that size"
         )
-    if abs(header.mpp - cohort.mpp) > 0.05 * cohort.mpp:
+    if not cohort.is_at(header.mpp):
         raise MismatchError(f"the generator was trained at {header.mpp} um/px, this cohort is at {cohort.mpp}")
     held_out = {part: cohort.patients(part) for part in ("val", "test")}
     check_no_leak(header.patients_seen, held_out, f"the {header.kind} checkpoint {header.sha256[:12]}")

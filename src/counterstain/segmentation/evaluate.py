@@ -22,7 +22,6 @@ from counterstain.segmentation.segmenter_config import InferenceConfig
 from counterstain.taxonomy import Taxonomy
 
 ALL = "all"
-MPP_TOLERANCE = 0.05
 
 
 def evaluate(
@@ -91,7 +90,7 @@ def check_evaluable(folder: Path, header: CheckpointHeader, cohort: Cohort, part
     if part not in {*PARTS, ALL}:
         raise InputError(f"part {part!r}: expected one of {', '.join((*PARTS, ALL))}")
     require_taxonomy(folder, header, cohort.taxonomy)
-    if abs(header.mpp - cohort.mpp) > MPP_TOLERANCE * header.mpp:
+    if not cohort.is_at(header.mpp):
         raise MismatchError(
             f"{folder}: was trained at {header.mpp:g} um/px, {cohort.folder} is at {cohort.mpp:g} um/px; "
             f"import the cohort at {header.mpp:g} um/px"

@@ -13,7 +13,7 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.export.contents import file_names
 from counterstain.data.regions import Box
 from counterstain.errors import InputError, MismatchError
-from counterstain.segmentation.evaluate import MPP_TOLERANCE, choose_device
+from counterstain.segmentation.evaluate import choose_device
 from counterstain.segmentation.geojson import Outlined, write_geojson
 from counterstain.segmentation.inference import predict_each
 from counterstain.segmentation.model import Segmenter, load_segmenter
@@ -96,7 +96,7 @@ def predict_cohort(
 
 
 def _check_mpp(folder: Path, header: CheckpointHeader, cohort: Cohort) -> None:
-    if abs(header.mpp - cohort.mpp) > MPP_TOLERANCE * header.mpp:
+    if not cohort.is_at(header.mpp):
         raise MismatchError(
             f"{folder}: was trained at {header.mpp:g} um/px, {cohort.folder} is at {cohort.mpp:g} um/px; "
             f"import the cohort at {header.mpp:g} um/px"

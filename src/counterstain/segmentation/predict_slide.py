@@ -7,7 +7,7 @@ kept on the disk until the slide is done, so that an interrupted prediction goes
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,6 @@ from counterstain.segmentation.predict import PredictConfig, Prediction, Progres
 from counterstain.segmentation.predict_regions import Tissue, predicted_boxes
 from counterstain.segmentation.tiling import Span, spans
 from counterstain.storage import claim, fingerprint, write_parquet
-
-Wanted = Callable[[Span, Span], bool]
 
 
 def predict_slide(

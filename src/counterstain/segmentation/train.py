@@ -33,8 +33,6 @@ from counterstain.segmentation.weighting import count_labels, label_weights
 from counterstain.storage import claim, fingerprint
 from counterstain.training import Batches, fit, forget_progress, starts_processes
 
-MPP_TOLERANCE = 0.05
-
 
 def train_segmenter(
     cohort: Cohort,
@@ -214,7 +212,7 @@ def _checked(synthetic: PatchSet | None, count: int, share: float, cohort: Cohor
             f"{folder}: has patches of {header.size_px} px, the segmenter is to train on {size_px} px; "
             "make the set anew at that size"
         )
-    if abs(header.mpp - cohort.mpp) > MPP_TOLERANCE * cohort.mpp:
+    if not cohort.is_at(header.mpp):
         raise MismatchError(f"{folder}: is at {header.mpp} um/px, this cohort at {cohort.mpp}; make the set anew")
     if len(synthetic) < count:
         raise InputError(

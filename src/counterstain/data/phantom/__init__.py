@@ -2,7 +2,15 @@
 
 from counterstain.data.phantom.layout import lay_out
 from counterstain.data.phantom.render import render
-from counterstain.data.phantom.styles import PhantomConfig, SlideStyle, index_of, slide_name, slide_style
+from counterstain.data.phantom.styles import (
+    PhantomConfig,
+    SlideStyle,
+    index_of,
+    slide_name,
+    slide_style,
+    style_from_vector,
+    style_vector,
+)
 from counterstain.data.phantom.write import regions_of_slide, write_phantom
 
 __all__ = [
@@ -14,5 +22,7 @@ __all__ = [
     "render",
     "slide_name",
     "slide_style",
+    "style_from_vector",
+    "style_vector",
     "write_phantom",
 ]

@@ -157,6 +157,11 @@ _FACTORS = {  # field of SlideStyle: the field of PhantomConfig that multiplies 
     "smears": "artefact_rate", "folds": "artefact_rate", "defocus": "artefact_rate", "precipitate": "artefact_rate",
 }  # fmt: skip
 
+_OF_LAYOUT = {"tumour_share", "nest_radius_um", "nest_length", "duct_share"}
+_VISIBLE = tuple(name for name in _SPREADS if name not in _OF_LAYOUT)
+_COLOURS = ("haematoxylin_vector", "dab_vector", "glass")
+_SMALLEST, _LARGEST = 1e-6, 1e3  # what logarithms of quantities that are 0 become; what a SlideStyle takes
+
 
 def slide_name(index: int) -> str:
     """Return the name of a slide, ``phantom-007``."""
@@ -207,6 +212,25 @@ def slide_style(config: PhantomConfig, slide_index: int) -> SlideStyle:
         haematoxylin_vector=_tinted(HAEMATOXYLIN, [0.045 * deviate(f"haematoxylin {c}") for c in "rgb"]),
         dab_vector=_tinted(DAB, [0.04 * deviate(f"dab {c}") for c in "rgb"]),
         glass=_tinted_glass([0.012 * deviate(f"glass {c}") for c in "rgb"]),
+    )
+
+
+def style_vector(style: SlideStyle) -> np.ndarray:
+    """Return what of a style shows in a picture, (S,) float: logarithms of quantities, then the colours."""
+    quantities = [np.log(max(getattr(style, name), _SMALLEST)) for name in _VISIBLE]
+    return np.array([*quantities, *(value for name in _COLOURS for value in getattr(style, name))])
+
+
+def style_from_vector(vector: np.ndarray) -> SlideStyle:
+    """Return the style that a vector stands for; those between and beyond two styles' vectors are styles as well."""
+    quantities = np.exp(vector[: len(_VISIBLE)].astype(np.float64)).clip(_SMALLEST, _LARGEST)
+    colours = vector[len(_VISIBLE) :].astype(np.float64).reshape(len(_COLOURS), 3)
+    haematoxylin, dab, glass = (tuple(colour.tolist()) for colour in colours)
+    return SlideStyle(
+        **dict(zip(_VISIBLE, quantities.tolist(), strict=True)),
+        haematoxylin_vector=_tinted(haematoxylin, [0.0] * 3),
+        dab_vector=_tinted(dab, [0.0] * 3),
+        glass=glass,
     )
 
 
