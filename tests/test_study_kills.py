@@ -97,7 +97,16 @@ def test_a_driver_killed_at_20_random_moments_ends_with_the_same_results(tmp_pat
     assert set(results) == {results[0]}
 
 
+@pytest.fixture
+def ctrl_c_is_heard():
+    """What a shell starts in the background ignores Ctrl-C, and so do its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.long
+@pytest.mark.usefixtures("ctrl_c_is_heard")
 @pytest.mark.parametrize("arguments", [[], ["--processes", "2"]])
 def test_ctrl_c_ends_driver_and_processes_within_5_seconds_and_says_how_to_go_on(tmp_path, arguments):
     command = [sys.executable, "-m", "counterstain", "study", "run", small_study(tmp_path), "--out", tmp_path / "run"]
