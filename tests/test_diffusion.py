@@ -327,6 +327,14 @@ def test_the_linear_autoencoder_keeps_images_of_few_components(tmp_path):
     assert (restored - (images.movedim(-1, 1) / 127.5 - 1)).pow(2).mean().sqrt() < 0.1
 
 
+def test_components_do_not_depend_on_how_patches_are_batched():
+    images = torch.randint(0, 256, (12, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole, parts = first_stage(kind="linear", latent_channels=3), first_stage(kind="linear", latent_channels=3)
+    assert whole.fit_components([images]) == pytest.approx(parts.fit_components(images.split((5, 1, 6))))
+    torch.testing.assert_close(whole.network.basis, parts.network.basis)
+    torch.testing.assert_close(whole.network.mean, parts.network.mean)
+
+
 def test_more_components_than_pixels_are_refused():
     with pytest.raises(ValueError, match="blocks of 2 x 2 have 12 values"):
         AutoencoderConfig(training=ONE, kind="linear", factor=2, latent_channels=13)

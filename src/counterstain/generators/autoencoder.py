@@ -118,7 +118,7 @@ class Autoencoder(LightningModule):
     def fit_components(self, batches: Iterable[Tensor]) -> float:
         """Find the components of the linear autoencoder from images (B, H, W, 3) uint8; return the variance kept."""
         assert isinstance(self.network, LinearAutoencoder)
-        return self.network.fit(torch.cat([to_tensor(images) for images in batches]))
+        return self.network.fit(to_tensor(images) for images in batches)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """One step of the autoencoder, then one of the discriminator."""

@@ -22,7 +22,7 @@ class AutoencoderConfig(Config):
     """Train on crops of this edge out of the patches' middle: the network is convolutional; None = whole patches."""
     kind: Literal["vq", "kl", "linear"] = "vq"
     """Quantised latents; Gaussian ones with a Kullback-Leibler penalty; or principal components of pixel blocks,
-    which need no training (``training`` then says how many patches they are found from)."""
+    which need no training (``training`` then says how many patches they are found from, 4,096 at most)."""
     factor: Literal[2, 4, 8] = 4
     """How many times smaller latents are than the image, along each edge."""
     channels: Annotated[int, Field(ge=8)] = 128

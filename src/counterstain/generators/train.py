@@ -42,6 +42,7 @@ from counterstain.storage import claim, released_on_error
 from counterstain.training import fit, forget_progress, starts_processes
 
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
+MOST_PATCHES_OF_COMPONENTS = 4096  # some million blocks of pixels
 
 
 def train_spade(
@@ -96,7 +97,8 @@ def train_autoencoder(
         batches = patch_batches(run.sampler(config.sampling), config.training.batch_size)
         monitor = watch_autoencoder(model, cohort, size_px, seed)
         if config.kind == "linear":
-            model.fit_components(batches(step)["images"] for step in range(config.training.steps))
+            enough = -(-MOST_PATCHES_OF_COMPONENTS // config.training.batch_size)
+            model.fit_components(batches(step)["images"] for step in range(min(config.training.steps, enough)))
             figures = dict(monitor.measure()) if monitor else {}
         else:
             figures = fit(model, batches, out, config.training, monitor=monitor, label="autoencoder")

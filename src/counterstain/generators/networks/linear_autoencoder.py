@@ -8,6 +8,8 @@ Shapes: B = batch, z = latent channels, f = factor, H, W = rows and columns in p
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -33,12 +35,22 @@ class LinearAutoencoder(nn.Module):
         self.register_buffer("mean", torch.zeros(3, factor, factor))
 
     @torch.no_grad()
-    def fit(self, images: Tensor) -> float:
-        """Find the components of images (B, 3, H, W), -1..1; return the share of the variance that they keep."""
+    def fit(self, batches: Iterable[Tensor]) -> float:
+        """Find the components of batches of images (B, 3, H, W), -1..1; return the share of the variance they keep.
+
+        Batches are seen one at a time: their scatter matrices are added up (Chan et al. 1979).
+        """
         f = self.factor
-        blocks = functional.unfold(images.double(), f, stride=f).movedim(1, 2).reshape(-1, 3 * f * f)
-        mean = blocks.mean(0)
-        variances, components = torch.linalg.eigh(torch.cov((blocks - mean).T))
+        count, mean, scatter = 0, torch.zeros(3 * f * f).double(), torch.zeros(3 * f * f, 3 * f * f).double()
+        for images in batches:
+            blocks = functional.unfold(images.double(), f, stride=f).movedim(1, 2).reshape(-1, 3 * f * f)
+            shift = blocks.mean(0) - mean
+            centred = blocks - blocks.mean(0)
+            total = count + len(blocks)
+            scatter += centred.T @ centred + torch.outer(shift, shift) * count * len(blocks) / total
+            mean += shift * len(blocks) / total
+            count = total
+        variances, components = torch.linalg.eigh(scatter)
         kept = components[:, -self.basis.shape[0] :].flip(1).T
         # The sign of a component is arbitrary: let its largest entry be positive, on every machine.
         largest = kept.gather(1, kept.abs().argmax(1, keepdim=True))
