@@ -39,7 +39,7 @@ from counterstain.study.training_record import training_records
 from counterstain.taxonomy import Taxonomy
 
 PACKAGES = ("counterstain", "torch", "lightning", "diffusers", "segmentation-models-pytorch", "numpy", "zarr")
-POINTS_PER_CURVE = 200
+POINTS_PER_CURVE, DIGITS_PER_POINT = 100, 5  # finer than any plot shows; a study has some hundred curves
 
 
 def write_results(
@@ -150,7 +150,8 @@ def _losses(done: Sequence[Cell], root: Path) -> pd.DataFrame:
             table = pd.read_csv(file)
             steps = np.sort(table["step"].unique())
             kept = steps[np.linspace(0, len(steps) - 1, min(len(steps), POINTS_PER_CURVE)).round().astype(int)]
-            tables.append(table[table["step"].isin(kept)].assign(stage=cell.name.removeprefix("synthetic ")))
+            shown = table[table["step"].isin(kept)].assign(stage=cell.name.removeprefix("synthetic "))
+            tables.append(shown.assign(value=[float(f"{value:.{DIGITS_PER_POINT}g}") for value in shown["value"]]))
     columns = ["stage", "step", "name", "value"]
     return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
