@@ -38,6 +38,7 @@ from counterstain.generators.drawing_config import InpaintingConfig, SamplerConf
 from counterstain.generators.interface import ImageGenerator, Method
 from counterstain.generators.layouts import SynthesisConfig, draw_layouts
 from counterstain.generators.load import load_generator
+from counterstain.generators.style_config import StyleChoice
 from counterstain.generators.synthesize import synthesize
 from counterstain.generators.train import train_autoencoder, train_diffusion, train_distilled, train_spade
 from counterstain.recipe import load_recipe
@@ -72,6 +73,7 @@ class Row(Config):
 
     method: Method
     generator: str | None = None
+    style: StyleChoice = StyleChoice()
     sampler: dict[str, Any] = Field(default_factory=dict)
     inpainting: dict[str, Any] = Field(default_factory=dict)
 
@@ -130,9 +132,8 @@ def generator_of(row: Row, plan: Plan, cohort: Cohort, out: Path) -> tuple[Image
 def drawn(name: str, plan: Plan, cohort: Cohort, out: Path) -> PatchSet:
     generator, header = generator_of(plan.rows[name], plan, cohort, out)
     folder = out / "sets" / slug(name)
-    found = synthesize(
-        generator, cohort, folder, plan.synthesis, count=plan.count, size_px=plan.size_px, seed=0, header=header
-    )
+    config = plan.synthesis.model_copy(update={"style": plan.rows[name].style})
+    found = synthesize(generator, cohort, folder, config, count=plan.count, size_px=plan.size_px, seed=0, header=header)
     assert found is not None
     return found
 
