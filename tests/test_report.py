@@ -20,7 +20,7 @@ from counterstain.report.numbers import duration, fixed, interval, signed
 from counterstain.report.page import render, write_report
 from counterstain.report.results import find_results, read_results
 from counterstain.report.summary import summarise
-from counterstain.report.tables import filter_table, power_table, results_table
+from counterstain.report.tables import differences_table, filter_table, power_table, results_table
 from counterstain.storage import claim
 
 ARMS = ("tumor", "subtype", "spade+100")
@@ -133,6 +133,21 @@ def test_two_repeats_without_a_gain_are_no_improvement_either(tmp_path):
 def test_few_patients_are_cautioned_about(tmp_path):
     summary = summary_of(tmp_path, repeats=2, patients=3)
     assert any("3 patients" in caution for caution in summary.cautions)
+
+
+def test_a_subtype_of_one_test_patient_leaves_the_variance_without_an_interval(tmp_path):
+    run = draw_results(tmp_path / "run", ARMS, 5, methods=("spade",))
+    counts = pd.read_parquet(run / "results" / "counts.parquet")
+    last = counts.loc[counts["split"] == "test", "patient"].max()
+    elsewhere = (counts["subtype"] == 1) & (counts["split"] == "test") & (counts["patient"] != last)
+    counts.loc[elsewhere, ["predicted_background", "predicted_tumour"]] = 0
+    counts.to_parquet(run / "results" / "counts.parquet")
+    results = read_results(run)
+    effects = effects_on_test(results, draws=300)
+    summary = summarise(results, effects, "spade+100")
+    assert any(caution.startswith("HER2 0: from one test patient alone") for caution in summary.cautions)
+    assert re.search(r"in subtype variance \(no interval[;)]", summary.finding)
+    assert "no interval" in differences_table(results, effects, "spade+100").rows[0].cells[2].note
 
 
 def test_the_best_arm_is_chosen_on_validation(small):

@@ -9,6 +9,8 @@ PERCENT = "\N{NO-BREAK SPACE}%"
 TIMES = "\N{MULTIPLICATION SIGN}"
 NONE = "\N{EN DASH}"
 """What stands where there is no value."""
+NO_INTERVAL = "no interval"
+"""What stands where a value has no interval."""
 
 
 def fixed(value: float, digits: int) -> str:
@@ -35,6 +37,11 @@ def interval(low: float, high: float, digits: int) -> str:
 def span(low: float, high: float, digits: int) -> str:
     """Write two ends in little room (``-0.4, +1.2``, with a proper minus sign)."""
     return f"{signed(low, digits)}, {signed(high, digits)}" if math.isfinite(low) and math.isfinite(high) else NONE
+
+
+def bracketed(low: float, high: float, digits: int, unit: str = "") -> str:
+    """Write an interval in brackets (``[-0.4, +1.2]``, with a proper minus sign), or that there is none."""
+    return f"[{span(low, high, digits)}]{unit}" if math.isfinite(low) and math.isfinite(high) else NO_INTERVAL
 
 
 def duration(seconds: float) -> str:

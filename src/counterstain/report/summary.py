@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from counterstain.report.arms import CEILING, is_oracle, label_of
 from counterstain.report.certainty import both_p_text, looks_sentence, p_text, power_sentence, smallest_p_caution
 from counterstain.report.effects import HIGHER_IS_BETTER, MAIN, UNDEFINED, Effect, Effects
-from counterstain.report.numbers import PERCENT, counted, fixed, interval, signed
+from counterstain.report.numbers import NO_INTERVAL, PERCENT, counted, fixed, interval, signed
 from counterstain.report.results import Results
 
 ENOUGH_REPEATS = 5  # the paper's number
@@ -84,9 +84,9 @@ def _finding(results: Results, effects: Effects, chosen: str) -> tuple[str, str]
     seen = (
         f"The best arm on validation, {label_of(chosen)}, differs from {label_of(results.study.reference)} on the "
         f"test part by {_points(of_dice)} of {results.study.taxonomy.tissue_class} Dice "
-        f"(95{PERCENT} interval {_with_p(_interval_points(of_dice), p_text(of_dice.p))}) and by "
+        f"({_with_p(_named(_interval_points(of_dice)), p_text(of_dice.p))}) and by "
         f"{_percent(of_variance)} in subtype variance "
-        f"(95{PERCENT} interval {_with_p(_interval_percent(of_variance), p_text(of_variance.p))})."
+        f"({_with_p(_named(_interval_percent(of_variance)), p_text(of_variance.p))})."
     )
     if n < ENOUGH_REPEATS:
         trend = "" if _gains(of_dice, of_variance) else "no improvement was seen, and "
@@ -139,6 +139,8 @@ def _in_words(effect: Effect, measure: str) -> str:
         return "not measured"
     if effect.n < ENOUGH_REPEATS:
         return "too few repeats to tell" if gain > 0 else "no improvement seen"
+    if gain > 0 and not math.isfinite(effect.low):
+        return "whether by chance cannot be told"
     words = {"better": "improved", "worse": "worse", "unclear": "within chance" if gain > 0 else "no improvement"}
     return words[judge(effect, measure)]
 
@@ -167,6 +169,11 @@ def _cautions(results: Results, effects: Effects) -> list[str]:
             f"Some subtypes come from few test patients: up to {share}{PERCENT} of the bootstrap draws held none "
             "of them and were left out of that interval."
         )
+    if alone := _of_one_patient(results):
+        said.append(
+            f"{', '.join(alone)}: from one test patient alone, whose like are unknown. Neither this recall nor the "
+            "subtype variance has an interval."
+        )
     absent = [name for name, c in zip(study.taxonomy.names, results.recalls, strict=True) if _absent(results, c)]
     if absent:
         said.append(f"The test part has no pixel of {', '.join(absent)}: no recall, left out of the subtype variance.")
@@ -179,6 +186,16 @@ def _cautions(results: Results, effects: Effects) -> list[str]:
     if study.failed:
         said.append(f"{counted(len(study.failed), 'cell')} of the study failed and is missing here (see Failures).")
     return said
+
+
+def _of_one_patient(results: Results) -> list[str]:
+    """Return the counted subtypes that only one of several test patients has."""
+    test = results.counts[results.counts["split"] == "test"]
+    seen = test[test["predicted_background"] + test["predicted_tumour"] > 0]
+    patients = seen.groupby("subtype")["patient"].nunique()
+    if test["patient"].nunique() == 1:
+        return []
+    return [s.name for s in results.study.taxonomy.subtypes if s.counted and patients.get(s.id, 0) == 1]
 
 
 def _absent(results: Results, column: str) -> bool:
@@ -197,9 +214,15 @@ def _with_p(ends: str, p: str) -> str:
     return f"{ends}; {p}" if p else ends
 
 
+def _named(ends: str) -> str:
+    return ends if ends == NO_INTERVAL else f"95{PERCENT} interval {ends}"
+
+
 def _interval_points(effect: Effect) -> str:
-    return interval(100 * effect.low, 100 * effect.high, 1)
+    ends = (100 * effect.low, 100 * effect.high)
+    return interval(*ends, 1) if all(map(math.isfinite, ends)) else NO_INTERVAL
 
 
 def _interval_percent(effect: Effect) -> str:
-    return f"{interval(100 * effect.relative_low, 100 * effect.relative_high, 0)}{PERCENT}"
+    ends = (100 * effect.relative_low, 100 * effect.relative_high)
+    return f"{interval(*ends, 0)}{PERCENT}" if all(map(math.isfinite, ends)) else NO_INTERVAL

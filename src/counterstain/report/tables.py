@@ -10,7 +10,7 @@ import numpy as np
 from counterstain.report.arms import CEILING, is_baseline, is_oracle, label_of
 from counterstain.report.certainty import both_p_text, needed_text
 from counterstain.report.effects import MAIN, UNDEFINED, Effects
-from counterstain.report.numbers import NONE, PERCENT, duration, fixed, signed, span
+from counterstain.report.numbers import NONE, PERCENT, bracketed, duration, fixed, signed, span
 from counterstain.report.results import Results
 from counterstain.study.statistics import measures_of, spread
 
@@ -197,7 +197,7 @@ def _difference(effects: Effects, arm: str, measure: str, *, scale: float, digit
     text = signed(scale * effect.mean, digits) + sd
     between = span(scale * effect.min, scale * effect.max, digits)
     p = both_p_text(effect)
-    note = f"{between}\n[{span(scale * effect.low, scale * effect.high, digits)}]" + (f"\n{p}" if p else "")
+    note = f"{between}\n{bracketed(scale * effect.low, scale * effect.high, digits)}" + (f"\n{p}" if p else "")
     return Cell(text=text, note=note, value=effect.mean)
 
 
@@ -205,5 +205,5 @@ def _relative(effects: Effects, arm: str) -> Cell:
     if (arm, "subtype_variance") not in effects:
         return Cell(text=NONE)
     effect = effects[arm, "subtype_variance"]
-    note = f"[{span(100 * effect.relative_low, 100 * effect.relative_high, 0)}]{PERCENT}"
+    note = bracketed(100 * effect.relative_low, 100 * effect.relative_high, 0, PERCENT)
     return Cell(text=f"{signed(100 * effect.relative, 1)}{PERCENT}", note=note, value=effect.relative)
