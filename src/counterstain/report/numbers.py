@@ -27,11 +27,11 @@ def signed(value: float, digits: int) -> str:
     return text if value <= 0 or not math.isfinite(value) or float(text) == 0 else f"+{text}"
 
 
-def interval(low: float, high: float, digits: int) -> str:
-    """Write an interval of differences (``+0.4 to +1.2``)."""
+def interval(low: float, high: float, digits: int, unit: str = "") -> str:
+    """Write an interval of differences (``+0.4 to +1.2``), or that there is none."""
     if not (math.isfinite(low) and math.isfinite(high)):
-        return NONE
-    return f"{signed(low, digits)} to {signed(high, digits)}"
+        return NO_INTERVAL
+    return f"{signed(low, digits)} to {signed(high, digits)}{unit}"
 
 
 def span(low: float, high: float, digits: int) -> str:

@@ -191,10 +191,10 @@ def _cautions(results: Results, effects: Effects) -> list[str]:
 def _of_one_patient(results: Results) -> list[str]:
     """Return the counted subtypes that only one of several test patients has."""
     test = results.counts[results.counts["split"] == "test"]
-    seen = test[test["predicted_background"] + test["predicted_tumour"] > 0]
-    patients = seen.groupby("subtype")["patient"].nunique()
     if test["patient"].nunique() == 1:
         return []
+    seen = test[test["predicted_background"] + test["predicted_tumour"] > 0]
+    patients = seen.groupby("subtype")["patient"].nunique()
     return [s.name for s in results.study.taxonomy.subtypes if s.counted and patients.get(s.id, 0) == 1]
 
 
@@ -219,10 +219,8 @@ def _named(ends: str) -> str:
 
 
 def _interval_points(effect: Effect) -> str:
-    ends = (100 * effect.low, 100 * effect.high)
-    return interval(*ends, 1) if all(map(math.isfinite, ends)) else NO_INTERVAL
+    return interval(100 * effect.low, 100 * effect.high, 1)
 
 
 def _interval_percent(effect: Effect) -> str:
-    ends = (100 * effect.relative_low, 100 * effect.relative_high)
-    return f"{interval(*ends, 0)}{PERCENT}" if all(map(math.isfinite, ends)) else NO_INTERVAL
+    return interval(100 * effect.relative_low, 100 * effect.relative_high, 0, PERCENT)
