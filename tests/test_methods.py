@@ -11,8 +11,8 @@ from counterstain.study.arms import OF_SYNTHETIC, VARIANTS
 
 @pytest.fixture
 def methods_of(tmp_path):
-    def read(*arms, preset="demo", variants=None, methods=("spade",)):
-        recipe = load_recipe(preset, None, []).model_dump(mode="json")
+    def read(*arms, preset="demo", variants=None, methods=("spade",), settings=()):
+        recipe = load_recipe(preset, None, list(settings)).model_dump(mode="json")
         config = {"recipe": recipe, "study": {"variants": variants or {}}}
         run = draw_results(tmp_path / "run", ("subtype", *arms), 1, methods=methods, config=config)
         return " ".join(methods_paragraphs(read_results(run).study))
@@ -34,6 +34,17 @@ def test_the_paper_s_spade_has_no_pixel_noise(methods_of):
     text = methods_of("spade+100", preset="paper")
     assert "SPADE" in text
     assert "pixel noise" not in text
+
+
+def test_nuclei_that_are_kept_are_told(methods_of):
+    shown = "diffusion.counterstain.other_stain=eosin"
+    text = methods_of("inpainting+100", methods=("inpainting",), settings=[shown])
+    assert "haematoxylin of the real patch, unmixed from eosin" in text
+    assert "of the samples had none" in text
+
+
+def test_a_denoiser_that_is_shown_no_nuclei_is_not_said_to_be(methods_of):
+    assert "haematoxylin" not in methods_of("inpainting+100", methods=("inpainting",))
 
 
 def test_every_variant_of_an_arm_is_told(methods_of):

@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import functional
 
+from counterstain.generators import counterstain
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.conditioning import one_hot, shrink, to_tensor
 from counterstain.generators.context import draw_redrawn, surroundings
@@ -29,12 +30,12 @@ from counterstain.training import fused_optimizers
 MIN_SNR_GAMMA = 5.0  # Hang et al. 2023
 
 
-def build_denoiser(config: DiffusionConfig, latent_channels: int, num_labels: int) -> UNet2DModel:
+def build_denoiser(config: DiffusionConfig, latent_channels: int, condition_channels: int) -> UNet2DModel:
     """Build diffusers' UNet: latents and condition in, prediction out."""
     widths = tuple(config.channels * m for m in config.multipliers)
     with_attention = [len(widths) - i <= config.attention_scales for i in range(len(widths))]
     return UNet2DModel(
-        in_channels=latent_channels + num_labels + (latent_channels + 1 if config.context_share else 0),
+        in_channels=latent_channels + condition_channels,
         out_channels=latent_channels,
         block_out_channels=widths,
         layers_per_block=config.blocks,
@@ -67,7 +68,9 @@ class Diffusion(LightningModule):
         super().__init__()
         self.config, self.num_labels, self.seed = config, num_labels, seed
         self.latent_channels, self.factor = first_stage.config.latent_channels, first_stage.config.factor
-        self.unet = build_denoiser(config, self.latent_channels, num_labels)
+        nuclei = counterstain.channels(self.factor) if config.counterstain else 0
+        context = self.latent_channels + 1 if config.context_share else 0
+        self.unet = build_denoiser(config, self.latent_channels, num_labels + nuclei + context)
         style = config.style
         self.style = StyleNetwork(style.width, style.code, 4 * config.channels) if style else None
         self.tiles: WindowsConfig | None = None  # for images larger than those of the training
@@ -114,6 +117,20 @@ class Diffusion(LightningModule):
         """Labels (B, H, W) -> (B, L, h, w) float."""
         return shrink(one_hot(label_masks, self.num_labels), self.factor, self.config.condition)
 
+    @torch.no_grad()
+    def nuclei(self, images: Tensor) -> Tensor:
+        """Images (B, H, W, 3) uint8 -> their counterstain as the network is shown it, (B, f² + 1, h, w)."""
+        if self.config.counterstain is None:
+            raise ValueError("this network is shown no counterstain")
+        return counterstain.shown(counterstain.counterstain_map(images, self.config.counterstain), self.factor)
+
+    def with_counterstain(self, condition: Tensor, images: Tensor | None) -> Tensor:
+        """Append the counterstain of real images, or that there is none, for networks that are shown it."""
+        if self.config.counterstain is None:
+            return condition
+        maps = counterstain.absent(len(condition), self.factor, condition) if images is None else self.nuclei(images)
+        return torch.cat([condition, maps], dim=1)
+
     def with_context(self, condition: Tensor, images: Tensor | None = None, redraw: Tensor | None = None) -> Tensor:
         """Append what is kept, (B, z + 1, h, w), for networks that see it; without ``images`` nothing is kept."""
         if not self.config.context_share:
@@ -145,6 +162,10 @@ class Diffusion(LightningModule):
         condition = self.condition(batch["labels"])
         if keep is not None:
             condition = condition * keep
+        if self.config.counterstain is not None:
+            maps = batch["counterstain"] if "counterstain" in batch else self.nuclei(batch["images"])
+            kept = self._kept(batch, "counterstain", self.config.counterstain.dropout)
+            condition = torch.cat([condition, maps.to(condition) * kept[:, None, None, None]], dim=1)
         if self.config.context_share:
             context = batch.get("context")
             if context is None:
@@ -216,11 +237,14 @@ class Diffusion(LightningModule):
         """Styles (B, S) of a batch's references, some of them dropped."""
         if self.style is None or self.config.style is None:
             return None
-        step, dropout = int(batch["step"]), self.config.style.dropout
-        generators = [torch_generator(self.seed, "style", step, p) for p in batch["position"].tolist()]
-        kept = torch.stack([torch.rand((), generator=g) >= dropout for g in generators]).float()
         styles: Tensor = self.style(batch["style_seen"], batch["style_stain"])
-        return styles * kept[:, None].to(styles)
+        return styles * self._kept(batch, "style", self.config.style.dropout)[:, None].to(styles)
+
+    def _kept(self, batch: dict[str, Tensor], what: str, dropout: float) -> Tensor:
+        """Whether each sample of a batch is shown an input, (B,) of 0 and 1."""
+        generators = [torch_generator(self.seed, what, int(batch["step"]), p) for p in batch["position"].tolist()]
+        kept = torch.stack([torch.rand((), generator=g) >= dropout for g in generators])
+        return kept.float().to(self.device)
 
     def _distance(self, prediction: Tensor, target: Tensor, timesteps: Tensor) -> Tensor:
         if self.config.loss == "l1":

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from counterstain.config import Config
 from counterstain.data.sampling import SamplingConfig
+from counterstain.generators.counterstain_config import CounterstainConfig
 from counterstain.generators.drawing_config import InpaintingConfig, SamplerConfig, WindowsConfig
 from counterstain.generators.style_config import StyleConfig
 from counterstain.training_config import TrainingConfig
@@ -66,6 +67,9 @@ class DiffusionConfig(Config):
     """Share of training samples without a mask, for classifier-free guidance."""
     style: StyleConfig | None = None
     """Also show the network the style of a reference patch; None = no such input."""
+    counterstain: CounterstainConfig | None = None
+    """Also show the network the nuclei of the real patch, so that a relabelled instance keeps them; None = no such
+    input. For subtypes that a stain tells apart."""
     context_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of training samples that redraw some instances and are shown the rest in extra channels, for inpainting
     (Rombach et al. 2022); 0 = the network has no such channels. Whole images are drawn as before."""

@@ -129,7 +129,8 @@ class DiffusionGenerator:
         """Draw images; inpainting needs ``images`` and ``redraw``; ``styles`` come from :meth:`style_codes`."""
         del instances, slides
         if self.method == "diffusion":
-            images = redraw = None
+            redraw = None
+            images = images if self.model.config.counterstain else None
         elif images is None or redraw is None:
             raise InputError("inpainting needs the real images and which pixels to redraw")
         height, width = label_masks.shape[1:]
@@ -177,12 +178,12 @@ class DiffusionGenerator:
         styles: np.ndarray | None,
     ) -> np.ndarray:
         model, device = self.model, self.model.device
-        condition = model.condition(on_device(label_masks, device))
+        real = None if images is None else on_device(images, device)
+        condition = model.with_counterstain(model.condition(on_device(label_masks, device)), real)
         shape = (model.latent_channels, *condition.shape[2:])
-        if images is None or redraw is None:
+        if real is None or redraw is None:
             condition, inpainting = model.with_context(condition), {}
         else:
-            real = on_device(images, device)
             redrawn = dilated(on_device(redraw, device), self.inpainting.dilation_px)
             condition = model.with_context(condition, real, redrawn)
             inpainting = self._redrawing(model.encode(real), redrawn, seeds)

@@ -62,6 +62,8 @@ def _pooled(
             kept = {"latents": model.encode(part["images"]), "labels": part["labels"]}
             if references is not None:
                 kept |= references.beside(patches, members)
+            if model.config.counterstain is not None:
+                kept["counterstain"] = model.nuclei(part["images"]).half()
             if model.config.context_share:
                 kept["context"] = model.training_context(part, 0, members)
             encoded.append(kept)

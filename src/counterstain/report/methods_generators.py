@@ -105,11 +105,24 @@ def _diffusion(config: DiffusionConfig) -> str:
     return (
         f"Denoiser: a U-Net with {widths} features and {counted(config.blocks, 'residual block')} a scale, "
         f"{_attention(config)} ({config.heads} heads), saw the "
-        f"one-hot mask, brought to the latents' size, in extra channels{dropout}. It predicted "
+        f"one-hot mask, brought to the latents' size, in extra channels{dropout}.{_counterstain(config)} It predicted "
         f"{PREDICTIONS[noise.prediction]} ({noise.timesteps:,} timesteps, variances {noise.beta_start:g} to "
         f"{noise.beta_end:g}, {SCHEDULES[noise.schedule]}) and was {training_of(config.training)} with AdamW "
         f"(learning rate {config.scaled_lr:g}{warm}{falls}, weight decay {config.weight_decay:g}), minimising the "
         f"{LOSSES[config.loss]}.{_average(config.ema_decay)} {_sampler(config.sampler)}"
+    )
+
+
+def _counterstain(config: DiffusionConfig) -> str:
+    shown = config.counterstain
+    if shown is None:
+        return ""
+    dropout = f"; {100 * shown.dropout:g}{PERCENT} of the samples had none" if shown.dropout else ""
+    other = {"dab": "DAB", "eosin": "eosin"}[shown.other_stain]
+    return (
+        f" It was also shown the haematoxylin of the real patch, unmixed from {other} with the colours of Ruifrok & "
+        f"Johnston (2001), as difference to the surroundings (a Gaussian of {shown.local_px:g} pixels) in units of "
+        f"their spread, so that relabelled instances keep their nuclei{dropout}."
     )
 
 

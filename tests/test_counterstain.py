@@ -1,0 +1,182 @@
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from counterstain.data.phantom import PhantomConfig, render, slide_style
+from counterstain.data.stains import STAIN_VECTORS
+from counterstain.generators import counterstain
+from counterstain.generators.autoencoder import Autoencoder
+from counterstain.generators.autoencoder_config import AutoencoderConfig
+from counterstain.generators.counterstain import counterstain_map
+from counterstain.generators.counterstain_config import CounterstainConfig
+from counterstain.generators.diffusion import Diffusion
+from counterstain.generators.diffusion_config import DiffusionConfig, NoiseConfig
+from counterstain.generators.diffusion_generator import DiffusionGenerator
+from counterstain.generators.drawing_config import InpaintingConfig, SamplerConfig
+from counterstain.training import fit
+from counterstain.training_config import TrainingConfig
+
+SAMPLER = SamplerConfig(steps=3, guidance=2.0, compute_batch=2)
+ONE = TrainingConfig(steps=1, batch_size=2)
+
+
+def linear(channels, factor):
+    return AutoencoderConfig(
+        training=ONE, kind="linear", latent_channels=channels, factor=factor, lpips_weight=0, adversarial_weight=0
+    )
+
+
+def discs(step, size=16):
+    """Discs with three nuclei each; label 1 is unstained, 2 is brown."""
+    rng = np.random.default_rng((0, step))
+    y, x = np.mgrid[:16, :16]
+    label = rng.integers(1, 3, (size, 1, 1))
+    inside = np.broadcast_to((y - 8) ** 2 + (x - 8) ** 2 < 49, (size, 16, 16))
+    centres = rng.integers(4, 12, (size, 3, 2, 1, 1))
+    nuclei = (((centres - np.stack([y, x])) ** 2).sum(2) <= 2).any(1)
+    density = 0.7 * nuclei[..., None] * np.array(STAIN_VECTORS["haematoxylin"])
+    density = density + (0.5 * (label == 2) * inside)[..., None] * np.array(STAIN_VECTORS["dab"]) + 0.05
+    return {
+        "images": torch.from_numpy(np.rint(255 * np.exp(-density)).astype(np.uint8)),
+        "labels": torch.from_numpy((label * inside).astype(np.uint8)),
+        "nuclei": torch.from_numpy(nuclei),
+    }
+
+
+def first_stage():
+    settings = {"channels": 8, "blocks": 1, "attention": False, "latent_channels": 4, "kind": "kl", "factor": 2}
+    return Autoencoder(AutoencoderConfig(training=ONE, lpips_weight=0, adversarial_weight=0, **settings), 16).eval()
+
+
+def tiny(**changes):
+    settings = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "heads": 2, "counterstain": CounterstainConfig()}
+    return DiffusionConfig(**{"training": ONE} | settings | changes)
+
+
+def nest(label, style, seed=3):
+    """One phantom nest of a label, (48, 48, 3), and its mask."""
+    y, x = np.mgrid[:48, :48]
+    instances = ((y - 24) ** 2 + (x - 24) ** 2 < 18**2).astype(np.int32)
+    image = render((label * instances).astype(np.uint8), instances, style, seed, mpp=2.0)
+    return torch.from_numpy(image)[None], instances > 0
+
+
+def alike(one, other):
+    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
+
+
+@pytest.fixture(scope="module")
+def model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Diffusion(tiny(), first_stage(), 6)
+
+
+def inputs(n=4, size=16):
+    rng = np.random.default_rng(0)
+    masks = rng.integers(0, 6, (n, 4, 4), dtype=np.uint8).repeat(size // 4, 1).repeat(size // 4, 2)
+    return masks, rng.integers(0, 255, (n, size, size, 3), dtype=np.uint8), masks > 2
+
+
+@pytest.mark.parametrize("slide", range(4))
+def test_the_map_of_a_nest_is_nearly_the_same_whatever_its_subtype(slide):
+    style = slide_style(PhantomConfig(slides=8, pleomorphism=0.8), slide)
+    maps = {}
+    for label in (1, 2, 3, 4):
+        image, inside = nest(label, style)
+        maps[label] = counterstain_map(image, CounterstainConfig())[0, 0].numpy()[inside]
+    assert min(alike(maps[1], maps[label]) for label in (2, 3)) > 0.9
+    assert alike(maps[1], maps[4]) > 0.75
+
+
+def test_the_map_shows_nuclei_and_no_brown_and_not_how_strong_the_stain_is():
+    nuclei, brown = np.zeros((2, 32, 32))
+    nuclei[4:28:8, 4:28:8] = 1
+    brown[8:24, 8:24:6] = 1
+    nuclei, brown = (ndimage.gaussian_filter(spots, 1.2) * 8 for spots in (nuclei, brown))
+
+    def shown(blue, dab):
+        density = blue * nuclei[..., None] * [0.65, 0.70, 0.29] + dab * brown[..., None] * [0.27, 0.57, 0.78]
+        image = torch.from_numpy(np.rint(255 * np.exp(-density)).astype(np.uint8))
+        return counterstain_map(image[None], CounterstainConfig())[0, 0].numpy()
+
+    assert alike(shown(0.8, 0.0), nuclei) > 0.9
+    assert alike(shown(0.8, 0.0), shown(0.4, 0.0)) > 0.99
+    assert alike(shown(0.8, 0.0), shown(0.8, 0.6)) > 0.93
+    assert np.abs(shown(0.0, 0.0)).max() < 1e-5
+    assert np.abs(shown(0.8, 0.6)).max() <= 1
+
+
+def test_the_border_of_an_image_looks_as_it_does_in_a_larger_one():
+    image, _ = nest(3, slide_style(PhantomConfig(slides=2), 0))
+    whole = counterstain_map(image, CounterstainConfig())[0, 0, :32, :32].numpy()
+    assert alike(whole, counterstain_map(image[:, :32, :32], CounterstainConfig())[0, 0].numpy()) > 0.97
+
+
+def test_maps_come_to_the_latents_without_loss():
+    maps = torch.arange(2 * 6 * 4, dtype=torch.float32).reshape(2, 1, 6, 4)
+    shown = counterstain.shown(maps, 2)
+    assert shown.shape == (2, counterstain.channels(2), 3, 2)
+    assert torch.equal(torch.nn.functional.pixel_shuffle(shown[:, :4], 2), maps)
+    assert (shown[:, 4] == 1).all()
+    assert not counterstain.absent(2, 2, shown).any()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A network that learnt discs whose label says how brown they are, and whose nuclei lie anywhere."""
+    stage = Autoencoder(linear(12, factor=2), 16).eval()
+    stage.fit_components(discs(step)["images"] for step in range(5))
+    training = TrainingConfig(steps=250, batch_size=16, accelerator="cpu", precision="32")
+    config = tiny(
+        training=training, lr=3e-3, noise=NoiseConfig(prediction="sample"), ema_decay=None, channels=16,
+        lr_schedule="cosine", normalise_latents="none",
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Diffusion(config, stage, 3)
+    model.latent_sd.fill_(torch.cat([model.encode(discs(step)["images"]) for step in range(5)]).std())
+    fit(model, discs, tmp_path_factory.mktemp("trained"), training)
+    return model
+
+
+@pytest.mark.parametrize("method", ["diffusion", "inpainting"])
+def test_a_relabelled_disc_gets_the_stain_of_its_label_and_keeps_its_nuclei(trained, method):
+    real = discs(1000)
+    redraw = real["labels"].numpy() > 0
+    drawer = DiffusionGenerator(trained, method, sampler=SamplerConfig(steps=10), device=torch.device("cpu"))
+
+    def drawn(label):
+        return drawer.generate((label * redraw).astype(np.uint8), range(16), real["images"].numpy(), redraw)
+
+    pale, brown = drawn(1), drawn(2)
+    inside = np.broadcast_to(redraw, (16, 16, 16))
+    blueness = [image[..., 2].astype(float) - image[..., 0] for image in (pale, brown)]
+    assert (blueness[0] - blueness[1])[inside].mean() > 40
+    places = real["nuclei"].numpy()
+    for image in (pale, brown):
+        red = image[..., 0].astype(float)
+        assert np.mean([red[i][~places[i] & inside[i]].mean() - red[i][places[i]].mean() for i in range(16)]) > 15
+
+
+def test_inpainting_keeps_every_other_byte(model):
+    masks, images, redraw = inputs()
+    drawn = DiffusionGenerator(model, "inpainting", sampler=SAMPLER).generate(masks, range(4), images, redraw)
+    assert np.array_equal(drawn[~redraw], images[~redraw])
+    assert not np.array_equal(drawn[redraw], images[redraw])
+
+
+def test_masks_alone_are_drawn_without_nuclei_to_follow(model):
+    masks, _, _ = inputs()
+    drawn = DiffusionGenerator(model, "diffusion", sampler=SAMPLER).generate(masks, range(4))
+    assert drawn.shape == (4, 16, 16, 3)
+
+
+def test_larger_images_are_drawn_in_windows_that_see_their_part_of_the_nuclei(model):
+    masks, images, redraw = inputs(1, 40)
+    windows = DiffusionGenerator(model, "inpainting", sampler=SAMPLER, trained_px=16)
+    windows.draw_with(SAMPLER, InpaintingConfig(), windows.windows.model_copy(update={"window_px": 32}))
+    drawn = windows.generate(masks, [0], images, redraw)
+    assert drawn.shape == (1, 40, 40, 3)
+    assert np.array_equal(drawn[~redraw], images[~redraw])
