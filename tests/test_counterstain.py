@@ -90,16 +90,19 @@ def test_the_map_of_a_nest_is_nearly_the_same_whatever_its_subtype(slide):
     assert alike(maps[1], maps[4]) > 0.75
 
 
-def test_the_map_shows_nuclei_and_no_brown_and_not_how_strong_the_stain_is():
-    nuclei, brown = np.zeros((2, 32, 32))
+@pytest.mark.parametrize("other", ["dab", "eosin"])
+def test_the_map_shows_nuclei_and_no_other_stain_and_not_how_strong_it_is(other):
+    config = CounterstainConfig(other_stain=other)
+    nuclei, strands = np.zeros((2, 32, 32))
     nuclei[4:28:8, 4:28:8] = 1
-    brown[8:24, 8:24:6] = 1
-    nuclei, brown = (ndimage.gaussian_filter(spots, 1.2) * 8 for spots in (nuclei, brown))
+    strands[8:24, 8:24:6] = 1
+    nuclei, strands = (ndimage.gaussian_filter(spots, 1.2) * 8 for spots in (nuclei, strands))
 
-    def shown(blue, dab):
-        density = blue * nuclei[..., None] * [0.65, 0.70, 0.29] + dab * brown[..., None] * [0.27, 0.57, 0.78]
+    def shown(blue, further):
+        density = np.multiply.outer(blue * nuclei, STAIN_VECTORS["haematoxylin"])
+        density += np.multiply.outer(further * strands, STAIN_VECTORS[other])
         image = torch.from_numpy(np.rint(255 * np.exp(-density)).astype(np.uint8))
-        return counterstain_map(image[None], CounterstainConfig())[0, 0].numpy()
+        return counterstain_map(image[None], config)[0, 0].numpy()
 
     assert alike(shown(0.8, 0.0), nuclei) > 0.9
     assert alike(shown(0.8, 0.0), shown(0.4, 0.0)) > 0.99

@@ -29,8 +29,8 @@ app = typer.Typer(
 )
 
 COMMAND_MODULES = (  # in the order of the help
-    "phantom", "data", "slides", "weights", "generators", "redraw", "audit", "segmenter", "predict", "export",
-    "headroom", "study", "report", "doctor",
+    "phantom", "data", "slides", "weights", "generators", "preview", "redraw", "audit", "segmenter", "predict",
+    "export", "headroom", "study", "report", "doctor",
 )  # fmt: skip
 
 for _module in COMMAND_MODULES:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from counterstain.cli.tracking import Logger, logged
+
+if TYPE_CHECKING:
+    from counterstain.checkpoints import CheckpointHeader
+    from counterstain.data.cohort import Cohort
+    from counterstain.generators.interface import ImageGenerator
+    from counterstain.recipe import Recipe
 
 CohortArgument = Annotated[Path, typer.Argument(metavar="COHORT", help="A cohort with a split.")]
 Preset = Annotated[str, typer.Option(help="Recipe to start from: paper, best or demo.")]
@@ -193,20 +199,13 @@ def synthesize(
     from counterstain.audit.judge_filter import JudgeFilter
     from counterstain.config import build
     from counterstain.data.cohort import Cohort
-    from counterstain.errors import ConfigError
-    from counterstain.generators.diffusion_generator import DiffusionGenerator
-    from counterstain.generators.load import load_generator
-    from counterstain.generators.methods import METHODS
     from counterstain.generators.synthesize import synthesize as draw
     from counterstain.recipe import load_recipe
 
-    if method not in METHODS:
-        raise ConfigError(f"--method {method}: expected one of {', '.join(METHODS)}")
+    require_method(method)
     recipe = load_recipe(preset, config, settings or ())
     opened = Cohort.open(cohort)
-    drawer, header = load_generator(METHODS[method], generator, opened)
-    if isinstance(drawer, DiffusionGenerator):
-        drawer.draw_with(recipe.diffusion.sampler, recipe.diffusion.inpainting, recipe.diffusion.windows)
+    drawer, header = opened_generator(method, generator, opened, recipe)
     size_px = size_px or recipe.size_px
     chosen = None
     if judge is not None:
@@ -218,6 +217,29 @@ def synthesize(
     )
     assert found is not None
     _print_balance(out, found)
+
+
+def require_method(method: str) -> None:
+    """Raise an error, before anything is opened, unless there is a way of drawing of this name."""
+    from counterstain.errors import ConfigError
+    from counterstain.generators.methods import METHODS
+
+    if method not in METHODS:
+        raise ConfigError(f"--method {method}: expected one of {', '.join(METHODS)}")
+
+
+def opened_generator(
+    method: str, checkpoint: Path | None, cohort: Cohort, recipe: Recipe
+) -> tuple[ImageGenerator, CheckpointHeader | None]:
+    """Open a generator that draws as the recipe says."""
+    from counterstain.generators.diffusion_generator import DiffusionGenerator
+    from counterstain.generators.load import load_generator
+    from counterstain.generators.methods import METHODS
+
+    drawer, header = load_generator(METHODS[method], checkpoint, cohort)
+    if isinstance(drawer, DiffusionGenerator):
+        drawer.draw_with(recipe.diffusion.sampler, recipe.diffusion.inpainting, recipe.diffusion.windows)
+    return drawer, header
 
 
 def _print_balance(out: Path, found: object) -> None:

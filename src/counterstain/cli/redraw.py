@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from counterstain.cli.generators import CohortArgument, ConfigFile, Preset, Seed, Settings
+from counterstain.cli.generators import (
+    CohortArgument,
+    ConfigFile,
+    Preset,
+    Seed,
+    Settings,
+    opened_generator,
+    require_method,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -35,20 +43,13 @@ def redraw(
     Interrupted, the same command goes on; finished regions are kept.
     """
     from counterstain.data.cohort import Cohort
-    from counterstain.errors import ConfigError
-    from counterstain.generators.diffusion_generator import DiffusionGenerator
-    from counterstain.generators.load import load_generator
-    from counterstain.generators.methods import METHODS
     from counterstain.generators.redraw import redraw_regions
     from counterstain.recipe import load_recipe
 
-    if method not in METHODS:
-        raise ConfigError(f"--method {method}: expected one of diffusion, inpainting, oracle")
+    require_method(method)
     recipe = load_recipe(preset, config, settings or ())
     opened = Cohort.open(cohort)
-    drawer, header = load_generator(METHODS[method], generator, opened)
-    if isinstance(drawer, DiffusionGenerator):
-        drawer.draw_with(recipe.diffusion.sampler, recipe.diffusion.inpainting, recipe.diffusion.windows)
+    drawer, header = opened_generator(method, generator, opened, recipe)
     drawn = redraw_regions(drawer, opened, out, recipe.synthesis, seed=seed, regions=region or (), header=header)
     typer.echo(f"{out}: {len(drawn)} regions")
     typer.echo(f"images with masks: counterstain export {out} --format png --out …; look: counterstain inspect {out}")

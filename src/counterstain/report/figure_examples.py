@@ -1,8 +1,9 @@
-"""Figure of generated tissue: real, new labels, what every method made of them."""
+"""Figures of generated tissue: what every method made of new labels, what a generator makes of every subtype."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,6 +16,9 @@ from counterstain.report.arms import is_oracle
 from counterstain.report.figure_style import FAINT, INK, WIDTH_IN, empty, new_figure, styled
 from counterstain.report.results import Example
 from counterstain.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from counterstain.generators.preview import Redrawn
 
 _SHOWN_PX = 256  # of a patch; sharper than a screen shows it in a row of five
 _GAP = 0.03  # around a picture, as a share of its width
@@ -61,9 +65,43 @@ def examples(patches: Sequence[Example], taxonomy: Taxonomy, *, mpp: float | Non
     return figure
 
 
-def _show(axes: Axes, image: np.ndarray | None, row: int, column: int, *, is_mask: bool) -> None:
+@styled
+def redrawn_as_every_subtype(rows: Sequence[Redrawn], taxonomy: Taxonomy, *, mpp: float) -> Figure:
+    """Draw real patches in frames of their subtypes' colours, each beside what it became as every subtype.
+
+    Parameters
+    ----------
+    rows : sequence of Redrawn
+        One at least.
+    taxonomy : Taxonomy
+    mpp : float
+        Micrometres per pixel of the patches, for the scale bar.
+    """
+    of_id = {subtype.id: subtype for subtype in taxonomy.subtypes}
+    asked = list(rows[0].drawn)
+    figure = new_figure(WIDTH_IN / (len(asked) + 1) * len(rows) + 0.35)
+    axes = figure.subplots()
+    axes.text(0.5, -_GAP, "real", ha="center", va="bottom", weight="bold")
+    for column, subtype in enumerate(asked, start=1):
+        axes.text(column + 0.5, -_GAP, of_id[subtype].name, ha="center", va="bottom", weight="bold")
+    for number, row in enumerate(rows):
+        real = of_id[row.subtype]
+        axes.text(-_GAP, number + 0.5, real.name, ha="right", va="center", rotation=90)
+        _show(axes, row.patch.image, number, 0, is_mask=False, frame=real.colour)
+        for column, subtype in enumerate(asked, start=1):
+            _show(axes, row.drawn[subtype], number, column, is_mask=False)
+    _scale_bar(axes, len(rows), rows[0].patch.image.shape[1], mpp)
+    axes.set(xlim=(-0.16, len(asked) + 1), ylim=(len(rows) + 0.16, -_GAP), aspect="equal")
+    axes.axis("off")
+    return figure
+
+
+def _show(
+    axes: Axes, image: np.ndarray | None, row: int, column: int, *, is_mask: bool, frame: str | None = None
+) -> None:
     left, right, top, bottom = column + _GAP, column + 1 - _GAP, row + _GAP, row + 1 - _GAP
-    axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="#c8c8c8", linewidth=0.8))
+    edge: dict[str, Any] = {"edgecolor": frame or "#c8c8c8", "linewidth": 3.0 if frame else 0.8}
+    axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, **edge))
     if image is None:
         axes.text(column + 0.5, row + 0.5, "none", ha="center", va="center", color=FAINT)
         return

@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from counterstain.report.arms import is_baseline, is_oracle, method_of
-from counterstain.storage import write_text
+from counterstain.storage import replacing, write_text
 
 WIDTH_IN = 7.2  # the two columns of a journal
+PNG_DPI = 200
 INK = "#1a1a1a"
 FAINT = "#8a8a8a"
 _ORACLE = "#3d3d3d"
@@ -88,3 +89,12 @@ def svg_text(figure: Figure) -> str:
 def save_svg(figure: Figure, path: Path) -> None:
     """Write a figure as SVG in one step."""
     write_text(path, svg_text(figure))
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write a figure in one step, as SVG or, where the name does not end so, as PNG."""
+    if path.suffix == ".svg":
+        save_svg(figure, path)
+        return
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=PNG_DPI)
