@@ -18,6 +18,7 @@ from counterstain.training import fit
 from counterstain.training_config import TrainingConfig
 
 SAMPLER = SamplerConfig(steps=3, guidance=2.0, compute_batch=2)
+SHOWN = CounterstainConfig(local_px=4)
 ONE = TrainingConfig(steps=1, batch_size=2)
 
 
@@ -50,7 +51,7 @@ def first_stage():
 
 
 def tiny(**changes):
-    settings = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "heads": 2, "counterstain": CounterstainConfig()}
+    settings = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "heads": 2, "counterstain": SHOWN}
     return DiffusionConfig(**{"training": ONE} | settings | changes)
 
 
@@ -85,14 +86,14 @@ def test_the_map_of_a_nest_is_nearly_the_same_whatever_its_subtype(slide):
     maps = {}
     for label in (1, 2, 3, 4):
         image, inside = nest(label, style)
-        maps[label] = counterstain_map(image, CounterstainConfig())[0, 0].numpy()[inside]
+        maps[label] = counterstain_map(image, SHOWN)[0, 0].numpy()[inside]
     assert min(alike(maps[1], maps[label]) for label in (2, 3)) > 0.9
     assert alike(maps[1], maps[4]) > 0.75
 
 
 @pytest.mark.parametrize("other", ["dab", "eosin"])
 def test_the_map_shows_nuclei_and_no_other_stain_and_not_how_strong_it_is(other):
-    config = CounterstainConfig(other_stain=other)
+    config = CounterstainConfig(other_stain=other, local_px=4)
     nuclei, strands = np.zeros((2, 32, 32))
     nuclei[4:28:8, 4:28:8] = 1
     strands[8:24, 8:24:6] = 1
@@ -111,10 +112,17 @@ def test_the_map_shows_nuclei_and_no_other_stain_and_not_how_strong_it_is(other)
     assert np.abs(shown(0.8, 0.6)).max() <= 1
 
 
+def test_surroundings_are_as_wide_at_every_scale_unless_told():
+    assert [CounterstainConfig().at(mpp).local_px for mpp in (0.25, 0.5, 2.0)] == [32.0, 16.0, 4.0]
+    assert SHOWN.at(0.25).local_px == 4
+    assert tiny().at(0.25).counterstain == SHOWN
+    assert DiffusionConfig(training=ONE).at(0.25).counterstain is None
+
+
 def test_the_border_of_an_image_looks_as_it_does_in_a_larger_one():
     image, _ = nest(3, slide_style(PhantomConfig(slides=2), 0))
-    whole = counterstain_map(image, CounterstainConfig())[0, 0, :32, :32].numpy()
-    assert alike(whole, counterstain_map(image[:, :32, :32], CounterstainConfig())[0, 0].numpy()) > 0.97
+    whole = counterstain_map(image, SHOWN)[0, 0, :32, :32].numpy()
+    assert alike(whole, counterstain_map(image[:, :32, :32], SHOWN)[0, 0].numpy()) > 0.97
 
 
 def test_maps_come_to_the_latents_without_loss():

@@ -1,3 +1,4 @@
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -8,11 +9,13 @@ from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoi
 from counterstain.errors import LeakageError, MismatchError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
+from counterstain.generators.counterstain_config import CounterstainConfig
 from counterstain.generators.diffusion_config import DiffusionConfig
 from counterstain.generators.diffusion_generator import DiffusionGenerator
 from counterstain.generators.networks.spectral import settle_spectral_norms
 from counterstain.generators.spade import SpadeGenerator
 from counterstain.generators.spade_config import SpadeConfig
+from counterstain.generators.style_config import StyleConfig
 from counterstain.generators.train import load_autoencoder, train_autoencoder, train_diffusion, train_spade
 from counterstain.training_config import TrainingConfig
 
@@ -176,3 +179,20 @@ def test_diffusion_goes_on_with_the_latents_of_its_own_first_stage_only(cohort, 
     other = train_autoencoder(cohort, autoencoder(1), tmp_path / "other", **COMMON)
     with pytest.raises(MismatchError, match="latents of another first stage"):
         train_diffusion(cohort, config, tmp_path / "x", autoencoder=other, init=first, **COMMON)
+
+
+@pytest.mark.parametrize("pool", [None, 4])
+def test_a_denoiser_that_is_shown_nuclei_remembers_how_wide_they_are(cohort, trained_autoencoder, tmp_path, pool):
+    config = DiffusionConfig(
+        training=training(2), channels=8, multipliers=(1, 2), blocks=1, heads=2, latent_pool=pool,
+        counterstain=CounterstainConfig(), context_share=0.5, style=StyleConfig(width=4, code=4),
+    )  # fmt: skip
+    out = train_diffusion(cohort, config, tmp_path / "d", autoencoder=trained_autoencoder, **COMMON)
+    generator, header = DiffusionGenerator.load(out, "inpainting")
+    assert header.config["counterstain"]["local_px"] == 8 / cohort.mpp
+    losses = logged(out, "loss")
+    assert len(losses) == 2
+    patch = cohort.patch(int(cohort.part("train")[0]), 0, 0, 32)
+    redraw = patch.instances > 0
+    drawn = generator.generate(patch.label_mask[None], [0], patch.image[None], redraw[None])
+    assert np.array_equal(drawn[0][~redraw], patch.image[~redraw])

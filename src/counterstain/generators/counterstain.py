@@ -54,6 +54,7 @@ def counterstain_map(images: Tensor, config: CounterstainConfig) -> Tensor:
     ----------
     images : (B, H, W, 3) uint8
     config : CounterstainConfig
+        With ``local_px``.
 
     Returns
     -------
@@ -64,6 +65,8 @@ def counterstain_map(images: Tensor, config: CounterstainConfig) -> Tensor:
     unmixed = (density @ _unmixing(config).to(images.device)).movedim(-1, 1)
     other = unmixed[:, 1:].clamp(min=0)
     amount = (unmixed[:, :1] - BLEED * other) / (1 + (other / SATURATION).square())
+    if config.local_px is None:
+        raise ValueError("local_px depends on the scale: use CounterstainConfig.at")
     difference = amount - _smooth(amount, config.local_px)
     spread = _smooth(difference.square(), SPREAD_WIDTH * config.local_px).sqrt() + FLAT
     return (difference / spread).clamp(-FURTHEST, FURTHEST) / FURTHEST

@@ -109,6 +109,11 @@ class DiffusionConfig(Config):
             raise ValueError("sampler.guidance other than 1 needs condition_dropout above 0")
         return self
 
+    def at(self, mpp: float) -> DiffusionConfig:
+        """Return these settings with widths in pixels, at a scale in micrometres per pixel."""
+        shown = self.counterstain
+        return self if shown is None else self.model_copy(update={"counterstain": shown.at(mpp)})
+
     @property
     def scaled_lr(self) -> float:
         """The rate that the optimiser gets."""

@@ -136,6 +136,7 @@ def train_diffusion(
     """
     first_stage, first_header = load_autoencoder(autoencoder)
     require_fit(autoencoder, first_header, cohort)
+    config = config.at(cohort.mpp)
     run = _Run.of(
         cohort, "diffusion", config, out, size_px=size_px, seed=seed, init=init, first_stage=first_header.sha256
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from counterstain.generators.counterstain_config import NUCLEUS_UM
 from counterstain.report.numbers import PERCENT, TIMES, counted
 
 if TYPE_CHECKING:
@@ -119,9 +120,10 @@ def _counterstain(config: DiffusionConfig) -> str:
         return ""
     dropout = f"; {100 * shown.dropout:g}{PERCENT} of the samples had none" if shown.dropout else ""
     other = {"dab": "DAB", "eosin": "eosin"}[shown.other_stain]
+    width = f"{NUCLEUS_UM:g} um" if shown.local_px is None else f"{shown.local_px:g} pixels"
     return (
         f" It was also shown the haematoxylin of the real patch, unmixed from {other} with the colours of Ruifrok & "
-        f"Johnston (2001), as difference to the surroundings (a Gaussian of {shown.local_px:g} pixels) in units of "
+        f"Johnston (2001), as difference to the surroundings (a Gaussian of {width}) in units of "
         f"their spread, so that relabelled instances keep their nuclei{dropout}."
     )
 
