@@ -29,6 +29,7 @@ from counterstain.data.patch_set import PatchSet
 from counterstain.data.patches import Patch, Source
 from counterstain.data.sampling import PatchSampler, SamplingConfig
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
+from counterstain.generators.counterstain_config import CounterstainConfig
 from counterstain.generators.layouts import SynthesisConfig
 from counterstain.generators.synthesize import synthesize
 from counterstain.storage import claim
@@ -240,6 +241,21 @@ def test_a_judge_that_saw_held_out_patients_is_refused(sets, cohort, judge, tmp_
     (tmp_path / "j" / "model.json").write_text(json.dumps(header | {"patients_seen": ["p0", "p4"]}))
     with pytest.raises(LeakageError, match="has seen p4 of the test part"):
         audit_sets(sets, cohort, tmp_path / "j", CONFIG)
+
+
+@pytest.mark.parametrize("counterstain", [None, CounterstainConfig()])
+def test_images_that_keep_their_nuclei_are_not_compared_with_their_own_patch(cohort, judge, tmp_path, counterstain):
+    class Copier(Painter):
+        def generate(self, label_masks, seeds, images=None, redraw=None, *, instances=None, slides=None):
+            return images
+
+    copier = Copier()
+    copier.counterstain = counterstain
+    config = SynthesisConfig(sampling=SamplingConfig(background_share=0.2))
+    synthesize(copier, cohort, tmp_path / "s", config, count=60, size_px=32, seed=0)
+    found = audit_sets({"s": PatchSet.open(tmp_path / "s")}, cohort, judge, CONFIG).findings[2].copies
+    copied = (found.table["similarity"] > 0.999).mean()
+    assert copied == 0 if counterstain else copied > 0.4  # the others show little but noise
 
 
 def test_a_set_of_another_size_is_refused(cohort, judge, tmp_path):

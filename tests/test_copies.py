@@ -56,6 +56,18 @@ def test_training_tissue_is_found_at_its_place_however_it_is_turned(cohort, sear
         assert np.array_equal(search.crop(match), patch.image)
 
 
+def test_the_patch_that_a_mask_is_from_can_be_left_out(cohort, search):
+    found = patches(cohort, "train")
+    own, apart = copy_table(search, found), copy_table(search, found, own_tissue=False)
+    assert own["similarity"].min() > 0.999
+    assert apart["similarity"].max() < 0.9
+    names = cohort.regions["region"].tolist()
+    for row in apart.itertuples():
+        source = found[row.image].source
+        if names[row.region] == source.region:
+            assert max(abs(row.y_px - source.y_px), abs(row.x_px - source.x_px)) >= 32 - search._shrink
+
+
 def test_other_contrast_does_not_hide_a_copy(cohort, search):
     patch = patches(cohort, "train")[0]
     assert search.best((patch.image * 0.6 + 30).astype(np.uint8)).similarity > 0.99

@@ -69,7 +69,8 @@ def audit_sets(
     advance(1)
     for name, patch_set in sets.items():
         patches, kept = Chosen(patch_set, range(count)), kept_subtypes(patch_set)
-        copies = check.look(patches, kept if patch_set.header.method == "inpainting" else None)
+        drawn = kept if patch_set.header.method == "inpainting" else None
+        copies = check.look(patches, drawn, own_tissue="counterstain" not in patch_set.header.settings)
         findings.append(ruler.measure(name, patches, training, kept=kept, copies=copies))
         advance(1)
     return Audit(findings=tuple(findings), training_patches=training.patches, search=check.search)

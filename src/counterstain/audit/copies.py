@@ -19,7 +19,7 @@ from scipy import fft
 
 from counterstain.audit.redrawn import redrawn_pixels
 from counterstain.data.cohort import Cohort
-from counterstain.data.patches import Patch, turn, turn_back
+from counterstain.data.patches import Patch, Source, turn, turn_back
 
 COARSE_PX = 16  # edge of a patch in the first search
 CANDIDATES = 24  # places that are compared at full size
@@ -69,6 +69,7 @@ class CopySearch:
     def __init__(self, cohort: Cohort, size_px: int) -> None:
         self._cohort, self._size_px = cohort, size_px
         self._shrink = max(1, size_px // COARSE_PX)
+        self._names = {str(name): position for position, name in enumerate(cohort.regions["region"])}
         by_shape: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
         for position in cohort.part("train").tolist():
             coarse = _shrunk(_grey(cohort.read(position)[0]), self._shrink)
@@ -78,7 +79,9 @@ class CopySearch:
             for members in by_shape.values()
         ]
 
-    def best(self, image: np.ndarray, mask: np.ndarray | None = None) -> Match | None:
+    def best(
+        self, image: np.ndarray, mask: np.ndarray | None = None, *, apart_from: Source | None = None
+    ) -> Match | None:
         """Find the place that an image resembles most.
 
         Parameters
@@ -86,6 +89,8 @@ class CopySearch:
         image : (size_px, size_px, 3) uint8 array
         mask : (size_px, size_px) bool array, optional
             Pixels that are compared; all where not given.
+        apart_from : Source, optional
+            Windows that overlap this patch are left out.
 
         Returns
         -------
@@ -95,7 +100,7 @@ class CopySearch:
         if inside.mean() < LEAST_SHARE:
             return None
         grey = _grey(image)
-        places = sorted(self._places(grey, inside), key=lambda place: -place.similarity)
+        places = sorted(self._places(grey, inside, apart_from), key=lambda place: -place.similarity)
         return max((self._refined(grey, inside, p) for p in places[:CANDIDATES]), key=lambda match: match.similarity)
 
     def crop(self, match: Match) -> np.ndarray:
@@ -104,15 +109,24 @@ class CopySearch:
         window = image[match.y_px : match.y_px + self._size_px, match.x_px : match.x_px + self._size_px]
         return turn(window, flipped=match.flipped, quarter_turns=match.quarter_turns)
 
-    def _places(self, grey: np.ndarray, inside: np.ndarray) -> Iterator[_Place]:
+    def _places(self, grey: np.ndarray, inside: np.ndarray, apart_from: Source | None) -> Iterator[_Place]:
         """Yield the likest places for every way to turn the image, in shrunk pixels."""
         for how in TURNS:
             weights = _turned(inside, how)
             share = _shrunk(weights, self._shrink)
             coarse = _shrunk(_turned(grey, how) * weights, self._shrink) / np.maximum(share, 1e-6)
             for positions, stack in self._stacks:
-                for similarity, member, y, x in _peaks(stack.correlation(coarse, share)):
+                scores = stack.correlation(coarse, share)
+                if apart_from is not None and self._names[apart_from.region] in positions:
+                    self._leave_out(scores[positions.index(self._names[apart_from.region])], apart_from)
+                for similarity, member, y, x in _peaks(scores):
                     yield _Place(similarity=similarity, region=positions[member], y=y, x=x, how=how)
+
+    def _leave_out(self, scores: np.ndarray, source: Source) -> None:
+        """Strike the windows that overlap a patch out of a region's scores."""
+        reach = -(-self._size_px // self._shrink)
+        y, x = source.y_px // self._shrink, source.x_px // self._shrink
+        scores[max(0, y - reach + 1) : y + reach, max(0, x - reach + 1) : x + reach] = -np.inf
 
     def _refined(self, grey: np.ndarray, inside: np.ndarray, place: _Place) -> Match:
         """Search around a place at full size."""
@@ -157,7 +171,9 @@ class _Stack:
         return np.asarray(fft.irfft2(product, self.shape)[:, :rows, :columns])
 
 
-def copy_table(search: CopySearch, patches: Sequence[Patch], kept: Collection[int] | None = None) -> pd.DataFrame:
+def copy_table(
+    search: CopySearch, patches: Sequence[Patch], kept: Collection[int] | None = None, *, own_tissue: bool = True
+) -> pd.DataFrame:
     """Search for every patch of a sequence.
 
     Parameters
@@ -167,6 +183,8 @@ def copy_table(search: CopySearch, patches: Sequence[Patch], kept: Collection[in
     kept : collection of int, optional
         Subtypes that inpainting does not draw. Where given, the pixels of all other instances alone are compared: the
         rest of an inpainted image is a copy, as it should be.
+    own_tissue : bool
+        Whether an image is also compared with the patch that its mask is from.
 
     Returns
     -------
@@ -176,7 +194,8 @@ def copy_table(search: CopySearch, patches: Sequence[Patch], kept: Collection[in
     """
     rows = []
     for number, patch in enumerate(patches):
-        match = search.best(patch.image, None if kept is None else redrawn_pixels(patch, kept))
+        compared = None if kept is None else redrawn_pixels(patch, kept)
+        match = search.best(patch.image, compared, apart_from=None if own_tissue else patch.source)
         if match is not None:
             rows.append({"image": number} | asdict(match))
     return _table(rows).sort_values("similarity", ascending=False, ignore_index=True)
@@ -214,17 +233,20 @@ class CopyCheck:
         self.search, self._held_out, self._most = search, held_out, most
         self._limits: dict[frozenset[int] | None, float] = {}
 
-    def look(self, patches: Sequence[Patch], kept: frozenset[int] | None = None) -> CopiesFound:
-        """Search for patches, or, where ``kept`` is given, for what inpainting drew of them."""
+    def look(
+        self, patches: Sequence[Patch], kept: frozenset[int] | None = None, *, own_tissue: bool = True
+    ) -> CopiesFound:
+        """Search for patches, or, where ``kept`` is given, for what inpainting drew of them; see :func:`copy_table`."""
         if kept not in self._limits:
             self._limits[kept] = copy_limit(self._found(self._held_out, kept))
-        table = self._found(patches, kept)
+        table = self._found(patches, kept, own_tissue=own_tissue)
         compared = len(table) and np.isfinite(self._limits[kept])
         share = float((table["similarity"] > self._limits[kept]).mean()) if compared else float("nan")
         return CopiesFound(share=share, table=table)
 
-    def _found(self, patches: Sequence[Patch], kept: frozenset[int] | None) -> pd.DataFrame:
-        return copy_table(self.search, [patches[i] for i in range(min(self._most, len(patches)))], kept)
+    def _found(self, patches: Sequence[Patch], kept: frozenset[int] | None, *, own_tissue: bool = True) -> pd.DataFrame:
+        compared = [patches[i] for i in range(min(self._most, len(patches)))]
+        return copy_table(self.search, compared, kept, own_tissue=own_tissue)
 
 
 def copy_limit(held_out: pd.DataFrame) -> float:

@@ -21,6 +21,7 @@ from counterstain.errors import ConfigError, InputError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.conditioning import to_images
+from counterstain.generators.counterstain_config import CounterstainConfig
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import DiffusionConfig
 from counterstain.generators.drawing_config import InpaintingConfig, SamplerConfig, WindowsConfig
@@ -50,6 +51,11 @@ class DiffusionGenerator:
         self.method: Method = method
         self.trained_px = trained_px
         self.draw_with(sampler or model.config.sampler, inpainting or model.config.inpainting)
+
+    @property
+    def counterstain(self) -> CounterstainConfig | None:
+        """How images are shown the nuclei of the real ones; None = they are not."""
+        return self.model.config.counterstain
 
     def draw_with(
         self, sampler: SamplerConfig, inpainting: InpaintingConfig, windows: WindowsConfig | None = None
@@ -130,7 +136,7 @@ class DiffusionGenerator:
         del instances, slides
         if self.method == "diffusion":
             redraw = None
-            images = images if self.model.config.counterstain else None
+            images = images if self.counterstain else None
         elif images is None or redraw is None:
             raise InputError("inpainting needs the real images and which pixels to redraw")
         height, width = label_masks.shape[1:]

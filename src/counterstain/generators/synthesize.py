@@ -101,12 +101,16 @@ def synthesize(
 
 
 def drawing_settings(generator: ImageGenerator, config: SynthesisConfig) -> dict[str, Any]:
-    """Return how images are drawn, for the record: all that a generator's weights do not say."""
+    """Return how images are drawn, for the record: all that a generator's weights do not say.
+
+    ``counterstain`` is among it where images share the nuclei of their real patches, which an audit has to know.
+    """
     settings: dict[str, Any] = {"synthesis": config.model_dump(mode="json")}
     names = {"diffusion": ("sampler", "windows"), "inpainting": ("sampler", "windows", "inpainting")}
     for name in names.get(generator.method, ()):
         settings[name] = getattr(generator, name).model_dump(mode="json")
-    return settings
+    counterstain = getattr(generator, "counterstain", None)
+    return settings | ({} if counterstain is None else {"counterstain": counterstain.model_dump(mode="json")})
 
 
 def require_generator_fits(header: CheckpointHeader, cohort: Cohort, size_px: int) -> None:
