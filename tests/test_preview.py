@@ -119,7 +119,9 @@ def test_the_command_writes_the_picture(small_phantom, tmp_path, name):
         assert out.read_text().count("<image") > 20
 
 
-def test_a_picture_of_another_format_is_refused_before_anything_is_drawn(small_phantom, tmp_path):
-    arguments = ["preview", str(small_phantom.folder), "--method", "oracle", "--out", str(tmp_path / "look.jpg")]
+@pytest.mark.parametrize("name", ["look.jpg", "folder.png"])
+def test_a_picture_of_another_format_or_a_folder_is_refused_before_anything_is_drawn(small_phantom, tmp_path, name):
+    (tmp_path / "folder.png").mkdir()
+    arguments = ["preview", str(small_phantom.folder), "--method", "oracle", "--out", str(tmp_path / name)]
     with pytest.raises(ConfigError, match=r"ends in \.png or \.svg"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)

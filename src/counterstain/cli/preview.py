@@ -46,8 +46,8 @@ def preview(
     from counterstain.report.figure_examples import redrawn_as_every_subtype
     from counterstain.report.figure_style import save_picture
 
-    if out.suffix not in {".png", ".svg"}:
-        raise ConfigError(f"--out {out}: expected a name that ends in .png or .svg")
+    if out.suffix not in {".png", ".svg"} or out.is_dir():
+        raise ConfigError(f"--out {out}: expected the name of a file that ends in .png or .svg")
     require_method(method)
     recipe = load_recipe(preset, config, settings or ())
     opened = Cohort.open(cohort)
