@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 from scipy import fft
 
-from counterstain.audit.redrawn import redrawn_pixels
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch, Source, turn, turn_back
+from counterstain.data.relabel import redrawn_pixels
 
 COARSE_PX = 16  # edge of a patch in the first search
 CANDIDATES = 24  # places that are compared at full size
@@ -194,7 +194,7 @@ def copy_table(
     """
     rows = []
     for number, patch in enumerate(patches):
-        compared = None if kept is None else redrawn_pixels(patch, kept)
+        compared = None if kept is None else redrawn_pixels(patch.instances, patch.subtypes, kept)
         match = search.best(patch.image, compared, apart_from=None if own_tissue else patch.source)
         if match is not None:
             rows.append({"image": number} | asdict(match))

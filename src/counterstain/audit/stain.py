@@ -11,8 +11,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from counterstain.audit.redrawn import REAL, redrawn_pixels
+from counterstain.audit.redrawn import REAL
 from counterstain.data.patches import Patch
+from counterstain.data.relabel import redrawn_pixels
 from counterstain.data.stains import STAIN_VECTORS
 from counterstain.taxonomy import BACKGROUND
 
@@ -55,7 +56,7 @@ def seam(patch: Patch, kept: Collection[int] = REAL) -> float:
         NaN where the patch has no such pair of neighbours.
     """
     grey = patch.image.astype(np.float64).mean(2)
-    inside, outside = redrawn_pixels(patch, kept), patch.instances == BACKGROUND
+    inside, outside = redrawn_pixels(patch.instances, patch.subtypes, kept), patch.instances == BACKGROUND
     found = np.concatenate([_steps(grey, inside, outside), _steps(grey.T, inside.T, outside.T)])
     return float(found.mean()) if len(found) else float("nan")
 

@@ -111,29 +111,18 @@ def inspect(
     from counterstain.data.cohort import Cohort
     from counterstain.data.composition import missing_subtypes
     from counterstain.data.split import check_disjoint
+    from counterstain.report.figure_style import figure_kind, save_figure
     from counterstain.report.figures import composition
-    from counterstain.storage import replacing
 
     figure_path = out or folder / "composition.svg"
-    figure_format = _figure_format(figure_path)
+    figure_kind(figure_path)
     cohort = Cohort.open(folder)
     check_disjoint(cohort)
     _print_parts(cohort)
     _print_subtypes(cohort)
     _print_warnings(missing_subtypes(cohort))
-    figure = composition(cohort.composition(), cohort.taxonomy, mpp=cohort.mpp)
-    with replacing(figure_path) as partial:
-        figure.savefig(partial, format=figure_format)
+    save_figure(composition(cohort.composition(), cohort.taxonomy, mpp=cohort.mpp), figure_path)
     typer.echo(f"figure: {figure_path}")
-
-
-def _figure_format(path: Path) -> str:
-    from counterstain.errors import InputError
-
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in {"svg", "png", "pdf"}:
-        raise InputError(f"{path}: unknown kind of figure {path.suffix!r}; expected .svg, .png or .pdf")
-    return kind
 
 
 def _print_import(cohort: Cohort) -> None:

@@ -42,8 +42,7 @@ def headroom(
     from counterstain.progress import bar
     from counterstain.recipe import load_recipe
     from counterstain.report.figure_headroom import headroom_figure
-    from counterstain.report.figure_style import save_svg
-    from counterstain.storage import replacing
+    from counterstain.report.figure_style import save_figure
     from counterstain.study.headroom import HeadroomConfig, measure_headroom, sizes_of
 
     chosen = {"patients": _numbers(patients), "repeats": repeats, "split": split, "seed": seed}
@@ -56,9 +55,8 @@ def headroom(
             opened, load_recipe(preset, config, settings or []), wanted, out, ran=lambda: advance(1)
         )
     figure = headroom_figure(found)
-    save_svg(figure, out / "headroom.svg")
-    with replacing(out / "headroom.png") as partial:
-        figure.savefig(partial, format="png", dpi=150)
+    for kind in ("svg", "png"):
+        save_figure(figure, out / f"headroom.{kind}")
     for line in found.in_words():
         typer.echo(line)
     typer.echo(f"{out / 'headroom.csv'}, {out / 'headroom.svg'}; a study with fewer patients: cohort.train_patients")

@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 def preview(
     cohort: CohortArgument,
     *,
-    out: Annotated[Path, typer.Option(help="Picture to write: .png or .svg.")],
+    out: Annotated[Path, typer.Option(help="Picture to write (svg, png or pdf).")],
     method: Annotated[str, typer.Option(help="spade, diffusion, inpainting, or oracle (phantoms only).")],
     generator: Annotated[Path | None, typer.Option(help="Checkpoint to draw with; none for the oracle.")] = None,
     per_subtype: Annotated[int, typer.Option(min=1, max=20, help="Training patches of each subtype.")] = 2,
@@ -40,14 +40,12 @@ def preview(
 ) -> None:
     """Look at a generator: training patches of every subtype, redrawn as every subtype from the same noise."""
     from counterstain.data.cohort import Cohort
-    from counterstain.errors import ConfigError
     from counterstain.generators.preview import preview as redrawn
     from counterstain.recipe import load_recipe
     from counterstain.report.figure_examples import redrawn_as_every_subtype
-    from counterstain.report.figure_style import save_picture
+    from counterstain.report.figure_style import figure_kind, save_figure
 
-    if out.suffix not in {".png", ".svg"} or out.is_dir():
-        raise ConfigError(f"--out {out}: expected the name of a file that ends in .png or .svg")
+    figure_kind(out)
     require_method(method)
     recipe = load_recipe(preset, config, settings or ())
     opened = Cohort.open(cohort)
@@ -61,5 +59,5 @@ def preview(
         per_subtype=per_subtype,
         header=header,
     )
-    save_picture(redrawn_as_every_subtype(rows, opened.taxonomy, mpp=opened.mpp), out)
+    save_figure(redrawn_as_every_subtype(rows, opened.taxonomy, mpp=opened.mpp), out)
     typer.echo(f"{out}: {len(rows)} patches, each redrawn as {len(rows[0].drawn)} subtypes")

@@ -8,7 +8,7 @@ uniform), it is only the luck of the draw that is taken out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from counterstain.config import Config
 from counterstain.errors import ConfigError
 from counterstain.seeding import numpy_generator
-from counterstain.taxonomy import IGNORE, Taxonomy
+from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
 
 
 class RelabelConfig(Config):
@@ -40,6 +40,10 @@ class RelabelConfig(Config):
             if both:
                 raise ValueError(f"{', '.join(both)} cannot be both in target and in keep")
         return self
+
+    def kept(self, taxonomy: Taxonomy) -> frozenset[int]:
+        """Return the labels, 255 among them, whose instances are left alone."""
+        return frozenset({IGNORE, *(taxonomy.id_of(name) for name in self.keep)})
 
     def shares(self, taxonomy: Taxonomy) -> np.ndarray:
         """Resolve the target to a share per subtype id, (K,) float, summing to 1.
@@ -63,6 +67,12 @@ class RelabelConfig(Config):
             raise ConfigError(f"relabel: keep holds every subtype of {taxonomy.name}, nothing is left to draw from")
         normalised: np.ndarray = shares / shares.sum()
         return normalised
+
+
+def redrawn_pixels(instances: np.ndarray, subtypes: Mapping[int, int], kept: Collection[int]) -> np.ndarray:
+    """Return which pixels of an instance map, (H, W), lie in instances of other labels than those kept, (H, W) bool."""
+    fixed = [instance for instance, subtype in subtypes.items() if subtype in kept]
+    return np.asarray((instances != BACKGROUND) & ~np.isin(instances, fixed))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,9 @@ from pydantic import Field
 from counterstain.config import Config
 from counterstain.data.patch_set import SHARD_PATCHES
 from counterstain.data.patches import Patch
-from counterstain.data.relabel import Instance, RelabelConfig, relabel
+from counterstain.data.relabel import Instance, RelabelConfig, redrawn_pixels, relabel
 from counterstain.data.sampling import PatchSampler, SamplingConfig
 from counterstain.generators.style_config import StyleChoice
-from counterstain.taxonomy import BACKGROUND, IGNORE
 
 
 class SynthesisConfig(Config):
@@ -62,10 +61,9 @@ def draw_layouts(sampler: PatchSampler, config: SynthesisConfig, seed: int, bloc
         for instance, area in patch.areas_px.items()
     ]
     labels = relabel(instances, config.relabel, taxonomy, seed, block)
-    kept = {taxonomy.id_of(name) for name in config.relabel.keep} | {IGNORE}
+    kept = config.relabel.kept(taxonomy)
     patches, redraw = [], []
     for i, patch in enumerate(real):
         patches.append(patch.relabelled({instance: labels[i, instance] for instance in patch.subtypes}))
-        fixed = [instance for instance, subtype in patch.subtypes.items() if subtype in kept]
-        redraw.append((patch.instances != BACKGROUND) & ~np.isin(patch.instances, fixed))
+        redraw.append(redrawn_pixels(patch.instances, patch.subtypes, kept))
     return Layouts(first, patches, [patch.subtypes for patch in real], np.stack(redraw))

@@ -12,6 +12,7 @@ import numpy as np
 from counterstain.checkpoints import CheckpointHeader
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
+from counterstain.data.relabel import redrawn_pixels
 from counterstain.data.sampling import PatchSampler
 from counterstain.errors import InputError
 from counterstain.generators.interface import ImageGenerator
@@ -19,7 +20,6 @@ from counterstain.generators.layouts import SynthesisConfig
 from counterstain.generators.style_drawing import StyleDrawer, style_drawer
 from counterstain.generators.synthesize import require_generator_fits
 from counterstain.seeding import derive
-from counterstain.taxonomy import BACKGROUND, IGNORE
 
 CANDIDATES = 8  # patches that the one with the most of its subtype is chosen from
 
@@ -72,8 +72,8 @@ def preview(
     chosen = _chosen(cohort, config, size_px, seed, per_subtype)
     if not chosen:
         raise InputError(f"{cohort.folder}: its training part has no instance that may be redrawn")
-    asked = [s.id for s in cohort.taxonomy.subtypes if s.name not in config.relabel.keep]
-    kept = {cohort.taxonomy.id_of(name) for name in config.relabel.keep} | {IGNORE}
+    kept = config.relabel.kept(cohort.taxonomy)
+    asked = [s.id for s in cohort.taxonomy.subtypes if s.id not in kept]
     return [
         Redrawn(
             patch=patch,
@@ -89,37 +89,31 @@ def _chosen(
 ) -> list[tuple[int, Patch]]:
     """Return patches and the subtype that each is chosen for: of some candidates the ones that show most of it."""
     found = []
-    present = set(cohort.instances.loc[cohort.instances["region"].isin(_training_regions(cohort)), "subtype"])
+    centred = config.sampling.model_copy(update={"mode": "subtype", "background_share": 0.0, "subtypes": None})
+    missing = PatchSampler(cohort, "train", size_px, centred, seed).missing_subtypes
     for subtype in cohort.taxonomy.subtypes:
-        if subtype.id not in present or subtype.name in config.relabel.keep:
+        if subtype.name in {*missing, *config.relabel.keep}:
             continue
-        centred = config.sampling.model_copy(
-            update={"mode": "subtype", "background_share": 0.0, "subtypes": (subtype.name,)}
-        )
-        sampler = PatchSampler(cohort, "train", size_px, centred, derive(seed, "preview", subtype.name))
+        of_one = centred.model_copy(update={"subtypes": (subtype.name,)})
+        sampler = PatchSampler(cohort, "train", size_px, of_one, derive(seed, "preview", subtype.name))
         for first in range(0, per_subtype * CANDIDATES, CANDIDATES):
             candidates = [sampler[i] for i in range(first, first + CANDIDATES)]
             found.append((subtype.id, max(candidates, key=lambda patch: int((patch.label_mask == subtype.id).sum()))))
     return found
 
 
-def _training_regions(cohort: Cohort) -> list[str]:
-    return cohort.regions["region"].iloc[cohort.part("train")].astype(str).tolist()
-
-
 def _drawn(
     generator: ImageGenerator,
     patch: Patch,
     asked: list[int],
-    kept: set[int],
+    kept: frozenset[int],
     style: StyleDrawer | None,
     *,
     number: int,
     seed: int,
 ) -> dict[int, np.ndarray]:
     count = len(asked)
-    fixed = [instance for instance, subtype in patch.subtypes.items() if subtype in kept]
-    redraw = (patch.instances != BACKGROUND) & ~np.isin(patch.instances, fixed)
+    redraw = redrawn_pixels(patch.instances, patch.subtypes, kept)
     slides = [patch.source.slide] * count
     styles = {} if style is None else {"styles": np.repeat(style(slides[:1], [number]).codes, count, axis=0)}
     images = generator.generate(

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 import counterstain
 from counterstain.checkpoints import CheckpointHeader
 from counterstain.data.cohort import Cohort, CohortWriter, Region
 from counterstain.data.patches import label_mask
-from counterstain.data.relabel import Instance, relabel
+from counterstain.data.relabel import Instance, redrawn_pixels, relabel
 from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.generators.interface import ImageGenerator
 from counterstain.generators.layouts import SynthesisConfig
@@ -29,7 +28,6 @@ from counterstain.generators.synthesize import drawing_settings, require_generat
 from counterstain.progress import bar
 from counterstain.seeding import derive
 from counterstain.storage import write_parquet
-from counterstain.taxonomy import BACKGROUND, IGNORE
 
 
 def redraw_regions(
@@ -156,9 +154,8 @@ class _Source:
     def drawn(self, generator: ImageGenerator) -> Region:
         row = self.cohort.regions.iloc[self.position]
         image, instances = self.cohort.read(self.position)
-        kept = {self.cohort.taxonomy.id_of(name) for name in self.config.relabel.keep} | {IGNORE}
-        fixed = [i for i, subtype in self.cohort.subtypes(self.position).items() if subtype in kept]
-        redraw = (instances != BACKGROUND) & ~np.isin(instances, fixed)
+        kept = self.config.relabel.kept(self.cohort.taxonomy)
+        redraw = redrawn_pixels(instances, self.cohort.subtypes(self.position), kept)
         slide = str(row["slide"])
         styles = {} if self.drawer is None else {"styles": self.drawer([slide], [self.image_seed]).codes}
         new = generator.generate(

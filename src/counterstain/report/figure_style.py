@@ -10,11 +10,12 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from counterstain.errors import InputError
 from counterstain.report.arms import is_baseline, is_oracle, method_of
 from counterstain.storage import replacing, write_text
 
 WIDTH_IN = 7.2  # the two columns of a journal
-PNG_DPI = 200
+PNG_DPI = 150
 INK = "#1a1a1a"
 FAINT = "#8a8a8a"
 _ORACLE = "#3d3d3d"
@@ -91,10 +92,27 @@ def save_svg(figure: Figure, path: Path) -> None:
     write_text(path, svg_text(figure))
 
 
-def save_picture(figure: Figure, path: Path) -> None:
-    """Write a figure in one step, as SVG or, where the name does not end so, as PNG."""
-    if path.suffix == ".svg":
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in one step, as the ending of its name says; the same bytes for the same figure, but as PDF."""
+    kind = figure_kind(path)
+    if kind == "svg":
         save_svg(figure, path)
         return
     with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=PNG_DPI)
+        figure.savefig(partial, format=kind, dpi=PNG_DPI, metadata={"Software": None} if kind == "png" else None)
+
+
+def figure_kind(path: Path) -> str:
+    """Return ``svg``, ``png`` or ``pdf``, the ending of a figure's name.
+
+    Raises
+    ------
+    InputError
+        It ends otherwise, or is the name of a folder.
+    """
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in {"svg", "png", "pdf"}:
+        raise InputError(f"{path}: unknown kind of figure {path.suffix!r}; expected .svg, .png or .pdf")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the name of a file")
+    return kind

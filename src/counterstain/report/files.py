@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from counterstain.report import figures
 from counterstain.report.copies import table_copies
 from counterstain.report.effects import chosen_arm, effects_on_test
+from counterstain.report.figure_style import save_figure
 from counterstain.report.results import read_results
 from counterstain.report.views import figure_views
-from counterstain.storage import replacing, write_text
-
-PNG_DPI = 150
+from counterstain.storage import write_text
 
 
 def write_figures(run: Path, folder: Path) -> list[Path]:
@@ -27,10 +25,9 @@ def write_figures(run: Path, folder: Path) -> list[Path]:
     results = read_results(run)
     files = []
     for view in figure_views(results, chosen_arm(results)):
-        files += [folder / f"{view.anchor}.svg", folder / f"{view.anchor}.png"]
-        write_text(files[-2], figures.svg_text(view.figure))
-        with replacing(files[-1]) as partial:
-            view.figure.savefig(partial, format="png", dpi=PNG_DPI, metadata={"Software": None})
+        for kind in ("svg", "png"):
+            files.append(folder / f"{view.anchor}.{kind}")
+            save_figure(view.figure, files[-1])
     return files
 
 
