@@ -19,6 +19,7 @@ from counterstain.training_config import TrainingConfig
 
 SAMPLER = SamplerConfig(steps=3, guidance=2.0, compute_batch=2)
 SHOWN = CounterstainConfig(local_px=4)
+CONTRAST = CounterstainConfig(shows="contrast", local_px=4)
 ONE = TrainingConfig(steps=1, batch_size=2)
 
 
@@ -63,6 +64,13 @@ def nest(label, style, seed=3):
     return torch.from_numpy(image)[None], instances > 0
 
 
+def smooth(spots):
+    """A Gaussian mean over the pixels of the image alone."""
+    return ndimage.gaussian_filter(spots, 4, mode="constant") / ndimage.gaussian_filter(
+        spots * 0 + 1, 4, mode="constant"
+    )
+
+
 def alike(one, other):
     return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
 
@@ -89,6 +97,31 @@ def test_the_map_of_a_nest_is_nearly_the_same_whatever_its_subtype(slide):
         maps[label] = counterstain_map(image, SHOWN)[0, 0].numpy()[inside]
     assert min(alike(maps[1], maps[label]) for label in (2, 3)) > 0.9
     assert alike(maps[1], maps[4]) > 0.75
+
+
+@pytest.mark.parametrize("slide", range(4))
+def test_the_contrast_of_a_nest_is_nearly_the_same_whatever_its_subtype(slide):
+    style = slide_style(PhantomConfig(slides=8, pleomorphism=0.8), slide)
+    maps = {}
+    for label in (1, 2, 3, 4):
+        image, inside = nest(label, style)
+        maps[label] = counterstain_map(image, CONTRAST)[0, 0].numpy()[inside]
+    for label in (2, 3, 4):
+        assert maps[label].std() == pytest.approx(maps[1].std(), rel=0.2)
+        assert alike(maps[1], maps[label]) > 0.8
+
+
+def test_the_contrast_is_in_optical_density():
+    def spread(amount):
+        spots = ndimage.gaussian_filter(np.eye(32), 1.0) * amount
+        density = np.multiply.outer(
+            spots, STAIN_VECTORS["haematoxylin"] / np.linalg.norm(STAIN_VECTORS["haematoxylin"])
+        )
+        image = torch.from_numpy(np.rint(255 * np.exp(-density)).astype(np.uint8))
+        return float(1.5 * counterstain_map(image[None], CONTRAST).std() / (spots - smooth(spots)).std())
+
+    assert spread(0.5) == pytest.approx(1, abs=0.03)
+    assert spread(1.5) == pytest.approx(1, abs=0.03)
 
 
 @pytest.mark.parametrize("other", ["dab", "eosin"])

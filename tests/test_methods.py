@@ -43,6 +43,25 @@ def test_nuclei_that_are_kept_are_told(methods_of):
     assert "of the samples had none" in text
 
 
+@pytest.mark.parametrize(
+    ("shows", "words"), [("structure", "in units of their spread"), ("contrast", "in optical density, so that")]
+)
+def test_how_nuclei_are_shown_is_told(methods_of, shows, words):
+    settings = [f"diffusion.counterstain.shows={shows}"]
+    assert words in methods_of("diffusion+100", methods=("diffusion",), settings=settings)
+
+
+def test_whose_style_images_are_drawn_in_is_told(methods_of):
+    settings = ["diffusion.style.references=3", "synthesis.style.source=own"]
+    text = methods_of("diffusion+100", methods=("diffusion",), settings=settings)
+    assert "averaged over 3 other patches of the slide" in text
+    assert "the same masks, each in the style of its own slide" in text
+
+
+def test_without_styles_none_is_told_of(methods_of):
+    assert "style" not in methods_of("diffusion+100", methods=("diffusion",))
+
+
 def test_a_denoiser_that_is_shown_no_nuclei_is_not_said_to_be(methods_of):
     assert "haematoxylin" not in methods_of("inpainting+100", methods=("inpainting",))
 

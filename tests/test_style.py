@@ -20,7 +20,7 @@ from counterstain.generators.oracle import OracleGenerator
 from counterstain.generators.redraw import redraw_regions
 from counterstain.generators.spade import Spade, SpadeGenerator
 from counterstain.generators.spade_config import SpadeConfig
-from counterstain.generators.style import StyleReferences, describe, stain_statistics, without_tumour
+from counterstain.generators.style import StyleReferences, stain_statistics, without_tumour
 from counterstain.generators.style_config import StyleChoice, StyleConfig
 from counterstain.generators.style_drawing import StyleDrawer
 from counterstain.generators.style_swap import style_swap
@@ -57,7 +57,7 @@ def references(cohort):
 
 
 def test_a_style_does_not_change_when_the_tumour_of_its_reference_does(cohort):
-    patch = references(cohort).draw("p0", 1)
+    patch = references(cohort)[1]
     tumour = patch.instances != BACKGROUND
     repainted = np.where(tumour[..., None], 7, patch.image).astype(np.uint8)
     assert tumour.any()
@@ -79,10 +79,13 @@ def test_stain_statistics_are_means_and_deviations_of_the_backgrounds_optical_de
 def test_references_are_cut_from_their_slide_and_from_training_slides_alone(cohort):
     found = references(cohort)
     assert found.slides == ["p0", "p1", "p2"]
-    assert {found.draw("p1", n).source.slide for n in range(5)} == {"p1"}
-    assert np.array_equal(found.draw("p1", 3).image, references(cohort).draw("p1", 3).image)
+    chosen = found.choose("p1", 5, 0)
+    assert len(set(chosen)) == 5
+    assert {found[n].source.slide for n in chosen} == {"p1"}
+    assert chosen == references(cohort).choose("p1", 5, 0) != found.choose("p1", 5, 1)
+    assert np.array_equal(found[chosen[0]].image, references(cohort)[chosen[0]].image)
     with pytest.raises(LeakageError, match="slide p4: is not of the training part"):
-        found.draw("p4", 0)
+        found.choose("p4", 1, 0)
 
 
 def test_styles_are_mixed_as_asked(cohort, trained):
@@ -121,8 +124,8 @@ def test_the_encoder_of_styles_learns(cohort, trained):
     style = generator.model.style
     assert style.embedding[-1].weight.abs().max() > 0  # it starts at 0
     batch = {"latents": torch.randn(2, 4, 8, 8), "labels": torch.zeros(2, 32, 32, dtype=torch.uint8)}
-    seen, stain = describe([references(cohort).draw("p0", n) for n in range(2)])
-    batch |= {"style_seen": seen.half(), "style_stain": stain, "step": torch.tensor(0), "position": torch.arange(2)}
+    batch |= references(cohort).described(torch.arange(6).reshape(2, 3))
+    batch |= {"step": torch.tensor(0), "position": torch.arange(2)}
     generator.model.loss(batch).backward()
     assert all(p.grad is not None for p in style.parameters())
 
@@ -196,7 +199,9 @@ def test_the_oracle_draws_in_the_styles_of_other_slides_and_between_them(tmp_pat
     config = PhantomConfig(slides=6, regions_per_slide=1, size_px=96, style_strength=2.0)
     phantom = split_cohort(write_phantom(config, tmp_path / "c"), SplitConfig(train=4, val=1, test=1))[0]
     oracle = OracleGenerator(phantom)
-    first, second = (references(phantom).draw(slide, 1) for slide in references(phantom).slides[:2])
+    first, second = (
+        references(phantom)[references(phantom).choose(slide, 1)[0]] for slide in references(phantom).slides[:2]
+    )
     codes = oracle.style_codes([first, second])
     asked = {"label_masks": first.label_mask[None], "seeds": [3], "instances": first.instances[None]}
     own, other = (oracle.generate(**asked, slides=[p.source.slide]) for p in (first, second))

@@ -3,8 +3,9 @@
 A label mask does not say where nuclei lie, so a denoiser has to invent them; what it invents is paler and less regular
 than tissue, and a segmenter learns that. Where subtypes differ by a stain, relabelling an instance leaves its nuclei
 where they are, and haematoxylin shows them. How strong haematoxylin is, and what of another stain is mistaken for it,
-would tell the old subtype; so the map holds differences to the surroundings alone, in units of their spread. It does
-not suit subtypes that the architecture of the tissue tells apart: the old one would show.
+would tell the old subtype; so the map holds differences to the surroundings alone, in units of their spread or, where
+nuclei are as dark under any stain, in optical density. It does not suit subtypes that the architecture of the tissue
+tells apart: the old one would show.
 
 Shapes: B = batch, H, W = rows and columns in pixels, h, w = rows and columns of the latents, f = H / h.
 """
@@ -23,7 +24,8 @@ BLEED = 0.1  # of the other stain's amount is read as haematoxylin
 SATURATION = 2.0  # amount of the other stain, in optical density, that hides half of the haematoxylin under it
 SPREAD_WIDTH = 4.0  # the spread is taken over so many times the width of the mean
 FLAT = 0.02  # added to the spread, in optical density: noise of empty glass is no structure
-FURTHEST = 3.0  # in units of the spread
+TYPICAL = 0.5  # difference of nuclei to their surroundings, in optical density
+FURTHEST = 3.0  # in units of the spread, or of what is typical
 GAUSSIAN_WIDTHS = 3.0  # radius of a kernel in standard deviations
 
 
@@ -48,7 +50,7 @@ def counterstain_map(images: Tensor, config: CounterstainConfig) -> Tensor:
 
     Haematoxylin is unmixed from the other stain and a residual with the colours of Ruifrok & Johnston (2001). Where the
     other stain is strong the law of absorption fails, and some of it is left in what is unmixed; this is taken off. Of
-    the rest the local mean is taken off, and the difference is divided by its local standard deviation.
+    the rest the local mean is taken off; for ``structure`` the difference is divided by its local standard deviation.
 
     Parameters
     ----------
@@ -68,6 +70,8 @@ def counterstain_map(images: Tensor, config: CounterstainConfig) -> Tensor:
     if config.local_px is None:
         raise ValueError("local_px depends on the scale: use CounterstainConfig.at")
     difference = amount - _smooth(amount, config.local_px)
+    if config.shows == "contrast":
+        return (difference / TYPICAL).clamp(-FURTHEST, FURTHEST) / FURTHEST
     spread = _smooth(difference.square(), SPREAD_WIDTH * config.local_px).sqrt() + FLAT
     return (difference / spread).clamp(-FURTHEST, FURTHEST) / FURTHEST
 

@@ -104,6 +104,12 @@ class DiffusionGenerator:
         model.load_state_dict({k: v for k, v in state.items() if not k.startswith("first_stage.")})
         return cls(model, method, sampler=sampler, inpainting=inpainting, trained_px=header.size_px), header
 
+    @property
+    def references_per_style(self) -> int:
+        """How many references' styles were averaged in training; 1 without styles."""
+        style = self.model.config.style
+        return 1 if style is None else style.references
+
     @torch.no_grad()
     def style_codes(self, references: Sequence[Patch]) -> np.ndarray:
         """Return the styles of reference patches, (n, S) float, for :meth:`generate`.
@@ -117,7 +123,7 @@ class DiffusionGenerator:
             raise ConfigError("synthesis.style: this network was trained without styles; train it with diffusion.style")
         device = self.model.device
         # One by one: a style must not round differently in other company.
-        codes = [self.model.style(*(part.to(device) for part in describe([patch]))) for patch in references]
+        codes = [self.model.style(*(part[None].to(device) for part in describe([patch]))) for patch in references]
         return torch.cat(codes).cpu().numpy()
 
     @torch.no_grad()

@@ -43,16 +43,15 @@ def diffusion_batches(model: Diffusion, sampler: PatchSampler, size_px: int, see
     config = model.config
     references = None if config.style is None else references_of(sampler.cohort, size_px, seed)
     if config.latent_pool is not None:
-        return _pooled(model, sampler, config.latent_pool, config.training.batch_size, references)
-    if references is not None:
-        return styled_batches(sampler, references, config.training.batch_size)
+        return _pooled(model, sampler, config.latent_pool, references)
+    if config.style is not None and references is not None:
+        return styled_batches(sampler, references, config.style.references, config.training.batch_size)
     return patch_batches(sampler, config.training.batch_size)
 
 
-def _pooled(
-    model: Diffusion, sampler: PatchSampler, pool: int, batch_size: int, references: StyleReferences | None
-) -> Batches:
+def _pooled(model: Diffusion, sampler: PatchSampler, pool: int, references: StyleReferences | None) -> Batches:
     """Encode the first ``pool`` patches once; batches are runs of a fresh shuffle for each pass."""
+    batch_size, style = model.config.training.batch_size, model.config.style
     encoded: list[dict[str, Tensor]] = []
     with bar("encoding", pool) as advance:
         for first in range(0, pool, ENCODE_BATCH):
@@ -60,8 +59,8 @@ def _pooled(
             patches = [sampler[i] for i in members]
             part = stack(patches)
             kept = {"latents": model.encode(part["images"]), "labels": part["labels"]}
-            if references is not None:
-                kept |= references.beside(patches, members)
+            if style is not None and references is not None:
+                kept["references"] = references.choose_for(patches, members, style.references)
             if model.config.counterstain is not None:
                 kept["counterstain"] = model.nuclei(part["images"]).half()
             if model.config.context_share:
@@ -77,6 +76,7 @@ def _pooled(
     def batch(step: int) -> dict[str, Tensor]:
         numbers = range(step * batch_size, (step + 1) * batch_size)
         members = torch.stack([order(n // pool)[n % pool] for n in numbers])
-        return {name: values[members] for name, values in whole.items()}
+        found = {name: values[members] for name, values in whole.items()}
+        return found if references is None else found | references.described(found.pop("references"))
 
     return batch

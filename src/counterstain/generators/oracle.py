@@ -36,6 +36,7 @@ class OracleGenerator:
     """
 
     method: Method = "oracle"
+    references_per_style = 1
 
     def __init__(self, cohort: Cohort) -> None:
         if cohort.source.get("kind") != "phantom":

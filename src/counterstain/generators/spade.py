@@ -168,6 +168,7 @@ class SpadeGenerator:
     """A trained SPADE that draws with random style codes."""
 
     method: Method = "spade"
+    references_per_style = 1
 
     def __init__(self, model: Spade, device: torch.device | None = None) -> None:
         self.model = model.eval().to(device or evaluation_device())

@@ -4,14 +4,17 @@ A style is taken from a reference patch of a training slide, and from its backgr
 out on purpose: its stain is what tells the subtypes apart, so a reference that showed tumour would tell the generator
 which subtype its slide has, and the generator would listen to the style instead of the mask. Stain statistics are taken
 over background pixels; the learned encoder sees the reference with tumour filled by the background's mean. For the same
-reason references are other patches of the slide, chosen for much background, never the patch that is drawn.
+reason references are other patches of the slide, chosen for much background, never the patch that is drawn. The styles
+of several references are averaged: a small patch has few nuclei.
 
-Shapes: n = references, H, W = rows and columns in pixels, S = length of a style vector, s = edge of what is encoded.
+Shapes: B = batch, n = references, H, W = rows and columns in pixels, S = length of a style vector, s = edge of what is
+encoded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,15 +26,17 @@ from counterstain.data.batches import stack
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
 from counterstain.errors import LeakageError
+from counterstain.generators.style_config import REFERENCES_OF_A_SLIDE
 from counterstain.seeding import derive, numpy_generator
 from counterstain.taxonomy import BACKGROUND
 
 SEEN_PX = 64  # edge of what the encoder sees of a reference
 CANDIDATES = 4  # places that the one with the most background is chosen from
+REMEMBERED = 4096  # references whose descriptions are kept, 25 kB each
 
 
 class StyleReferences:
-    """Reference patches of the training slides of a cohort; each depends on the seed, the slide and the keys alone.
+    """Reference patches of the training slides of a cohort, 64 of each; which they are depends on the seed alone.
 
     Parameters
     ----------
@@ -49,14 +54,15 @@ class StyleReferences:
         for position in cohort.part("train").tolist():
             slide = str(cohort.regions["slide"].iloc[position])
             self._positions.setdefault(slide, []).append(position)
+        self._described = lru_cache(REMEMBERED)(self._describe)
 
     @property
     def slides(self) -> list[str]:
         """The slides that give styles, sorted."""
         return sorted(self._positions)
 
-    def draw(self, slide: str, *keys: int | str) -> Patch:
-        """Cut a reference out of a slide: of four random places the one with the most background.
+    def choose(self, slide: str, count: int, *keys: int | str) -> list[int]:
+        """Choose references of a slide, by the seed and the keys; return their numbers.
 
         Raises
         ------
@@ -68,14 +74,31 @@ class StyleReferences:
                 f"slide {slide}: is not of the training part of {self.cohort.folder}; styles come from training "
                 "slides alone"
             )
-        rng = numpy_generator(self.seed, "style reference", slide, *keys)
+        rng = numpy_generator(self.seed, "references of a style", slide, *keys)
+        first = self.slides.index(slide) * REFERENCES_OF_A_SLIDE
+        return [first + int(k) for k in rng.choice(REFERENCES_OF_A_SLIDE, count, replace=False)]
+
+    def __getitem__(self, number: int) -> Patch:
+        """Cut a reference out of its slide: of four random places the one with the most background."""
+        slide = self.slides[number // REFERENCES_OF_A_SLIDE]
+        rng = numpy_generator(self.seed, "style reference", slide, number % REFERENCES_OF_A_SLIDE)
         return max((self._cut(slide, rng) for _ in range(CANDIDATES)), key=_background_pixels)
 
-    def beside(self, patches: Sequence[Patch], numbers: Sequence[int]) -> dict[str, Tensor]:
-        """Return what training sees of a reference from each patch's slide: ``style_seen`` and ``style_stain``."""
-        drawn = [self.draw(p.source.slide, n) for p, n in zip(patches, numbers, strict=True)]
-        seen, stain = describe(drawn)
-        return {"style_seen": seen.half(), "style_stain": stain}
+    def choose_for(self, patches: Sequence[Patch], numbers: Sequence[int], count: int) -> Tensor:
+        """Choose references of each patch's slide, by the patches' numbers; return the references' numbers, (B, n)."""
+        return torch.tensor([self.choose(p.source.slide, count, n) for p, n in zip(patches, numbers, strict=True)])
+
+    def described(self, chosen: Tensor) -> dict[str, Tensor]:
+        """Return what training sees of references (B, n): ``style_seen`` (B, n, 3, s, s), ``style_stain`` (B, n, 6)."""
+        seen, stain = zip(*(self._described(number) for number in chosen.flatten().tolist()), strict=True)
+        return {
+            "style_seen": torch.cat(seen).reshape(*chosen.shape, *seen[0].shape[1:]),
+            "style_stain": torch.cat(stain).reshape(*chosen.shape, -1),
+        }
+
+    def _describe(self, number: int) -> tuple[Tensor, Tensor]:
+        seen, stain = describe([self[number]])
+        return seen.half(), stain
 
     def _cut(self, slide: str, rng: np.random.Generator) -> Patch:
         positions = self._positions[slide]
@@ -85,13 +108,15 @@ class StyleReferences:
         return self.cohort.patch(position, y, x, size)
 
 
-def styled_batches(source: Any, references: StyleReferences, batch_size: int) -> Callable[[int], dict[str, Tensor]]:
-    """Return the function step -> batch as :func:`counterstain.data.batches.patch_batches`, with references."""
+def styled_batches(
+    source: Any, references: StyleReferences, count: int, batch_size: int
+) -> Callable[[int], dict[str, Tensor]]:
+    """Return the function step -> batch as :func:`counterstain.data.batches.patch_batches`, with so many references."""
 
     def batch(step: int) -> dict[str, Tensor]:
         numbers = range(step * batch_size, (step + 1) * batch_size)
         patches = [source[i] for i in numbers]
-        return stack(patches) | references.beside(patches, numbers)
+        return stack(patches) | references.described(references.choose_for(patches, numbers, count))
 
     return batch
 
@@ -141,7 +166,7 @@ def without_tumour(image: np.ndarray, label_mask: np.ndarray) -> np.ndarray:
 
 def _described(image: np.ndarray, label_mask: np.ndarray) -> tuple[Tensor, Tensor]:
     density = torch.from_numpy(optical_density(without_tumour(image, label_mask))).float().movedim(-1, 0)
-    seen = functional.adaptive_avg_pool2d(density, (SEEN_PX, SEEN_PX))
+    seen = functional.adaptive_avg_pool2d(density, min(SEEN_PX, *density.shape[1:]))
     return seen, torch.from_numpy(stain_statistics(image, label_mask)).float()
 
 

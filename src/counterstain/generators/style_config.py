@@ -8,6 +8,8 @@ from pydantic import Field
 
 from counterstain.config import Config
 
+REFERENCES_OF_A_SLIDE = 64  # that those of a style are chosen from
+
 
 class StyleConfig(Config):
     """A denoiser that is also given a style."""
@@ -16,6 +18,9 @@ class StyleConfig(Config):
     """Features of the encoder's first layer."""
     code: Annotated[int, Field(ge=1)] = 16
     """Length of the learned code; six statistics of the stain are added to it."""
+    references: Annotated[int, Field(ge=1, le=REFERENCES_OF_A_SLIDE)] = 8
+    """Reference patches whose styles are averaged. One alone hardly says how strong a slide is stained, and what is
+    drawn after it varies less between slides than tissue does."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Share of training samples without a style, so that images can be drawn without one."""
 

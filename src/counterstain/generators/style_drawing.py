@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -25,6 +26,11 @@ TWO_SLIDES = {"other", "mixture", "beyond"}
 @runtime_checkable
 class StyledGenerator(Protocol):
     """A generator that can be given styles, as ``styles=`` of its ``generate``."""
+
+    @property
+    def references_per_style(self) -> int:
+        """Of how many references of a slide the styles are to be averaged."""
+        ...
 
     def style_codes(self, references: Sequence[Patch]) -> np.ndarray:
         """Return the styles of reference patches, (n, S)."""
@@ -63,18 +69,23 @@ class StyleDrawer:
             raise InputError(
                 f"{references.cohort.folder}: synthesis.style.source {choice.source} needs two training slides; use own"
             )
-        self._generator, self._references, self._choice = generator, references, choice
+        self._references, self._choice, self._count = references, choice, generator.references_per_style
+        self._of_reference = cache(lambda reference: generator.style_codes([references[reference]])[0])
 
     def __call__(self, slides: Sequence[str], numbers: Sequence[int]) -> DrawnStyles:
         """Return the styles of the images ``numbers`` whose masks are from ``slides``."""
         mixes = [self.mix(slide, number) for slide, number in zip(slides, numbers, strict=True)]
-        parts = [(i, slide, weight) for i, mix in enumerate(mixes) for slide, weight in mix]
-        references = [self._references.draw(slide, "image", numbers[i]) for i, slide, _ in parts]
-        each = self._generator.style_codes(references)
-        codes = np.zeros((len(mixes), each.shape[1]), np.float32)
-        for (i, _, weight), code in zip(parts, each, strict=True):
-            codes[i] += np.float32(weight) * code
-        return DrawnStyles(codes, mixes)
+        codes = [
+            np.stack([np.float32(weight) * self._style(slide, number) for slide, weight in mix]).sum(0)
+            for mix, number in zip(mixes, numbers, strict=True)
+        ]
+        return DrawnStyles(np.stack(codes), mixes)
+
+    def _style(self, slide: str, number: int) -> np.ndarray:
+        """Return the mean style, (S,) float32, of the references of a slide that an image's number chooses."""
+        chosen = self._references.choose(slide, self._count, "image", number)
+        styles = np.stack([self._of_reference(reference) for reference in chosen])
+        return np.asarray(styles.mean(0))
 
     def mix(self, slide: str, number: int) -> Mix:
         """Return the slides of an image's style with their weights."""

@@ -25,6 +25,14 @@ ARCHITECTURES = {
     "deeplabv3plus": "DeepLabV3+ (Chen et al. 2018)",
 }
 
+STYLES = {
+    "none": "",
+    "own": ", each in the style of its own slide",
+    "other": ", each in the style of another training slide",
+    "mixture": ", each in a style between those of two training slides",
+    "beyond": ", each in a style beyond those of two training slides",
+}
+
 
 def methods_paragraphs(study: StudyRecord) -> tuple[str, ...]:
     """Return the methods of a study, without its statistics, a paragraph each.
@@ -119,7 +127,7 @@ def _relabelling(study: StudyRecord, recipe: Recipe) -> str:
     return (
         f"Relabelling: masks of training patches were taken, and every instance of {study.taxonomy.tissue_class} got a "
         f"new subtype, {target}; shares are of the {basis}, kept in every block of 64 patches.{kept} All methods drew "
-        f"the same masks. {_filter(study, recipe)}"
+        f"the same masks{STYLES[synthesis.style.source]}. {_filter(study, recipe)}"
     )
 
 

@@ -106,8 +106,9 @@ def _diffusion(config: DiffusionConfig) -> str:
     return (
         f"Denoiser: a U-Net with {widths} features and {counted(config.blocks, 'residual block')} a scale, "
         f"{_attention(config)} ({config.heads} heads), saw the "
-        f"one-hot mask, brought to the latents' size, in extra channels{dropout}.{_counterstain(config)} It predicted "
-        f"{PREDICTIONS[noise.prediction]} ({noise.timesteps:,} timesteps, variances {noise.beta_start:g} to "
+        f"one-hot mask, brought to the latents' size, in extra channels{dropout}."
+        f"{_counterstain(config)}{_style(config)} It predicted {PREDICTIONS[noise.prediction]} "
+        f"({noise.timesteps:,} timesteps, variances {noise.beta_start:g} to "
         f"{noise.beta_end:g}, {SCHEDULES[noise.schedule]}) and was {training_of(config.training)} with AdamW "
         f"(learning rate {config.scaled_lr:g}{warm}{falls}, weight decay {config.weight_decay:g}), minimising the "
         f"{LOSSES[config.loss]}.{_average(config.ema_decay)} {_sampler(config.sampler)}"
@@ -121,10 +122,23 @@ def _counterstain(config: DiffusionConfig) -> str:
     dropout = f"; {100 * shown.dropout:g}{PERCENT} of the samples had none" if shown.dropout else ""
     other = {"dab": "DAB", "eosin": "eosin"}[shown.other_stain]
     width = f"{NUCLEUS_UM:g} um" if shown.local_px is None else f"{shown.local_px:g} pixels"
+    unit = {"structure": "units of their spread", "contrast": "optical density"}[shown.shows]
     return (
         f" It was also shown the haematoxylin of the real patch, unmixed from {other} with the colours of Ruifrok & "
-        f"Johnston (2001), as difference to the surroundings (a Gaussian of {width}) in units of "
-        f"their spread, so that relabelled instances keep their nuclei{dropout}."
+        f"Johnston (2001), as difference to the surroundings (a Gaussian of {width}) in {unit}, so that relabelled "
+        f"instances keep their nuclei{dropout}."
+    )
+
+
+def _style(config: DiffusionConfig) -> str:
+    style = config.style
+    if style is None:
+        return ""
+    dropout = f"; {100 * style.dropout:g}{PERCENT} of the samples had none" if style.dropout else ""
+    return (
+        f" It was also given the style of the patch's slide: statistics of the background's optical density and a "
+        f"learned code of {style.code} numbers, averaged over "
+        f"{counted(style.references, 'other patch', 'other patches')} of the slide{dropout}."
     )
 
 

@@ -1,6 +1,7 @@
 """The network of a style: an encoder of a reference's background, and what a denoiser makes of a style vector.
 
-Shapes: B = batch, S = length of a style vector: the learned code, six stain statistics, and 1 where a style is given.
+Shapes: B = batch, n = references of a style, S = length of a style vector: the learned code, six stain statistics, and
+1 where a style is given.
 """
 
 from __future__ import annotations
@@ -43,8 +44,10 @@ class StyleNetwork(nn.Module):
         self.embedding = nn.Sequential(nn.Linear(self.length, embedding), nn.SiLU(), last)
 
     def forward(self, seen: Tensor, stain: Tensor) -> Tensor:
-        """Background as optical density (B, 3, s, s) and its statistics (B, 6) -> style vectors (B, S)."""
-        code = self.code(self.encoder(seen.to(stain.dtype)).mean((2, 3)))
+        """Background as optical density (B, n, 3, s, s) and its statistics (B, n, 6) -> style vectors (B, S)."""
+        features = self.encoder(seen.to(stain.dtype).flatten(0, 1)).mean((2, 3))
+        code = self.code(features.reshape(*seen.shape[:2], -1).mean(1))
+        stain = stain.mean(1)
         return torch.cat([code, stain, torch.ones_like(stain[:, :1])], dim=1)
 
     def beside(self, condition: Tensor, styles: Tensor) -> Tensor:
