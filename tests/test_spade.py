@@ -4,6 +4,8 @@ import torch
 
 from counterstain.errors import ConfigError, InputError
 from counterstain.generators.conditioning import edges, one_hot
+from counterstain.generators.counterstain import counterstain_map
+from counterstain.generators.counterstain_config import CounterstainConfig
 from counterstain.generators.networks.discriminators import MultiscaleDiscriminator
 from counterstain.generators.networks.image_encoder import ImageEncoder
 from counterstain.generators.networks.spade import Spade as SpadeNorm
@@ -111,3 +113,32 @@ def test_the_discriminator_does_not_see_pixel_noise():
     plain, noisy = (Spade(tiny(noise_channels=n), 6, 32) for n in (0, 4))
     assert parameters(plain.discriminator) == parameters(noisy.discriminator)
     assert parameters(plain.generator) < parameters(noisy.generator)
+
+
+def test_generator_and_discriminator_are_shown_the_nuclei_where_asked():
+    model = Spade(tiny(counterstain=CounterstainConfig(local_px=4)), 6, 32)
+    given = batch()
+    plain = model.condition(given["labels"], given["instances"])
+    shown = model.condition(given["labels"], given["instances"], given["images"])
+    assert plain.shape == shown.shape == (2, 6 + 1 + 2, 32, 32)
+    assert torch.equal(plain[:, :7], shown[:, :7])
+    assert not plain[:, 7:].any()
+    assert torch.equal(shown[:, 7:8], counterstain_map(given["images"], model.config.counterstain))
+    assert (shown[:, 8] == 1).all()
+
+
+def test_some_training_samples_are_shown_no_nuclei():
+    model = Spade(tiny(counterstain=CounterstainConfig(local_px=4, dropout=0.5)), 6, 32)
+    shown = [model.training_condition(batch() | {"step": torch.tensor(step)})[:, 8, 0, 0] for step in range(40)]
+    assert torch.stack(shown).mean().item() == pytest.approx(0.5, abs=0.2)
+    assert torch.equal(shown[3], model.training_condition(batch() | {"step": torch.tensor(3)})[:, 8, 0, 0])
+
+
+def test_images_follow_the_nuclei_of_real_ones_where_asked_and_not_otherwise():
+    images = batch()["images"].numpy()
+    masks = batch()["labels"].numpy()
+    for shown, follows in ((CounterstainConfig(local_px=4), True), (None, False)):
+        generator = SpadeGenerator(Spade(tiny(counterstain=shown), 6, 32), torch.device("cpu"))
+        drawn = generator.generate(masks, [0, 1], images)
+        assert np.array_equal(drawn, generator.generate(masks, [0, 1], images[::-1])) is not follows
+        assert (generator.counterstain is not None) is follows

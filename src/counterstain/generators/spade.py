@@ -1,6 +1,7 @@
 """SPADE with its VAE (Park et al. 2019): a GAN that draws an image for a label mask and a style code.
 
-Shapes: B = batch, C = label channels (labels and the edge channel), H, W = rows and columns in pixels.
+Shapes: B = batch, C = channels of the condition (labels, edges, and the nuclei with whether they are shown), H, W =
+rows and columns in pixels.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from counterstain.checkpoints import CheckpointHeader, load_checkpoint
 from counterstain.config import build
 from counterstain.data.patches import Patch
 from counterstain.errors import ConfigError
+from counterstain.generators import counterstain
 from counterstain.generators.conditioning import edges, one_hot, to_images, to_tensor
+from counterstain.generators.counterstain_config import CounterstainConfig
 from counterstain.generators.interface import evaluation_device, fixed_batches, on_device
 from counterstain.generators.methods import Method
 from counterstain.generators.networks.discriminators import MultiscaleDiscriminator, hinge_discriminator_loss
@@ -57,7 +60,7 @@ class Spade(LightningModule):
             raise ConfigError(f"size_px {size_px}: SPADE draws patches whose edge is a multiple of {2**UPSAMPLINGS}")
         self.automatic_optimization = False
         self.config, self.num_labels, self.seed = config, num_labels, seed
-        channels = num_labels + int(config.edge_channel)
+        channels = num_labels + int(config.edge_channel) + (counterstain.channels(1) if config.counterstain else 0)
         self.generator = SpadeGeneratorNetwork(
             channels + config.noise_channels, size_px, config.generator_width, config.latent, config.hidden
         )
@@ -68,10 +71,29 @@ class Spade(LightningModule):
         # In a list, so that the fixed network is neither trained nor saved.
         self._vgg = [VggDistance(config.vgg_weights)] if config.vgg_weight else []
 
-    def condition(self, label_masks: Tensor, instances: Tensor) -> Tensor:
-        """Labels (B, H, W) and instances (B, H, W) -> (B, C, H, W) float."""
-        labels = one_hot(label_masks, self.num_labels)
-        return torch.cat([labels, edges(instances)], dim=1) if self.config.edge_channel else labels
+    def condition(self, label_masks: Tensor, instances: Tensor, images: Tensor | None = None) -> Tensor:
+        """Labels (B, H, W), instances (B, H, W) and images (B, H, W, 3) whose nuclei are kept -> (B, C, H, W) float."""
+        parts = [one_hot(label_masks, self.num_labels)]
+        if self.config.edge_channel:
+            parts.append(edges(instances))
+        if self.config.counterstain is not None:
+            parts.append(
+                counterstain.absent(len(parts[0]), 1, parts[0])
+                if images is None
+                else counterstain.shown(counterstain.counterstain_map(images, self.config.counterstain), 1)
+            )
+        return torch.cat(parts, dim=1)
+
+    def training_condition(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the condition of a batch, some of whose samples are not shown their nuclei."""
+        condition = self.condition(batch["labels"], batch["instances"], batch["images"])
+        if self.config.counterstain is None:
+            return condition
+        keys = [(self.seed, "counterstain", int(batch["step"]), position) for position in batch["position"].tolist()]
+        drawn = torch.stack([torch.rand((), generator=torch_generator(*key)) for key in keys])
+        kept = (drawn >= self.config.counterstain.dropout).to(condition)[:, None, None, None]
+        labels, nuclei = condition.split([condition.shape[1] - counterstain.channels(1), counterstain.channels(1)], 1)
+        return torch.cat([labels, nuclei * kept], dim=1)
 
     def with_noise(self, labels: Tensor, keys: Sequence[tuple[Any, ...]]) -> Tensor:
         """Condition (B, C, H, W) -> what the generator sees, (B, C + noise channels, H, W); one key an image."""
@@ -85,7 +107,7 @@ class Spade(LightningModule):
         """One step of the generator, then one of the discriminator."""
         del batch_idx
         real = to_tensor(batch["images"])
-        labels = self.condition(batch["labels"], batch["instances"])
+        labels = self.training_condition(batch)
         optimizers: Any = self.optimizers()
         generator_optimizer, discriminator_optimizer = optimizers
 
@@ -173,6 +195,11 @@ class SpadeGenerator:
     def __init__(self, model: Spade, device: torch.device | None = None) -> None:
         self.model = model.eval().to(device or evaluation_device())
 
+    @property
+    def counterstain(self) -> CounterstainConfig | None:
+        """How images are shown the nuclei of the real ones; None = they are not."""
+        return self.model.config.counterstain
+
     @classmethod
     def load(cls, folder: Path) -> tuple[Self, CheckpointHeader]:
         """Load a checkpoint made by :func:`counterstain.generators.train.train_spade`."""
@@ -196,12 +223,14 @@ class SpadeGenerator:
     ) -> np.ndarray:
         """Draw images; without ``instances`` the borders of the labels stand in for those of the instances.
 
-        ``styles`` are codes out of :meth:`style_codes`; without them codes are drawn by the seeds.
+        ``styles`` are codes out of :meth:`style_codes`; without them codes are drawn by the seeds. Networks that are
+        shown a counterstain keep the nuclei of ``images``, where there are any.
         """
-        del images, redraw, slides
+        del redraw, slides
         shown = label_masks.astype(np.int32) if instances is None else instances
+        real = images if self.counterstain else None
         batch = self.model.config.compute_batch
-        return np.concatenate(list(fixed_batches(self._draw, batch, seeds, label_masks, shown, styles)))
+        return np.concatenate(list(fixed_batches(self._draw, batch, seeds, label_masks, shown, real, styles)))
 
     @torch.no_grad()
     def style_codes(self, references: Sequence[Patch]) -> np.ndarray:
@@ -219,10 +248,16 @@ class SpadeGenerator:
         return torch.cat(seen).cpu().numpy()
 
     def _draw(
-        self, seeds: Sequence[int], label_masks: np.ndarray, instances: np.ndarray, styles: np.ndarray | None
+        self,
+        seeds: Sequence[int],
+        label_masks: np.ndarray,
+        instances: np.ndarray,
+        images: np.ndarray | None,
+        styles: np.ndarray | None,
     ) -> np.ndarray:
         device = self.model.device
-        labels = self.model.condition(on_device(label_masks, device), on_device(instances, device))
+        real = None if images is None else on_device(images, device)
+        labels = self.model.condition(on_device(label_masks, device), on_device(instances, device), real)
         keys = [(seed, "code") for seed in seeds]
         if styles is None:
             z = torch.stack([self.model._noise(*key) for key in keys]).to(device)  # noqa: SLF001

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from counterstain.config import Config
 from counterstain.data.sampling import SamplingConfig
+from counterstain.generators.counterstain_config import CounterstainConfig
 from counterstain.training_config import TrainingConfig
 
 
@@ -31,6 +32,8 @@ class SpadeConfig(Config):
     noise_channels: Annotated[int, Field(ge=0)] = 0
     """Channels of pixel noise that the generator sees beside the labels (Schönfeld et al. 2021, OASIS, section 3.3);
     without it (0, as published) nuclei of flat areas tend to lie at the same places in every image."""
+    counterstain: CounterstainConfig | None = None
+    """Show generator and discriminator the nuclei of the real patch; None = labels alone, as published."""
     use_vae: bool = True
     """Whether an encoder learns the style codes; without it codes are random in training too."""
     lr_generator: Annotated[float, Field(gt=0)] = 1e-4
@@ -67,3 +70,8 @@ class SpadeConfig(Config):
         if not self.use_vae and self.kl_weight and "kl_weight" in self.model_fields_set:
             raise ValueError("kl_weight needs use_vae: true")
         return self
+
+    def at(self, mpp: float) -> SpadeConfig:
+        """Return these settings with widths in pixels, at a scale in micrometres per pixel."""
+        shown = self.counterstain
+        return self if shown is None else self.model_copy(update={"counterstain": shown.at(mpp)})

@@ -67,6 +67,7 @@ def train_spade(
     MismatchError
         ``out`` belongs to another run, or ``init`` does not fit.
     """
+    config = config.at(cohort.mpp)
     run = _Run.of(cohort, "spade", config, out, size_px=size_px, seed=seed, init=init)
     if run.finished():
         return out

@@ -80,7 +80,8 @@ def _drawn_with_codes(model: Spade, patches: Sequence[Patch], codes: int, seed: 
     masks = np.stack([patch.label_mask for patch in patches]).repeat(codes, axis=0)
     instances = np.stack([patch.instances for patch in patches]).repeat(codes, axis=0)
     seeds = [derive(seed, "monitored code", code) for code in range(codes)] * len(patches)
-    drawn = SpadeGenerator(model, model.device).generate(masks, seeds, instances=instances)
+    images = np.stack([patch.image for patch in patches]).repeat(codes, axis=0)
+    drawn = SpadeGenerator(model, model.device).generate(masks, seeds, images, instances=instances)
     return drawn.reshape(len(patches), codes, *drawn.shape[1:])
 
 

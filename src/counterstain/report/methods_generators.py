@@ -10,9 +10,11 @@ from counterstain.report.numbers import PERCENT, TIMES, counted
 
 if TYPE_CHECKING:
     from counterstain.generators.autoencoder_config import AutoencoderConfig
+    from counterstain.generators.counterstain_config import CounterstainConfig
     from counterstain.generators.diffusion_config import DiffusionConfig
     from counterstain.generators.drawing_config import InpaintingConfig, SamplerConfig
     from counterstain.generators.spade_config import SpadeConfig
+    from counterstain.generators.style_config import StyleChoice
     from counterstain.recipe import Recipe
     from counterstain.training_config import TrainingConfig
 
@@ -35,7 +37,7 @@ def generator_paragraphs(recipe: Recipe, methods: Collection[str]) -> list[str]:
     """Return a paragraph for each generator that a study uses."""
     parts = []
     if "spade" in methods:
-        parts.append(_spade(recipe.spade))
+        parts.append(_spade(recipe.spade, recipe.synthesis.style))
     if {"diffusion", "inpainting"} & set(methods):
         parts += [_autoencoder(recipe.autoencoder), _diffusion(recipe.diffusion)]
     if "inpainting" in methods:
@@ -52,7 +54,7 @@ def training_of(training: TrainingConfig) -> str:
     return f"trained for {training.steps:,} steps in batches of {training.batch_size}{precision}{clip}"
 
 
-def _spade(config: SpadeConfig) -> str:
+def _spade(config: SpadeConfig, style: StyleChoice) -> str:
     terms = {
         "feature matching": config.feature_weight,
         "VGG19 features": config.vgg_weight,
@@ -62,14 +64,16 @@ def _spade(config: SpadeConfig) -> str:
     weights = ", ".join(f"{weight:g} {TIMES} {name}" for name, weight in terms.items() if weight)
     edge = " and the borders between instances" if config.edge_channel else ""
     noise = f" and {counted(config.noise_channels, 'channel')} of pixel noise" if config.noise_channels else ""
+    nuclei = _counterstain(config.counterstain)
+    values = "random latent values" if style.source == "none" else "the latent values of a patch in the style asked for"
     vae = f"with its variational encoder ({config.latent} latent values)" if config.use_vae else "without an encoder"
     return (
         f"SPADE (Park et al. 2019) {vae}, {config.generator_width} features in the generator's last block, "
         f"{config.discriminator_width} in the discriminator's first layer and {config.hidden} in the modulating "
-        f"layers, saw one-hot masks{edge}{noise}. It was {training_of(config.training)} with Adam "
+        f"layers, saw one-hot masks{edge}{noise}.{nuclei} It was {training_of(config.training)} with Adam "
         f"(betas {config.betas[0]:g} and {config.betas[1]:g}; learning rates {config.lr_generator:g} for the generator "
         f"and {config.lr_discriminator:g} for the discriminator), minimising the hinge loss + "
-        f"{weights}.{_average(config.ema_decay)} Images were drawn with random latent values."
+        f"{weights}.{_average(config.ema_decay)} Images were drawn with {values}."
     )
 
 
@@ -107,7 +111,7 @@ def _diffusion(config: DiffusionConfig) -> str:
         f"Denoiser: a U-Net with {widths} features and {counted(config.blocks, 'residual block')} a scale, "
         f"{_attention(config)} ({config.heads} heads), saw the "
         f"one-hot mask, brought to the latents' size, in extra channels{dropout}."
-        f"{_counterstain(config)}{_style(config)} It predicted {PREDICTIONS[noise.prediction]} "
+        f"{_counterstain(config.counterstain)}{_style(config)} It predicted {PREDICTIONS[noise.prediction]} "
         f"({noise.timesteps:,} timesteps, variances {noise.beta_start:g} to "
         f"{noise.beta_end:g}, {SCHEDULES[noise.schedule]}) and was {training_of(config.training)} with AdamW "
         f"(learning rate {config.scaled_lr:g}{warm}{falls}, weight decay {config.weight_decay:g}), minimising the "
@@ -115,8 +119,7 @@ def _diffusion(config: DiffusionConfig) -> str:
     )
 
 
-def _counterstain(config: DiffusionConfig) -> str:
-    shown = config.counterstain
+def _counterstain(shown: CounterstainConfig | None) -> str:
     if shown is None:
         return ""
     dropout = f"; {100 * shown.dropout:g}{PERCENT} of the samples had none" if shown.dropout else ""
