@@ -92,8 +92,8 @@ class Spade(LightningModule):
         keys = [(self.seed, "counterstain", int(batch["step"]), position) for position in batch["position"].tolist()]
         drawn = torch.stack([torch.rand((), generator=torch_generator(*key)) for key in keys])
         kept = (drawn >= self.config.counterstain.dropout).to(condition)[:, None, None, None]
-        labels, nuclei = condition.split([condition.shape[1] - counterstain.channels(1), counterstain.channels(1)], 1)
-        return torch.cat([labels, nuclei * kept], dim=1)
+        first = -counterstain.channels(1)  # the last ones
+        return torch.cat([condition[:, :first], condition[:, first:] * kept], dim=1)
 
     def with_noise(self, labels: Tensor, keys: Sequence[tuple[Any, ...]]) -> Tensor:
         """Condition (B, C, H, W) -> what the generator sees, (B, C + noise channels, H, W); one key an image."""
