@@ -88,6 +88,24 @@ def test_references_are_cut_from_their_slide_and_from_training_slides_alone(coho
         found.choose("p4", 1, 0)
 
 
+def test_references_of_regions_that_are_smaller_than_patches_have_one_size(cohort):
+    smallest = int(cohort.regions[["height_px", "width_px"]].to_numpy().min())
+    found = StyleReferences(cohort, 2 * smallest, 0)
+    described = found.described(torch.tensor([[0, 1], [70, 130]]))
+    edge = min(64, 2 * smallest)
+    assert described["style_seen"].shape == (2, 2, 3, edge, edge)
+    assert described["style_stain"].shape == (2, 2, 6)
+
+
+def test_a_style_is_the_mean_of_its_references(cohort, trained):
+    generator, _ = DiffusionGenerator.load(trained)
+    found = references(cohort)
+    assert generator.references_per_style == StyleConfig().references == 8
+    chosen = found.choose("p1", 8, "image", 5)
+    expected = np.mean([generator.style_codes([found[number]])[0] for number in chosen], axis=0)
+    assert StyleDrawer(generator, found, StyleChoice(source="own"))(["p1"], [5]).codes[0] == pytest.approx(expected)
+
+
 def test_styles_are_mixed_as_asked(cohort, trained):
     generator, _ = DiffusionGenerator.load(trained)
     for source, slides in (("own", 1), ("other", 1), ("mixture", 2), ("beyond", 2)):

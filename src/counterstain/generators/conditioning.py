@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from counterstain.generators.diffusion_config import Shrinking
+from counterstain.seeding import torch_generator
 from counterstain.taxonomy import BACKGROUND, IGNORE
 
 
@@ -53,6 +54,12 @@ def shrink(condition: Tensor, factor: int, how: Shrinking) -> Tensor:
     if how == "area":
         return functional.avg_pool2d(condition, factor)
     return functional.interpolate(condition, scale_factor=1 / factor, mode="bilinear", align_corners=False)
+
+
+def kept_samples(batch: dict[str, Tensor], seed: int, what: str, dropout: float) -> Tensor:
+    """Choose which samples of a training batch are shown something, (B,) float of 0 and 1."""
+    generators = [torch_generator(seed, what, int(batch["step"]), place) for place in batch["position"].tolist()]
+    return torch.stack([torch.rand((), generator=g) >= dropout for g in generators]).float()
 
 
 def to_tensor(images: Tensor) -> Tensor:

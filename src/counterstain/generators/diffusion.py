@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from counterstain.generators import counterstain
 from counterstain.generators.autoencoder import Autoencoder
-from counterstain.generators.conditioning import one_hot, shrink, to_tensor
+from counterstain.generators.conditioning import kept_samples, one_hot, shrink, to_tensor
 from counterstain.generators.context import draw_redrawn, surroundings
 from counterstain.generators.diffusion_config import DiffusionConfig
 from counterstain.generators.drawing_config import WindowsConfig
@@ -164,7 +164,7 @@ class Diffusion(LightningModule):
             condition = condition * keep
         if self.config.counterstain is not None:
             maps = batch["counterstain"] if "counterstain" in batch else self.nuclei(batch["images"])
-            kept = self._kept(batch, "counterstain", self.config.counterstain.dropout)
+            kept = kept_samples(batch, self.seed, "counterstain", self.config.counterstain.dropout).to(condition)
             condition = torch.cat([condition, maps.to(condition) * kept[:, None, None, None]], dim=1)
         if self.config.context_share:
             context = batch.get("context")
@@ -238,13 +238,7 @@ class Diffusion(LightningModule):
         if self.style is None or self.config.style is None:
             return None
         styles: Tensor = self.style(batch["style_seen"], batch["style_stain"])
-        return styles * self._kept(batch, "style", self.config.style.dropout)[:, None].to(styles)
-
-    def _kept(self, batch: dict[str, Tensor], what: str, dropout: float) -> Tensor:
-        """Whether each sample of a batch is shown an input, (B,) of 0 and 1."""
-        generators = [torch_generator(self.seed, what, int(batch["step"]), p) for p in batch["position"].tolist()]
-        kept = torch.stack([torch.rand((), generator=g) >= dropout for g in generators])
-        return kept.float().to(self.device)
+        return styles * kept_samples(batch, self.seed, "style", self.config.style.dropout)[:, None].to(styles)
 
     def _distance(self, prediction: Tensor, target: Tensor, timesteps: Tensor) -> Tensor:
         if self.config.loss == "l1":

@@ -123,7 +123,10 @@ class DiffusionGenerator:
             raise ConfigError("synthesis.style: this network was trained without styles; train it with diffusion.style")
         device = self.model.device
         # One by one: a style must not round differently in other company.
-        codes = [self.model.style(*(part[None].to(device) for part in describe([patch]))) for patch in references]
+        codes = []
+        for patch in references:
+            described = describe([patch], self.trained_px or len(patch.image))
+            codes.append(self.model.style(*(part[None].to(device) for part in described)))
         return torch.cat(codes).cpu().numpy()
 
     @torch.no_grad()

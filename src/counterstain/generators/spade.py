@@ -22,7 +22,7 @@ from counterstain.config import build
 from counterstain.data.patches import Patch
 from counterstain.errors import ConfigError
 from counterstain.generators import counterstain
-from counterstain.generators.conditioning import edges, one_hot, to_images, to_tensor
+from counterstain.generators.conditioning import edges, kept_samples, one_hot, to_images, to_tensor
 from counterstain.generators.counterstain_config import CounterstainConfig
 from counterstain.generators.interface import evaluation_device, fixed_batches, on_device
 from counterstain.generators.methods import Method
@@ -89,11 +89,9 @@ class Spade(LightningModule):
         condition = self.condition(batch["labels"], batch["instances"], batch["images"])
         if self.config.counterstain is None:
             return condition
-        keys = [(self.seed, "counterstain", int(batch["step"]), position) for position in batch["position"].tolist()]
-        drawn = torch.stack([torch.rand((), generator=torch_generator(*key)) for key in keys])
-        kept = (drawn >= self.config.counterstain.dropout).to(condition)[:, None, None, None]
+        kept = kept_samples(batch, self.seed, "counterstain", self.config.counterstain.dropout).to(condition)
         first = -counterstain.channels(1)  # the last ones
-        return torch.cat([condition[:, :first], condition[:, first:] * kept], dim=1)
+        return torch.cat([condition[:, :first], condition[:, first:] * kept[:, None, None, None]], dim=1)
 
     def with_noise(self, labels: Tensor, keys: Sequence[tuple[Any, ...]]) -> Tensor:
         """Condition (B, C, H, W) -> what the generator sees, (B, C + noise channels, H, W); one key an image."""

@@ -54,12 +54,9 @@ class StyleReferences:
         for position in cohort.part("train").tolist():
             slide = str(cohort.regions["slide"].iloc[position])
             self._positions.setdefault(slide, []).append(position)
+        self.slides = sorted(self._positions)
+        """The slides that give styles."""
         self._described = lru_cache(REMEMBERED)(self._describe)
-
-    @property
-    def slides(self) -> list[str]:
-        """The slides that give styles, sorted."""
-        return sorted(self._positions)
 
     def choose(self, slide: str, count: int, *keys: int | str) -> list[int]:
         """Choose references of a slide, by the seed and the keys; return their numbers.
@@ -97,7 +94,7 @@ class StyleReferences:
         }
 
     def _describe(self, number: int) -> tuple[Tensor, Tensor]:
-        seen, stain = describe([self[number]])
+        seen, stain = describe([self[number]], self.size_px)
         return seen.half(), stain
 
     def _cut(self, slide: str, rng: np.random.Generator) -> Patch:
@@ -126,9 +123,13 @@ def references_of(cohort: Cohort, size_px: int, seed: int) -> StyleReferences:
     return StyleReferences(cohort, size_px, derive(seed, "styles"))
 
 
-def describe(references: Sequence[Patch]) -> tuple[Tensor, Tensor]:
-    """Return the background of references as optical density, (n, 3, s, s) float, and its statistics, (n, 6)."""
-    seen, stain = zip(*(_described(patch.image, patch.label_mask) for patch in references), strict=True)
+def describe(references: Sequence[Patch], size_px: int) -> tuple[Tensor, Tensor]:
+    """Return the background of references as optical density, (n, 3, s, s) float, and its statistics, (n, 6).
+
+    They are brought to one size, that of references of ``size_px``, and at most 64 pixels.
+    """
+    edge = min(SEEN_PX, size_px)
+    seen, stain = zip(*(_described(patch.image, patch.label_mask, edge) for patch in references), strict=True)
     return torch.stack(seen), torch.stack(stain)
 
 
@@ -164,9 +165,9 @@ def without_tumour(image: np.ndarray, label_mask: np.ndarray) -> np.ndarray:
     return np.where(background[..., None], image, fill.round().astype(np.uint8)).astype(np.uint8)
 
 
-def _described(image: np.ndarray, label_mask: np.ndarray) -> tuple[Tensor, Tensor]:
+def _described(image: np.ndarray, label_mask: np.ndarray, edge: int) -> tuple[Tensor, Tensor]:
     density = torch.from_numpy(optical_density(without_tumour(image, label_mask))).float().movedim(-1, 0)
-    seen = functional.adaptive_avg_pool2d(density, min(SEEN_PX, *density.shape[1:]))
+    seen = functional.adaptive_avg_pool2d(density, edge)
     return seen, torch.from_numpy(stain_statistics(image, label_mask)).float()
 
 
