@@ -88,24 +88,23 @@ def inputs(n=4, size=16):
     return masks, rng.integers(0, 255, (n, size, size, 3), dtype=np.uint8), masks > 2
 
 
+def maps_of_scores(slide, config):
+    """The maps inside one nest of a slide, by the score that it is rendered in."""
+    style = slide_style(PhantomConfig(slides=8, pleomorphism=0.8), slide)
+    nests = {label: nest(label, style) for label in (1, 2, 3, 4)}
+    return {label: counterstain_map(image, config)[0, 0].numpy()[inside] for label, (image, inside) in nests.items()}
+
+
 @pytest.mark.parametrize("slide", range(4))
 def test_the_map_of_a_nest_is_nearly_the_same_whatever_its_subtype(slide):
-    style = slide_style(PhantomConfig(slides=8, pleomorphism=0.8), slide)
-    maps = {}
-    for label in (1, 2, 3, 4):
-        image, inside = nest(label, style)
-        maps[label] = counterstain_map(image, SHOWN)[0, 0].numpy()[inside]
+    maps = maps_of_scores(slide, SHOWN)
     assert min(alike(maps[1], maps[label]) for label in (2, 3)) > 0.9
     assert alike(maps[1], maps[4]) > 0.75
 
 
 @pytest.mark.parametrize("slide", range(4))
 def test_the_contrast_of_a_nest_is_nearly_the_same_whatever_its_subtype(slide):
-    style = slide_style(PhantomConfig(slides=8, pleomorphism=0.8), slide)
-    maps = {}
-    for label in (1, 2, 3, 4):
-        image, inside = nest(label, style)
-        maps[label] = counterstain_map(image, CONTRAST)[0, 0].numpy()[inside]
+    maps = maps_of_scores(slide, CONTRAST)
     for label in (2, 3, 4):
         assert maps[label].std() == pytest.approx(maps[1].std(), rel=0.2)
         assert alike(maps[1], maps[label]) > 0.8

@@ -6,7 +6,7 @@ import pytest
 import torch
 from drawn_cohort import HER2
 
-from counterstain.checkpoints import load_checkpoint, read_header
+from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint
 from counterstain.cli import main
 from counterstain.generators.diffusion_generator import DiffusionGenerator
 from counterstain.generators.spade import SpadeGenerator
@@ -191,13 +191,23 @@ def test_two_networks_of_one_kind_are_refused(run, spade_files, tmp_path):
     assert (status, "give one of them" in errors) == (2, True)
 
 
-def test_a_spade_with_pixel_noise_is_not_written_in_a_layout_that_has_none(run, spade_files, tmp_path):
-    from counterstain.checkpoints import load_checkpoint, save_checkpoint
-
-    run("import", "weights", *spade_files, "--kind", "spade", "--out", tmp_path / "c", *COMMON)
-    header, state = load_checkpoint(tmp_path / "c", "spade")
-    noisy = header.model_copy(update={"config": header.config | {"noise_channels": 4}})
-    save_checkpoint(tmp_path / "noisy", state, noisy)
-    status, _, errors = run("export", tmp_path / "noisy", "--format", "weights", "--out", tmp_path / "w")
+@pytest.mark.parametrize(
+    ("kind", "option", "value"),
+    [
+        ("spade", "noise_channels", 4),
+        ("spade", "counterstain", {"local_px": 4.0}),
+        ("diffusion", "context_share", 0.5),
+        ("diffusion", "counterstain", {"local_px": 4.0}),
+    ],
+)
+def test_a_network_that_is_shown_more_than_labels_is_not_written_in_a_layout_that_has_none(
+    run, spade_files, ldm_file, tmp_path, kind, option, value
+):
+    files = spade_files if kind == "spade" else [ldm_file]
+    run("import", "weights", *files, "--kind", kind, "--out", tmp_path / "c", *COMMON)
+    header, state = load_checkpoint(tmp_path / "c", kind)
+    more = header.model_copy(update={"config": header.config | {option: value}})
+    save_checkpoint(tmp_path / "more", state, more)
+    status, _, errors = run("export", tmp_path / "more", "--format", "weights", "--out", tmp_path / "w")
     assert status == 2
-    assert "was trained with noise_channels" in errors
+    assert f"was trained with {option}" in errors

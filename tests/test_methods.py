@@ -58,6 +58,15 @@ def test_whose_style_images_are_drawn_in_is_told(methods_of):
     assert "the same masks, each in the style of its own slide" in text
 
 
+@pytest.mark.parametrize(
+    ("source", "values"), [("none", "random latent values"), ("own", "the latent values of a patch in the style asked")]
+)
+def test_where_the_latent_values_of_spade_come_from_is_told(methods_of, source, values):
+    text = methods_of("spade+100", settings=[f"synthesis.style.source={source}", "spade.counterstain.shows=contrast"])
+    assert f"Images were drawn with {values}" in text
+    assert "haematoxylin of the real patch" in text
+
+
 def test_without_styles_none_is_told_of(methods_of):
     assert "style" not in methods_of("diffusion+100", methods=("diffusion",))
 

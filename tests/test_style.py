@@ -88,12 +88,11 @@ def test_references_are_cut_from_their_slide_and_from_training_slides_alone(coho
         found.choose("p4", 1, 0)
 
 
-def test_references_of_regions_that_are_smaller_than_patches_have_one_size(cohort):
-    smallest = int(cohort.regions[["height_px", "width_px"]].to_numpy().min())
-    found = StyleReferences(cohort, 2 * smallest, 0)
+def test_references_of_regions_that_are_smaller_than_patches_are_brought_to_their_size(tmp_path):
+    found = StyleReferences(draw_cohort(tmp_path / "small", size_px=48), 60, 0)
+    assert found[0].image.shape == (48, 48, 3)
     described = found.described(torch.tensor([[0, 1], [70, 130]]))
-    edge = min(64, 2 * smallest)
-    assert described["style_seen"].shape == (2, 2, 3, edge, edge)
+    assert described["style_seen"].shape == (2, 2, 3, 60, 60)
     assert described["style_stain"].shape == (2, 2, 6)
 
 

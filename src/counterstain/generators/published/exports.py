@@ -57,8 +57,7 @@ def export_weights(folder: Path, out: Path) -> list[Path]:
 
 
 def _spade(header: CheckpointHeader, state: State, source: str) -> dict[str, dict[str, Tensor]]:
-    if header.config.get("noise_channels"):
-        raise MismatchError(f"{source}: was trained with noise_channels, which published generators lack; use 0")
+    _refuse_inputs(header, ("noise_channels", "counterstain"), source)
     found = {}
     for part, name in spade.FILES.items():
         ours = without_prefix(state, f"{part}.")
@@ -76,6 +75,7 @@ def _first_stage(state: State, config: AutoencoderConfig, source: str) -> dict[s
 
 
 def _diffusion(header: CheckpointHeader, state: State, source: str) -> dict[str, Tensor]:
+    _refuse_inputs(header, ("context_share", "counterstain"), source)
     config = build(DiffusionConfig, header.config, source)
     stage_config = build(AutoencoderConfig, header.notes["first_stage"], source)
     stage = without_prefix(state, "first_stage.")
@@ -92,6 +92,13 @@ def _diffusion(header: CheckpointHeader, state: State, source: str) -> dict[str,
     )
     published |= with_prefix(to_published(rules, ours, source), unet.PREFIX)
     return published | {"scale_factor": _scale_factor(state, source)}
+
+
+def _refuse_inputs(header: CheckpointHeader, names: tuple[str, ...], source: str) -> None:
+    """Refuse networks that are shown more than labels: their input channels would be taken for labels."""
+    for name in names:
+        if header.config.get(name):
+            raise MismatchError(f"{source}: was trained with {name}, which published networks lack; train without it")
 
 
 def _scale_factor(state: State, source: str) -> Tensor:
