@@ -126,6 +126,18 @@ def test_names_that_no_file_may_have_are_stored(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["cohort"]
 
 
+def test_a_slide_named_like_a_pack_of_another_keeps_its_pixels(tmp_path):
+    out = writer(tmp_path / "cohort")
+    mine = {"a": [region("a1"), region("a2", height=25)], "a-20x30": [region("b1")], "a-25x30": [region("b2")]}
+    for name, regions in mine.items():
+        out.add(name, regions)
+    cohort = out.finish()
+    drawn = {r.region: r.image for regions in mine.values() for r in regions}
+    assert cohort.regions["pack"].nunique() == 4
+    for position, name in enumerate(cohort.regions["region"]):
+        np.testing.assert_array_equal(cohort.read(position)[0], drawn[name])
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ome_zarr|zarr|dask")
 def test_the_reader_of_ome_zarr_opens_a_pack_and_its_labels(tmp_path):
     from ome_zarr.io import parse_url
@@ -195,6 +207,17 @@ def test_a_damaged_pack_is_an_error(tmp_path, missing):
     path = cohort.folder / "packs" / "all.ome.zarr" / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(StorageError, match=r"pack all is missing or damaged; import the cohort again"):
+        cohort.read(0)
+
+
+@pytest.mark.parametrize("array", ["0", "labels/instances/0"])
+def test_a_region_that_lacks_one_of_its_chunks_is_an_error(tmp_path, monkeypatch, array):
+    monkeypatch.setattr(packs, "CHUNK_PX", 16)
+    monkeypatch.setattr(packs, "SHARD_BYTES", 0)
+    cohort = written(tmp_path / "cohort", region("a"))
+    chunks = sorted(path for path in (cohort.folder / "packs/all.ome.zarr" / array / "c").rglob("*") if path.is_file())
+    chunks[0].unlink()
+    with pytest.raises(StorageError, match="pack all is missing or damaged"):
         cohort.read(0)
 
 

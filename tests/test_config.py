@@ -73,13 +73,25 @@ def test_merging_keeps_what_is_not_changed():
     assert base["a"] == {"b": 1, "c": [1, 2]}
 
 
+def test_a_mapping_laid_over_another_by_yaml_itself_is_read(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: &x {b: 1, c: 2}\nd: {<<: *x, b: 3}\n")
+    assert read_yaml(tmp_path / "a.yaml")["d"] == {"b": 3, "c": 2}
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
         read_yaml(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize(("text", "message"), [("a: [1", "not YAML"), ("- a", "expected a mapping .* found list")])
-def test_a_file_that_is_no_mapping_is_an_error(tmp_path, text, message):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "not YAML"),
+        ("- a", "expected a mapping .* found list"),
+        ("a: {T: 1,\n T: 2}", r"'T' is there twice .* line 2"),
+    ],
+)
+def test_a_file_that_is_no_plain_mapping_is_an_error(tmp_path, text, message):
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_yaml(tmp_path / "a.yaml")

@@ -32,7 +32,7 @@ def synthetic(tmp_path_factory) -> PatchSet:
     return draw_set(tmp_path_factory.mktemp("drawn") / "set")
 
 
-def draw_set(folder, count: int = 3) -> PatchSet:
+def draw_set(folder, count: int = 3, style: tuple[tuple[str, float], ...] = ()) -> PatchSet:
     header = PatchSetHeader(
         method="oracle", taxonomy=HER2, size_px=48, mpp=0.5, count=count, seed=0, cohort="", generator="",
         patients_seen=("p0", "p1"), settings={}, version="0",
@@ -42,7 +42,9 @@ def draw_set(folder, count: int = 3) -> PatchSet:
         region = draw_region(rng, "", "", 48)
         source = Source(region="p0-0", slide=f"p{index % 2}", patient=f"p{index % 2}", y_px=3, x_px=4)
         patch = Patch(image=region.image, instances=region.instances, subtypes=region.subtypes, source=source)
-        patches.append(SyntheticPatch(index=index, patch=patch, subtypes_before=region.subtypes, seed=index))
+        patches.append(
+            SyntheticPatch(index=index, patch=patch, subtypes_before=region.subtypes, seed=index, style=style)
+        )
     writer.write(0, patches)
     return writer.finish()
 
@@ -139,6 +141,31 @@ def test_a_synthetic_set_is_exported_with_its_sources(synthetic, tmp_path):
     table = pd.read_csv(tmp_path / "png" / "table.csv")
     assert table["part"].tolist() == ["train"] * 3
     assert table[["source_region", "patient", "y_px", "x_px"]].iloc[1].tolist() == ["p0-0", "p1", 3, 4]
+
+
+def test_who_is_behind_generated_images_comes_back_with_them(synthetic, cohort, tmp_path):
+    export(synthetic.folder, tmp_path / "png", PNG)
+    assert set(pd.read_csv(tmp_path / "png" / "table.csv")["patient"]) == {"p0", "p1"}
+    (tmp_path / "png" / "patients_seen.txt").write_text("p0\np1\nseen by the generator\n")
+    again = import_back(tmp_path / "png", tmp_path / "again")
+    assert again.patients("train") == ["p0", "p1", "seen by the generator"]
+    export(again.folder, tmp_path / "twice", PNG)
+    assert "seen by the generator" in (tmp_path / "twice" / "patients_seen.txt").read_text()
+    export(cohort.folder, tmp_path / "real", PNG)
+    assert not (tmp_path / "real" / "patients_seen.txt").exists()
+
+
+@pytest.mark.parametrize("config", [PNG, HF], ids=lambda config: config.file_format)
+def test_styles_of_generated_images_are_exported(tmp_path, config):
+    synthetic = draw_set(tmp_path / "set", style=(("a", 0.25), ("b", 0.75)))
+    export(synthetic.folder, tmp_path / "out", config)
+    if config is PNG:
+        row = pd.read_csv(tmp_path / "out" / "table.csv").iloc[0]
+        slides, weights = json.loads(row["style_slides"]), json.loads(row["style_weights"])
+    else:
+        row = json.loads((tmp_path / "out" / "train" / "metadata.jsonl").read_text().splitlines()[0])
+        slides, weights = row["style_slides"], row["style_weights"]
+    assert (slides, weights) == (["a", "b"], [0.25, 0.75])
 
 
 def test_file_names_are_safe_and_differ_where_case_does_not_count():

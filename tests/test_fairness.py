@@ -61,7 +61,8 @@ def test_what_each_training_was_given_is_on_record(finished):
     assert table["seed"].nunique() == table["settings"].nunique() == 1
     only = row(run, "oracle+only")
     assert (only["synthetic_set"], only["synthetic_patches"], only["synthetic_share"]) == ("oracle", 64, 1.0)
-    assert row(run, "oracle+100+anneal")["schedule"] == "anneal"
+    annealed = row(run, "oracle+100+anneal")
+    assert (annealed["schedule"], annealed["synthetic_share"]) == ("anneal", 0.75)  # of two steps: 1 and 1 / 2
 
 
 def test_the_rejections_of_the_filter_are_on_record(finished):

@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -34,6 +37,24 @@ def test_a_label_image_saved_as_grey_rgb_is_read(tmp_path):
 def test_a_label_image_of_one_bit_is_0_and_255(tmp_path):
     Image.fromarray(GREY > 100).save(tmp_path / "a.png")
     assert set(np.unique(read_label_image(tmp_path / "a.png"))) == {0, 255}
+
+
+def test_ids_of_one_bit_are_0_and_1(tmp_path):
+    Image.fromarray(GREY > 100).save(tmp_path / "a.png")
+    assert set(np.unique(read_label_image(tmp_path / "a.png", palette_ids=True))) == {0, 1}
+
+
+def test_ids_that_two_bits_would_spread_are_an_error(tmp_path):
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 4, 1, 2, 0, 0, 0, 0)  # 4 x 1 pixels, 2 bits, grey
+    pixels = zlib.compress(bytes([0, 0b00_01_10_11]))
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(png)
+    assert read_label_image(tmp_path / "a.png").tolist() == [[0, 85, 170, 255]]
+    with pytest.raises(InputError, match=r"a\.png: has 2 or 4 bits a pixel.* save it with 8 bits"):
+        read_label_image(tmp_path / "a.png", palette_ids=True)
 
 
 def test_a_palette_image_holds_ids_or_greys(tmp_path):

@@ -157,6 +157,13 @@ def test_annotations_off_a_plain_slide_belong_to_another_one(lab: Lab):
         lab.load()
 
 
+def test_an_annotation_that_only_touches_the_edge_of_the_slide_is_off_it(lab: Lab):
+    lab.tiff("a")
+    lab.annotate("a", polygon("three", 10, 10, 64, 64), polygon("three", -50, 10, 50, 20))
+    with pytest.raises(InputError, match=r"1 of 2 annotations lie off the slide's"):
+        lab.load(regions="auto")
+
+
 def test_annotations_over_the_edge_of_the_slide_are_cut_and_counted(lab: Lab):
     lab.tiff("a")
     lab.annotate("a", polygon("ROI", 500, 300, 200, 200), polygon("three", 580, 380, 40, 40))

@@ -288,8 +288,17 @@ def test_a_folder_of_somebody_else_is_left_as_it_is(pairs):
 
 def test_another_table_may_not_be_imported_into_the_same_folder(pairs):
     import_table(table(pairs, *ROWS), mpp=1, out=pairs / "out")
-    with pytest.raises(MismatchError, match=r"another run \(cohort: source\.sha256 was"):
+    with pytest.raises(MismatchError, match=r"another run \(cohort: source\.files was"):
         import_table(table(pairs, *ROWS[:2]), mpp=1, out=pairs / "out")
+
+
+def test_files_that_changed_under_the_same_table_are_another_import(pairs):
+    path = table(pairs, *ROWS)
+    before = import_table(path, mpp=1, out=pairs / "out").fingerprint
+    Image.fromarray(np.full((16, 20, 3), 9, np.uint8)).save(pairs / "b.png")
+    with pytest.raises(MismatchError, match=r"another run \(cohort: source\.files was"):
+        import_table(path, mpp=1, out=pairs / "out")
+    assert import_table(path, mpp=1, out=pairs / "again").fingerprint != before
 
 
 def test_the_same_import_again_keeps_the_split(pairs):

@@ -131,7 +131,18 @@ def test_annealing_falls_linearly_to_nothing_and_shows_as_many_synthetic_patches
     assert shares[0] == 1.0
     assert np.allclose(np.diff(shares), -0.01)
     assert shares.mean() == pytest.approx(0.5, abs=0.01)
-    assert schedule("anneal", 0.8).of_step(0) == 1.0  # there is no more than all
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 2 / 3, 0.8, 1.0])
+def test_annealing_shows_as_many_synthetic_patches_whatever_the_share(share) -> None:
+    falling = schedule("anneal", share, steps=1000)
+    assert falling.mean() == pytest.approx(share, abs=0.001)
+    assert max(falling.of_step(step) for step in range(1000)) <= 1
+
+
+def test_the_mean_share_of_pre_training_is_its_share_of_the_steps() -> None:
+    assert schedule("pretrain", 0.8, pretrain_share=0.25).mean() == 0.25
+    assert schedule("constant", 0.8).mean() == 0.8
 
 
 def test_pre_training_sees_synthetic_patches_first_and_real_ones_after() -> None:

@@ -50,6 +50,14 @@ def test_regions_lie_side_by_side_and_stay_on_the_scanned_area():
     assert all(SCAN.y <= b.y and b.y + b.height <= SCAN.y + SCAN.height for b in boxes)
 
 
+@pytest.mark.parametrize("width", [635, 650, 959])
+def test_regions_moved_back_from_the_edge_do_not_overlap(width):
+    extent = Extent(0, 0, width, 340)
+    boxes = place_boxes([shapely.box(0, 0, width, 340)], count=9, width=320, height=320, extent=extent)
+    assert boxes
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_an_instance_at_the_far_corner_is_covered():
     corner = shapely.box(20_900, 10_450, 21_000, 10_500)
     (box,) = place([corner])

@@ -22,7 +22,7 @@ from counterstain.segmentation.counts import by_slide, pooled
 from counterstain.segmentation.evaluate import evaluate, score
 from counterstain.segmentation.mixing import MixingConfig
 from counterstain.segmentation.model import Segmenter, cross_entropy_loss, dice_loss, load_segmenter
-from counterstain.segmentation.segmenter_config import SegmenterConfig
+from counterstain.segmentation.segmenter_config import InferenceConfig, SegmenterConfig
 from counterstain.segmentation.train import train_segmenter
 from counterstain.taxonomy import IGNORE, Subtype, Taxonomy
 from counterstain.training_config import TrainingConfig
@@ -309,6 +309,12 @@ def _killed_at_step_3(source, batch_size):
 def test_a_patch_size_that_the_network_cannot_halve_is_refused(cohort, tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"size_px 40: .* multiple of 32"):
         train_segmenter(cohort, config(), tmp_path / "out", size_px=40, seed=0)
+
+
+def test_windows_that_overlap_as_far_as_they_reach_are_refused_before_training(cohort, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="overlap_px 32: expected less than the window of 32 px"):
+        train_segmenter(cohort, config(inference=InferenceConfig(overlap_px=32)), tmp_path / "out", size_px=32, seed=0)
+    assert not (tmp_path / "out").exists()
 
 
 # Synthetic patches

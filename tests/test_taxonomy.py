@@ -65,6 +65,14 @@ def test_a_taxonomy_is_read_from_a_file(tmp_path):
     assert taxonomy.palette[[0, 1, IGNORE]].tolist() == [[255] * 3, [0x11, 0x22, 0x33], [128] * 3]
 
 
+def test_files_in_the_way_do_not_hide_a_built_in_taxonomy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "her2").write_text("notes")
+    (tmp_path / "mine").write_text("name: t\nsubtypes: [{id: 1, name: a, colour: '#112233'}]\n")
+    assert Taxonomy.load("her2") == HER2
+    assert Taxonomy.load("mine").names == ("a",)
+
+
 def test_a_taxonomy_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(TaxonomyError, match="taxonomy 'her3': not built in"):
         Taxonomy.load("her3")

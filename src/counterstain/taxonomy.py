@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 from functools import cached_property
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -73,7 +74,7 @@ class Taxonomy(Config):
     @classmethod
     def named(cls, name: str) -> Taxonomy:
         """Load a built-in taxonomy (``her2``)."""
-        file = resources.files("counterstain") / "presets" / f"taxonomy_{name}.yaml"
+        file = _built_in(name)
         if not file.is_file():
             raise TaxonomyError(f"taxonomy {name!r}: not built in (her2 is); give the path of a YAML file")
         return build(cls, yaml.safe_load(file.read_text(encoding="utf-8")), f"taxonomy {name}")
@@ -82,7 +83,7 @@ class Taxonomy(Config):
     def load(cls, name_or_path: str | Path) -> Taxonomy:
         """Load a built-in taxonomy by name or any taxonomy from a YAML file."""
         path = Path(name_or_path)
-        if path.suffix in {".yaml", ".yml"} or path.exists():
+        if path.suffix in {".yaml", ".yml"} or (path.is_file() and not _built_in(str(name_or_path)).is_file()):
             return build(cls, read_yaml(path), path)
         return cls.named(str(name_or_path))
 
@@ -152,6 +153,10 @@ class Taxonomy(Config):
         if merge not in self.merges:
             raise InputError(f"unknown merge {merge!r}; {self.name} has {', '.join(self.merges) or 'none'}")
         return self.merges[merge]
+
+
+def _built_in(name: str) -> Traversable:
+    return resources.files("counterstain") / "presets" / f"taxonomy_{name}.yaml"
 
 
 def colours(count: int) -> list[str]:

@@ -99,13 +99,10 @@ def _facts(taxonomy: str | None, cohort: Path | None, mpp: float | None, size_px
 
 
 def _patients(path: Path) -> tuple[str, ...]:
+    from counterstain.data.leakage import read_patients_seen
     from counterstain.errors import InputError
 
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--patients-seen {path}: expected {NOBODY} or a text file, a patient a line") from error
-    patients = tuple(line.strip() for line in lines if line.strip())
-    if not patients:
-        raise InputError(f"--patients-seen {path}: names no patient; say {NOBODY} if that is so")
-    return patients
+        return read_patients_seen(path)
+    except InputError as error:
+        raise InputError(f"--patients-seen {error}; say {NOBODY} if nobody of yours was seen") from error

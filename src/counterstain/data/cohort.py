@@ -110,7 +110,7 @@ class CohortWriter:
         region_rows: list[dict[str, Any]] = []
         instance_rows: list[dict[str, Any]] = []
         for (height, width), members in by_size.items():
-            pack = _safe_name(name) if len(by_size) == 1 else f"{_safe_name(name)}-{height}x{width}"
+            pack = _safe_name(name) if len(by_size) == 1 else f"{_safe_name(name)}@{height}x{width}"
             with committing(self.folder / "packs" / f"{pack}.ome.zarr") as store:
                 write_pack(
                     store,

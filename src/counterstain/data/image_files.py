@@ -5,6 +5,7 @@ Shapes: H, W = rows and columns in pixels.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,8 +59,10 @@ def read_label_image(path: Path, *, palette_ids: bool = False) -> np.ndarray:
         As :func:`read_image`, or the image has colours.
     """
     with _opened(path) as image:
-        if image.mode == "P" and palette_ids:
-            return np.asarray(image)
+        if palette_ids and image.mode in {"1", "P"}:
+            return np.asarray(image).astype(np.uint8)
+        if palette_ids and re.search("L;[24]", _decoder(image)):  # Pillow spreads them over 0 to 255
+            raise InputError(f"{path}: has 2 or 4 bits a pixel, in which ids cannot be read; save it with 8 bits")
         if image.mode in {"1", "L"}:
             return np.asarray(image.convert("L"))
         channels = np.asarray(image.convert("RGB"))
@@ -92,11 +95,13 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _check_layout(path: Path, image: Image.Image) -> None:
-    decoder = str(
-        [tile[3] for tile in getattr(image, "tile", [])]
-    )  # colours of 16 bits have no mode of their own in Pillow
-    if image.mode.startswith(("I", "F")) or ";16" in decoder:
+    if image.mode.startswith(("I", "F")) or ";16" in _decoder(image):  # colours of 16 bits have no mode in Pillow
         raise InputError(f"{path}: has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
     pages = getattr(image, "n_frames", 1)
     if pages > 1:
         raise InputError(f"{path}: has {pages} pages; save the one to be imported as a file of its own")
+
+
+def _decoder(image: Image.Image) -> str:
+    """Return how the pixels are stored, in Pillow's words."""
+    return str([tile[3] for tile in getattr(image, "tile", [])])

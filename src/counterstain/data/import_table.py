@@ -3,7 +3,8 @@
 Two kinds of label images: a ``mask`` of the tissue class, soft or binary, whose subtype stands in the table, and
 ``ids``, where every pixel holds the id of its subtype (0 = background, 255 = ignore). Instances are connected
 components. The whole table is checked before anything is written; slides are written one by one, so that a killed
-import goes on where it was.
+import goes on where it was. Where ``patients_seen.txt`` lies beside the table, as after an export of generated images,
+the patients that it names count as trained on.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from counterstain.data.area_average import area_average
 from counterstain.data.cohort import Cohort, CohortWriter, Region
 from counterstain.data.components import Components, components
 from counterstain.data.image_files import read_image, read_label_image
+from counterstain.data.leakage import PATIENTS_SEEN_FILE, read_patients_seen
 from counterstain.data.table import Columns, check_subtypes, read_table
 from counterstain.errors import InputError, TaxonomyError
-from counterstain.storage import read_json, sha256_of, write_json
+from counterstain.storage import fingerprint, read_json, sha256_of, write_json
 from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy, colours
 
 PACK_BYTES = 256 * 2**20  # decoded regions of a slide that are held in memory at once
@@ -98,7 +100,13 @@ def import_table(
     rows = read_table(table, config.columns, labels=config.labels)
     taxonomy = _taxonomy(table, rows, config, taxonomy)
     threshold = _threshold(rows, config) if config.labels == "mask" else None
-    source = {"kind": "table", "sha256": sha256_of(table), "options": config.model_dump(mode="json")}
+    source = {
+        "kind": "table",
+        "sha256": sha256_of(table),
+        "files": fingerprint([[sha256_of(file) for file in rows[column]] for column in ("image", "label")]),
+        "options": config.model_dump(mode="json"),
+        **_patients_seen(table),
+    }
     writer = CohortWriter(out, taxonomy=taxonomy, mpp=config.mpp * config.shrink, source=source)
     if writer.finished:
         return writer.finish()
@@ -128,6 +136,12 @@ def _taxonomy(path: Path, rows: pd.DataFrame, config: TableConfig, given: Taxono
     ]
     content = {"name": path.stem[:80], "tissue_class": config.tissue_class, "subtypes": subtypes}
     return build(Taxonomy, content, f"{path}: column {config.columns.subtype!r}")
+
+
+def _patients_seen(table: Path) -> dict[str, list[str]]:
+    """Return who is behind images that counterstain generated and exported; nothing of real ones."""
+    file = table.parent / PATIENTS_SEEN_FILE
+    return {"patients_seen": list(read_patients_seen(file))} if file.exists() else {}
 
 
 def _threshold(rows: pd.DataFrame, config: TableConfig) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-from counterstain.errors import LeakageError
+from counterstain.errors import InputError, LeakageError
 
+PATIENTS_SEEN_FILE = "patients_seen.txt"  # beside exported generated images
 NAMED = 3  # patients that a message names
 
 
@@ -35,3 +37,21 @@ def check_no_leak(patients_seen: Iterable[str], held_out: Mapping[str, Iterable[
                 f"{what} has seen {shown} of the {part} part; train the generator on this cohort's training part only, "
                 "or split the cohort as it was when the generator was trained"
             )
+
+
+def read_patients_seen(path: Path) -> tuple[str, ...]:
+    """Read a text file with a patient a line.
+
+    Raises
+    ------
+    InputError
+        There is no such file, it is not text, or it names no patient.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected a text file with a patient a line") from error
+    patients = tuple(line.strip() for line in lines if line.strip())
+    if not patients:
+        raise InputError(f"{path}: names no patient")
+    return patients

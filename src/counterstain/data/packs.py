@@ -82,7 +82,7 @@ def read_pack(store: Path, index: int) -> tuple[np.ndarray, np.ndarray]:
     stored = group["0"], group["labels/instances/0"]
     channels, instances = np.asarray(stored[0][:, index]), np.asarray(stored[1][index])
     for array, pixels in zip(stored, (channels, instances), strict=True):
-        if not pixels.any() and array.nchunks_initialized < array.nchunks:
+        if (array.shards is None or not pixels.any()) and array.nchunks_initialized < array.nchunks:
             raise KeyError(f"{array.path}: a chunk is missing")  # zarr reads it as zeros
     return np.ascontiguousarray(np.moveaxis(channels, 0, -1)), instances
 

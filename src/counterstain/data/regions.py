@@ -138,12 +138,17 @@ def place_boxes(
     worth = _worth(polygons, weights or [1.0] * len(polygons), extent, cell)
     if tissue is not None:
         worth *= (1 + _resampled(tissue, worth.shape, extent, cell)) / 2
-    boxes = []
-    for number, (row, column) in enumerate(_best_places(worth, count), start=1):
-        x = extent.x + min(round(column * cell[0]), extent.width - width)
-        y = extent.y + min(round(row * cell[1]), extent.height - height)
-        boxes.append(Box(name=f"region{number}", x=x, y=y, width=width, height=height))
-    return boxes
+    xs = _places(cell[0], worth.shape[1], extent.width - width)
+    ys = _places(cell[1], worth.shape[0], extent.height - height)
+    return [
+        Box(name=f"region{number}", x=extent.x + int(xs[column]), y=extent.y + int(ys[row]), width=width, height=height)
+        for number, (row, column) in enumerate(_best_places(worth, count, xs, ys, (width, height)), start=1)
+    ]
+
+
+def _places(cell: float, cells: int, last: int) -> np.ndarray:
+    """Return where regions that begin with each cell begin in pixels; those that reach over the edge are moved back."""
+    return np.asarray(np.minimum(np.rint(np.arange(cells - CELLS + 1) * cell), last), int)
 
 
 def _worth(
@@ -191,8 +196,14 @@ def _resampled(mask: np.ndarray, shape: tuple[int, ...], extent: Extent, cell: t
     return np.asarray(mask[rows[:, None], columns[None, :]], bool)
 
 
-def _best_places(worth: np.ndarray, count: int) -> Iterator[tuple[int, int]]:
-    """Yield row and column of the upper left cell of one region after the other; ties go to the uppermost, leftmost."""
+def _best_places(
+    worth: np.ndarray, count: int, xs: np.ndarray, ys: np.ndarray, size: tuple[int, int]
+) -> Iterator[tuple[int, int]]:
+    """Yield row and column of the upper left cell of one region after the other; ties go to the uppermost, leftmost.
+
+    ``xs`` and ``ys`` are where regions that begin with each column and row of cells begin, ``size`` their width and
+    height, all in pixels.
+    """
     worth = worth.copy()
     least = 1e-9 * worth.sum()
     centred = CENTRING * _window_sums(_same_size_means(worth))  # of all that is annotated: regions lie side by side
@@ -205,7 +216,7 @@ def _best_places(worth: np.ndarray, count: int) -> Iterator[tuple[int, int]]:
             return
         yield int(row), int(column)
         worth[row : row + CELLS, column : column + CELLS] = 0
-        free[max(row - CELLS + 1, 0) : row + CELLS, max(column - CELLS + 1, 0) : column + CELLS] = False
+        free &= ~np.logical_and.outer(abs(ys - ys[row]) < size[1], abs(xs - xs[column]) < size[0])
 
 
 def _window_sums(values: np.ndarray) -> np.ndarray:

@@ -157,7 +157,7 @@ def _on_canvas(annotations: Sequence[Annotation], extent: Extent | None) -> list
 def _check_on_slide(name: str, annotations: Sequence[Annotation], slide: Slide, config: SlidesConfig) -> None:
     x, y, width, height = slide.bounds_level0_px
     area = shapely.box(x, y, x + width, y + height)
-    outside = [a for a in annotations if not a.polygon.intersects(area)]
+    outside = [a for a in annotations if not a.polygon.intersects(area) or a.polygon.touches(area)]
     if not outside:
         return
     left, top, _, _ = outside[0].polygon.bounds

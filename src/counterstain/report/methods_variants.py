@@ -82,7 +82,7 @@ def _pretrain(variants: VariantsConfig) -> str:
 
 
 def _anneal(_: VariantsConfig) -> str:
-    return "In annealed arms, the share of synthetic patches fell to 0 in training, from twice its constant share."
+    return "In annealed arms, the share of synthetic patches fell to 0 in training, as many being seen as without it."
 
 
 _SENTENCES: dict[Variant, Callable[[VariantsConfig], str]] = {

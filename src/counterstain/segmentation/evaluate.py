@@ -68,11 +68,12 @@ def evaluate(
     positions: list[int] = list(range(len(cohort))) if part == ALL else cohort.part(part).tolist()
     segmenter.to(choose_device(device))
     settings = inference or segmenter.config.inference
+    window_px, overlap_px = settings.edges(header.size_px)
     probabilities = predict_each(
         segmenter,
         (cohort.read(position)[0] for position in positions),
-        size_px=settings.window_px or header.size_px,
-        overlap_px=settings.overlap_px,
+        size_px=window_px,
+        overlap_px=overlap_px,
         batch_size=settings.batch_size,
     )
     with bar(label, len(positions)) as advance:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -26,8 +27,8 @@ class MixingConfig(Config):
     ``per_epoch``: 1 + amount times as many."""
     schedule: Literal["constant", "anneal", "pretrain"] = "constant"
     """How the share of synthetic patches goes over the training: ``constant``; ``anneal`` lets it fall linearly to 0,
-    from twice the constant share (1 at most), so that as many are seen in all; ``pretrain`` trains on synthetic patches
-    alone at first, then on real ones alone."""
+    from twice the constant share; above a constant share of a half it stays at 1 until the fall sees as many in all.
+    ``pretrain`` trains on synthetic patches alone at first, then on real ones alone."""
     pretrain_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of the steps that ``pretrain`` spends on synthetic patches."""
 
@@ -131,8 +132,15 @@ class ShareSchedule:
         if self.config.schedule == "constant" or not self.share:
             return self.share
         if self.config.schedule == "anneal":
-            return min(1.0, 2 * self.share) * (1 - step / self.steps)
+            left = 1 - step / self.steps
+            return 2 * self.share * left if 2 * self.share <= 1 else min(1.0, left / max(2 - 2 * self.share, 1e-9))
         return float(step < self.config.pretrain_share * self.steps)
+
+    def mean(self) -> float:
+        """Return the mean probability over the training."""
+        if self.config.schedule == "constant":
+            return self.share
+        return fmean(self.of_step(step) for step in range(self.steps))
 
 
 def training_steps(steps: int, amount: float, config: MixingConfig) -> int:

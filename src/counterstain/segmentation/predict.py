@@ -66,8 +66,7 @@ class Windows(NamedTuple):
     def of(cls, segmenter: Segmenter, header: CheckpointHeader) -> Self:
         """Return what a segmenter was configured with."""
         chosen = segmenter.config.inference
-        size_px = chosen.window_px or header.size_px
-        return cls(size_px, size_px // 4 if chosen.overlap_px is None else chosen.overlap_px, chosen.batch_size)
+        return cls(*chosen.edges(header.size_px), chosen.batch_size)
 
     def as_options(self) -> WindowOptions:
         """Return them by name."""

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from counterstain.config import Config
 from counterstain.data.copy_paste import CopyPasteConfig
 from counterstain.data.sampling import SamplingConfig
+from counterstain.errors import ConfigError
 from counterstain.segmentation.mixing import MixingConfig
 from counterstain.training_config import TrainingConfig
 
@@ -22,6 +23,20 @@ class InferenceConfig(Config):
     """Pixels that neighbouring windows share at least; None = a quarter of the window."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Windows that pass the network at once."""
+
+    def edges(self, patch_px: int) -> tuple[int, int]:
+        """Return the edge of the windows and their overlap in pixels, for training patches of that edge.
+
+        Raises
+        ------
+        ConfigError
+            The overlap is as large as the window.
+        """
+        window = self.window_px or patch_px
+        overlap = window // 4 if self.overlap_px is None else self.overlap_px
+        if overlap >= window:
+            raise ConfigError(f"overlap_px {overlap}: expected less than the window of {window} px")
+        return window, overlap
 
 
 class SegmenterConfig(Config):

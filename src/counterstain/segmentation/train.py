@@ -78,11 +78,14 @@ def train_segmenter(
         The synthetic set comes from, or its generator saw, a validation or test patient of this cohort.
     MismatchError
         The synthetic set is of another taxonomy, size or mpp; or ``out`` belongs to another run.
+    ConfigError
+        Patches' edge is no multiple of 32, or windows overlap as far as they reach.
     InputError
         The set has fewer patches than asked for, or an amount without a set or a set without an amount.
     """
     count = synthetic_count(amount, config.mixing)
     share = synthetic_share(amount, share)
+    config.inference.edges(size_px)  # not to be found wrong after the training
     seen = _checked(synthetic, count, share, cohort, size_px)
     sampler = PatchSampler(cohort, "train", size_px, config.sampling, derive(seed, "data"))
     if rank() == 0:
@@ -110,7 +113,7 @@ def train_segmenter(
         return out
 
     notes = {"encoder_starts_from": start, "missing_subtypes": list(sampler.missing_subtypes), "steps": steps}
-    notes |= _of_set(synthetic, count, share) | {"label_weights": _by_subtype(weights, cohort)}
+    notes |= _of_set(synthetic, count, schedule.mean()) | {"label_weights": _by_subtype(weights, cohort)}
     header = _header(cohort, config, size_px=size_px, seed=seed, seen=seen, notes=notes)
     save_checkpoint(out, segmenter.state_dict(), header)
     forget_progress(out)

@@ -49,12 +49,14 @@ class Contents:
     """A row per instance: name, instance, subtype, area_px."""
     read: Callable[[int], Shown]
     """Return what has an index in the table."""
+    patients_seen: tuple[str, ...] = ()
+    """Patients behind generated images: those of the masks and those that the generator saw."""
 
     @property
     def rows(self) -> list[Row]:
-        """The table as records; what is not known is None."""
+        """The table as records; what is not known is None, arrays are lists."""
         values = self.table.astype(object).where(self.table.notna(), None)
-        return [{str(key): value for key, value in row.items()} for row in values.to_dict("records")]
+        return [{str(key): _plain(value) for key, value in row.items()} for row in values.to_dict("records")]
 
 
 def open_contents(source: Path) -> Contents:
@@ -102,6 +104,10 @@ def file_names(names: Sequence[str]) -> list[str]:
     ]
 
 
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
 def _of_cohort(cohort: Cohort) -> Contents:
     known = ["region", "slide", "patient", "score", "mpp_level0", "x_level0_px", "y_level0_px"]
     table = cohort.regions[known].assign(
@@ -117,6 +123,7 @@ def _of_cohort(cohort: Cohort) -> Contents:
         table=table,
         instances=instances,
         read=lambda index: Shown(*cohort.read(index), cohort.subtypes(index)),
+        patients_seen=tuple(cohort.source.get("patients_seen", ())),
     )
 
 
@@ -134,6 +141,7 @@ def _of_set(synthetic: PatchSet) -> Contents:
         table=table,
         instances=instances.assign(name=[f"{index:06d}" for index in patches.instances["index"]]),
         read=lambda index: _shown(patches, index),
+        patients_seen=patches.header.patients_seen,
     )
 
 

@@ -6,6 +6,7 @@
         metadata.jsonl             a line per image: file_name, mask_file_name, instances_file_name, region, slide,
                                    patient, score, mpp, instances and area in pixels of every subtype, …
       taxonomy.yaml                what the ids in the masks mean
+      patients_seen.txt            of generated images: a line per patient behind them
       README.md
 
 ``datasets`` gives ``image``, ``mask`` and ``instances`` as images and the rest as columns.

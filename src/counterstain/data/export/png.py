@@ -7,6 +7,7 @@
       table.csv           a row per image: image, label, instances, region, slide, patient, part, score, mpp, …
       instances.csv       a row per instance: image, instance, subtype_id, subtype, area_px
       taxonomy.yaml       what the ids mean
+      patients_seen.txt   of generated images: a line per patient behind them; the import keeps them out of evaluation
 
 ``counterstain import table DIR/table.csv --labels ids --taxonomy DIR/taxonomy.yaml --mpp …`` gives the same label
 masks back. It takes connected components for instances: neighbours of one subtype that touch become one there, while
@@ -15,6 +16,7 @@ masks back. It takes connected components for instances: neighbours of one subty
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,7 +45,8 @@ def _finish(out: Path, contents: Contents, labels: ExportedLabels) -> None:
     for row in contents.rows:
         places = _places(row)
         files = {"image": places[IMAGE], "label": places[LABELS], "instances": places[INSTANCES]}
-        rows.append(row | files | {"mpp": contents.mpp})
+        plain = {key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()}
+        rows.append(plain | files | {"mpp": contents.mpp})
     table = pd.DataFrame(rows).drop(columns=["name", "index"])
     write_csv(out / "table.csv", table[[*_FIRST, *table.columns.drop(_FIRST)]])
 

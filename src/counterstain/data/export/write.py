@@ -18,8 +18,9 @@ from counterstain.data.export.labels import LabelMode, exported_labels
 from counterstain.data.export.layout import IMAGE, INSTANCES, LABELS, Layout
 from counterstain.data.export.nnunet import NNUNET
 from counterstain.data.export.png import PNG
+from counterstain.data.leakage import PATIENTS_SEEN_FILE
 from counterstain.data.patches import label_mask
-from counterstain.storage import claim, replacing, write_json
+from counterstain.storage import claim, replacing, write_json, write_text
 
 REPORT_FILE = "export.json"
 LAYOUTS: dict[str, Layout] = {"png": PNG, "nnunet": NNUNET, "hf": HUGGING_FACE}
@@ -79,6 +80,8 @@ def export(source: Path, out: Path, config: ExportConfig, *, progress: Progress 
                 _write(out, row, contents, layout, layout.lookup(labels))
                 advance(1)
         layout.finish(out, contents, labels)
+        if contents.patients_seen:
+            write_text(out / PATIENTS_SEEN_FILE, "\n".join(contents.patients_seen) + "\n")
         write_json(out / REPORT_FILE, _report(contents, config))
     return len(contents.table)
 
