@@ -5,19 +5,24 @@ from drawn_results import draw_results
 
 from counterstain.recipe import load_recipe
 from counterstain.report.methods import methods_paragraphs
-from counterstain.report.results import read_results
+from counterstain.report.results import FilterCount, read_results
 from counterstain.study.arms import OF_SYNTHETIC, VARIANTS
 
 
 @pytest.fixture
-def methods_of(tmp_path):
+def study_of(tmp_path):
     def read(*arms, preset="demo", variants=None, methods=("spade",), settings=()):
         recipe = load_recipe(preset, None, list(settings)).model_dump(mode="json")
         config = {"recipe": recipe, "study": {"variants": variants or {}}}
-        run = draw_results(tmp_path / "run", ("subtype", *arms), 1, methods=methods, config=config)
-        return " ".join(methods_paragraphs(read_results(run).study))
+        run = draw_results(tmp_path / str(arms), ("subtype", *arms), 1, methods=methods, config=config)
+        return read_results(run).study
 
     return read
+
+
+@pytest.fixture
+def methods_of(study_of):
+    return lambda *arms, **options: " ".join(methods_paragraphs(study_of(*arms, **options)))
 
 
 def test_generators_that_no_arm_uses_are_not_told_of(methods_of):
@@ -82,6 +87,49 @@ def test_every_variant_of_an_arm_is_told(methods_of):
         assert told in text
     for told in ("75 % of its instances", "the first 50 %", "In annealed arms"):
         assert told in text
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("diffusion.latent_pool=64", "cut and encoded once, 64 of them"),
+        ("diffusion.context_share=0.25", "In 25 % of the samples it saw the latents around some instances"),
+        ("synthesis.sampling.background_share=0.1", "masks of training patches were taken (10 % centred on background"),
+        ("synthesis.reject=none", "No image was refused for its brightness"),
+    ],
+)
+def test_what_else_the_recipe_asks_for_is_told(methods_of, setting, words):
+    text = methods_of("diffusion+100", methods=("diffusion",), settings=[setting])
+    assert words in text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_arms_that_see_synthetic_patches_alone_are_told_of(methods_of):
+    assert "spade only trained on synthetic patches alone." in methods_of("spade+100", "spade+only")
+    assert "patches alone" not in methods_of("spade+100")
+
+
+def test_stain_jitter_names_the_stains(methods_of):
+    settings = ["segmenter.sampling.stain_jitter=0.05", "segmenter.sampling.stains=dab"]
+    assert "optical density of haematoxylin and of DAB was scaled" in methods_of("spade+100", settings=settings)
+
+
+def test_the_white_filter_is_not_charged_with_what_a_judge_refused(study_of):
+    study = study_of("spade+100", "spade+100+filtered")
+    counts = {"spade": FilterCount(drawn=100, rejected=1), "spade+filtered": FilterCount(drawn=100, rejected=50)}
+    text = " ".join(methods_paragraphs(study.model_copy(update={"filter": counts}))).replace("\N{NO-BREAK SPACE}", " ")
+    assert "refused: spade 1.0 %." in text
+
+
+@pytest.mark.parametrize(
+    ("starts", "words"),
+    [
+        ((), "(initialised at random)"),
+        (("imagenet", "imagenet"), "(from imagenet weights)"),
+        (("random (imagenet could not be had)",), "(initialised at random, as imagenet could not be had)"),
+    ],
+)
+def test_what_the_encoder_really_started_from_is_told(study_of, starts, words):
+    assert words in " ".join(methods_paragraphs(study_of("spade+100"), starts))
 
 
 def test_settings_of_another_version_are_left_out(tmp_path):

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,9 +16,11 @@ from counterstain.cli import app
 from counterstain.errors import CounterstainError, InputError, StorageError
 from counterstain.report.arms import label_of
 from counterstain.report.certainty import needed_text, p_text, smallest_p_caution
-from counterstain.report.effects import chosen_arm, effects_on_test
+from counterstain.report.datasheet import data_sheets
+from counterstain.report.effects import Effect, chosen_arm, effects_on_test
 from counterstain.report.numbers import duration, fixed, interval, signed
 from counterstain.report.page import render, write_report
+from counterstain.report.record import read_sets
 from counterstain.report.results import find_results, read_results
 from counterstain.report.summary import summarise
 from counterstain.report.tables import differences_table, filter_table, power_table, results_table
@@ -103,14 +106,49 @@ def test_a_study_without_synthetic_images_has_a_page(tmp_path):
     assert "Nothing to compare" in html
 
 
+def test_data_sheets_say_what_of_the_real_patch_goes_into_an_image(tmp_path):
+    results = read_results(draw_results(tmp_path / "run", ("subtype", "spade+100", "inpainting+100"), 1))
+    sets = {found.name: found for found in read_sets(results.folder)}
+    shown = {"counterstain": {"shows": "contrast"}, "synthesis": {"style": {"source": "own"}}}
+
+    def method(name, settings):
+        (sheet,) = data_sheets([sets[name].model_copy(update={"settings": settings})], (), results.study)
+        return dict(sheet.facts)["Method"]
+
+    assert method("spade", {}) == "SPADE: the whole image is drawn from the mask and random latent values"
+    assert "the mask, the nuclei of the real patch (its haematoxylin) and the style of its own" in method(
+        "spade", shown
+    )
+    assert "the patch around them and noise; the rest is the real patch" in method("inpainting", {})
+    assert "the style of its own slide and noise; the rest" in method("inpainting", shown)
+
+
 # --- what it says
 
 
 def test_an_improvement_is_said_with_its_interval(tmp_path):
     summary = summary_of(tmp_path, gain={"spade+100": 0.2, "tumor": -0.1})
     assert summary.verdict.startswith("Improved")
-    assert "The best arm on validation, spade +100\N{NO-BREAK SPACE}%" in summary.finding
+    assert "validation chose spade +100\N{NO-BREAK SPACE}%. It differs from subtype" in summary.finding
     assert "interval" in summary.finding
+
+
+def test_a_baseline_that_validation_ranks_above_the_chosen_arm_is_named(tmp_path):
+    summary = summary_of(tmp_path, gain={"spade+100": -0.3, "subtype": 0.1})
+    assert re.search(
+        r"chose spade \+100.%, but subtype is ahead of it there \(Dice 0\.\d+ against 0\.\d+\)", summary.finding
+    )
+
+
+def test_gains_whose_intervals_reach_over_nought_are_not_shown_whatever_the_test_says(tmp_path):
+    results = read_results(draw_results(tmp_path / "run", ARMS, 5, methods=("spade",)))
+    gain = Effect(n=5, mean=0.003, relative=0.003, low=-0.001, high=0.008, relative_low=-0.1, relative_high=0.1, p=0.3)
+    sure = replace(gain, mean=-0.003, relative=-0.5, p=0.01, p_holm=0.04)
+    effects = {("spade+100", "dice"): gain, ("spade+100", "subtype_variance"): sure}
+    summary = summarise(results, effects, "spade+100")
+    assert summary.verdict == "No improvement shown"
+    assert "both intervals reach over nought, although the test of the variance alone would" in summary.finding
+    assert "corrected 0.040): open, as interval and test disagree." in summary.arms[0][1]
 
 
 def test_no_improvement_is_said_plainly(tmp_path):
@@ -214,7 +252,8 @@ def test_p_values_and_needs_are_written_as_people_read_them():
 def test_numbers_are_written_with_a_proper_minus():
     assert signed(-1.26, 1) == f"{MINUS}1.3"
     assert signed(1.26, 1) == "+1.3"
-    assert signed(-0.01, 1) == "0.0"
+    assert [signed(value, 1) for value in (-0.01, 0.0, 0.01)] == [f"{MINUS}0.0", "0.0", "+0.0"]
+    assert signed(float("nan"), 1) == "\N{EN DASH}"
     assert fixed(float("nan"), 2) == "\N{EN DASH}"
     assert interval(-1, 2, 0) == f"{MINUS}1 to +2"
     assert [duration(s) for s in (3.14, 59.99, 3900)] == ["3.1 s", "60.0 s", "1 h 5 min"]

@@ -16,7 +16,7 @@ from counterstain.study.statistics import spread
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\N{NO-BREAK SPACE}": "~", "±": r"$\pm$", MINUS: "$-$",
-    NONE: "--", "µ": r"\textmu{}", "²": r"$^2$",
+    NONE: "--", "µ": r"\textmu{}", "²": r"$^2$", "<": "$<$", ">": "$>$", "|": r"\textbar{}",
 }  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
@@ -13,11 +14,11 @@ from counterstain.report.record import SetRecord, TrainingRecord
 from counterstain.report.results import StudyRecord
 from counterstain.report.tables import Cell, Row, Table
 
-MADE_BY = {
-    "spade": "SPADE with a variational encoder: the whole image is drawn from the mask and random latent values",
-    "diffusion": "Latent diffusion: the whole image is drawn from the mask and noise",
-    "inpainting": "Latent diffusion inpainting: relabelled instances are redrawn, the rest is the real patch",
-    "oracle": "The phantom's own renderer",
+STYLE_OF = {
+    "own": "the style of its own slide",
+    "other": "the style of another training slide",
+    "mixture": "a style between those of two training slides",
+    "beyond": "a style beyond those of two training slides",
 }
 INTENDED_USE = (
     "Training of segmenters for this tissue class, beside real patches, where the rare subtypes are too few; methods "
@@ -28,7 +29,7 @@ LIMITS = (
     "Never for validation or testing: report figures on real tissue alone.",
     "New labels stand in old outlines: shape, neighbours and frequency of the subtypes are not those of real tissue.",
     "A generator keeps what its training patients had: scanner, stain, laboratory, population.",
-    "It may repeat parts of their images: the data protection that holds for them holds for the set.",
+    "It may repeat their images, and does where it keeps background or nuclei: the data protection holds for the set.",
 )
 
 
@@ -56,7 +57,7 @@ def data_sheets(
 def _sheet(found: SetRecord, trainings: Sequence[TrainingRecord], study: StudyRecord) -> Sheet:
     trained = next((t for t in trainings if t.sha256 and t.sha256 == found.generator), None)
     facts = {
-        "Method": MADE_BY.get(found.method, found.method),
+        "Method": _made_by(found, study),
         "Generator": f"checkpoint {found.generator}" if found.generator else f"none ({CEILING})",
         "Training of the generator": _training(found, trained, study),
         "Patches": f"{found.patches:,} of {found.size_px} {TIMES} {found.size_px} pixels at {found.mpp:g} µm per "
@@ -76,6 +77,36 @@ def _sheet(found: SetRecord, trainings: Sequence[TrainingRecord], study: StudyRe
         patients=", ".join(found.patients_seen),
         settings=yaml.safe_dump(found.settings, sort_keys=False, allow_unicode=True),
     )
+
+
+def _made_by(found: SetRecord, study: StudyRecord) -> str:
+    """Say what an image is drawn from; what of the real patch goes into it matters to those whose tissue it is."""
+    if is_oracle(found.method):
+        return "The phantom's own renderer"
+    style = STYLE_OF.get(str(_setting(found.settings, "synthesis", "style", "source")), "")
+    nuclei = "the nuclei of the real patch (its haematoxylin)" if found.settings.get("counterstain") else ""
+    encodes = _setting(study.config, "recipe", "spade", "use_vae") is not False
+    random = ("random latent values" if encodes and not style else "") if found.method == "spade" else "noise"
+    whole = f"the whole image is drawn from {_listed(['the mask', nuclei, style, random])}"
+    redrawn = _listed(["the mask", "the patch around them", nuclei, style, random])
+    return {
+        "spade": f"SPADE: {whole}",
+        "diffusion": f"Latent diffusion: {whole}",
+        "inpainting": f"Latent diffusion inpainting: relabelled instances are redrawn from {redrawn}; the rest is the "
+        "real patch",
+    }.get(found.method, found.method)
+
+
+def _setting(settings: Mapping[str, Any], *path: str) -> object:
+    found: object = settings
+    for key in path:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def _listed(words: Sequence[str]) -> str:
+    said = [word for word in words if word]
+    return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
 
 
 def _training(found: SetRecord, trained: TrainingRecord | None, study: StudyRecord) -> str:

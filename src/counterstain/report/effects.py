@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -83,18 +84,30 @@ def effects_on_test(results: Results, *, draws: int = 10_000, seed: int = 0) -> 
 
 
 def chosen_arm(results: Results) -> str | None:
-    """Return the arm with the highest mean Dice on validation; ties go to the lower subtype variance.
+    """Return the arm with synthetic images that has the highest mean Dice on validation.
 
-    Baselines (every arm without synthetic images) cannot be chosen, as they are what the choice is held against, nor
-    can oracle arms, which no real cohort has. None if no arm is left or validation has no results.
+    Ties go to the lower subtype variance. Baselines (every arm without synthetic images) cannot be chosen, as they are
+    what the choice is held against (see :func:`preferred_baseline`), nor can oracle arms, which no real cohort has.
+    None if no arm is left or validation has no results.
     """
-    candidates = [a for a in results.arms if not (is_baseline(method_of(a)) or is_oracle(a))]
-    table = results.results
-    rows = table.loc[(table["split"] == "val") & table["arm"].isin(candidates)]
-    means = rows.groupby("arm")[list(MAIN)].mean().dropna(subset=["dice"])
+    means = _on_validation(results, [a for a in results.arms if not (is_baseline(method_of(a)) or is_oracle(a))])
     if means.empty:
         return None
     return str(means.sort_values(list(MAIN), ascending=[False, True], kind="stable").index[0])
+
+
+def preferred_baseline(results: Results, chosen: str) -> tuple[str, float, float] | None:
+    """Return the baseline that validation ranks above the chosen arm, and the mean Dice of both there; None if none."""
+    means = _on_validation(results, [chosen, *(a for a in results.arms if is_baseline(method_of(a)))])["dice"]
+    best = str(means.idxmax())
+    return None if best == chosen else (best, float(means[best]), float(means[chosen]))
+
+
+def _on_validation(results: Results, arms: Sequence[str]) -> pd.DataFrame:
+    """Return the means of the main measures over repeats, by arm."""
+    table = results.results
+    rows = table.loc[(table["split"] == "val") & table["arm"].isin(arms)]
+    return rows.groupby("arm")[list(MAIN)].mean().dropna(subset=["dice"])
 
 
 def _measures(taxonomy: Taxonomy, counts: pd.DataFrame) -> dict[str, Measure]:

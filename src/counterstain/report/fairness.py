@@ -65,4 +65,5 @@ def _filters(table: pd.DataFrame) -> Iterator[str]:
             f"{label_of(str(row['synthetic_set']))} {rejected:,} of {drawn:,} images ({share})"
         )
     for name, told in rates.items():
-        yield f"One filter for all methods ({name}); refused: {', '.join(told)}."
+        whom = "all synthetic sets" if len(rates) == 1 else "these sets"
+        yield f"One filter for {whom} ({name}); refused: {', '.join(told)}."

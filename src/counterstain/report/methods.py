@@ -8,9 +8,11 @@ from typing import Any
 from counterstain.config import build
 from counterstain.data.sampling import SamplingConfig
 from counterstain.errors import ConfigError
+from counterstain.generators.methods import METHODS
 from counterstain.recipe import Recipe
+from counterstain.report.arms import label_of
 from counterstain.report.methods_generators import generator_paragraphs, training_of
-from counterstain.report.methods_variants import variants_paragraph
+from counterstain.report.methods_variants import STAINS, variants_paragraph
 from counterstain.report.numbers import PERCENT, TIMES, counted
 from counterstain.report.results import StudyRecord
 from counterstain.segmentation.segmenter_config import SegmenterConfig
@@ -34,13 +36,15 @@ STYLES = {
 }
 
 
-def methods_paragraphs(study: StudyRecord) -> tuple[str, ...]:
+def methods_paragraphs(study: StudyRecord, starts: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the methods of a study, without its statistics, a paragraph each.
 
     Parameters
     ----------
     study : StudyRecord
         Its ``config`` has ``recipe`` and ``study``; what is lacking there is left out.
+    starts : sequence of str
+        What the trainings recorded that their encoders started from; without any, the recipe is believed.
     """
     recipe = _recipe(study)
     if recipe is None:
@@ -48,8 +52,8 @@ def methods_paragraphs(study: StudyRecord) -> tuple[str, ...]:
     methods = [method for method in ("spade", "diffusion", "inpainting", "oracle") if _uses(study, method)]
     parts = [_data(study), _patches(study, recipe)]
     if methods:
-        parts += [_relabelling(study, recipe), *generator_paragraphs(recipe, methods), _mixing(recipe)]
-    parts.append(_segmenter(study, recipe))
+        parts += [_relabelling(study, recipe), *generator_paragraphs(recipe, methods), _mixing(study, recipe)]
+    parts.append(_segmenter(study, recipe, starts))
     if variants := _variants(study):
         parts.append(variants)
     return (*parts, _software(study))
@@ -93,10 +97,11 @@ def _patches(study: StudyRecord, recipe: Recipe) -> str:
     size = f" ({recipe.size_px * mpp:g} µm)" if mpp else ""
     sampling = recipe.segmenter.sampling
     return (
-        f"Patches: all networks were trained on patches of {recipe.size_px} {TIMES} {recipe.size_px} pixels{size}, cut "
-        f"anew for every step. {_share(sampling.background_share)} of them were centred on a pixel of background, the "
-        f"others on {study.taxonomy.tissue_class}: in the arm tumor from any instance, a slide being drawn first; in "
-        "all other arms a subtype was drawn uniformly, then a slide that has it, then one of its pixels there. "
+        f"Patches: all networks were trained on patches of {recipe.size_px} {TIMES} {recipe.size_px} pixels{size}; "
+        f"segmenters on patches cut anew for every step. {_share(sampling.background_share)} of these were centred on "
+        f"a pixel of background, the others on {study.taxonomy.tissue_class}: in the arm tumor from any instance, a "
+        "slide being drawn first; in all other arms a subtype was drawn uniformly, then a slide that has it, then one "
+        "of its pixels there. "
         f"{augmentation_sentence(sampling)}"
     )
 
@@ -106,12 +111,17 @@ def augmentation_sentence(sampling: SamplingConfig) -> str:
     ways = {"mirrored": sampling.flip, "turned by 0, 90, 180 or 270 degrees": sampling.quarter_turns}
     turned = [way for way, on in ways.items() if on]
     jitter = (
-        f" The optical density of each colour channel was scaled and shifted at random (standard deviation "
+        f" The optical density of {STAINS[sampling.stains]} was scaled and shifted at random (standard deviation "
         f"{sampling.stain_jitter:g})."
         if sampling.stain_jitter
         else " Colours were not changed."
     )
     return (f"Patches were {' and '.join(turned)} at random." if turned else "Patches were not turned.") + jitter
+
+
+def _centred(sampling: SamplingConfig) -> str:
+    way = {"tumor": "any instance", "subtype": "each subtype equally often"}[sampling.mode]
+    return f"{_share(sampling.background_share)} centred on background, the others on {way}"
 
 
 def _share(share: float) -> str:
@@ -125,20 +135,20 @@ def _relabelling(study: StudyRecord, recipe: Recipe) -> str:
     kept = f" Instances of {', '.join(relabel.keep)} kept their label." if relabel.keep else ""
     basis = "number of instances" if relabel.balance == "count" else "area"
     return (
-        f"Relabelling: masks of training patches were taken, and every instance of {study.taxonomy.tissue_class} got a "
-        f"new subtype, {target}; shares are of the {basis}, kept in every block of 64 patches.{kept} All methods drew "
-        f"the same masks{STYLES[synthesis.style.source]}. {_filter(study, recipe)}"
+        f"Relabelling: masks of training patches were taken ({_centred(synthesis.sampling)}), and every instance of "
+        f"{study.taxonomy.tissue_class} got a new subtype, {target}; shares are of the {basis}, kept in every block of "
+        f"64 patches.{kept} All methods drew the same masks{STYLES[synthesis.style.source]}. {_filter(study, recipe)}"
     )
 
 
 def _filter(study: StudyRecord, recipe: Recipe) -> str:
     synthesis = recipe.synthesis
     if synthesis.reject == "none":
-        return "No generated image was refused."
+        return "No image was refused for its brightness."
     rates = ", ".join(
         f"{method} {100 * count.rejected / count.drawn:.1f}{PERCENT}"
         for method, count in study.filter.items()
-        if count.drawn
+        if count.drawn and method in METHODS  # of filtered sets a judge has its say as well
     )
     return (
         f"For every method an image was refused and drawn again, at most {synthesis.attempts - 1} times, where its "
@@ -147,7 +157,7 @@ def _filter(study: StudyRecord, recipe: Recipe) -> str:
     )
 
 
-def _mixing(recipe: Recipe) -> str:
+def _mixing(study: StudyRecord, recipe: Recipe) -> str:
     mixing = recipe.segmenter.mixing
     steps = (
         "All arms took the same number of optimiser steps."
@@ -157,13 +167,19 @@ def _mixing(recipe: Recipe) -> str:
     return (
         f"Mixing: an amount of +100{PERCENT} is {mixing.epoch_patches:,} synthetic patches. In an arm of amount a "
         "(1 = +100\N{NO-BREAK SPACE}%) each training patch was synthetic with probability a / (1 + a), drawn uniformly "
-        f"from the set, and varied like a real one. {steps}"
+        f"from the set, and varied like a real one.{_only(study)} {steps}"
     )
 
 
-def _segmenter(study: StudyRecord, recipe: Recipe) -> str:
+def _only(study: StudyRecord) -> str:
+    found = [label_of(arm) for arm in study.arms if "+only" in arm]
+    return f" {' and '.join(found)} trained on synthetic patches alone." if found else ""
+
+
+def _segmenter(study: StudyRecord, recipe: Recipe, starts: Sequence[str]) -> str:
     config = recipe.segmenter
-    weights = "initialised at random" if config.encoder_weights is None else f"from {config.encoder_weights} weights"
+    asked = "random" if config.encoder_weights is None else config.encoder_weights
+    weights = " or ".join(_start(start) for start in dict.fromkeys(starts or [asked]))
     window, overlap = config.inference.window_px, config.inference.overlap_px
     windows = (
         f"windows of {window or recipe.size_px} pixels that overlap by "
@@ -177,6 +193,13 @@ def _segmenter(study: StudyRecord, recipe: Recipe) -> str:
         f"{_times(study.repeats)}; repeat r has the same initial weights and the same order of data in all arms. "
         f"Regions were segmented in {windows}, blended."
     )
+
+
+def _start(start: str) -> str:
+    """Say what the encoder started from, as trainings record it."""
+    kind, _, remark = start.partition(" (")
+    words = "initialised at random" if kind == "random" else f"from {kind} weights"
+    return f"{words}, as {remark.rstrip(')')}" if remark else words
 
 
 def _times(repeats: int) -> str:

@@ -115,7 +115,8 @@ def _diffusion(config: DiffusionConfig) -> str:
         f"({noise.timesteps:,} timesteps, variances {noise.beta_start:g} to "
         f"{noise.beta_end:g}, {SCHEDULES[noise.schedule]}) and was {training_of(config.training)} with AdamW "
         f"(learning rate {config.scaled_lr:g}{warm}{falls}, weight decay {config.weight_decay:g}), minimising the "
-        f"{LOSSES[config.loss]}.{_average(config.ema_decay)} {_sampler(config.sampler)}"
+        f"{LOSSES[config.loss]}.{_average(config.ema_decay)}{_pool(config)}{_context(config)} "
+        f"{_sampler(config.sampler)}"
     )
 
 
@@ -142,6 +143,21 @@ def _style(config: DiffusionConfig) -> str:
         f" It was also given the style of the patch's slide: statistics of the background's optical density and a "
         f"learned code of {style.code} numbers, averaged over "
         f"{counted(style.references, 'other patch', 'other patches')} of the slide{dropout}."
+    )
+
+
+def _pool(config: DiffusionConfig) -> str:
+    if not config.latent_pool:
+        return ""
+    return f" Its patches were cut and encoded once, {config.latent_pool:,} of them, from which each batch was drawn."
+
+
+def _context(config: DiffusionConfig) -> str:
+    if not config.context_share:
+        return ""
+    return (
+        f" In {100 * config.context_share:g}{PERCENT} of the samples it saw the latents around some instances in extra "
+        "channels, as when inpainting."
     )
 
 

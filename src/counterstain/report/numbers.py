@@ -22,9 +22,10 @@ def fixed(value: float, digits: int) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-    """Write a difference: always with its sign, except for nought."""
-    text = fixed(value, digits)
-    return text if value <= 0 or not math.isfinite(value) or float(text) == 0 else f"+{text}"
+    """Write a difference: always with its sign, except for nought itself (``-0.0`` is a little below)."""
+    if not math.isfinite(value):
+        return NONE
+    return f"{value:+.{digits}f}".replace("-", MINUS) if value else fixed(value, digits)
 
 
 def interval(low: float, high: float, digits: int, unit: str = "") -> str:

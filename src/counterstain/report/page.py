@@ -13,8 +13,9 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from counterstain.errors import InputError
+from counterstain.generators.methods import METHODS
 from counterstain.report import tables
-from counterstain.report.arms import CEILING, is_oracle, label_of
+from counterstain.report.arms import CEILING, is_oracle, label_of, method_of
 from counterstain.report.copies import table_copies
 from counterstain.report.datasheet import INTENDED_USE, LIMITS, data_sheets
 from counterstain.report.effects import chosen_arm, effects_on_test
@@ -76,6 +77,7 @@ def render(results: Results, *, place: Path | None = None, draws: int = 10_000, 
     effects = effects_on_test(results, draws=draws, seed=seed)
     chosen = chosen_arm(results)
     trainings, sets = read_trainings(results.folder), read_sets(results.folder)
+    fairness = read_fairness(results.folder)
     return _template().render(
         css=_inlined("page.css"),
         js=_inlined("page.js"),
@@ -96,8 +98,9 @@ def render(results: Results, *, place: Path | None = None, draws: int = 10_000, 
         config=yaml.safe_dump(results.study.config, sort_keys=False, allow_unicode=True),
         draws=draws,
         copies=table_copies(results, effects, chosen),
-        methods=methods_paragraphs(results.study),
-        fairness=fairness_sentences(read_fairness(results.folder)),
+        methods=methods_paragraphs(results.study, fairness["starts_from"].tolist()),
+        generates=any(method_of(arm) in METHODS for arm in results.study.arms),
+        fairness=fairness_sentences(fairness),
         sheets=data_sheets(sets, trainings, results.study),
         intended_use=INTENDED_USE,
         limits=LIMITS,

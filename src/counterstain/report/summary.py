@@ -6,8 +6,15 @@ import math
 from dataclasses import dataclass
 
 from counterstain.report.arms import CEILING, is_oracle, label_of
-from counterstain.report.certainty import both_p_text, looks_sentence, p_text, power_sentence, smallest_p_caution
-from counterstain.report.effects import HIGHER_IS_BETTER, MAIN, UNDEFINED, Effect, Effects
+from counterstain.report.certainty import (
+    SIGNIFICANT,
+    both_p_text,
+    looks_sentence,
+    p_text,
+    power_sentence,
+    smallest_p_caution,
+)
+from counterstain.report.effects import HIGHER_IS_BETTER, MAIN, UNDEFINED, Effect, Effects, preferred_baseline
 from counterstain.report.numbers import NO_INTERVAL, PERCENT, counted, fixed, interval, signed
 from counterstain.report.results import Results
 
@@ -74,7 +81,8 @@ def judge(effect: Effect, measure: str) -> str:
 def _nothing_to_compare(results: Results) -> tuple[str, str]:
     reference = label_of(results.study.reference)
     return "Nothing to compare", (
-        f"No arm with synthetic images has results on validation and test, so nothing can be held against {reference}."
+        "No arm with images of a generator has results on validation and test, so none was chosen to be held against "
+        f"{reference}."
     )
 
 
@@ -82,7 +90,8 @@ def _finding(results: Results, effects: Effects, chosen: str) -> tuple[str, str]
     of_dice, of_variance = (effects.get((chosen, measure), UNDEFINED) for measure in MAIN)
     n = of_dice.n
     seen = (
-        f"The best arm on validation, {label_of(chosen)}, differs from {label_of(results.study.reference)} on the "
+        f"Of the arms with synthetic images validation chose {label_of(chosen)}{_baseline_ahead(results, chosen)}. "
+        f"It differs from {label_of(results.study.reference)} on the "
         f"test part by {_points(of_dice)} of {results.study.taxonomy.tissue_class} Dice "
         f"({_with_p(_named(_interval_points(of_dice)), p_text(of_dice.p))}) and by "
         f"{_percent(of_variance)} in subtype variance "
@@ -95,6 +104,15 @@ def _finding(results: Results, effects: Effects, chosen: str) -> tuple[str, str]
             f"With {counted(n, 'repeat')} {trend}nothing can be concluded. {seen}",
         )
     return _verdict(of_dice, of_variance, seen)
+
+
+def _baseline_ahead(results: Results, chosen: str) -> str:
+    """Say where validation would rather have no synthetic images at all."""
+    ahead = preferred_baseline(results, chosen)
+    if ahead is None:
+        return ""
+    baseline, theirs, own = ahead
+    return f", but {label_of(baseline)} is ahead of it there (Dice {fixed(theirs, 4)} against {fixed(own, 4)})"
 
 
 def _power(results: Results, effects: Effects, chosen: str) -> str:
@@ -114,7 +132,18 @@ def _verdict(of_dice: Effect, of_variance: Effect, seen: str) -> tuple[str, str]
         return f"Improved {' and '.join(better)}", f"Synthetic images improved {' and '.join(better)}. {seen}"
     if worse or not _gains(of_dice, of_variance):
         return "No improvement", f"There is no improvement by synthetic images. {seen}"
-    return "No improvement shown", f"No improvement can be shown: the differences are within chance. {seen}"
+    return "No improvement shown", f"No improvement can be shown: {_both_ways(of_dice, of_variance)}. {seen}"
+
+
+def _both_ways(of_dice: Effect, of_variance: Effect) -> str:
+    """Say why gains are not taken for shown, and whether the tests see it otherwise."""
+    seen = [name for name, effect in (("Dice", of_dice), ("variance", of_variance)) if _significant(effect.p)]
+    but = f", although the test of the {' and the '.join(seen)} alone would" if seen else ""
+    return f"both intervals reach over nought{but}"
+
+
+def _significant(p: float) -> bool:
+    return math.isfinite(p) and p < SIGNIFICANT
 
 
 def _gains(of_dice: Effect, of_variance: Effect) -> bool:
@@ -141,7 +170,8 @@ def _in_words(effect: Effect, measure: str) -> str:
         return "too few repeats to tell" if gain > 0 else "no improvement seen"
     if gain > 0 and not math.isfinite(effect.low):
         return "whether by chance cannot be told"
-    words = {"better": "improved", "worse": "worse", "unclear": "within chance" if gain > 0 else "no improvement"}
+    unclear = "open, as interval and test disagree" if _significant(effect.p_holm) else "within chance"
+    words = {"better": "improved", "worse": "worse", "unclear": unclear if gain > 0 else "no improvement"}
     return words[judge(effect, measure)]
 
 

@@ -120,7 +120,9 @@ def filter_table(results: Results) -> Table:
         )
         for method, count in results.study.filter.items()
     ]
-    caption = "Images that the filter rejected; it is the same for every method"
+    judged = any("filtered" in name for name in results.study.filter)
+    of_judge = "; of filtered sets also those that the judge refused" if judged else ""
+    caption = f"Images that the filter rejected; it is the same for every method{of_judge}"
     return Table(caption=caption, columns=("Method", "Drawn", "Rejected", "Rate"), rows=tuple(rows))
 
 
@@ -166,7 +168,7 @@ def _tags(results: Results, arm: str, chosen: str | None) -> tuple[str, ...]:
     said = {
         "reference": arm == results.study.reference,
         "baseline": is_baseline(arm) and arm != results.study.reference,
-        "best on validation": arm == chosen,
+        "chosen on validation": arm == chosen,
         CEILING: is_oracle(arm),
     }
     return tuple(tag for tag, holds in said.items() if holds)

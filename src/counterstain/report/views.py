@@ -34,7 +34,7 @@ def figure_views(results: Results, chosen: str | None) -> list[FigureView]:
     """Draw every figure; ``chosen`` is the arm that validation chose."""
     study, taxonomy = results.study, results.study.taxonomy
     tissue, reference = taxonomy.tissue_class, label_of(study.reference)
-    beside = f" beside {label_of(chosen)}, the best arm on validation, and their difference" if chosen else ""
+    beside = f" beside {label_of(chosen)}, chosen on validation, and their difference" if chosen else ""
     return [
         FigureView(
             "boxplots",
