@@ -7,9 +7,10 @@ import pytest
 from drawn_cohort import draw_cohort, draw_region
 
 from counterstain.cli import main
+from counterstain.config import build
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.subset import keep_training_patients, link_cohort, order_patients
-from counterstain.errors import InputError
+from counterstain.errors import ConfigError, InputError
 from counterstain.segmentation.counts import dice
 from counterstain.study.config import StudyConfig
 from counterstain.study.headroom import HeadroomConfig, sizes_of
@@ -106,6 +107,17 @@ def test_sizes_double_up_to_all():
     assert sizes_of(HeadroomConfig(patients=(24, 12)), 78) == (12, 24)
     with pytest.raises(InputError, match="3 training patients are too few to be halved"):
         sizes_of(HeadroomConfig(), 3)
+
+
+def test_a_curve_needs_two_different_numbers():
+    with pytest.raises(ConfigError, match="two different numbers"):
+        build(HeadroomConfig, {"patients": [12, 12]})
+
+
+def test_patients_behind_generated_images_are_not_chosen_to_train(tmp_path):
+    whole = draw_cohort(tmp_path / "whole", regions=1)
+    whole.source["patients_seen"] = ["from elsewhere"]
+    assert "from elsewhere" not in keep_training_patients(whole, 2, 0).regions["patient"].tolist()
 
 
 def test_a_power_law_is_found_again():

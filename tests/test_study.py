@@ -8,11 +8,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from drawn_cohort import draw_cohort
+from typer.testing import CliRunner
 
+from counterstain.cli import app
+from counterstain.cli import study as cli_module
 from counterstain.errors import ConfigError, DivergenceError, InputError, MismatchError
 from counterstain.report.page import write_report
 from counterstain.report.results import read_results
 from counterstain.study import attempt as attempt_module
+from counterstain.study import results as results_module
 from counterstain.study import run as run_module
 from counterstain.study import stages
 from counterstain.study.config import load_study
@@ -133,10 +138,13 @@ def test_a_study_ends_with_results_and_a_report(finished):
 
 
 def test_running_again_runs_nothing_and_changes_nothing(finished, monkeypatch):
-    before = (finished / "run" / "results" / "results.csv").read_bytes()
+    names = ("results.csv", "study.json")
+    before = [(finished / "run" / "results" / name).read_bytes() for name in names]
+    other = {"versions": {"torch": "of this process, which trains nothing"}, "device": "other"}
+    monkeypatch.setattr(results_module, "software", lambda: other)
     monkeypatch.setattr(attempt_module, "run_cell", lambda *_: pytest.fail("a finished cell ran again"))
     run_study(load(finished), finished / "run")
-    assert (finished / "run" / "results" / "results.csv").read_bytes() == before
+    assert [(finished / "run" / "results" / name).read_bytes() for name in names] == before
 
 
 def test_a_training_that_diverges_is_recorded_and_the_rest_goes_on(finished, tmp_path, monkeypatch):
@@ -153,6 +161,36 @@ def test_a_training_that_diverges_is_recorded_and_the_rest_goes_on(finished, tmp
     assert "spade+100" not in set(results.results["arm"])
     assert "spade+50" in set(results.results["arm"])
     assert [failure.why for failure in results.study.failed] == ["step 1: loss is nan", "an input of it failed"]
+
+
+def test_a_study_without_any_result_says_what_failed_first(tmp_path, monkeypatch):
+    def diverging(_cell, _root):
+        raise DivergenceError("step 1: loss is nan")
+
+    monkeypatch.setitem(stages._WORK, "segmenter", diverging)
+    with pytest.raises(InputError, match=r"no arm has a result; the first failure: segmenter .* loss is nan"):
+        cli_module._run_and_report(load(tmp_path, "methods=[]"), tmp_path / "run", "study")
+
+
+@pytest.mark.parametrize("fewer", [{}, {"train_patients": 2}], ids=["whole", "fewer patients"])
+def test_a_study_goes_on_where_its_cohort_was_moved_to(tmp_path, fewer):
+    def run(repeats):
+        return run_study(load(tmp_path, methods=[], cohort=given | fewer, repeats=repeats), tmp_path / "run")
+
+    given = {"path": str(draw_cohort(tmp_path / "here", regions=1).folder)}
+    run(1)
+    given["path"] = str((tmp_path / "here").rename(tmp_path / "there"))
+    results = read_results(run(2))
+    assert set(results.results["repeat"]) == {0, 1}
+    assert results.study.cohort.regions == (4 if fewer else 5)  # those that no part has do not count
+    assert set(results.composition["split"]) == {"train", "val", "test"}
+
+
+def test_the_folder_of_another_study_is_not_cleaned(finished, tmp_path):
+    before = sorted((finished / "run" / "cells").iterdir())
+    words = ["study", "clean", str(study_file(tmp_path, name="other")), "--out", str(finished / "run"), "--yes"]
+    assert isinstance(CliRunner().invoke(app, words).exception, MismatchError)
+    assert sorted((finished / "run" / "cells").iterdir()) == before
 
 
 def test_a_second_process_on_the_same_study_is_refused(finished):

@@ -4,12 +4,14 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from small_study import small_study
 
 from counterstain.errors import ConfigError, DivergenceError, StorageError
+from counterstain.storage import write_json
 from counterstain.study import journal, stages
 from counterstain.study.attempt import Outcome, attempt
 from counterstain.study.clean import leftovers, remove
@@ -23,7 +25,7 @@ from counterstain.study.run import run_study, whole_cells
 from counterstain.study.schedule import run_cells
 from counterstain.study.sharding import cells_of
 from counterstain.study.state import read_plan, rows_of, state_of
-from counterstain.study.state_text import failures, plan_tree, running, stage_table, what_it_takes
+from counterstain.study.state_text import failures, plan_tree, running, stage_table, time_left, what_it_takes
 
 HERE = Path(__file__).parent
 
@@ -181,6 +183,20 @@ def test_what_is_left_is_estimated_from_cells_of_the_same_stage(tmp_path):
     state = state_of(tmp_path, rows_of(DIAMOND))
     assert (state.seconds_left(1), state.seconds_left(2), state.seconds_left(9)) == (40, 30, 30)  # a, b or c, d wait
     assert "4 left\nat least 0:40, about 8.0 MB of disk" in what_it_takes(state, tmp_path, 1)
+
+
+def test_nothing_is_promised_of_stages_of_which_no_cell_has_finished(tmp_path):
+    told = time_left(state_of(tmp_path, rows_of(DIAMOND)), 2)
+    assert told == "how long the rest takes is not known yet: no cell of segmenter has finished"
+
+
+def test_shards_of_a_set_that_is_whole_are_done(tmp_path):
+    shards = cell("shards", stage="shards")
+    whole = replace(cell("set", shards, stage="synthetic"), details={"count": 4})
+    rows = rows_of([shards, whole])
+    assert list(state_of(tmp_path, rows).states.values()) == ["left", "left"]
+    write_json(tmp_path / "cells" / whole.folder / "cell.json", {"count": 4})
+    assert list(state_of(tmp_path, rows).states.values()) == ["done", "done"]
 
 
 def test_a_finished_study_shows_all_its_cells_done(finished):

@@ -89,8 +89,20 @@ def _run_and_report(study: object, out: Path, source: str | Path, executor: obje
     assert isinstance(study, StudyConfig)
     assert executor is None or isinstance(executor, ExecutorConfig)
     results = run_study(study, out, source=source, executor=executor)
+    _check_any(results)
     _print_results(results)
     typer.echo(f"report: {write_report(results.parent, command='study run')}")
+
+
+def _check_any(results: Path) -> None:
+    """Raise InputError where no arm has a result."""
+    from counterstain.errors import InputError
+    from counterstain.storage import read_json
+
+    failed = read_json(results / "study.json")["failed"]
+    if failed and (results / "results.csv").stat().st_size < 2:
+        why = failed[0]["why"].partition("\n")[0]
+        raise InputError(f"{results.parent}: no arm has a result; the first failure: {failed[0]['cell']}: {why}")
 
 
 def _print_results(results: Path) -> None:

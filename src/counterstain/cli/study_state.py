@@ -70,7 +70,7 @@ def clean(
 ) -> None:
     """Delete the folders of cells that the study's plan no longer refers to, after asking."""
     from counterstain.errors import InputError
-    from counterstain.storage import stage_of
+    from counterstain.storage import claim, stage_of
     from counterstain.study.clean import leftovers, remove
     from counterstain.study.config import load_study
     from counterstain.study.plan import cells_folder
@@ -82,6 +82,7 @@ def clean(
     run = out or Path("out") / file.stem
     if stage_of(run) != "study":
         raise InputError(f"{run}: not the folder of a study; give the one of 'study run' with --out")
+    claim(run, "study", {"name": study.name})  # or else everything would be left over
     with locked(run):
         planned = {cell.folder for cell in cells_of(study, study.resolved_recipe(file))}
         found = leftovers(cells_folder(run), planned)

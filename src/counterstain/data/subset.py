@@ -57,16 +57,20 @@ def keep_training_patients(cohort: Cohort, count: int, seed: int) -> Cohort:
         The training part has fewer patients.
     """
     check_count(cohort, count)
-    training = cohort.patients("train")
     scores = patient_scores(cohort)
-    kept = order_patients({patient: scores[patient] for patient in training}, seed)[:count]
+    kept = order_patients({patient: scores[patient] for patient in _training(cohort)}, seed)[:count]
     parts = {part: cohort.patients(part) for part in PARTS} | {"train": kept}
     return cohort.write_split({patient: part for part, patients in parts.items() for patient in patients})
 
 
+def _training(cohort: Cohort) -> list[str]:
+    """Return the patients of the training part's own regions, without those behind generated images."""
+    return sorted({*cohort.regions.loc[cohort.regions["split"] == "train", "patient"]})
+
+
 def check_count(cohort: Cohort, count: int) -> None:
     """Raise InputError unless the training part has so many patients."""
-    available = len(cohort.patients("train"))
+    available = len(_training(cohort))
     if count > available:
         raise InputError(
             f"{cohort.folder}: {count} training patients are asked for, its training part has {available}; "
@@ -77,10 +81,15 @@ def check_count(cohort: Cohort, count: int) -> None:
 def link_cohort(cohort: Cohort, folder: Path) -> Cohort:
     """Make a cohort with tables of its own whose pixels are those of another one; the other must stay in its place."""
     folder.mkdir(parents=True, exist_ok=True)
-    packs = folder / "packs"
-    packs.unlink(missing_ok=True)
-    packs.symlink_to((cohort.folder / "packs").resolve(), target_is_directory=True)
+    link_packs(cohort.folder, folder)
     for name in FILES:
         with replacing(folder / name) as partial:
             shutil.copyfile(cohort.folder / name, partial)
     return Cohort.open(folder)
+
+
+def link_packs(whole: Path, folder: Path) -> None:
+    """Let a cohort made by :func:`link_cohort` find the pixels of the whole one, which may have been moved."""
+    packs = folder / "packs"
+    packs.unlink(missing_ok=True)
+    packs.symlink_to((whole / "packs").resolve(), target_is_directory=True)

@@ -100,7 +100,8 @@ def _parts(table: pd.DataFrame) -> list[str]:
 
 
 def _split_names(table: pd.DataFrame) -> pd.Series:
-    return table["split"].astype(object).where(table["split"].notna(), "cohort").astype(str)
+    unsplit = "cohort" if table["split"].isna().all() else "no part"
+    return table["split"].astype(object).where(table["split"].notna(), unsplit).astype(str)
 
 
 def _totals(table: pd.DataFrame, parts: Sequence[str], taxonomy: Taxonomy, column: str) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from counterstain.config import Config
 from counterstain.data.cohort import Cohort
@@ -23,7 +23,7 @@ from counterstain.storage import claim, write_csv, write_parquet, write_text
 from counterstain.study.learning_curve import Extrapolation, Step, bootstrapped, extrapolate, in_words, steps
 from counterstain.study.plan import Cell, cells_folder, cohort_with_fewer
 from counterstain.study.run import locked
-from counterstain.study.stages import is_done, run_cell
+from counterstain.study.stages import follow_cohort, is_done, run_cell
 from counterstain.taxonomy import Taxonomy
 
 SMALLEST = 4
@@ -32,10 +32,16 @@ Measure = Callable[[np.ndarray], np.ndarray]
 Ran = Callable[[], None]
 
 
+def _two_numbers(patients: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(patients)) < 2:
+        raise ValueError("a curve needs two different numbers or more")
+    return patients
+
+
 class HeadroomConfig(Config):
     """Which points of the learning curve are trained."""
 
-    patients: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)] | None = None
+    patients: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(_two_numbers)] | None = None
     """Numbers of training patients; null = all of them, half, a quarter, … down to about four."""
     repeats: Annotated[int, Field(ge=1, le=1000)] = 3
     """Trainings at each number. A repeat has its own choice of patients and its own seeds; along one repeat larger
@@ -101,6 +107,7 @@ def measure_headroom(
     root = cells_folder(out)
     with locked(out):
         for point in points:
+            follow_cohort(point[0], root)
             for cell in point:
                 if not is_done(cell, root):
                     run_cell(cell, root)

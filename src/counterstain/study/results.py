@@ -9,15 +9,12 @@ training and set) and ``gallery.parquet``.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from counterstain.data.cohort import PARTS as COHORT_PARTS
 from counterstain.data.cohort import Cohort
@@ -34,11 +31,11 @@ from counterstain.study.gallery import write_gallery
 from counterstain.study.integrity import DONE_FILE
 from counterstain.study.plan import REFERENCE, Cell, cells_folder
 from counterstain.study.set_record import set_record
+from counterstain.study.software import merged, software
 from counterstain.study.stages import is_done, open_cohort
 from counterstain.study.training_record import training_records
 from counterstain.taxonomy import Taxonomy
 
-PACKAGES = ("counterstain", "torch", "lightning", "diffusers", "segmentation-models-pytorch", "numpy", "zarr")
 POINTS_PER_CURVE, DIGITS_PER_POINT = 100, 5  # finer than any plot shows; a study has some hundred curves
 
 
@@ -56,11 +53,13 @@ def write_results(
             "seconds": _seconds(done, root),
             "failed": [{"cell": name, "why": why} for name, why in failures.items()],
             "filter": {method: _filtered(found) for method, found in sets.items()},
+            **_made_with(done, root),
         }
         write_json(folder / "study.json", _study(study, recipe, cohort) | happened)
         write_csv(folder / "results.csv", results_table(counts, cohort.taxonomy))
         counts.to_parquet(folder / "counts.parquet", index=False)
-        write_csv(folder / "composition.csv", cohort.composition())
+        composition = cohort.composition()
+        write_csv(folder / "composition.csv", composition[composition["split"].notna()])
         write_csv(folder / "synthetic.csv", _balance(sets))
         write_csv(folder / "losses.csv", _losses(done, root))
         # A filtered set has other masks in some places, so its images do not stand beside the others'.
@@ -74,7 +73,7 @@ def write_results(
 
 def results_table(counts: pd.DataFrame, taxonomy: Taxonomy) -> pd.DataFrame:
     """Derive a row per arm, repeat and part from count tables; columns: arm, repeat, split, then the measures."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (arm, repeat, split), table in counts.groupby(["arm", "repeat", "split"], sort=False):
         scores = measures(pooled(table), taxonomy) | slide_measures(table, taxonomy)
         rows.append({"arm": arm, "repeat": repeat, "split": split} | scores)
@@ -102,6 +101,12 @@ def _seconds(done: Sequence[Cell], root: Path) -> dict[str, float]:
     return seconds
 
 
+def _made_with(done: Sequence[Cell], root: Path) -> dict[str, Any]:
+    """Return versions and device that the cells noted, and not those of this process, which may have made none."""
+    noted = [read_json(root / cell.folder / DONE_FILE) for cell in done]
+    return merged([cell for cell in noted if "versions" in cell] or [software()])
+
+
 def _study(study: StudyConfig, recipe: Recipe, cohort: Cohort) -> dict[str, Any]:
     config = study.model_dump(mode="json", exclude={"recipe", "cohort"})
     return {
@@ -112,15 +117,13 @@ def _study(study: StudyConfig, recipe: Recipe, cohort: Cohort) -> dict[str, Any]
             "source": str(cohort.source.get("kind", "")),
             "mpp": cohort.mpp,
             "fingerprint": cohort.fingerprint,
-            "regions": len(cohort),
+            "regions": int(cohort.regions["split"].notna().sum()),
             "patients": {part: len(cohort.patients(part)) for part in COHORT_PARTS},
         },
         "config": {"study": config, "cohort": cohort.source, "recipe": recipe.model_dump(mode="json")},
         "arms": [arm.name for arm in study.arms],
         "reference": REFERENCE,
         "repeats": study.repeats,
-        "versions": _versions(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",
         "notes": [],
     }
 
@@ -154,13 +157,3 @@ def _losses(done: Sequence[Cell], root: Path) -> pd.DataFrame:
             tables.append(shown.assign(value=[float(f"{value:.{DIGITS_PER_POINT}g}") for value in shown["value"]]))
     columns = ["stage", "step", "name", "value"]
     return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions

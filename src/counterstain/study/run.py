@@ -19,7 +19,7 @@ from counterstain.study.plan import Cell, cells_folder
 from counterstain.study.results import write_results
 from counterstain.study.schedule import run_cells, say
 from counterstain.study.sharding import cells_of
-from counterstain.study.stages import is_done
+from counterstain.study.stages import follow_cohort, is_done
 from counterstain.study.state import rows_of, write_plan
 
 READ_BY_RESULTS = {"cohort", "synthetic", "evaluation"}
@@ -59,6 +59,7 @@ def run_study(
     with locked(out):
         write_text(out / "study.yaml", to_yaml(study))
         write_plan(out, rows_of(cells))
+        follow_cohort(cells[0], cells_folder(out))
         failures = _run(cells, cells_folder(out), study, executor or ExecutorConfig())
         return write_results(study, recipe, cells, out, failures)
 

@@ -18,7 +18,7 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.phantom import PhantomConfig, write_phantom
 from counterstain.data.split import SplitConfig, split_cohort
-from counterstain.data.subset import keep_training_patients, link_cohort
+from counterstain.data.subset import keep_training_patients, link_cohort, link_packs
 from counterstain.errors import InputError, MismatchError
 from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.diffusion_config import DiffusionConfig
@@ -36,6 +36,7 @@ from counterstain.segmentation.train import train_segmenter
 from counterstain.storage import read_json, write_json, write_parquet
 from counterstain.study.integrity import DONE_FILE, notes_of
 from counterstain.study.plan import Cell
+from counterstain.study.software import software
 from counterstain.study.stage_names import Stage
 from counterstain.tracking import with_logger
 
@@ -60,13 +61,33 @@ class Done:
 def run_cell(cell: Cell, root: Path) -> Done:
     """Do a cell's work and say what it took; ``root`` is the folder of all cells."""
     start = time.monotonic()
-    (root / cell.folder / DONE_FILE).unlink(missing_ok=True)  # of a shorter set, which is not whole while it grows
+    shorter = _forget_shorter(root / cell.folder / DONE_FILE)
     _WORK[cell.stage](cell, root)
     files = notes_of(root / cell.folder)
     seconds = time.monotonic() - start
     done = {"name": cell.name, "stage": cell.stage, "settings": cell.settings, "inputs": cell.inputs}
-    write_json(root / cell.folder / DONE_FILE, done | cell.details | {"seconds": seconds, "files": files})
+    took = {"seconds": seconds + shorter, **software(), "files": files}
+    write_json(root / cell.folder / DONE_FILE, done | cell.details | took)
     return Done(seconds=seconds, size_bytes=sum(size for size, _ in files.values()))
+
+
+def _forget_shorter(done: Path) -> float:
+    """Remove the note of a shorter set, which is not whole while it grows, and return what it took."""
+    seconds = float(read_json(done).get("seconds", 0.0)) if done.exists() else 0.0
+    done.unlink(missing_ok=True)
+    return seconds
+
+
+def follow_cohort(cell: Cell, root: Path) -> None:
+    """Where the cohort of a study has been moved, note where it lies now."""
+    done = root / cell.folder / DONE_FILE
+    if not done.exists():
+        return
+    noted = read_json(done)
+    if any(noted.get(key) != place for key, place in cell.details.items()):
+        if "whole_path" in cell.details:
+            link_packs(Path(cell.details["whole_path"]), root / cell.folder / "cohort")
+        write_json(done, noted | cell.details)
 
 
 def open_cohort(folder: Path) -> Cohort:

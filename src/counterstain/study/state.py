@@ -112,7 +112,13 @@ def read_plan(run: Path) -> list[CellRow]:
 def state_of(run: Path, rows: Sequence[CellRow]) -> StudyState:
     """Look at a study's files."""
     journal = fold(read(run))
-    states = {row.folder: _state(row, run, journal) for row in rows}
+    root = run / "cells"
+    # Of a set that was whole before it was to be drawn in shards, no shard is drawn.
+    needless = {folder for row in rows if row.stage == "synthetic" and is_done(row, root) for folder in row.needs}
+    shards = {row.folder for row in rows if row.stage == "shards"} & needless
+    states: dict[str, State] = {
+        row.folder: "done" if row.folder in shards else _state(row, run, journal) for row in rows
+    }
     return StudyState(rows, states, journal, time.time())
 
 

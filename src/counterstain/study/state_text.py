@@ -74,6 +74,8 @@ def time_left(state: StudyState, slots: int) -> str:
     if not counts["left"] and not counts["running"]:
         return "nothing is left to run"
     unknown = state.unknown_stages()
+    if not state.seconds_left(slots):
+        return f"how long the rest takes is not known yet: no cell of {', '.join(unknown)} has finished"
     at_once = f" with {slots} cells at once" if slots > 1 else ""
     text = f"at least {duration(state.seconds_left(slots))}{at_once}"
     return f"{text}, not counting stages of which no cell has finished yet ({', '.join(unknown)})" if unknown else text
