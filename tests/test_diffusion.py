@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from counterstain.config import build
 from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
@@ -377,3 +378,18 @@ def test_widths_of_a_first_stage_need_not_double():
     assert network.encoder.conv_out.weight.shape[1] == 64
     with pytest.raises(ValueError, match="multipliers: factor 8 needs 4 of them"):
         first_stage(factor=8, multipliers=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"sampler": {"guidance_interval": [0.7, 0.0]}},
+            r"guidance_interval \[0.7, 0\]: expected 0 <= first <= second",
+        ),
+        ({"sampler": {"steps": 200}, "noise": {"timesteps": 100}}, r"sampler.steps 200: there are 100 noise.timesteps"),
+    ],
+)
+def test_settings_that_could_not_be_drawn_with_are_refused_before_training(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        build(DiffusionConfig, {"training": {"steps": 1}} | settings)

@@ -48,7 +48,7 @@ def judge(seen=("p0",), **settings):
     header = CheckpointHeader(
         kind="judge", taxonomy=HER2, size_px=32, mpp=0.5, config={}, seed=0, patients_seen=seen, cohort="c", sha256="j"
     )
-    return JudgeFilter(Eye(), header, JudgeFilterConfig(min_area_px=20, **settings))
+    return JudgeFilter(Eye(), header, JudgeFilterConfig(**{"min_area_px": 20} | settings))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_rejections_are_on_record_by_subtype(cohort, tmp_path):
     assert table["rejection_rate"].between(0.35, 0.75).all()  # half are painted wrongly
     assert (table["disagreed"] <= table["drawn"]).all()
     refused_images = found.judged[~found.judged["kept"]].groupby(["index", "drawing"]).ngroups
-    never = (found.judged.groupby("index")["kept"].last() == 0).sum()
+    never = (~found.patches["kept"]).sum()
     assert refused_images == (found.patches["attempts"] - 1).sum() + never
 
 
@@ -106,6 +106,17 @@ def test_a_mask_that_never_passes_gives_its_place_to_others_and_is_counted_in_th
     plain = draw(cohort, tmp_path / "plain", wrong=1.0)
     other = [i for i in tissue if attempts[i] == 6 and found[i].source != plain[i].source]
     assert len(other) > 0.9 * (attempts == 6).sum()
+
+
+def test_a_mask_with_nothing_to_judge_passes_although_it_takes_the_place_of_a_refused_one(cohort, tmp_path):
+    config = CONFIG.model_copy(update={"attempts": 1})
+    options = {"count": 128, "size_px": 32, "seed": 0, "judge": judge(masks=4, min_area_px=300)}
+    found = synthesize(Painter(1.0), cohort, tmp_path, config, **options)
+    judged_last = found.judged.groupby("index")["drawing"].max().reindex(range(128), fill_value=-1)
+    drawn_last = found.patches.set_index("index")["attempts"] - 1
+    assert found.patches.set_index("index")["kept"].equals(judged_last != drawn_last)  # whatever is judged is refused
+    assert (found.patches["kept"] & (found.patches["attempts"] > 1)).sum() > 10
+    assert found.patches.loc[~found.patches["kept"], "attempts"].eq(4).all()
 
 
 def test_a_filtered_set_in_parts_is_the_same_set(cohort, tmp_path):

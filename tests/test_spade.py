@@ -95,6 +95,22 @@ def test_vgg_weights_are_read_from_a_local_file(tmp_path):
     assert distance(images, -images) > 0
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"no weights", "not a file of weights, or damaged"),
+        ({"a": torch.zeros(1)}, "not the weights of VGG as torchvision"),
+    ],
+)
+def test_a_file_without_vggs_weights_is_one_line(tmp_path, content, message):
+    if isinstance(content, bytes):
+        (tmp_path / "vgg.pth").write_bytes(content)
+    else:
+        torch.save(content, tmp_path / "vgg.pth")
+    with pytest.raises(InputError, match=message):
+        VggDistance(str(tmp_path / "vgg.pth"))
+
+
 def test_a_size_that_spade_cannot_draw_is_refused():
     with pytest.raises(ConfigError, match="size_px 48: SPADE draws patches whose edge is a multiple of 32"):
         Spade(tiny(), 6, 48)

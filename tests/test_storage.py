@@ -16,6 +16,7 @@ from counterstain.storage import (
     read_json,
     replacing,
     sha256_of,
+    sweep,
     write_csv,
     write_json,
     write_parquet,
@@ -190,3 +191,10 @@ def test_a_claim_holds_where_something_was_written(tmp_path):
     with pytest.raises(InputError, match="later"):
         write_and_fail()
     assert names_in(tmp_path / "run") == ["run.json", "x.txt"]
+
+
+def test_what_a_killed_writer_left_of_a_large_file_is_swept_away(tmp_path):
+    for name in (".a[1].ckpt.partial-1", ".a[1].ckpt.partial-2", ".b.partial-1", "a[1].ckpt"):
+        (tmp_path / name).write_text("")
+    sweep(tmp_path / "a[1].ckpt")
+    assert {path.name for path in tmp_path.iterdir()} == {".b.partial-1", "a[1].ckpt"}

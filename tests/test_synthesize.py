@@ -148,6 +148,13 @@ def test_a_generator_that_does_not_fit_is_refused(cohort, tmp_path, changes, mes
         draw(cohort, tmp_path, header=header(**changes))
 
 
+def test_a_set_that_cannot_be_drawn_leaves_its_folder_free(cohort, tmp_path):
+    with pytest.raises(InputError, match="200"):
+        synthesize(Painter(), cohort, tmp_path / "set", CONFIG, count=1, size_px=200, seed=0)
+    assert not (tmp_path / "set").exists()
+    draw(cohort, tmp_path / "set", count=1)
+
+
 def test_a_folder_of_another_set_is_left_alone(cohort, tmp_path):
     before = images(draw(cohort, tmp_path))
     with pytest.raises(MismatchError, match=r"belongs to another run .*seed was 0, now 1"):

@@ -6,7 +6,8 @@ from drawn_cohort import draw_cohort
 from torch.nn.utils import parametrize
 
 from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint
-from counterstain.errors import LeakageError, MismatchError
+from counterstain.config import build
+from counterstain.errors import ConfigError, LeakageError, MismatchError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.counterstain_config import CounterstainConfig
@@ -103,6 +104,45 @@ def test_spade_goes_on_from_given_weights_and_counts_their_patients(cohort, trai
     name = "generator.up_0.norm_0.mlp_gamma.weight"
     assert torch.allclose(after[name], state[name], atol=1e-6)
     assert found.patients_seen == ("from elsewhere", "p0", "p1", "p2")
+
+
+def test_spade_without_an_encoder_is_read_back(cohort, tmp_path):
+    out = train_spade(cohort, spade(1, use_vae=False), tmp_path / "s", **COMMON)
+    assert SpadeGenerator.load(out)[1].config["use_vae"] is False
+    with pytest.raises(ConfigError, match="kl_weight needs use_vae: true"):
+        build(SpadeConfig, spade().model_dump() | {"use_vae": False, "kl_weight": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gradient_clip": 1.0}, "gradient_clip 1: Spade clips none"),
+        ({"accumulate": 2}, "accumulate 2: Spade steps by"),
+    ],
+)
+def test_what_a_gan_cannot_be_trained_with_leaves_its_folder_free(cohort, tmp_path, changes, message):
+    config = spade().model_copy(update={"training": training(1, **changes)})
+    with pytest.raises(ConfigError, match=message):
+        train_spade(cohort, config, tmp_path / "s", **COMMON)
+    assert not (tmp_path / "s").exists()
+    train_spade(cohort, spade(1), tmp_path / "s", **COMMON)
+
+
+def test_a_codebook_that_was_given_is_kept_when_its_upkeep_begins(cohort, tmp_path):
+    first = train_autoencoder(cohort, autoencoder(1), tmp_path / "first", **COMMON)
+    still = autoencoder(1, codebook_update="average", codebook_decay=0.999, lr=1e-12)
+    second = train_autoencoder(cohort, still, tmp_path / "second", init=first, **COMMON)
+    codes = [load_checkpoint(out, "autoencoder")[1]["network.quantize.embedding.weight"] for out in (first, second)]
+    assert (codes[1] - codes[0]).abs().mean() < 0.1 * codes[0].abs().mean()
+
+
+def test_a_size_that_the_denoiser_cannot_halve_is_refused_before_anything_is_written(
+    cohort, trained_autoencoder, tmp_path
+):
+    config = DiffusionConfig(training=training(1), channels=8, multipliers=(1, 2), heads=1)
+    with pytest.raises(ConfigError, match=r"size_px 34: .* need a multiple of 4"):
+        train_diffusion(cohort, config, tmp_path / "d", autoencoder=trained_autoencoder, size_px=34, seed=0)
+    assert not (tmp_path / "d").exists()
 
 
 def test_weights_that_saw_a_test_patient_are_no_start(cohort, trained_spade, tmp_path):

@@ -17,7 +17,7 @@ from torch import Tensor
 import counterstain
 from counterstain.config import Config, build
 from counterstain.errors import InputError, MismatchError, StorageError
-from counterstain.storage import read_json, replacing, sha256_of, stage_of, write_json
+from counterstain.storage import read_json, replacing, sha256_of, stage_of, sweep, write_json
 from counterstain.taxonomy import Taxonomy
 
 WEIGHTS_FILE, HEADER_FILE = "model.safetensors", "model.json"
@@ -59,6 +59,7 @@ def is_finished(folder: Path) -> bool:
 def save_checkpoint(folder: Path, state: dict[str, Tensor], header: CheckpointHeader) -> CheckpointHeader:
     """Write a checkpoint and return its header with the hash of the weights."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    sweep(folder / WEIGHTS_FILE)
     with replacing(folder / WEIGHTS_FILE) as partial:
         partial.write_bytes(save(tensors))
     header = header.model_copy(update={"sha256": sha256_of(folder / WEIGHTS_FILE)})
@@ -101,11 +102,13 @@ def load_checkpoint(folder: Path, kind: Kind) -> tuple[CheckpointHeader, dict[st
         raise MismatchError(f"{folder}: is a checkpoint of kind {header.kind!r}, expected {kind!r}")
     weights = folder / WEIGHTS_FILE
     if not weights.exists() or sha256_of(weights) != header.sha256:
-        raise StorageError(f"{weights}: missing or damaged (its hash differs from the header's); train it again")
+        raise StorageError(
+            f"{weights}: missing or damaged (its hash differs from the header's); delete its folder and train it again"
+        )
     try:
         return header, load_file(weights)
     except SafetensorError as error:
-        raise StorageError(f"{weights}: damaged ({error}); train it again") from error
+        raise StorageError(f"{weights}: damaged ({error}); delete its folder and train it again") from error
 
 
 def require_taxonomy(folder: Path, header: CheckpointHeader, taxonomy: Taxonomy) -> None:

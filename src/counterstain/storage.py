@@ -1,12 +1,13 @@
 """Writing that survives being killed: write beside, fsync, rename.
 
-A file or folder is either absent or whole. What a killed process leaves behind is named ``.<name>.partial-…`` and is
-swept away by the next one that writes to the same place.
+A file or folder is either absent or whole. What a killed process leaves behind is named ``.<name>.partial-…``; of
+folders and of large files it is swept away by the next one that writes to the same place.
 """
 
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -42,6 +43,12 @@ def replacing(path: Path) -> Iterator[Path]:
             _fsync(path.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed writers of a file left beside it; only where one process at a time writes it."""
+    for left_over in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+        left_over.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -168,7 +175,7 @@ def released_on_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except CounterstainError:
-        if {file.name for file in folder.iterdir()} == {RUN_FILE}:
+        if folder.is_dir() and {file.name for file in folder.iterdir()} == {RUN_FILE}:
             (folder / RUN_FILE).unlink()
             folder.rmdir()
         raise

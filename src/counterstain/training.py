@@ -11,7 +11,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from counterstain.data.batches import PatchBatches
 from counterstain.errors import ConfigError, DivergenceError
 from counterstain.processes import are_to_be_started, rank
 from counterstain.progress import bar
-from counterstain.storage import write_csv
+from counterstain.storage import released_on_error, write_csv
 from counterstain.tracking import Curves, Row
 from counterstain.training_config import TrainingConfig
 from counterstain.training_state import PROGRESS_FILE, AtomicCheckpointIO, forget_progress, steps_done
@@ -97,7 +97,8 @@ def fit(
     DivergenceError
         A loss is not a number.
     """
-    _check(module, config)
+    with released_on_error(folder) if rank() == 0 else nullcontext():
+        _check(module, config)
     progress_file = folder / PROGRESS_FILE
     start = steps_done(progress_file)
     with _bar_of_first_process(label, config.steps, start) as advance, _quiet_lightning():
@@ -134,7 +135,11 @@ def _check(module: LightningModule, config: TrainingConfig) -> None:
             f"batch_size {config.batch_size} cannot be shared among {slices} micro-batches; choose a multiple"
         )
     if config.accumulate > 1 and not module.automatic_optimization:
-        raise ConfigError(f"accumulate {config.accumulate}: {type(module).__name__} has two optimisers; use 1")
+        raise ConfigError(f"accumulate {config.accumulate}: {type(module).__name__} steps by itself; use 1")
+    if config.gradient_clip and not module.automatic_optimization:
+        raise ConfigError(f"gradient_clip {config.gradient_clip:g}: {type(module).__name__} clips none; use null")
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("accelerator gpu: this machine has none that torch can use; set it to auto or cpu")
 
 
 def _trainer(module: LightningModule, config: TrainingConfig, folder: Path, callbacks: list[Callback]) -> Trainer:

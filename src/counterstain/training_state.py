@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from counterstain.storage import replacing
+from counterstain.storage import replacing, sweep
 
 PROGRESS_FILE = "last.ckpt"
 
@@ -23,6 +23,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         del storage_options
         buffer = io.BytesIO()  # torch's own writer hides that a disk is full
         torch.save(checkpoint, buffer)
+        sweep(Path(path))  # each as large as the whole
         with replacing(Path(path)) as partial:
             partial.write_bytes(buffer.getbuffer())
 
@@ -43,4 +44,5 @@ def steps_done(progress_file: Path) -> int:
 
 def forget_progress(folder: Path) -> None:
     """Delete the state of a training whose result is saved."""
+    sweep(folder / PROGRESS_FILE)
     (folder / PROGRESS_FILE).unlink(missing_ok=True)

@@ -3,7 +3,8 @@
 A set is ``set.json`` (the header, written when all shards are there) and ``shards/00000``, ``shards/00001``, … Each
 shard holds 64 patches and appears in one step: ``images.zarr`` (n, H, W, 3) uint8, ``instances.zarr``
 (n, H, W) int32, ``patches.parquet`` with a row per patch (index, seed, attempts, and the source: region, slide,
-patient, y_px, x_px, flipped, quarter_turns; where styles were asked for, style_slides and style_weights),
+patient, y_px, x_px, flipped, quarter_turns; where styles were asked for, style_slides and style_weights; with a
+filter, kept: whether the image passed),
 ``instances.parquet`` with a row per instance (index, instance, subtype_before, subtype, area_px), where a filter was
 asked ``judged.parquet`` with a row per instance of every image drawn (index, drawing, subtype, agreed, kept), and
 ``hashes.json`` with the SHA-256 of the other files.
@@ -86,11 +87,8 @@ class SyntheticPatch:
     """Slides whose style it is drawn in, with their weights; empty where no style was asked for."""
     judged: tuple[JudgedInstance, ...] = ()
     """Every instance of every drawing that a filter judged, in that order."""
-
-    @property
-    def kept(self) -> bool:
-        """Whether the filter let the image pass; True where it had nothing to say."""
-        return not self.judged or self.judged[-1].kept
+    kept: bool = True
+    """Whether the filter let the image pass, or had nothing to say of it."""
 
 
 class PatchSetWriter:
@@ -123,7 +121,10 @@ class PatchSetWriter:
         with committing(self.shard_folder(shard)) as folder:
             _write_array(folder / "images.zarr", np.stack([p.patch.image for p in patches]))
             _write_array(folder / "instances.zarr", np.stack([p.patch.instances for p in patches]))
-            pd.DataFrame([_patch_row(p) for p in patches]).to_parquet(folder / "patches.parquet")
+            table = pd.DataFrame([_patch_row(p) for p in patches])
+            if "filter" in self.header.settings:
+                table["kept"] = [p.kept for p in patches]
+            table.to_parquet(folder / "patches.parquet")
             rows = [row for p in patches for row in _instance_rows(p)]
             columns = ["index", "instance", "subtype_before", "subtype", "area_px"]
             pd.DataFrame(rows, columns=columns).astype("int64").to_parquet(folder / "instances.parquet")

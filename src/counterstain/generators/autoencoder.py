@@ -38,7 +38,7 @@ def build_network(config: AutoencoderConfig) -> nn.Module:
         "block_out_channels": config.widths,
         "layers_per_block": config.blocks,
         "latent_channels": config.latent_channels,
-        "norm_num_groups": min(32, config.channels),
+        "norm_num_groups": config.channels if config.channels <= 32 else math.gcd(32, config.channels),
         "mid_block_add_attention": config.attention,
     }
     if config.kind == "vq":
@@ -94,6 +94,11 @@ class Autoencoder(LightningModule):
         codes.requires_grad_(not averaged)
         return CodebookUpkeep(codes, config.codebook_decay, averaged=averaged, revive_below=config.revive_codes_below)
 
+    def begin_from_given_codes(self) -> None:
+        """Let the upkeep of the codebook begin from codes that were loaded without one, or it would forget them."""
+        if self.codebook is not None:
+            self.codebook.restart(cast("Any", self.network).quantize.embedding.weight)
+
     @property
     def lpips(self) -> Callable[[Tensor, Tensor], Tensor] | None:
         """LPIPS, where it is part of the loss."""
@@ -142,7 +147,8 @@ class Autoencoder(LightningModule):
         logged["psnr"] = 10 * torch.log10(4.0 / functional.mse_loss(found.decoded.detach(), real))
         if found.codes is not None:
             logged["codebook_usage"], logged["codebook_perplexity"] = usage_of(found.codes, self.config.codebook_size)
-        self.log_dict({name: torch.as_tensor(value, dtype=torch.float32) for name, value in logged.items()})
+        device = self.device  # where processes can add them up
+        self.log_dict({n: torch.as_tensor(value, dtype=torch.float32, device=device) for n, value in logged.items()})
 
     def _loss(self, real: Tensor, found: _Reconstruction, step: int) -> tuple[Tensor, dict[str, Any]]:
         """Return the autoencoder's loss, and its parts for the record."""

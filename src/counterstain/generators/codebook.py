@@ -42,6 +42,12 @@ class CodebookUpkeep(nn.Module):
         self.register_buffer("sums", codes.detach().clone())
 
     @torch.no_grad()
+    def restart(self, codes: Tensor) -> None:
+        """Begin anew from other codes, (K, z), each as if it had been used as often as all others."""
+        self.usage.fill_(1.0)
+        self.sums.copy_(codes)
+
+    @torch.no_grad()
     def update(self, codebook: Tensor, latents: Tensor, chosen: Tensor, generator: torch.Generator) -> int:
         """Change ``codebook`` (K, z) in place after a step; return how many codes were revived.
 

@@ -107,12 +107,19 @@ class DiffusionConfig(Config):
             raise ValueError("noise.zero_terminal_snr needs noise.prediction: v_prediction or sample")
         if self.sampler.guidance != 1.0 and not self.condition_dropout:
             raise ValueError("sampler.guidance other than 1 needs condition_dropout above 0")
+        if self.sampler.steps > self.noise.timesteps:
+            raise ValueError(f"sampler.steps {self.sampler.steps}: there are {self.noise.timesteps} noise.timesteps")
         return self
 
     def at(self, mpp: float) -> DiffusionConfig:
         """Return these settings with widths in pixels, at a scale in micrometres per pixel."""
         shown = self.counterstain
         return self if shown is None else self.model_copy(update={"counterstain": shown.at(mpp)})
+
+    @property
+    def halvings(self) -> int:
+        """By how much the denoiser shrinks latents at most: their edge is a multiple of it."""
+        return int(2 ** (len(self.multipliers) - 1))
 
     @property
     def scaled_lr(self) -> float:

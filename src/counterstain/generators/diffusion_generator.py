@@ -65,8 +65,8 @@ class DiffusionGenerator:
         Raises
         ------
         ConfigError
-            Guidance is asked of a network that never trained without a mask, few steps of one that is not distilled, or
-            windows that it cannot halve as often as it must.
+            Guidance is asked of a network that never trained without a mask, few steps of one that is not distilled,
+            more steps than it has, or windows that it cannot halve as often as it must.
         """
         own = self.model.config.sampler
         if own.name == "few_step":  # it can draw in this way alone
@@ -77,9 +77,11 @@ class DiffusionGenerator:
             )
         if sampler.guidance != 1.0 and not self.model.config.condition_dropout:
             raise ConfigError("sampler.guidance: this network was trained without condition_dropout; use 1")
+        if sampler.steps > self.model.config.noise.timesteps:
+            raise ConfigError(f"sampler.steps {sampler.steps}: this network has {self.model.config.noise.timesteps}")
         self.sampler, self.inpainting = sampler, inpainting
         self.windows = windows or self.model.config.windows
-        unit = self.model.factor * 2 ** (len(self.model.config.multipliers) - 1)
+        unit = self.model.factor * self.model.config.halvings
         if (self.windows.window_px or 0) % unit:
             raise ConfigError(f"windows.window_px {self.windows.window_px}: must be a multiple of {unit}")
         self.model.tiles = self.windows if self.trained_px else None

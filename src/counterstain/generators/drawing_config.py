@@ -5,9 +5,9 @@ These belong to what is drawn, not to the network: other settings need no other 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from counterstain.config import Config
 
@@ -31,6 +31,13 @@ class SamplerConfig(Config):
     """Part of the noise levels, 0 = clean, 1 = pure noise, where guidance acts (Kynkäänniemi et al. 2024)."""
     compute_batch: Annotated[int, Field(ge=1)] = 16
     """Images drawn at once."""
+
+    @model_validator(mode="after")
+    def _interval_rises(self) -> Self:
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance_interval [{low:g}, {high:g}]: expected 0 <= first <= second <= 1")
+        return self
 
 
 class InpaintingConfig(Config):

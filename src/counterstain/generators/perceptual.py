@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from counterstain.errors import InputError
+from counterstain.generators.published.files import read_state
 
 IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VGG_SLICES = (2, 7, 12, 21, 30)  # after relu1_1, relu2_1, relu3_1, relu4_1, relu5_1
@@ -66,8 +67,7 @@ def lpips_distance(weights: str) -> nn.Module:
     if weights != "imagenet":
         from torchvision.models import vgg16
 
-        backbone = vgg16()
-        backbone.load_state_dict(_read_state(Path(weights)))
+        backbone: Any = _load(vgg16(), Path(weights))
         slices: Any = network.net
         for name in ("slice1", "slice2", "slice3", "slice4", "slice5"):
             for index, layer in getattr(slices, name).named_children():
@@ -81,20 +81,16 @@ def _vgg19(weights: str) -> Any:
     if weights == "imagenet":
         with _fetching("VGG19", "vgg_weights", "vgg_weight"):
             return vgg19(weights=VGG19_Weights.IMAGENET1K_V1)
-    network = vgg19()
-    network.load_state_dict(_read_state(Path(weights)))
+    return _load(vgg19(), Path(weights))
+
+
+def _load(network: nn.Module, path: Path) -> nn.Module:
+    """Set the weights of a network of torchvision from a file."""
+    try:
+        network.load_state_dict(read_state(path))
+    except RuntimeError as error:
+        raise InputError(f"{path}: not the weights of {type(network).__name__} as torchvision has them") from error
     return network
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such weights file")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    state: dict[str, Tensor] = torch.load(path, weights_only=True, map_location="cpu")
-    return state
 
 
 class _fetching:  # noqa: N801 - reads as a clause: with _fetching(...)

@@ -58,6 +58,7 @@ class ShardDrawer:
         seeds = [derive(self.seed, "image", number, 0) for number in numbers]
         attempts = [1] * len(patches)
         judged: list[tuple[JudgedInstance, ...]] = [()] * len(patches)
+        kept = [True] * len(patches)
         drawn = list(patches)
         pending = list(range(len(patches)))
         while pending:
@@ -68,6 +69,7 @@ class ShardDrawer:
             verdicts = self._verdicts([drawn[i] for i in pending], redraw[pending])
             for i, verdict in zip(pending, verdicts, strict=True):
                 judged[i] += _judged(verdict, attempts[i] - 1)
+                kept[i] = verdict.kept
             refused = [i for i, verdict in zip(pending, verdicts, strict=True) if not verdict.kept]
             pending = [i for i in refused if attempts[i] < self.config.attempts]
             for i in pending:
@@ -82,6 +84,7 @@ class ShardDrawer:
                 attempts=attempts[i],
                 style=() if styles is None else styles.mixes[i],
                 judged=judged[i],
+                kept=kept[i],
             )
             for i, (place, number) in enumerate(zip(places, numbers, strict=True))
         ]

@@ -67,7 +67,8 @@ class SpadeConfig(Config):
 
     @model_validator(mode="after")
     def _vae_has_weight(self) -> Self:
-        if not self.use_vae and self.kl_weight and "kl_weight" in self.model_fields_set:
+        default = type(self).model_fields["kl_weight"].default  # as every stored configuration has it
+        if not self.use_vae and self.kl_weight not in {0.0, default}:
             raise ValueError("kl_weight needs use_vae: true")
         return self
 

@@ -24,7 +24,7 @@ from counterstain.generators.shards import ShardDrawer
 from counterstain.generators.style_drawing import style_drawer
 from counterstain.progress import bar
 from counterstain.seeding import derive
-from counterstain.storage import claim
+from counterstain.storage import claimed
 
 
 def synthesize(
@@ -83,12 +83,12 @@ def synthesize(
         settings=drawing_settings(generator, config) | ({} if judge is None else {"filter": judge.settings}),
         version=counterstain.__version__,
     )
-    claim(out, "synthesize", set_header.model_dump(mode="json", exclude={"count"}))  # a set may grow
-    writer = PatchSetWriter(out, set_header)
-    sampler = PatchSampler(cohort, "train", size_px, config.sampling, derive(seed, "masks"))
-    reference_px = size_px if header is None else header.size_px
-    style = style_drawer(generator, cohort, config.style, size_px=reference_px, seed=seed)
-    draw = ShardDrawer(generator=generator, sampler=sampler, config=config, seed=seed, style=style, judge=judge)
+    with claimed(out, "synthesize", set_header.model_dump(mode="json", exclude={"count"})):  # a set may grow
+        writer = PatchSetWriter(out, set_header)
+        sampler = PatchSampler(cohort, "train", size_px, config.sampling, derive(seed, "masks"))
+        reference_px = size_px if header is None else header.size_px
+        style = style_drawer(generator, cohort, config.style, size_px=reference_px, seed=seed)
+        draw = ShardDrawer(generator=generator, sampler=sampler, config=config, seed=seed, style=style, judge=judge)
     wanted = range(writer.num_shards) if shards is None else list(shards)
     missing = sorted(set(writer.missing_shards()) & set(wanted))
     done = sum(len(writer.indices(shard)) for shard in wanted if shard not in missing)

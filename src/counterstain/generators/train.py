@@ -95,6 +95,8 @@ def train_autoencoder(
         run_in_processes(config.training.devices, train_autoencoder, cohort, config, out, **options)
     else:
         model = run.initialised(lambda: Autoencoder(config, size_px, seed))
+        if run.initial is not None and "codebook.sums" not in run.initial.state:
+            model.begin_from_given_codes()
         batches = patch_batches(run.sampler(config.sampling), config.training.batch_size)
         monitor = watch_autoencoder(model, cohort, size_px, seed)
         if config.kind == "linear":
@@ -130,6 +132,8 @@ def train_diffusion(
 
     Raises
     ------
+    ConfigError
+        Patches cannot be halved as often as the networks must.
     LeakageError
         The autoencoder, or the weights to start from, saw a validation or test patient of this cohort.
     MismatchError
@@ -137,6 +141,9 @@ def train_diffusion(
     """
     first_stage, first_header = load_autoencoder(autoencoder)
     require_fit(autoencoder, first_header, cohort)
+    unit = first_stage.config.factor * config.halvings
+    if size_px % unit:
+        raise ConfigError(f"size_px {size_px}: this denoiser and its first stage need a multiple of {unit}")
     config = config.at(cohort.mpp)
     run = _Run.of(
         cohort, "diffusion", config, out, size_px=size_px, seed=seed, init=init, first_stage=first_header.sha256

@@ -133,8 +133,7 @@ def _filtered(found: PatchSet) -> dict[str, Any]:
     counts = {"drawn": int(attempts.sum()), "rejected": int((attempts - 1).sum())}
     if "filter" not in found.header.settings:
         return counts
-    last = found.judged.groupby("index")["drawing"].transform("max") == found.judged["drawing"]
-    never = found.judged[last & ~found.judged["kept"]]["index"].nunique()
+    never = (~found.patches["kept"]).sum() if "kept" in found.patches else 0  # an early version did not note it
     by_subtype = rejections(found.judged, found.header.taxonomy)
     return counts | {"never_passed": int(never), "by_subtype": by_subtype.fillna(0.0).to_dict("records")}
 
