@@ -95,6 +95,7 @@ def test_every_variant_of_an_arm_is_told(methods_of):
         ("diffusion.latent_pool=64", "cut and encoded once, 64 of them"),
         ("diffusion.context_share=0.25", "In 25 % of the samples it saw the latents around some instances"),
         ("synthesis.sampling.background_share=0.1", "masks of training patches were taken (10 % centred on background"),
+        ("synthesis.relabel.target={HER2 0: 2, HER2 3+: 0.5}", "in the proportions HER2 0 2, HER2 3+ 0.5; shares"),
         ("synthesis.reject=none", "No image was refused for its brightness"),
     ],
 )

@@ -12,7 +12,7 @@ from counterstain.generators.methods import METHODS
 from counterstain.recipe import Recipe
 from counterstain.report.arms import label_of
 from counterstain.report.methods_generators import generator_paragraphs, training_of
-from counterstain.report.methods_variants import STAINS, variants_paragraph
+from counterstain.report.methods_variants import STAINS, shares_of, variants_paragraph
 from counterstain.report.numbers import PERCENT, TIMES, counted
 from counterstain.report.results import StudyRecord
 from counterstain.segmentation.segmenter_config import SegmenterConfig
@@ -131,7 +131,7 @@ def _share(share: float) -> str:
 def _relabelling(study: StudyRecord, recipe: Recipe) -> str:
     synthesis = recipe.synthesis
     relabel = synthesis.relabel
-    target = "all subtypes being equally likely" if relabel.target == "uniform" else f"with the shares {relabel.target}"
+    target = "all subtypes being equally likely" if relabel.target == "uniform" else shares_of(relabel.target)
     kept = f" Instances of {', '.join(relabel.keep)} kept their label." if relabel.keep else ""
     basis = "number of instances" if relabel.balance == "count" else "area"
     return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from counterstain.data.stains import Stains
 from counterstain.errors import ConfigError
@@ -22,6 +22,11 @@ def variants_paragraph(arms: Sequence[str], variants: VariantsConfig) -> str:
     """Say what the variants of a study's arms are (``+stain``, ``+mixup``, ...); empty where no arm has any."""
     used = _used(arms)
     return " ".join(_SENTENCES[name](variants) for name in VARIANTS.values() if name in used)
+
+
+def shares_of(target: Mapping[str, float]) -> str:
+    """Say how often each subtype is chosen."""
+    return f"in the proportions {', '.join(f'{name} {share:g}' for name, share in target.items())}"
 
 
 def _used(arms: Sequence[str]) -> set[Variant]:
@@ -58,7 +63,7 @@ def _mixup(variants: VariantsConfig) -> str:
 def _copypaste(variants: VariantsConfig) -> str:
     config = variants.copypaste
     often = {"inverse": "in inverse proportion to its instances in training", "uniform": "equally often"}
-    target = often[config.target] if isinstance(config.target, str) else f"with the shares {config.target}"
+    target = often[config.target] if isinstance(config.target, str) else shares_of(config.target)
     return (
         f"In arms with copy-paste (Ghiasi et al. 2021), {100 * config.share:g}{PERCENT} of the real patches got up to "
         f"{counted(config.instances, 'instance')} of other training regions on their background, each subtype {target}."
