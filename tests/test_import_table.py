@@ -225,6 +225,12 @@ def test_a_missing_column_is_told_those_that_are_there(pairs):
         import_table(path, mpp=1, out=pairs / "out")
 
 
+def test_a_table_with_semicolons_is_told_so(pairs):
+    path = table(pairs, "a.png;a-label.png;Polyp;p1", header="image;label;subtype;patient")
+    with pytest.raises(InputError, match="separated by semicolons; save it with commas"):
+        import_table(path, mpp=1, out=pairs / "out")
+
+
 def test_a_column_that_was_named_must_be_there(pairs):
     with pytest.raises(InputError, match=r"no column 'case' \(--slide-column\)"):
         import_table(table(pairs, *ROWS), mpp=1, out=pairs / "out", columns={"slide": "case"})

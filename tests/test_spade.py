@@ -81,7 +81,9 @@ def test_the_perceptual_term_needs_weights_or_says_how_to_do_without(monkeypatch
         raise OSError("no network")
 
     monkeypatch.setattr("torchvision.models.vgg19", unreachable)
-    with pytest.raises(InputError, match=r"VGG19 cannot be fetched; give vgg_weights=FILE, or .* vgg_weight=0"):
+    with pytest.raises(
+        InputError, match=r"VGG19 cannot be fetched; give spade.vgg_weights=FILE, .* spade.vgg_weight=0"
+    ):
         VggDistance("imagenet")
 
 

@@ -186,6 +186,19 @@ def test_a_study_goes_on_where_its_cohort_was_moved_to(tmp_path, fewer):
     assert set(results.composition["split"]) == {"train", "val", "test"}
 
 
+def test_the_copy_of_a_study_in_its_own_folder_is_the_same_study(tmp_path):
+    draw_cohort(tmp_path / "cohort", regions=1)
+    study = load(tmp_path, methods=[], cohort={"path": "cohort"})
+    run_study(study, tmp_path / "run")
+    again = load_study(tmp_path / "run" / "study.yaml")
+    assert plan_study(again, again.resolved_recipe("again")) == plan_study(study, study.resolved_recipe("study"))
+
+
+def test_a_setting_of_the_recipe_is_told_where_it_belongs(tmp_path):
+    with pytest.raises(ConfigError, match=r"--set spade: belongs to the recipe of the study; write --set recipe"):
+        load(tmp_path, "spade.training.steps=5")
+
+
 def test_the_folder_of_another_study_is_not_cleaned(finished, tmp_path):
     before = sorted((finished / "run" / "cells").iterdir())
     words = ["study", "clean", str(study_file(tmp_path, name="other")), "--out", str(finished / "run"), "--yes"]

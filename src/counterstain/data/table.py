@@ -124,6 +124,8 @@ def _check_columns(path: Path, table: pd.DataFrame, columns: Columns, required: 
     for field in required:
         name = getattr(columns, field)
         if name not in table:
+            if len(table.columns) == 1 and ";" in table.columns[0]:
+                raise InputError(f"{path}: its columns are separated by semicolons; save it with commas")
             raise InputError(
                 f"{path}: no column {name!r}; found {', '.join(map(str, table.columns))}; "
                 f"name the right one with --{field}-column"

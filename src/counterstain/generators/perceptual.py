@@ -61,8 +61,8 @@ def lpips_distance(weights: str) -> nn.Module:
     try:
         import lpips
     except ImportError as error:
-        raise InputError("lpips_weight is above 0: install counterstain[lpips], or set lpips_weight=0") from error
-    with _fetching("VGG16", "lpips_weights", "lpips_weight"):
+        raise InputError("autoencoder.lpips_weight is above 0: install counterstain[lpips], or set it to 0") from error
+    with _fetching("VGG16", "autoencoder.lpips_weights", "autoencoder.lpips_weight"):
         network: nn.Module = lpips.LPIPS(net="vgg", pnet_rand=weights != "imagenet", verbose=False)
     if weights != "imagenet":
         from torchvision.models import vgg16
@@ -79,7 +79,7 @@ def _vgg19(weights: str) -> Any:
     from torchvision.models import VGG19_Weights, vgg19
 
     if weights == "imagenet":
-        with _fetching("VGG19", "vgg_weights", "vgg_weight"):
+        with _fetching("VGG19", "spade.vgg_weights", "spade.vgg_weight"):
             return vgg19(weights=VGG19_Weights.IMAGENET1K_V1)
     return _load(vgg19(), Path(weights))
 

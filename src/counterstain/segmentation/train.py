@@ -220,7 +220,7 @@ def _checked(synthetic: PatchSet | None, count: int, share: float, cohort: Cohor
     if len(synthetic) < count:
         raise InputError(
             f"{folder}: has {len(synthetic)} patches, {count} are asked for; synthesize more, or lower the amount "
-            "or mixing.epoch_patches"
+            "or segmenter.mixing.epoch_patches"
         )
     seen = {*header.patients_seen, *synthetic.patches["patient"]}
     held_out = {part: cohort.patients(part) for part in ("val", "test")}

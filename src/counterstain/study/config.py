@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from counterstain.config import Config, build, merge, parse_overrides, read_yaml
 from counterstain.data.phantom import PhantomConfig
 from counterstain.data.split import SplitConfig
+from counterstain.errors import ConfigError
 from counterstain.generators.methods import Method
 from counterstain.recipe import Recipe, recipe_from
 from counterstain.study.arms import Arm, method_arm, parse_arm
@@ -35,7 +36,7 @@ class CohortSource(Config):
     def _one_of_both(self) -> Self:
         if (self.path is None) == (self.phantom is None):
             raise ValueError("give either path (a cohort's folder) or phantom (its settings)")
-        if self.path is not None and "split" in self.model_fields_set:
+        if self.path is not None and self.split != SplitConfig():  # which a study's own copy of its settings has
             raise ValueError("split is for phantoms; split a cohort with 'counterstain split'")
         return self
 
@@ -117,10 +118,15 @@ def load_study(file: Path, overrides: tuple[str, ...] | list[str] = ()) -> Study
     ConfigError
         The file is missing or something in it is wrong.
     """
-    content = merge(read_yaml(file), parse_overrides(overrides))
+    changes = parse_overrides(overrides)
+    for key in changes:
+        if key in Recipe.model_fields and key not in StudyConfig.model_fields:
+            raise ConfigError(f"--set {key}: belongs to the recipe of the study; write --set recipe.{key}")
+    content = merge(read_yaml(file), changes)
     study = build(StudyConfig, content, file)
     study.resolved_recipe(file)  # wrong settings of the recipe are met here, not hours later
     path = study.cohort.path
     if path is None or path.is_absolute():
         return study
-    return study.model_copy(update={"cohort": study.cohort.model_copy(update={"path": file.parent / path})})
+    found = (file.parent / path).resolve()  # so that the copy in the study's folder finds it too
+    return study.model_copy(update={"cohort": study.cohort.model_copy(update={"path": found})})

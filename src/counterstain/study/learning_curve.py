@@ -161,7 +161,9 @@ def _where(found: Sequence[Step], steep: Sequence[Step]) -> str:
     last = found[-1]
     end = f"{last.per_doubling:+.3f} per doubling from {last.fewer} to {last.more} patients"
     if not steep:
-        return f"no step of the curve is surely a point or more, {end}; better data can win little that shows"
+        flat = "better data can win little that shows"
+        open_ = "whether it is flat cannot be told from so few trainings and tested patients"
+        return f"no step of the curve is surely a point or more, {end}; {flat if last.high <= STEEP else open_}"
     top = max(steep, key=lambda step: step.per_doubling)
     start = f"steepest from {top.fewer} to {top.more} patients, {top.per_doubling:+.3f} per doubling"
     if last.steep:
