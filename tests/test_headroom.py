@@ -157,9 +157,7 @@ def test_words_say_where_the_curve_is_steep():
         "steepest from 6 to 12 patients, +0.050 per doubling; flat at the end" in in_words("Dice", [rise, flat], "")[0]
     )
     assert "still steep at the end" in in_words("Dice", [rise], "")[0]
-    assert (
-        "+0.002 per doubling from 12 to 24 patients; better data" in in_words("Dice", [flat], "")[0]
-    )
+    assert "+0.002 per doubling from 12 to 24 patients; better data" in in_words("Dice", [flat], "")[0]
     few = Step(fewer=2, more=4, per_doubling=0.076, low=-0.1, high=0.2)
     assert "whether it is flat cannot be told" in in_words("Dice", [few], "")[0]
 
