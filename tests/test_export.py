@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -153,6 +154,13 @@ def test_who_is_behind_generated_images_comes_back_with_them(synthetic, cohort, 
     assert "seen by the generator" in (tmp_path / "twice" / "patients_seen.txt").read_text()
     export(cohort.folder, tmp_path / "real", PNG)
     assert not (tmp_path / "real" / "patients_seen.txt").exists()
+
+
+def test_an_export_that_is_killed_before_its_table_has_said_who_is_behind_it(synthetic, tmp_path, monkeypatch):
+    monkeypatch.setitem(module.LAYOUTS, "png", replace(module.PNG, finish=lambda *_: pytest.fail("killed")))
+    with pytest.raises(pytest.fail.Exception, match="killed"):
+        export(synthetic.folder, tmp_path, PNG)
+    assert (tmp_path / "patients_seen.txt").read_text() == "p0\np1\n"
 
 
 @pytest.mark.parametrize("config", [PNG, HF], ids=lambda config: config.file_format)

@@ -4,6 +4,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,6 +189,13 @@ def test_what_is_left_is_estimated_from_cells_of_the_same_stage(tmp_path):
 def test_nothing_is_promised_of_stages_of_which_no_cell_has_finished(tmp_path):
     told = time_left(state_of(tmp_path, rows_of(DIAMOND)), 2)
     assert told == "how long the rest takes is not known yet: no cell of segmenter has finished"
+
+
+def test_a_last_cell_that_takes_longer_than_others_is_not_said_to_be_unknown(tmp_path):
+    journal.record(tmp_path, "finish", cell="y-1", stage="segmenter", seconds=0.001, bytes=1)
+    journal.record(tmp_path, "start", cell=A.folder, name="a", stage="segmenter")
+    time.sleep(0.01)
+    assert time_left(state_of(tmp_path, rows_of([A])), 1) == "at least 0:00"
 
 
 def test_shards_of_a_set_that_is_whole_are_done(tmp_path):

@@ -74,7 +74,7 @@ def time_left(state: StudyState, slots: int) -> str:
     if not counts["left"] and not counts["running"]:
         return "nothing is left to run"
     unknown = state.unknown_stages()
-    if not state.seconds_left(slots):
+    if unknown and not state.seconds_left(slots):
         return f"how long the rest takes is not known yet: no cell of {', '.join(unknown)} has finished"
     at_once = f" with {slots} cells at once" if slots > 1 else ""
     text = f"at least {duration(state.seconds_left(slots))}{at_once}"

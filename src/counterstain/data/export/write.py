@@ -79,9 +79,9 @@ def export(source: Path, out: Path, config: ExportConfig, *, progress: Progress 
             for row in contents.rows:
                 _write(out, row, contents, layout, layout.lookup(labels))
                 advance(1)
-        layout.finish(out, contents, labels)
-        if contents.patients_seen:
+        if contents.patients_seen:  # before any table that could be imported without it
             write_text(out / PATIENTS_SEEN_FILE, "\n".join(contents.patients_seen) + "\n")
+        layout.finish(out, contents, labels)
         write_json(out / REPORT_FILE, _report(contents, config))
     return len(contents.table)
 
