@@ -27,6 +27,7 @@ from counterstain.study.schedule import run_cells
 from counterstain.study.sharding import cells_of
 from counterstain.study.state import read_plan, rows_of, state_of
 from counterstain.study.state_text import failures, plan_tree, running, stage_table, time_left, what_it_takes
+from counterstain.training_state import steps_done
 
 HERE = Path(__file__).parent
 
@@ -237,6 +238,20 @@ def test_a_process_that_dies_loses_its_cell_alone(tmp_path):
         assert "KeyError: 'cohort'" in str(error)  # the traceback of the other process
     finally:
         executor.stop()
+
+
+def test_a_process_that_is_stopped_saves_the_state_of_its_training(tmp_path):
+    study = load_study(small_study(tmp_path), ["recipe.segmenter.training.steps=1000000"])
+    cells = cells_of(study, study.resolved_recipe("study"))
+    root = tmp_path / "run" / "cells"
+    assert attempt(cells[0], root).error is None
+    segmenter = next(one for one in cells if one.stage == "segmenter" and len(one.inputs) == 1)
+    executor = ProcessExecutor(root, 1, threads=1)
+    executor.start(segmenter)
+    while not (root / segmenter.folder / "logs").exists():
+        time.sleep(0.05)
+    executor.stop()
+    assert steps_done(root / segmenter.folder / "last.ckpt") > 0
 
 
 def test_ray_that_is_not_installed_is_named_with_its_remedy(tmp_path, monkeypatch):

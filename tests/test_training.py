@@ -1,3 +1,6 @@
+import os
+import signal
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule
@@ -6,22 +9,27 @@ from counterstain.errors import ConfigError, DivergenceError
 from counterstain.seeding import torch_generator
 from counterstain.training import fit
 from counterstain.training_config import TrainingConfig
+from counterstain.training_state import steps_done
 
 
 class Line(LightningModule):
-    """A linear regression whose inputs are noised; stops itself where a test wants it to."""
+    """A linear regression whose inputs are noised; stops itself where a test wants it to, at once or with signals."""
 
-    def __init__(self, stop_at=None, diverge_at=None):
+    def __init__(self, stop_at=None, diverge_at=None, signals=()):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.layer = torch.nn.Linear(4, 1)
-        self.stop_at, self.diverge_at = stop_at, diverge_at
+        self.stop_at, self.diverge_at, self.signals = stop_at, diverge_at, signals
 
     def training_step(self, batch, batch_idx):
         step = int(batch["step"])
         if step == self.stop_at:
-            raise KeyboardInterrupt
+            self.stop_at = None
+            if not self.signals:
+                raise KeyboardInterrupt
+            for number in self.signals:
+                os.kill(os.getpid(), number)
         generators = [torch_generator(0, "noise", step, p) for p in batch["position"].tolist()]
         noise = torch.stack([torch.randn(4, generator=g) for g in generators])
         loss = self.layer(batch["x"] + noise).pow(2).mean()
@@ -64,6 +72,42 @@ def test_a_training_that_was_stopped_ends_like_one_that_ran_through(tmp_path):
     resumed = trained(tmp_path / "stopped")
     assert torch.equal(whole[0], resumed[0])
     assert whole[1] == resumed[1]
+
+
+@pytest.fixture
+def signals_are_heard():
+    """What a shell starts in the background ignores Ctrl-C."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        assert signal.getsignal(number) == signal.default_int_handler
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals_are_heard")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("changes", [{}, {"workers": 1}, {"accumulate": 4}])
+def test_a_signal_ends_training_after_its_step_with_the_state_saved(tmp_path, number, changes):
+    whole = trained(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "stopped", Line(stop_at=2, signals=[number]), **changes)
+    assert steps_done(tmp_path / "stopped" / "last.ckpt") == 3
+    resumed = trained(tmp_path / "stopped", **changes)
+    assert torch.allclose(whole[0], resumed[0], atol=1e-6)
+
+
+@pytest.mark.usefixtures("signals_are_heard")
+def test_a_second_signal_ends_training_at_once(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, Line(stop_at=7, signals=[signal.SIGINT, signal.SIGINT]))
+    assert steps_done(tmp_path / "last.ckpt") == 5
+
+
+@pytest.mark.usefixtures("signals_are_heard")
+def test_a_signal_in_the_last_step_comes_after_the_training(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, Line(stop_at=11, signals=[signal.SIGTERM]))
+    assert not (tmp_path / "losses.csv").exists()
 
 
 def test_micro_batches_see_the_same_data_and_noise_as_one_batch(tmp_path):

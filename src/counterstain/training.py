@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from counterstain.batch_norm import synchronisation
 from counterstain.data.batches import PatchBatches
 from counterstain.errors import ConfigError, DivergenceError
+from counterstain.interrupts import Interruption, ignore_ctrl_c
 from counterstain.processes import are_to_be_started, rank
 from counterstain.progress import bar
 from counterstain.storage import released_on_error, write_csv
@@ -79,6 +80,7 @@ def fit(
         Step number -> the whole batch of that step, a dict of tensors of equal first length.
     folder : Path
         Gets ``last.ckpt`` and ``logs`` while training runs and ``losses.csv`` (step, name, value) at its end.
+        On one device Ctrl-C and SIGTERM save the state too, after the step that is under way.
     ema_decay : float, optional
         Leave the exponential moving average of the weights in ``module`` instead of the last ones; the decay warms
         up as (1 + n) / (10 + n), so that short trainings are not averages with their initial weights.
@@ -96,6 +98,8 @@ def fit(
     ------
     DivergenceError
         A loss is not a number.
+    KeyboardInterrupt
+        Ctrl-C or SIGTERM; the state is saved.
     """
     with released_on_error(folder) if rank() == 0 else nullcontext():
         _check(module, config)
@@ -113,11 +117,13 @@ def fit(
             sampler=_From(start * config.accumulate),
             num_workers=config.workers,
             persistent_workers=config.workers > 0,
+            worker_init_fn=ignore_ctrl_c,
             pin_memory=torch.cuda.is_available(),
         )
         resume = progress_file if progress_file.exists() else None
         with history.closed():
-            _run(trainer, module, loader, resume)
+            with nullcontext() if config.devices * config.num_nodes > 1 else history.stop.held_back():
+                _run(trainer, module, loader, resume)
             module.eval()
             figures = history.watch(module) if monitor is not None and trainer.is_global_zero else {}
     if trainer.is_global_zero:
@@ -171,7 +177,7 @@ def fused_optimizers(config: TrainingConfig) -> bool:
 def _run(trainer: Trainer, module: LightningModule, loader: DataLoader[Batch], resume: Path | None) -> None:
     try:
         trainer.fit(module, loader, ckpt_path=resume, weights_only=True)
-    except SystemExit as stop:  # what Lightning makes of Ctrl-C
+    except SystemExit as stop:  # what Lightning makes of KeyboardInterrupt
         raise KeyboardInterrupt from stop
 
 
@@ -224,11 +230,13 @@ class _History(Callback):
         self._config, self._progress_file, self._advance, self._monitor = config, progress_file, advance, monitor
         self._open_curves = open_curves
         self._curves: Curves | None = None
+        self.stop = Interruption()
         self.rows: list[Row] = []
         self.step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del pl_module
+        self.stop.listen()  # Lightning would end at SIGTERM between two micro-batches
         if trainer.is_global_zero:
             self._curves = self._open_curves(earlier=self.rows)
 
@@ -244,9 +252,11 @@ class _History(Callback):
         under_way = self.step < self._config.steps
         if self._monitor and under_way and self.step % self._monitor.every_steps == 0 and trainer.is_global_zero:
             self.watch(pl_module)
-        if under_way and self.step % self._config.checkpoint_every_steps == 0:
+        if under_way and (self.stop.waits or self.step % self._config.checkpoint_every_steps == 0):
             trainer.save_checkpoint(self._progress_file)
         self._advance(1)
+        if under_way and self.stop.waits:
+            raise KeyboardInterrupt
 
     def watch(self, module: LightningModule) -> dict[str, float]:
         """Take the monitor's figures of the module as it is now."""

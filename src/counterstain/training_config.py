@@ -34,7 +34,7 @@ class TrainingConfig(Config):
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that prepare batches beside the training; 0 = none."""
     checkpoint_every_steps: Annotated[int, Field(ge=1)] = 500
-    """Steps that a kill can cost at most."""
+    """Steps that a kill can cost at most; Ctrl-C and SIGTERM cost none on one device."""
     log_every_steps: Annotated[int, Field(ge=1)] = 10
     """Distance of the points of the loss curves."""
     gradient_clip: Annotated[float, Field(gt=0)] | None = None

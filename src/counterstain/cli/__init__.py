@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from typing import Any
 
@@ -38,7 +39,8 @@ for _module in COMMAND_MODULES:
 
 
 def main() -> None:
-    """Run the command line and exit with 0 (done), 1 (a defect) or 2 (bad input)."""
+    """Run the command line and exit with 0 (done), 1 (a defect), 2 (bad input) or 130 (Ctrl-C or SIGTERM)."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = app(standalone_mode=False)
     except UsageProblem as error:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from counterstain.study.plan import Cell
 SPAWN = multiprocessing.get_context("spawn")  # a forked process could use neither CUDA nor OpenMP
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 SECONDS_TO_END = 2.0
+SECONDS_TO_SAVE = 20.0
 
 
 @dataclass
@@ -59,11 +61,14 @@ class ProcessExecutor:
         return [self._outcome(busy[pipe]) for pipe in wait(list(busy)) if isinstance(pipe, Connection)]
 
     def stop(self) -> None:
-        """Kill all processes."""
+        """End all processes; those that train save their state after the step that is under way."""
         living = [worker.process for worker in self._workers if worker]
         for process in living:
-            process.kill()
+            process.terminate()
+        deadline = time.monotonic() + SECONDS_TO_SAVE
         for process in living:
+            process.join(max(0.0, deadline - time.monotonic()))
+            process.kill()
             process.join(SECONDS_TO_END)
         self._workers = [None] * self.slots
 
@@ -107,13 +112,19 @@ def _work(pipe: Connection, root: Path, threads: int, log: Path, device: int | N
                 cell = pipe.recv()
             except EOFError:
                 return
-            pipe.send(attempt_elsewhere(cell, root, threads))
+            try:
+                outcome = attempt_elsewhere(cell, root, threads)
+            except KeyboardInterrupt:  # the training's state is saved
+                return
+            pipe.send(outcome)
 
 
 def _end_with_the_driver() -> None:
     driver = multiprocessing.parent_process()
     assert driver is not None
     wait([driver.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)  # a training saves its state
+    time.sleep(SECONDS_TO_SAVE)
     os._exit(1)
 
 
