@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -247,6 +248,36 @@ def test_a_missing_cohort_is_named(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size_px": 128}, "region p0-0 is 96 x 96 px .* smaller than a patch of 128 px"),
+        ({"parts": {"p3": "test"}}, "no region in part 'val'"),
+    ],
+)
+def test_a_cohort_that_does_not_fit_is_met_in_the_plan(tmp_path, changes, message):
+    cohort = draw_cohort(tmp_path / "cohort", regions=1)
+    parts = dict(zip(cohort.regions["patient"], cohort.regions["split"], strict=True))
+    cohort.write_split(parts | changes.pop("parts", {}))
+    file = study_file(tmp_path, methods=["spade"], cohort={"path": "cohort"}, recipe=TINY["recipe"] | changes)
+    result = CliRunner().invoke(app, ["study", "plan", str(file)])
+    assert isinstance(result.exception, InputError)
+    assert re.search(message, str(result.exception))
+
+
+def test_packages_and_files_that_are_not_there_are_named_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("counterstain.study.needs.find_spec", lambda _: None)
+    changes = ["methods=[diffusion]", "recipe.autoencoder.lpips_weight=1", "recipe.segmenter.encoder_weights=no.pt"]
+    file = study_file(tmp_path)
+    settings = [word for change in changes for word in ("--set", change)]
+    planned = CliRunner().invoke(app, ["study", "plan", str(file), *settings])
+    assert "not yet on this machine: segmenter.encoder_weights: no.pt: no such file" in planned.output
+    assert "not yet on this machine: autoencoder.lpips_weight is above 0, but lpips is not installed" in planned.output
+    with pytest.raises(ConfigError, match=r"no\.pt: no such file; .* pip install 'counterstain\[lpips\]'"):
+        run_study(load_study(file, changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "cells").exists()
+
+
 def test_a_study_killed_at_any_moment_ends_with_the_same_results(finished, tmp_path):
     whole = (finished / "run" / "results" / "results.csv").read_bytes()
     command = [sys.executable, "-m", "counterstain", "study", "run", str(study_file(tmp_path))]

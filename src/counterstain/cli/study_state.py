@@ -35,15 +35,19 @@ def plan(
 ) -> None:
     """Print what a study is made of, what is done, what is left, and what it will take. Runs nothing."""
     from counterstain.study.config import load_study
+    from counterstain.study.needs import lacking
     from counterstain.study.sharding import cells_of
     from counterstain.study.state import rows_of, state_of
     from counterstain.study.state_text import cell_table, plan_tree, what_it_takes
 
     study = load_study(file, settings or [])
-    run = out or Path("out") / file.stem
-    state = state_of(run, rows_of(cells_of(study, study.resolved_recipe(file))))
+    recipe, run = study.resolved_recipe(file), out or Path("out") / file.stem
+    planned = cells_of(study, recipe)
+    state = state_of(run, rows_of(planned))
     _print(cell_table(state) if cells else plan_tree(state, study.name))
     typer.echo(what_it_takes(state, run, processes))
+    for line in lacking(recipe, (cell for cell in planned if state.states[cell.folder] != "done")):
+        typer.echo(f"not yet on this machine: {line}")
 
 
 def status(

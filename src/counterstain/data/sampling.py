@@ -86,7 +86,7 @@ class PatchSampler:
         self.config = config
         self.seed = seed
         regions = cohort.regions.iloc[cohort.part(part)].assign(position=cohort.part(part))
-        _check_size(cohort, regions, size_px)
+        check_patch_size(cohort, regions, size_px)
         wanted = cohort.taxonomy.names if config.subtypes is None else config.subtypes
         ids = [cohort.taxonomy.id_of(name) for name in wanted]
         instances = cohort.instances.merge(regions[["region", "slide", "position"]], on="region")
@@ -210,7 +210,8 @@ def _shifted(centre: int, size: int, length: int) -> int:
     return min(max(centre - size // 2, 0), length - size)
 
 
-def _check_size(cohort: Cohort, regions: pd.DataFrame, size_px: int) -> None:
+def check_patch_size(cohort: Cohort, regions: pd.DataFrame, size_px: int) -> None:
+    """Raise InputError where regions of a cohort are smaller than a patch."""
     smallest = regions[["height_px", "width_px"]].min(axis=1)
     small = regions[smallest < size_px]
     if len(small):

@@ -13,6 +13,7 @@ from typing import Any
 
 from counterstain.config import Config, merge
 from counterstain.data.cohort import Cohort
+from counterstain.data.sampling import check_patch_size
 from counterstain.data.subset import check_count
 from counterstain.generators.methods import Method
 from counterstain.recipe import Recipe
@@ -76,9 +77,9 @@ def plan_study(study: StudyConfig, recipe: Recipe) -> list[Cell]:
     Raises
     ------
     InputError
-        The cohort is missing.
+        The cohort is missing, has no training, validation or test part, or regions smaller than a patch.
     """
-    planner = _Planner(study, recipe, _cohort(study))
+    planner = _Planner(study, recipe, _cohort(study, recipe.size_px))
     cells = [planner.cohort]
     arms = study.arms
     sets: dict[str | None, Cell | None] = {None: None}
@@ -107,10 +108,13 @@ def cells_folder(run: Path) -> Path:
     return run / "cells"
 
 
-def _cohort(study: StudyConfig) -> Cell:
+def _cohort(study: StudyConfig, size_px: int) -> Cell:
     source = study.cohort
     if source.path is not None:
         cohort = Cohort.open(source.path)
+        for part in PARTS:
+            cohort.part(part)
+        check_patch_size(cohort, cohort.regions.iloc[cohort.part("train")], size_px)
         if source.train_patients is None:
             settings: dict[str, Any] = {"fingerprint": cohort.fingerprint}
             return Cell(name="cohort", stage="cohort", settings=settings, details={"path": str(source.path.resolve())})

@@ -11,10 +11,12 @@ from pathlib import Path
 from counterstain.config import to_yaml
 from counterstain.errors import ConfigError, MismatchError
 from counterstain.processes import started_processes
+from counterstain.recipe import Recipe
 from counterstain.storage import claim, write_text
 from counterstain.study.config import StudyConfig
 from counterstain.study.executors import ExecutorConfig, open_executor
 from counterstain.study.integrity import DONE_FILE, damage
+from counterstain.study.needs import lacking
 from counterstain.study.plan import Cell, cells_folder
 from counterstain.study.results import write_results
 from counterstain.study.schedule import run_cells, say
@@ -50,6 +52,8 @@ def run_study(
     ------
     MismatchError
         The folder belongs to another study, or another process is running this one.
+    ConfigError
+        A package or a file that a cell needs is not there.
     """
     if started_processes() > 1:
         raise ConfigError("a study starts the processes of its trainings itself; run it without torchrun")
@@ -60,15 +64,20 @@ def run_study(
         write_text(out / "study.yaml", to_yaml(study))
         write_plan(out, rows_of(cells))
         follow_cohort(cells[0], cells_folder(out))
-        failures = _run(cells, cells_folder(out), study, executor or ExecutorConfig())
+        failures = _run(cells, cells_folder(out), study, recipe, executor or ExecutorConfig())
         return write_results(study, recipe, cells, out, failures)
 
 
-def _run(cells: Sequence[Cell], root: Path, study: StudyConfig, executor: ExecutorConfig) -> dict[str, str]:
+def _run(
+    cells: Sequence[Cell], root: Path, study: StudyConfig, recipe: Recipe, executor: ExecutorConfig
+) -> dict[str, str]:
     done = whole_cells(cells, root)
     if len(done) == len(cells):
         say(f"{len(cells)} cells, all done already")
         return {}
+    lines = lacking(recipe, (cell for cell in cells if cell.folder not in done))
+    if lines:
+        raise ConfigError("; ".join(lines))
     opened = open_executor(executor, study.resources, root)
     try:
         return run_cells(cells, done, root, opened, retries=study.resources.retries)
