@@ -69,10 +69,11 @@ def test_masks_become_instances_of_the_rows_subtype(pairs):
 
 
 def test_the_report_counts_what_was_imported(pairs):
+    draw(pairs, "b", boxes((4, 4), (4, 8)))
     cohort = import_table(table(pairs, *ROWS), mpp=0.25, out=pairs / "out", min_area_px=26)
     report = json.loads((cohort.folder / "import.json").read_text())
-    assert (report["regions"], report["patients"], report["regions_without_instance"]) == (3, 2, 3)
-    assert (report["dropped_components"], report["dropped_px"]) == (5, 125)
+    assert (report["regions"], report["patients"], report["regions_without_instance"]) == (3, 2, 2)
+    assert (report["dropped_components"], report["dropped_px"]) == (4, 100)
     assert not (cohort.folder / "notes").exists()
 
 
@@ -95,6 +96,27 @@ def test_a_dim_mask_among_bright_ones_is_no_mask_of_0_and_1(pairs):
     draw(pairs, "b", boxes((0, 0), value=1))
     cohort = import_table(table(pairs, *ROWS), mpp=1, out=pairs / "out")
     assert "b" not in set(cohort.instances["region"])
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "message"),
+    [
+        (100, {}, "hold values up to 100, none above the threshold of 127; give a lower --threshold"),
+        (0, {}, "no label image has a pixel of a subtype"),
+        (255, {"min_area_px": 26}, "all 1 components are smaller than 26 px; give a lower --min-area-px"),
+    ],
+)
+def test_an_import_without_any_instance_is_an_error_and_leaves_nothing(tmp_path, value, options, message):
+    draw(tmp_path, "a", boxes((0, 0), value=value))
+    with pytest.raises(InputError, match=message):
+        import_table(table(tmp_path, ROWS[0]), mpp=0.25, out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_subtype_that_is_spelt_in_two_ways_is_an_error(pairs):
+    other = row("c", "normal ", "p2")
+    with pytest.raises(InputError, match="subtype 'Normal' in row 3 is 'normal' in row 4; spell it in one way"):
+        import_table(table(pairs, *ROWS[:2], other), mpp=0.25, out=pairs / "out")
 
 
 def test_label_images_may_hold_the_ids_of_the_taxonomy(tmp_path):

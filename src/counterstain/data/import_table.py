@@ -99,7 +99,7 @@ def import_table(
     config = build(TableConfig, {"mpp": mpp, **options}, f"import of {table}")
     rows = read_table(table, config.columns, labels=config.labels)
     taxonomy = _taxonomy(table, rows, config, taxonomy)
-    threshold = _threshold(rows, config) if config.labels == "mask" else None
+    threshold = _threshold(table, rows, config) if config.labels == "mask" else None
     source = {
         "kind": "table",
         "sha256": sha256_of(table),
@@ -113,10 +113,12 @@ def import_table(
     try:
         with (progress or _silent)("regions", len(rows)) as advance:
             _write_packs(writer, rows, config, threshold, advance)
+        report = _report(out / "notes", rows, threshold, config)
+        _check_any(table, report, config)
     except InputError:
         _discard(out)
         raise
-    write_json(out / "import.json", _report(out / "notes", rows, threshold, config))
+    write_json(out / "import.json", report)
     cohort = writer.finish()
     shutil.rmtree(out / "notes", ignore_errors=True)
     return cohort
@@ -144,12 +146,32 @@ def _patients_seen(table: Path) -> dict[str, list[str]]:
     return {"patients_seen": list(read_patients_seen(file))} if file.exists() else {}
 
 
-def _threshold(rows: pd.DataFrame, config: TableConfig) -> int:
+def _threshold(path: Path, rows: pd.DataFrame, config: TableConfig) -> int:
     """Return 0 where no mask of the table goes above 1, otherwise the configured threshold."""
     if config.threshold == 0:
         return 0
-    highest = (int(read_label_image(label).max()) for label in rows["label"])
-    return config.threshold if any(value > 1 for value in highest) else 0
+    highest = 0
+    for label in rows["label"]:
+        highest = max(highest, int(read_label_image(label).max()))
+        if highest > config.threshold:
+            return config.threshold
+    if highest > 1:
+        raise InputError(
+            f"{path}: its masks hold values up to {highest}, none above the threshold of {config.threshold}; "
+            f"give a lower --threshold, or --labels ids where values are the ids of subtypes"
+        )
+    return 0
+
+
+def _check_any(table: Path, report: dict[str, Any], config: TableConfig) -> None:
+    """Raise InputError where nothing but background was imported."""
+    if report["subtypes"]:
+        return
+    dropped = report["dropped_components"]
+    why = "no label image has a pixel of a subtype; are they the right files?"
+    if dropped:
+        why = f"all {dropped} components are smaller than {config.min_area_px} px; give a lower --min-area-px"
+    raise InputError(f"{table}: {why}")
 
 
 def _write_packs(

@@ -80,6 +80,7 @@ def read_table(path: Path, columns: Columns, *, labels: Literal["mask", "ids"]) 
     named["slide"] = named["slide"] if "slide" in named else named["patient"]
     named["region"] = named["region"] if "region" in named else _region_names(named["image"])
     named["score"] = _scores(named)
+    _check_spelling(path, named)
     _check_parts(path, named)
     _check_identities(path, named)
     for field in ("image", "label"):
@@ -171,6 +172,16 @@ def _check_parts(path: Path, named: pd.DataFrame) -> None:
             f"{path}: patient {patient} is in two parts, {first['part']} (row {first['row']}) and {second['part']} "
             f"(row {second['row']}); move all rows of a patient to one part"
         )
+
+
+def _check_spelling(path: Path, named: pd.DataFrame) -> None:
+    spelled: dict[str, tuple[str, int]] = {}
+    for name, row in named.dropna(subset="subtype").drop_duplicates("subtype")[["subtype", "row"]].to_numpy():
+        first, first_row = spelled.setdefault("".join(name.casefold().split()), (name, row))
+        if first != name:
+            raise InputError(
+                f"{path}: subtype {first!r} in row {first_row} is {name!r} in row {row}; spell it in one way"
+            )
 
 
 def _check_identities(path: Path, named: pd.DataFrame) -> None:
