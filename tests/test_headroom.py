@@ -11,9 +11,10 @@ from counterstain.config import build
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.subset import keep_training_patients, link_cohort, order_patients
 from counterstain.errors import ConfigError, InputError
+from counterstain.report.figure_headroom import headroom_figure
 from counterstain.segmentation.counts import dice
 from counterstain.study.config import StudyConfig
-from counterstain.study.headroom import HeadroomConfig, sizes_of
+from counterstain.study.headroom import Curve, Headroom, HeadroomConfig, sizes_of
 from counterstain.study.learning_curve import Step, bootstrapped, extrapolate, fit_power_law, in_words, steps
 from counterstain.study.plan import plan_study
 from counterstain.study.stages import open_cohort, run_cell
@@ -160,6 +161,23 @@ def test_words_say_where_the_curve_is_steep():
     assert "+0.002 per doubling from 12 to 24 patients; better data" in in_words("Dice", [flat], "")[0]
     few = Step(fewer=2, more=4, per_doubling=0.076, low=-0.1, high=0.2)
     assert "whether it is flat cannot be told" in in_words("Dice", [few], "")[0]
+
+
+def drawn_curve(subtype):
+    values = np.linspace(0.5, 0.9, 8).reshape(2, 4)
+    name = f"Recall of {subtype}" if subtype else "Dice"
+    return Curve(name=name, subtype=subtype, values=values, draws=values.T, steps=[], promised="too little")
+
+
+def test_the_figure_has_the_colours_of_the_taxonomy_and_what_is_missing_is_named(monkeypatch):
+    her2 = Taxonomy.named("her2")
+    monkeypatch.setattr("counterstain.study.headroom.in_words", lambda *_: [])
+    curves = [drawn_curve(subtype) for subtype in (None, *her2.names[1:])]
+    found = Headroom(sizes=(4, 8), curves=curves, split="val", taxonomy=her2)
+    assert found.in_words() == ["No recall of HER2 0: the val part has none."]
+    recalls = headroom_figure(found).axes[1]
+    assert [line.get_color() for line in recalls.lines] == [subtype.colour for subtype in her2.subtypes[1:]]
+    assert [text.get_text() for text in recalls.get_legend().get_texts()] == list(her2.names[1:])
 
 
 # The command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from counterstain.study.headroom import Curve, Headroom
 
 MARKERS = ("o", "s", "^", "D", "v", "P")  # told apart in grey as well
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
 
 
 @styled
@@ -24,21 +24,24 @@ def headroom_figure(found: Headroom) -> Figure:
     """Draw Dice with its 95 % interval, every repeat as a dot, the power law dashed to twice the patients; recalls."""
     figure = new_figure(3.2)
     left, right = figure.subplots(1, 2)
-    _draw(left, found.sizes, found.curves[0], INK, "o", band=True)
-    for curve, colour, marker in zip(found.curves[1:], COLOURS * 2, MARKERS * 2, strict=False):
-        _draw(right, found.sizes, curve, colour, marker, band=False)
-    left.set_title("Tumour Dice")
+    colours = {subtype.name: subtype.colour for subtype in found.taxonomy.subtypes}
+    for curve, marker in zip(found.curves, cycle(MARKERS)):
+        if curve.subtype is None:
+            _draw(left, found.sizes, curve, INK, marker, band=True)
+        else:
+            _draw(right, found.sizes, curve, colours[curve.subtype], marker, band=False)
+    left.set_title(f"{found.taxonomy.tissue_class.capitalize()} Dice")
     right.set_title("Recall by subtype")
     for axes in (left, right):
         _scale(axes, found)
-    if len(found.curves) > 1:
-        right.legend(loc="lower right")
+    if right.lines:
+        right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
 def _draw(axes: Axes, sizes: Sequence[int], curve: Curve, colour: str, marker: str, *, band: bool) -> None:
     mean = curve.values.mean(axis=1)
-    axes.plot(sizes, mean, color=colour, marker=marker, markersize=4, label=curve.name.removeprefix("Recall of "))
+    axes.plot(sizes, mean, color=colour, label=curve.subtype, marker=marker, markersize=5, mec=INK, mew=0.5)
     if band:
         axes.fill_between(sizes, *np.nanpercentile(curve.draws, LEVELS, axis=0), color=colour, alpha=0.12, linewidth=0)
         axes.plot(np.repeat(sizes, curve.values.shape[1]), curve.values.ravel(), ".", color=colour, markersize=3)

@@ -57,6 +57,8 @@ class Curve:
     """The learning curve of one measure."""
 
     name: str
+    subtype: str | None
+    """The one whose recall it is."""
     values: np.ndarray  # (S, R)
     draws: np.ndarray  # (n, S)
     steps: list[Step]
@@ -70,10 +72,20 @@ class Headroom:
     sizes: tuple[int, ...]
     curves: list[Curve]
     split: str
+    taxonomy: Taxonomy
+
+    @property
+    def absent(self) -> list[str]:
+        """The subtypes that the part tested on does not have."""
+        shown = {curve.subtype for curve in self.curves}
+        return [name for name in self.taxonomy.names if name not in shown]
 
     def in_words(self) -> list[str]:
         """Return what the curves say, a few sentences on each."""
-        return [line for curve in self.curves for line in in_words(curve.name, curve.steps, curve.promised)]
+        lines = [line for curve in self.curves for line in in_words(curve.name, curve.steps, curve.promised)]
+        if self.absent:
+            lines.append(f"No recall of {', '.join(self.absent)}: the {self.split} part has none.")
+        return lines
 
 
 def measure_headroom(
@@ -118,7 +130,8 @@ def measure_headroom(
             for (size, repeat), part in table.groupby(["train_patients", "repeat"], sort=True)
         ]
         write_csv(out / "headroom.csv", pd.DataFrame(rows))
-        found = Headroom(sizes=sizes, curves=_curves(table, cohort.taxonomy, sizes, config), split=config.split)
+        curves = _curves(table, cohort.taxonomy, sizes, config)
+        found = Headroom(sizes=sizes, curves=curves, split=config.split, taxonomy=cohort.taxonomy)
         write_parquet(out / "counts.parquet", table)
         write_text(out / "headroom.txt", "\n".join(found.in_words()) + "\n")
     return found
@@ -195,18 +208,21 @@ def _curves(table: pd.DataFrame, taxonomy: Taxonomy, sizes: Sequence[int], confi
         ]
     )  # (S, R, P, K + 1, 2)
     present = counts[0, 0].sum(axis=(0, 2)) > 0
-    measures: dict[str, Measure] = {"Dice": dice}
-    measures |= {f"Recall of {s.name}": partial(_recall, s.id) for s in taxonomy.subtypes if present[s.id]}
-    return [_curve(name, measure, counts, sizes, config.seed) for name, measure in measures.items()]
+    measures: dict[str | None, Measure] = {None: dice}
+    measures |= {s.name: partial(_recall, s.id) for s in taxonomy.subtypes if present[s.id]}
+    return [_curve(subtype, measure, counts, sizes, config.seed) for subtype, measure in measures.items()]
 
 
-def _curve(name: str, measure: Measure, counts: np.ndarray, sizes: Sequence[int], seed: int) -> Curve:
+def _curve(subtype: str | None, measure: Measure, counts: np.ndarray, sizes: Sequence[int], seed: int) -> Curve:
     values = measure(counts.sum(axis=2))
     draws = bootstrapped(counts, measure, seed)
     repeats, patients = counts.shape[1:3]
     mean = values.mean(axis=1)
     promised = extrapolate(sizes, mean, draws, repeats=repeats, patients=patients)
-    return Curve(name=name, values=values, draws=draws, steps=steps(sizes, mean, draws), promised=promised)
+    name = f"Recall of {subtype}" if subtype else "Dice"
+    return Curve(
+        name=name, subtype=subtype, values=values, draws=draws, steps=steps(sizes, mean, draws), promised=promised
+    )
 
 
 def _by_patient(table: pd.DataFrame) -> np.ndarray:
