@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageColor
+from PIL import Image
 from pydantic import Field
 
 from counterstain.audit.audit import audit_sets
@@ -43,7 +43,6 @@ from counterstain.generators.synthesize import synthesize
 from counterstain.generators.train import train_autoencoder, train_diffusion, train_distilled, train_spade
 from counterstain.recipe import load_recipe
 from counterstain.storage import write_text
-from counterstain.taxonomy import Taxonomy
 
 COLUMNS, GAP_PX = 12, 2  # of a picture: pairs of a mask and an image in a row, pixels between them
 ROWS = 4
@@ -195,7 +194,7 @@ def text_of(audit: Audit, seconds: dict[str, float], plan: Plan) -> str:
 
 def write_picture(patch_set: PatchSet, path: Path) -> None:
     """Write masks in the taxonomy's colours, each with its image on its right."""
-    colours = colours_of(patch_set.header.taxonomy)
+    colours = patch_set.header.taxonomy.palette
     patches = [patch_set[i] for i in range(min(COLUMNS // 2 * ROWS, len(patch_set)))]
     tiles = [tile for patch in patches for tile in (colours[patch.label_mask], patch.image)]
     size = patch_set.header.size_px + GAP_PX
@@ -204,13 +203,6 @@ def write_picture(patch_set: PatchSet, path: Path) -> None:
         y, x = i // COLUMNS * size, i % COLUMNS * size
         canvas[y : y + len(tile), x : x + len(tile)] = tile
     Image.fromarray(canvas).save(path)
-
-
-def colours_of(taxonomy: Taxonomy) -> np.ndarray:
-    colours = np.full((256, 3), 255, np.uint8)
-    for subtype in taxonomy.subtypes:
-        colours[subtype.id] = ImageColor.getrgb(subtype.colour)[:3]
-    return colours
 
 
 def slug(name: str) -> str:

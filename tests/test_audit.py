@@ -21,6 +21,7 @@ from counterstain.audit.inputs import require_auditable
 from counterstain.audit.judge import instance_loss, load_judge, train_judge
 from counterstain.audit.judge_config import JudgeConfig
 from counterstain.audit.opinions import instance_probabilities
+from counterstain.audit.pictures import sheet
 from counterstain.audit.real import training_halves
 from counterstain.audit.ruler import AuditConfig
 from counterstain.audit.stain import STAIN_VECTORS, seam, stain_density, stain_table
@@ -311,6 +312,17 @@ def test_the_command_writes_tables_and_pictures(sets, cohort, judge, tmp_path):
         "deaf-nearest.png",
         "listens-examples.png",
     } <= files
+
+
+def test_a_sheet_shows_each_pixel_as_a_square_and_cuts_captions_off_at_their_column():
+    rng = np.random.default_rng(0)
+    patches = rng.integers(0, 200, (3, 32, 32, 3), dtype=np.uint8)
+    plain = np.asarray(sheet({"a": patches[:2], "b": patches[2:]}))
+    assert np.array_equal(plain[:, -264:-4][4:132:4, :128:4], patches[0])
+    assert np.array_equal(plain[4:132, -132:-4], patches[1].repeat(4, 0).repeat(4, 1))
+    captioned = np.asarray(sheet({"a": patches[:2]}, ["a name much too long for a column of 128 px", ""]))
+    assert (captioned[:20, -132:] == 255).all()
+    assert (captioned[:20, :-136] < 100).any()
 
 
 def test_a_judge_or_a_set_of_another_cohort_is_refused(sets, cohort, judge, tmp_path):

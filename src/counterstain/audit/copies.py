@@ -109,6 +109,10 @@ class CopySearch:
         window = image[match.y_px : match.y_px + self._size_px, match.x_px : match.x_px + self._size_px]
         return turn(window, flipped=match.flipped, quarter_turns=match.quarter_turns)
 
+    def name_of(self, match: Match) -> str:
+        """Return the name of the region where a match lies."""
+        return str(self._cohort.regions["region"].iloc[match.region])
+
     def _places(self, grey: np.ndarray, inside: np.ndarray, apart_from: Source | None) -> Iterator[_Place]:
         """Yield the likest places for every way to turn the image, in shrunk pixels."""
         for how in TURNS:
