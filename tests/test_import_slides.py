@@ -44,9 +44,9 @@ class Lab:
         self.annotations.mkdir()
         self.labels.write_text(LABELS)
 
-    def tiff(self, name: str, height: int = 400, width: int = 600) -> np.ndarray:
+    def tiff(self, name: str, height: int = 400, width: int = 600, *, says_mpp: bool = True) -> np.ndarray:
         image = np.random.default_rng(len(name)).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        resolution = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}  # 0.5 mpp
+        resolution = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"} if says_mpp else {}  # 0.5 mpp
         tifffile.imwrite(self.slides / f"{name}.tif", image, photometric="rgb", **resolution)
         return image
 
@@ -199,9 +199,17 @@ def test_patients_and_scores_come_from_a_table(two_slides: Lab, tmp_path: Path):
     assert list(cohort.regions["score"]) == ["3+", "3+", "0", "0"]
 
 
+def test_a_slide_whose_file_says_no_resolution_is_given_one_in_the_table(two_slides: Lab, tmp_path: Path):
+    two_slides.tiff("b", says_mpp=False)
+    (tmp_path / "patients.csv").write_text("slide,patient,mpp_level0\na,P1,\nb,P1,0.25\n")
+    cohort = two_slides.load(patients=tmp_path / "patients.csv")
+    assert list(cohort.regions["mpp_level0"]) == [0.5, 0.5, 0.25, 0.25]
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
+        ("slide,patient,mpp_level0\na,P1,0.5 um\nb,P1,\n", r"row 2: mpp_level0 '0.5 um' is no number; expected"),
         ("slide,patient\na,P1\n", r"patients.csv: no row for b; add one for every slide"),
         ("slide,who\na,P1\n", r"no column 'patient'; expected slide, patient and perhaps score"),
         ("slide,patient\na,P1\na,P2\nb,P3\n", r"row 3: slide a stands there twice"),

@@ -55,7 +55,8 @@ def import_slides(
         typer.Option("--mpp-level0", help="Micrometres per level-0 pixel, where files do not say.", show_default=False),
     ] = None,
     patients: Annotated[
-        Path | None, typer.Option(help="CSV with slide, patient, perhaps score.", show_default="a patient per slide")
+        Path | None,
+        typer.Option(help="CSV with slide, patient, perhaps score and mpp_level0.", show_default="a patient per slide"),
     ] = None,
     taxonomy: Annotated[
         str | None, typer.Option(help="her2 or a YAML file.", show_default="her2, or the subtypes of LABELS.yaml")

@@ -77,7 +77,8 @@ def import_slides(
     origin : ``canvas`` or ``bounds``, optional
         What annotations count from; without it ``bounds`` for QuPath, which exports so, and ``canvas`` for others.
     patients : Path, optional
-        CSV with columns slide, patient and perhaps score; without it every slide is a patient.
+        CSV with columns slide, patient and perhaps score and mpp_level0 (before the option of that name, which holds
+        for all slides); without it every slide is a patient.
     types : Path, optional
         Names of EXACT's annotation types.
     taxonomy : Taxonomy, optional
@@ -160,7 +161,7 @@ def _plans(
 ) -> list[SlidePlan]:
     plans = []
     for name, path in paths.items():
-        with Slide.open(path, config.mpp_level0) as slide:
+        with Slide.open(path, people[name].mpp_level0 or config.mpp_level0) as slide:
             plans.append(
                 plan_slide(
                     name,
@@ -222,7 +223,7 @@ def _write_slide(writer: CohortWriter, plan: SlidePlan, config: SlidesConfig, ad
     advance(len(plan.boxes) - len(missing))
     if not missing and picture.exists():
         return
-    with Slide.open(plan.path, config.mpp_level0) as slide:
+    with Slide.open(plan.path, plan.mpp_level0) as slide:
         for box in missing:
             writer.add(plan.region_name(box), [read_region(slide, plan, box, taxonomy=writer.taxonomy, mpp=config.mpp)])
             advance(1)

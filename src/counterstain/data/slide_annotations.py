@@ -22,6 +22,8 @@ class Patient:
     patient: str
     score: str | None = None
     """Score of the slide."""
+    mpp_level0: float | None = None
+    """Micrometres per level-0 pixel of the slide, where its file does not say."""
 
 
 def match_annotations(slides: Iterable[str], files: Sequence[AnnotationFile]) -> dict[str, list[Annotation]]:
@@ -59,25 +61,34 @@ def match_annotations(slides: Iterable[str], files: Sequence[AnnotationFile]) ->
 
 
 def read_patients(path: Path, slides: Iterable[str]) -> dict[str, Patient]:
-    """Read whose slides they are from a CSV table with the columns slide, patient and perhaps score.
+    """Read whose slides they are from a CSV table with the columns slide, patient and perhaps score and mpp_level0.
 
     Raises
     ------
     InputError
-        A column or a slide is missing, a field is empty, or a slide stands there twice.
+        A column or a slide is missing, a field is empty, a resolution is no number, or a slide stands there twice.
     """
     patients: dict[str, Patient] = {}
-    for place, row in csv_rows(path, ("slide", "patient"), ("score",)):
+    for place, row in csv_rows(path, ("slide", "patient"), ("score", "mpp_level0")):
         slide, patient = slide_name(row["slide"]), row["patient"]
         if not slide or not patient:
             raise InputError(f"{place}: slide or patient is empty; fill it in")
         if slide in patients:
             raise InputError(f"{place}: slide {slide} stands there twice; remove one row")
-        patients[slide] = Patient(patient, row.get("score") or None)
+        patients[slide] = Patient(patient, row.get("score") or None, _resolution(place, row.get("mpp_level0")))
     missing = [slide for slide in slides if slide not in patients]
     if missing:
         raise InputError(f"{path}: no row for {_listed(missing)}; add one for every slide")
     return patients
+
+
+def _resolution(place: str, text: str | None) -> float | None:
+    if not text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{place}: mpp_level0 {text!r} is no number; expected micrometres, such as 0.25") from None
 
 
 def _slide_of(name: str, slides: Mapping[str, object]) -> str | None:
