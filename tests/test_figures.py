@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from drawn_results import DEMO_ARMS, HER2, draw_composition, draw_counts, draw_losses, draw_synthetic, results_of
 
@@ -72,6 +73,12 @@ def test_composition_counts_instances_by_part():
     table = draw_composition()
     train = table.loc[table["split"] == "train", "instances"].sum()
     assert f"train: {train:,} instances" in texts(figures.composition(table, HER2))
+
+
+def test_large_numbers_over_the_bars_are_short():
+    rows = [("train", name, n, 1) for name, n in zip(HER2.names, (7, 1234, 12_345, 1_234_567, 999_600), strict=True)]
+    table = pd.DataFrame(rows, columns=["split", "subtype", "instances", "area_px"])
+    assert {"7", "1,234", "12k", "1.2M", "1M"} <= texts(figures.composition(table, HER2))
 
 
 def test_composition_of_a_cohort_without_a_split_is_one_part():

@@ -17,6 +17,8 @@ from counterstain.taxonomy import Taxonomy
 
 _PARTS = ("train", "val", "test")
 _MOST_NUMBERS = 24  # bars that have room for a number over them
+_ROOMY = 15
+_KEY_LETTERS = 100  # in a row of the key
 
 
 @styled
@@ -44,8 +46,8 @@ def composition(table: pd.DataFrame, taxonomy: Taxonomy, *, mpp: float | None = 
     instances = _totals(table, parts, taxonomy, "instances")
     area = _totals(table, parts, taxonomy, "area_px")
     mm2 = area * (mpp * 1e-3) ** 2 if mpp else None
-    _grouped_bars(upper, instances, taxonomy, [f"{n:,.0f}" for n in instances.T.ravel()])
-    _grouped_bars(lower, area, taxonomy, [_short(a) for a in mm2.T.ravel()] if mm2 is not None else [])
+    _grouped_bars(upper, instances, taxonomy, [_few_figures(n) for n in instances.T.ravel()])
+    _grouped_bars(lower, area, taxonomy, [_few_figures(a) for a in mm2.T.ravel()] if mm2 is not None else [])
     upper.set_title("Instances")
     lower.set_title("Area (mm² over the bars)" if mm2 is not None else "Area")
     upper.set_xticks(
@@ -120,7 +122,9 @@ def _grouped_bars(axes: Axes, values: np.ndarray, taxonomy: Taxonomy, numbers: S
         x = np.arange(parts) + (k - (subtypes - 1) / 2) * width
         bars = axes.bar(x, shares[:, k], width, color=subtype.colour, edgecolor=INK, linewidth=0.6)
         if numbers and parts * subtypes <= _MOST_NUMBERS:
-            axes.bar_label(bars, numbers[k * parts : (k + 1) * parts], padding=1.5, fontsize=8)
+            axes.bar_label(
+                bars, numbers[k * parts : (k + 1) * parts], padding=1.5, fontsize=8 if parts * subtypes <= _ROOMY else 7
+            )
     axes.set_ylabel("share (%)")
     axes.set_ylim(0, max(shares.max() * 1.15, 1))
     axes.tick_params(axis="x", length=0)
@@ -158,9 +162,17 @@ def _percent(values: np.ndarray, axis: int | None = None) -> np.ndarray:
 
 
 def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
+
+
+def _few_figures(value: float) -> str:
+    """Write a number so that it fits over a bar: 0.034, 34, 1,234, 12k, 1.2M."""
+    if value < 10_000:
+        return _short(value)
+    return f"{value / 1e3:.0f}k" if value < 999_500 else f"{value / 1e6:.2g}M"
 
 
 def _key(figure: Figure, taxonomy: Taxonomy) -> None:
+    rows = -(-sum(len(name) + 9 for name in taxonomy.names) // _KEY_LETTERS)
     keys = [Key(facecolor=s.colour, edgecolor=INK, linewidth=0.6, label=s.name) for s in taxonomy.subtypes]
-    figure.legend(handles=keys, loc="outside lower center", ncols=min(len(keys), 6))
+    figure.legend(handles=keys, loc="outside lower center", ncols=min(-(-len(keys) // rows), 6))
