@@ -334,7 +334,7 @@ def test_the_command_line_says_what_comes_next(cohort, tmp_path, monkeypatch, ca
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--format", "tif"), "file_format: Input should be 'png', 'nnunet' or 'hf' (got 'tif')"),
+        (("--format", "tif"), "--format tif: expected png, nnunet, hf or weights"),
         (("--format", "png", "--split", "x"), "parts.0: Input should be 'train', 'val' or 'test' (got 'x')"),
     ],
 )

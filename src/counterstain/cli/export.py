@@ -43,8 +43,11 @@ def export(
     from counterstain.config import build
     from counterstain.data.export import ExportConfig
     from counterstain.data.export import export as write
+    from counterstain.errors import ConfigError
     from counterstain.progress import bar
 
+    if file_format not in _NEXT:
+        raise ConfigError(f"--format {file_format}: expected {', '.join(_NEXT)} or weights")
     settings = {"file_format": file_format, "labels": labels, "parts": tuple(dict.fromkeys(split or ()))}
     count = write(source, out, build(ExportConfig, settings, f"export of {source}"), progress=bar)
     typer.echo(f"{out}: {count:,} images")
