@@ -335,13 +335,13 @@ def test_the_command_line_says_what_comes_next(cohort, tmp_path, monkeypatch, ca
     ("words", "message"),
     [
         (("--format", "tif"), "--format tif: expected png, nnunet, hf or weights"),
-        (("--format", "png", "--split", "x"), "parts.0: Input should be 'train', 'val' or 'test' (got 'x')"),
+        (("--format", "png", "--split", "x"), "export of {}: parts.0: Input should be 'train', 'val' or 'test' (got 'x')"),
     ],
 )
 def test_unknown_options_are_one_line(cohort, tmp_path, monkeypatch, capsys, words, message):
     status, _, error = run(monkeypatch, capsys, "export", cohort.folder, "--out", tmp_path / "out", *words)
     assert status == 2
-    assert error == f"error: export of {cohort.folder}: {message}\n"
+    assert error == f"error: {message.format(cohort.folder)}\n"
 
 
 def test_a_folder_that_is_no_cohort_is_one_line(tmp_path, monkeypatch, capsys):
