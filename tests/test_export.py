@@ -335,7 +335,10 @@ def test_the_command_line_says_what_comes_next(cohort, tmp_path, monkeypatch, ca
     ("words", "message"),
     [
         (("--format", "tif"), "--format tif: expected png, nnunet, hf or weights"),
-        (("--format", "png", "--split", "x"), "export of {}: parts.0: Input should be 'train', 'val' or 'test' (got 'x')"),
+        (
+            ("--format", "png", "--split", "x"),
+            "export of {}: parts.0: Input should be 'train', 'val' or 'test' (got 'x')",
+        ),
     ],
 )
 def test_unknown_options_are_one_line(cohort, tmp_path, monkeypatch, capsys, words, message):
