@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 from drawn_cohort import draw_cohort
+from small_study import SMALL
 from typer.testing import CliRunner
 
 from counterstain.cli import app
@@ -25,32 +26,14 @@ from counterstain.study.config import load_study
 from counterstain.study.plan import plan_study
 from counterstain.study.run import run_study
 
-TINY = {
+RECIPE = SMALL["recipe"] | {"segmenter": SMALL["recipe"]["segmenter"] | {"mixing": {"epoch_patches": 8}}}
+TINY = SMALL | {
     "name": "tiny",
-    "preset": "demo",
-    "cohort": {
-        "phantom": {"slides": 6, "regions_per_slide": 1, "size_px": 64},
-        "split": {"train": 2, "val": 2, "test": 2},
-    },
     "methods": ["spade", "oracle"],
     "amounts": [0.5, 1.0],
     "repeats": 1,
-    "recipe": {
-        "size_px": 32,
-        "spade": {
-            "training": {"steps": 2, "batch_size": 2},
-            "generator_width": 4,
-            "discriminator_width": 4,
-            "hidden": 4,
-            "compute_batch": 64,
-        },
-        "segmenter": {
-            "training": {"steps": 2, "batch_size": 2},
-            "encoder": "tu-test_resnet",
-            "inference": {"window_px": 64},
-            "mixing": {"epoch_patches": 8},
-        },
-    },
+    "resources": {},
+    "recipe": RECIPE,
 }
 
 
