@@ -114,8 +114,10 @@ def _print_results(results: Path) -> None:
     recalls = [c for c in rows.columns if c.startswith("recall_") and c != "recall_background"]
     columns = ["dice", "subtype_variance", *recalls]
     table = Table(title="test, mean over repeats; on the right the recall of each subtype", title_justify="left")
-    for name in ("arm", "n", "Dice", "variance", *(c.removeprefix("recall_") for c in recalls)):
+    for name in ("arm", "n", "Dice", "variance"):
         table.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
+    for name in (c.removeprefix("recall_") for c in recalls):
+        table.add_column(name, justify="right", min_width=5)  # long names are wrapped, numbers need no more
     tested = rows[rows["split"] == "test"]
     for arm, group in tested.groupby("arm", sort=False):
         means = group[columns].mean()
