@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from counterstain.cli import app
 from counterstain.cli import study as cli_module
-from counterstain.errors import ConfigError, DivergenceError, InputError, MismatchError
+from counterstain.errors import ConfigError, CounterstainError, DivergenceError, InputError, MismatchError
 from counterstain.report.page import write_report
 from counterstain.report.results import read_results
 from counterstain.study import attempt as attempt_module
@@ -236,15 +236,18 @@ def test_a_missing_cohort_is_named(tmp_path):
     [
         ({"size_px": 128}, "region p0-0 is 96 x 96 px .* smaller than a patch of 128 px"),
         ({"parts": {"p3": "test"}}, "no region in part 'val'"),
+        ({"size_px": 80}, "size_px 80: a segmenter needs patches whose edge is a multiple of 32"),
+        ({"autoencoder": {"factor": 8}, "diffusion": {"multipliers": [1, 2, 3, 4]}}, "need a multiple of 64"),
     ],
 )
 def test_a_cohort_that_does_not_fit_is_met_in_the_plan(tmp_path, changes, message):
     cohort = draw_cohort(tmp_path / "cohort", regions=1)
     parts = dict(zip(cohort.regions["patient"], cohort.regions["split"], strict=True))
     cohort.write_split(parts | changes.pop("parts", {}))
-    file = study_file(tmp_path, methods=["spade"], cohort={"path": "cohort"}, recipe=TINY["recipe"] | changes)
+    methods = ["diffusion" if "diffusion" in changes else "spade"]
+    file = study_file(tmp_path, methods=methods, cohort={"path": "cohort"}, recipe=RECIPE | changes)
     result = CliRunner().invoke(app, ["study", "plan", str(file)])
-    assert isinstance(result.exception, InputError)
+    assert isinstance(result.exception, CounterstainError)
     assert re.search(message, str(result.exception))
 
 
@@ -259,6 +262,8 @@ def test_packages_and_files_that_are_not_there_are_named_before_anything_is_trai
     with pytest.raises(ConfigError, match=r"no\.pt: no such file; .* pip install 'counterstain\[lpips\]'"):
         run_study(load_study(file, changes), tmp_path / "run")
     assert not (tmp_path / "run" / "cells").exists()
+    with pytest.raises(ConfigError, match="resnet999"):
+        run_study(load_study(file, ["recipe.segmenter.encoder=resnet999"]), tmp_path / "run")
 
 
 def test_a_study_killed_at_any_moment_ends_with_the_same_results(finished, tmp_path):

@@ -16,7 +16,6 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional
 
-from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.codebook import CodebookUpkeep, usage_of
 from counterstain.generators.conditioning import to_tensor
@@ -72,10 +71,7 @@ class Autoencoder(LightningModule):
 
     def __init__(self, config: AutoencoderConfig, size_px: int, seed: int = 0) -> None:
         super().__init__()
-        if size_px % config.factor:
-            raise ConfigError(f"size_px {size_px}: must be a multiple of the autoencoder's factor {config.factor}")
-        if config.crop_px is not None and (config.crop_px > size_px or config.crop_px % config.factor):
-            raise ConfigError(f"crop_px {config.crop_px}: must be a multiple of {config.factor}, at most {size_px}")
+        config.check_size(size_px)
         self.automatic_optimization = False
         self.config, self.seed = config, seed
         self.network = build_network(config)

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from counterstain.config import Config
 from counterstain.data.sampling import SamplingConfig
+from counterstain.errors import ConfigError
 from counterstain.training_config import TrainingConfig
 
 
@@ -85,6 +86,13 @@ class AutoencoderConfig(Config):
         if self.multipliers is not None and len(self.multipliers) != self.factor.bit_length():
             raise ValueError(f"multipliers: factor {self.factor} needs {self.factor.bit_length()} of them")
         return self
+
+    def check_size(self, size_px: int) -> None:
+        """Raise ConfigError where it cannot be trained on patches of that edge."""
+        if size_px % self.factor:
+            raise ConfigError(f"size_px {size_px}: must be a multiple of the autoencoder's factor {self.factor}")
+        if self.crop_px is not None and (self.crop_px > size_px or self.crop_px % self.factor):
+            raise ConfigError(f"crop_px {self.crop_px}: must be a multiple of {self.factor}, at most {size_px}")
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from counterstain.config import Config
 from counterstain.data.sampling import SamplingConfig
+from counterstain.errors import ConfigError
 from counterstain.generators.counterstain_config import CounterstainConfig
 from counterstain.generators.drawing_config import InpaintingConfig, SamplerConfig, WindowsConfig
 from counterstain.generators.style_config import StyleConfig
@@ -115,6 +116,12 @@ class DiffusionConfig(Config):
         """Return these settings with widths in pixels, at a scale in micrometres per pixel."""
         shown = self.counterstain
         return self if shown is None else self.model_copy(update={"counterstain": shown.at(mpp)})
+
+    def check_size(self, size_px: int, factor: int) -> None:
+        """Raise ConfigError where patches of that edge cannot be halved as often as a first stage and this do."""
+        unit = factor * self.halvings
+        if size_px % unit:
+            raise ConfigError(f"size_px {size_px}: this denoiser and its first stage need a multiple of {unit}")
 
     @property
     def halvings(self) -> int:

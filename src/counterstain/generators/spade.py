@@ -28,7 +28,7 @@ from counterstain.generators.interface import evaluation_device, fixed_batches, 
 from counterstain.generators.methods import Method
 from counterstain.generators.networks.discriminators import MultiscaleDiscriminator, hinge_discriminator_loss
 from counterstain.generators.networks.image_encoder import ImageEncoder
-from counterstain.generators.networks.spade import UPSAMPLINGS, SpadeGeneratorNetwork
+from counterstain.generators.networks.spade import SpadeGeneratorNetwork
 from counterstain.generators.networks.spectral import settle_spectral_norms
 from counterstain.generators.perceptual import VggDistance
 from counterstain.generators.spade_config import SpadeConfig
@@ -56,8 +56,7 @@ class Spade(LightningModule):
 
     def __init__(self, config: SpadeConfig, num_labels: int, size_px: int, seed: int = 0) -> None:
         super().__init__()
-        if size_px % 2**UPSAMPLINGS:
-            raise ConfigError(f"size_px {size_px}: SPADE draws patches whose edge is a multiple of {2**UPSAMPLINGS}")
+        config.check_size(size_px)
         self.automatic_optimization = False
         self.config, self.num_labels, self.seed = config, num_labels, seed
         channels = num_labels + int(config.edge_channel) + (counterstain.channels(1) if config.counterstain else 0)

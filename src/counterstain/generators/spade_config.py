@@ -8,8 +8,11 @@ from pydantic import Field, model_validator
 
 from counterstain.config import Config
 from counterstain.data.sampling import SamplingConfig
+from counterstain.errors import ConfigError
 from counterstain.generators.counterstain_config import CounterstainConfig
 from counterstain.training_config import TrainingConfig
+
+UPSAMPLINGS = 5  # `num_upsampling_layers normal`
 
 
 class SpadeConfig(Config):
@@ -64,6 +67,11 @@ class SpadeConfig(Config):
     """Draw with an average of the generator's weights; None = the last weights, as published."""
     compute_batch: Annotated[int, Field(ge=1)] = 16
     """Images drawn at once."""
+
+    def check_size(self, size_px: int) -> None:
+        """Raise ConfigError where patches of that edge cannot be drawn."""
+        if size_px % 2**UPSAMPLINGS:
+            raise ConfigError(f"size_px {size_px}: SPADE draws patches whose edge is a multiple of {2**UPSAMPLINGS}")
 
     @model_validator(mode="after")
     def _vae_has_weight(self) -> Self:

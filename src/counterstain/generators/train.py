@@ -141,9 +141,7 @@ def train_diffusion(
     """
     first_stage, first_header = load_autoencoder(autoencoder)
     require_fit(autoencoder, first_header, cohort)
-    unit = first_stage.config.factor * config.halvings
-    if size_px % unit:
-        raise ConfigError(f"size_px {size_px}: this denoiser and its first stage need a multiple of {unit}")
+    config.check_size(size_px, first_stage.config.factor)
     config = config.at(cohort.mpp)
     run = _Run.of(
         cohort, "diffusion", config, out, size_px=size_px, seed=seed, init=init, first_stage=first_header.sha256

@@ -27,7 +27,6 @@ from counterstain.training import fused_optimizers
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_SD = (0.229, 0.224, 0.225)
-SIZE_MULTIPLE = 32  # the encoders halve an image five times
 DEEPEST = 5
 DECODER_CHANNELS = (256, 128, 64, 32, 16)
 DECODERS_WITH_CHANNELS = ("unet", "unetplusplus", "manet")

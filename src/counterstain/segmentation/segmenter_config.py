@@ -13,6 +13,8 @@ from counterstain.errors import ConfigError
 from counterstain.segmentation.mixing import MixingConfig
 from counterstain.training_config import TrainingConfig
 
+SIZE_MULTIPLE = 32  # the encoders halve an image five times
+
 
 class InferenceConfig(Config):
     """How a region is cut into windows."""
@@ -87,6 +89,14 @@ class SegmenterConfig(Config):
     """Weight decay of the optimiser."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Evaluate an average of the weights; null = the last ones."""
+
+    def check_size(self, size_px: int) -> None:
+        """Raise ConfigError where patches of that edge cannot be segmented."""
+        if size_px % SIZE_MULTIPLE:
+            raise ConfigError(
+                f"size_px {size_px}: a segmenter needs patches whose edge is a multiple of {SIZE_MULTIPLE}"
+            )
+        self.inference.edges(size_px)
 
     @model_validator(mode="after")
     def _a_block_for_each_halving(self) -> Self:

@@ -15,7 +15,7 @@ from counterstain.data.copy_paste import PastedPatches
 from counterstain.data.leakage import check_no_leak
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.sampling import PatchSampler
-from counterstain.errors import ConfigError, InputError, MismatchError
+from counterstain.errors import InputError, MismatchError
 from counterstain.processes import rank, run_in_processes
 from counterstain.seeding import derive
 from counterstain.segmentation.encoder_weights import load_encoder_weights
@@ -27,7 +27,7 @@ from counterstain.segmentation.mixing import (
     training_steps,
 )
 from counterstain.segmentation.mixup import MixupBatches
-from counterstain.segmentation.model import SIZE_MULTIPLE, Segmenter
+from counterstain.segmentation.model import Segmenter
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.segmentation.weighting import count_labels, label_weights
 from counterstain.storage import claim, fingerprint
@@ -85,7 +85,7 @@ def train_segmenter(
     """
     count = synthetic_count(amount, config.mixing)
     share = synthetic_share(amount, share)
-    config.inference.edges(size_px)  # not to be found wrong after the training
+    config.check_size(size_px)
     seen = _checked(synthetic, count, share, cohort, size_px)
     sampler = PatchSampler(cohort, "train", size_px, config.sampling, derive(seed, "data"))
     if rank() == 0:
@@ -192,9 +192,7 @@ def _initialised(config: SegmenterConfig, steps: int, seed: int, weights: Tensor
 
 
 def _checked(synthetic: PatchSet | None, count: int, share: float, cohort: Cohort, size_px: int) -> set[str]:
-    """Check patches' size, and that a set may and can be used; return the patients behind it."""
-    if size_px % SIZE_MULTIPLE:
-        raise ConfigError(f"size_px {size_px}: a segmenter needs patches whose edge is a multiple of {SIZE_MULTIPLE}")
+    """Check that a set may and can be used; return the patients behind it."""
     if synthetic is None:
         if count or share:
             raise InputError(

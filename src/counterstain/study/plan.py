@@ -76,9 +76,12 @@ def plan_study(study: StudyConfig, recipe: Recipe) -> list[Cell]:
 
     Raises
     ------
+    ConfigError
+        A network cannot work on patches of the recipe's size.
     InputError
         The cohort is missing, has no training, validation or test part, or regions smaller than a patch.
     """
+    _check_sizes(study, recipe)
     planner = _Planner(study, recipe, _cohort(study, recipe.size_px))
     cells = [planner.cohort]
     arms = study.arms
@@ -92,6 +95,17 @@ def plan_study(study: StudyConfig, recipe: Recipe) -> list[Cell]:
         for arm in arms:
             cells += planner.trained_and_scored(arm, repeat, sets[arm.set_name])
     return [_tracked(cell, study, recipe) for cell in cells]
+
+
+def _check_sizes(study: StudyConfig, recipe: Recipe) -> None:
+    """Raise ConfigError where a network of the study cannot work on patches of the recipe's size."""
+    methods = {arm.method for arm in study.arms}
+    recipe.segmenter.check_size(recipe.size_px)
+    if "spade" in methods:
+        recipe.spade.check_size(recipe.size_px)
+    if methods & {"diffusion", "inpainting"}:
+        recipe.autoencoder.check_size(recipe.size_px)
+        recipe.diffusion.check_size(recipe.size_px, recipe.autoencoder.factor)
 
 
 def _tracked(cell: Cell, study: StudyConfig, recipe: Recipe) -> Cell:

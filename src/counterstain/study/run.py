@@ -8,10 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from counterstain.config import to_yaml
 from counterstain.errors import ConfigError, MismatchError
 from counterstain.processes import started_processes
 from counterstain.recipe import Recipe
+from counterstain.segmentation.model import Segmenter
 from counterstain.storage import claim, write_text
 from counterstain.study.config import StudyConfig
 from counterstain.study.executors import ExecutorConfig, open_executor
@@ -53,7 +56,7 @@ def run_study(
     MismatchError
         The folder belongs to another study, or another process is running this one.
     ConfigError
-        A package or a file that a cell needs is not there.
+        A package or a file that a cell needs is not there, or the segmenter's network cannot be built.
     """
     if started_processes() > 1:
         raise ConfigError("a study starts the processes of its trainings itself; run it without torchrun")
@@ -78,6 +81,8 @@ def _run(
     lines = lacking(recipe, (cell for cell in cells if cell.folder not in done))
     if lines:
         raise ConfigError("; ".join(lines))
+    with torch.random.fork_rng():
+        Segmenter(recipe.segmenter, steps=1, seed=0)  # a network that cannot be built is met here, not hours later
     opened = open_executor(executor, study.resources, root)
     try:
         return run_cells(cells, done, root, opened, retries=study.resources.retries)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
+from counterstain.generators.spade_config import UPSAMPLINGS
+
 LEAK = 0.2
-UPSAMPLINGS = 5  # `num_upsampling_layers normal`
 
 
 class Spade(nn.Module):

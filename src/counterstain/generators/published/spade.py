@@ -14,8 +14,8 @@ import torch
 from torch.nn import functional
 
 from counterstain.errors import MismatchError
-from counterstain.generators.networks.spade import UPSAMPLINGS
 from counterstain.generators.published.renaming import Rule, State, same, shape_of
+from counterstain.generators.spade_config import UPSAMPLINGS
 
 Part = Literal["generator", "encoder", "discriminator"]
 FILES: dict[Part, str] = {
