@@ -331,6 +331,16 @@ def test_another_import_into_the_same_folder_is_refused(two_slides: Lab):
         two_slides.load(mpp=2.0)
 
 
+@pytest.mark.parametrize("name", ["HER2 O", "her2 0", "LCIS / DCIS"])
+def test_a_misspelt_subtype_of_her2_makes_no_taxonomy_of_its_own(two_slides: Lab, name: str):
+    text = two_slides.labels.read_text()
+    two_slides.labels.write_text(text.replace("HER2 3+", name))
+    with pytest.raises(
+        InputError, match=r"LABELS.yaml: .* is none of HER2's subtypes; did you mean '(HER2 0|LCIS/DCIS)'"
+    ):
+        two_slides.load()
+
+
 def test_subtypes_that_her2_does_not_have_make_a_taxonomy_of_their_own(two_slides: Lab):
     two_slides.labels.write_text(LABELS.replace("HER2 3+", "Gleason 4").replace("HER2 1+", "Gleason 3"))
     assert two_slides.load().taxonomy.names == ("Gleason 4", "Gleason 3")

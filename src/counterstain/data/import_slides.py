@@ -7,6 +7,7 @@ the number of regions and a killed import goes on where it was.
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -136,6 +137,14 @@ def _taxonomy(label_map: LabelMap, source: Path) -> Taxonomy:
     her2 = Taxonomy.named("her2")
     if set(names) <= set(her2.names):
         return her2
+    for name in names:
+        near = difflib.get_close_matches(name.casefold(), [known.casefold() for known in her2.names], n=1, cutoff=0.8)
+        if near and name not in her2.names:
+            meant = next(known for known in her2.names if known.casefold() == near[0])
+            raise InputError(
+                f"{source}: {name!r} is none of HER2's subtypes; did you mean {meant!r}? "
+                "Where it is one of your own, give all of them with --taxonomy FILE"
+            )
     subtypes = [
         {"id": i, "name": name, "colour": colour}
         for i, (name, colour) in enumerate(zip(names, colours(len(names)), strict=True), start=1)
