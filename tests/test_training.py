@@ -97,7 +97,14 @@ def test_a_signal_ends_training_after_its_step_with_the_state_saved(tmp_path, nu
 
 
 @pytest.mark.usefixtures("signals_are_heard")
-def test_a_second_signal_ends_training_at_once(tmp_path):
+def test_sigterm_of_a_cluster_and_then_of_the_driver_saves_the_state(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, Line(stop_at=7, signals=[signal.SIGTERM, signal.SIGTERM]))
+    assert steps_done(tmp_path / "last.ckpt") == 8
+
+
+@pytest.mark.usefixtures("signals_are_heard")
+def test_a_second_ctrl_c_ends_training_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, Line(stop_at=7, signals=[signal.SIGINT, signal.SIGINT]))
     assert steps_done(tmp_path / "last.ckpt") == 5

@@ -23,7 +23,9 @@ class Interruption:
 
     @contextmanager
     def held_back(self) -> Iterator[None]:
-        """Only note the first signal; a second one raises KeyboardInterrupt at once, as does the end of the block.
+        """Only note signals; a second Ctrl-C raises KeyboardInterrupt at once, as does the end of the block.
+
+        A second SIGTERM does not: a cluster sends it to all processes of a study, and its driver sends it once more.
 
         Outside the main thread, which alone receives signals, nothing changes.
         """
@@ -47,7 +49,7 @@ class Interruption:
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if self.waits:
+        if self.waits and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.waits = True
         if number == signal.SIGINT:  # a person waits; print() must not be called where it may be under way already

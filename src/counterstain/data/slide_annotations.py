@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ def read_patients(path: Path, slides: Iterable[str]) -> dict[str, Patient]:
     Raises
     ------
     InputError
-        A column or a slide is missing, a field is empty, a resolution is no number, or a slide stands there twice.
+        A column or a slide is missing, a field is empty, a resolution is not above 0, or a slide stands there twice.
     """
     patients: dict[str, Patient] = {}
     for place, row in csv_rows(path, ("slide", "patient"), ("score", "mpp_level0")):
@@ -86,9 +87,12 @@ def _resolution(place: str, text: str | None) -> float | None:
     if not text:
         return None
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise InputError(f"{place}: mpp_level0 {text!r} is no number; expected micrometres, such as 0.25") from None
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise InputError(f"{place}: mpp_level0 {text!r}: expected micrometres per pixel above 0, such as 0.25")
+    return value
 
 
 def _slide_of(name: str, slides: Mapping[str, object]) -> str | None:

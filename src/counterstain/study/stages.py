@@ -19,7 +19,7 @@ from counterstain.data.patch_set import PatchSet
 from counterstain.data.phantom import PhantomConfig, write_phantom
 from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.data.subset import keep_training_patients, link_cohort, link_packs
-from counterstain.errors import InputError, MismatchError
+from counterstain.errors import MismatchError
 from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.diffusion_config import DiffusionConfig
 from counterstain.generators.diffusion_generator import DiffusionGenerator
@@ -99,9 +99,6 @@ def open_cohort(folder: Path) -> Cohort:
 
 def _make_cohort(cell: Cell, root: Path) -> None:
     if "path" in cell.details:
-        cohort = Cohort.open(cell.details["path"])
-        if cohort.regions["split"].isna().all():
-            raise InputError(f"{cohort.folder}: has no split; run 'counterstain split {cohort.folder}' first")
         return
     if "whole_path" in cell.details:
         cohort = link_cohort(Cohort.open(cell.details["whole_path"]), root / cell.folder / "cohort")
