@@ -21,28 +21,25 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from counterstain.audit.audit import audit_sets
-from counterstain.audit.findings import Audit, Findings
+from counterstain.audit.adherence import Audit, AuditConfig, Findings
+from counterstain.audit.audit import audit_sets, write_audit
 from counterstain.audit.judge import train_judge
-from counterstain.audit.ruler import AuditConfig
-from counterstain.audit.write import write_audit
 from counterstain.checkpoints import CheckpointHeader
 from counterstain.config import Config, build, read_yaml
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
-from counterstain.data.phantom import PhantomConfig, write_phantom
+from counterstain.data.phantom.render import write_phantom
+from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.sampling import PatchSampler
 from counterstain.data.split import SplitConfig, split_cohort
-from counterstain.generators.diffusion_generator import DiffusionGenerator
-from counterstain.generators.drawing_config import InpaintingConfig, SamplerConfig
-from counterstain.generators.interface import ImageGenerator, Method
-from counterstain.generators.layouts import SynthesisConfig, draw_layouts
-from counterstain.generators.load import load_generator
-from counterstain.generators.style_config import StyleChoice
-from counterstain.generators.synthesize import synthesize
+from counterstain.generators.diffusion_config import InpaintingConfig, SamplerConfig, StyleChoice
+from counterstain.generators.drawing import DiffusionGenerator
+from counterstain.generators.interface import ImageGenerator, Method, load_generator
 from counterstain.generators.train import train_autoencoder, train_diffusion, train_distilled, train_spade
 from counterstain.recipe import load_recipe
 from counterstain.storage import write_text
+from counterstain.synthesis.masks import SynthesisConfig, draw_layouts
+from counterstain.synthesis.synthesize import synthesize
 
 COLUMNS, GAP_PX = 12, 2  # of a picture: pairs of a mask and an image in a row, pixels between them
 ROWS = 4

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import SHARD_PATCHES
-from counterstain.generators.diffusion_generator import DiffusionGenerator
-from counterstain.generators.layouts import SynthesisConfig
-from counterstain.generators.synthesize import synthesize
+from counterstain.generators.drawing import DiffusionGenerator
+from counterstain.synthesis.masks import SynthesisConfig
+from counterstain.synthesis.synthesize import synthesize
 
 SHARDS = 16  # 1,024 patches
 

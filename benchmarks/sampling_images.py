@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from counterstain.generators.diffusion_generator import DiffusionGenerator
-from counterstain.generators.drawing_config import SamplerConfig
+from counterstain.generators.diffusion_config import SamplerConfig
+from counterstain.generators.drawing import DiffusionGenerator
 
 PLAIN = {"DDIM 200, eta 1": SamplerConfig(name="ddim", steps=200, eta=1.0)}
 FAST = {

@@ -16,10 +16,10 @@ from scipy.special import expit, logit, stdtrit
 
 from counterstain.seeding import numpy_generator
 from counterstain.segmentation.counts import dice, recalls, subtype_variance
-from counterstain.study.statistics import CountArray, effects_of
-from counterstain.study.statistics.bootstrap import bootstrap_weights, pooled_draws
-from counterstain.study.statistics.components import components_of
+from counterstain.study.statistics.arm_differences import effects_of
+from counterstain.study.statistics.bootstrap import CountArray, bootstrap_weights, pooled_draws
 from counterstain.study.statistics.power import power
+from counterstain.study.statistics.variance_components import components_of
 
 ARMS = ("reference", "same", "better")
 LABELS = 6

@@ -6,10 +6,8 @@ import time
 from pathlib import Path
 
 from counterstain.study.config import StudyConfig
-from counterstain.study.plan import Cell
-from counterstain.study.sharding import cells_of
-from counterstain.study.state import read_plan, rows_of, state_of, write_plan
-from counterstain.study.state_text import plan_tree, stage_table
+from counterstain.study.plan import Cell, cells_of
+from counterstain.study.status import plan_tree, read_plan, rows_of, stage_table, state_of, write_plan
 
 
 def memory_mb() -> float:
@@ -46,8 +44,8 @@ def main() -> None:
 def run_without_work(cells: list[Cell], run: Path) -> None:
     # Planning and status load no torch; running does.
     from counterstain.study import stages
-    from counterstain.study.executors.in_process import InProcessExecutor
-    from counterstain.study.schedule import run_cells
+    from counterstain.study.executors import InProcessExecutor
+    from counterstain.study.scheduler import run_cells
 
     print(f"libraries of the stages imported: {memory_mb():.0f} MB")
     stages._WORK.update(dict.fromkeys(stages._WORK, lambda *_: None))  # noqa: SLF001 - the work itself is left out

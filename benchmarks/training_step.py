@@ -33,12 +33,12 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from counterstain.data.cohort import Cohort
-from counterstain.data.phantom import PhantomConfig, write_phantom
+from counterstain.data.phantom.render import write_phantom
+from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.sampling import PatchSampler
 from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.generators.autoencoder import Autoencoder
-from counterstain.generators.diffusion import MIN_SNR_GAMMA, Diffusion
-from counterstain.generators.latent_batches import diffusion_batches, measure_latents
+from counterstain.generators.diffusion import MIN_SNR_GAMMA, Diffusion, diffusion_batches, measure_latents
 from counterstain.recipe import Recipe, load_recipe
 from counterstain.training import Batches, fit
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import shapely
 
-from counterstain.data.annotations import annotation_files, documents, looks_like, polygons, read_annotations
 from counterstain.errors import InputError
+from counterstain.io.annotations import annotation_files, looks_like, outlines, read_annotations, safe_parsing
 
 SQUARE = [[10, 10], [30, 10], [30, 30], [10, 30], [10, 10]]
 
@@ -32,7 +32,7 @@ def test_outlines_that_cross_themselves_are_repaired_and_counted(tmp_path):
 def test_the_inside_of_a_loop_drawn_over_itself_stays_inside():
     angle = np.arange(5) * 4 * np.pi / 5
     star = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    built = polygons.build([[star]], "here")
+    built = outlines.build([[star]], "here")
     assert built.repaired
     assert built.polygon.contains(shapely.Point(0, 0))
 
@@ -142,14 +142,14 @@ def test_missing_files_and_folders_are_named(tmp_path):
 
 
 def test_a_file_beyond_the_limit_is_refused_packed_or_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(safe_parsing, "MAX_BYTES", 2**20)
     for content in (b" " * (2**20 + 1), gzip.compress(b" " * 2**24)):
         with pytest.raises(InputError, match="larger than 1 MB; export the annotations alone"):
             read_annotations(write(tmp_path, content), "qupath")
 
 
 def test_json_that_would_fill_the_memory_is_refused_before_it_does(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "MAX_JSON_MEMORY", 2**20)
+    monkeypatch.setattr(safe_parsing, "MAX_JSON_MEMORY", 2**20)
     with pytest.raises(InputError, match="would take more than 1 MB of memory"):
         read_annotations(write(tmp_path, b"[" + b"[]," * 20_000 + b"[]]"), "qupath")
 
@@ -163,32 +163,32 @@ def test_the_memory_of_json_is_estimated_from_above():
         used = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert len(kept) == 10_000
-        assert used < documents._json_memory(data)
+        assert used < safe_parsing._json_memory(data)
 
 
 def test_a_tangle_is_refused_instead_of_repaired_for_hours():
     points = np.random.default_rng(0).uniform(0, 1000, (5000, 2))
     with pytest.raises(InputError, match=r"a\.json: the outline of 5,001 points crosses itself all over"):
-        polygons.build([[points]], "a.json")
+        outlines.build([[points]], "a.json")
 
 
 def test_many_small_tangles_are_refused_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("counterstain.data.annotations.collect.MAX_TANGLE", 1000)
+    monkeypatch.setattr("counterstain.io.annotations.outlines.MAX_TANGLES", 1000)
     ring = np.random.default_rng(0).uniform(0, 1000, (150, 2)).tolist()
     with pytest.raises(InputError, match="outlines of the file cross themselves all over"):
         read_annotations(write(tmp_path, [feature([ring])] * 3), "qupath")
 
 
 def test_more_points_than_a_file_can_hold_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("counterstain.data.annotations.collect.MAX_POINTS", 9)
+    monkeypatch.setattr("counterstain.io.annotations.outlines.MAX_POINTS", 9)
     with pytest.raises(InputError, match="more than 9 points; export tissue annotations alone"):
         read_annotations(write(tmp_path, [feature([SQUARE])] * 2), "qupath")
 
 
 def test_of_a_repair_only_what_has_an_area_is_kept():
     mixed = shapely.GeometryCollection([shapely.box(0, 0, 1, 1), shapely.LineString([(0, 0), (5, 5)])])
-    assert polygons.polygonal(mixed).equals(shapely.box(0, 0, 1, 1))
-    assert polygons.polygonal(shapely.Point(0, 0)) is None
+    assert outlines.polygonal(mixed).equals(shapely.box(0, 0, 1, 1))
+    assert outlines.polygonal(shapely.Point(0, 0)) is None
 
 
 def test_the_files_of_a_folder_are_those_of_the_format(tmp_path):

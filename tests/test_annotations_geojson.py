@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from counterstain.data.annotations import read_annotations
 from counterstain.errors import InputError
+from counterstain.io.annotations import read_annotations
 
 SQUARE = [[10, 10], [30, 10], [30, 30], [10, 30], [10, 10]]
 HOLE = [[15, 15], [20, 15], [20, 20], [15, 20], [15, 15]]

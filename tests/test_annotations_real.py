@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from counterstain.data.annotations import read_annotations
-from counterstain.data.rasterise import place, rasterise
+from counterstain.io.annotations import read_annotations
+from counterstain.io.rasterise import place, rasterise
 
 FOLDER = Path(__file__).parents[2] / "shared" / "data" / "annotations"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the real annotation files are not here (../shared/data)")

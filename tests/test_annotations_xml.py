@@ -1,7 +1,7 @@
 import pytest
 
-from counterstain.data.annotations import read_annotations
 from counterstain.errors import InputError
+from counterstain.io.annotations import read_annotations
 
 BOMB = (
     '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "bbbbbbbb"><!ENTITY c "&b;&b;&b;&b;&b;&b;">]>'

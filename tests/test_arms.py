@@ -2,7 +2,7 @@ import pytest
 
 from counterstain.config import build
 from counterstain.errors import ConfigError
-from counterstain.report.arms import label_of
+from counterstain.report.formatting import label_of
 from counterstain.study.config import StudyConfig
 from counterstain.study.plan import plan_study
 

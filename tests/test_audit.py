@@ -13,27 +13,21 @@ from drawn_cohort import draw_cohort
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from counterstain.audit.audit import audit_identity, audit_sets
-from counterstain.audit.distances import coverage, frechet_distance, kernel_distance, nearest
-from counterstain.audit.features import features_of
-from counterstain.audit.findings import HALVES, HELD_OUT
-from counterstain.audit.inputs import require_auditable
+from counterstain.audit.adherence import HALVES, HELD_OUT, STAIN_VECTORS, AuditConfig, seam, stain_density, stain_table
+from counterstain.audit.audit import audit_identity, audit_sets, require_auditable, sheet, training_halves
+from counterstain.audit.fidelity import coverage, features_of, frechet_distance, kernel_distance, nearest
+from counterstain.audit.instance_predictions import instance_probabilities
 from counterstain.audit.judge import instance_loss, load_judge, train_judge
 from counterstain.audit.judge_config import JudgeConfig
-from counterstain.audit.opinions import instance_probabilities
-from counterstain.audit.pictures import sheet
-from counterstain.audit.real import training_halves
-from counterstain.audit.ruler import AuditConfig
-from counterstain.audit.stain import STAIN_VECTORS, seam, stain_density, stain_table
 from counterstain.cli import app
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.patches import Patch, Source
 from counterstain.data.sampling import PatchSampler, SamplingConfig
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
-from counterstain.generators.counterstain_config import CounterstainConfig
-from counterstain.generators.layouts import SynthesisConfig
-from counterstain.generators.synthesize import synthesize
+from counterstain.generators.diffusion_config import CounterstainConfig
 from counterstain.storage import claim
+from counterstain.synthesis.masks import SynthesisConfig
+from counterstain.synthesis.synthesize import synthesize
 from counterstain.training_config import TrainingConfig
 
 CONFIG = AuditConfig(patches=60, min_area_px=20, copies=20)

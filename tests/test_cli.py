@@ -33,7 +33,7 @@ except SystemExit: pass
     ("what", "code", "heavy"),
     [
         ("help", HELP, {"torch", "numpy", "pandas", "pydantic", "rich"}),
-        ("planning", "import sys, counterstain.study.sharding, counterstain.study.state_text", {"torch", "diffusers"}),
+        ("planning", "import sys, counterstain.study.plan, counterstain.study.status", {"torch", "diffusers"}),
     ],
 )
 def test_what_runs_nothing_loads_no_heavy_library(what, code, heavy):

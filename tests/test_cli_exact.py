@@ -3,8 +3,8 @@ import sys
 import pytest
 
 from counterstain.cli import main
-from counterstain.data import annotations
-from counterstain.data.annotations import read_annotations
+from counterstain.io import annotations
+from counterstain.io.annotations import read_annotations
 
 SQUARE = {"x1": 10, "y1": 10, "x2": 30, "y2": 10, "x3": 30, "y3": 30}
 TUMOUR = {"id": 7, "name": "Tumour", "vector_type": 5, "product": 1, "color_code": "#FF0000"}

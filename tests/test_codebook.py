@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from counterstain.generators.codebook import CodebookUpkeep, usage_of
+from counterstain.generators.autoencoder import CodebookUpkeep, usage_of
 
 CENTRES = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0], [5.0, 5.0]])
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from counterstain.data import packs
+from counterstain.data import region_store
 from counterstain.data.cohort import Cohort, CohortWriter, Region
 from counterstain.errors import InputError, MismatchError, StorageError
 from counterstain.taxonomy import Taxonomy
@@ -82,9 +82,9 @@ def test_many_small_regions_are_few_files(tmp_path):
 
 
 def test_a_region_larger_than_a_chunk_comes_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(packs, "CHUNK_PX", 16)
+    monkeypatch.setattr(region_store, "CHUNK_PX", 16)
     for shard_bytes in (2**20, 0):
-        monkeypatch.setattr(packs, "SHARD_BYTES", shard_bytes)
+        monkeypatch.setattr(region_store, "SHARD_BYTES", shard_bytes)
         cohort = written(tmp_path / f"cohort-{shard_bytes}", region("a"), region("b"))
         np.testing.assert_array_equal(cohort.read(0)[0], region("a").image)
 
@@ -212,8 +212,8 @@ def test_a_damaged_pack_is_an_error(tmp_path, missing):
 
 @pytest.mark.parametrize("array", ["0", "labels/instances/0"])
 def test_a_region_that_lacks_one_of_its_chunks_is_an_error(tmp_path, monkeypatch, array):
-    monkeypatch.setattr(packs, "CHUNK_PX", 16)
-    monkeypatch.setattr(packs, "SHARD_BYTES", 0)
+    monkeypatch.setattr(region_store, "CHUNK_PX", 16)
+    monkeypatch.setattr(region_store, "SHARD_BYTES", 0)
     cohort = written(tmp_path / "cohort", region("a"))
     chunks = sorted(path for path in (cohort.folder / "packs/all.ome.zarr" / array / "c").rglob("*") if path.is_file())
     chunks[0].unlink()
@@ -236,7 +236,7 @@ def test_a_full_disk_leaves_no_half_pack(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(packs, "_create_array", full)
+    monkeypatch.setattr(region_store, "_create_array", full)
     with pytest.raises(StorageError, match="the disk is full"):
         out.add("s1", [region("a")])
     assert not any((tmp_path / "cohort" / "packs").iterdir())

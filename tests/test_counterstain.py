@@ -3,17 +3,22 @@ import pytest
 import torch
 from scipy import ndimage
 
-from counterstain.data.phantom import PhantomConfig, render, slide_style
+from counterstain.data.phantom import render
+from counterstain.data.phantom.styles import PhantomConfig, slide_style
 from counterstain.data.stains import STAIN_VECTORS
-from counterstain.generators import counterstain
+from counterstain.generators import nuclei
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
-from counterstain.generators.counterstain import counterstain_map
-from counterstain.generators.counterstain_config import CounterstainConfig
 from counterstain.generators.diffusion import Diffusion
-from counterstain.generators.diffusion_config import DiffusionConfig, NoiseConfig
-from counterstain.generators.diffusion_generator import DiffusionGenerator
-from counterstain.generators.drawing_config import InpaintingConfig, SamplerConfig
+from counterstain.generators.diffusion_config import (
+    CounterstainConfig,
+    DiffusionConfig,
+    InpaintingConfig,
+    NoiseConfig,
+    SamplerConfig,
+)
+from counterstain.generators.drawing import DiffusionGenerator
+from counterstain.generators.nuclei import counterstain_map
 from counterstain.training import fit
 from counterstain.training_config import TrainingConfig
 
@@ -159,11 +164,11 @@ def test_the_border_of_an_image_looks_as_it_does_in_a_larger_one():
 
 def test_maps_come_to_the_latents_without_loss():
     maps = torch.arange(2 * 6 * 4, dtype=torch.float32).reshape(2, 1, 6, 4)
-    shown = counterstain.shown(maps, 2)
-    assert shown.shape == (2, counterstain.channels(2), 3, 2)
+    shown = nuclei.shown(maps, 2)
+    assert shown.shape == (2, nuclei.channels(2), 3, 2)
     assert torch.equal(torch.nn.functional.pixel_shuffle(shown[:, :4], 2), maps)
     assert (shown[:, 4] == 1).all()
-    assert not counterstain.absent(2, 2, shown).any()
+    assert not nuclei.absent(2, 2, shown).any()
 
 
 @pytest.fixture(scope="module")

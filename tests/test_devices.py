@@ -13,8 +13,8 @@ from torch.multiprocessing import ProcessRaisedException
 from work_of_processes import die_in_the_second, fail_in_the_second, note_the_rank
 
 from counterstain import processes
-from counterstain.data.batches import PatchBatches
 from counterstain.data.cohort import Cohort
+from counterstain.data.sampling import PatchBatches
 from counterstain.errors import ConfigError, DivergenceError, StorageError
 from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.diffusion_config import DiffusionConfig

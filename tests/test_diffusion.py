@@ -11,12 +11,10 @@ from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.conditioning import shrink
-from counterstain.generators.context import draw_redrawn, surroundings
 from counterstain.generators.diffusion import Diffusion
-from counterstain.generators.diffusion_config import DiffusionConfig, NoiseConfig
-from counterstain.generators.diffusion_generator import DiffusionGenerator
-from counterstain.generators.drawing_config import InpaintingConfig, SamplerConfig
-from counterstain.generators.inpainting import KnownLatents, latent_redraw_mask, step_walk
+from counterstain.generators.diffusion_config import DiffusionConfig, InpaintingConfig, NoiseConfig, SamplerConfig
+from counterstain.generators.drawing import DiffusionGenerator
+from counterstain.generators.inpainting import KnownLatents, draw_redrawn, latent_redraw_mask, step_walk, surroundings
 from counterstain.generators.samplers import build_scheduler, sample
 from counterstain.seeding import torch_generator
 from counterstain.training import fit

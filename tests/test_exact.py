@@ -7,8 +7,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from counterstain.config import build
-from counterstain.data.annotations import ExactServer, fetch_exact, read_annotations
 from counterstain.errors import ConfigError, InputError
+from counterstain.io.annotations import read_annotations
+from counterstain.io.annotations.exact_server import ExactServer, fetch_exact
 from counterstain.storage import write_json
 
 BOX, POINT, POLYGON = 1, 2, 5

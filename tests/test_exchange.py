@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 
 from counterstain.segmentation.counts import dice, recalls
-from counterstain.study.statistics import holm, smallest_p
-from counterstain.study.statistics.components import components_of
-from counterstain.study.statistics.exchange import exchange_p_value, exchanged_halves, exchanges
+from counterstain.study.statistics.permutation_test import (
+    exchange_p_value,
+    exchanged_halves,
+    exchanges,
+    holm,
+    smallest_p,
+)
+from counterstain.study.statistics.variance_components import components_of
 
 
 def recall(counts):

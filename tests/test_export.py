@@ -10,14 +10,13 @@ from PIL import Image
 
 from counterstain.cli import main
 from counterstain.data.cohort import Cohort, CohortWriter, Region
-from counterstain.data.export import ExportConfig, export
-from counterstain.data.export import write as module
-from counterstain.data.export.contents import file_names
-from counterstain.data.export.instance_numbers import stored_instances
-from counterstain.data.import_table import import_table
 from counterstain.data.patch_set import PatchSet, PatchSetHeader, PatchSetWriter, SyntheticPatch
 from counterstain.data.patches import Patch, Source, label_mask
 from counterstain.errors import InputError, MismatchError
+from counterstain.io import export_formats as module
+from counterstain.io.export_formats import ExportConfig, export
+from counterstain.io.exports import file_names, stored_instances
+from counterstain.io.import_table import import_table
 from counterstain.taxonomy import IGNORE, Taxonomy
 
 PNG, NNUNET, HF = (ExportConfig(file_format=name) for name in ("png", "nnunet", "hf"))

@@ -7,7 +7,8 @@ import pytest
 from drawn_results import DEMO_ARMS, HER2, draw_composition, draw_counts, draw_losses, draw_synthetic, results_of
 
 from counterstain.report import figures
-from counterstain.report.figure_style import STYLE, colour_of
+from counterstain.report.example_figures import examples
+from counterstain.report.figure_style import STYLE, colour_of, save_svg, svg_text
 from counterstain.report.results import Example
 from counterstain.taxonomy import Subtype, Taxonomy
 
@@ -40,7 +41,7 @@ def all_figures():
         "boxplots": figures.boxplots(results, HER2, arms=DEMO_ARMS, reference="subtype"),
         "confusion": figures.confusion(counts, HER2, reference="subtype", arm="spade+100"),
         "training": figures.training_curves(draw_losses(DEMO_ARMS, 1)),
-        "examples": figures.examples([example()], HER2, mpp=0.5),
+        "examples": examples([example()], HER2, mpp=0.5),
     }
 
 
@@ -52,7 +53,7 @@ def test_no_text_is_smaller_than_8_points():
 
 
 def test_the_same_table_gives_the_same_svg():
-    first, second = (figures.svg_text(figures.composition(draw_composition(), HER2)) for _ in range(2))
+    first, second = (svg_text(figures.composition(draw_composition(), HER2)) for _ in range(2))
     assert first == second
     assert first.startswith("<?xml")
     assert "<dc:date>" not in first
@@ -60,12 +61,12 @@ def test_the_same_table_gives_the_same_svg():
 
 def test_drawing_leaves_the_settings_of_matplotlib_alone():
     before = {key: mpl.rcParams[key] for key in STYLE}
-    figures.svg_text(figures.balance(draw_synthetic(), HER2))
+    svg_text(figures.balance(draw_synthetic(), HER2))
     assert {key: mpl.rcParams[key] for key in STYLE} == before
 
 
 def test_svg_is_written_in_one_step(tmp_path):
-    figures.save_svg(figures.composition(draw_composition(), HER2), tmp_path / "figure.svg")
+    save_svg(figures.composition(draw_composition(), HER2), tmp_path / "figure.svg")
     assert [file.name for file in tmp_path.iterdir()] == ["figure.svg"]
 
 
@@ -155,16 +156,16 @@ def test_long_curves_are_thinned():
 def test_losses_that_are_not_finite_do_not_break_the_curves():
     losses = draw_losses((), 0)
     losses.loc[losses["step"] > 100, "value"] = np.nan
-    assert figures.svg_text(figures.training_curves(losses))
+    assert svg_text(figures.training_curves(losses))
 
 
 def test_examples_stand_beside_their_methods_with_a_scale_bar():
-    written = texts(figures.examples([example(size=100)], HER2, mpp=1.0))
+    written = texts(examples([example(size=100)], HER2, mpp=1.0))
     assert {"real", "its labels", "new labels", "spade", "oracle\n(ceiling)", "50 µm"} <= written
 
 
 def test_large_examples_are_shrunk_for_the_page():
-    figure = figures.examples([example(size=1024)], HER2)
+    figure = examples([example(size=1024)], HER2)
     assert figure.axes[0].images[0].get_array().shape == (256, 256, 3)
 
 

@@ -14,9 +14,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from counterstain.data.annotations import FORMATS, AnnotationFile, read_annotations
-from counterstain.data.labels import LabelMap, draft_labels
 from counterstain.errors import InputError
+from counterstain.io.annotations import FORMATS, read_annotations
+from counterstain.io.annotations.outlines import AnnotationFile
+from counterstain.io.labels import LabelMap, draft_labels
 
 TRIALS = int(os.environ.get("COUNTERSTAIN_FUZZ", "240"))
 KINDS = ("bytes", "values")

@@ -9,13 +9,23 @@ from drawn_cohort import draw_cohort, draw_region
 from counterstain.cli import main
 from counterstain.config import build
 from counterstain.data.cohort import Cohort, CohortWriter
-from counterstain.data.subset import keep_training_patients, link_cohort, order_patients
+from counterstain.data.split import keep_training_patients, link_cohort, order_patients
 from counterstain.errors import ConfigError, InputError
-from counterstain.report.figure_headroom import headroom_figure
+from counterstain.report.example_figures import headroom_figure
 from counterstain.segmentation.counts import dice
 from counterstain.study.config import StudyConfig
-from counterstain.study.headroom import Curve, Headroom, HeadroomConfig, sizes_of
-from counterstain.study.learning_curve import Step, bootstrapped, extrapolate, fit_power_law, in_words, steps
+from counterstain.study.headroom import (
+    Curve,
+    Headroom,
+    HeadroomConfig,
+    Step,
+    bootstrapped,
+    extrapolate,
+    fit_power_law,
+    in_words,
+    sizes_of,
+    steps,
+)
 from counterstain.study.plan import plan_study
 from counterstain.study.stages import open_cohort, run_cell
 from counterstain.taxonomy import Taxonomy

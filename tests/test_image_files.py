@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from counterstain.data.image_files import image_size, read_image, read_label_image
 from counterstain.errors import InputError
+from counterstain.io.table import image_size, read_image, read_label_image
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
 

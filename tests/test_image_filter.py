@@ -3,15 +3,14 @@ import pytest
 import torch
 from drawn_cohort import HER2, draw_cohort
 
+from counterstain.audit.instance_predictions import JudgeFilter
 from counterstain.audit.judge_config import JudgeFilterConfig
-from counterstain.audit.judge_filter import JudgeFilter
 from counterstain.checkpoints import CheckpointHeader
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.sampling import SamplingConfig
 from counterstain.errors import MismatchError
-from counterstain.generators.image_filter import Verdict, rejections
-from counterstain.generators.layouts import SynthesisConfig
-from counterstain.generators.synthesize import synthesize
+from counterstain.synthesis.masks import SynthesisConfig
+from counterstain.synthesis.synthesize import Verdict, rejections, synthesize
 
 CONFIG = SynthesisConfig(sampling=SamplingConfig(background_share=0.2), attempts=3)
 
@@ -151,6 +150,6 @@ def test_a_verdict_does_not_depend_on_the_other_images(cohort, tmp_path):
 
 
 def test_a_judge_of_another_size_is_refused(cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr("counterstain.audit.judge_filter.load_judge", lambda _: (Eye(), judge()._header))
+    monkeypatch.setattr("counterstain.audit.instance_predictions.load_judge", lambda _: (Eye(), judge()._header))
     with pytest.raises(MismatchError, match=r"the judge learnt from 32 px .* the images are of 64 px"):
         JudgeFilter.load(tmp_path, cohort, JudgeFilterConfig(), size_px=64)

@@ -10,13 +10,12 @@ import yaml
 from mirax import write_mirax
 from PIL import Image
 
-from counterstain.data import import_slides as module
-from counterstain.data import packs
-from counterstain.data.annotations import FORMATS, looks_like, read_annotations
+from counterstain.data import region_store
 from counterstain.data.cohort import Cohort
-from counterstain.data.import_slides import import_slides
-from counterstain.data.slide_region import read_region
 from counterstain.errors import InputError, MismatchError
+from counterstain.io import import_slides as module
+from counterstain.io.annotations import FORMATS, looks_like, read_annotations
+from counterstain.io.import_slides import import_slides, read_region
 from counterstain.storage import read_json
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -348,8 +347,8 @@ def test_subtypes_that_her2_does_not_have_make_a_taxonomy_of_their_own(two_slide
 
 
 def test_large_regions_are_streamed_into_their_pack(lab: Lab, monkeypatch):
-    monkeypatch.setattr(packs, "SHARD_BYTES", 1000)
-    monkeypatch.setattr(packs, "CHUNK_PX", 64)
+    monkeypatch.setattr(region_store, "SHARD_BYTES", 1000)
+    monkeypatch.setattr(region_store, "CHUNK_PX", 64)
     image = lab.tiff("a")
     lab.annotate("a", polygon("ROI", 0, 0, 600, 400), polygon("three", 100, 100, 300, 200))
     pixels, instances = lab.load(mpp=0.5).read(0)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from counterstain.data import import_table as module
 from counterstain.data.cohort import CohortWriter
-from counterstain.data.image_files import read_image
-from counterstain.data.import_table import import_table
 from counterstain.errors import ConfigError, InputError, MismatchError, TaxonomyError
+from counterstain.io import import_table as module
+from counterstain.io.import_table import import_table
+from counterstain.io.table import read_image
 from counterstain.taxonomy import IGNORE, Taxonomy
 
 HER2 = Taxonomy.named("her2")
@@ -339,8 +339,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from counterstain.data.cohort import CohortWriter
-from counterstain.data.image_files import read_image
-from counterstain.data.import_table import import_table
+from counterstain.io.table import read_image
+from counterstain.io.import_table import import_table
 add = CohortWriter.add
 def killed(writer, name, regions):
     if name == "p2":

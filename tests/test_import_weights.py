@@ -8,7 +8,7 @@ from drawn_cohort import HER2
 
 from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint
 from counterstain.cli import main
-from counterstain.generators.diffusion_generator import DiffusionGenerator
+from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.spade import SpadeGenerator
 
 STAGE = {"ch": 32, "ch_mult": (1, 2), "z": 3, "n_embed": 20, "blocks": 1}

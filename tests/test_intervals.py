@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from counterstain.audit.distances import frechet_distance, kernel_distance
-from counterstain.audit.intervals import Sample, groups_of, jackknife
+from counterstain.audit.fidelity import Sample, frechet_distance, groups_of, jackknife, kernel_distance
 from counterstain.data.patches import Patch, Source
 
 

@@ -4,9 +4,9 @@ import pytest
 import shapely
 import yaml
 
-from counterstain.data.annotations import Annotation, AnnotationFile
-from counterstain.data.labels import LabelMap, count_labels, draft_labels
 from counterstain.errors import ConfigError, InputError
+from counterstain.io.annotations.outlines import Annotation, AnnotationFile
+from counterstain.io.labels import LabelMap, count_labels, draft_labels
 from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
 
 HER2 = Taxonomy.named("her2")

@@ -1,6 +1,6 @@
 import pytest
 
-from counterstain.data.leakage import check_no_leak
+from counterstain.data.split import check_no_leak
 from counterstain.errors import LeakageError
 
 HELD_OUT = {"val": ["p7"], "test": ["p8", "p9", "p10", "p11", "p12"]}

@@ -7,10 +7,10 @@ from drawn_results import draw_results
 from typer.testing import CliRunner
 
 from counterstain.cli import app
-from counterstain.report.certainty import looks_sentence
+from counterstain.report.effects import looks_sentence
 from counterstain.report.results import looked_at, read_results
 from counterstain.storage import claim
-from counterstain.study.looks import LOOKS_FILE, Look, read_looks, record_look, run_of, times_looked_at
+from counterstain.study.test_access_log import LOOKS_FILE, Look, read_looks, record_look, run_of, times_looked_at
 
 
 def look(command, *splits):

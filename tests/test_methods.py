@@ -4,7 +4,7 @@ import pytest
 from drawn_results import draw_results
 
 from counterstain.recipe import load_recipe
-from counterstain.report.methods import methods_paragraphs
+from counterstain.report.methods_section import methods_paragraphs
 from counterstain.report.results import FilterCount, read_results
 from counterstain.study.arms import OF_SYNTHETIC, VARIANTS
 

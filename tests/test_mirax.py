@@ -5,8 +5,8 @@ import openslide
 import pytest
 from mirax import CELL_PX, write_mirax
 
-from counterstain.data.slides import Slide
 from counterstain.errors import InputError
+from counterstain.io.slides import Slide
 
 
 def blocks(columns: int = 5, rows: int = 4, edge: int = 16) -> np.ndarray:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from counterstain.generators.monitors import code_diversity, repetition, warnings_of, white_share
+from counterstain.generators.training_monitors import code_diversity, repetition, warnings_of, white_share
 
 
 def tissue(seed, size=128):

@@ -4,8 +4,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from counterstain.cli import phantom as command
-from counterstain.data.phantom import PhantomConfig, write_phantom
+from counterstain.cli import data as command
+from counterstain.data.phantom.render import write_phantom
+from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.errors import ConfigError, MismatchError
 
 SMALL = PhantomConfig(slides=3, regions_per_slide=2, size_px=48)

@@ -6,8 +6,8 @@ from scipy.stats import nct as noncentral
 from scipy.stats import t as student
 
 from counterstain.segmentation.counts import recalls
-from counterstain.study.statistics.components import Components, components_of
 from counterstain.study.statistics.power import need, power, standard_error
+from counterstain.study.statistics.variance_components import Components, components_of
 
 T7 = student.ppf(0.975, 7)
 HALF_WIDTH = 0.033

@@ -14,21 +14,18 @@ from shapely import Point
 from counterstain.checkpoints import CheckpointHeader, save_checkpoint
 from counterstain.cli import main
 from counterstain.config import build
-from counterstain.data.annotations import read_annotations
 from counterstain.data.cohort import Cohort, CohortWriter, Region
-from counterstain.data.rasterise import place, rasterise
 from counterstain.errors import ConfigError, InputError, MismatchError
-from counterstain.segmentation import predict_cohort as cohort_module
+from counterstain.io.annotations import read_annotations
+from counterstain.io.rasterise import place, rasterise
+from counterstain.segmentation import predict as cohort_module
 from counterstain.segmentation import predict_slide as slide_module
-from counterstain.segmentation.inference import predict_each
+from counterstain.segmentation.inference import Span, predict_each, spans
 from counterstain.segmentation.model import Segmenter
 from counterstain.segmentation.outlines import join, mask_polygons, pieces
-from counterstain.segmentation.predict import PredictConfig, Windows
-from counterstain.segmentation.predict_cohort import predict_cohort
-from counterstain.segmentation.predict_regions import Tissue, predicted_boxes
-from counterstain.segmentation.predict_slide import predict_slide, row_pieces
+from counterstain.segmentation.predict import PredictConfig, Windows, predict_cohort
+from counterstain.segmentation.predict_slide import Tissue, predict_slide, predicted_boxes, row_pieces
 from counterstain.segmentation.segmenter_config import SegmenterConfig
-from counterstain.segmentation.tiling import Span, spans
 from counterstain.taxonomy import Taxonomy
 
 HER2 = Taxonomy.named("her2")

@@ -5,8 +5,8 @@ import torch
 from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder import Autoencoder, build_network
 from counterstain.generators.diffusion import Diffusion, build_denoiser
-from counterstain.generators.diffusion_generator import DiffusionGenerator
-from counterstain.generators.drawing_config import SamplerConfig
+from counterstain.generators.diffusion_config import SamplerConfig
+from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.spade import Spade, SpadeGenerator
 from counterstain.recipe import PRESETS, load_recipe
 

@@ -8,14 +8,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from counterstain.cli import app
-from counterstain.data.phantom import PhantomConfig, write_phantom
+from counterstain.data.phantom.render import write_phantom
+from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.relabel import RelabelConfig
 from counterstain.data.sampling import SamplingConfig
 from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.errors import CounterstainError, InputError
-from counterstain.generators.layouts import SynthesisConfig
-from counterstain.generators.preview import preview
-from counterstain.report.figure_examples import redrawn_as_every_subtype
+from counterstain.report.example_figures import redrawn_as_every_subtype
+from counterstain.synthesis.masks import SynthesisConfig
+from counterstain.synthesis.preview import preview
 from counterstain.taxonomy import IGNORE
 
 

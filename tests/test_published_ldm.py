@@ -10,7 +10,7 @@ from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.diffusion import build_denoiser
 from counterstain.generators.diffusion_config import DiffusionConfig
 from counterstain.generators.published import first_stage, unet
-from counterstain.generators.published.renaming import to_ours, to_published
+from counterstain.generators.published.layouts import to_ours, to_published
 from counterstain.training_config import TrainingConfig
 
 ONE = TrainingConfig(steps=1, batch_size=2)

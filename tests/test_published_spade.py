@@ -8,9 +8,8 @@ from torch.nn import functional
 
 from counterstain.errors import MismatchError
 from counterstain.generators.networks.discriminators import MultiscaleDiscriminator
-from counterstain.generators.networks.image_encoder import ImageEncoder
-from counterstain.generators.networks.spade import SpadeGeneratorNetwork
-from counterstain.generators.published.renaming import to_ours, to_published
+from counterstain.generators.networks.spade import ImageEncoder, SpadeGeneratorNetwork
+from counterstain.generators.published.layouts import to_ours, to_published
 from counterstain.generators.published.spade import completed, part_of, rules, settings
 
 SMALL = {"semantic_nc": 5, "size": 32, "ngf": 4, "z": 6, "hidden": 8}

@@ -4,10 +4,10 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterstain.data import rasterise as module
-from counterstain.data.annotations import Annotation
-from counterstain.data.rasterise import place, rasterise
 from counterstain.errors import InputError
+from counterstain.io import rasterise as module
+from counterstain.io.annotations.outlines import Annotation
+from counterstain.io.rasterise import place, rasterise
 from counterstain.seeding import numpy_generator
 
 

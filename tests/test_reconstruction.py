@@ -5,7 +5,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
-from counterstain.generators.reconstruction import psnr, reconstruction_figures, ssim
+from counterstain.generators.training_monitors import psnr, reconstruction_figures, ssim
 from counterstain.training_config import TrainingConfig
 
 

@@ -5,8 +5,8 @@ import pytest
 import shapely
 from shapely import Polygon
 
-from counterstain.data.regions import Box, Extent, drawn_boxes, place_boxes, read_region_table
 from counterstain.errors import InputError
+from counterstain.io.regions import Box, Extent, drawn_boxes, place_boxes, read_region_table
 
 SCAN = Extent(1000, 500, 20_000, 10_000)
 HEADER = "slide,region,x_level0_px,y_level0_px,width_level0_px,height_level0_px\n"

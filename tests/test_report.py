@@ -14,14 +14,11 @@ from typer.testing import CliRunner
 
 from counterstain.cli import app
 from counterstain.errors import CounterstainError, InputError, StorageError
-from counterstain.report.arms import label_of
-from counterstain.report.certainty import needed_text, p_text, smallest_p_caution
 from counterstain.report.datasheet import data_sheets
-from counterstain.report.effects import Effect, chosen_arm, effects_on_test
-from counterstain.report.numbers import duration, fixed, interval, signed
+from counterstain.report.effects import Effect, chosen_arm, effects_on_test, needed_text, p_text, smallest_p_caution
+from counterstain.report.formatting import duration, fixed, interval, label_of, signed
 from counterstain.report.page import render, write_report
-from counterstain.report.record import read_sets
-from counterstain.report.results import find_results, read_results
+from counterstain.report.results import find_results, read_results, read_sets
 from counterstain.report.summary import summarise
 from counterstain.report.tables import differences_table, filter_table, power_table, results_table
 from counterstain.storage import claim

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 from counterstain.checkpoints import load_checkpoint, read_header
 from counterstain.cli import app
 from counterstain.config import build
+from counterstain.data.augmentation import CopyPasteConfig
 from counterstain.data.cohort import Cohort, CohortWriter, Region
-from counterstain.data.copy_paste import CopyPasteConfig
 from counterstain.data.patch_set import PatchSet, PatchSetHeader, PatchSetWriter, SyntheticPatch
 from counterstain.data.patches import Patch, Source
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
-from counterstain.segmentation import encoder_weights
+from counterstain.segmentation import train
 from counterstain.segmentation import train as training_module
 from counterstain.segmentation.counts import by_slide, pooled
 from counterstain.segmentation.evaluate import evaluate, score
@@ -195,15 +195,15 @@ def test_an_unknown_key_is_refused() -> None:
 
 def test_weights_that_cannot_be_had_are_noticed_once_and_recorded(monkeypatch, capsys) -> None:
     monkeypatch.setattr("segmentation_models_pytorch.encoders.get_encoder", _no_connection)
-    encoder_weights._imagenet.cache_clear()
+    train._imagenet.cache_clear()
     encoder = Segmenter(config()).network.encoder
     for _ in range(2):
-        start = encoder_weights.load_encoder_weights(encoder, "resnet18", "imagenet", required=False)
+        start = train.load_encoder_weights(encoder, "resnet18", "imagenet", required=False)
         assert start == "random (imagenet could not be had)"
     assert capsys.readouterr().err.count("notice: ImageNet weights of resnet18 cannot be downloaded") == 1
     with pytest.raises(InputError, match="give the path of a local file as encoder_weights"):
-        encoder_weights.load_encoder_weights(encoder, "resnet18", "imagenet", required=True)
-    encoder_weights._imagenet.cache_clear()
+        train.load_encoder_weights(encoder, "resnet18", "imagenet", required=True)
+    train._imagenet.cache_clear()
 
 
 def _no_connection(*_, **__):
@@ -216,7 +216,7 @@ def test_weights_of_a_local_file_are_loaded(tmp_path, suffix) -> None:
     path = tmp_path / f"resnet18.{suffix}"
     save = save_file if suffix == "safetensors" else torch.save
     save({name: value.contiguous() for name, value in source.state_dict().items()}, path)
-    start = encoder_weights.load_encoder_weights(target, "resnet18", str(path), required=False)
+    start = train.load_encoder_weights(target, "resnet18", str(path), required=False)
     assert start.startswith(f"resnet18.{suffix} sha256:")
     assert torch.equal(source.conv1.weight, target.conv1.weight)
 
@@ -231,7 +231,7 @@ def test_weights_of_another_network_or_of_none_are_refused(tmp_path) -> None:
         "absent.pth": "no such file",
     }.items():
         with pytest.raises(InputError, match=rf"{name}.*{message}"):
-            encoder_weights.load_encoder_weights(encoder, "resnet18", str(tmp_path / name), required=False)
+            train.load_encoder_weights(encoder, "resnet18", str(tmp_path / name), required=False)
 
 
 # Training
@@ -294,7 +294,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(cohort, tmp_path, monkey
 
 
 def _killed_at_step_3(source, batch_size):
-    from counterstain.data.batches import patch_batches
+    from counterstain.data.sampling import patch_batches
 
     batches = patch_batches(source, batch_size)
 

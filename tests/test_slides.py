@@ -6,12 +6,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from counterstain.data.area_average import area_average
-from counterstain.data.regions import Box
-from counterstain.data.slide_files import list_slides, slide_name
-from counterstain.data.slide_source import reason
-from counterstain.data.slides import Slide
 from counterstain.errors import InputError
+from counterstain.io.regions import Box
+from counterstain.io.slide_readers import reason
+from counterstain.io.slides import Slide, area_average, list_slides, slide_name
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "slides"
 needs_real = pytest.mark.skipif(not REAL.exists(), reason="needs the real slides in ../shared/data")

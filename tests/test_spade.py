@@ -4,12 +4,11 @@ import torch
 
 from counterstain.errors import ConfigError, InputError
 from counterstain.generators.conditioning import edges, one_hot
-from counterstain.generators.counterstain import counterstain_map
-from counterstain.generators.counterstain_config import CounterstainConfig
+from counterstain.generators.diffusion_config import CounterstainConfig
 from counterstain.generators.networks.discriminators import MultiscaleDiscriminator
-from counterstain.generators.networks.image_encoder import ImageEncoder
+from counterstain.generators.networks.spade import ImageEncoder, SpadeGeneratorNetwork
 from counterstain.generators.networks.spade import Spade as SpadeNorm
-from counterstain.generators.networks.spade import SpadeGeneratorNetwork
+from counterstain.generators.nuclei import counterstain_map
 from counterstain.generators.perceptual import VggDistance
 from counterstain.generators.spade import Spade, SpadeGenerator
 from counterstain.generators.spade_config import SpadeConfig

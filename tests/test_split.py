@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterstain.data.cohort import Cohort, CohortWriter, Region
-from counterstain.data.composition import missing_subtypes, parts_table, subtypes_table
+from counterstain.data.cohort import Cohort, CohortWriter, Region, missing_subtypes, parts_table, subtypes_table
 from counterstain.data.split import SplitConfig, check_disjoint, patient_scores, split_cohort, split_patients
 from counterstain.errors import InputError, MismatchError
 from counterstain.taxonomy import Taxonomy

@@ -18,7 +18,7 @@ from counterstain.cli import study as cli_module
 from counterstain.errors import ConfigError, CounterstainError, DivergenceError, InputError, MismatchError
 from counterstain.report.page import write_report
 from counterstain.report.results import read_results
-from counterstain.study import attempt as attempt_module
+from counterstain.study import executors as attempt_module
 from counterstain.study import results as results_module
 from counterstain.study import run as run_module
 from counterstain.study import stages
@@ -252,7 +252,7 @@ def test_a_cohort_that_does_not_fit_is_met_in_the_plan(tmp_path, changes, messag
 
 
 def test_packages_and_files_that_are_not_there_are_named_before_anything_is_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr("counterstain.study.needs.find_spec", lambda _: None)
+    monkeypatch.setattr("counterstain.study.run.find_spec", lambda _: None)
     changes = ["methods=[diffusion]", "recipe.autoencoder.lpips_weight=1", "recipe.segmenter.encoder_weights=no.pt"]
     file = study_file(tmp_path)
     settings = [word for change in changes for word in ("--set", change)]

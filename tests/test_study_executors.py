@@ -14,19 +14,22 @@ from small_study import small_study
 from counterstain.errors import ConfigError, DivergenceError, StorageError
 from counterstain.storage import write_json
 from counterstain.study import journal, stages
-from counterstain.study.attempt import Outcome, attempt
-from counterstain.study.clean import leftovers, remove
-from counterstain.study.config import load_study
-from counterstain.study.executors import ExecutorConfig
-from counterstain.study.executors.processes import ProcessExecutor
-from counterstain.study.graph import Frontier
-from counterstain.study.plan import Cell
-from counterstain.study.resources import Resources
-from counterstain.study.run import run_study, whole_cells
-from counterstain.study.schedule import run_cells
-from counterstain.study.sharding import cells_of
-from counterstain.study.state import read_plan, rows_of, state_of
-from counterstain.study.state_text import failures, plan_tree, running, stage_table, time_left, what_it_takes
+from counterstain.study.config import Resources, load_study
+from counterstain.study.executors import ExecutorConfig, Outcome, ProcessExecutor, attempt
+from counterstain.study.plan import Cell, cells_of
+from counterstain.study.run import leftovers, remove, run_study, whole_cells
+from counterstain.study.scheduler import Frontier, run_cells
+from counterstain.study.status import (
+    failures,
+    plan_tree,
+    read_plan,
+    rows_of,
+    running,
+    stage_table,
+    state_of,
+    time_left,
+    what_it_takes,
+)
 from counterstain.training_state import steps_done
 
 HERE = Path(__file__).parent

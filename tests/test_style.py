@@ -7,25 +7,23 @@ from drawn_cohort import draw_cohort
 
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
-from counterstain.data.phantom import PhantomConfig, slide_style, style_from_vector, style_vector, write_phantom
+from counterstain.data.phantom.render import write_phantom
+from counterstain.data.phantom.styles import PhantomConfig, slide_style, style_from_vector, style_vector
 from counterstain.data.sampling import SamplingConfig
 from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
 from counterstain.generators.autoencoder_config import AutoencoderConfig
-from counterstain.generators.diffusion_config import DiffusionConfig
-from counterstain.generators.diffusion_generator import DiffusionGenerator
-from counterstain.generators.drawing_config import SamplerConfig
-from counterstain.generators.layouts import SynthesisConfig
+from counterstain.generators.diffusion_config import DiffusionConfig, SamplerConfig, StyleChoice, StyleConfig
+from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.oracle import OracleGenerator
-from counterstain.generators.redraw import redraw_regions
 from counterstain.generators.spade import Spade, SpadeGenerator
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.generators.style import StyleReferences, stain_statistics, without_tumour
-from counterstain.generators.style_config import StyleChoice, StyleConfig
-from counterstain.generators.style_drawing import StyleDrawer
-from counterstain.generators.style_swap import style_swap
-from counterstain.generators.synthesize import synthesize
 from counterstain.generators.train import train_autoencoder, train_diffusion
+from counterstain.synthesis.masks import SynthesisConfig
+from counterstain.synthesis.redraw import redraw_regions
+from counterstain.synthesis.styles import StyleDrawer
+from counterstain.synthesis.synthesize import synthesize
 from counterstain.taxonomy import BACKGROUND
 from counterstain.training_config import TrainingConfig
 
@@ -147,24 +145,16 @@ def test_the_encoder_of_styles_learns(cohort, trained):
     assert all(p.grad is not None for p in style.parameters())
 
 
-def test_swapped_pairs_share_masks_and_differ_in_style(cohort, trained):
-    generator, _ = DiffusionGenerator.load(trained)
-    swap = style_swap(generator, cohort, SYNTHESIS, count=5, size_px=32, seed=0)
-    assert swap.own.shape == swap.swapped.shape == (5, 32, 32, 3)
-    assert not np.array_equal(swap.own, swap.swapped)
-    for patch, own, swapped in zip(swap.layouts, swap.own_mixes, swap.swapped_mixes, strict=True):
-        assert own == ((patch.source.slide, 1.0),)
-        assert swapped[0][0] != patch.source.slide
-
-
 def test_spade_draws_in_the_style_that_its_encoder_finds(cohort):
     config = SpadeConfig(
         training=FEW, generator_width=4, discriminator_width=4, hidden=8, latent=8, vgg_weight=0.0, compute_batch=4
     )
     generator = SpadeGenerator(Spade(config, 6, 32))
-    swap = style_swap(generator, cohort, SYNTHESIS, count=3, size_px=32, seed=0)
-    again = style_swap(generator, cohort, SYNTHESIS, count=2, size_px=32, seed=0)
-    assert np.array_equal(swap.own[:2], again.own)
+    found = references(cohort)
+    styles = generator.style_codes([found[found.choose(slide, 1, "image", 0)[0]] for slide in found.slides[:2]])
+    masks, seeds = np.zeros((2, 32, 32), np.uint8), [0, 0]
+    first, second = generator.generate(masks, seeds, styles=styles)
+    assert not np.array_equal(first, second)
 
 
 def test_a_generator_without_styles_says_so(cohort):

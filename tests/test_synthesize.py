@@ -8,8 +8,8 @@ from counterstain.data.patch_set import SHARD_PATCHES, PatchSet
 from counterstain.data.relabel import RelabelConfig
 from counterstain.data.sampling import SamplingConfig
 from counterstain.errors import InputError, LeakageError, MismatchError, StorageError
-from counterstain.generators.layouts import SynthesisConfig
-from counterstain.generators.synthesize import synthesize
+from counterstain.synthesis.masks import SynthesisConfig
+from counterstain.synthesis.synthesize import synthesize
 from counterstain.taxonomy import BACKGROUND
 
 

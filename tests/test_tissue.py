@@ -1,6 +1,6 @@
 import numpy as np
 
-from counterstain.data.tissue import TissueConfig, otsu, saturation, tissue_mask
+from counterstain.io.thumbnails import TissueConfig, otsu, saturation, tissue_mask
 
 
 def glass(height: int = 120, width: int = 160) -> np.ndarray:

@@ -7,10 +7,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_training import Line, trained
 
 from counterstain import tracking
-from counterstain.cli.tracking import checked
+from counterstain.cli.options import checked
 from counterstain.errors import ConfigError, DivergenceError
 from counterstain.storage import fingerprint
-from counterstain.training import TrainingConfig
+from counterstain.training_config import TrainingConfig
 
 
 def on_board(folder):

@@ -10,13 +10,11 @@ from counterstain.config import build
 from counterstain.errors import ConfigError, LeakageError, MismatchError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
-from counterstain.generators.counterstain_config import CounterstainConfig
-from counterstain.generators.diffusion_config import DiffusionConfig
-from counterstain.generators.diffusion_generator import DiffusionGenerator
-from counterstain.generators.networks.spectral import settle_spectral_norms
+from counterstain.generators.diffusion_config import CounterstainConfig, DiffusionConfig, StyleConfig
+from counterstain.generators.drawing import DiffusionGenerator
+from counterstain.generators.networks.spade import settle_spectral_norms
 from counterstain.generators.spade import SpadeGenerator
 from counterstain.generators.spade_config import SpadeConfig
-from counterstain.generators.style_config import StyleConfig
 from counterstain.generators.train import load_autoencoder, train_autoencoder, train_diffusion, train_spade
 from counterstain.training_config import TrainingConfig
 

@@ -6,9 +6,14 @@ from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.diffusion import Diffusion
-from counterstain.generators.diffusion_config import DiffusionConfig, NoiseConfig
-from counterstain.generators.diffusion_generator import DiffusionGenerator
-from counterstain.generators.drawing_config import InpaintingConfig, SamplerConfig, WindowsConfig
+from counterstain.generators.diffusion_config import (
+    DiffusionConfig,
+    InpaintingConfig,
+    NoiseConfig,
+    SamplerConfig,
+    WindowsConfig,
+)
+from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.samplers import sample
 from counterstain.generators.windows import WindowGrid, extended, in_tiles, windowed
 from counterstain.training_config import TrainingConfig

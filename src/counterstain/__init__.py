@@ -6,10 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from counterstain.audit.adherence import AuditConfig
     from counterstain.audit.audit import audit_sets
     from counterstain.audit.judge import train_judge
     from counterstain.audit.judge_config import JudgeConfig
-    from counterstain.audit.ruler import AuditConfig
     from counterstain.data.cohort import Cohort, CohortWriter, Region
     from counterstain.data.patch_set import PatchSet
     from counterstain.data.patches import Patch, Source
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
         StorageError,
         TaxonomyError,
     )
-    from counterstain.generators.layouts import SynthesisConfig
-    from counterstain.generators.load import load_generator
-    from counterstain.generators.synthesize import synthesize
+    from counterstain.generators.interface import load_generator
     from counterstain.generators.train import train_autoencoder, train_diffusion, train_spade
     from counterstain.recipe import Recipe, load_recipe
     from counterstain.report.page import write_report
@@ -35,13 +33,15 @@ if TYPE_CHECKING:
     from counterstain.segmentation.train import train_segmenter
     from counterstain.study.config import StudyConfig, load_study
     from counterstain.study.run import run_study
+    from counterstain.synthesis.masks import SynthesisConfig
+    from counterstain.synthesis.synthesize import synthesize
     from counterstain.taxonomy import Subtype, Taxonomy
 
 __version__ = "0.1.0"
 
 # Loaded on first use, so that the command line's --help does not wait for torch.
 _HOMES = {
-    "AuditConfig": "audit.ruler",
+    "AuditConfig": "audit.adherence",
     "Cohort": "data.cohort",
     "CohortWriter": "data.cohort",
     "ConfigError": "errors",
@@ -62,17 +62,17 @@ _HOMES = {
     "StorageError": "errors",
     "StudyConfig": "study.config",
     "Subtype": "taxonomy",
-    "SynthesisConfig": "generators.layouts",
+    "SynthesisConfig": "synthesis.masks",
     "Taxonomy": "taxonomy",
     "TaxonomyError": "errors",
     "audit_sets": "audit.audit",
     "evaluate": "segmentation.evaluate",
-    "load_generator": "generators.load",
+    "load_generator": "generators.interface",
     "load_recipe": "recipe",
     "load_study": "study.config",
     "relabel": "data.relabel",
     "run_study": "study.run",
-    "synthesize": "generators.synthesize",
+    "synthesize": "synthesis.synthesize",
     "train_autoencoder": "generators.train",
     "train_diffusion": "generators.train",
     "train_judge": "audit.judge",

@@ -18,11 +18,10 @@ from counterstain.audit.judge_config import JudgeConfig
 from counterstain.config import Config, build, merge, parse_overrides, read_yaml
 from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder_config import AutoencoderConfig
-from counterstain.generators.diffusion_config import DiffusionConfig
-from counterstain.generators.distillation_config import DistillationConfig
-from counterstain.generators.layouts import SynthesisConfig
+from counterstain.generators.diffusion_config import DiffusionConfig, DistillationConfig
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.segmentation.segmenter_config import SegmenterConfig
+from counterstain.synthesis.masks import SynthesisConfig
 
 PRESETS = ("paper", "best", "demo")
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from counterstain.batch_norm import synchronisation
-from counterstain.data.batches import PatchBatches
+from counterstain.data.sampling import PatchBatches
 from counterstain.errors import ConfigError, DivergenceError
 from counterstain.interrupts import Interruption, ignore_ctrl_c
 from counterstain.processes import are_to_be_started, rank

@@ -1,29 +1,207 @@
-"""Audit a synthetic set: fidelity, adherence to the asked subtypes, and copies of training patches.
-
-Two rows of real patches stand beside the sets. Two halves of the training patients say how far real tissue of other
-patients is from real tissue: below that no difference means anything. The held-out patches are other patients as well,
-whose instances keep their subtypes; the masks of a set are of training patients, relabelled. So they are landmarks, not
-bounds: a perfect generator may be nearer to the training patches.
-"""
+"""Sheets of patches, each pixel a square of pixels, with names beside the rows and captions above the columns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from counterstain.audit.copies import CopyCheck, CopySearch
-from counterstain.audit.findings import HALVES, HELD_OUT, Audit
-from counterstain.audit.inputs import require_auditable
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw, ImageFont
+
+from counterstain.audit.adherence import (
+    FEWEST_PATCHES,
+    HALVES,
+    HELD_OUT,
+    REFERENCES,
+    Audit,
+    AuditConfig,
+    Findings,
+    Ruler,
+    kept_subtypes,
+)
+from counterstain.audit.copies import CopyCheck, CopySearch, Match
 from counterstain.audit.judge import load_judge
-from counterstain.audit.real import Chosen, real_patches, training_halves
-from counterstain.audit.redrawn import kept_subtypes
-from counterstain.audit.ruler import AuditConfig, Ruler
-from counterstain.checkpoints import read_header
+from counterstain.checkpoints import CheckpointHeader, read_header, require_taxonomy
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
-from counterstain.errors import InputError
-from counterstain.storage import sha256_of
+from counterstain.data.patches import Patch
+from counterstain.data.sampling import PatchSampler, PatchSource, SamplingConfig
+from counterstain.data.split import check_no_leak
+from counterstain.errors import InputError, MismatchError
+from counterstain.seeding import derive, numpy_generator
+from counterstain.storage import replacing, sha256_of, write_csv, write_json
+
+SHOWN_PX = 128  # smaller patches are enlarged, by a whole number, to about this
+GAP_PX = 4
+FONT_PX = 13
+LINE_PX = 17
+INK, FRAME = (26, 26, 26), (200, 200, 200)
+
+
+def sheet(rows: Mapping[str, Sequence[np.ndarray]], captions: Sequence[str] = ()) -> Image.Image:
+    """Lay rows of patches out below each other.
+
+    Parameters
+    ----------
+    rows : mapping
+        Name -> patches, (H, W, 3) uint8, all of one size; a row of patches for each name.
+    captions : sequence of str, optional
+        What stands above each column, in lines that are cut off at its width.
+
+    Returns
+    -------
+    Image
+        RGB. Patches are copied pixel by pixel; those below 128 px are enlarged by a whole number.
+    """
+    font = ImageFont.load_default(FONT_PX)
+    height, width = next(iter(rows.values()))[0].shape[:2]
+    factor = max(1, round(SHOWN_PX / max(height, width)))
+    step_y, step_x = height * factor + GAP_PX, width * factor + GAP_PX
+    left = round(max(font.getlength(name) for name in rows)) + 2 * GAP_PX
+    top = LINE_PX * max((caption.count("\n") + 1 for caption in captions), default=0) + GAP_PX
+    columns = max(len(patches) for patches in rows.values())
+    canvas = Image.new("RGB", (left + columns * step_x, top + len(rows) * step_y), "white")
+    draw = ImageDraw.Draw(canvas)
+    for column, caption in enumerate(captions):
+        for number, line in enumerate(caption.split("\n")):
+            place = (left + column * step_x, number * LINE_PX + GAP_PX // 2)
+            draw.text(place, _cut(line, width * factor, font), fill=INK, font=font)
+    for row, (name, patches) in enumerate(rows.items()):
+        y = top + row * step_y
+        draw.text((GAP_PX, y + (step_y - GAP_PX) // 2), name, fill=INK, font=font, anchor="lm")
+        for column, patch in enumerate(patches):
+            large = patch.repeat(factor, 0).repeat(factor, 1)
+            x = left + column * step_x
+            draw.rectangle((x - 1, y - 1, x + step_x - GAP_PX, y + step_y - GAP_PX), outline=FRAME)
+            canvas.paste(Image.fromarray(large), (x, y))
+    return canvas
+
+
+def _cut(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Return as much of a text as a width in pixels holds."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"
+
+
+# Real patches that synthetic ones are compared with, cut as masks for synthetic ones are cut by default.
+
+MOST_DRAWN = 50  # patches drawn for each one wanted, before a half counts as not to be had
+
+
+@dataclass(frozen=True)
+class Chosen(Sequence[Patch]):
+    """Some patches of an endless or long source, read when they are asked for."""
+
+    source: PatchSource
+    numbers: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.source[self.numbers[index]]
+
+
+def real_patches(cohort: Cohort, part: str, size_px: int, count: int, seed: int) -> Chosen:
+    """Cut patches out of one part of a cohort, subtypes equally often."""
+    return Chosen(PatchSampler(cohort, part, size_px, SamplingConfig(), derive(seed, "audit", part)), range(count))
+
+
+def training_halves(cohort: Cohort, size_px: int, count: int, seed: int) -> tuple[Chosen, Chosen]:
+    """Cut ``count`` patches out of each of two halves of the training patients, alike in their slides' scores.
+
+    Raises
+    ------
+    InputError
+        There is one training patient only, or half of them have next to no tissue.
+    """
+    sampler = PatchSampler(cohort, "train", size_px, SamplingConfig(), derive(seed, "audit", "halves"))
+    first = _every_second_patient(cohort, seed)
+    numbers: tuple[list[int], list[int]] = ([], [])
+    for i in range(MOST_DRAWN * count):
+        half = numbers[0 if sampler[i].source.patient in first else 1]
+        if len(half) < count:
+            half.append(i)
+        if all(len(half) == count for half in numbers):
+            return Chosen(sampler, numbers[0]), Chosen(sampler, numbers[1])
+    raise InputError(f"{cohort.folder}: the training part cannot be halved by patient; it needs two patients at least")
+
+
+def _every_second_patient(cohort: Cohort, seed: int) -> set[str]:
+    """Return half of the training patients: every second one, those of one score beside each other."""
+    training = cohort.regions.iloc[cohort.part("train")]
+    scores = training.assign(score=training["score"].astype(str)).groupby("patient")["score"].min()
+    shuffled = numpy_generator(seed, "audit", "half").permutation(len(scores))
+    table = pd.DataFrame({"score": scores.to_numpy()[shuffled]}, index=scores.index.to_numpy()[shuffled])
+    return set(table.sort_values("score", kind="stable").index[::2])
+
+
+# Do a judge, synthetic sets and a cohort belong together?
+
+
+def require_auditable(sets: Mapping[str, PatchSet], cohort: Cohort, judge_folder: Path) -> CheckpointHeader:
+    """Check that a judge, sets and a cohort belong together; return what is known about the judge.
+
+    Raises
+    ------
+    MismatchError
+        The judge or a set is of another cohort, taxonomy, size or resolution.
+    LeakageError
+        The judge saw a validation or test patient.
+    InputError
+        A set has fewer than 50 patches, or the name of a row of real patches.
+    """
+    judge, who = read_header(judge_folder), f"the judge {judge_folder}"
+    require_taxonomy(judge_folder, judge, cohort.taxonomy)
+    _require_mpp(who, judge.mpp, cohort)
+    check_no_leak(judge.patients_seen, {part: cohort.patients(part) for part in ("val", "test")}, who)
+    _require_cohort(who, judge.cohort, cohort)
+    for name, patch_set in sets.items():
+        if name in REFERENCES:
+            raise InputError(f"{patch_set.folder}: {name!r} is the name of a row of real patches; rename the folder")
+        if len(patch_set) < FEWEST_PATCHES:
+            raise InputError(f"{name}: {len(patch_set)} patches are too few to audit; {FEWEST_PATCHES} are the least")
+        if patch_set.header.taxonomy != cohort.taxonomy:
+            raise MismatchError(
+                f"{name}: has other subtypes than {cohort.folder}; give the cohort that it was made from"
+            )
+        _require_mpp(name, patch_set.header.mpp, cohort)
+        _require_cohort(name, patch_set.header.cohort, cohort)
+        if patch_set.header.size_px != judge.size_px:
+            raise MismatchError(
+                f"{name}: has patches of {patch_set.header.size_px} px, {who} learnt from {judge.size_px} px; "
+                "train one at that size"
+            )
+    return judge
+
+
+def _require_mpp(what: str, mpp: float, cohort: Cohort) -> None:
+    if not cohort.is_at(mpp):
+        raise MismatchError(
+            f"{what}: is at {mpp:g} um/px, {cohort.folder} at {cohort.mpp:g}; make it anew from this cohort"
+        )
+
+
+def _require_cohort(what: str, fingerprint: str, cohort: Cohort) -> None:
+    if fingerprint != cohort.fingerprint:
+        raise MismatchError(
+            f"{what}: was made from another cohort than {cohort.folder}, or before that was split anew; give "
+            "the cohort that it was made from, or make it anew"
+        )
+
+
+# Audit a synthetic set: fidelity, adherence to the asked subtypes, and copies of training patches.
+#
+# Two rows of real patches stand beside the sets. Two halves of the training patients say how far real tissue of other
+# patients is from real tissue: below that no difference means anything. The held-out patches are other patients as
+# well, whose instances keep their subtypes; the masks of a set are of training patients, relabelled. So they are
+# landmarks, not bounds: a perfect generator may be nearer to the training patches.
 
 
 def audit_sets(
@@ -90,3 +268,71 @@ def audit_identity(
         "settings": settings,
         "sets": {name: s.header.model_dump(mode="json", exclude={"taxonomy"}) for name, s in sets.items()},
     }
+
+
+# An audit on disk: tables, and pictures of what the figures are about.
+
+PAIRS, EXAMPLES = 12, 12
+
+
+def write_audit(audit: Audit, sets: dict[str, PatchSet], config: AuditConfig, out: Path) -> None:
+    """Write ``audit.csv`` (a row per kind of images), ``confusion.csv``, ``nearest.csv``, ``copies.csv``,
+    ``audit.json`` (settings and sets), and for each set ``SET-nearest.png`` (drawn images above the sampled training
+    patches nearest to them), ``SET-copies.png`` (above the training tissue that is likest) and ``SET-examples.png``
+    (below the subtypes that were asked for).
+    """
+    write_csv(out / "audit.csv", audit.table())
+    write_csv(out / "confusion.csv", pd.concat([_confusion_rows(f) for f in audit.findings], ignore_index=True))
+    write_csv(out / "copies.csv", _joined({f.name: f.copies.table for f in audit.findings}))
+    write_csv(out / "nearest.csv", _joined({f.name: f.nearest for f in audit.findings}))
+    headers = {name: s.header.model_dump(mode="json", exclude={"taxonomy"}) for name, s in sets.items()}
+    write_json(out / "audit.json", {"settings": config.model_dump(mode="json"), "sets": headers})
+    for findings in audit.findings:
+        if findings.name not in REFERENCES:
+            _write_image(out / f"{findings.name}-nearest.png", _nearest(findings, sets[findings.name], audit))
+            if len(findings.copies.table):
+                _write_image(out / f"{findings.name}-copies.png", _likest(findings, sets[findings.name], audit))
+            _write_image(out / f"{findings.name}-examples.png", _examples(sets[findings.name]))
+
+
+def _joined(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Put tables of the same columns below each other, with the kind of images as their last column."""
+    named = [table.assign(images=name) for name, table in tables.items()]
+    return pd.concat([table for table in named if len(table)] or named[:1], ignore_index=True)
+
+
+def _confusion_rows(findings: Findings) -> pd.DataFrame:
+    long = findings.confusion.rename_axis("asked").reset_index().melt("asked", var_name="seen", value_name="instances")
+    return long.assign(images=findings.name)
+
+
+def _nearest(findings: Findings, patch_set: PatchSet, audit: Audit) -> Image.Image:
+    """Draw images above the training patches that are nearest to them; captions are distances."""
+    rows = findings.nearest.head(PAIRS)
+    drawn = [patch_set[int(i)].image for i in rows["image"]]
+    real = [audit.training_patches[int(i)].image for i in rows["training_patch"]]
+    captions = [f"{distance:.2f}" for distance in rows["distance"]]
+    return sheet({"drawn": drawn, "nearest training patch": real}, captions)
+
+
+def _likest(findings: Findings, patch_set: PatchSet, audit: Audit) -> Image.Image:
+    """Draw images above the training tissue that they resemble most; captions are correlations and regions."""
+    rows = findings.copies.table.head(PAIRS).to_dict("records")
+    matches = [Match(**{name: row[name] for name in Match.__dataclass_fields__}) for row in rows]
+    drawn = [patch_set[int(row["image"])].image for row in rows]
+    captions = [f"{match.similarity:.2f}\n{audit.search.name_of(match)}" for match in matches]
+    return sheet({"drawn": drawn, "likest training tissue": [audit.search.crop(m) for m in matches]}, captions)
+
+
+def _examples(patch_set: PatchSet) -> Image.Image:
+    """Draw the first images below what was asked for."""
+    patches = [patch_set[i] for i in range(min(EXAMPLES, len(patch_set)))]
+    taxonomy = patch_set.header.taxonomy
+    labels = [taxonomy.palette[patch.label_mask] for patch in patches]
+    captions = ["\n".join(map(taxonomy.name_of, sorted(set(patch.subtypes.values())))) for patch in patches]
+    return sheet({"asked": labels, "drawn": [patch.image for patch in patches]}, captions)
+
+
+def _write_image(path: Path, picture: Image.Image) -> None:
+    with replacing(path) as partial:
+        picture.save(partial, format="PNG")

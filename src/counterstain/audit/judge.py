@@ -23,15 +23,15 @@ from torch.nn import functional
 from counterstain.audit.judge_config import JudgeConfig
 from counterstain.checkpoints import CheckpointHeader, is_finished, load_checkpoint, save_checkpoint
 from counterstain.config import build
-from counterstain.data.batches import patch_batches
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
-from counterstain.data.sampling import PatchSampler
+from counterstain.data.sampling import PatchSampler, patch_batches
 from counterstain.generators.interface import evaluation_device
 from counterstain.seeding import derive
 from counterstain.storage import claim, released_on_error
 from counterstain.taxonomy import BACKGROUND, IGNORE
-from counterstain.training import fit, forget_progress, fused_optimizers
+from counterstain.training import fit, fused_optimizers
+from counterstain.training_state import forget_progress
 
 Device = Literal["auto", "cpu", "cuda"]
 GREY_MEAN, GREY_SD = 0.5, 0.25

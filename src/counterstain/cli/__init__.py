@@ -6,13 +6,15 @@ one line and exit status 2; anything else is a defect and exits with 1.
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import typer
+
+from counterstain.cli import data, generators, segmenter, slides, study, weights
 
 # Newer versions of typer bring a click of their own: find the base of its errors, whichever click it is.
 UsageProblem: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -29,13 +31,50 @@ app = typer.Typer(
     context_settings={"max_content_width": 120},
 )
 
-COMMAND_MODULES = (  # in the order of the help
-    "phantom", "data", "slides", "weights", "generators", "preview", "redraw", "audit", "segmenter", "predict",
-    "export", "headroom", "study", "report", "doctor",
-)  # fmt: skip
+COMMANDS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {  # in the order of the help; groups with their help
+    "phantom": ("", (data.phantom,)),
+    "import": (
+        "Import tissue and its annotations into a cohort.",
+        (data.import_table, slides.import_slides, slides.import_labels, slides.import_exact, weights.import_weights),
+    ),
+    "split": ("", (data.split,)),
+    "inspect": ("", (data.inspect,)),
+    "train": (
+        "Train a generator, or the judge of generated images, on the training part of a cohort.",
+        (
+            generators.train_spade,
+            generators.train_autoencoder,
+            generators.train_diffusion,
+            generators.train_judge,
+            generators.train_distilled,
+        ),
+    ),
+    "synthesize": ("", (generators.synthesize,)),
+    "preview": ("", (generators.preview,)),
+    "redraw": ("", (generators.redraw,)),
+    "audit": ("", (segmenter.audit,)),
+    "segment": ("", (segmenter.segment,)),
+    "evaluate": ("", (segmenter.evaluate,)),
+    "predict": ("", (segmenter.predict,)),
+    "export": ("", (data.export,)),
+    "headroom": ("", (study.headroom,)),
+    "study": (
+        "Arms x repeats over shared generators and synthetic sets.",
+        (study.run, study.plan, study.status, study.clean),
+    ),
+    "demo": ("", (study.demo,)),
+    "report": ("", (study.report,)),
+    "doctor": ("", (weights.doctor,)),
+}
 
-for _module in COMMAND_MODULES:
-    importlib.import_module(f"counterstain.cli.{_module}").register(app)
+for _name, (_help, _functions) in COMMANDS.items():
+    if not _help:
+        app.command(_name)(_functions[0])
+        continue
+    _group = typer.Typer(no_args_is_help=True, help=_help)
+    for _function in _functions:
+        _group.command(_function.__name__.removeprefix(f"{_name}_"))(_function)
+    app.add_typer(_group, name=_name)
 
 
 def main() -> None:

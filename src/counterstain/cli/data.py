@@ -1,4 +1,4 @@
-"""Commands from tissue to a cohort: import, split, inspect."""
+"""The command that makes procedural tissue."""
 
 from __future__ import annotations
 
@@ -12,19 +12,51 @@ if TYPE_CHECKING:
 
     from counterstain.data.cohort import Cohort
 
+
+def phantom(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the new cohort.")],
+    *,
+    slides: Annotated[int, typer.Option(help="Slides, one per patient.")] = 40,
+    regions: Annotated[int, typer.Option(help="Regions of every slide.")] = 10,
+    size: Annotated[int, typer.Option(help="Edge of the square regions in pixels.")] = 256,
+    mpp: Annotated[float, typer.Option(help="Micrometres per pixel.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Another number, another cohort.")] = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, for example purity=0.97."),
+    ] = None,
+) -> None:
+    """Make a cohort of procedural HER2 tissue with exact masks.
+
+    Interrupted, the same command goes on; finished slides are kept.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from counterstain.config import build, parse_overrides
+    from counterstain.data.phantom.render import write_phantom
+    from counterstain.data.phantom.styles import PhantomConfig
+
+    options = {"slides": slides, "regions_per_slide": regions, "size_px": size, "mpp": mpp, "seed": seed}
+    config = build(PhantomConfig, options | parse_overrides(settings or []), "phantom")
+    columns = (TextColumn("slides"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("slides", total=config.slides)
+        cohort = write_phantom(config, out, lambda: progress.advance(task))
+    tumour_px = int(cohort.instances["area_px"].sum())
+    share = tumour_px / int((cohort.regions["height_px"] * cohort.regions["width_px"]).sum())
+    typer.echo(
+        f"{out}: {config.slides} slides, {len(cohort)} regions of {config.size_px} px at {config.mpp:g} mpp, "
+        f"{len(cohort.instances)} instances, {share:.0%} tumour"
+    )
+    typer.echo(f"next: counterstain split {out}, then counterstain inspect {out}")
+
+
+# Commands from tissue to a cohort: import, split, inspect.
+
 CohortFolder = Annotated[Path, typer.Argument(help="Folder of the cohort.", metavar="COHORT")]
 
-import_app = typer.Typer(help="Import tissue and its annotations into a cohort.", no_args_is_help=True)
 
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.add_typer(import_app, name="import")
-    app.command("split")(split)
-    app.command("inspect")(inspect)
-
-
-@import_app.command("table")
 def import_table(
     table: Annotated[Path, typer.Argument(help="CSV with columns image, label, patient, subtype.", metavar="TABLE")],
     *,
@@ -51,7 +83,7 @@ def import_table(
     region_column: Annotated[str, typer.Option(help="Column of the regions' names (optional).")] = "region",
 ) -> None:
     """Import pairs of an image and a label image that a CSV table lists; the same command goes on if interrupted."""
-    from counterstain.data.import_table import import_table as import_rows
+    from counterstain.io.import_table import import_table as import_rows
     from counterstain.progress import bar
     from counterstain.taxonomy import Taxonomy
 
@@ -108,8 +140,7 @@ def inspect(
     ] = None,
 ) -> None:
     """Print and draw what a cohort is made of, by part and subtype."""
-    from counterstain.data.cohort import Cohort
-    from counterstain.data.composition import missing_subtypes
+    from counterstain.data.cohort import Cohort, missing_subtypes
     from counterstain.data.split import check_disjoint
     from counterstain.report.figure_style import figure_kind, save_figure
     from counterstain.report.figures import composition
@@ -140,7 +171,7 @@ def _print_import(cohort: Cohort) -> None:
 
 def print_imported(cohort: Cohort) -> None:
     """Print what a fresh cohort is made of, what it lacks and what to do next."""
-    from counterstain.data.composition import missing_subtypes
+    from counterstain.data.cohort import missing_subtypes
 
     _print_parts(cohort)
     _print_subtypes(cohort)
@@ -150,7 +181,7 @@ def print_imported(cohort: Cohort) -> None:
 
 
 def _print_parts(cohort: Cohort) -> None:
-    from counterstain.data.composition import parts_table
+    from counterstain.data.cohort import parts_table
 
     table = _table("part", "patients", "slides", "regions", "mm²")
     for row in parts_table(cohort).itertuples():
@@ -159,7 +190,7 @@ def _print_parts(cohort: Cohort) -> None:
 
 
 def _print_subtypes(cohort: Cohort) -> None:
-    from counterstain.data.composition import subtypes_table
+    from counterstain.data.cohort import subtypes_table
 
     table = _table("part", cohort.taxonomy.tissue_class, "slides", "instances", "share", "mm²", "share", words=2)
     for part, rows in subtypes_table(cohort).groupby("part", sort=False):
@@ -191,3 +222,65 @@ def _print(table: Table) -> None:
 def _print_warnings(warnings: list[str]) -> None:
     for warning in warnings:
         typer.secho(f"warning: {warning}", err=True, fg=typer.colors.YELLOW)
+
+
+# The command that hands cohorts, synthetic sets and trained weights on: export.
+
+
+def export(
+    source: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A cohort, a synthetic set or the checkpoint of a generator.")
+    ],
+    *,
+    file_format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="png: images, label images and a table; nnunet: a raw dataset of nnU-Net v2; "
+            "hf: an image folder of Hugging Face's datasets; weights: a generator's checkpoint as NVlabs/SPADE or "
+            "CompVis/latent-diffusion publish theirs.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder of the export; for nnunet …/Dataset001_NAME.")
+    ],
+    labels: Annotated[str, typer.Option(help="subtypes: a label for each; tumour: one label for all.")] = "subtypes",
+    split: Annotated[
+        list[str] | None, typer.Option(help="train, val or test; may be given twice.", show_default="everything")
+    ] = None,
+) -> None:
+    """Export a cohort, a synthetic set or weights for other tools; the same command goes on if interrupted."""
+    if file_format == "weights":
+        _export_weights(source, out, labels, split)
+        return
+    from counterstain.config import build
+    from counterstain.errors import ConfigError
+    from counterstain.io.export_formats import ExportConfig
+    from counterstain.io.export_formats import export as write
+    from counterstain.progress import bar
+
+    if file_format not in _NEXT:
+        raise ConfigError(f"--format {file_format}: expected {', '.join(_NEXT)} or weights")
+    settings = {"file_format": file_format, "labels": labels, "parts": tuple(dict.fromkeys(split or ()))}
+    count = write(source, out, build(ExportConfig, settings, f"export of {source}"), progress=bar)
+    typer.echo(f"{out}: {count:,} images")
+    typer.echo(_NEXT[file_format].format(out=out))
+
+
+def _export_weights(source: Path, out: Path, labels: str, split: list[str] | None) -> None:
+    from counterstain.errors import ConfigError
+    from counterstain.generators.published.exports import export_weights
+
+    if labels != "subtypes" or split:
+        raise ConfigError("--format weights: --labels and --split are for images")
+    for file in export_weights(source, out):
+        typer.echo(f"{file}")
+
+
+_NEXT = {
+    "png": "read back: counterstain import table {out}/table.csv --labels ids --taxonomy {out}/taxonomy.yaml --mpp …",
+    "nnunet": "next: nnUNetv2_plan_and_preprocess -d NUMBER --verify_dataset_integrity, then copy "
+    "{out}/splits_final.json beside the preprocessed data, so that training and validation are split by patient",
+    "hf": 'read with: load_dataset("imagefolder", data_dir="{out}")',
+}

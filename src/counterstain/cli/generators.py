@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from counterstain.cli.tracking import Logger, logged
+from counterstain.cli.options import Logger, logged
 
 if TYPE_CHECKING:
     from counterstain.checkpoints import CheckpointHeader
     from counterstain.data.cohort import Cohort
     from counterstain.generators.interface import ImageGenerator
     from counterstain.recipe import Recipe
+
 
 CohortArgument = Annotated[Path, typer.Argument(metavar="COHORT", help="A cohort with a split.")]
 Preset = Annotated[str, typer.Option(help="Recipe to start from: paper, best or demo.")]
@@ -23,21 +24,6 @@ Settings = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Another number, other random choices.")]
 Init = Annotated[Path | None, typer.Option(help="Checkpoint whose weights it starts from.", show_default="none")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add ``counterstain train …`` and ``counterstain synthesize``."""
-    train = typer.Typer(
-        no_args_is_help=True,
-        help="Train a generator, or the judge of generated images, on the training part of a cohort.",
-    )
-    train.command("spade")(train_spade)
-    train.command("autoencoder")(train_autoencoder)
-    train.command("diffusion")(train_diffusion)
-    train.command("judge")(train_judge)
-    train.command("distilled")(train_distilled)
-    app.add_typer(train, name="train")
-    app.command()(synthesize)
 
 
 def train_spade(
@@ -195,12 +181,12 @@ def synthesize(
 
     Interrupted, the same command goes on; finished shards are kept.
     """
+    from counterstain.audit.instance_predictions import JudgeFilter
     from counterstain.audit.judge_config import JudgeFilterConfig
-    from counterstain.audit.judge_filter import JudgeFilter
     from counterstain.config import build
     from counterstain.data.cohort import Cohort
-    from counterstain.generators.synthesize import synthesize as draw
     from counterstain.recipe import load_recipe
+    from counterstain.synthesis.synthesize import synthesize as draw
 
     require_method(method)
     recipe = load_recipe(preset, config, settings or ())
@@ -232,8 +218,8 @@ def opened_generator(
     method: str, checkpoint: Path | None, cohort: Cohort, recipe: Recipe
 ) -> tuple[ImageGenerator, CheckpointHeader | None]:
     """Open a generator that draws as the recipe says."""
-    from counterstain.generators.diffusion_generator import DiffusionGenerator
-    from counterstain.generators.load import load_generator
+    from counterstain.generators.drawing import DiffusionGenerator
+    from counterstain.generators.interface import load_generator
     from counterstain.generators.methods import METHODS
 
     drawer, header = load_generator(METHODS[method], checkpoint, cohort)
@@ -275,3 +261,81 @@ def _print_balance(out: Path, found: object) -> None:
     Console().print(table)
     drawn = int(found.patches["attempts"].sum())
     typer.echo(f"{drawn} images drawn, {drawn - len(found.patches)} refused by the filter")
+
+
+# The command that shows what a generator makes of every subtype: preview.
+
+
+def preview(
+    cohort: CohortArgument,
+    *,
+    out: Annotated[Path, typer.Option(help="Picture to write (svg, png or pdf).")],
+    method: Annotated[str, typer.Option(help="spade, diffusion, inpainting, or oracle (phantoms only).")],
+    generator: Annotated[Path | None, typer.Option(help="Checkpoint to draw with; none for the oracle.")] = None,
+    per_subtype: Annotated[int, typer.Option(min=1, max=20, help="Training patches of each subtype.")] = 2,
+    size_px: Annotated[
+        int | None, typer.Option(min=32, help="Edge of the patches.", show_default="as in the recipe")
+    ] = None,
+    preset: Preset = "best",
+    config: ConfigFile = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+) -> None:
+    """Look at a generator: training patches of every subtype, redrawn as every subtype from the same noise."""
+    from counterstain.data.cohort import Cohort
+    from counterstain.recipe import load_recipe
+    from counterstain.report.example_figures import redrawn_as_every_subtype
+    from counterstain.report.figure_style import figure_kind, save_figure
+    from counterstain.synthesis.preview import preview as redrawn
+
+    figure_kind(out)
+    require_method(method)
+    recipe = load_recipe(preset, config, settings or ())
+    opened = Cohort.open(cohort)
+    drawer, header = opened_generator(method, generator, opened, recipe)
+    rows = redrawn(
+        drawer,
+        opened,
+        recipe.synthesis,
+        size_px=size_px or recipe.size_px,
+        seed=seed,
+        per_subtype=per_subtype,
+        header=header,
+    )
+    save_figure(redrawn_as_every_subtype(rows, opened.taxonomy, mpp=opened.mpp), out)
+    typer.echo(f"{out}: {len(rows)} patches, each redrawn as {len(rows[0].drawn)} subtypes")
+
+
+# The command that draws whole regions anew: redraw.
+
+
+def redraw(
+    cohort: CohortArgument,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the new cohort.")],
+    method: Annotated[str, typer.Option(help="diffusion, inpainting, or oracle (phantoms only).")],
+    generator: Annotated[Path | None, typer.Option(help="Checkpoint to draw with; none for the oracle.")] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a training region; may be given again.", show_default="all training regions"),
+    ] = None,
+    preset: Preset = "best",
+    config: ConfigFile = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+) -> None:
+    """Give the instances of whole training regions new subtypes and draw the regions, of any size, as a new cohort.
+
+    Interrupted, the same command goes on; finished regions are kept.
+    """
+    from counterstain.data.cohort import Cohort
+    from counterstain.recipe import load_recipe
+    from counterstain.synthesis.redraw import redraw_regions
+
+    require_method(method)
+    recipe = load_recipe(preset, config, settings or ())
+    opened = Cohort.open(cohort)
+    drawer, header = opened_generator(method, generator, opened, recipe)
+    drawn = redraw_regions(drawer, opened, out, recipe.synthesis, seed=seed, regions=region or (), header=header)
+    typer.echo(f"{out}: {len(drawn)} regions")
+    typer.echo(f"images with masks: counterstain export {out} --format png --out …; look: counterstain inspect {out}")

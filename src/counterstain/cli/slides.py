@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from counterstain.cli.data import import_app, print_imported
+from counterstain.cli.data import print_imported
 
 if TYPE_CHECKING:
     from counterstain.data.cohort import Cohort
@@ -17,13 +17,6 @@ FormatName = Annotated[str, typer.Option("--format", help="exact, qupath, asap o
 TypesFile = Annotated[
     Path | None, typer.Option(help="EXACT: saved annotation types, where rows hold their numbers alone.")
 ]
-
-
-def register(_app: typer.Typer) -> None:
-    """Add the commands of this module to ``counterstain import``."""
-    import_app.command("slides")(import_slides)
-    import_app.command("labels")(import_labels)
-    import_app.command("exact")(import_exact)
 
 
 def import_slides(
@@ -64,7 +57,7 @@ def import_slides(
     types: TypesFile = None,
 ) -> None:
     """Import whole slides and their annotations; the same command goes on if interrupted."""
-    from counterstain.data.import_slides import import_slides as import_all
+    from counterstain.io.import_slides import import_slides as import_all
     from counterstain.progress import bar
     from counterstain.taxonomy import Taxonomy
 
@@ -99,8 +92,8 @@ def import_labels(
     types: TypesFile = None,
 ) -> None:
     """Print a draft of LABELS.yaml: every label of the annotations, to be given a meaning."""
-    from counterstain.data.annotations import annotation_files, files_of_other_formats, read_annotations
-    from counterstain.data.labels import draft_labels
+    from counterstain.io.annotations import annotation_files, files_of_other_formats, read_annotations
+    from counterstain.io.labels import draft_labels
     from counterstain.taxonomy import Taxonomy
 
     known = _format(file_format)
@@ -124,8 +117,8 @@ def import_exact(
     Credentials come from the environment: EXACT_TOKEN, or EXACT_USERNAME and EXACT_PASSWORD.
     """
     from counterstain.config import build
-    from counterstain.data.annotations import ExactServer, fetch_exact
     from counterstain.errors import InputError
+    from counterstain.io.annotations.exact_server import ExactServer, fetch_exact
     from counterstain.storage import write_json
 
     if out.suffix != ".json" or out.is_dir():
@@ -153,8 +146,8 @@ def _tell(done: int, images: int) -> None:
 
 
 def _format(name: str) -> Any:
-    from counterstain.data.annotations import FORMATS
     from counterstain.errors import InputError
+    from counterstain.io.annotations import FORMATS
 
     if name not in FORMATS:
         raise InputError(f"--format {name}: unknown; expected {', '.join(FORMATS)}")

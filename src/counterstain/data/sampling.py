@@ -8,8 +8,9 @@ its area, then a pixel of it by rejection inside its bounding box.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,10 @@ from counterstain.data.stains import Stains, jitter_stains
 from counterstain.errors import InputError, StorageError
 from counterstain.seeding import numpy_generator
 from counterstain.taxonomy import BACKGROUND
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 TRIES = 32  # positions drawn at once; nearly every instance fills more than a tenth of its box
 
@@ -221,3 +226,47 @@ def check_patch_size(cohort: Cohort, regions: pd.DataFrame, size_px: int) -> Non
             f"{cohort.folder}: region {row['region']} is {row['height_px']} x {row['width_px']} px{more}, "
             f"smaller than a patch of {size_px} px; set the patch size to {smallest.min()} px or less"
         )
+
+
+# Batches of patches by step number, as the training loop asks for them.
+#
+# Shapes: B = batch, H, W = rows and columns of a patch in pixels.
+
+
+class PatchSource(Protocol):
+    """Anything that gives the patch of a number: a sampler, a synthetic set, a mixture."""
+
+    def __getitem__(self, index: int, /) -> Patch: ...
+
+
+def stack(patches: Sequence[Patch]) -> dict[str, Tensor]:
+    """Stack patches to ``images`` (B, H, W, 3) uint8, ``labels`` (B, H, W) uint8, ``instances`` (B, H, W) int32."""
+    import torch
+
+    return {
+        "images": torch.from_numpy(np.stack([p.image for p in patches])),
+        "labels": torch.from_numpy(np.stack([p.label_mask for p in patches])),
+        "instances": torch.from_numpy(np.stack([p.instances for p in patches])),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class PatchBatches:
+    """The function step -> batch, where step s holds the patches s·B … (s+1)·B - 1 of the source."""
+
+    source: PatchSource
+    batch_size: int
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """Return the whole batch of a step."""
+        return self.part(step, 0, self.batch_size)
+
+    def part(self, step: int, start: int, stop: int) -> dict[str, Tensor]:
+        """Return the patches at the places start … stop - 1 of a step's batch, preparing no others."""
+        first = step * self.batch_size
+        return stack([self.source[i] for i in range(first + start, first + stop)])
+
+
+def patch_batches(source: PatchSource, batch_size: int) -> PatchBatches:
+    """Return the batches of a source."""
+    return PatchBatches(source, batch_size)

@@ -1,8 +1,10 @@
-"""The split of a cohort into train, val and test: by patient, stratified by score."""
+"""The check that nothing synthetic carries a held-out patient into training or evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -10,10 +12,62 @@ from pydantic import Field
 from scipy.optimize import linprog
 
 from counterstain.config import Config
-from counterstain.data.cohort import PARTS, Cohort
-from counterstain.data.composition import missing_subtypes
-from counterstain.errors import InputError, MismatchError
+from counterstain.data.cohort import PARTS, Cohort, missing_subtypes
+from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.seeding import numpy_generator
+from counterstain.storage import replacing
+
+PATIENTS_SEEN_FILE = "patients_seen.txt"  # beside exported generated images
+NAMED = 3  # patients that a message names
+
+
+def check_no_leak(patients_seen: Iterable[str], held_out: Mapping[str, Iterable[str]], what: str) -> None:
+    """Check that a checkpoint, or what it made, has seen no patient of the held-out parts.
+
+    Parameters
+    ----------
+    patients_seen : iterable of str
+        As recorded in a checkpoint or a patch set.
+    held_out : mapping
+        Part (``val``, ``test``) -> its patients.
+    what : str
+        The checkpoint or patch set, as the message is to name it.
+
+    Raises
+    ------
+    LeakageError
+        Names what, the part, up to three patients and the remedy.
+    """
+    seen = set(patients_seen)
+    for part, patients in held_out.items():
+        leaked = sorted(seen.intersection(patients))
+        if leaked:
+            shown = ", ".join(leaked[:NAMED]) + (f" and {len(leaked) - NAMED} more" if len(leaked) > NAMED else "")
+            raise LeakageError(
+                f"{what} has seen {shown} of the {part} part; train the generator on this cohort's training part only, "
+                "or split the cohort as it was when the generator was trained"
+            )
+
+
+def read_patients_seen(path: Path) -> tuple[str, ...]:
+    """Read a text file with a patient a line.
+
+    Raises
+    ------
+    InputError
+        There is no such file, it is not text, or it names no patient.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected a text file with a patient a line") from error
+    patients = tuple(line.strip() for line in lines if line.strip())
+    if not patients:
+        raise InputError(f"{path}: names no patient")
+    return patients
+
+
+# The split of a cohort into train, val and test: by patient, stratified by score.
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -193,3 +247,88 @@ def _rounded(rows: Sequence[int], columns: Sequence[int], seed: int) -> np.ndarr
 
 def _sizes(cohort: Cohort) -> str:
     return ", ".join(f"{part} {len(cohort.patients(part))}" for part in PARTS)
+
+
+# A cohort that trains on fewer patients: which ones, and how it shares the pixels of the whole cohort.
+
+FILES = ("regions.parquet", "instances.parquet", "cohort.json")  # the last one makes a cohort of the folder
+
+
+def order_patients(scores: Mapping[str, str | None], seed: int) -> list[str]:
+    """Order patients so that the first n are a stratified choice, for any n; larger choices hold smaller ones.
+
+    Parameters
+    ----------
+    scores : mapping
+        Patient -> score; None is a score as any other.
+    seed : int
+
+    Returns
+    -------
+    list of str
+        All patients. Among the first n each score has its share of n, to within one patient.
+    """
+    by_score: dict[str, list[str]] = {}
+    for patient in sorted(scores):
+        by_score.setdefault(scores[patient] or "", []).append(patient)
+    waiting = {
+        score: numpy_generator(seed, "training patients", score).permutation(members).tolist()
+        for score, members in by_score.items()
+    }
+    shares = {score: len(members) / len(scores) for score, members in by_score.items()}
+    ties = dict(zip(sorted(shares), numpy_generator(seed, "scores").permutation(len(shares)).tolist(), strict=True))
+    ordered: list[str] = []
+    taken = dict.fromkeys(shares, 0)
+    for number in range(1, len(scores) + 1):
+        left = [score for score in shares if waiting[score]]
+        score = max(left, key=lambda name: (shares[name] * number - taken[name], ties[name]))
+        ordered.append(waiting[score].pop())
+        taken[score] += 1
+    return ordered
+
+
+def keep_training_patients(cohort: Cohort, count: int, seed: int) -> Cohort:
+    """Take all but ``count`` training patients out of the split, by score; validation and test stay as they are.
+
+    Raises
+    ------
+    InputError
+        The training part has fewer patients.
+    """
+    check_count(cohort, count)
+    scores = patient_scores(cohort)
+    kept = order_patients({patient: scores[patient] for patient in _training(cohort)}, seed)[:count]
+    parts = {part: cohort.patients(part) for part in PARTS} | {"train": kept}
+    return cohort.write_split({patient: part for part, patients in parts.items() for patient in patients})
+
+
+def _training(cohort: Cohort) -> list[str]:
+    """Return the patients of the training part's own regions, without those behind generated images."""
+    return sorted({*cohort.regions.loc[cohort.regions["split"] == "train", "patient"]})
+
+
+def check_count(cohort: Cohort, count: int) -> None:
+    """Raise InputError unless the training part has so many patients."""
+    available = len(_training(cohort))
+    if count > available:
+        raise InputError(
+            f"{cohort.folder}: {count} training patients are asked for, its training part has {available}; "
+            f"give {available} at most"
+        )
+
+
+def link_cohort(cohort: Cohort, folder: Path) -> Cohort:
+    """Make a cohort with tables of its own whose pixels are those of another one; the other must stay in its place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    link_packs(cohort.folder, folder)
+    for name in FILES:
+        with replacing(folder / name) as partial:
+            shutil.copyfile(cohort.folder / name, partial)
+    return Cohort.open(folder)
+
+
+def link_packs(whole: Path, folder: Path) -> None:
+    """Let a cohort made by :func:`link_cohort` find the pixels of the whole one, which may have been moved."""
+    packs = folder / "packs"
+    packs.unlink(missing_ok=True)
+    packs.symlink_to((whole / "packs").resolve(), target_is_directory=True)

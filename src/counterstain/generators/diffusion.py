@@ -1,31 +1,102 @@
-"""Latent diffusion conditioned on label masks (Rombach et al. 2022), for whole images and for inpainting.
+"""What a denoiser is fed: patches, or their latents encoded once, with the references of styles.
 
-Shapes: B = batch, L = labels, z = latent channels, h, w = rows and columns of the latents, H, W = of the image.
+Shapes: B = batch, z = latent channels, h, w = rows and columns of the latents.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import functional
 
-from counterstain.generators import counterstain
+from counterstain.data.sampling import PatchSampler, patch_batches, stack
+from counterstain.generators import nuclei as nuclei_map
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.conditioning import kept_samples, one_hot, shrink, to_tensor
-from counterstain.generators.context import draw_redrawn, surroundings
-from counterstain.generators.diffusion_config import DiffusionConfig
-from counterstain.generators.drawing_config import WindowsConfig
-from counterstain.generators.networks.style_encoder import StyleNetwork
+from counterstain.generators.diffusion_config import DiffusionConfig, WindowsConfig
+from counterstain.generators.inpainting import draw_redrawn, surroundings
+from counterstain.generators.networks.encoders import StyleNetwork
 from counterstain.generators.samplers import fresh_noise
+from counterstain.generators.style import StyleReferences, references_of, styled_batches
 from counterstain.generators.windows import WindowGrid, in_tiles
+from counterstain.progress import bar
 from counterstain.seeding import torch_generator
-from counterstain.training import fused_optimizers
+from counterstain.training import Batches, fused_optimizers
+
+ENCODE_BATCH = 64
+
+
+@torch.no_grad()
+def measure_latents(model: Diffusion, sampler: PatchSampler, patches: int = 256) -> None:
+    """Set the mean and standard deviation of the latents' channels, as ``normalise_latents`` says."""
+    encoded = [model.encode(_images(sampler, range(i, i + 16))) for i in range(0, patches, 16)]
+    latents = torch.cat(encoded)
+    sd = latents.std((0, 2, 3))
+    if model.config.normalise_latents == "all":
+        sd = sd.pow(2).mean().sqrt().expand_as(sd)
+    model.latent_mean.copy_(latents.mean((0, 2, 3)))
+    model.latent_sd.copy_(sd.clamp(min=1e-6))
+
+
+def _images(sampler: PatchSampler, indices: range) -> Tensor:
+    return torch.from_numpy(np.stack([sampler[i].image for i in indices]))
+
+
+def diffusion_batches(model: Diffusion, sampler: PatchSampler, size_px: int, seed: int) -> Batches:
+    """Return the function step -> batch of patches, encoded once where the configuration says so, with references."""
+    config = model.config
+    references = None if config.style is None else references_of(sampler.cohort, size_px, seed)
+    if config.latent_pool is not None:
+        return _pooled(model, sampler, config.latent_pool, references)
+    if config.style is not None and references is not None:
+        return styled_batches(sampler, references, config.style.references, config.training.batch_size)
+    return patch_batches(sampler, config.training.batch_size)
+
+
+def _pooled(model: Diffusion, sampler: PatchSampler, pool: int, references: StyleReferences | None) -> Batches:
+    """Encode the first ``pool`` patches once; batches are runs of a fresh shuffle for each pass."""
+    batch_size, style = model.config.training.batch_size, model.config.style
+    encoded: list[dict[str, Tensor]] = []
+    with bar("encoding", pool) as advance:
+        for first in range(0, pool, ENCODE_BATCH):
+            members = range(first, min(first + ENCODE_BATCH, pool))
+            patches = [sampler[i] for i in members]
+            part = stack(patches)
+            kept = {"latents": model.encode(part["images"]), "labels": part["labels"]}
+            if style is not None and references is not None:
+                kept["references"] = references.choose_for(patches, members, style.references)
+            if model.config.counterstain is not None:
+                kept["counterstain"] = model.nuclei(part["images"]).half()
+            if model.config.context_share:
+                kept["context"] = model.training_context(part, 0, members)
+            encoded.append(kept)
+            advance(len(members))
+    whole = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
+
+    @lru_cache(maxsize=2)
+    def order(turn: int) -> Tensor:
+        return torch.randperm(pool, generator=torch_generator(model.seed, "pool", turn))
+
+    def batch(step: int) -> dict[str, Tensor]:
+        numbers = range(step * batch_size, (step + 1) * batch_size)
+        members = torch.stack([order(n // pool)[n % pool] for n in numbers])
+        found = {name: values[members] for name, values in whole.items()}
+        return found if references is None else found | references.described(found.pop("references"))
+
+    return batch
+
+
+# Latent diffusion conditioned on label masks (Rombach et al. 2022), for whole images and for inpainting.
+#
+# Shapes: B = batch, L = labels, z = latent channels, h, w = rows and columns of the latents, H, W = of the image.
 
 MIN_SNR_GAMMA = 5.0  # Hang et al. 2023
 
@@ -68,7 +139,7 @@ class Diffusion(LightningModule):
         super().__init__()
         self.config, self.num_labels, self.seed = config, num_labels, seed
         self.latent_channels, self.factor = first_stage.config.latent_channels, first_stage.config.factor
-        nuclei = counterstain.channels(self.factor) if config.counterstain else 0
+        nuclei = nuclei_map.channels(self.factor) if config.counterstain else 0
         context = self.latent_channels + 1 if config.context_share else 0
         self.unet = build_denoiser(config, self.latent_channels, num_labels + nuclei + context)
         style = config.style
@@ -122,13 +193,13 @@ class Diffusion(LightningModule):
         """Images (B, H, W, 3) uint8 -> their counterstain as the network is shown it, (B, f² + 1, h, w)."""
         if self.config.counterstain is None:
             raise ValueError("this network is shown no counterstain")
-        return counterstain.shown(counterstain.counterstain_map(images, self.config.counterstain), self.factor)
+        return nuclei_map.shown(nuclei_map.counterstain_map(images, self.config.counterstain), self.factor)
 
     def with_counterstain(self, condition: Tensor, images: Tensor | None) -> Tensor:
         """Append the counterstain of real images, or that there is none, for networks that are shown it."""
         if self.config.counterstain is None:
             return condition
-        maps = counterstain.absent(len(condition), self.factor, condition) if images is None else self.nuclei(images)
+        maps = nuclei_map.absent(len(condition), self.factor, condition) if images is None else self.nuclei(images)
         return torch.cat([condition, maps], dim=1)
 
     def with_context(self, condition: Tensor, images: Tensor | None = None, redraw: Tensor | None = None) -> Tensor:

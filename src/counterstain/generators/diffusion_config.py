@@ -1,4 +1,7 @@
-"""Settings of latent diffusion: the noise, the denoiser and its training."""
+"""How a trained denoiser draws: the sampler, what inpainting keeps, images larger than its training patches.
+
+These belong to what is drawn, not to the network: other settings need no other training.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,123 @@ from pydantic import Field, model_validator
 from counterstain.config import Config
 from counterstain.data.sampling import SamplingConfig
 from counterstain.errors import ConfigError
-from counterstain.generators.counterstain_config import CounterstainConfig
-from counterstain.generators.drawing_config import InpaintingConfig, SamplerConfig, WindowsConfig
-from counterstain.generators.style_config import StyleConfig
 from counterstain.training_config import TrainingConfig
+
+
+class SamplerConfig(Config):
+    """How images are drawn."""
+
+    name: Literal["ddim", "dpmsolver++", "unipc", "few_step"] = "dpmsolver++"
+    """DDIM (Song et al. 2021), DPM-Solver++ 2M (Lu et al. 2022), UniPC (Zhao et al. 2023), or the 1 to 8 steps that a
+    distilled network was trained for."""
+    steps: Annotated[int, Field(ge=1, le=1000)] = 20
+    """Evaluations of the network (twice as many with guidance)."""
+    spacing_power: Annotated[float, Field(ge=1, le=5)] = 3.0
+    """Steps of DPM-Solver++ and UniPC lie at T (1 - i / steps) ** power: 1 = evenly in time, larger = closer together
+    towards the clean image, where few even steps lose fine variation. ``ddim`` is always even, ``few_step`` has 2."""
+    eta: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Fresh noise in each DDIM step: 0 = none, 1 = as much as in DDPM."""
+    guidance: Annotated[float, Field(ge=0)] = 1.0
+    """Classifier-free guidance (Ho & Salimans 2022): 1 = none; needs a network trained with condition dropout."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Part of the noise levels, 0 = clean, 1 = pure noise, where guidance acts (Kynkäänniemi et al. 2024)."""
+    compute_batch: Annotated[int, Field(ge=1)] = 16
+    """Images drawn at once."""
+
+    @model_validator(mode="after")
+    def _interval_rises(self) -> Self:
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance_interval [{low:g}, {high:g}]: expected 0 <= first <= second <= 1")
+        return self
+
+
+class InpaintingConfig(Config):
+    """What is redrawn and what is kept."""
+
+    dilation_px: Annotated[int, Field(ge=0, le=64)] = 0
+    """How far the latents are redrawn beyond the instances, against the pull of the old stain at their borders."""
+    resamples: Annotated[int, Field(ge=1, le=100)] = 1
+    """How often each stretch of steps is walked (r of RePaint, Lugmayr et al. 2022), so that what is redrawn and what
+    is kept come to fit; 1 = once. The network is evaluated about so many times as often."""
+    jump_length: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Steps of such a stretch (j of RePaint); few, where the sampler takes few."""
+    start: Literal["noise", "original"] = "noise"
+    """Begin from pure noise, or from the original image with noise over it (Meng et al. 2022)."""
+    strength: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the steps that are taken where ``start`` is ``original``; smaller = closer to the original."""
+    composite: bool = True
+    """Put the original pixels back outside the instances; False is what the authors' code does."""
+
+
+class WindowsConfig(Config):
+    """How images larger than the training patches are drawn."""
+
+    window_px: Annotated[int, Field(ge=32)] | None = None
+    """Edge of a window; None = of the training patches."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of a window's edge that the next window covers again, at least; more is smoother and slower."""
+    decode_px: Annotated[int, Field(ge=64)] = 512
+    """Edge of the tiles in which the first stage encodes and decodes larger images."""
+    decode_overlap_px: Annotated[int, Field(ge=0)] = 64
+    """Pixels that such tiles share, blended; a linear first stage needs none."""
+
+
+# Settings of the counterstain that a denoiser is shown.
+
+NUCLEUS_UM = 8.0
+
+
+class CounterstainConfig(Config):
+    """A denoiser that is also shown where the nuclei of the real patch lie."""
+
+    other_stain: Literal["dab", "eosin"] = "dab"
+    """What haematoxylin is unmixed from."""
+    shows: Literal["structure", "contrast"] = "structure"
+    """Differences to the surroundings in units of their spread, or in optical density. The second keeps how dark nuclei
+    are, which a mask and a style tell badly; it suits where unmixing makes no nucleus paler under another stain."""
+    local_px: Annotated[float, Field(gt=0, le=256)] | None = None
+    """Standard deviation in pixels of the surroundings that haematoxylin is compared with; None = 8 um, about a
+    nucleus, at the scale of the cohort."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of training samples without it, so that images can be drawn for masks alone."""
+
+    def at(self, mpp: float) -> CounterstainConfig:
+        """Return these settings with a width in pixels, at a scale in micrometres per pixel."""
+        return self if self.local_px is not None else self.model_copy(update={"local_px": NUCLEUS_UM / mpp})
+
+
+# Settings of style: how a denoiser learns it, and whose style images are drawn in.
+
+REFERENCES_OF_A_SLIDE = 64  # that those of a style are chosen from
+
+
+class StyleConfig(Config):
+    """A denoiser that is also given a style."""
+
+    width: Annotated[int, Field(ge=4)] = 32
+    """Features of the encoder's first layer."""
+    code: Annotated[int, Field(ge=1)] = 16
+    """Length of the learned code; six statistics of the stain are added to it."""
+    references: Annotated[int, Field(ge=1, le=REFERENCES_OF_A_SLIDE)] = 8
+    """Reference patches whose styles are averaged. One alone hardly says how strong a slide is stained, and what is
+    drawn after it varies less between slides than tissue does."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of training samples without a style, so that images can be drawn without one."""
+
+
+class StyleChoice(Config):
+    """Whose style images are drawn in; slides other than an image's own are drawn by its seed."""
+
+    source: Literal["none", "own", "other", "mixture", "beyond"] = "none"
+    """``none``: no style is given (SPADE: a random code; the oracle: ``own``); ``own``: of the slide that the mask is
+    from; ``other``: of another training slide; ``mixture``: between two training slides, in any ratio; ``beyond``: from
+    one training slide through a second and past it."""
+    step: Annotated[float, Field(gt=0, le=2)] = 0.3
+    """How far past the second slide ``beyond`` goes, as a share of the way between the two."""
+
+
+# Settings of latent diffusion: the noise, the denoiser and its training.
 
 Shrinking = Literal["area", "bilinear"]
 
@@ -132,3 +248,38 @@ class DiffusionConfig(Config):
     def scaled_lr(self) -> float:
         """The rate that the optimiser gets."""
         return self.lr * (self.training.batch_size if self.lr_scaling == "batch" else 1)
+
+
+# Settings of few-step drawing.
+
+
+class DistillationConfig(Config):
+    """How a trained denoiser is brought to few steps; the rest is the teacher's own configuration."""
+
+    training: TrainingConfig
+    """Batch size, device, and the optimiser steps of each halving."""
+    teacher_steps: Literal[8, 16, 32] = 32
+    """Steps of the first teacher."""
+    steps: Literal[1, 2, 4, 8] = 4
+    """Steps of the last student."""
+    guidance: Annotated[float, Field(ge=0)] = 1.5
+    """Guidance of the first teacher; 1 = none."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Part of the noise levels where that guidance acts, 0 = clean, 1 = pure noise."""
+    latent_pool: Annotated[int, Field(ge=1)] | None = None
+    """Encode so many patches once and train on these; None = encode every batch anew."""
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Learning rate at the beginning of each halving; it falls to 0 along a line."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of each halving over which the rate rises from 0."""
+
+    @model_validator(mode="after")
+    def _halves(self) -> Self:
+        if self.steps >= self.teacher_steps:
+            raise ValueError(f"steps {self.steps}: must be fewer than teacher_steps {self.teacher_steps}")
+        return self
+
+    @property
+    def halvings(self) -> int:
+        """How often the steps are halved."""
+        return (self.teacher_steps // self.steps).bit_length() - 1

@@ -17,9 +17,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from counterstain.generators.diffusion import Diffusion
-from counterstain.generators.diffusion_config import DiffusionConfig
-from counterstain.generators.distillation_config import DistillationConfig
-from counterstain.generators.drawing_config import SamplerConfig
+from counterstain.generators.diffusion_config import DiffusionConfig, DistillationConfig, SamplerConfig
 from counterstain.generators.samplers import FEW_STEP_POWER, fresh_noise, power_spacing
 from counterstain.seeding import torch_generator
 

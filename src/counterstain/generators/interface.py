@@ -6,12 +6,16 @@ Shapes: n = images asked for, H, W = rows and columns in pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from counterstain.checkpoints import CheckpointHeader, read_header
+from counterstain.data.cohort import Cohort
+from counterstain.errors import InputError, MismatchError
 from counterstain.generators.methods import Method
 
 
@@ -80,3 +84,46 @@ def evaluation_device(choice: Any = "auto") -> torch.device:
     if choice != "auto":
         return torch.device(str(choice))
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+# Open a trained generator by the method it is asked to draw with.
+
+KIND_OF_METHOD = {"spade": "spade", "diffusion": "diffusion", "inpainting": "diffusion"}
+
+
+def load_generator(
+    method: Method, checkpoint: Path | None, cohort: Cohort
+) -> tuple[ImageGenerator, CheckpointHeader | None]:
+    """Open the generator of a method.
+
+    Parameters
+    ----------
+    method : str
+        ``spade``, ``diffusion``, ``inpainting`` (needs a diffusion checkpoint) or ``oracle`` (needs none).
+    checkpoint : Path or None
+    cohort : Cohort
+        The phantom cohort, for the oracle.
+
+    Raises
+    ------
+    InputError
+        A checkpoint is needed and was not given.
+    MismatchError
+        The checkpoint is of a kind that does not draw with this method.
+    """
+    if method == "oracle":
+        from counterstain.generators.oracle import OracleGenerator
+
+        return OracleGenerator(cohort), None
+    if checkpoint is None:
+        raise InputError(f"method {method}: give the folder of a {KIND_OF_METHOD[method]} checkpoint")
+    kind = read_header(checkpoint).kind
+    if kind != KIND_OF_METHOD[method]:
+        raise MismatchError(f"{checkpoint}: is a {kind} checkpoint; {method} needs a {KIND_OF_METHOD[method]} one")
+    if method == "spade":
+        from counterstain.generators.spade import SpadeGenerator
+
+        return SpadeGenerator.load(checkpoint)
+    from counterstain.generators.drawing import DiffusionGenerator
+
+    return DiffusionGenerator.load(checkpoint, method)

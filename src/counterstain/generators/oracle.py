@@ -14,14 +14,8 @@ import numpy as np
 from counterstain.config import build
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
-from counterstain.data.phantom import (
-    PhantomConfig,
-    index_of,
-    render,
-    slide_style,
-    style_from_vector,
-    style_vector,
-)
+from counterstain.data.phantom import render
+from counterstain.data.phantom.styles import PhantomConfig, index_of, slide_style, style_from_vector, style_vector
 from counterstain.errors import InputError
 from counterstain.generators.methods import Method
 

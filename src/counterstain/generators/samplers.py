@@ -15,8 +15,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistep
 from torch import Tensor
 
 from counterstain.errors import ConfigError
-from counterstain.generators.diffusion_config import NoiseConfig
-from counterstain.generators.drawing_config import SamplerConfig
+from counterstain.generators.diffusion_config import NoiseConfig, SamplerConfig
 
 FEW_STEP_POWER = 2.0  # quadratic (Song et al. 2021)
 Denoiser = Callable[[Tensor, int], Tensor]  # noisy latents (B, z, h, w), timestep -> the network's prediction

@@ -21,15 +21,13 @@ from counterstain.checkpoints import CheckpointHeader, load_checkpoint
 from counterstain.config import build
 from counterstain.data.patches import Patch
 from counterstain.errors import ConfigError
-from counterstain.generators import counterstain
+from counterstain.generators import nuclei as nuclei_map
 from counterstain.generators.conditioning import edges, kept_samples, one_hot, to_images, to_tensor
-from counterstain.generators.counterstain_config import CounterstainConfig
+from counterstain.generators.diffusion_config import CounterstainConfig
 from counterstain.generators.interface import evaluation_device, fixed_batches, on_device
 from counterstain.generators.methods import Method
 from counterstain.generators.networks.discriminators import MultiscaleDiscriminator, hinge_discriminator_loss
-from counterstain.generators.networks.image_encoder import ImageEncoder
-from counterstain.generators.networks.spade import SpadeGeneratorNetwork
-from counterstain.generators.networks.spectral import settle_spectral_norms
+from counterstain.generators.networks.spade import ImageEncoder, SpadeGeneratorNetwork, settle_spectral_norms
 from counterstain.generators.perceptual import VggDistance
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.generators.style import without_tumour
@@ -59,7 +57,7 @@ class Spade(LightningModule):
         config.check_size(size_px)
         self.automatic_optimization = False
         self.config, self.num_labels, self.seed = config, num_labels, seed
-        channels = num_labels + int(config.edge_channel) + (counterstain.channels(1) if config.counterstain else 0)
+        channels = num_labels + int(config.edge_channel) + (nuclei_map.channels(1) if config.counterstain else 0)
         self.generator = SpadeGeneratorNetwork(
             channels + config.noise_channels, size_px, config.generator_width, config.latent, config.hidden
         )
@@ -77,9 +75,9 @@ class Spade(LightningModule):
             parts.append(edges(instances))
         if self.config.counterstain is not None:
             parts.append(
-                counterstain.absent(len(parts[0]), 1, parts[0])
+                nuclei_map.absent(len(parts[0]), 1, parts[0])
                 if images is None
-                else counterstain.shown(counterstain.counterstain_map(images, self.config.counterstain), 1)
+                else nuclei_map.shown(nuclei_map.counterstain_map(images, self.config.counterstain), 1)
             )
         return torch.cat(parts, dim=1)
 
@@ -89,7 +87,7 @@ class Spade(LightningModule):
         if self.config.counterstain is None:
             return condition
         kept = kept_samples(batch, self.seed, "counterstain", self.config.counterstain.dropout).to(condition)
-        first = -counterstain.channels(1)  # the last ones
+        first = -nuclei_map.channels(1)  # the last ones
         return torch.cat([condition[:, :first], condition[:, first:] * kept[:, None, None, None]], dim=1)
 
     def with_noise(self, labels: Tensor, keys: Sequence[tuple[Any, ...]]) -> Tensor:

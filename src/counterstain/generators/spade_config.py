@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from counterstain.config import Config
 from counterstain.data.sampling import SamplingConfig
 from counterstain.errors import ConfigError
-from counterstain.generators.counterstain_config import CounterstainConfig
+from counterstain.generators.diffusion_config import CounterstainConfig
 from counterstain.training_config import TrainingConfig
 
 UPSAMPLINGS = 5  # `num_upsampling_layers normal`

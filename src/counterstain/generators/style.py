@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from counterstain.data.batches import stack
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
+from counterstain.data.sampling import stack
 from counterstain.errors import LeakageError
-from counterstain.generators.style_config import REFERENCES_OF_A_SLIDE
+from counterstain.generators.diffusion_config import REFERENCES_OF_A_SLIDE
 from counterstain.seeding import derive, numpy_generator
 from counterstain.taxonomy import BACKGROUND
 
@@ -108,7 +108,7 @@ class StyleReferences:
 def styled_batches(
     source: Any, references: StyleReferences, count: int, batch_size: int
 ) -> Callable[[int], dict[str, Tensor]]:
-    """Return the function step -> batch as :func:`counterstain.data.batches.patch_batches`, with so many references."""
+    """Return the function step -> batch as :func:`counterstain.data.sampling.patch_batches` with references."""
 
     def batch(step: int) -> dict[str, Tensor]:
         numbers = range(step * batch_size, (step + 1) * batch_size)

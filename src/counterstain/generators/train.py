@@ -1,4 +1,4 @@
-"""Train a generator on the training part of a cohort and save it with what it saw."""
+"""Trained weights that a new training starts from."""
 
 from __future__ import annotations
 
@@ -9,37 +9,107 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterstain.checkpoints import (
     CheckpointHeader,
     Kind,
     is_finished,
     load_checkpoint,
+    require_taxonomy,
     save_checkpoint,
 )
 from counterstain.config import Config, build
-from counterstain.data.batches import patch_batches
 from counterstain.data.cohort import Cohort
-from counterstain.data.sampling import PatchSampler, SamplingConfig
+from counterstain.data.sampling import PatchSampler, SamplingConfig, patch_batches
+from counterstain.data.split import check_no_leak
 from counterstain.errors import ConfigError, MismatchError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
-from counterstain.generators.diffusion import Diffusion
-from counterstain.generators.diffusion_config import DiffusionConfig
-from counterstain.generators.diffusion_generator import DiffusionGenerator
+from counterstain.generators.diffusion import Diffusion, diffusion_batches, measure_latents
+from counterstain.generators.diffusion_config import DiffusionConfig, DistillationConfig
 from counterstain.generators.distillation import Distillation, student_config
-from counterstain.generators.distillation_config import DistillationConfig
-from counterstain.generators.initial import InitialWeights, require_fit
-from counterstain.generators.latent_batches import diffusion_batches, measure_latents
-from counterstain.generators.monitors import warnings_of
+from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.spade import Spade
 from counterstain.generators.spade_config import SpadeConfig
-from counterstain.generators.watch import watch_autoencoder, watch_spade
+from counterstain.generators.training_monitors import warnings_of, watch_autoencoder, watch_spade
 from counterstain.processes import rank, run_in_processes
 from counterstain.seeding import derive
 from counterstain.storage import claim, released_on_error
-from counterstain.training import fit, forget_progress, starts_processes
+from counterstain.training import fit, starts_processes
+from counterstain.training_state import forget_progress
+
+MAY_DIFFER = ("encoder.", "discriminator.", "codebook.")  # parts that one training has and another has not
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """The weights of a checkpoint that fits a cohort."""
+
+    folder: Path
+    header: CheckpointHeader
+    state: dict[str, Tensor]
+
+    @classmethod
+    def open(cls, folder: Path, kind: Kind, cohort: Cohort) -> Self:
+        """Open a checkpoint to start from.
+
+        Raises
+        ------
+        LeakageError
+            It saw a validation or test patient of the cohort.
+        MismatchError
+            It is of another kind, taxonomy or mpp.
+        """
+        header, state = load_checkpoint(folder, kind)
+        require_fit(folder, header, cohort)
+        return cls(folder, header, state)
+
+    def load_into(self, model: nn.Module) -> None:
+        """Set the weights of a new model; parts that the checkpoint lacks stay as they are.
+
+        Raises
+        ------
+        MismatchError
+            The model has other parts, or parts of other sizes.
+        """
+        given = {name: value for name, value in self.state.items() if not name.startswith("first_stage.")}
+        own = model.state_dict()
+        differing = [name for name in {*own, *given} if (name in own) != (name in given)]
+        unexpected = [name for name in differing if not name.startswith(MAY_DIFFER)]
+        resized = [name for name in own if name in given and own[name].shape != given[name].shape]
+        if unexpected or resized:
+            name = min(unexpected + resized)
+            sizes = [tuple(part[name].shape) if name in part else "none" for part in (given, own)]
+            raise MismatchError(
+                f"{self.folder}: {name} is {sizes[0]}, the recipe asks for {sizes[1]}; give the settings that it was "
+                f"trained with (in its model.json) by --config or --set"
+            )
+        model.load_state_dict({name: value for name, value in given.items() if name in own}, strict=False)
+
+    def require_first_stage(self, first_stage: nn.Module, folder: Path) -> None:
+        """Raise MismatchError unless the latents are those that these weights were trained on."""
+        for name, value in first_stage.state_dict().items():
+            mine = self.state.get(f"first_stage.{name}")
+            if mine is None or mine.shape != value.shape or not torch.equal(mine, value.cpu()):
+                raise MismatchError(
+                    f"{self.folder}: was trained on the latents of another first stage than {folder}; give that one "
+                    "as the autoencoder"
+                )
+
+
+def require_fit(folder: Path, header: CheckpointHeader, cohort: Cohort) -> None:
+    """Raise an error unless a trained network may be used to train on a cohort."""
+    require_taxonomy(folder, header, cohort.taxonomy)
+    if not cohort.is_at(header.mpp):
+        raise MismatchError(
+            f"{folder}: was trained at {header.mpp} um/px, this cohort is at {cohort.mpp}; train it anew"
+        )
+    held_out = {part: cohort.patients(part) for part in ("val", "test")}
+    check_no_leak(header.patients_seen, held_out, f"{header.kind} {folder}")
+
+
+# Train a generator on the training part of a cohort and save it with what it saw.
 
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
 MOST_PATCHES_OF_COMPONENTS = 4096  # some million blocks of pixels

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from counterstain.errors import InputError
-from counterstain.report.arms import is_baseline, is_oracle, method_of
+from counterstain.report.formatting import is_baseline, is_oracle, method_of
 from counterstain.storage import replacing, write_text
 
 WIDTH_IN = 7.2  # the two columns of a journal

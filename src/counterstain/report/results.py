@@ -1,4 +1,4 @@
-"""The reader of a study's results folder: everything is checked here, so that the page need not."""
+"""What a study wrote about its trainings and synthetic sets, read for the report; older studies wrote less."""
 
 from __future__ import annotations
 
@@ -6,28 +6,130 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from counterstain.errors import InputError, StorageError
 from counterstain.storage import read_json, stage_of
-from counterstain.study.looks import Look, read_looks, record_look, run_of
+from counterstain.study.test_access_log import Look, read_looks, record_look, run_of
 from counterstain.taxonomy import Taxonomy
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+RecordT = TypeVar("RecordT", bound=_Record)
+
+
+class TrainingRecord(_Record):
+    """One training."""
+
+    name: str
+    """As people read it."""
+    stage: str
+    """What was trained."""
+    sha256: str = ""
+    """Hash of the weights."""
+    steps: int
+    """Optimiser steps."""
+    batch_size: int
+    patients_seen: int = 0
+    seconds: float = 0.0
+    logs: str = ""
+    """Folder of its curves, from the study's folder; empty where there is none."""
+
+
+class Change(_Record):
+    """How many instances of one subtype became another, or stayed."""
+
+    before: str
+    after: str
+    instances: int
+    area_px: int
+
+
+class SetRecord(_Record):
+    """One synthetic set."""
+
+    name: str
+    """As the study calls it."""
+    method: str
+    patches: int
+    size_px: int
+    mpp: float
+    seed: str
+    cohort: str
+    """Fingerprint of the cohort that gave the masks."""
+    generator: str
+    """Hash of the generator's weights; empty for the oracle."""
+    patients_seen: tuple[str, ...]
+    """Patients behind the masks and the generator."""
+    settings: dict[str, Any]
+    """How it was drawn."""
+    version: str
+    sources: dict[str, int]
+    """Regions, slides and patients that gave masks."""
+    drawn: int
+    rejected: int
+    background_only: int
+    """Patches without an instance."""
+    changes: tuple[Change, ...]
+
+
+_TRAININGS = TypeAdapter(tuple[TrainingRecord, ...])
+_SETS = TypeAdapter(tuple[SetRecord, ...])
+
+
+def read_trainings(folder: Path) -> tuple[TrainingRecord, ...]:
+    """Read ``trainings.json`` of a results folder; nothing where it is missing.
+
+    Raises
+    ------
+    StorageError
+        It is damaged.
+    """
+    return _read(folder / "trainings.json", _TRAININGS)
+
+
+def read_sets(folder: Path) -> tuple[SetRecord, ...]:
+    """Read ``sets.json`` of a results folder; nothing where it is missing.
+
+    Raises
+    ------
+    StorageError
+        It is damaged.
+    """
+    return _read(folder / "sets.json", _SETS)
+
+
+def _read(path: Path, kind: TypeAdapter[tuple[RecordT, ...]]) -> tuple[RecordT, ...]:
+    if not path.exists():
+        return ()
+    try:
+        return kind.validate_python(read_json(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise StorageError(f"{path}: {place}: {first['msg']}; give the study's command again") from error
+
+
+# The reader of a study's results folder: everything is checked here, so that the page need not.
 
 SPLITS = ("val", "test")
 
 
-class _Record(BaseModel):
+class _StudyRecord(BaseModel):
     """What a study wrote about itself; a later version may write more."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class CohortRecord(_Record):
+class CohortRecord(_StudyRecord):
     """The cohort a study ran on."""
 
     source: str = ""
@@ -42,7 +144,7 @@ class CohortRecord(_Record):
     """Patients by part."""
 
 
-class Failure(_Record):
+class Failure(_StudyRecord):
     """A cell of the study that did not finish."""
 
     cell: str
@@ -51,7 +153,7 @@ class Failure(_Record):
     """One line."""
 
 
-class FilterCount(_Record):
+class FilterCount(_StudyRecord):
     """What the filter of generated images did to one method."""
 
     drawn: int = Field(ge=0)
@@ -60,7 +162,7 @@ class FilterCount(_Record):
     """Images thrown away and drawn again."""
 
 
-class StudyRecord(_Record):
+class StudyRecord(_StudyRecord):
     """``study.json``."""
 
     name: str

@@ -5,17 +5,31 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from counterstain.report.arms import CEILING, is_oracle, label_of
-from counterstain.report.certainty import (
+from counterstain.report.effects import (
+    HIGHER_IS_BETTER,
+    MAIN,
     SIGNIFICANT,
+    UNDEFINED,
+    Effect,
+    Effects,
     both_p_text,
     looks_sentence,
     p_text,
     power_sentence,
+    preferred_baseline,
     smallest_p_caution,
 )
-from counterstain.report.effects import HIGHER_IS_BETTER, MAIN, UNDEFINED, Effect, Effects, preferred_baseline
-from counterstain.report.numbers import NO_INTERVAL, PERCENT, counted, fixed, interval, signed
+from counterstain.report.formatting import (
+    CEILING,
+    NO_INTERVAL,
+    PERCENT,
+    counted,
+    fixed,
+    interval,
+    is_oracle,
+    label_of,
+    signed,
+)
 from counterstain.report.results import Results
 
 ENOUGH_REPEATS = 5  # the paper's number

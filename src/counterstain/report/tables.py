@@ -7,12 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from counterstain.report.arms import CEILING, is_baseline, is_oracle, label_of
-from counterstain.report.certainty import both_p_text, needed_text
-from counterstain.report.effects import MAIN, UNDEFINED, Effects
-from counterstain.report.numbers import NONE, PERCENT, bracketed, duration, fixed, signed, span
+from counterstain.report.effects import MAIN, UNDEFINED, Effects, both_p_text, needed_text
+from counterstain.report.formatting import (
+    CEILING,
+    NONE,
+    PERCENT,
+    bracketed,
+    duration,
+    fixed,
+    is_baseline,
+    is_oracle,
+    label_of,
+    signed,
+    span,
+)
 from counterstain.report.results import Results
-from counterstain.study.statistics import measures_of, spread
+from counterstain.study.statistics.arm_differences import measures_of, spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from counterstain.config import Config
-from counterstain.data.batches import PatchSource
 from counterstain.data.patches import Patch
-from counterstain.data.sampling import SamplingConfig, vary
+from counterstain.data.sampling import PatchSource, SamplingConfig, vary
 from counterstain.errors import InputError
 from counterstain.seeding import numpy_generator
 

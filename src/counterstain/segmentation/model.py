@@ -1,16 +1,17 @@
-"""The segmenter: an encoder-decoder network that tells the tissue class from background, and its losses.
+"""Weights of pixels by subtype: rare subtypes count more in the losses.
 
-Shapes: B = batch, H, W = rows and columns in pixels. Images enter as uint8 and are normalised inside, so that no
-caller can forget it.
+Shapes: K = number of subtypes; tables have an entry for each label 0 … K, 0 = background.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -18,12 +19,93 @@ from torch.nn import functional
 
 from counterstain.checkpoints import CheckpointHeader, load_checkpoint
 from counterstain.config import build
+from counterstain.data.sampling import PatchSource
 from counterstain.errors import ConfigError
 from counterstain.processes import summed
-from counterstain.seeding import derive
+from counterstain.seeding import derive, numpy_generator
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.taxonomy import BACKGROUND, IGNORE
-from counterstain.training import fused_optimizers
+from counterstain.training import Batch, Batches, fused_optimizers
+
+COUNTED_PATCHES = 512
+
+
+def label_weights(pixels: np.ndarray, strength: float) -> np.ndarray:
+    """Return the weight of a pixel of every label.
+
+    Parameters
+    ----------
+    pixels : (K + 1,) array
+        How many pixels of each label the training shows.
+    strength : float
+        Exponent of the inverse frequency: 1 lets every subtype weigh the same in sum, 0 changes nothing.
+
+    Returns
+    -------
+    (K + 1,) float array
+        1 for background and for subtypes that do not occur; the mean over all pixels of subtypes is 1, so that the
+        balance of the tissue class against background stays as it is.
+    """
+    weights = np.ones(len(pixels))
+    present = np.flatnonzero(pixels[1:]) + 1
+    if len(present):
+        frequency = pixels[present] / pixels[present].sum()
+        inverse = frequency**-strength
+        weights[present] = inverse / (frequency * inverse).sum()
+    return weights
+
+
+def count_labels(source: PatchSource, total: int, num_labels: int) -> np.ndarray:
+    """Count the pixels of every label in patches that are spread evenly over the first ``total`` of a stream.
+
+    Returns
+    -------
+    (K + 1,) int64 array
+        Pixels to be ignored are left out.
+    """
+    pixels = np.zeros(256, np.int64)
+    for index in np.unique(np.linspace(0, total - 1, min(total, COUNTED_PATCHES)).astype(np.int64)).tolist():
+        pixels += np.bincount(source[index].label_mask.ravel(), minlength=256)
+    return pixels[BACKGROUND:num_labels]
+
+
+# Mixup: each patch of a batch is blended with another one, and the losses are blended alike.
+#
+# Zhang et al., "mixup: Beyond Empirical Risk Minimization" (ICLR 2018).
+
+
+@dataclass(frozen=True, slots=True)
+class MixupBatches:
+    """Blended batches; a step's blend follows from the seed and the step alone."""
+
+    batches: Batches
+    alpha: float
+    """Of the Beta(alpha, alpha) from which the share of the first patch is drawn, once for a batch."""
+    seed: int
+
+    def __call__(self, step: int) -> Batch:
+        """Return a step's batch.
+
+        Returns
+        -------
+        dict
+            Beside what the batch has: ``mixed_labels`` (B, H, W) uint8, the labels of the other patches, and
+            ``kept_share`` (B,) float, how much of an image is its own.
+        """
+        batch = self.batches(step)
+        rng = numpy_generator(self.seed, "mixup", step)
+        share = float(rng.beta(self.alpha, self.alpha))
+        order = torch.from_numpy(rng.permutation(len(batch["images"])))
+        images = batch["images"].float()
+        blended = (share * images + (1 - share) * images[order]).round().to(torch.uint8)
+        mixed = {"images": blended, "mixed_labels": batch["labels"][order]}
+        return batch | mixed | {"kept_share": torch.full((len(images),), share)}
+
+
+# The segmenter: an encoder-decoder network that tells the tissue class from background, and its losses.
+#
+# Shapes: B = batch, H, W = rows and columns in pixels. Images enter as uint8 and are normalised inside, so that no
+# caller can forget it.
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_SD = (0.229, 0.224, 0.225)

@@ -6,9 +6,12 @@ downwards; pixel (row 0, column 0) covers x 0..1 and y 0..1, its probability is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import shapely
@@ -17,9 +20,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from shapely import Polygon
 
-from counterstain.data.annotations.polygons import polygonal
-from counterstain.data.rasterise import rasterise
-from counterstain.segmentation.tiling import Span
+from counterstain.io.annotations.outlines import polygonal
+from counterstain.io.rasterise import rasterise
+from counterstain.segmentation.inference import Span
+from counterstain.storage import replacing
 
 # Outlines may move by this much to have a sixth of the corners. Half a pixel would take twice as many away, and a tenth
 # off the area of something 5 px wide.
@@ -136,3 +140,88 @@ def _filled(samples: np.ndarray, y: np.ndarray, x: np.ndarray, threshold: float)
         valid = drawn if drawn.is_valid else polygonal(shapely.make_valid(drawn))
         found += [part for part in shapely.get_parts(valid) if part.area > 0]
     return found
+
+
+# Areas of tumour as GeoJSON that QuPath opens (File > Import objects, or by dropping the file on the slide).
+#
+# Measurements are a list of name and value, as QuPath wrote it before version 0.4: newer ones read both, older ones
+# no other.
+
+ObjectType = Literal["annotation", "detection"]
+DECIMALS = 2  # of a level-0 pixel
+TUMOUR_COLOUR = (200, 0, 0)  # QuPath's own for tumour
+HEAD_BYTES = 4096
+_NAMESPACE = uuid.UUID("5f0c1bd4-6a40-4c1e-9f53-2d0f9b7d6a11")
+
+
+class Outlined(NamedTuple):
+    """An area of tumour on a slide."""
+
+    polygon: Polygon
+    """In level-0 pixels."""
+    mean_probability: float
+    area_um2: float
+    region: str
+
+
+def write_geojson(
+    path: Path,
+    areas: Iterable[Outlined],
+    *,
+    label: str,
+    object_type: ObjectType,
+    offset_xy_level0_px: tuple[int, int],
+    about: dict[str, Any],
+) -> None:
+    """Write areas in one step.
+
+    Parameters
+    ----------
+    path : Path
+    areas : iterable of Outlined
+    label : str
+        Class of all of them.
+    object_type : ``annotation`` or ``detection``
+    offset_xy_level0_px : x, y
+        Where the coordinates of the file begin on the canvas.
+    about : dict
+        Where they come from; stands at the beginning, QuPath passes over it.
+    """
+    head = json.dumps({"type": "FeatureCollection", "counterstain": about}, ensure_ascii=False)
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(head[:-1] + ', "features": [')
+        for number, area in enumerate(areas):
+            feature = _feature(area, offset_xy_level0_px, str(uuid.uuid5(_NAMESPACE, f"{about} {number}")))
+            feature["properties"] |= {
+                "objectType": object_type,
+                "classification": {"name": label, "color": list(TUMOUR_COLOUR)},
+            }
+            file.write((",\n" if number else "\n") + json.dumps(feature, ensure_ascii=False, allow_nan=False))
+        file.write("\n]}\n")
+
+
+def is_written(path: Path, fingerprint: str) -> bool:
+    """Whether a file holds the areas that this fingerprint, part of its ``about``, stands for."""
+    with path.open("rb") as file:
+        return fingerprint.encode() in file.read(HEAD_BYTES)
+
+
+def _feature(area: Outlined, offset: tuple[int, int], identifier: str) -> dict[str, Any]:
+    rings = [area.polygon.exterior, *area.polygon.interiors]
+    measurements = {
+        "Mean probability": round(area.mean_probability, 4),
+        "Area um^2": round(area.area_um2, 2),
+    }
+    return {
+        "type": "Feature",
+        "id": identifier,
+        "geometry": {
+            "type": "Polygon",
+            "coordinates": [np.round(np.asarray(ring.coords) - offset, DECIMALS).tolist() for ring in rings],
+        },
+        "properties": {
+            "isLocked": False,
+            "measurements": [{"name": name, "value": value} for name, value in measurements.items()],
+            "metadata": {"region": area.region},
+        },
+    }

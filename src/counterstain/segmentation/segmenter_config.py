@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from counterstain.config import Config
-from counterstain.data.copy_paste import CopyPasteConfig
+from counterstain.data.augmentation import CopyPasteConfig
 from counterstain.data.sampling import SamplingConfig
 from counterstain.errors import ConfigError
 from counterstain.segmentation.mixing import MixingConfig

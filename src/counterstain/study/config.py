@@ -1,21 +1,111 @@
-"""STUDY.yaml: a cohort, the arms, how often they are repeated, and changes to a preset's recipe."""
+"""The stages of a study, in the order of the data."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from counterstain.audit.judge_config import JudgeFilterConfig
 from counterstain.config import Config, build, merge, parse_overrides, read_yaml
-from counterstain.data.phantom import PhantomConfig
+from counterstain.data.augmentation import CopyPasteConfig
+from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.split import SplitConfig
+from counterstain.data.stains import Stains
 from counterstain.errors import ConfigError
 from counterstain.generators.methods import Method
 from counterstain.recipe import Recipe, recipe_from
 from counterstain.study.arms import Arm, method_arm, parse_arm
-from counterstain.study.resources import Resources
-from counterstain.study.variants import VariantsConfig
+from counterstain.tracking import LoggerName
+
+Stage = Literal[
+    "cohort", "autoencoder", "diffusion", "spade", "judge", "shards", "synthetic", "segmenter", "evaluation"
+]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+# What the cells of a study may use while they run; nothing of it changes a cell's name.
+
+
+class StageResources(Config):
+    """What one cell of a stage asks a cluster for."""
+
+    cpus: Annotated[float, Field(gt=0)] | None = None
+    """Processors; as many as threads if not given."""
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """Graphics processors; 0.5 lets two cells share one."""
+
+
+class Resources(Config):
+    """What cells may use. Results follow from the threads, not from how many cells run at once, nor where."""
+
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Threads of each cell: sums round differently for another number of them. If not given: all that torch finds
+    where cells run one after another in one process, otherwise 1."""
+    retries: Annotated[int, Field(ge=0, le=100)] = 2
+    """How often a cell starts again whose process or machine was lost."""
+    synthesis_shards: Annotated[int, Field(ge=1)] | None = None
+    """Shards of 64 patches that one cell draws, so that several draw one set; one cell draws all if not given."""
+    logger: LoggerName | None = None
+    """Where the curves of all trainings go beside TensorBoard and CSV: ``mlflow`` or ``wandb``."""
+    stages: dict[Stage, StageResources] = Field(default_factory=dict)
+    """What a cell of a stage asks a Ray cluster for, for example ``spade: {cpus: 4, gpus: 1}``."""
+
+    def cpus(self, stage: Stage) -> float:
+        """Return the processors that a cell of a stage asks for."""
+        asked = self.stages.get(stage, StageResources()).cpus
+        return float(self.threads or 1) if asked is None else asked
+
+    def gpus(self, stage: Stage) -> float:
+        """Return the graphics processors that a cell of a stage asks for."""
+        return self.stages.get(stage, StageResources()).gpus
+
+
+# What the variants of arms change in a segmenter's settings, and how strongly.
+#
+# An arm without a variant is not touched by its settings, so that changing one renames only the cells that have it.
+
+
+class VariantsConfig(Config):
+    """How strong the variants of arms are."""
+
+    weighted: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """``+weighted``: power of the inverse frequency of a subtype's pixels."""
+    stain: Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    """``+stain``: standard deviation of the factor and of the offset of each stain's optical density."""
+    stains: Stains = "dab"
+    """``+stain``: the stains that are jittered."""
+    mixup: Annotated[float, Field(gt=0)] = 0.4
+    """``+mixup``: alpha of the Beta distribution from which shares are drawn."""
+    copypaste: CopyPasteConfig = CopyPasteConfig()
+    """``+copypaste``: what is pasted, and how much."""
+    filtered: JudgeFilterConfig = JudgeFilterConfig()
+    """``+filtered``: which synthetic patches a judge lets pass, the same for all methods."""
+    pretrain: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """``+pretrain``: share of the steps on synthetic patches."""
+
+
+def segmenter_changes(arm: Arm, variants: VariantsConfig) -> dict[str, Any]:
+    """Return what an arm changes in the segmenter's settings, to be merged over them."""
+    sampling: dict[str, Any] = {"mode": arm.mode}
+    changes: dict[str, Any] = {"sampling": sampling}
+    if "weighted" in arm.variants:
+        changes["subtype_weighting"] = variants.weighted
+    if "stain" in arm.variants:
+        sampling |= {"stain_jitter": variants.stain, "stains": variants.stains}
+    if "mixup" in arm.variants:
+        changes["mixup_alpha"] = variants.mixup
+    if "copypaste" in arm.variants:
+        changes["copy_paste"] = variants.copypaste.model_dump(mode="json")
+    if "pretrain" in arm.variants:
+        changes["mixing"] = {"schedule": "pretrain", "pretrain_share": variants.pretrain}
+    if "anneal" in arm.variants:
+        changes["mixing"] = {"schedule": "anneal"}
+    return changes
+
+
+# STUDY.yaml: a cohort, the arms, how often they are repeated, and changes to a preset's recipe.
 
 
 class CohortSource(Config):

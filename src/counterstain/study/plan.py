@@ -6,6 +6,7 @@ changes the names of the cells that depend on it, and of no others; finished cel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,17 +14,16 @@ from typing import Any
 
 from counterstain.config import Config, merge
 from counterstain.data.cohort import Cohort
+from counterstain.data.patch_set import SHARD_PATCHES
 from counterstain.data.sampling import check_patch_size
-from counterstain.data.subset import check_count
+from counterstain.data.split import check_count
 from counterstain.generators.methods import Method
 from counterstain.recipe import Recipe
 from counterstain.seeding import derive
 from counterstain.segmentation.mixing import synthetic_count
 from counterstain.storage import fingerprint
 from counterstain.study.arms import Arm
-from counterstain.study.config import StudyConfig
-from counterstain.study.stage_names import Stage
-from counterstain.study.variants import segmenter_changes
+from counterstain.study.config import Stage, StudyConfig, segmenter_changes
 
 # Raise a stage's number when its code changes what it makes: finished cells of the old code are then made anew.
 STAGE_VERSIONS: dict[Stage, int] = {
@@ -235,3 +235,38 @@ class _Planner:
 
 def _config(config: Config, exclude: set[str] | None = None) -> dict[str, Any]:
     return {"config": config.model_dump(mode="json", exclude=exclude)}
+
+
+# A synthetic set drawn by several cells, each its own shards; the set's cell then finds them all there.
+#
+# How a set is cut changes neither its name nor its content: every patch follows from the set's seed and its number.
+
+
+def cells_of(study: StudyConfig, recipe: Recipe) -> list[Cell]:
+    """Return the cells of a study as they run, each after all that it needs."""
+    return in_shards(plan_study(study, recipe), study.resources.synthesis_shards)
+
+
+def in_shards(cells: Sequence[Cell], shards_per_cell: int | None) -> list[Cell]:
+    """Return the cells with cells for the shards of each synthetic set before it; None leaves them as they are."""
+    spread: list[Cell] = []
+    for cell in cells:
+        if cell.stage == "synthetic" and shards_per_cell is not None:
+            parts = _parts(cell, shards_per_cell)
+            spread += [*parts, replace(cell, after=tuple(part.folder for part in parts))]
+        else:
+            spread.append(cell)
+    return spread
+
+
+def _parts(cell: Cell, shards_per_cell: int) -> list[Cell]:
+    shards = -(-int(cell.details["count"]) // SHARD_PATCHES)
+    if shards <= shards_per_cell:
+        return []
+    parts = []
+    for first in range(0, shards, shards_per_cell):
+        end = min(first + shards_per_cell, shards)
+        settings = cell.settings | {"set": cell.folder, "first": first, "end": end}
+        name = f"shards {first}-{end - 1} of {cell.name}"
+        parts.append(replace(cell, name=name, stage="shards", settings=settings))
+    return parts

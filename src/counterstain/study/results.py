@@ -1,11 +1,4 @@
-"""The results of a study as small files that a report, or anybody, can read without the study's models.
-
-RESULTS holds ``study.json`` (what was run), ``results.csv`` (a row per arm, repeat and part with every measure),
-``counts.parquet`` (pixels per arm, repeat, part, slide and label: everything else follows from them),
-``composition.csv``, ``synthetic.csv`` (balance of the sets), ``losses.csv``, ``fairness.csv`` (what each training was
-given) and ``examples/`` (pictures); for the report alone ``trainings.json``, ``sets.json`` (what is known of every
-training and set) and ``gallery.parquet``.
-"""
+"""What is known about a synthetic set, for its data sheet."""
 
 from __future__ import annotations
 
@@ -16,25 +9,117 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from counterstain.checkpoints import CheckpointHeader, is_finished, read_header
 from counterstain.data.cohort import PARTS as COHORT_PARTS
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
-from counterstain.generators.image_filter import rejections
 from counterstain.generators.methods import METHODS
 from counterstain.recipe import Recipe
 from counterstain.segmentation.counts import measures, pooled, slide_measures
 from counterstain.storage import committing, read_json, write_csv, write_json
 from counterstain.study.config import StudyConfig
-from counterstain.study.examples import write_examples
 from counterstain.study.fairness import fairness_table
-from counterstain.study.gallery import write_gallery
-from counterstain.study.integrity import DONE_FILE
+from counterstain.study.pictures import write_examples, write_gallery
 from counterstain.study.plan import REFERENCE, Cell, cells_folder
-from counterstain.study.set_record import set_record
-from counterstain.study.software import merged, software
-from counterstain.study.stages import is_done, open_cohort
-from counterstain.study.training_record import training_records
+from counterstain.study.stages import DONE_FILE, is_done, merged, open_cohort, software
+from counterstain.synthesis.synthesize import rejections
 from counterstain.taxonomy import Taxonomy
+from counterstain.tracking import LOG_FOLDER
+
+
+def set_record(name: str, found: PatchSet) -> dict[str, Any]:
+    """Describe a set: its header, where its masks come from, what was relabelled to what, what was rejected.
+
+    Parameters
+    ----------
+    name : str
+        As the study calls it, mostly the method.
+    found : PatchSet
+
+    Returns
+    -------
+    dict
+        Plain values. ``changes`` holds a row per old and new subtype (names): before, after, instances, area_px.
+    """
+    header = found.header
+    patches = found.patches
+    attempts = patches["attempts"]
+    return {
+        "name": name,
+        "method": header.method,
+        "patches": len(found),
+        "size_px": header.size_px,
+        "mpp": header.mpp,
+        "seed": str(header.seed),  # of 64 bits: more than a number in JSON is sure to hold
+        "cohort": header.cohort,
+        "generator": header.generator,
+        "patients_seen": list(header.patients_seen),
+        "settings": header.settings,
+        "version": header.version,
+        "sources": {kind: int(patches[kind].nunique()) for kind in ("region", "slide", "patient")},
+        "drawn": int(attempts.sum()),
+        "rejected": int((attempts - 1).sum()),
+        "background_only": len(found) - int(found.instances["index"].nunique()),
+        "changes": _changes(found),
+    }
+
+
+def _changes(found: PatchSet) -> list[dict[str, Any]]:
+    taxonomy = found.header.taxonomy
+    known = found.instances[found.instances["subtype"].between(1, len(taxonomy.subtypes))]
+    rows: pd.DataFrame = (
+        known.groupby(["subtype_before", "subtype"])["area_px"].agg(["size", "sum"]).reset_index().astype("int64")
+    )
+    return [
+        {"before": taxonomy.name_of(before), "after": taxonomy.name_of(after), "instances": count, "area_px": area}
+        for before, after, count, area in rows.itertuples(index=False, name=None)
+    ]
+
+
+# Every training of a study: which checkpoint came of it, where its curves lie.
+
+
+def training_records(done: Sequence[Cell], root: Path) -> list[dict[str, Any]]:
+    """Return a record of every finished training, in the plan's order.
+
+    Parameters
+    ----------
+    done : sequence of Cell
+        Finished cells; those that trained nothing are left out.
+    root : Path
+        The folder of all cells.
+    """
+    return [_record(cell, root) for cell in done if is_finished(root / cell.folder)]
+
+
+def _record(cell: Cell, root: Path) -> dict[str, Any]:
+    folder = root / cell.folder
+    header = read_header(folder)
+    logs = folder / LOG_FOLDER
+    return {
+        "name": cell.name,
+        "stage": cell.stage,
+        "sha256": header.sha256,
+        "steps": _steps(header),
+        "batch_size": header.config["training"]["batch_size"],
+        "patients_seen": len(header.patients_seen),
+        "seconds": float(read_json(folder / DONE_FILE)["seconds"]),
+        # Where its curves lie, from the study's folder.
+        "logs": logs.relative_to(root.parent).as_posix() if logs.is_dir() else "",
+    }
+
+
+def _steps(header: CheckpointHeader) -> int:
+    return int(header.notes.get("steps", header.config["training"]["steps"]))
+
+
+# The results of a study as small files that a report, or anybody, can read without the study's models.
+#
+# RESULTS holds ``study.json`` (what was run), ``results.csv`` (a row per arm, repeat and part with every measure),
+# ``counts.parquet`` (pixels per arm, repeat, part, slide and label: everything else follows from them),
+# ``composition.csv``, ``synthetic.csv`` (balance of the sets), ``losses.csv``, ``fairness.csv`` (what each training
+# was given) and ``examples/`` (pictures); for the report alone ``trainings.json``, ``sets.json`` (what is known of
+# every training and set) and ``gallery.parquet``.
 
 POINTS_PER_CURVE, DIGITS_PER_POINT = 100, 5  # finer than any plot shows; a study has some hundred curves
 

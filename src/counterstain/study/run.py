@@ -1,11 +1,13 @@
-"""Run a study: the cells that are not done yet, wherever the executor has them run, then the results."""
+"""What the cells of a study need of a machine, looked for before the first of them runs for hours."""
 
 from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -18,14 +20,48 @@ from counterstain.segmentation.model import Segmenter
 from counterstain.storage import claim, write_text
 from counterstain.study.config import StudyConfig
 from counterstain.study.executors import ExecutorConfig, open_executor
-from counterstain.study.integrity import DONE_FILE, damage
-from counterstain.study.needs import lacking
-from counterstain.study.plan import Cell, cells_folder
+from counterstain.study.plan import Cell, cells_folder, cells_of
 from counterstain.study.results import write_results
-from counterstain.study.schedule import run_cells, say
-from counterstain.study.sharding import cells_of
-from counterstain.study.stages import follow_cohort, is_done
-from counterstain.study.state import rows_of, write_plan
+from counterstain.study.scheduler import run_cells, say
+from counterstain.study.stages import DONE_FILE, damage, follow_cohort, is_done
+from counterstain.study.status import rows_of, write_plan
+
+
+def lacking(recipe: Recipe, cells: Iterable[Cell]) -> list[str]:
+    """Return what the cells will not find on this machine, a line for each package and file of weights.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    cells : iterable of Cell
+        Those that are to run.
+    """
+    stages = {cell.stage for cell in cells}
+    lines = [
+        f"{key}: {path}: no such file"
+        for key, path in _files(recipe)
+        if key.split(".")[0] in stages and not path.is_file()
+    ]
+    if "autoencoder" in stages and recipe.autoencoder.lpips_weight and find_spec("lpips") is None:
+        lines.append(
+            "autoencoder.lpips_weight is above 0, but lpips is not installed: pip install 'counterstain[lpips]', "
+            "or --set recipe.autoencoder.lpips_weight=0"
+        )
+    return lines
+
+
+def _files(recipe: Recipe) -> Iterator[tuple[str, Path]]:
+    weights = {
+        "spade.vgg_weights": recipe.spade.vgg_weights if recipe.spade.vgg_weight else None,
+        "autoencoder.lpips_weights": recipe.autoencoder.lpips_weights if recipe.autoencoder.lpips_weight else None,
+        "segmenter.encoder_weights": recipe.segmenter.encoder_weights,
+    }
+    for key, given in weights.items():
+        if given not in {None, "imagenet"}:
+            yield key, Path(str(given))
+
+
+# Run a study: the cells that are not done yet, wherever the executor has them run, then the results.
 
 READ_BY_RESULTS = {"cohort", "synthetic", "evaluation"}
 
@@ -126,3 +162,37 @@ def locked(out: Path) -> Iterator[None]:
         except OSError as error:
             raise MismatchError(f"{out}: another process is running this study; wait for it or stop it") from error
         yield
+
+
+# Folders of cells that a study's plan no longer refers to.
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A folder that nothing needs."""
+
+    folder: Path
+    size_bytes: int
+
+
+def leftovers(root: Path, planned: Collection[str]) -> list[Leftover]:
+    """Return what lies among the cells and belongs to none of the planned ones, the largest first."""
+    if not root.is_dir():
+        return []
+    found = [folder for folder in root.iterdir() if folder.is_dir() and folder.name not in planned]
+    sized = [Leftover(folder, size_of(folder)) for folder in found]
+    return sorted(sized, key=lambda leftover: (-leftover.size_bytes, leftover.folder.name))
+
+
+def remove(found: Collection[Leftover]) -> None:
+    """Delete folders; each is renamed first, so that a half-deleted cell is never taken for a whole one."""
+    for leftover in found:
+        doomed = leftover.folder.with_name(f".{leftover.folder.name.lstrip('.')}.removed")
+        if leftover.folder != doomed:
+            leftover.folder.replace(doomed)
+        shutil.rmtree(doomed)
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of all files below a folder."""
+    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file() or file.is_symlink())

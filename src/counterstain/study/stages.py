@@ -1,44 +1,114 @@
-"""What each kind of cell does, on its own: from its settings and its inputs' folders to its folder."""
+"""What a cell was made with: versions of packages, and the device."""
 
 from __future__ import annotations
 
+import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
+from counterstain.audit.instance_predictions import JudgeFilter
 from counterstain.audit.judge import train_judge
 from counterstain.audit.judge_config import JudgeConfig, JudgeFilterConfig
-from counterstain.audit.judge_filter import JudgeFilter
 from counterstain.config import ConfigT, build
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
-from counterstain.data.phantom import PhantomConfig, write_phantom
-from counterstain.data.split import SplitConfig, split_cohort
-from counterstain.data.subset import keep_training_patients, link_cohort, link_packs
+from counterstain.data.phantom.render import write_phantom
+from counterstain.data.phantom.styles import PhantomConfig
+from counterstain.data.split import SplitConfig, keep_training_patients, link_cohort, link_packs, split_cohort
 from counterstain.errors import MismatchError
 from counterstain.generators.autoencoder_config import AutoencoderConfig
-from counterstain.generators.diffusion_config import DiffusionConfig
-from counterstain.generators.diffusion_generator import DiffusionGenerator
-from counterstain.generators.drawing_config import InpaintingConfig, SamplerConfig
-from counterstain.generators.layouts import SynthesisConfig
-from counterstain.generators.load import load_generator
+from counterstain.generators.diffusion_config import DiffusionConfig, InpaintingConfig, SamplerConfig
+from counterstain.generators.drawing import DiffusionGenerator
+from counterstain.generators.interface import load_generator
 from counterstain.generators.spade_config import SpadeConfig
-from counterstain.generators.synthesize import synthesize
 from counterstain.generators.train import train_autoencoder, train_diffusion, train_spade
 from counterstain.progress import bar
 from counterstain.segmentation.evaluate import evaluate
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.segmentation.train import train_segmenter
-from counterstain.storage import read_json, write_json, write_parquet
-from counterstain.study.integrity import DONE_FILE, notes_of
+from counterstain.storage import RUN_FILE, read_json, sha256_of, write_json, write_parquet
+from counterstain.study.config import Stage
 from counterstain.study.plan import Cell
-from counterstain.study.software import software
-from counterstain.study.stage_names import Stage
-from counterstain.tracking import with_logger
+from counterstain.synthesis.masks import SynthesisConfig
+from counterstain.synthesis.synthesize import synthesize
+from counterstain.tracking import LOG_FOLDER, with_logger
+
+PACKAGES = ("counterstain", "torch", "lightning", "diffusers", "segmentation-models-pytorch", "numpy", "zarr")
+
+
+def software() -> dict[str, Any]:
+    """Return the versions of this process and its device."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+    return {"versions": versions, "device": device}
+
+
+def merged(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what several cells were made with; where they differ, all of it."""
+    versions: dict[str, dict[str, None]] = {}
+    devices: dict[str, None] = {}
+    for record in records:
+        devices[record["device"]] = None
+        for package, number in record["versions"].items():
+            versions.setdefault(package, {})[number] = None
+    return {
+        "versions": {package: " and ".join(sorted(numbers)) for package, numbers in versions.items()},
+        "device": " and ".join(sorted(devices)),
+    }
+
+
+# Whether a finished cell is still what was written: sizes and hashes of its files, noted when it was done.
+
+DONE_FILE = "cell.json"
+UNNOTED = {DONE_FILE, RUN_FILE}
+
+
+def notes_of(folder: Path) -> dict[str, list[Any]]:
+    """Return name -> [size in bytes, SHA-256] of a cell's files; partial ones and logs are left out."""
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {
+        name: [file.stat().st_size, sha256_of(file)]
+        for name, file in files.items()
+        if name not in UNNOTED and ".partial-" not in name and not name.startswith(f"{LOG_FOLDER}/")
+    }
+
+
+def damage(folder: Path, *, hashes: bool) -> str | None:
+    """Say which file of a finished cell is missing or changed; None where all is well.
+
+    Parameters
+    ----------
+    folder : Path
+    hashes : bool
+        Read the files through; without, only their sizes are looked at.
+    """
+    try:
+        notes = read_json(folder / DONE_FILE).get("files", {})
+    except (OSError, ValueError, AttributeError):
+        return DONE_FILE
+    return next((name for name, note in notes.items() if not _as_noted(folder / name, note, hashes=hashes)), None)
+
+
+def _as_noted(file: Path, note: Iterable[Any], *, hashes: bool) -> bool:
+    size, sha256 = note
+    if not file.is_file() or file.stat().st_size != size:
+        return False
+    return not hashes or sha256_of(file) == sha256
+
+
+# What each kind of cell does, on its own: from its settings and its inputs' folders to its folder.
 
 
 def is_done(cell: Cell, root: Path) -> bool:

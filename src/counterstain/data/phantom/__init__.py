@@ -1,7 +1,7 @@
 """Procedural HER2 tissue with exact masks: the cohort that anybody can make."""
 
 from counterstain.data.phantom.layout import lay_out
-from counterstain.data.phantom.render import render
+from counterstain.data.phantom.render import regions_of_slide, render, write_phantom
 from counterstain.data.phantom.styles import (
     PhantomConfig,
     SlideStyle,
@@ -11,7 +11,6 @@ from counterstain.data.phantom.styles import (
     style_from_vector,
     style_vector,
 )
-from counterstain.data.phantom.write import regions_of_slide, write_phantom
 
 __all__ = [
     "PhantomConfig",

@@ -14,8 +14,14 @@ from counterstain.errors import MismatchError
 from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.diffusion_config import DiffusionConfig
 from counterstain.generators.published import first_stage, spade, unet
-from counterstain.generators.published.files import write_state
-from counterstain.generators.published.renaming import Rule, State, to_published, with_prefix, without_prefix
+from counterstain.generators.published.layouts import (
+    Rule,
+    State,
+    to_published,
+    with_prefix,
+    without_prefix,
+    write_state,
+)
 
 LDM_FILE = "model.ckpt"  # what CompVis' code looks for
 

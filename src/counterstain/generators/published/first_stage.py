@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from counterstain.errors import MismatchError
-from counterstain.generators.published.renaming import Rule, State, layer, pointwise, present, same, shape_of
+from counterstain.generators.published.layouts import Rule, State, layer, pointwise, present, same, shape_of
 
 PREFIX = "first_stage_model."  # inside a checkpoint of latent diffusion
 NOT_OURS = (

@@ -26,8 +26,7 @@ from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import DiffusionConfig
 from counterstain.generators.published import first_stage, spade, unet
-from counterstain.generators.published.files import read_state
-from counterstain.generators.published.renaming import State, to_ours, with_prefix, without_prefix
+from counterstain.generators.published.layouts import State, read_state, to_ours, with_prefix, without_prefix
 from counterstain.generators.spade import Spade
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.storage import claim, sha256_of

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from counterstain.errors import MismatchError
-from counterstain.generators.published.renaming import Rule, State, same, shape_of
+from counterstain.generators.published.layouts import Rule, State, same, shape_of
 from counterstain.generators.spade_config import UPSAMPLINGS
 
 Part = Literal["generator", "encoder", "discriminator"]

@@ -12,15 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from counterstain.errors import MismatchError
-from counterstain.generators.published.renaming import (
-    Rule,
-    State,
-    fused_attention,
-    layer,
-    pointwise,
-    present,
-    shape_of,
-)
+from counterstain.generators.published.layouts import Rule, State, fused_attention, layer, pointwise, present, shape_of
 
 PREFIX = "model.diffusion_model."  # inside a checkpoint of latent diffusion
 AVERAGED_PREFIX = "model_ema."  # its moving average, with the dots left out of the names

@@ -1,9 +1,8 @@
 """How far the arms of a study lie from its reference arm, and how sure that is: tables in, tables out."""
 
-from counterstain.study.statistics.count_array import CountArray, Measure
-from counterstain.study.statistics.effects import effects_of
-from counterstain.study.statistics.exchange import holm, smallest_p
-from counterstain.study.statistics.paired import differences, measures_of, spread
+from counterstain.study.statistics.arm_differences import differences, effects_of, measures_of, spread
+from counterstain.study.statistics.bootstrap import CountArray, Measure
+from counterstain.study.statistics.permutation_test import holm, smallest_p
 
 __all__ = [
     "CountArray",

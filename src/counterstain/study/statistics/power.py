@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from scipy.special import ndtr, ndtri
 
 from counterstain.study.statistics.bootstrap import student_width
-from counterstain.study.statistics.components import Components
+from counterstain.study.statistics.variance_components import Components
 
 POWER = 0.8
 MOST = 1_000

@@ -1,0 +1,292 @@
+"""Which instances of a synthetic set were drawn for a new subtype, and which relabelling kept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from counterstain.audit.copies import CopiesFound, CopySearch
+from counterstain.audit.fidelity import (
+    Interval,
+    Sample,
+    coverage,
+    features_of,
+    frechet_distance,
+    groups_of,
+    jackknife,
+    kernel_distance,
+    nearest,
+)
+from counterstain.audit.instance_predictions import instance_probabilities
+from counterstain.audit.judge import Device, Judge
+from counterstain.config import Config
+from counterstain.data.patch_set import PatchSet
+from counterstain.data.patches import Patch
+from counterstain.data.relabel import redrawn_pixels
+from counterstain.data.stains import STAIN_VECTORS
+from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
+
+REAL = frozenset({IGNORE})  # of real patches every instance counts that has a subtype
+
+
+def kept_subtypes(patch_set: PatchSet) -> frozenset[int]:
+    """Return the subtypes, 255 among them, whose instances relabelling left alone; inpainting does not draw these."""
+    names = patch_set.header.settings["synthesis"]["relabel"]["keep"]
+    return frozenset({IGNORE, *(patch_set.header.taxonomy.id_of(name) for name in names)})
+
+
+# Stain and seams of instances, measured in the image itself, without a network.
+#
+# Shapes: H, W = rows and columns in pixels.
+
+Stain = Literal["dab", "eosin"]
+
+
+def stain_density(image: np.ndarray, stain: Stain) -> np.ndarray:
+    """Separate one stain from haematoxylin.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8 array
+    stain : {"dab", "eosin"}
+        The stain beside haematoxylin.
+
+    Returns
+    -------
+    (H, W) float array
+        Optical density (natural logarithm) along the stain's unit vector; negative where the colour lies outside.
+    """
+    vectors = np.array([STAIN_VECTORS["haematoxylin"], STAIN_VECTORS[stain]])
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    third = np.cross(*vectors)
+    basis = np.stack([*vectors, third / np.linalg.norm(third)])
+    density = -np.log((image.astype(np.float64) + 1) / 256)
+    return np.asarray((density @ np.linalg.inv(basis))[..., 1])
+
+
+def seam(patch: Patch, kept: Collection[int] = REAL) -> float:
+    """Mean step of the grey level (0..255) from a pixel inside an instance to its neighbour in the background.
+
+    Parameters
+    ----------
+    kept : collection of int
+        Subtypes whose instances do not count.
+
+    Returns
+    -------
+    float
+        NaN where the patch has no such pair of neighbours.
+    """
+    grey = patch.image.astype(np.float64).mean(2)
+    inside, outside = redrawn_pixels(patch.instances, patch.subtypes, kept), patch.instances == BACKGROUND
+    found = np.concatenate([_steps(grey, inside, outside), _steps(grey.T, inside.T, outside.T)])
+    return float(found.mean()) if len(found) else float("nan")
+
+
+def stain_table(patches: Iterable[Patch], stain: Stain, min_area_px: int, kept: Collection[int] = REAL) -> pd.DataFrame:
+    """Return a row per instance: ``subtype`` (id), ``density`` (mean optical density of the stain inside it).
+
+    Instances of the subtypes ``kept`` and those that show fewer than ``min_area_px`` pixels are left out.
+    """
+    rows = []
+    for patch in patches:
+        density = stain_density(patch.image, stain)
+        for instance, area in patch.areas_px.items():
+            if area >= min_area_px and patch.subtypes[instance] not in kept:
+                rows.append((patch.subtypes[instance], float(density[patch.instances == instance].mean())))
+    return pd.DataFrame(rows, columns=["subtype", "density"])
+
+
+def _steps(grey: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    across = (inside[:, 1:] & outside[:, :-1]) | (outside[:, 1:] & inside[:, :-1])
+    return np.asarray(np.abs(np.diff(grey, axis=1))[across])
+
+
+# What an audit found out: a record for each kind of images, and the table of all of them.
+
+HALVES, HELD_OUT = "training halves", "held out"
+REFERENCES = (HALVES, HELD_OUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What an audit says of one kind of images."""
+
+    name: str
+    patches: int
+    frechet: Interval
+    kernel: Interval
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+    confusion: pd.DataFrame
+    """Redrawn instances by asked subtype (rows) and by what the judge sees (columns); of real ones all."""
+    seen_as_tissue: float
+    """Share of these instances of which most pixels look like any subtype."""
+    stain: pd.Series
+    """Mean optical density of the stain inside them, by subtype."""
+    seam: float
+    """Mean step of the grey level across their borders."""
+    copies: CopiesFound
+    """How like the images are to training tissue at its likest place."""
+    nearest: pd.DataFrame
+    """A row per image: ``image``, ``training_patch`` (numbers among those sampled), ``distance`` of the features; the
+    nearest first. It shows what an image resembles; it does not find copies, which may come from any place."""
+
+    @property
+    def adherence(self) -> pd.Series:
+        """Share of the instances of each asked subtype that look like it; NaN where there are none."""
+        counts = self.confusion.to_numpy()
+        return pd.Series(np.diag(counts) / np.where(counts.sum(1) == 0, np.nan, counts.sum(1)), self.confusion.index)
+
+    def row(self) -> dict[str, Any]:
+        """Return the figures as one row of a table."""
+        figures: dict[str, Any] = {"images": self.name, "patches": self.patches}
+        for name, interval in (("frechet", self.frechet), ("kernel", self.kernel)):
+            figures |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        figures |= {name: getattr(self, name) for name in ("precision", "recall", "density", "coverage")}
+        figures |= {f"adherence_{subtype}": share for subtype, share in self.adherence.items()}
+        figures |= {"adherence_mean": float(self.adherence.mean()), "seen_as_tissue": self.seen_as_tissue}
+        figures |= {f"stain_{subtype}": value for subtype, value in self.stain.items()}
+        return figures | {"seam": self.seam, "near_copies": self.copies.share}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """Real patches and synthetic sets, all measured against the same real training patches."""
+
+    findings: tuple[Findings, ...]
+    """Two halves of the training patients against each other, then held-out real patches, then the sets."""
+    training_patches: Sequence[Patch]
+    search: CopySearch
+    """The training tissue in which copies were looked for."""
+
+    def table(self) -> pd.DataFrame:
+        """Return a row per kind of images."""
+        return pd.DataFrame([findings.row() for findings in self.findings])
+
+
+# Measure patches of one kind: how like real ones they are, and what their instances look like.
+
+FEWEST_PATCHES = 50
+
+
+class AuditConfig(Config):
+    """How much is compared, and how."""
+
+    patches: Annotated[int, Field(ge=FEWEST_PATCHES)] = 2000
+    """Patches of each kind at most; the set's length where it is shorter."""
+    features: str = "judge"
+    """What distances and coverage are measured in: ``judge``, or ``timm:NAME`` with a file of weights."""
+    weights: Path | None = None
+    """State dict of the timm network; nothing is downloaded."""
+    stain: Stain = "dab"
+    """The stain beside haematoxylin."""
+    min_area_px: Annotated[int, Field(ge=1)] = 64
+    """Instances that show fewer pixels are not judged."""
+    neighbours: Annotated[int, Field(ge=1)] = 5
+    """k of precision, recall, density and coverage."""
+    copies: Annotated[int, Field(ge=0)] = 300
+    """Patches of each kind at most that are searched for in the training tissue; 0 = none."""
+    device: Device = "auto"
+    """Where the networks run; auto is the GPU where there is one."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Patches that go through the networks at once."""
+    seed: int = 0
+    """Of the real patches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Real patches that others are compared with, and their features (n, d)."""
+
+    patches: Sequence[Patch]
+    features: np.ndarray
+
+
+class Ruler:
+    """Measures patches against real ones.
+
+    Parameters
+    ----------
+    judge : Judge
+    taxonomy : Taxonomy
+    config : AuditConfig
+    """
+
+    def __init__(self, judge: Judge, taxonomy: Taxonomy, config: AuditConfig) -> None:
+        self._judge, self._taxonomy, self._config = judge, taxonomy, config
+        self._features = features_of(config.features, config.weights, judge, config.batch_size)
+
+    def reference(self, patches: Sequence[Patch]) -> Reference:
+        """Look at real patches that others are to be measured against."""
+        return Reference(patches=patches, features=self._features(patches))
+
+    def measure(
+        self,
+        name: str,
+        patches: Sequence[Patch],
+        reference: Reference,
+        *,
+        kept: Collection[int] = REAL,
+        copies: CopiesFound | None = None,
+    ) -> Findings:
+        """Measure patches.
+
+        Parameters
+        ----------
+        kept : collection of int
+            Subtypes whose instances are left out of what is said about instances.
+        copies : CopiesFound, optional
+            What a search for copies found.
+        """
+        config, features = self._config, self._features(patches)
+        groups = groups_of(reference.patches, patches)
+        real, drawn = (
+            Sample(features=values, groups=names)
+            for values, names in zip((reference.features, features), groups, strict=True)
+        )
+        around = coverage(real.features, drawn.features, config.neighbours)
+        opinions = instance_probabilities(
+            self._judge, patches, kept=kept, min_area_px=config.min_area_px, batch_size=config.batch_size
+        )
+        seams = np.array([seam(patch, kept) for patch in patches])
+        return Findings(
+            name=name,
+            patches=len(patches),
+            frechet=jackknife(frechet_distance, real, drawn, least=0),
+            kernel=jackknife(kernel_distance, real, drawn),
+            precision=around.precision,
+            recall=around.recall,
+            density=around.density,
+            coverage=around.coverage,
+            confusion=self._confusion(opinions),
+            seen_as_tissue=float((opinions["tissue"] > 0.5).mean()) if len(opinions) else float("nan"),
+            stain=self._stain(patches, kept),
+            seam=float(np.nanmean(seams)) if np.isfinite(seams).any() else float("nan"),
+            copies=copies or CopiesFound.none(),
+            nearest=_by_distance(real.features, drawn.features),
+        )
+
+    def _confusion(self, opinions: pd.DataFrame) -> pd.DataFrame:
+        ids, names = [subtype.id for subtype in self._taxonomy.subtypes], list(self._taxonomy.names)
+        counts = pd.crosstab(opinions["asked"], opinions["seen"]).reindex(index=ids, columns=ids, fill_value=0)
+        return pd.DataFrame(counts.to_numpy(np.int64), index=names, columns=names)
+
+    def _stain(self, patches: Sequence[Patch], kept: Collection[int]) -> pd.Series:
+        table = stain_table(patches, self._config.stain, self._config.min_area_px, kept)
+        means = table.groupby("subtype")["density"].mean()
+        return pd.Series({s.name: float(means.get(s.id, float("nan"))) for s in self._taxonomy.subtypes})
+
+
+def _by_distance(real: np.ndarray, drawn: np.ndarray) -> pd.DataFrame:
+    distances, found = nearest(drawn, real)
+    order = np.argsort(distances, kind="stable")
+    return pd.DataFrame({"image": order, "training_patch": found[order], "distance": distances[order]})

@@ -1,0 +1,297 @@
+"""How far two clouds of features are apart, and how much of one the other covers.
+
+Shapes: n, m = number of images, d = number of features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from scipy import stats
+from scipy.spatial.distance import cdist
+from torch import Tensor, nn
+from torch.nn import functional
+
+from counterstain.audit.judge import Judge, describe, image_batches
+from counterstain.data.patches import Patch
+from counterstain.errors import ConfigError, InputError
+from counterstain.generators.published.layouts import read_state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020)."""
+
+    precision: float
+    """Share of drawn images inside the neighbourhood of a real one."""
+    recall: float
+    """Share of real images inside the neighbourhood of a drawn one."""
+    density: float
+    """Real neighbourhoods that hold a drawn image, on average, divided by k; not bounded by 1."""
+    coverage: float
+    """Share of real images whose neighbourhood holds a drawn one."""
+
+
+def frechet_distance(real: np.ndarray, drawn: np.ndarray) -> float:
+    """Squared Fréchet distance of the normal distributions with the samples' means and covariances.
+
+    Parameters
+    ----------
+    real : (n, d) array
+    drawn : (m, d) array
+
+    Notes
+    -----
+    Heusel et al. 2017, equation 6. It falls as samples grow, so compare figures of equal n and m only. With centred
+    samples X and Y the trace of the root of the product of both covariances is the nuclear norm of
+    X Yᵀ / √((n - 1)(m - 1)); it is found in whichever of the spaces of images and features is smaller.
+    """
+    _check(real, drawn)
+    shift = real.mean(0) - drawn.mean(0)
+    x = (real - real.mean(0)) / np.sqrt(len(real) - 1)
+    y = (drawn - drawn.mean(0)) / np.sqrt(len(drawn) - 1)
+    return float((shift**2).sum() + (x**2).sum() + (y**2).sum() - 2 * _nuclear_norm(x, y))
+
+
+def kernel_distance(real: np.ndarray, drawn: np.ndarray) -> float:
+    """Squared maximum mean discrepancy, unbiased, with the kernel (x·y / d + 1)³ (Bińkowski et al. 2018).
+
+    Unbiased: 0 on average for two samples of one distribution, and therefore sometimes below 0.
+    """
+    _check(real, drawn)
+    n, m, d = len(real), len(drawn), real.shape[1]
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.asarray((x @ y.T / d + 1) ** 3)
+
+    among_real, among_drawn = kernel(real, real), kernel(drawn, drawn)
+    within = (among_real.sum() - np.trace(among_real)) / (n * (n - 1))
+    within += (among_drawn.sum() - np.trace(among_drawn)) / (m * (m - 1))
+    return float(within - 2 * kernel(real, drawn).mean())
+
+
+def coverage(real: np.ndarray, drawn: np.ndarray, neighbours: int = 5) -> Coverage:
+    """Measure how drawn and real images lie in each other's neighbourhoods.
+
+    Parameters
+    ----------
+    neighbours : int
+        k: a neighbourhood reaches to the k-th nearest image of the same kind.
+    """
+    _check(real, drawn)
+    if min(len(real), len(drawn)) <= neighbours:
+        raise InputError(f"{min(len(real), len(drawn))} images: more than {neighbours} of each kind are needed")
+    between = cdist(real, drawn)
+    reach_real, reach_drawn = _reach(real, neighbours), _reach(drawn, neighbours)
+    inside_real = between <= reach_real[:, None]
+    return Coverage(
+        precision=float(inside_real.any(0).mean()),
+        recall=float((between <= reach_drawn[None, :]).any(1).mean()),
+        density=float(inside_real.sum(0).mean() / neighbours),
+        coverage=float(inside_real.any(1).mean()),
+    )
+
+
+def nearest(queries: np.ndarray, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the nearest member of ``pool`` (m, d) for each of ``queries`` (n, d): distances (n,) and numbers (n,)."""
+    distances = cdist(queries, pool)
+    found = distances.argmin(1)
+    return distances[np.arange(len(queries)), found], found
+
+
+def _reach(features: np.ndarray, neighbours: int) -> np.ndarray:
+    """Return the distance of each image, (n,), to its k-th nearest fellow."""
+    return np.asarray(np.partition(cdist(features, features), neighbours, axis=1)[:, neighbours])
+
+
+def _nuclear_norm(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the sum of the singular values of x yᵀ, for x (n, d) and y (m, d)."""
+    if min(len(x), len(y)) <= x.shape[1]:
+        return float(np.linalg.svd(x @ y.T, compute_uv=False).sum())
+    values, vectors = np.linalg.eigh(x.T @ x)
+    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    return float(np.sqrt(np.clip(np.linalg.eigvalsh(root @ (y.T @ y) @ root), 0, None)).sum())
+
+
+def _check(real: np.ndarray, drawn: np.ndarray) -> None:
+    if real.ndim != 2 or drawn.ndim != 2 or real.shape[1] != drawn.shape[1]:
+        raise ValueError(f"expected (n, d) and (m, d), got {real.shape} and {drawn.shape}")
+    if min(len(real), len(drawn)) < 2:
+        raise InputError("at least two images of each kind are needed")
+
+
+# The features in which drawn and real images are compared: the judge's, or those of a network from a local file.
+#
+# Shapes: B = batch, H, W = rows and columns in pixels, n = patches, d = number of features.
+
+JUDGE, TIMM = "judge", "timm:"
+Features = Callable[[Sequence[Patch]], np.ndarray]
+
+
+def features_of(name: str, weights: Path | None, judge: Judge, batch_size: int) -> Features:
+    """Return the function patches -> features (n, d) float64.
+
+    Parameters
+    ----------
+    name : str
+        ``judge``, or ``timm:NAME`` with the name of a network in timm.
+    weights : Path, optional
+        Its state dict, for ``timm:NAME``: safetensors, or PyTorch's own format; nothing is ever downloaded.
+
+    Raises
+    ------
+    ConfigError
+        No such network, or weights without a network.
+    InputError
+        The file is missing, damaged or of another network.
+    """
+    if name == JUDGE:
+        if weights is not None:
+            raise ConfigError(f"weights {weights}: the judge's features need no file; give features timm:NAME as well")
+        return lambda patches: describe(judge, patches, batch_size)
+    network = _load(name, weights).to(judge.device)
+    prepare = _Preparation(network)
+
+    @torch.no_grad()
+    def describe_by_network(patches: Sequence[Patch]) -> np.ndarray:
+        parts = [network(prepare(images)) for images, _ in image_batches(patches, batch_size, judge.device)]
+        return np.concatenate([part.flatten(1).double().cpu().numpy() for part in parts])
+
+    return describe_by_network
+
+
+def _load(name: str, weights: Path | None) -> nn.Module:
+    if not name.startswith(TIMM):
+        raise ConfigError(f"features {name}: expected judge or timm:NAME, for example timm:resnet50")
+    model = name.removeprefix(TIMM)
+    if not timm.is_model(model):
+        raise ConfigError(f"features {name}: timm has no network of this name")
+    if weights is None:
+        raise ConfigError(f"features {name}: give the file of its weights as well; nothing is downloaded")
+    network: Any = timm.create_model(model, pretrained=False, num_classes=0)
+    heads = network.default_cfg.get("classifier") or ()
+    prefixes = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
+    state = {key: value for key, value in read_state(weights).items() if not (prefixes and key.startswith(prefixes))}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{weights}: does not fit {model} ({' '.join(str(error).split())[:200]})") from error
+    evaluated: nn.Module = network.eval().requires_grad_(requires_grad=False)
+    return evaluated
+
+
+def _data_config(network: nn.Module) -> dict[str, Any]:
+    """Return what timm knows of the images that a network was trained on."""
+    timm_data: Any = timm.data
+    settings: dict[str, Any] = timm_data.resolve_model_data_config(network)
+    return settings
+
+
+class _Preparation:
+    """Bring images (B, H, W, 3) uint8 to the size and colours that a network was trained on, (B, 3, h, w) float."""
+
+    def __init__(self, network: nn.Module) -> None:
+        settings = _data_config(network)
+        self._size = tuple(settings["input_size"][1:])
+        self._mean, self._sd = (torch.tensor(settings[key])[:, None, None] for key in ("mean", "std"))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        pixels = images.permute(0, 3, 1, 2).float() / 255
+        sized = functional.interpolate(pixels, self._size, mode="bicubic", antialias=True).clamp(0, 1)
+        return (sized - self._mean.to(sized)) / self._sd.to(sized)
+
+
+# Intervals around distances between clouds of images, over the patients that the images come from.
+#
+# Patches of one patient are alike, so patients, not patches, are what another study would draw anew. An interval is
+# made by leaving out one patient after the other (the jackknife for groups of unequal size, Busing et al. 1999).
+#
+# Shapes: n, m = number of images, d = number of features, g = groups of a sample.
+
+Distance = Callable[[np.ndarray, np.ndarray], float]
+FEWEST_PATIENTS = 6  # with fewer the interval is taken over regions, and only holds for these patients
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A figure with the interval that holds it in 95 % of repetitions; NaN where there are too few groups."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """The features of images with the group that each image comes from."""
+
+    features: np.ndarray  # (n, d)
+    groups: np.ndarray  # (n,) names
+
+    def without(self, group: str) -> np.ndarray:
+        """Return the features of all other groups."""
+        return np.asarray(self.features[self.groups != group])
+
+
+def jackknife(distance: Distance, real: Sample, drawn: Sample, *, least: float = -np.inf) -> Interval:
+    """Put a 95 % interval around a distance, for as many images of as many groups.
+
+    Parameters
+    ----------
+    distance : callable
+        (n, d), (m, d) -> float.
+    real, drawn : Sample
+        A group in both is left out of both at once: images drawn for the masks of a patient go with that patient.
+    least : float
+        The distance is never below.
+
+    Notes
+    -----
+    With h = 1 / share of the images in a group, its pseudo-value is h·θ - (h - 1)·θ₋, free of errors that fall as 1/n;
+    their spread, weighted by 1/(h - 1), is the variance. Samples without a common group count as independent, and their
+    variances add up; samples with a common group are of the same patients, and all groups of both count alike.
+    Quantiles are Student's with Welch's degrees of freedom. Where both clouds come from one distribution, the distance
+    is a sum of squares, and the interval is wider than it had to be.
+    """
+    value = distance(real.features, drawn.features)
+    of_real, of_drawn = set(real.groups.tolist()), set(drawn.groups.tolist())
+    strata = [of_real, of_drawn] if of_real.isdisjoint(of_drawn) else [of_real | of_drawn]
+    parts = [_variance(distance, value, real, drawn, sorted(groups)) for groups in strata]
+    total = sum(variance for variance, _ in parts)
+    if not np.isfinite(total):
+        return Interval(value=value, low=float("nan"), high=float("nan"))
+    freedom = total**2 / sum(v**2 / (g - 1) for v, g in parts) if total > 0 else 1.0
+    reach = float(stats.t.ppf(0.975, freedom) * np.sqrt(total))
+    return Interval(value=value, low=max(least, value - reach), high=value + reach)
+
+
+def groups_of(*samples: Sequence[Patch]) -> list[np.ndarray]:
+    """Return what the images of each sample are grouped by: patients, or regions where a sample has few patients."""
+    patients = [np.array([patch.source.patient for patch in patches]) for patches in samples]
+    if all(len(np.unique(names)) >= FEWEST_PATIENTS for names in patients):
+        return patients
+    return [np.array([patch.source.region for patch in patches]) for patches in samples]
+
+
+def _variance(
+    distance: Distance, value: float, real: Sample, drawn: Sample, groups: Sequence[str]
+) -> tuple[float, int]:
+    """Return the variance that comes from drawing these groups anew, and their number."""
+    if len(groups) < 2:
+        return float("nan"), len(groups)
+    shares = np.array([_share(group, real, drawn) for group in groups])
+    left_out = np.array([distance(real.without(group), drawn.without(group)) for group in groups])
+    pseudo = value / shares - (1 / shares - 1) * left_out
+    return float(np.mean((pseudo - pseudo.mean()) ** 2 / (1 / shares - 1))), len(groups)
+
+
+def _share(group: str, real: Sample, drawn: Sample) -> float:
+    """Return the share of the images that a group has, averaged over the samples that it is in."""
+    shares = [float((sample.groups == group).mean()) for sample in (real, drawn)]
+    return float(np.mean([share for share in shares if share > 0]))

@@ -1,0 +1,289 @@
+"""How well a first stage gives images back: PSNR, SSIM, LPIPS where it is had, and the use of the codebook.
+
+Shapes: n = images, H, W = rows and columns in pixels.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
+
+from counterstain.data.cohort import Cohort
+from counterstain.data.patches import Patch
+from counterstain.data.sampling import PatchSampler, SamplingConfig
+from counterstain.errors import InputError
+from counterstain.generators.autoencoder import Autoencoder, usage_of
+from counterstain.generators.conditioning import to_tensor
+from counterstain.generators.spade import Spade, SpadeGenerator
+from counterstain.seeding import derive
+from counterstain.training import Monitor
+
+Distance = Callable[[Tensor, Tensor], Tensor]  # two batches (n, 3, H, W), -1..1 -> (n, 1, 1, 1)
+RANGE = 2.0  # of values in -1..1
+WINDOW_PX, WINDOW_SIGMA_PX = 11, 1.5
+K1, K2 = 0.01, 0.03
+BATCH = 8
+
+
+def psnr(drawn: Tensor, real: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio in dB of each pair of (n, 3, H, W), -1..1: (n,)."""
+    squared = (drawn - real).pow(2).flatten(1).mean(1).clamp(min=1e-10)
+    return 10 * torch.log10(RANGE**2 / squared)
+
+
+def ssim(drawn: Tensor, real: Tensor) -> Tensor:
+    """Return the structural similarity of each pair of (n, 3, H, W), -1..1: (n,).
+
+    Wang et al. (2004) with their Gaussian window, channel by channel, where the whole window is inside the image.
+    """
+    x, y = drawn.double(), real.double()
+    mean_x, mean_y = _blurred(x), _blurred(y)
+    var_x, var_y = _blurred(x * x) - mean_x**2, _blurred(y * y) - mean_y**2
+    covariance = _blurred(x * y) - mean_x * mean_y
+    c1, c2 = (K1 * RANGE) ** 2, (K2 * RANGE) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (var_x + var_y + c2)
+    return (luminance * structure).flatten(1).mean(1)
+
+
+@torch.no_grad()
+def reconstruction_figures(model: Autoencoder, images: np.ndarray, lpips: Distance | None = None) -> dict[str, float]:
+    """Encode and decode images, and compare.
+
+    Parameters
+    ----------
+    model : Autoencoder
+        In evaluation mode.
+    images : (n, H, W, 3) uint8
+    lpips : callable, optional
+
+    Returns
+    -------
+    dict
+        ``psnr`` (dB, larger is better), ``ssim`` (at most 1), ``lpips`` (0 is best), ``codebook_usage`` (share of the
+        codes that all images together use) and ``codebook_perplexity``; the last three where there are such.
+    """
+    found: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
+    chosen = []
+    for first in range(0, len(images), BATCH):
+        real = to_tensor(torch.from_numpy(images[first : first + BATCH]).to(model.device))
+        latents = model.encode(real)
+        drawn = model.decode(latents).float().clamp(-1, 1)
+        found["psnr"].append(psnr(drawn, real))
+        found["ssim"].append(ssim(drawn, real))
+        if lpips is not None:
+            found.setdefault("lpips", []).append(lpips(drawn, real).flatten())
+        if model.config.kind == "vq":
+            network: Any = model.network
+            chosen.append(network.quantize(latents)[2][2].flatten())
+    figures = {name: float(torch.cat(values).mean()) for name, values in found.items()}
+    if chosen:
+        used, perplexity = usage_of(torch.cat(chosen), model.config.codebook_size)
+        figures |= {"codebook_usage": used, "codebook_perplexity": perplexity}
+    return figures
+
+
+def _blurred(images: Tensor) -> Tensor:
+    offsets = torch.arange(WINDOW_PX, dtype=images.dtype, device=images.device) - WINDOW_PX // 2
+    window = torch.exp(-0.5 * (offsets / WINDOW_SIGMA_PX) ** 2)
+    window = (window / window.sum()).expand(images.shape[1], 1, -1)
+    rows = functional.conv2d(images, window[:, :, :, None], groups=images.shape[1])
+    return functional.conv2d(rows, window[:, :, None, :], groups=images.shape[1])
+
+
+# Monitors of a generator in training: style codes that change nothing, white images, repeated texture.
+#
+# All of them look at drawn images alone, as uint8 arrays. Öttl et al. (2023) saw repeated texture and plain white
+# background in GAN images; codes that change nothing are the collapse of the VAE's latents (z collapse).
+#
+# Shapes: n = masks, k = codes for one mask, H, W = rows and columns in pixels.
+
+FAINTEST_DIVERSITY = 1.0  # grey levels: less than a display shows
+LARGEST_WHITE_SHARE = 0.1
+STRONGEST_REPETITION = 0.35  # a repeated tile is 1; tissue of the phantom is 0.17 at 128 px, 0.25 at 64 px
+PEAKS = 30  # of the autocorrelation that are looked at
+FLAT = 1.0  # grey levels: an image whose details vary less has no texture
+WHITE_LEVEL = 235.0  # mean grey level of an image without tissue
+
+
+def code_diversity(images: np.ndarray) -> float:
+    """Return how much the style code changes what is drawn for one mask.
+
+    Parameters
+    ----------
+    images : (n, k, H, W, 3) uint8
+        The same mask along the second axis, k at least 2.
+
+    Returns
+    -------
+    float
+        Standard deviation between codes in grey levels (0..255), averaged over pixels, channels and masks. 0 = z has
+        collapsed.
+    """
+    return float(images.astype(np.float32).std(axis=1, ddof=1).mean())
+
+
+def white_share(images: np.ndarray, level: float = WHITE_LEVEL) -> float:
+    """Return the share of images (n, H, W, 3) uint8 whose mean grey level is above ``level``."""
+    return float((images.mean(axis=(1, 2, 3)) > level).mean())
+
+
+def repetition(images: np.ndarray) -> np.ndarray:
+    """Return how strongly each image repeats itself at some distance: the largest peak of its autocorrelation.
+
+    Parameters
+    ----------
+    images : (n, H, W, 3) uint8
+
+    Returns
+    -------
+    (n,) float
+        1 = the image is a tile, laid side by side; 0.2 to 0.3 = tissue, by how few cells it shows; noise is below.
+
+    Notes
+    -----
+    The grey level without what varies over more than an eighth of the edge, brought to equal contrast everywhere, is
+    correlated with itself, at distances up to half of the edge, over the pixels that overlap. A peak counts by its
+    height above the lowest point on the way to it: a border correlates with itself all along, and does not repeat.
+    """
+    return np.array([_strongest_peak(image.mean(axis=2)) for image in images])
+
+
+def warnings_of(figures: Mapping[str, float]) -> list[str]:
+    """Say in a sentence each what is wrong with the figures of :func:`code_diversity` and its siblings.
+
+    Parameters
+    ----------
+    figures : mapping
+        ``code_diversity``, ``white_share`` and ``repetition``, the last two perhaps with ``real_…``, the same of real
+        patches: what real patches show as well is no fault of the generator.
+    """
+    found = []
+    if figures.get("code_diversity", np.inf) < FAINTEST_DIVERSITY:
+        found.append(
+            f"the style code changes images by {figures['code_diversity']:.2f} grey levels only: z has collapsed"
+        )
+    white = figures.get("white_share", 0.0)
+    if white > LARGEST_WHITE_SHARE + figures.get("real_white_share", 0.0):
+        found.append(f"{white:.0%} of the images are near white")
+    repeated = figures.get("repetition", 0.0)
+    if repeated > max(STRONGEST_REPETITION, 1.5 * figures.get("real_repetition", 0.0)):
+        found.append(f"texture repeats itself (autocorrelation {repeated:.2f})")
+    return found
+
+
+def _strongest_peak(grey: np.ndarray) -> float:
+    """Return the height of the highest peak of the autocorrelation of (H, W), but for the one in the middle."""
+    width = min(grey.shape) / 16
+    fine = grey - ndimage.gaussian_filter(grey, width)
+    if fine.std() < FLAT:
+        return 0.0
+    # Equal contrast everywhere, or one strong border would count as repeated along itself.
+    fine = fine / np.sqrt(ndimage.gaussian_filter(fine**2, width) + FLAT**2)
+    correlation = _autocorrelation(fine - fine.mean())
+    peaks = correlation == ndimage.maximum_filter(correlation, 3)
+    places = np.argwhere(peaks)
+    highest = places[np.argsort(correlation[peaks])[::-1][:PEAKS]]
+    return max(_height(correlation, place) for place in highest)
+
+
+def _height(correlation: np.ndarray, place: np.ndarray) -> float:
+    """Return by how much a place stands above the lowest point on the straight way from the middle, or above 0."""
+    middle = np.array(correlation.shape) // 2
+    steps = np.linspace(0, 1, max(2, int(np.abs(place - middle).max()) + 1))
+    way = middle[:, None] + np.outer(place - middle, steps)
+    lowest = ndimage.map_coordinates(correlation, way, order=1).min()
+    return float(correlation[tuple(place)] - max(lowest, 0.0))
+
+
+def _autocorrelation(values: np.ndarray) -> np.ndarray:
+    """Correlate (H, W) with itself up to half of each edge, no shift in the middle, over what overlaps."""
+    shape = [2 * edge for edge in values.shape]
+    power = np.abs(np.fft.rfft2(values, shape)) ** 2
+    overlap = np.abs(np.fft.rfft2(np.ones_like(values), shape)) ** 2
+    summed, counts = (np.fft.fftshift(np.fft.irfft2(spectrum, shape)) for spectrum in (power, overlap))
+    quarter = [edge // 2 for edge in values.shape]
+    inside = tuple(slice(q, 3 * q + 1) for q in quarter)
+    correlation = summed[inside] / counts[inside]
+    normalised: np.ndarray = correlation / correlation[quarter[0], quarter[1]]
+    return normalised
+
+
+# What is watched while a generator trains: figures on fixed patches, logged beside the losses.
+
+
+def watch_autoencoder(model: Autoencoder, cohort: Cohort, size_px: int, seed: int) -> Monitor | None:
+    """Watch how well validation patches are given back; None where there are none or none are asked for.
+
+    The patches are looked at and never trained on, and nothing is chosen by them.
+    """
+    config = model.config
+    if not config.validation_patches or not cohort.patients("val"):
+        return None
+    try:
+        sampler = PatchSampler(cohort, "val", size_px, _unvaried(config.sampling), derive(seed, "validation"))
+    except InputError as reason:
+        sys.stderr.write(f"notice: the first stage is not validated: {reason}\n")
+        return None
+
+    @cache
+    def images() -> np.ndarray:
+        return np.stack([sampler[i].image for i in range(config.validation_patches)])
+
+    def measure() -> dict[str, float]:
+        figures = reconstruction_figures(model, images(), model.lpips)
+        return {f"val_{name}": value for name, value in figures.items()}
+
+    return Monitor(measure=measure, every_steps=config.validate_every_steps)
+
+
+def watch_spade(model: Spade, cohort: Cohort, size_px: int, seed: int) -> Monitor | None:
+    """Watch for style codes that change nothing, white images and repeated texture, on masks of training patches."""
+    config = model.config
+    if not config.monitor_masks:
+        return None
+    sampling = _unvaried(config.sampling)
+    sampler = PatchSampler(cohort, "train", size_px, sampling, derive(seed, "monitored masks"))
+
+    @cache
+    def patches() -> list[Patch]:
+        return [sampler[i] for i in range(config.monitor_masks)]
+
+    @cache
+    def real() -> dict[str, float]:
+        images = np.stack([patch.image for patch in patches()])
+        return {"real_white_share": white_share(images), "real_repetition": float(repetition(images).mean())}
+
+    def measure() -> dict[str, float]:
+        drawn = _drawn_with_codes(model, patches(), config.monitor_codes, seed)
+        images = drawn.reshape(-1, *drawn.shape[2:])
+        figures = {
+            "code_diversity": code_diversity(drawn),
+            "white_share": white_share(images),
+            "repetition": float(repetition(images).mean()),
+        }
+        return figures | real()
+
+    return Monitor(measure=measure, every_steps=config.monitor_every_steps)
+
+
+def _drawn_with_codes(model: Spade, patches: Sequence[Patch], codes: int, seed: int) -> np.ndarray:
+    """Draw every mask with the same few style codes, (n, k, H, W, 3) uint8."""
+    masks = np.stack([patch.label_mask for patch in patches]).repeat(codes, axis=0)
+    instances = np.stack([patch.instances for patch in patches]).repeat(codes, axis=0)
+    seeds = [derive(seed, "monitored code", code) for code in range(codes)] * len(patches)
+    images = np.stack([patch.image for patch in patches]).repeat(codes, axis=0)
+    drawn = SpadeGenerator(model, model.device).generate(masks, seeds, images, instances=instances)
+    return drawn.reshape(len(patches), codes, *drawn.shape[1:])
+
+
+def _unvaried(sampling: SamplingConfig) -> SamplingConfig:
+    return sampling.model_copy(update={"flip": False, "quarter_turns": False, "stain_jitter": 0.0})

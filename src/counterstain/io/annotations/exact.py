@@ -1,0 +1,236 @@
+"""EXACT's annotations: rows of ``/api/v1/annotations/annotations/`` saved as JSON, paged or not, of one image or many.
+
+A row's ``vector`` is a flat object ``{"x1": 10, "y1": 20, "x2": …}`` in level-0 pixels, or null. Types and images are
+numbers, or objects where the request said ``expand=``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from counterstain.errors import InputError
+from counterstain.io.annotations.outlines import UNCLASSIFIED, AnnotationFile, Collector, rectangle
+from counterstain.io.annotations.safe_parsing import (
+    MAX_COORDINATE_PX,
+    colour_of_text,
+    file_name,
+    name,
+    parse_json,
+    read_bytes,
+    shown,
+    usable,
+)
+
+Json = Any
+Row = dict[str, Json]
+
+BOX, POLYGON, FIXED_BOX = 1, 5, 6
+WITHOUT_OUTLINE = {2: "point", 3: "line", 4: "lines", 7: "label of the whole image", 8: "pixel segmentation"}
+NO_VECTOR = "row without outline (vector is null)"
+DELETED = "deleted row"
+AMBIGUOUS = "two points of a type that is only a number (a box or a line?)"
+AXIS = re.compile(r"([xy])([1-9][0-9]{0,6})")
+
+
+class ExactType(NamedTuple):
+    """An annotation type of EXACT."""
+
+    name: str
+    vector_type: int | None = None
+    product: str | None = None
+    colour: str | None = None
+
+
+def read_exact(path: Path, data: bytes, types: Path | None = None) -> AnnotationFile:
+    """Read saved rows of EXACT.
+
+    Parameters
+    ----------
+    path, data
+        The file and its bytes.
+    types : Path, optional
+        Saved rows of ``/api/v1/annotations/annotation_types/``, or a JSON object type id -> name; names the types of
+        rows that hold a number alone, which otherwise are called ``type 7``.
+
+    Raises
+    ------
+    InputError
+        Names the row and what is wrong with it, or that pages are missing.
+    """
+    rows = list(_rows(parse_json(path, data), path))
+    known = read_types(types) if types is not None else {}
+    for number, row in rows:
+        where = f"{path} row {number}"
+        if isinstance(row.get("annotation_type"), dict):
+            known[_id(row["annotation_type"], f"{where} annotation_type")] = _type(row["annotation_type"], where)
+    used = {_id(row["annotation_type"], str(path)) for _, row in rows if row.get("annotation_type") is not None}
+    labels = _labels({type_id: known[type_id] for type_id in used if type_id in known})
+    collector = Collector(path, "exact")
+    for number, row in rows:
+        _add_row(collector, row, f"{path} row {number}", known, labels)
+    return collector.finish()
+
+
+def read_types(path: Path) -> dict[str, ExactType]:
+    """Read annotation types: id -> type.
+
+    Raises
+    ------
+    InputError
+        Names the row and what is wrong with it.
+    """
+    content = parse_json(path, read_bytes(path))
+    if isinstance(content, dict) and "results" not in content:
+        return {str(key): ExactType(name(value, f"{path} {shown(key)}")) for key, value in content.items()}
+    rows = ((f"{path} row {number}", row) for number, row in _rows(content, path))
+    return {_id(row, where): _type(row, where) for where, row in rows}
+
+
+def _rows(content: Json, path: Path) -> Iterator[tuple[int, Row]]:
+    """Yield the rows of one page, a list of pages or a bare list, numbered from 1."""
+    pages = content if isinstance(content, list) else [content]
+    if all(isinstance(page, dict) and "results" in page for page in pages) and pages:
+        rows = [row for number, page in enumerate(pages, start=1) for row in _page(page, f"{path} page {number}")]
+        _check_complete(pages, len(rows), path)
+    else:
+        rows = pages
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict) or not ("annotation_type" in row or "vector" in row or "vector_type" in row):
+            raise InputError(
+                f"{path} row {number}: expected a row of EXACT's API with annotation_type and vector, found "
+                f"{shown(row)}; save what /api/v1/annotations/annotations/ answers"
+            )
+        yield number, row
+
+
+def _page(page: dict[str, Json], where: str) -> list[Json]:
+    if not isinstance(page["results"], list):
+        raise InputError(f"{where} results: expected a list, found {shown(page['results'])}; save it again")
+    return page["results"]
+
+
+def _check_complete(pages: list[dict[str, Json]], rows: int, path: Path) -> None:
+    count = pages[0].get("count")
+    expected = count if type(count) is int else rows
+    if rows < expected or (len(pages) == 1 and type(count) is not int and pages[0].get("next")):
+        total = f" of {expected:,}" if rows < expected else ""
+        raise InputError(
+            f"{path}: holds {rows:,}{total} rows, pages are missing; save every page into one list, or ask the server "
+            "with a limit above the count"
+        )
+
+
+def _add_row(
+    collector: Collector, row: Row, where: str, known: Mapping[str, ExactType], labels: Mapping[str, str]
+) -> None:
+    given = row.get("annotation_type")
+    type_id = _id(given, f"{where} annotation_type") if given is not None else None
+    exact_type = known.get(type_id or "", ExactType(UNCLASSIFIED if type_id is None else f"type {type_id}"))
+    reason = _left_out(row, exact_type)
+    if reason is None:
+        points = _points(collector, row["vector"], f"{where} vector")
+        reason = _no_outline(points, exact_type)
+    if reason is not None:
+        collector.skip(reason)
+        return
+    is_box = exact_type.vector_type in {BOX, FIXED_BOX}
+    ring = rectangle((*points.min(axis=0).tolist(), *points.max(axis=0).tolist())) if is_box else points
+    collector.add(
+        collector.polygon([[ring]], where),
+        identifier=_identifier(row, where),
+        label=labels.get(type_id or "", exact_type.name),
+        slide=_slide(row.get("image"), f"{where} image"),
+        colour=exact_type.colour,
+    )
+
+
+def _left_out(row: Row, exact_type: ExactType) -> str | None:
+    """Return why a row cannot become an instance, as far as that is known without its points."""
+    if row.get("deleted") is True:
+        return DELETED
+    if exact_type.vector_type in WITHOUT_OUTLINE:
+        return WITHOUT_OUTLINE[exact_type.vector_type]
+    return NO_VECTOR if row.get("vector") in (None, {}) else None
+
+
+def _no_outline(points: np.ndarray, exact_type: ExactType) -> str | None:
+    if exact_type.vector_type is None and len(points) <= 2:
+        return AMBIGUOUS if len(points) == 2 else WITHOUT_OUTLINE[2]
+    return None
+
+
+def _points(collector: Collector, vector: Json, where: str) -> np.ndarray:
+    """Return the points of ``{"x1": …, "y1": …, …}``, (n, 2) float, in the order of their numbers."""
+    if not isinstance(vector, dict):
+        raise InputError(f'{where}: expected an object {{"x1": …, "y1": …}} or null, found {shown(vector)}')
+    collector.count_points(len(vector) // 2)
+    count = len(vector) // 2
+    xy = np.full((count, 2), np.nan)
+    for key, value in vector.items():
+        match = AXIS.fullmatch(key)
+        if match is None or int(match[2]) > count:
+            raise InputError(f"{where}: expected x1, y1, x2, y2, … in pairs without a gap, found {shown(key)}")
+        if not usable(value):
+            raise InputError(
+                f"{where} {key}: expected a coordinate in level-0 pixels, at most {MAX_COORDINATE_PX:,} either way, "
+                f"found {shown(value)}; correct it or export it again"
+            )
+        xy[int(match[2]) - 1, "xy".index(match[1])] = value
+    if np.isnan(xy).any():
+        missing = int(np.flatnonzero(np.isnan(xy).any(axis=1))[0]) + 1
+        raise InputError(f"{where}: x{missing} or y{missing} is missing; correct it or export it again")
+    return xy
+
+
+def _labels(known: Mapping[str, ExactType]) -> dict[str, str]:
+    """Return type id -> label: the type's name, with its product where two products share a name."""
+    products: dict[str, set[str | None]] = {}
+    for exact_type in known.values():
+        products.setdefault(exact_type.name, set()).add(exact_type.product)
+    return {
+        type_id: f"{t.product}/{t.name}" if len(products[t.name]) > 1 and t.product is not None else t.name
+        for type_id, t in known.items()
+    }
+
+
+def _type(row: Json, where: str) -> ExactType:
+    product = row.get("product")
+    if isinstance(product, dict):
+        product = product.get("name") or product.get("id")
+    vector_type = row.get("vector_type")
+    return ExactType(
+        name=name(row.get("name"), f"{where} annotation_type name") or UNCLASSIFIED,
+        vector_type=vector_type if type(vector_type) is int else None,
+        product=name(str(product), f"{where} product") if isinstance(product, str | int) else None,
+        colour=colour_of_text(row.get("color_code")),
+    )
+
+
+def _id(given: Json, where: str) -> str:
+    identifier = given.get("id") if isinstance(given, dict) else given
+    if isinstance(identifier, bool) or not isinstance(identifier, str | int):
+        raise InputError(f"{where}: expected a number or an object with an id, found {shown(given)}; save it again")
+    return name(str(identifier), where)
+
+
+def _identifier(row: Row, where: str) -> str:
+    given = row.get("unique_identifier") or row.get("id") or where.rsplit(" ", 1)[-1]
+    if not isinstance(given, str | int):
+        raise InputError(f"{where} id: expected text or a number, found {shown(given)}; save it again")
+    return name(str(given), f"{where} id")
+
+
+def _slide(image: Json, where: str) -> str | None:
+    """Return the image's name, or ``image 12`` where the row holds a number alone."""
+    if image is None:
+        return None
+    given = (image.get("name") or image.get("filename")) if isinstance(image, dict) else None
+    if given is not None:
+        return file_name(given, f"{where} name")
+    number = file_name(_id(image, where), where)
+    return None if number is None else f"image {number}"

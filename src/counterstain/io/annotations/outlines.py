@@ -1,0 +1,289 @@
+"""What every annotation format becomes: labelled polygons in level-0 pixels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import shapely
+from shapely import MultiPolygon, Polygon
+
+from counterstain.errors import InputError
+
+Shape = Literal["polygon", "multipolygon", "rectangle", "ellipse", "spline"]
+UNCLASSIFIED = "Unclassified"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Annotation:
+    """One outlined instance, or the rectangle of a region."""
+
+    id: str
+    """Unique in its file and the same every time the file is read."""
+    label: str
+    """As the source names it; ``LABELS.yaml`` says which subtype that is."""
+    polygon: Polygon | MultiPolygon
+    """Valid, with an area, in level-0 pixels: pixel (column 0, row 0) covers x 0..1 and y 0..1."""
+    slide: str | None = None
+    """File name of the slide as the source gives it, without folders; None where the format has none."""
+    kind: Shape = "polygon"
+    """What was drawn; ``rectangle`` whenever the outline is one, upright."""
+    colour: str | None = None
+    """As ``#rrggbb``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotationFile:
+    """The annotations of one file, with what was left out."""
+
+    path: Path
+    file_format: str
+    annotations: tuple[Annotation, ...]
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Reason -> objects that cannot become an instance: points, lines, deleted rows, outlines without area."""
+    repaired: int = 0
+    """Polygons that crossed themselves and were made valid."""
+
+    @property
+    def slides(self) -> tuple[str, ...]:
+        """Names of the slides that the source gives, in order of appearance; empty where the format has none."""
+        return tuple(dict.fromkeys(a.slide for a in self.annotations if a.slide is not None))
+
+    @property
+    def labels(self) -> Counter[str]:
+        """Label -> annotations that carry it."""
+        return Counter(a.label for a in self.annotations)
+
+    def of_slide(self, slide: str | None) -> tuple[Annotation, ...]:
+        """Return the annotations of one slide; None gives those without a slide's name."""
+        return tuple(a for a in self.annotations if a.slide == slide)
+
+
+# Outlines to valid polygons; outlines that cross themselves are repaired.
+#
+# Shapes: n = points of an outline.
+
+MAX_REPAIR_POINTS = 200_000  # about ten seconds
+MAX_TANGLE = 50_000  # that many take make_valid a second or two, and it grows with the square
+_PAIRS_PER_SEGMENT = 20  # pairs of segments whose boxes meet, of an outline that crosses itself here and there
+_PAIRS_AT_ONCE = 10_000_000  # at most, 16 bytes each
+
+
+class Built(NamedTuple):
+    """A polygon, whether it had to be repaired and how tangled it was."""
+
+    polygon: Polygon | MultiPolygon
+    repaired: bool
+    tangle: int = 0
+    """Pairs of segments whose boxes meet, beyond those of a plain outline."""
+
+
+Rings = Sequence[np.ndarray]  # (n, 2) float each: the outline, then its holes
+
+
+def build(parts: Sequence[Rings], where: str) -> Built | None:
+    """Make one valid polygon of outlines with their holes.
+
+    Self-crossing ones are repaired with :func:`shapely.make_valid`; of the two methods that it has, ``structure``
+    keeps the inside of a loop that an outline draws over itself, as whoever drew it meant.
+
+    Parameters
+    ----------
+    parts : sequence of rings
+        Several parts become a MultiPolygon; they may overlap. Rings need not be closed.
+    where : str
+        File and place, for messages.
+
+    Returns
+    -------
+    Built or None
+        None where nothing has an area.
+
+    Raises
+    ------
+    InputError
+        The outlines cross themselves so often that they cannot be outlines.
+    """
+    polygons = [_polygon(rings) for rings in parts if _corners(rings[0]) >= 3]
+    if not polygons:
+        return None
+    drawn = polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)
+    if drawn.is_valid:
+        return Built(drawn, repaired=False) if drawn.area > 0 else None
+    tangle = _tangle(drawn, where)
+    mended = polygonal(shapely.make_valid(drawn, method="structure", keep_collapsed=False))
+    return Built(mended, repaired=True, tangle=tangle) if mended is not None else None
+
+
+def polygonal(geometry: shapely.Geometry) -> Polygon | MultiPolygon | None:
+    """Return what of a geometry has an area, or None."""
+    parts = shapely.get_parts(shapely.get_parts(geometry))  # twice: a collection may hold a MultiPolygon
+    polygons = [part for part in parts if isinstance(part, Polygon) and part.area > 0]
+    if not polygons:
+        return None
+    return polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)
+
+
+def shape_of(polygon: Polygon | MultiPolygon) -> Shape:
+    """Tell upright rectangles from other polygons."""
+    if isinstance(polygon, MultiPolygon):
+        return "multipolygon"
+    corners = shapely.get_coordinates(polygon)
+    few = len(corners) <= 9 and not polygon.interiors
+    full = polygon.area >= (1 - 1e-9) * shapely.box(*polygon.bounds).area
+    return "rectangle" if few and full else "polygon"
+
+
+def ellipse(bounds: tuple[float, float, float, float]) -> np.ndarray:
+    """Return the ellipse that fills a box (x0, y0, x1, y1) as an outline of 180 points, (180, 2) float."""
+    x0, y0, x1, y1 = bounds
+    angle = np.linspace(0, 2 * np.pi, 180, endpoint=False)
+    return np.stack([(x0 + x1 + (x1 - x0) * np.cos(angle)) / 2, (y0 + y1 + (y1 - y0) * np.sin(angle)) / 2], axis=1)
+
+
+def rectangle(bounds: tuple[float, float, float, float]) -> np.ndarray:
+    """Return the corners of a box (x0, y0, x1, y1), (4, 2) float."""
+    x0, y0, x1, y1 = bounds
+    return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float)
+
+
+def _polygon(rings: Rings) -> Polygon:
+    return Polygon(rings[0], [hole for hole in rings[1:] if _corners(hole) >= 3])
+
+
+def _corners(ring: np.ndarray) -> int:
+    """Count distinct points, as far as it matters."""
+    return len({tuple(point) for point in ring.tolist()}) if len(ring) <= 8 else 8
+
+
+def _tangle(drawn: Polygon | MultiPolygon, where: str) -> int:
+    """Count near pairs of segments; refuse what would take the repair hours."""
+    points = shapely.get_num_coordinates(drawn)
+    if points > MAX_REPAIR_POINTS:
+        raise InputError(
+            f"{where}: the outline crosses itself and has {points:,} points; at most {MAX_REPAIR_POINTS:,} can be "
+            "repaired; simplify it in the annotation tool"
+        )
+    boxes = _segment_boxes(drawn)
+    tree = shapely.STRtree(boxes)
+    tangle = -_PAIRS_PER_SEGMENT * len(boxes)
+    step = max(1, _PAIRS_AT_ONCE // len(boxes))
+    for first in range(0, len(boxes), step):
+        tangle += tree.query(boxes[first : first + step]).shape[1]
+        if tangle > MAX_TANGLE:
+            raise InputError(
+                f"{where}: the outline of {points:,} points crosses itself all over; it is not the outline of "
+                "anything; draw it anew or delete it"
+            )
+    return max(0, tangle)
+
+
+def _segment_boxes(drawn: Polygon | MultiPolygon) -> np.ndarray:
+    rings = shapely.get_rings(shapely.get_parts(drawn))  # it finds none in a MultiPolygon
+    xy, ring = shapely.get_coordinates(rings, return_index=True)
+    same = ring[1:] == ring[:-1]
+    low = np.minimum(xy[1:], xy[:-1])[same]
+    high = np.maximum(xy[1:], xy[:-1])[same]
+    return np.asarray(shapely.box(low[:, 0], low[:, 1], high[:, 0], high[:, 1]))
+
+
+# Gathers the annotations of one file, counts what is left out and keeps ids unique.
+
+MAX_POINTS = 5_000_000
+MAX_TANGLES = 1_000_000  # of all outlines of a file together
+NO_AREA = "outline without area"
+
+
+class Collector:
+    """What a format's reader fills."""
+
+    def __init__(self, path: Path, file_format: str) -> None:
+        self.path = path
+        self._file_format = file_format
+        self._annotations: list[Annotation] = []
+        self._skipped: Counter[str] = Counter()
+        self._numbers: dict[str, int] = {}
+        self._repaired = 0
+        self._tangle = 0
+        self._points = 0
+
+    def skip(self, reason: str) -> None:
+        """Count an object that cannot become an instance."""
+        self._skipped[reason] += 1
+
+    def count_points(self, points: int) -> None:
+        """Count points before anything is built of them.
+
+        Raises
+        ------
+        InputError
+            More than a file can hold.
+        """
+        self._points += points
+        if self._points > MAX_POINTS:
+            raise InputError(
+                f"{self.path}: more than {MAX_POINTS:,} points; export tissue annotations alone (without cells and "
+                "detections), or simplify them"
+            )
+
+    def polygon(self, parts: Sequence[Rings], where: str) -> Polygon | MultiPolygon | None:
+        """Make a valid polygon of outlines with their holes; without an area it is skipped."""
+        built = build(parts, where)
+        if built is None:
+            self.skip(NO_AREA)
+            return None
+        self._repaired += built.repaired
+        self._tangle += built.tangle
+        if self._tangle > MAX_TANGLES:
+            raise InputError(
+                f"{where}: this and earlier outlines of the file cross themselves all over; are these outlines of "
+                "tissue? export them again"
+            )
+        return built.polygon
+
+    def add(
+        self,
+        polygon: Polygon | MultiPolygon | None,
+        *,
+        identifier: str,
+        label: str,
+        slide: str | None = None,
+        colour: str | None = None,
+        kind: Shape | None = None,
+    ) -> None:
+        """Add an annotation; None, which :meth:`polygon` returns where there is no area, adds nothing."""
+        if polygon is None:
+            return
+        self._annotations.append(
+            Annotation(
+                id=self._unique(identifier),
+                label=label or UNCLASSIFIED,
+                polygon=polygon,
+                slide=slide,
+                kind=kind or shape_of(polygon),
+                colour=colour,
+            )
+        )
+
+    def finish(self) -> AnnotationFile:
+        """Return what was gathered."""
+        return AnnotationFile(
+            path=self.path,
+            file_format=self._file_format,
+            annotations=tuple(self._annotations),
+            skipped=self._skipped,
+            repaired=self._repaired,
+        )
+
+    def _unique(self, identifier: str) -> str:
+        """Return an identifier as it is the first time, then with a number."""
+        unique = identifier
+        while unique in self._numbers:
+            self._numbers[identifier] += 1
+            unique = f"{identifier}#{self._numbers[identifier]}"
+        self._numbers[unique] = 1
+        return unique

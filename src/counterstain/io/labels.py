@@ -1,0 +1,170 @@
+"""LABELS.yaml: what the labels of an annotation source mean.
+
+labels:
+  Invasive 3+: HER2 3+        # a subtype of the taxonomy
+  Necrosis: background        # tissue of no subtype, even inside an instance
+  Artefact: ignore            # left out of sampling and of counts
+regions: [ROI]                # rectangles of regions, not instances
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from counterstain.config import Config, build, read_yaml
+from counterstain.errors import InputError
+from counterstain.io.annotations.outlines import AnnotationFile
+from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
+
+MEANINGS = {"background": BACKGROUND, "ignore": IGNORE}
+LISTED = 40
+
+
+class LabelMap(Config):
+    """Labels of the source and what they become."""
+
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Label -> subtype, ``background`` or ``ignore``."""
+    regions: tuple[str, ...] = ()
+    """Labels whose rectangles are regions of the slide, not instances."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, content: Any) -> Any:
+        """Say in YAML's terms what is not text or was left open."""
+        labels = content.get("labels") if isinstance(content, Mapping) else None
+        faults = [_fault(*line) for line in labels.items()] if isinstance(labels, Mapping) else []
+        for fault in filter(None, faults):
+            raise ValueError(fault)
+        return content
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> Self:
+        twice = sorted(set(self.labels) & set(self.regions))
+        if twice:
+            raise ValueError(f"{twice[0]!r} stands in labels and in regions; keep one of the two")
+        return self
+
+    @classmethod
+    def load(cls, path: Path) -> LabelMap:
+        """Read LABELS.yaml.
+
+        Raises
+        ------
+        ConfigError
+            One line that names the key and what was expected.
+        """
+        return build(cls, read_yaml(path), path)
+
+    def resolve(self, found: Mapping[str, int], taxonomy: Taxonomy, source: str | Path) -> dict[str, int]:
+        """Return the subtype of every label that was found, regions left out.
+
+        Parameters
+        ----------
+        found : mapping
+            Label -> how many annotations carry it, see :func:`count_labels`.
+        taxonomy : Taxonomy
+        source : str or Path
+            Where the map was read, for messages.
+
+        Returns
+        -------
+        dict
+            Label -> id of the subtype, 0 = background, 255 = ignore.
+
+        Raises
+        ------
+        InputError
+            A label has no meaning here, or one that the taxonomy does not know; all labels found are listed.
+        """
+        for label, meaning in self.labels.items():
+            if meaning not in MEANINGS and meaning not in taxonomy.names:
+                raise InputError(
+                    f"{source}: label {label!r} becomes {meaning!r}, which is none of the subtypes of {taxonomy.name} "
+                    f"({', '.join(taxonomy.names)}), background or ignore"
+                )
+        missing = [label for label in found if label not in self.labels and label not in self.regions]
+        if missing:
+            raise InputError(
+                f"{source}: no meaning for label {missing[0]!r}{_and_more(missing)}; found in the annotations: "
+                f"{_listed(found)}; add a line for each, 'counterstain import labels' writes a draft"
+            )
+        meanings = {label: self.labels[label] for label in found if label in self.labels}
+        return {
+            label: MEANINGS[meaning] if meaning in MEANINGS else taxonomy.id_of(meaning)
+            for label, meaning in meanings.items()
+        }
+
+
+def count_labels(files: Iterable[AnnotationFile]) -> Counter[str]:
+    """Return label -> annotations that carry it, over all files."""
+    total: Counter[str] = Counter()
+    for file in files:
+        total.update(file.labels)
+    return total
+
+
+def draft_labels(files: Iterable[AnnotationFile], taxonomy: Taxonomy | None = None) -> str:
+    """Return a LABELS.yaml to edit: every label found, how often and in how many files.
+
+    Labels that are called like a subtype are filled in, ROI becomes a region, all others are left open; what is left
+    open is asked for when the map is read.
+    """
+    files = list(files)
+    annotations = count_labels(files)
+    in_files = Counter(label for file in files for label in file.labels)
+    subtypes = {name.casefold(): name for name in taxonomy.names} if taxonomy else {}
+    regions = sorted(label for label in annotations if label.casefold() == "roi")
+    known = f" of {', '.join(taxonomy.names)}" if taxonomy else ""
+    lines = [f"# Give each label a meaning: a subtype{known}; background; or ignore.", "labels:"]
+    for label, count in sorted(annotations.items(), key=lambda item: (-item[1], item[0])):
+        if label not in regions:
+            meaning = subtypes.get(label.casefold(), "")
+            space = " " if meaning else ""
+            lines.append(
+                f"  {_quoted(label)}:{space}{_quoted(meaning) if meaning else ''}  "
+                f"# {_plural(count, 'annotation')} in {_plural(in_files[label], 'file')}"
+            )
+    if lines[-1] == "labels:":
+        lines[-1] = "labels: {}"
+    lines += ["# Labels whose rectangles are regions of the slide, not instances.", f"regions: {_flow(regions)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _fault(label: Any, meaning: Any) -> str | None:
+    if not isinstance(label, str):
+        return f"YAML takes the label {label!r} for something else than text; write it in quotes"
+    if meaning is None:
+        return f"label {label!r} has no meaning yet; write a subtype, background or ignore"
+    if not isinstance(meaning, str):
+        return f"YAML takes {meaning!r}, the meaning of {label!r}, for something else than text; write it in quotes"
+    return None
+
+
+def _and_more(missing: list[str]) -> str:
+    return f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+
+
+def _listed(found: Mapping[str, int]) -> str:
+    ranked = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    more = f" and {len(ranked) - LISTED} more labels" if len(ranked) > LISTED else ""
+    return ", ".join(f"{label!r} ({count:,})" for label, count in ranked[:LISTED]) + more
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _quoted(text: str) -> str:
+    """Return text as a YAML scalar on one line, in quotes where it needs them."""
+    return yaml.safe_dump(text, allow_unicode=True, width=10_000).removesuffix("\n").removesuffix("\n...")
+
+
+def _flow(values: list[str]) -> str:
+    return yaml.safe_dump(values, default_flow_style=True, allow_unicode=True, width=10_000).strip()

@@ -1,0 +1,410 @@
+"""Resampling by area: every output pixel is the mean of what lies under it.
+
+Shapes: H, W = rows and columns of the source in pixels, h, w = those of the output, C = channels. Source pixel k
+covers the interval k … k + 1; the output's pixels are the cells between neighbouring edges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import openslide
+import tifffile
+from scipy import sparse
+
+from counterstain.errors import InputError
+from counterstain.io.regions import Box
+from counterstain.io.slide_readers import OpenSlideSource, SlideSource, TiffSource, reason
+
+
+def area_average(pixels: np.ndarray, y_edges: np.ndarray, x_edges: np.ndarray) -> np.ndarray:
+    """Average source pixels over the cells of a grid, each weighted by the part of it that the cell covers.
+
+    Cells whose edges are whole numbers are plain means, exact to the rounding (halves go up). A cell's value depends
+    on its own edges alone, so a region averaged in tiles equals the region averaged in one piece.
+
+    Parameters
+    ----------
+    pixels : (H, W, C) uint8 array
+    y_edges : (h + 1,) float array
+        Rising, within 0 … H.
+    x_edges : (w + 1,) float array
+        Rising, within 0 … W.
+
+    Returns
+    -------
+    (h, w, C) uint8 array
+    """
+    H, W, C = pixels.shape
+    if _identical(y_edges, H) and _identical(x_edges, W):
+        return pixels
+    h, w = len(y_edges) - 1, len(x_edges) - 1
+    rows = _coverage(y_edges, H) @ pixels.reshape(H, W * C).astype(np.float64)  # (h, W * C)
+    turned = rows.reshape(h, W, C).swapaxes(0, 1).reshape(W, h * C)
+    sums = (_coverage(x_edges, W) @ turned).reshape(w, h, C)
+    sums /= np.diff(x_edges)[:, None, None] * np.diff(y_edges)[None, :, None]
+    sums += 0.5
+    return np.ascontiguousarray(sums.astype(np.uint8).swapaxes(0, 1))
+
+
+def _identical(edges: np.ndarray, length: int) -> bool:
+    return len(edges) == length + 1 and bool((edges == np.arange(length + 1)).all())
+
+
+def _coverage(edges: np.ndarray, length: int) -> Any:
+    """Return how much of each of ``length`` source pixels every cell covers, a sparse (cells, length) matrix."""
+    start, stop = edges[:-1, None], edges[1:, None]
+    first = np.floor(start).astype(np.intp)
+    taps = int((np.ceil(stop) - first).max())
+    source = first + np.arange(taps)
+    covered = np.clip(np.minimum(source + 1, stop) - np.maximum(source, start), 0, None)
+    columns = np.minimum(source, length - 1)  # taps past the end cover nothing
+    row_starts = np.arange(len(edges)) * taps
+    return sparse.csr_array((covered.ravel(), columns.ravel(), row_starts), shape=(len(edges) - 1, length))
+
+
+# Slide files: which reader opens one, which resolution holds, which slides lie in a folder.
+
+PLAUSIBLE_MPP = (0.01, 20.0)  # outside, the file's value is a screen's or printer's resolution, not a scanner's
+MAX_ANISOTROPY = 0.01
+MAX_CONTRADICTION = 0.05
+SUFFIXES = (
+    ".bif", ".dcm", ".mrxs", ".ndpi", ".ome.tif", ".ome.tiff", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms",
+    ".vmu",
+)  # fmt: skip
+_TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def list_slides(folder: Path) -> dict[str, Path]:
+    """Return the slides of a folder, or the one slide that is given, by name.
+
+    A slide's name is its file's without the suffix. A subfolder of DICOM files is one slide with the folder's name.
+
+    Raises
+    ------
+    InputError
+        No such folder, no slide in it, or two slides of one name.
+    """
+    if folder.is_file():
+        return {slide_name(folder): folder}
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of slides")
+    slides: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        file = _dicom_of(path) if path.is_dir() else path
+        if file is None or not file.name.lower().endswith(SUFFIXES) or path.name.startswith("."):
+            continue
+        name = path.name if path.is_dir() else slide_name(path)
+        if name in slides:
+            raise InputError(f"{folder}: {slides[name].name} and {path.name} are both slide {name!r}; rename one")
+        slides[name] = file
+    if not slides:
+        raise InputError(f"{folder}: no slide in it; expected files ending in {', '.join(SUFFIXES)}")
+    return slides
+
+
+def slide_name(path: str | Path) -> str:
+    """Return a file's name without the suffix of a slide (``a.b.ome.tiff`` is ``a.b``)."""
+    name = Path(path).name
+    suffix = max((end for end in SUFFIXES if name.lower().endswith(end)), key=len, default="")
+    return name[: len(name) - len(suffix)] or name
+
+
+def _dicom_of(folder: Path) -> Path | None:
+    """Return a DICOM file of a folder; OpenSlide finds the other levels beside it."""
+    return min(folder.glob("*.dcm"), default=None)
+
+
+def open_source(path: Path) -> SlideSource:
+    """Open a slide file with the reader that serves it best.
+
+    Raises
+    ------
+    InputError
+        The file is missing, damaged or no slide.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such slide file")
+    if not _is_tiff(path):
+        return _open_openslide(path)
+    if _is_ome(path):
+        return _open_tifffile(path)  # OpenSlide does not know OME's resolution
+    if openslide.OpenSlide.detect_format(path) in {None, "generic-tiff"}:
+        return _open_plain_tiff(path)
+    return _open_openslide(path)
+
+
+def _open_openslide(path: Path) -> SlideSource:
+    try:
+        return OpenSlideSource(path)
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        if path.suffix.lower() == ".mrxs" and not (path.with_suffix("") / "Slidedat.ini").is_file():
+            raise InputError(
+                f"{path}: its folder {path.stem!r} with Slidedat.ini is missing beside it; copy both"
+            ) from error
+        raise InputError(
+            f"{path}: not a slide that can be read; expected a format of OpenSlide (MIRAX, SVS, NDPI, BIF, DICOM, …), "
+            "OME-TIFF or RGB TIFF"
+        ) from error
+    except openslide.OpenSlideError as error:
+        raise InputError(f"{path}: damaged or not whole ({reason(error)}); copy or export the slide again") from error
+
+
+def _open_plain_tiff(path: Path) -> SlideSource:
+    """Open a TIFF of no known vendor; OpenSlide reads tiled ones, tifffile those in strips."""
+    try:
+        return OpenSlideSource(path)
+    except openslide.OpenSlideError:
+        return _open_tifffile(path)
+
+
+def _open_tifffile(path: Path) -> SlideSource:
+    try:
+        return TiffSource(path)
+    except InputError:
+        raise
+    except Exception as error:  # what tifffile raises on damaged files is not its own errors alone
+        raise InputError(f"{path}: damaged or not whole ({reason(error)}); copy or export the slide again") from error
+
+
+def _is_tiff(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in _TIFF_MAGICS
+
+
+def _is_ome(path: Path) -> bool:
+    try:
+        with tifffile.TiffFile(path) as file:
+            return bool(file.is_ome)
+    except Exception:  # noqa: BLE001 # damaged in a way that the readers will name
+        return False
+
+
+def resolve_mpp(path: Path, found: tuple[float, float] | None, given: float | None) -> float:
+    """Return the micrometres per level-0 pixel that hold: the user's where given, otherwise the file's.
+
+    Raises
+    ------
+    InputError
+        There is no value, the two contradict each other by more than 5 %, or the file's differ by more than 1 %
+        between x and y.
+    """
+    if given is not None and not 0 < given < math.inf:
+        raise InputError(f"{path}: --mpp-level0 {given}: expected micrometres per pixel above 0")
+    if found is None or not all(PLAUSIBLE_MPP[0] <= value <= PLAUSIBLE_MPP[1] for value in found):
+        if given is None:
+            said = "" if found is None else f" that can be true ({found[0]:.4g})"
+            raise InputError(f"{path}: the file has no resolution{said}; give it with --mpp-level0")
+        return given
+    mean = sum(found) / 2
+    if abs(found[0] - found[1]) > MAX_ANISOTROPY * mean:
+        raise InputError(
+            f"{path}: pixels are not square, {found[0]:g} x {found[1]:g} mpp; save the slide with square pixels"
+        )
+    if given is not None and abs(given - mean) > MAX_CONTRADICTION * mean:
+        raise InputError(
+            f"{path}: --mpp-level0 {given:g} contradicts the file's {mean:g} mpp; "
+            "leave the option away, or mend the file"
+        )
+    return mean if given is None else given
+
+
+# A slide at any resolution: ``Slide.open(path).read(x, y, width, height, mpp)``.
+#
+# Places are in level-0 pixels of the whole canvas, sizes in pixels of the output, resolution in micrometres per pixel
+# (mpp). With s = mpp / mpp of level 0, output pixel (row i, column j) of a region at (x, y) is the mean of the area x
+# + s j … x + s (j + 1), y + s i … y + s (i + 1), parts of pixels counted in part (edges are rounded to a millionth of
+# a pixel). It is taken from the coarsest level that is not coarser than the output. Transparent pixels and what lies
+# outside of the slide are white. Finer than level 0 the same rule holds: pixels are repeated, no detail is invented.
+#
+# Shapes: H, W = rows and columns of the output in pixels.
+
+LEVEL_TOLERANCE = 1.01  # a level up to 1 % coarser than the output still serves
+SOURCE_PX = 1024  # edge of what is decoded at once: holds the memory constant
+EDGE_STEPS = 2**20  # edges are whole multiples of 1 / EDGE_STEPS px, so that sums do not depend on where they start
+
+
+class Tile(NamedTuple):
+    """A piece of a region."""
+
+    y_px: int
+    x_px: int
+    """Its upper left corner in the region."""
+    image: np.ndarray  # (H, W, 3) uint8
+
+
+class Thumbnail(NamedTuple):
+    """The scanned area of a slide, shrunk."""
+
+    image: np.ndarray  # (H, W, 3) uint8
+    x_level0_px: int
+    y_level0_px: int
+    """Its upper left corner on the canvas."""
+    downsample: float
+    """Level-0 pixels per pixel."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlideWindow:
+    """A rectangle of a slide at one resolution, read piece by piece; any piece equals that part of the whole."""
+
+    slide: Slide
+    x_level0_px: float
+    y_level0_px: float
+    step: float
+    """Level-0 pixels per pixel of the window."""
+    shape: tuple[int, int, int]
+    """H, W, 3."""
+
+    def read(self, y_px: int, x_px: int, height_px: int, width_px: int) -> np.ndarray:
+        """Return a piece at a place in the window, (height_px, width_px, 3) uint8."""
+        image = np.empty((height_px, width_px, 3), np.uint8)
+        edge = max(1, int(SOURCE_PX * self.slide.downsample_for(self.step) / self.step))
+        for y in range(0, height_px, edge):
+            for x in range(0, width_px, edge):
+                rows, columns = min(edge, height_px - y), min(edge, width_px - x)
+                image[y : y + rows, x : x + columns] = self._read_block(y_px + y, x_px + x, rows, columns)
+        return image
+
+    def _read_block(self, y_px: int, x_px: int, rows: int, columns: int) -> np.ndarray:
+        downsample = self.slide.downsample_for(self.step)
+        y_edges = _edges(self.y_level0_px, self.step, y_px, rows, downsample)
+        x_edges = _edges(self.x_level0_px, self.step, x_px, columns, downsample)
+        top, left = math.floor(y_edges[0]), math.floor(x_edges[0])
+        height, width = math.ceil(y_edges[-1]) - top, math.ceil(x_edges[-1]) - left
+        pixels = self.slide.read_level(downsample, left, top, width, height)
+        return area_average(pixels, y_edges - top, x_edges - left)
+
+
+class Slide:
+    """An open slide; a context manager.
+
+    Examples
+    --------
+    >>> with Slide.open("slide.mrxs") as slide:  # doctest: +SKIP
+    ...     image = slide.read(12_000, 8_000, 512, 512, mpp=0.5)
+    """
+
+    def __init__(self, path: Path, source: SlideSource, mpp_level0: float) -> None:
+        self.path = path
+        self.mpp_level0 = mpp_level0
+        self._source = source
+        self._level_of = {level.downsample: number for number, level in reversed(list(enumerate(source.levels)))}
+
+    @classmethod
+    def open(cls, path: str | Path, mpp_level0: float | None = None) -> Slide:
+        """Open a slide file.
+
+        Parameters
+        ----------
+        path : Path
+            Whatever OpenSlide opens, OME-TIFF, or plain TIFF of 8 bits RGB.
+        mpp_level0 : float, optional
+            Micrometres per pixel of level 0. Needed where the file does not say; elsewhere it goes before the file's
+            value and must agree with it to 5 %.
+
+        Raises
+        ------
+        InputError
+            The file is missing, damaged or no slide; its resolution is not known, contradicts ``mpp_level0`` or
+            differs between x and y by more than 1 %.
+        """
+        path = Path(path)
+        source = open_source(path)
+        try:
+            return cls(path, source, resolve_mpp(path, source.mpp_xy, mpp_level0))
+        except InputError:
+            source.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._source.close()
+
+    @property
+    def size_level0_px(self) -> tuple[int, int]:
+        """Width and height of the canvas."""
+        return self._source.levels[0].width_px, self._source.levels[0].height_px
+
+    @property
+    def bounds_level0_px(self) -> tuple[int, int, int, int]:
+        """Return x, y, width and height of the scanned area: MIRAX's bounds, the whole canvas where there are none."""
+        return self._source.bounds_level0_px
+
+    @property
+    def downsamples(self) -> tuple[float, ...]:
+        """Factors of the levels, 1 first."""
+        return tuple(level.downsample for level in self._source.levels)
+
+    def read(self, x_level0: float, y_level0: float, width_px: int, height_px: int, mpp: float) -> np.ndarray:
+        """Read a region.
+
+        Parameters
+        ----------
+        x_level0, y_level0 : float
+            Upper left corner in level-0 pixels of the canvas; may lie outside.
+        width_px, height_px : int
+            Size of the output.
+        mpp : float
+            Micrometres per pixel of the output.
+
+        Returns
+        -------
+        (height_px, width_px, 3) uint8 array
+        """
+        window = SlideWindow(self, x_level0, y_level0, self._step(mpp), (height_px, width_px, 3))
+        return window.read(0, 0, height_px, width_px)
+
+    def window(self, box: Box, mpp: float) -> SlideWindow:
+        """Return a region that is read piece by piece; its size is the box's in micrometres over mpp, rounded."""
+        step = self._step(mpp)
+        height, width = (max(1, round(side / step)) for side in (box.height, box.width))
+        return SlideWindow(self, box.x, box.y, step, (height, width, 3))
+
+    def tiles(self, box: Box, mpp: float, tile_px: int) -> Iterator[Tile]:
+        """Yield a region row by row in tiles of ``tile_px`` (smaller at the far edges), in constant memory."""
+        window = self.window(box, mpp)
+        height, width, _ = window.shape
+        for y in range(0, height, tile_px):
+            for x in range(0, width, tile_px):
+                yield Tile(y, x, window.read(y, x, min(tile_px, height - y), min(tile_px, width - x)))
+
+    def thumbnail(self, max_px: int) -> Thumbnail:
+        """Return the scanned area with its longer side ``max_px`` at most."""
+        x, y, width, height = self.bounds_level0_px
+        downsample = max(1.0, max(width, height) / max_px)
+        size = (max(1, int(width / downsample)), max(1, int(height / downsample)))
+        return Thumbnail(self.read(x, y, *size, mpp=self.mpp_level0 * downsample), x, y, downsample)
+
+    def downsample_for(self, step: float) -> float:
+        """Return the factor of the coarsest level that serves an output of ``step`` level-0 pixels per pixel."""
+        return max(factor for factor in self.downsamples if factor <= max(1.0, step * LEVEL_TOLERANCE))
+
+    def read_level(self, downsample: float, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """Return (H, W, 3) uint8 of the level with this factor, at a place in its own pixels."""
+        return self._source.read(self._level_of[downsample], x, y, width, height)
+
+    def _step(self, mpp: float) -> float:
+        if not 0 < mpp < math.inf:
+            raise InputError(f"{self.path}: cannot be read at {mpp} mpp; expected micrometres per pixel above 0")
+        return mpp / self.mpp_level0
+
+
+def _edges(start: float, step: float, first: int, count: int, downsample: float) -> np.ndarray:
+    """Return the edges of output pixels first … first + count in pixels of a level."""
+    edges = (start + np.arange(first, first + count + 1) * step) / downsample
+    return np.asarray(np.round(edges * EDGE_STEPS) / EDGE_STEPS)

@@ -1,0 +1,520 @@
+"""What a methods section says of arms that differ by more than their synthetic patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from counterstain.data.stains import Stains
+from counterstain.errors import ConfigError
+from counterstain.generators.diffusion_config import NUCLEUS_UM
+from counterstain.report.formatting import PERCENT, TIMES, counted
+from counterstain.study.arms import VARIANTS, Variant, parse_arm
+from counterstain.study.config import VariantsConfig
+
+if TYPE_CHECKING:
+    from counterstain.generators.autoencoder_config import AutoencoderConfig
+    from counterstain.generators.diffusion_config import (
+        CounterstainConfig,
+        DiffusionConfig,
+        InpaintingConfig,
+        SamplerConfig,
+        StyleChoice,
+    )
+    from counterstain.generators.spade_config import SpadeConfig
+    from counterstain.recipe import Recipe
+    from counterstain.training_config import TrainingConfig
+from typing import Any
+
+from counterstain.config import build
+from counterstain.data.sampling import SamplingConfig
+from counterstain.generators.methods import METHODS
+from counterstain.recipe import Recipe
+from counterstain.report.formatting import label_of
+from counterstain.report.results import StudyRecord
+from counterstain.segmentation.segmenter_config import SegmenterConfig
+
+STAINS: dict[Stains, str] = {
+    "channels": "each colour channel",
+    "dab": "haematoxylin and of DAB",
+    "eosin": "haematoxylin and of eosin",
+    "macenko": "each of a patch's two stains (Macenko et al. 2009)",
+}
+
+
+def variants_paragraph(arms: Sequence[str], variants: VariantsConfig) -> str:
+    """Say what the variants of a study's arms are (``+stain``, ``+mixup``, ...); empty where no arm has any."""
+    used = _used(arms)
+    return " ".join(_SENTENCES[name](variants) for name in VARIANTS.values() if name in used)
+
+
+def shares_of(target: Mapping[str, float]) -> str:
+    """Say how often each subtype is chosen."""
+    return f"in the proportions {', '.join(f'{name} {share:g}' for name, share in target.items())}"
+
+
+def _used(arms: Sequence[str]) -> set[Variant]:
+    used: set[Variant] = set()
+    for arm in arms:
+        try:
+            used.update(parse_arm(arm).variants)
+        except ConfigError:  # of results that another version wrote
+            continue
+    return used
+
+
+def _weighted(variants: VariantsConfig) -> str:
+    return (
+        "In arms with a weighted loss, pixels of a subtype weighed by its inverse frequency in training to the power "
+        f"of {variants.weighted:g}, the mean weight of the tissue class staying that of background."
+    )
+
+
+def _stain(variants: VariantsConfig) -> str:
+    return (
+        f"In arms with stain jitter, the optical density of {STAINS[variants.stains]} was scaled and shifted at random "
+        f"(standard deviation {variants.stain:g})."
+    )
+
+
+def _mixup(variants: VariantsConfig) -> str:
+    return (
+        "In arms with mixup (Zhang et al. 2018), the patches of a batch were blended in pairs, with shares from "
+        f"Beta({variants.mixup:g}, {variants.mixup:g})."
+    )
+
+
+def _copypaste(variants: VariantsConfig) -> str:
+    config = variants.copypaste
+    often = {"inverse": "in inverse proportion to its instances in training", "uniform": "equally often"}
+    target = often[config.target] if isinstance(config.target, str) else shares_of(config.target)
+    return (
+        f"In arms with copy-paste (Ghiasi et al. 2021), {100 * config.share:g}{PERCENT} of the real patches got up to "
+        f"{counted(config.instances, 'instance')} of other training regions on their background, each subtype {target}."
+    )
+
+
+def _filtered(variants: VariantsConfig) -> str:
+    config = variants.filtered
+    return (
+        "In filtered arms, a generated image was kept if a classifier of the real training patches agreed with the "
+        f"asked subtype in {100 * config.agreement:g}{PERCENT} of its instances of {config.min_area_px:,} pixels or "
+        f"more; else it was drawn again, for up to {counted(config.masks, 'mask')}."
+    )
+
+
+def _pretrain(variants: VariantsConfig) -> str:
+    return (
+        f"In arms with pre-training, the first {100 * variants.pretrain:g}{PERCENT} of the steps saw synthetic patches "
+        "alone, the others real ones alone."
+    )
+
+
+def _anneal(_: VariantsConfig) -> str:
+    return "In annealed arms, the share of synthetic patches fell to 0 in training, as many being seen as without it."
+
+
+_SENTENCES: dict[Variant, Callable[[VariantsConfig], str]] = {
+    "weighted": _weighted,
+    "stain": _stain,
+    "mixup": _mixup,
+    "copypaste": _copypaste,
+    "filtered": _filtered,
+    "pretrain": _pretrain,
+    "anneal": _anneal,
+}
+
+
+# What a methods section says of the generators.
+
+SAMPLERS = {
+    "ddim": "DDIM (Song et al. 2021)",
+    "dpmsolver++": "DPM-Solver++ (Lu et al. 2022)",
+    "unipc": "UniPC (Zhao et al. 2023)",
+    "few_step": "a distilled network (Salimans & Ho 2022)",
+}
+PREDICTIONS = {"epsilon": "the noise", "v_prediction": "the velocity", "sample": "the clean latents"}
+SCHEDULES = {
+    "scaled_linear": "linear in their square roots",
+    "linear": "linear",
+    "squaredcos_cap_v2": "along a squared cosine",
+}
+LOSSES = {"l1": "L1 distance", "l2": "squared distance", "min-snr": "squared distance weighted by min(SNR, 5)"}
+
+
+def generator_paragraphs(recipe: Recipe, methods: Collection[str]) -> list[str]:
+    """Return a paragraph for each generator that a study uses."""
+    parts = []
+    if "spade" in methods:
+        parts.append(_spade(recipe.spade, recipe.synthesis.style))
+    if {"diffusion", "inpainting"} & set(methods):
+        parts += [_autoencoder(recipe.autoencoder), _diffusion(recipe.diffusion)]
+    if "inpainting" in methods:
+        parts.append(_inpainting(recipe.diffusion.inpainting))
+    if "oracle" in methods:
+        parts.append("Oracle: images were drawn by the phantom's own renderer, a ceiling that no real cohort has.")
+    return parts
+
+
+def training_of(training: TrainingConfig) -> str:
+    """Say how long and in what batches a network was trained (``trained for 80 steps in batches of 16 …``)."""
+    precision = {"auto": "", "32": " in 32-bit", "bf16": " in bfloat16", "16": " in 16-bit"}[training.precision]
+    clip = f", gradients clipped to norm {training.gradient_clip:g}" if training.gradient_clip else ""
+    return f"trained for {training.steps:,} steps in batches of {training.batch_size}{precision}{clip}"
+
+
+def _spade(config: SpadeConfig, style: StyleChoice) -> str:
+    terms = {
+        "feature matching": config.feature_weight,
+        "VGG19 features": config.vgg_weight,
+        "L1": config.l1_weight,
+        "Kullback-Leibler": config.kl_weight if config.use_vae else 0.0,
+    }
+    weights = ", ".join(f"{weight:g} {TIMES} {name}" for name, weight in terms.items() if weight)
+    edge = " and the borders between instances" if config.edge_channel else ""
+    noise = f" and {counted(config.noise_channels, 'channel')} of pixel noise" if config.noise_channels else ""
+    nuclei = _counterstain(config.counterstain)
+    values = "random latent values" if style.source == "none" else "the latent values of a patch in the style asked for"
+    vae = f"with its variational encoder ({config.latent} latent values)" if config.use_vae else "without an encoder"
+    return (
+        f"SPADE (Park et al. 2019) {vae}, {config.generator_width} features in the generator's last block, "
+        f"{config.discriminator_width} in the discriminator's first layer and {config.hidden} in the modulating "
+        f"layers, saw one-hot masks{edge}{noise}.{nuclei} It was {training_of(config.training)} with Adam "
+        f"(betas {config.betas[0]:g} and {config.betas[1]:g}; learning rates {config.lr_generator:g} for the generator "
+        f"and {config.lr_discriminator:g} for the discriminator), minimising the hinge loss + "
+        f"{weights}.{_average(config.ema_decay)} Images were drawn with {values}."
+    )
+
+
+def _autoencoder(config: AutoencoderConfig) -> str:
+    start = (
+        f"First stage of latent diffusion (Rombach et al. 2022): images were shrunk {config.factor} times along each "
+        f"edge to {config.latent_channels} channels"
+    )
+    if config.kind == "linear":
+        return f"{start}, the principal components of blocks of {config.factor} {TIMES} {config.factor} pixels."
+    kind = {
+        "vq": f"a vector-quantised autoencoder with {config.codebook_size:,} codes",
+        "kl": f"a variational autoencoder (Kullback-Leibler weight {config.kl_weight:g})",
+    }[config.kind]
+    terms = [f"{config.lpips_weight:g} {TIMES} LPIPS"] if config.lpips_weight else []
+    if config.adversarial_weight:
+        since = f" from step {config.adversarial_start:,}" if config.adversarial_start else ""
+        terms.append(f"{config.adversarial_weight:g} {TIMES} adaptive patch GAN{since}")
+    losses = " + ".join(["L1", *terms])
+    return (
+        f"{start} by {kind} with {config.channels} features at full size, {training_of(config.training)} with Adam "
+        f"(betas {config.betas[0]:g} and {config.betas[1]:g}, learning rate {config.scaled_lr:g}), minimising {losses}."
+    )
+
+
+def _diffusion(config: DiffusionConfig) -> str:
+    widths = ", ".join(str(config.channels * m) for m in config.multipliers)
+    noise = config.noise
+    dropout = (
+        f"; {100 * config.condition_dropout:g}{PERCENT} of the samples had no mask" if config.condition_dropout else ""
+    )
+    falls = ", falling to 0 along a cosine" if config.lr_schedule == "cosine" else ""
+    warm = f" after {config.warmup_steps:,} steps of warm-up" if config.warmup_steps else ""
+    return (
+        f"Denoiser: a U-Net with {widths} features and {counted(config.blocks, 'residual block')} a scale, "
+        f"{_attention(config)} ({config.heads} heads), saw the "
+        f"one-hot mask, brought to the latents' size, in extra channels{dropout}."
+        f"{_counterstain(config.counterstain)}{_style(config)} It predicted {PREDICTIONS[noise.prediction]} "
+        f"({noise.timesteps:,} timesteps, variances {noise.beta_start:g} to "
+        f"{noise.beta_end:g}, {SCHEDULES[noise.schedule]}) and was {training_of(config.training)} with AdamW "
+        f"(learning rate {config.scaled_lr:g}{warm}{falls}, weight decay {config.weight_decay:g}), minimising the "
+        f"{LOSSES[config.loss]}.{_average(config.ema_decay)}{_pool(config)}{_context(config)} "
+        f"{_sampler(config.sampler)}"
+    )
+
+
+def _counterstain(shown: CounterstainConfig | None) -> str:
+    if shown is None:
+        return ""
+    dropout = f"; {100 * shown.dropout:g}{PERCENT} of the samples had none" if shown.dropout else ""
+    other = {"dab": "DAB", "eosin": "eosin"}[shown.other_stain]
+    width = f"{NUCLEUS_UM:g} um" if shown.local_px is None else f"{shown.local_px:g} pixels"
+    unit = {"structure": "units of their spread", "contrast": "optical density"}[shown.shows]
+    return (
+        f" It was also shown the haematoxylin of the real patch, unmixed from {other} with the colours of Ruifrok & "
+        f"Johnston (2001), as difference to the surroundings (a Gaussian of {width}) in {unit}, so that relabelled "
+        f"instances keep their nuclei{dropout}."
+    )
+
+
+def _style(config: DiffusionConfig) -> str:
+    style = config.style
+    if style is None:
+        return ""
+    dropout = f"; {100 * style.dropout:g}{PERCENT} of the samples had none" if style.dropout else ""
+    return (
+        f" It was also given the style of the patch's slide: statistics of the background's optical density and a "
+        f"learned code of {style.code} numbers, averaged over "
+        f"{counted(style.references, 'other patch', 'other patches')} of the slide{dropout}."
+    )
+
+
+def _pool(config: DiffusionConfig) -> str:
+    if not config.latent_pool:
+        return ""
+    return f" Its patches were cut and encoded once, {config.latent_pool:,} of them, from which each batch was drawn."
+
+
+def _context(config: DiffusionConfig) -> str:
+    if not config.context_share:
+        return ""
+    return (
+        f" In {100 * config.context_share:g}{PERCENT} of the samples it saw the latents around some instances in extra "
+        "channels, as when inpainting."
+    )
+
+
+def _attention(config: DiffusionConfig) -> str:
+    lowest = {0: "", 1: "the lowest scale and "}
+    scales = lowest.get(config.attention_scales, f"the {config.attention_scales} lowest scales and ")
+    return f"attention at {scales}the middle"
+
+
+def _sampler(config: SamplerConfig) -> str:
+    guidance = (
+        f"classifier-free guidance of {config.guidance:g} (Ho & Salimans 2022)"
+        if config.guidance != 1
+        else "without guidance"
+    )
+    eta = f", eta {config.eta:g}" if config.name == "ddim" else ""
+    return f"Images were drawn by {SAMPLERS[config.name]} in {config.steps} steps{eta}, {guidance}."
+
+
+def _inpainting(config: InpaintingConfig) -> str:
+    wide = f", widened by {config.dilation_px} pixels" if config.dilation_px else ""
+    kept = (
+        "the original pixels were put back outside of the instances"
+        if config.composite
+        else "the whole image is what the first stage decoded"
+    )
+    stretch = counted(config.jump_length, "step")
+    again = f" Stretches of {stretch} were walked {config.resamples} times (RePaint, Lugmayr et al. 2022)."
+    start = f" Drawing began from the noised original, at {config.strength:g} of the noise."
+    ways = (again if config.resamples > 1 else "") + (start if config.start == "original" else "")
+    return (
+        f"Inpainting: the same denoiser redrew the relabelled instances{wide}; the other latents were those of the "
+        f"original, noised to the same level at each step, and {kept}.{ways}"
+    )
+
+
+def _average(decay: float | None) -> str:
+    return f" An exponential average of the weights was kept (decay {decay:g})." if decay else ""
+
+
+# A methods section to copy: every setting that a journal asks for, in sentences, from the resolved configuration.
+
+ARCHITECTURES = {
+    "unet": "U-Net (Ronneberger et al. 2015)",
+    "unetplusplus": "U-Net++ (Zhou et al. 2018)",
+    "manet": "MA-Net (Fan et al. 2020)",
+    "fpn": "feature pyramid network (Lin et al. 2017)",
+    "linknet": "LinkNet (Chaurasia & Culurciello 2017)",
+    "deeplabv3plus": "DeepLabV3+ (Chen et al. 2018)",
+}
+
+STYLES = {
+    "none": "",
+    "own": ", each in the style of its own slide",
+    "other": ", each in the style of another training slide",
+    "mixture": ", each in a style between those of two training slides",
+    "beyond": ", each in a style beyond those of two training slides",
+}
+
+
+def methods_paragraphs(study: StudyRecord, starts: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the methods of a study, without its statistics, a paragraph each.
+
+    Parameters
+    ----------
+    study : StudyRecord
+        Its ``config`` has ``recipe`` and ``study``; what is lacking there is left out.
+    starts : sequence of str
+        What the trainings recorded that their encoders started from; without any, the recipe is believed.
+    """
+    recipe = _recipe(study)
+    if recipe is None:
+        return (_data(study), _software(study))
+    methods = [method for method in ("spade", "diffusion", "inpainting", "oracle") if _uses(study, method)]
+    parts = [_data(study), _patches(study, recipe)]
+    if methods:
+        parts += [_relabelling(study, recipe), *generator_paragraphs(recipe, methods), _mixing(study, recipe)]
+    parts.append(_segmenter(study, recipe, starts))
+    if variants := _variants(study):
+        parts.append(variants)
+    return (*parts, _software(study))
+
+
+def _recipe(study: StudyRecord) -> Recipe | None:
+    try:
+        return build(Recipe, study.config.get("recipe", {}))
+    except ConfigError:  # of another version: its names would be read wrongly
+        return None
+
+
+def _variants(study: StudyRecord) -> str:
+    try:
+        return variants_paragraph(study.arms, build(VariantsConfig, study.config.get("study", {}).get("variants", {})))
+    except ConfigError:
+        return ""
+
+
+def _uses(study: StudyRecord, method: str) -> bool:
+    return any(arm.split("+")[0] == method for arm in study.arms)
+
+
+def _data(study: StudyRecord) -> str:
+    cohort = study.cohort
+    total = sum(cohort.patients.values())
+    parts = {"train": "training", "val": "validation", "test": "test"}
+    dealt = ", ".join(f"{count} for {parts.get(part, part)}" for part, count in cohort.patients.items())
+    regions = f" with {counted(cohort.regions, 'annotated region')}" if cohort.regions else ""
+    mpp = f" at {cohort.mpp:g} µm per pixel" if cohort.mpp else ""
+    source = f" (source: {cohort.source})" if cohort.source else ""
+    tissue = study.taxonomy.tissue_class
+    return (
+        f"Data: {counted(total, 'patient')}{regions}{mpp}{source}. They were split by patient ({dealt}); no patient is "
+        f"in two parts. Instances of {tissue} were annotated with the subtypes {', '.join(study.taxonomy.names)}."
+    )
+
+
+def _patches(study: StudyRecord, recipe: Recipe) -> str:
+    mpp = study.cohort.mpp
+    size = f" ({recipe.size_px * mpp:g} µm)" if mpp else ""
+    sampling = recipe.segmenter.sampling
+    return (
+        f"Patches: all networks were trained on patches of {recipe.size_px} {TIMES} {recipe.size_px} pixels{size}; "
+        f"segmenters on patches cut anew for every step. {_share(sampling.background_share)} of these were centred on "
+        f"a pixel of background, the others on {study.taxonomy.tissue_class}: in the arm tumor from any instance, a "
+        "slide being drawn first; in all other arms a subtype was drawn uniformly, then a slide that has it, then one "
+        "of its pixels there. "
+        f"{augmentation_sentence(sampling)}"
+    )
+
+
+def augmentation_sentence(sampling: SamplingConfig) -> str:
+    """Say how patches are varied."""
+    ways = {"mirrored": sampling.flip, "turned by 0, 90, 180 or 270 degrees": sampling.quarter_turns}
+    turned = [way for way, on in ways.items() if on]
+    jitter = (
+        f" The optical density of {STAINS[sampling.stains]} was scaled and shifted at random (standard deviation "
+        f"{sampling.stain_jitter:g})."
+        if sampling.stain_jitter
+        else " Colours were not changed."
+    )
+    return (f"Patches were {' and '.join(turned)} at random." if turned else "Patches were not turned.") + jitter
+
+
+def _centred(sampling: SamplingConfig) -> str:
+    way = {"tumor": "any instance", "subtype": "each subtype equally often"}[sampling.mode]
+    return f"{_share(sampling.background_share)} centred on background, the others on {way}"
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:g}{PERCENT}"
+
+
+def _relabelling(study: StudyRecord, recipe: Recipe) -> str:
+    synthesis = recipe.synthesis
+    relabel = synthesis.relabel
+    target = "all subtypes being equally likely" if relabel.target == "uniform" else shares_of(relabel.target)
+    kept = f" Instances of {', '.join(relabel.keep)} kept their label." if relabel.keep else ""
+    basis = "number of instances" if relabel.balance == "count" else "area"
+    return (
+        f"Relabelling: masks of training patches were taken ({_centred(synthesis.sampling)}), and every instance of "
+        f"{study.taxonomy.tissue_class} got a new subtype, {target}; shares are of the {basis}, kept in every block of "
+        f"64 patches.{kept} All methods drew the same masks{STYLES[synthesis.style.source]}. {_filter(study, recipe)}"
+    )
+
+
+def _filter(study: StudyRecord, recipe: Recipe) -> str:
+    synthesis = recipe.synthesis
+    if synthesis.reject == "none":
+        return "No image was refused for its brightness."
+    rates = ", ".join(
+        f"{method} {100 * count.rejected / count.drawn:.1f}{PERCENT}"
+        for method, count in study.filter.items()
+        if count.drawn and method in METHODS  # of filtered sets a judge has its say as well
+    )
+    return (
+        f"For every method an image was refused and drawn again, at most {synthesis.attempts - 1} times, where its "
+        f"instances had a mean grey level above {synthesis.white_level:g} of 255 (nearly white); refused: "
+        f"{rates or 'none were drawn'}."
+    )
+
+
+def _mixing(study: StudyRecord, recipe: Recipe) -> str:
+    mixing = recipe.segmenter.mixing
+    steps = (
+        "All arms took the same number of optimiser steps."
+        if mixing.steps == "equal"
+        else "An arm took 1 + a times as many optimiser steps as its baseline."
+    )
+    return (
+        f"Mixing: an amount of +100{PERCENT} is {mixing.epoch_patches:,} synthetic patches. In an arm of amount a "
+        "(1 = +100\N{NO-BREAK SPACE}%) each training patch was synthetic with probability a / (1 + a), drawn uniformly "
+        f"from the set, and varied like a real one.{_only(study)} {steps}"
+    )
+
+
+def _only(study: StudyRecord) -> str:
+    found = [label_of(arm) for arm in study.arms if "+only" in arm]
+    return f" {' and '.join(found)} trained on synthetic patches alone." if found else ""
+
+
+def _segmenter(study: StudyRecord, recipe: Recipe, starts: Sequence[str]) -> str:
+    config = recipe.segmenter
+    asked = "random" if config.encoder_weights is None else config.encoder_weights
+    weights = " or ".join(_start(start) for start in dict.fromkeys(starts or [asked]))
+    window, overlap = config.inference.window_px, config.inference.overlap_px
+    windows = (
+        f"windows of {window or recipe.size_px} pixels that overlap by "
+        f"{f'{overlap} pixels' if overlap is not None else 'a quarter'} at least"
+    )
+    return (
+        f"Segmentation: a {ARCHITECTURES[config.architecture]} with the encoder {config.encoder} ({weights}) and two "
+        f"outputs, background and {study.taxonomy.tissue_class}, {training_of(config.training)}, minimising "
+        f"{config.dice_weight:g} {TIMES} Dice loss + {config.cross_entropy_weight:g} {TIMES} cross-entropy. "
+        f"{_optimiser(config)} Hyper-parameters were the same in all arms. Each arm was trained "
+        f"{_times(study.repeats)}; repeat r has the same initial weights and the same order of data in all arms. "
+        f"Regions were segmented in {windows}, blended."
+    )
+
+
+def _start(start: str) -> str:
+    """Say what the encoder started from, as trainings record it."""
+    kind, _, remark = start.partition(" (")
+    words = "initialised at random" if kind == "random" else f"from {kind} weights"
+    return f"{words}, as {remark.rstrip(')')}" if remark else words
+
+
+def _times(repeats: int) -> str:
+    return {1: "once", 2: "twice"}.get(repeats, f"{repeats} times, with other seeds")
+
+
+def _optimiser(config: SegmenterConfig) -> str:
+    name = {"adam": "Adam", "adamw": "AdamW"}[config.optimizer]
+    decay = f", weight decay {config.weight_decay:g}" if config.weight_decay else ""
+    falls = ", falling to 0 along a cosine" if config.lr_schedule == "cosine" else ""
+    kept = (
+        f"An exponential average of the weights (decay {config.ema_decay:g}) was"
+        if config.ema_decay
+        else "The last weights were"
+    )
+    average = f" {kept} evaluated."
+    return f"{name} (betas {_pair(config.betas)}{decay}), learning rate {config.lr:g}{falls}.{average}"
+
+
+def _pair(values: Sequence[Any]) -> str:
+    return " and ".join(f"{value:g}" for value in values)
+
+
+def _software(study: StudyRecord) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in study.versions.items())
+    device = f" on {study.device}" if study.device else ""
+    return f"Software: {versions}{device}." if versions else f"Software: counterstain{device}."

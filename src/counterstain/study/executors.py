@@ -1,0 +1,387 @@
+"""One attempt at a cell, the same in every executor: alone, noted in the journal, with the threads it was given."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import torch
+from pydantic import Field
+
+from counterstain.config import Config
+from counterstain.errors import ConfigError, CounterstainError, InputError, StorageError
+from counterstain.storage import disk_errors_named
+from counterstain.study import journal
+from counterstain.study.config import Resources
+from counterstain.study.plan import Cell
+from counterstain.study.stages import is_done, run_cell
+
+LOCK_FILE = ".cells.lock"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt at a cell ended."""
+
+    cell: Cell
+    error: Exception | None = None
+    """Why it failed; None where it is done."""
+    lost: bool = False
+    """Its process or machine is gone; another attempt may succeed."""
+    seconds: float | None = None
+    """What it took; None where it was done by another."""
+
+
+class CellCrashError(RuntimeError):
+    """A defect in another process; its message is the traceback there."""
+
+
+def attempt(cell: Cell, root: Path, threads: int | None = None) -> Outcome:
+    """Make a cell, unless it is done by now; errors come back in the outcome."""
+    about = {"cell": cell.folder, "name": cell.name, "stage": cell.stage}
+    try:
+        with _alone(cell, root), _with_threads(threads), disk_errors_named(root / cell.folder):
+            if is_done(cell, root):
+                return Outcome(cell)  # the process of a driver that was killed had finished it
+            journal.record(root.parent, "start", **about)
+            done = run_cell(cell, root)
+            journal.record(root.parent, "finish", seconds=done.seconds, bytes=done.size_bytes, **about)
+    except Exception as error:  # noqa: BLE001 - the driver decides what to do about it
+        _note_failure(root, about, error)
+        return Outcome(cell, error)
+    return Outcome(cell, seconds=done.seconds)
+
+
+def attempt_elsewhere(cell: Cell, root: Path, threads: int | None) -> Outcome:
+    """Make a cell in a process that is not the driver's: what comes back can be sent."""
+    outcome = attempt(cell, root, threads)
+    if outcome.error is None or isinstance(outcome.error, CounterstainError):
+        return outcome
+    return Outcome(cell, CellCrashError(f"{cell.name}\n{''.join(traceback.format_exception(outcome.error))}"))
+
+
+def _note_failure(root: Path, about: dict[str, str], error: Exception) -> None:
+    try:
+        journal.record(root.parent, "fail", why=str(error) or type(error).__name__, **about)
+    except StorageError:
+        return  # the disk is full: the error itself is what the user must see
+
+
+@contextmanager
+def _alone(cell: Cell, root: Path) -> Iterator[None]:
+    """Keep others from this cell: a process may outlive its killed driver by a moment, a cut-off machine by longer.
+
+    One byte of one file is locked for each cell; the operating system drops the lock with the process.
+    """
+    byte = int(cell.folder.rpartition("-")[2], 16) >> 2
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / LOCK_FILE).open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX, 1, byte)
+        yield
+
+
+@contextmanager
+def _with_threads(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# What the scheduler asks of an executor.
+
+
+class Executor(Protocol):
+    """Runs cells whose inputs are there."""
+
+    name: str
+    """As the journal and the user read it."""
+    slots: int
+    """Cells that it can run at once, to estimate the time left."""
+    queue: int
+    """Cells that it takes before one must end."""
+
+    def start(self, cell: Cell) -> None:
+        """Take a cell; never called for more than ``queue`` cells at once."""
+
+    def wait(self) -> list[Outcome]:
+        """Return the outcomes of cells that ended since the last call, at least one."""
+
+    def stop(self) -> None:
+        """End at once whatever runs; cells survive being killed."""
+
+
+# Cells one after another in the calling process.
+
+
+class InProcessExecutor:
+    """The simplest executor."""
+
+    name, slots, queue = "local", 1, 1
+
+    def __init__(self, root: Path, threads: int | None) -> None:
+        self._root, self._threads = root, threads
+        self._taken: list[Cell] = []
+
+    def start(self, cell: Cell) -> None:
+        """Take a cell; it runs when its outcome is waited for."""
+        self._taken.append(cell)
+
+    def wait(self) -> list[Outcome]:
+        """Run the cell that was taken."""
+        return [attempt(self._taken.pop(), self._root, self._threads)]
+
+    def stop(self) -> None:
+        """Nothing runs outside the calling process."""
+
+
+# Cells in processes of this machine, each with its threads; a process that dies costs its cell's attempt only.
+
+SPAWN = multiprocessing.get_context("spawn")  # a forked process could use neither CUDA nor OpenMP
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+SECONDS_TO_END = 2.0
+SECONDS_TO_SAVE = 20.0
+
+
+@dataclass
+class _Worker:
+    process: SpawnProcess
+    pipe: Connection
+    cell: Cell | None = None
+
+
+class ProcessExecutor:
+    """A fixed number of processes that take cells one by one."""
+
+    def __init__(self, root: Path, processes: int, threads: int) -> None:
+        self.name = f"local, {processes} processes x {threads} {'thread' if threads == 1 else 'threads'}"
+        self.slots = self.queue = processes
+        self._root, self._threads = root.resolve(), threads
+        self._workers: list[_Worker | None] = [None] * processes
+
+    def start(self, cell: Cell) -> None:
+        """Give a cell to a process that has none; processes start when they are needed."""
+        for number, worker in enumerate(self._workers):
+            if worker is None:
+                worker = self._workers[number] = self._started(number)  # noqa: PLW2901
+            if worker.cell is None:
+                worker.cell = cell
+                with contextlib.suppress(BrokenPipeError):  # it died just now: wait() will say so
+                    worker.pipe.send(cell)
+                return
+        raise AssertionError("more cells than processes")
+
+    def wait(self) -> list[Outcome]:
+        """Return what ended; a process that died has lost its cell."""
+        busy = {worker.pipe: number for number, worker in enumerate(self._workers) if worker and worker.cell}
+        return [self._outcome(busy[pipe]) for pipe in wait(list(busy)) if isinstance(pipe, Connection)]
+
+    def stop(self) -> None:
+        """End all processes; those that train save their state after the step that is under way."""
+        living = [worker.process for worker in self._workers if worker]
+        for process in living:
+            process.terminate()
+        deadline = time.monotonic() + SECONDS_TO_SAVE
+        for process in living:
+            process.join(max(0.0, deadline - time.monotonic()))
+            process.kill()
+            process.join(SECONDS_TO_END)
+        self._workers = [None] * self.slots
+
+    def _outcome(self, number: int) -> Outcome:
+        worker = self._workers[number]
+        assert worker is not None
+        assert worker.cell is not None
+        cell = worker.cell
+        try:
+            outcome = worker.pipe.recv()
+            assert isinstance(outcome, Outcome)
+        except (EOFError, OSError):
+            worker.process.kill()
+            worker.process.join(SECONDS_TO_END)
+            self._workers[number] = None
+            return Outcome(cell, lost=True)
+        worker.cell = None
+        return outcome
+
+    def _started(self, number: int) -> _Worker:
+        ours, theirs = SPAWN.Pipe()
+        log = self._root.parent / "logs" / f"process-{number}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        devices = torch.cuda.device_count()
+        device = number % devices if devices > 1 else None
+        process = SPAWN.Process(target=_work, args=(theirs, self._root, self._threads, log, device))
+        with _threads_of_children(self._threads), _interrupts_held_back():
+            process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+
+def _work(pipe: Connection, root: Path, threads: int, log: Path, device: int | None) -> None:
+    with log.open("a", buffering=1, encoding="utf-8") as file:
+        sys.stdout = sys.stderr = file
+        threading.Thread(target=_end_with_the_driver, daemon=True).start()
+        if device is not None:
+            torch.cuda.set_device(device)
+        while True:
+            try:
+                cell = pipe.recv()
+            except EOFError:
+                return
+            try:
+                outcome = attempt_elsewhere(cell, root, threads)
+            except KeyboardInterrupt:  # the training's state is saved
+                return
+            pipe.send(outcome)
+
+
+def _end_with_the_driver() -> None:
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+    wait([driver.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)  # a training saves its state
+    time.sleep(SECONDS_TO_SAVE)
+    os._exit(1)
+
+
+@contextmanager
+def _threads_of_children(threads: int) -> Iterator[None]:
+    """NumPy reads its number of threads once, when it is imported."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Children inherit the mask: Ctrl-C reaches the driver alone, which then ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# Cells as tasks of a Ray cluster: on this machine, on Slurm, on Kubernetes. The nodes share the study's folder.
+
+LOCALHOST = "127.0.0.1"
+QUEUED_PER_CPU = 4
+
+
+class RayExecutor:
+    """One Ray task for each attempt at a cell; Ray finds a node with the processors that it asks for."""
+
+    def __init__(self, root: Path, resources: Resources, address: str | None = None) -> None:
+        self._ray = _ray(alone=address is None)
+        self._root, self._resources = root.resolve(), resources
+        self._threads = resources.threads or 1
+        self._running: dict[Any, Cell] = {}
+        self._connect(address)
+        processors = int(self._ray.cluster_resources().get("CPU", 1))
+        self.name = f"ray, {processors} processors, {address or 'this machine'}"
+        self.slots = max(1, processors // self._threads)
+        self.queue = QUEUED_PER_CPU * self.slots + 16
+        # Lost attempts are counted by the scheduler, the same for all executors.
+        self._task = self._ray.remote(max_retries=0, max_calls=0)(attempt_elsewhere)
+
+    def start(self, cell: Cell) -> None:
+        """Hand a cell to the cluster."""
+        options = {
+            "num_cpus": self._resources.cpus(cell.stage),
+            "num_gpus": self._resources.gpus(cell.stage),
+            "name": cell.name,
+        }
+        self._running[self._task.options(**options).remote(cell, self._root, self._threads)] = cell
+
+    def wait(self) -> list[Outcome]:
+        """Return what ended; a node or process that is gone has lost its cell."""
+        ended, _ = self._ray.wait(list(self._running), num_returns=1)
+        return [self._outcome(reference) for reference in ended]
+
+    def stop(self) -> None:
+        """Leave the cluster; it ends this study's tasks."""
+        for reference in self._running:
+            self._ray.cancel(reference, force=True)
+        self._running.clear()
+        self._ray.shutdown()
+
+    def _outcome(self, reference: Any) -> Outcome:
+        cell = self._running.pop(reference)
+        try:
+            outcome = self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError:
+            raise  # a defect outside the cell's own work
+        except self._ray.exceptions.RayError:
+            return Outcome(cell, lost=True)
+        assert isinstance(outcome, Outcome)
+        return outcome
+
+    def _connect(self, address: str | None) -> None:
+        variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(self._threads))
+        options: dict[str, Any] = {"log_to_driver": False, "runtime_env": {"env_vars": variables}}
+        if address is None:
+            options |= {"address": "local", "_node_ip_address": LOCALHOST, "include_dashboard": False}
+        else:
+            options |= {"address": address}
+        try:
+            self._ray.init(**options)
+        except (ConnectionError, ValueError) as error:
+            raise InputError(f"--address {address}: no Ray cluster answers there ({error}); start one first") from error
+
+
+def _ray(*, alone: bool) -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # asks the outside world for nothing
+    if alone:
+        # Ray binds to all interfaces unless its node's address is the loopback's, and on Linux it replaces that by
+        # the machine's address. This variable, read when Ray is imported, makes it keep it.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError("--executor ray: Ray is not installed; pip install 'counterstain[ray]'") from error
+    return ray
+
+
+# Where cells run: in this process, in processes beside it, or on a Ray cluster. The results are the same.
+
+
+class ExecutorConfig(Config):
+    """Where the cells of a study run."""
+
+    kind: Literal["local", "ray"] = "local"
+    """On this machine, or on a Ray cluster."""
+    processes: Annotated[int, Field(ge=1)] | None = None
+    """Processes of the local executor; None runs the cells one after another in the calling process."""
+    address: str | None = None
+    """A Ray cluster that runs already, ``auto`` to find it; None starts one on this machine that only it can reach."""
+
+
+def open_executor(config: ExecutorConfig, resources: Resources, root: Path) -> Executor:
+    """Start what runs cells; ``root`` is the folder of all cells."""
+    if config.kind == "ray":
+        return RayExecutor(root, resources, config.address)
+    if config.processes is not None:
+        return ProcessExecutor(root, config.processes, resources.threads or 1)
+
+    return InProcessExecutor(root, resources.threads)

@@ -1,0 +1,177 @@
+"""Pictures for figure 4: a real patch, its mask, the new mask, and what every method drew for it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from counterstain.config import build
+from counterstain.data.cohort import Cohort
+from counterstain.data.patch_set import SHARD_PATCHES, PatchSet
+from counterstain.data.patches import Patch, Source, turn
+from counterstain.data.sampling import PatchSampler
+from counterstain.seeding import derive
+from counterstain.storage import write_json, write_parquet
+from counterstain.synthesis.masks import Layouts, SynthesisConfig, draw_layouts
+from counterstain.taxonomy import BACKGROUND
+
+EXAMPLES = 8
+LEAST_SHARE, MOST_SHARE = 0.15, 0.85  # of tissue-class pixels: there is something to draw, and something around it
+
+
+def write_examples(folder: Path, cohort: Cohort, sets: dict[str, PatchSet]) -> None:
+    """Write examples.json and its PNG files; empty where there is no synthetic set."""
+    folder.mkdir(parents=True)
+    rows = []
+    if sets:
+        layouts = _layouts(cohort, next(iter(sets.values())))
+        palette = cohort.taxonomy.palette
+        count = min(SHARD_PATCHES, *(len(found) for found in sets.values()))
+        for number, i in enumerate(choose(layouts.patches[:count])):
+            real = layouts.patches[i]
+            pictures = {
+                "real": real.image,
+                "mask": palette[real.relabelled(layouts.before[i]).label_mask],
+                "new_mask": palette[real.label_mask],
+            } | {f"image {method}": found[i].image for method, found in sets.items()}
+            files = {name: f"{number:02d}-{name.replace(' ', '-')}.png" for name in pictures}
+            for name, picture in pictures.items():
+                Image.fromarray(picture).save(folder / files[name])
+            rows.append(
+                {name: files[name] for name in ("real", "mask", "new_mask")}
+                | {"images": {method: files[f"image {method}"] for method in sets}}
+                | {"old": _names(cohort, layouts.before[i]), "new": _names(cohort, real.subtypes)}
+            )
+    write_json(folder / "examples.json", rows)
+
+
+def choose(patches: list[Patch], number: int = EXAMPLES) -> list[int]:
+    """Pick patches that show every new subtype about equally often; prefer those where tissue and background mix."""
+    masks = [patch.label_mask for patch in patches]
+    shares = np.array([(mask != BACKGROUND).mean() for mask in masks])
+    mixed = [i for i in np.argsort(np.abs(shares - 0.5)).tolist() if LEAST_SHARE <= shares[i] <= MOST_SHARE]
+    candidates = mixed or [i for i in range(len(patches)) if shares[i] > 0]
+    main = {i: int(np.bincount(masks[i][masks[i] != BACKGROUND]).argmax()) for i in candidates}
+    shown: dict[int, int] = {}
+    chosen: list[int] = []
+    while candidates and len(chosen) < number:
+        best = min(candidates, key=lambda i: (shown.get(main[i], 0), candidates.index(i)))
+        candidates.remove(best)
+        shown[main[best]] = shown.get(main[best], 0) + 1
+        chosen.append(best)
+    return sorted(chosen, key=lambda i: main[i])
+
+
+def _layouts(cohort: Cohort, found: PatchSet) -> Layouts:
+    header = found.header
+    config = build(SynthesisConfig, header.settings["synthesis"], found.folder)
+    sampler = PatchSampler(cohort, "train", header.size_px, config.sampling, derive(header.seed, "masks"))
+    return draw_layouts(sampler, config, header.seed, 0)
+
+
+def _names(cohort: Cohort, subtypes: dict[int, int]) -> list[str]:
+    return [cohort.taxonomy.name_of(subtype) for subtype in subtypes.values()]
+
+
+# Pictures for the report's gallery: patches of every synthetic set, and the real ones that gave their masks.
+#
+# Nothing is chosen by its looks: of each set the first patches that show an instance. ``gallery.parquet`` has a row
+# per picture: number, method (``real`` or the set's name), image (WebP), mask (PNG), source (number of the real
+# patch), region, slide, patient, y_px, x_px, index (in its set), attempts, before and after (labels of its
+# instances), area_px.
+
+REAL = "real"
+EDGE_PX = 192  # longest edge of a picture: enough to see texture, small enough to mail hundreds
+QUALITY = 78  # of WebP
+COLUMNS = (
+    "number", "method", "image", "mask", "source", "region", "slide", "patient", "y_px", "x_px", "index", "attempts",
+    "before", "after", "area_px",
+)  # fmt: skip
+
+
+def write_gallery(file: Path, cohort: Cohort, sets: Mapping[str, PatchSet], number: int) -> None:
+    """Write gallery.parquet with at most ``number`` patches of each set."""
+    gallery = _Gallery(cohort)
+    for name, found in sets.items():
+        for index in _shown(found, number):
+            gallery.add(name, found, index)
+    write_parquet(file, pd.DataFrame(gallery.rows, columns=list(COLUMNS)))
+
+
+def _shown(found: PatchSet, number: int) -> list[int]:
+    return [int(index) for index in np.unique(found.instances["index"])[:number]]
+
+
+@dataclass
+class _Gallery:
+    cohort: Cohort
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    _real: dict[Source, int] = field(default_factory=dict)
+
+    def add(self, name: str, found: PatchSet, index: int) -> None:
+        patch = found[index]
+        source = self._source(patch.source, found.header.size_px)
+        instances = found.instances[found.instances["index"] == index]
+        labels = {column: instances[column].tolist() for column in ("area_px", "subtype_before", "subtype")}
+        row = found.patches.loc[found.patches["index"] == index].iloc[0]
+        self._append(name, patch, source, labels, index=index, attempts=int(row["attempts"]))
+
+    def _source(self, source: Source, size_px: int) -> int:
+        """Return the number of the real patch that a mask comes from; it is shown once, whatever came of it."""
+        if source not in self._real:
+            self._real[source] = len(self.rows)
+            patch = _cut(self.cohort, source, size_px)
+            own = [patch.subtypes[instance] for instance in patch.areas_px]
+            labels = {"area_px": list(patch.areas_px.values()), "subtype_before": own, "subtype": own}
+            self._append(REAL, patch, len(self.rows), labels, index=-1, attempts=0)
+        return self._real[source]
+
+    def _append(
+        self, method: str, patch: Patch, source: int, labels: Mapping[str, list[int]], *, index: int, attempts: int
+    ) -> None:
+        where = {name: getattr(patch.source, name) for name in ("region", "slide", "patient", "y_px", "x_px")}
+        pictures = {"image": _webp(patch.image), "mask": _png(patch.label_mask, self.cohort.taxonomy.palette)}
+        before, after, areas = labels["subtype_before"], labels["subtype"], labels["area_px"]
+        about = {"number": len(self.rows), "method": method, "source": source, "index": index, "attempts": attempts}
+        self.rows.append(about | pictures | where | {"before": before, "after": after, "area_px": areas})
+
+
+def _cut(cohort: Cohort, source: Source, size_px: int) -> Patch:
+    position = int(np.flatnonzero(cohort.regions["region"] == source.region)[0])
+    patch = cohort.patch(position, source.y_px, source.x_px, size_px)
+    image, instances = (
+        turn(array, flipped=source.flipped, quarter_turns=source.quarter_turns)
+        for array in (patch.image, patch.instances)
+    )
+    return Patch(image=image, instances=instances, subtypes=patch.subtypes, source=source)
+
+
+def _webp(image: np.ndarray) -> bytes:
+    return _encoded(_shrunk(Image.fromarray(image), Image.Resampling.LANCZOS), "WEBP", quality=QUALITY, method=4)
+
+
+def _png(labels: np.ndarray, palette: np.ndarray) -> bytes:
+    picture = _shrunk(Image.fromarray(labels), Image.Resampling.NEAREST)
+    picture.putpalette(palette.ravel().tolist())
+    return _encoded(picture, "PNG", optimize=True)
+
+
+def _shrunk(picture: Image.Image, how: Image.Resampling) -> Image.Image:
+    longest = max(picture.size)
+    if longest <= EDGE_PX:
+        return picture
+    width, height = (max(1, round(n * EDGE_PX / longest)) for n in picture.size)
+    return picture.resize((width, height), how)
+
+
+def _encoded(picture: Image.Image, form: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()

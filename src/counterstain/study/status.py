@@ -1,0 +1,268 @@
+"""What of a study is done, runs, failed and is left; read from its files, so that any process can ask at any time.
+
+The driver writes ``plan.json`` (the cells, each after all that it needs); cells write ``cell.json`` when they are done
+and lines of the journal. Nothing here loads a model or its libraries.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.table import Table
+from rich.tree import Tree
+
+from counterstain.errors import InputError
+from counterstain.progress import duration
+from counterstain.storage import read_json, write_text
+from counterstain.study.config import STAGES
+from counterstain.study.journal import Journal, fold, read
+from counterstain.study.scheduler import seconds_left
+from counterstain.study.stages import DONE_FILE
+
+PLAN_FILE = "plan.json"
+State = Literal["done", "running", "failed", "left"]
+
+
+@dataclass(frozen=True)
+class CellRow:
+    """A cell as the plan's file holds it."""
+
+    folder: str
+    name: str
+    stage: str
+    arm: str
+    needs: tuple[str, ...]
+    count: int
+    """Patches that a synthetic set must have at least."""
+
+
+@dataclass(frozen=True)
+class StudyState:
+    """The state of every cell, and the journal."""
+
+    rows: Sequence[CellRow]
+    states: dict[str, State]
+    """Folder -> state."""
+    journal: Journal
+    now: float
+
+    def of(self, state: State) -> list[CellRow]:
+        """Return the cells in one state."""
+        return [row for row in self.rows if self.states[row.folder] == state]
+
+    def elapsed(self, row: CellRow) -> float:
+        """Return for how long a cell has been running, in seconds."""
+        return self.now - float(self.journal.last[row.folder]["time"])
+
+    def why(self, row: CellRow) -> str:
+        """Return why a cell failed, in one line."""
+        return str(self.journal.last[row.folder].get("why", "")).partition("\n")[0]
+
+    def unknown_stages(self) -> list[str]:
+        """Return the stages that are to do and of which no cell has finished yet, so that nothing is known of them."""
+        return sorted({row.stage for row in self.rows if self._is_open(row)} - self.journal.seconds.keys())
+
+    def seconds_left(self, slots: int) -> float:
+        """Estimate the rest of the study with so many cells at once."""
+        spent = sum(min(self.elapsed(row), self.journal.seconds.get(row.stage, 0.0)) for row in self.of("running"))
+        todo = [row for row in self.rows if self._is_open(row)]
+        return max(0.0, seconds_left(todo, self.journal.seconds, slots) - spent / slots)
+
+    def bytes_left(self) -> float:
+        """Estimate what the cells that are to do will write."""
+        return sum(self.journal.size_bytes.get(row.stage, 0.0) for row in self.rows if self._is_open(row))
+
+    def _is_open(self, row: CellRow) -> bool:
+        return self.states[row.folder] in {"left", "running"}
+
+
+def rows_of(cells: Iterable[Any]) -> list[CellRow]:
+    """Return cells as rows of the plan's file."""
+    return [
+        CellRow(cell.folder, cell.name, cell.stage, cell.arm, cell.needs, int(cell.details.get("count", 0)))
+        for cell in cells
+    ]
+
+
+def write_plan(run: Path, rows: Sequence[CellRow]) -> None:
+    """Write the plan's file, a line a cell."""
+    import json
+
+    lines = [json.dumps([*vars(row).values()], ensure_ascii=False) for row in rows]
+    write_text(run / PLAN_FILE, "[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def read_plan(run: Path) -> list[CellRow]:
+    """Read the plan of a study that was started.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    if not (run / PLAN_FILE).exists():
+        raise InputError(f"{run}: no study was started here ({PLAN_FILE} is missing); give the folder of 'study run'")
+    return [
+        CellRow(folder, name, stage, arm, tuple(needs), count)
+        for folder, name, stage, arm, needs, count in read_json(run / PLAN_FILE)
+    ]
+
+
+def state_of(run: Path, rows: Sequence[CellRow]) -> StudyState:
+    """Look at a study's files."""
+    journal = fold(read(run))
+    root = run / "cells"
+    # Of a set that was whole before it was to be drawn in shards, no shard is drawn.
+    needless = {folder for row in rows if row.stage == "synthetic" and is_done(row, root) for folder in row.needs}
+    shards = {row.folder for row in rows if row.stage == "shards"} & needless
+    states: dict[str, State] = {
+        row.folder: "done" if row.folder in shards else _state(row, run, journal) for row in rows
+    }
+    return StudyState(rows, states, journal, time.time())
+
+
+def is_done(row: CellRow, root: Path) -> bool:
+    """Whether a cell's result is there; a synthetic set must also be long enough."""
+    done = root / row.folder / DONE_FILE
+    if not row.count:
+        return done.exists()
+    return done.exists() and int(read_json(done).get("count", 0)) >= row.count
+
+
+def _state(row: CellRow, run: Path, journal: Journal) -> State:
+    if is_done(row, run / "cells"):
+        return "done"
+    event = journal.last.get(row.folder)
+    if event is None:
+        return "left"
+    if event["event"] == "fail":
+        return "failed"
+    return "running" if event["event"] == "start" and _lives(event) else "left"
+
+
+def _lives(event: dict[str, Any]) -> bool:
+    """Whether the process of an event runs; of other machines it is believed until the journal says otherwise."""
+    if event["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(int(event["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# The state of a study as people read it: a tree of what follows from what, tables, and lines of text.
+
+STATES: tuple[State, ...] = ("done", "running", "failed", "left")
+
+
+def plan_tree(state: StudyState, title: str) -> Tree:
+    """Draw which cells follow from which; those that differ by their repeat or shard alone are one line."""
+    groups: dict[tuple[str, str], list[CellRow]] = {}
+    group_of: dict[str, tuple[str, str]] = {}
+    for row in state.rows:
+        group_of[row.folder] = key = (row.stage, row.name.partition(" #")[0].rpartition(" of ")[2])
+        groups.setdefault(key, []).append(row)
+    tree = Tree(title)
+    branches: dict[tuple[str, str], Tree] = {}
+    for key, rows in groups.items():
+        parents = [group_of[need] for row in rows[:1] for need in row.needs if group_of[need] in branches]
+        # Under the last of its inputs: an evaluation under its segmenter, a set under its generator.
+        parent = branches[max(parents, key=list(branches).index)] if parents else tree
+        branches[key] = parent.add(_group_line(key, rows, state))
+    return tree
+
+
+def cell_table(state: StudyState) -> Table:
+    """Return a row per cell: name, state, folder."""
+    table = Table("cell", "state", "folder")
+    for row in state.rows:
+        table.add_row(row.name, state.states[row.folder], row.folder)
+    return table
+
+
+def stage_table(state: StudyState) -> Table:
+    """Return a row per stage: how many cells are in which state, and what one takes."""
+    counts = Counter((row.stage, state.states[row.folder]) for row in state.rows)
+    table = Table("stage", *STATES, "a cell takes")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for stage in STAGES:
+        if any(counts[stage, each] for each in STATES):
+            mean = state.journal.seconds.get(stage)
+            cells = [str(counts[stage, each]) for each in STATES]
+            table.add_row(stage, *cells, "" if mean is None else duration(mean))
+    return table
+
+
+def what_it_takes(state: StudyState, run: Path, slots: int) -> str:
+    """Say what is done and left, and what the rest will take of time and disk."""
+    counts = Counter(state.states.values())
+    open_cells = len(state.rows) - counts["done"]
+    line = f"{len(state.rows)} cells, {counts['done']} done, {open_cells} left"
+    if not open_cells:
+        return line
+    existing = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    disk = f"about {size(state.bytes_left())} of disk ({size(free)} are free)"
+    return f"{line}\n{time_left(state, slots)}, {disk}"
+
+
+def time_left(state: StudyState, slots: int) -> str:
+    """Say how long the rest takes, and of which stages nothing is known yet."""
+    counts = Counter(state.states.values())
+    if not counts["left"] and not counts["running"]:
+        return "nothing is left to run"
+    unknown = state.unknown_stages()
+    if unknown and not state.seconds_left(slots):
+        return f"how long the rest takes is not known yet: no cell of {', '.join(unknown)} has finished"
+    at_once = f" with {slots} cells at once" if slots > 1 else ""
+    text = f"at least {duration(state.seconds_left(slots))}{at_once}"
+    return f"{text}, not counting stages of which no cell has finished yet ({', '.join(unknown)})" if unknown else text
+
+
+def running(state: StudyState, most: int) -> list[str]:
+    """Say which cells run and for how long."""
+    rows = state.of("running")
+    known = state.journal.seconds
+    lines = [
+        f"running: {row.name}, {duration(state.elapsed(row))}"
+        + (f" of about {duration(known[row.stage])}" if row.stage in known else "")
+        for row in rows[:most]
+    ]
+    return lines + ([f"… and {len(rows) - most} more"] if len(rows) > most else [])
+
+
+def failures(state: StudyState, most: int) -> list[str]:
+    """Say which cells failed and why."""
+    rows = state.of("failed")
+    lines = [f"failed: {row.name}: {state.why(row)}" for row in rows[:most]]
+    return lines + ([f"… and {len(rows) - most} more"] if len(rows) > most else [])
+
+
+def size(size_bytes: float) -> str:
+    """Write a number of bytes as people read it."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"
+
+
+def _group_line(key: tuple[str, str], rows: list[CellRow], state: StudyState) -> str:
+    counts = Counter(state.states[row.folder] for row in rows)
+    stage, name = key
+    label = f"{stage} of {name}" if stage == "shards" else name
+    if len(rows) == 1:
+        return f"{label}: {next(iter(counts))}"
+    return f"{label} x {len(rows)}: " + ", ".join(f"{counts[each]} {each}" for each in STATES if counts[each])

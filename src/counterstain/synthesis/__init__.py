@@ -1,0 +1,1 @@
+"""Relabelled masks -> synthetic sets, redrawn regions, previews."""

@@ -1,0 +1,195 @@
+"""Whole training regions with new subtypes, drawn anew, as a cohort of synthetic regions.
+
+A region of the new cohort follows from the seed and its source region alone. Beside the tables of every cohort,
+``redrawn_regions.parquet`` holds a row per region (region, source_region, seed, style_slides, style_weights) and
+``redrawn_instances.parquet`` a row per instance (region, instance, subtype_before, subtype). The cohort's source names
+the generator, the settings and every patient behind the images, so that leaks are noticed as with synthetic sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+import counterstain
+from counterstain.checkpoints import CheckpointHeader
+from counterstain.data.cohort import Cohort, CohortWriter, Region
+from counterstain.data.patches import label_mask
+from counterstain.data.relabel import Instance, redrawn_pixels, relabel
+from counterstain.errors import InputError, LeakageError, MismatchError
+from counterstain.generators.interface import ImageGenerator
+from counterstain.progress import bar
+from counterstain.seeding import derive
+from counterstain.storage import write_parquet
+from counterstain.synthesis.masks import SynthesisConfig
+from counterstain.synthesis.styles import Mix, StyleDrawer, style_drawer
+from counterstain.synthesis.synthesize import drawing_settings, require_generator_fits
+
+
+def redraw_regions(
+    generator: ImageGenerator,
+    cohort: Cohort,
+    out: Path,
+    config: SynthesisConfig,
+    *,
+    seed: int,
+    regions: Sequence[str] = (),
+    header: CheckpointHeader | None = None,
+) -> Cohort:
+    """Give the instances of whole regions new subtypes and draw the regions; finished ones are kept.
+
+    Parameters
+    ----------
+    generator : ImageGenerator
+        Of diffusion, inpainting or the oracle; SPADE draws one size alone.
+    config : SynthesisConfig
+        Its ``relabel`` and ``style`` are used; the filter is one of patches.
+    regions : sequence of str, optional
+        Names of training regions; all of them where not given.
+    header : CheckpointHeader, optional
+        Of the generator's checkpoint; None for the oracle.
+
+    Returns
+    -------
+    Cohort
+        With the patients and slides of the sources, all in its training part.
+
+    Raises
+    ------
+    LeakageError
+        A region is not of the training part, or the generator saw a validation or test patient.
+    InputError
+        There is no region of such a name.
+    MismatchError
+        The generator does not fit, or ``out`` belongs to another run.
+    """
+    if generator.method == "spade":
+        raise MismatchError("method spade: draws patches of one size; redraw regions with diffusion or inpainting")
+    if header is not None:
+        require_generator_fits(header, cohort, header.size_px)
+    positions = _positions(cohort, regions)
+    reference_px = 64 if header is None else header.size_px
+    drawer = style_drawer(generator, cohort, config.style, size_px=reference_px, seed=seed)
+    sources = [_Source(cohort, position, config, seed, drawer) for position in positions]
+    seen = {*cohort.patients("train"), *(header.patients_seen if header else ())}
+    origin = {
+        "kind": "redrawn",
+        "method": generator.method,
+        "generator": "" if header is None else header.sha256,
+        "cohort": cohort.fingerprint,
+        "seed": seed,
+        "settings": drawing_settings(generator, config),
+        "regions": [source.name for source in sources],
+        "patients_seen": sorted(seen),
+        "version": counterstain.__version__,
+    }
+    writer = CohortWriter(out, cohort.taxonomy, cohort.mpp, origin)
+    with bar(f"redrawing regions ({generator.method})", len(sources)) as advance:
+        for source in sources:
+            if not writer.finished and not writer.has(source.name):
+                writer.add(source.name, [source.drawn(generator)])
+            advance(1)
+    if not writer.finished:
+        write_parquet(out / "redrawn_regions.parquet", pd.DataFrame([source.row for source in sources]))
+        instances = [row for source in sources for row in source.instance_rows]
+        columns = ["region", "instance", "subtype_before", "subtype"]
+        write_parquet(out / "redrawn_instances.parquet", pd.DataFrame(instances, columns=columns))
+    return writer.finish()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A region to be drawn anew."""
+
+    cohort: Cohort
+    position: int
+    config: SynthesisConfig
+    seed: int
+    drawer: StyleDrawer | None
+
+    @property
+    def region(self) -> str:
+        return str(self.cohort.regions["region"].iloc[self.position])
+
+    @property
+    def name(self) -> str:
+        return f"{self.region}-redrawn-{self.seed}"
+
+    @property
+    def image_seed(self) -> int:
+        return derive(self.seed, "region", self.region)
+
+    @property
+    def mix(self) -> Mix:
+        slide = str(self.cohort.regions["slide"].iloc[self.position])
+        return () if self.drawer is None else self.drawer.mix(slide, self.image_seed)
+
+    @cached_property
+    def subtypes(self) -> dict[int, int]:
+        """The new subtype of every instance."""
+        table = self.cohort.instances[self.cohort.instances["region"] == self.region]
+        columns = (table[name].tolist() for name in ("instance", "subtype", "area_px"))
+        instances = [
+            Instance(patch=0, instance=instance, subtype=subtype, area_px=area)
+            for instance, subtype, area in zip(*columns, strict=True)
+        ]
+        labels = relabel(instances, self.config.relabel, self.cohort.taxonomy, self.image_seed, 0)
+        return {instance: subtype for (_, instance), subtype in labels.items()}
+
+    @property
+    def row(self) -> dict[str, object]:
+        slides, weights = [slide for slide, _ in self.mix], [weight for _, weight in self.mix]
+        own: dict[str, object] = {"region": self.name, "source_region": self.region, "seed": self.image_seed}
+        return own | {"style_slides": slides, "style_weights": weights}
+
+    @property
+    def instance_rows(self) -> list[tuple[str, int, int, int]]:
+        before = self.cohort.subtypes(self.position)
+        return [(self.name, i, before[i], subtype) for i, subtype in sorted(self.subtypes.items())]
+
+    def drawn(self, generator: ImageGenerator) -> Region:
+        row = self.cohort.regions.iloc[self.position]
+        image, instances = self.cohort.read(self.position)
+        kept = self.config.relabel.kept(self.cohort.taxonomy)
+        redraw = redrawn_pixels(instances, self.cohort.subtypes(self.position), kept)
+        slide = str(row["slide"])
+        styles = {} if self.drawer is None else {"styles": self.drawer([slide], [self.image_seed]).codes}
+        new = generator.generate(
+            label_mask(instances, self.subtypes)[None],
+            [self.image_seed],
+            image[None],
+            redraw[None],
+            instances=instances[None],
+            slides=[slide],
+            **styles,
+        )
+        return Region(
+            region=self.name,
+            slide=slide,
+            patient=str(row["patient"]),
+            image=new[0],
+            instances=instances,
+            subtypes=self.subtypes,
+            score=None if pd.isna(row["score"]) else str(row["score"]),
+            split="train",
+            mpp_level0=None if pd.isna(row["mpp_level0"]) else float(row["mpp_level0"]),
+            origin_xy_level0_px=(int(row["x_level0_px"]), int(row["y_level0_px"])),
+        )
+
+
+def _positions(cohort: Cohort, regions: Sequence[str]) -> list[int]:
+    training = [int(position) for position in cohort.part("train")]
+    names = cohort.regions["region"].astype(str).tolist()
+    unknown = sorted(set(regions) - set(names))
+    if unknown:
+        raise InputError(f"{cohort.folder}: no region {unknown[0]!r}; its regions.parquet lists them")
+    held_out = sorted(set(regions) - {names[position] for position in training})
+    if held_out:
+        raise LeakageError(
+            f"region {held_out[0]}: is not of the training part of {cohort.folder}; redraw training regions alone"
+        )
+    return [position for position in training if not regions or names[position] in regions]

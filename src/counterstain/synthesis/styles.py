@@ -1,0 +1,109 @@
+"""Which style each image is drawn in: its own slide's, another's, a mixture of two, or a step beyond.
+
+Shapes: n = images, S = length of a style vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from counterstain.data.cohort import Cohort
+from counterstain.data.patches import Patch
+from counterstain.errors import ConfigError, InputError
+from counterstain.generators.diffusion_config import StyleChoice
+from counterstain.generators.style import StyleReferences, references_of
+from counterstain.seeding import numpy_generator
+
+Mix = tuple[tuple[str, float], ...]  # slides and their weights, which sum to 1
+TWO_SLIDES = {"other", "mixture", "beyond"}
+
+
+@runtime_checkable
+class StyledGenerator(Protocol):
+    """A generator that can be given styles, as ``styles=`` of its ``generate``."""
+
+    @property
+    def references_per_style(self) -> int:
+        """Of how many references of a slide the styles are to be averaged."""
+        ...
+
+    def style_codes(self, references: Sequence[Patch]) -> np.ndarray:
+        """Return the styles of reference patches, (n, S)."""
+        ...
+
+
+@dataclass(frozen=True)
+class DrawnStyles:
+    """The styles of some images, and where they are from."""
+
+    codes: np.ndarray  # (n, S)
+    mixes: list[Mix]
+
+
+class StyleDrawer:
+    """Draw styles; each depends on the seed, the image's number and its own slide alone.
+
+    Parameters
+    ----------
+    generator : StyledGenerator
+    references : StyleReferences
+    choice : StyleChoice
+
+    Raises
+    ------
+    ConfigError
+        The generator takes no styles.
+    InputError
+        The choice needs two training slides, and there is one.
+    """
+
+    def __init__(self, generator: object, references: StyleReferences, choice: StyleChoice) -> None:
+        if not isinstance(generator, StyledGenerator):
+            raise ConfigError(f"synthesis.style.source {choice.source}: this generator takes no styles; use none")
+        if choice.source in TWO_SLIDES and len(references.slides) < 2:
+            raise InputError(
+                f"{references.cohort.folder}: synthesis.style.source {choice.source} needs two training slides; use own"
+            )
+        self._references, self._choice, self._count = references, choice, generator.references_per_style
+        self._of_reference = cache(lambda reference: generator.style_codes([references[reference]])[0])
+
+    def __call__(self, slides: Sequence[str], numbers: Sequence[int]) -> DrawnStyles:
+        """Return the styles of the images ``numbers`` whose masks are from ``slides``."""
+        mixes = [self.mix(slide, number) for slide, number in zip(slides, numbers, strict=True)]
+        codes = [
+            np.stack([np.float32(weight) * self._style(slide, number) for slide, weight in mix]).sum(0)
+            for mix, number in zip(mixes, numbers, strict=True)
+        ]
+        return DrawnStyles(np.stack(codes), mixes)
+
+    def _style(self, slide: str, number: int) -> np.ndarray:
+        """Return the mean style, (S,) float32, of the references of a slide that an image's number chooses."""
+        chosen = self._references.choose(slide, self._count, "image", number)
+        styles = np.stack([self._of_reference(reference) for reference in chosen])
+        return np.asarray(styles.mean(0))
+
+    def mix(self, slide: str, number: int) -> Mix:
+        """Return the slides of an image's style with their weights."""
+        if self._choice.source == "own":
+            return ((slide, 1.0),)
+        rng = numpy_generator(self._references.seed, "style", number)
+        if self._choice.source == "other":
+            others = [name for name in self._references.slides if name != slide]
+            return ((others[rng.integers(len(others))], 1.0),)
+        first, second = (self._references.slides[i] for i in rng.permutation(len(self._references.slides))[:2])
+        weight = float(rng.random()) if self._choice.source == "mixture" else 1.0 + self._choice.step
+        return ((first, 1.0 - weight), (second, weight))
+
+
+def style_drawer(
+    generator: object, cohort: Cohort, choice: StyleChoice, *, size_px: int, seed: int
+) -> StyleDrawer | None:
+    """Return what draws the styles of a synthetic set, or None where no style is asked for."""
+    if choice.source == "none":
+        return None
+    return StyleDrawer(generator, references_of(cohort, size_px, seed), choice)
