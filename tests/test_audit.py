@@ -13,7 +13,7 @@ from drawn_cohort import draw_cohort
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from counterstain.audit.adherence import HALVES, HELD_OUT, STAIN_VECTORS, AuditConfig, seam, stain_density, stain_table
+from counterstain.audit.adherence import HALVES, HELD_OUT, AuditConfig, seam, stain_density, stain_table
 from counterstain.audit.audit import audit_identity, audit_sets, require_auditable, sheet, training_halves
 from counterstain.audit.fidelity import coverage, features_of, frechet_distance, kernel_distance, nearest
 from counterstain.audit.instance_predictions import instance_probabilities
@@ -23,6 +23,7 @@ from counterstain.cli import app
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.patches import Patch, Source
 from counterstain.data.sampling import PatchSampler, SamplingConfig
+from counterstain.data.stains import STAIN_VECTORS
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
 from counterstain.generators.diffusion_config import CounterstainConfig
 from counterstain.storage import claim

@@ -429,7 +429,7 @@ def test_another_resolution_is_refused(trained, tmp_path) -> None:
 def test_patients_that_it_saw_are_refused(trained, tmp_path) -> None:
     swapped = make_cohort(tmp_path / "swapped", split={"a": "test", "x": "train"})
     for part in ("test", "all"):
-        with pytest.raises(LeakageError, match=r"saw 1 of the patients of .* among them a; evaluate it on patients"):
+        with pytest.raises(LeakageError, match=r"has seen a of .*; evaluate it on patients"):
             evaluate(trained, swapped, part)
 
 

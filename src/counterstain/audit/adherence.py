@@ -29,7 +29,7 @@ from counterstain.config import Config
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.patches import Patch
 from counterstain.data.relabel import redrawn_pixels
-from counterstain.data.stains import STAIN_VECTORS
+from counterstain.data.stains import unmixing
 from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
 
 REAL = frozenset({IGNORE})  # of real patches every instance counts that has a subtype
@@ -62,12 +62,8 @@ def stain_density(image: np.ndarray, stain: Stain) -> np.ndarray:
     (H, W) float array
         Optical density (natural logarithm) along the stain's unit vector; negative where the colour lies outside.
     """
-    vectors = np.array([STAIN_VECTORS["haematoxylin"], STAIN_VECTORS[stain]])
-    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    third = np.cross(*vectors)
-    basis = np.stack([*vectors, third / np.linalg.norm(third)])
     density = -np.log((image.astype(np.float64) + 1) / 256)
-    return np.asarray((density @ np.linalg.inv(basis))[..., 1])
+    return np.asarray((density @ unmixing(stain))[..., 1])
 
 
 def seam(patch: Patch, kept: Collection[int] = REAL) -> float:

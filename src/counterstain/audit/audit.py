@@ -160,7 +160,7 @@ def require_auditable(sets: Mapping[str, PatchSet], cohort: Cohort, judge_folder
     judge, who = read_header(judge_folder), f"the judge {judge_folder}"
     require_taxonomy(judge_folder, judge, cohort.taxonomy)
     _require_mpp(who, judge.mpp, cohort)
-    check_no_leak(judge.patients_seen, {part: cohort.patients(part) for part in ("val", "test")}, who)
+    check_no_leak(judge.patients_seen, cohort, who)
     _require_cohort(who, judge.cohort, cohort)
     for name, patch_set in sets.items():
         if name in REFERENCES:

@@ -121,8 +121,7 @@ class JudgeFilter:
                 f"{folder}: the judge learnt from {header.size_px} px at {header.mpp:g} um/px, the images are of "
                 f"{size_px} px at {cohort.mpp:g} um/px; train one that fits"
             )
-        held_out = {part: cohort.patients(part) for part in ("val", "test")}
-        check_no_leak(header.patients_seen, held_out, f"the judge {folder}")
+        check_no_leak(header.patients_seen, cohort, f"the judge {folder}")
         return cls(judge, header, config)
 
     @property

@@ -97,8 +97,7 @@ class PastedPatches:
         self._config = config
         self._sampling = sampling.model_copy(update={"flip": True, "quarter_turns": True})
         regions = cohort.regions.iloc[cohort.part("train")].assign(position=cohort.part("train"))
-        held_out = {part: cohort.patients(part) for part in ("val", "test")}
-        check_no_leak(regions["patient"], held_out, f"{cohort.folder}: its training part")
+        check_no_leak(regions["patient"], cohort, f"{cohort.folder}: its training part")
         instances = cohort.instances.merge(regions[["region", "slide", "position"]], on="region")
         self.shares = _shares(instances, config, cohort)
         self._donors = {subtype: _by_slide(instances[instances["subtype"] == subtype]) for subtype in self.shares}

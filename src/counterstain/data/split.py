@@ -19,19 +19,33 @@ from counterstain.storage import replacing
 
 PATIENTS_SEEN_FILE = "patients_seen.txt"  # beside exported generated images
 NAMED = 3  # patients that a message names
+RETRAIN = (
+    "train the generator on this cohort's training part only, or split the cohort as it was when the generator was "
+    "trained"
+)
 
 
-def check_no_leak(patients_seen: Iterable[str], held_out: Mapping[str, Iterable[str]], what: str) -> None:
-    """Check that a checkpoint, or what it made, has seen no patient of the held-out parts.
+def check_no_leak(
+    patients_seen: Iterable[str],
+    cohort: Cohort,
+    what: str,
+    *,
+    parts: Iterable[str] = ("val", "test"),
+    remedy: str = RETRAIN,
+) -> None:
+    """Check that a checkpoint, or what it made, has seen no patient of the held-out parts of a cohort.
 
     Parameters
     ----------
     patients_seen : iterable of str
         As recorded in a checkpoint or a patch set.
-    held_out : mapping
-        Part (``val``, ``test``) -> its patients.
+    cohort : Cohort
     what : str
         The checkpoint or patch set, as the message is to name it.
+    parts : iterable of str
+        Parts that it must not have seen; ``all`` is the whole cohort.
+    remedy : str
+        What to do, as the message is to say it.
 
     Raises
     ------
@@ -39,14 +53,12 @@ def check_no_leak(patients_seen: Iterable[str], held_out: Mapping[str, Iterable[
         Names what, the part, up to three patients and the remedy.
     """
     seen = set(patients_seen)
-    for part, patients in held_out.items():
-        leaked = sorted(seen.intersection(patients))
+    for part in parts:
+        leaked = sorted(seen.intersection(cohort.regions["patient"] if part == "all" else cohort.patients(part)))
         if leaked:
             shown = ", ".join(leaked[:NAMED]) + (f" and {len(leaked) - NAMED} more" if len(leaked) > NAMED else "")
-            raise LeakageError(
-                f"{what} has seen {shown} of the {part} part; train the generator on this cohort's training part only, "
-                "or split the cohort as it was when the generator was trained"
-            )
+            where = "" if part == "all" else f"the {part} part of "
+            raise LeakageError(f"{what} has seen {shown} of {where}{cohort.folder}; {remedy}")
 
 
 def read_patients_seen(path: Path) -> tuple[str, ...]:

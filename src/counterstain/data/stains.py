@@ -40,13 +40,24 @@ def jitter_stains(image: np.ndarray, stains: Stains, sd: float, rng: np.random.G
     vectors = None if stains == "channels" else _vectors(image, stains)
     if vectors is None:
         return _jitter_channels(image, sd, rng)
-    third = np.cross(*vectors)
-    basis = np.stack([*vectors, third / np.linalg.norm(third)])
+    basis = _with_residual(vectors)
     factor, offset = sd * rng.standard_normal((2, 2))
     change = np.linalg.inv(basis) @ np.diag([*(1 + factor), 1.0]) @ basis
     shift = np.array([*offset, 0.0]) @ basis
     changed = _DENSITY[image] @ change.astype(np.float32) + shift.astype(np.float32)
     return np.asarray(np.clip(np.rint(255 * np.exp(-changed)), 0, 255).astype(np.uint8))
+
+
+def unmixing(other: Literal["dab", "eosin"]) -> np.ndarray:
+    """Return what turns optical density into amounts of stains by the colours of Ruifrok & Johnston (2001).
+
+    Returns
+    -------
+    (3, 3) float array
+        ``density @ unmixing(other)`` has the amounts of haematoxylin, of the other stain and of the residual at a right
+        angle to both; negative where a colour lies outside.
+    """
+    return np.asarray(np.linalg.inv(_with_residual(_pure(other))))
 
 
 def macenko_vectors(image: np.ndarray) -> np.ndarray | None:
@@ -75,8 +86,17 @@ def macenko_vectors(image: np.ndarray) -> np.ndarray | None:
 def _vectors(image: np.ndarray, stains: Stains) -> np.ndarray | None:
     if stains == "macenko":
         return macenko_vectors(image)
-    vectors = np.array([STAIN_VECTORS["haematoxylin"], STAIN_VECTORS[stains]])
+    return _pure(stains)
+
+
+def _pure(other: str) -> np.ndarray:
+    vectors = np.array([STAIN_VECTORS["haematoxylin"], STAIN_VECTORS[other]])
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def _with_residual(vectors: np.ndarray) -> np.ndarray:
+    residual = np.cross(*vectors)
+    return np.stack([*vectors, residual / np.linalg.norm(residual)])
 
 
 def _jitter_channels(image: np.ndarray, sd: float, rng: np.random.Generator) -> np.ndarray:

@@ -12,12 +12,11 @@ Shapes: B = batch, H, W = rows and columns in pixels, h, w = rows and columns of
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from counterstain.data.stains import STAIN_VECTORS
+from counterstain.data.stains import unmixing
 from counterstain.generators.diffusion_config import CounterstainConfig
 
 BLEED = 0.1  # of the other stain's amount is read as haematoxylin
@@ -64,7 +63,8 @@ def counterstain_map(images: Tensor, config: CounterstainConfig) -> Tensor:
         -1..1, positive where there is more haematoxylin than around.
     """
     density = -torch.log(images.clamp(min=1).float() / 255)
-    unmixed = (density @ _unmixing(config).to(images.device)).movedim(-1, 1)
+    amounts = torch.from_numpy(unmixing(config.other_stain)[:, :2]).float()  # (3, 2)
+    unmixed = (density @ amounts.to(images.device)).movedim(-1, 1)
     other = unmixed[:, 1:].clamp(min=0)
     amount = (unmixed[:, :1] - BLEED * other) / (1 + (other / SATURATION).square())
     if config.local_px is None:
@@ -74,15 +74,6 @@ def counterstain_map(images: Tensor, config: CounterstainConfig) -> Tensor:
         return (difference / TYPICAL).clamp(-FURTHEST, FURTHEST) / FURTHEST
     spread = _smooth(difference.square(), SPREAD_WIDTH * config.local_px).sqrt() + FLAT
     return (difference / spread).clamp(-FURTHEST, FURTHEST) / FURTHEST
-
-
-def _unmixing(config: CounterstainConfig) -> Tensor:
-    """Return what turns optical density (…, 3) into the amounts of haematoxylin and of the other stain, (3, 2)."""
-    pure = np.array([STAIN_VECTORS["haematoxylin"], STAIN_VECTORS[config.other_stain]])
-    pure /= np.linalg.norm(pure, axis=1, keepdims=True)
-    residual = np.cross(*pure)
-    unmixing = np.linalg.inv(np.stack([*pure, residual / np.linalg.norm(residual)]))
-    return torch.from_numpy(unmixing[:, :2]).float()
 
 
 def _smooth(maps: Tensor, sd_px: float) -> Tensor:

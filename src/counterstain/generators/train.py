@@ -105,8 +105,7 @@ def require_fit(folder: Path, header: CheckpointHeader, cohort: Cohort) -> None:
         raise MismatchError(
             f"{folder}: was trained at {header.mpp} um/px, this cohort is at {cohort.mpp}; train it anew"
         )
-    held_out = {part: cohort.patients(part) for part in ("val", "test")}
-    check_no_leak(header.patients_seen, held_out, f"{header.kind} {folder}")
+    check_no_leak(header.patients_seen, cohort, f"{header.kind} {folder}")
 
 
 # Train a generator on the training part of a cohort and save it with what it saw.

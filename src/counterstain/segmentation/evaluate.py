@@ -13,7 +13,8 @@ import torch
 from counterstain.checkpoints import CheckpointHeader, require_taxonomy
 from counterstain.data.cohort import PARTS, Cohort
 from counterstain.data.patches import label_mask
-from counterstain.errors import InputError, LeakageError, MismatchError
+from counterstain.data.split import check_no_leak
+from counterstain.errors import InputError, MismatchError
 from counterstain.progress import bar
 from counterstain.segmentation.counts import SlideCounts, count, measures, pooled, slide_measures, to_table
 from counterstain.segmentation.inference import predict_each
@@ -97,13 +98,8 @@ def check_evaluable(folder: Path, header: CheckpointHeader, cohort: Cohort, part
             f"import the cohort at {header.mpp:g} um/px"
         )
     if part != "train":
-        patients = cohort.regions["patient"] if part == ALL else cohort.patients(part)
-        leaked = sorted(set(header.patients_seen).intersection(patients))
-        if leaked:
-            raise LeakageError(
-                f"{folder}: saw {len(leaked)} of the patients of {cohort.folder} ({part}) in training, among them "
-                f"{leaked[0]}; evaluate it on patients that it has not seen"
-            )
+        remedy = "evaluate it on patients that it has not seen"
+        check_no_leak(header.patients_seen, cohort, str(folder), parts=[part], remedy=remedy)
 
 
 def _counts(cohort: Cohort, position: int, probability: np.ndarray, advance: Callable[[int], None]) -> np.ndarray:
