@@ -3,7 +3,16 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
-from counterstain.config import Config, build, merge, parse_overrides, read_yaml, to_yaml
+from counterstain.config import (
+    REMOVED_SETTINGS,
+    Config,
+    build,
+    build_stored,
+    merge,
+    parse_overrides,
+    read_yaml,
+    to_yaml,
+)
 from counterstain.errors import ConfigError
 
 
@@ -95,3 +104,12 @@ def test_a_file_that_is_no_plain_mapping_is_an_error(tmp_path, text, message):
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_yaml(tmp_path / "a.yaml")
+
+
+def test_saved_settings_may_hold_what_is_a_constant_now(monkeypatch):
+    monkeypatch.setitem(REMOVED_SETTINGS, "Training", {"momentum": (0.9,)})
+    saved = {"name": "a", "training": {"steps": 3, "momentum": 0.9}}
+    assert build_stored(Study, saved) == Study(name="a", training=Training(steps=3))
+    saved["training"]["momentum"] = 0.5
+    with pytest.raises(ConfigError, match=r"model\.json: momentum is 0\.5, but is always 0\.9 since this version"):
+        build_stored(Study, saved, "model.json")

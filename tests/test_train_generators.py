@@ -6,7 +6,6 @@ from drawn_cohort import draw_cohort
 from torch.nn.utils import parametrize
 
 from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint
-from counterstain.config import build
 from counterstain.errors import ConfigError, LeakageError, MismatchError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
@@ -27,7 +26,7 @@ def training(steps=3, **changes):
 
 def spade(steps=3, **changes):
     settings = {"generator_width": 4, "discriminator_width": 4, "hidden": 8, "latent": 8, "vgg_weight": 0.0}
-    settings |= {"monitor_masks": 2, "monitor_codes": 2, "monitor_every_steps": 2, "compute_batch": 2}
+    settings |= {"monitor_masks": 2, "monitor_every_steps": 2, "compute_batch": 2}
     return SpadeConfig(training=training(steps), **settings | changes)
 
 
@@ -107,8 +106,6 @@ def test_spade_goes_on_from_given_weights_and_counts_their_patients(cohort, trai
 def test_spade_without_an_encoder_is_read_back(cohort, tmp_path):
     out = train_spade(cohort, spade(1, use_vae=False), tmp_path / "s", **COMMON)
     assert SpadeGenerator.load(out)[1].config["use_vae"] is False
-    with pytest.raises(ConfigError, match="kl_weight needs use_vae: true"):
-        build(SpadeConfig, spade().model_dump() | {"use_vae": False, "kl_weight": 0.1})
 
 
 @pytest.mark.parametrize(
@@ -128,7 +125,7 @@ def test_what_a_gan_cannot_be_trained_with_leaves_its_folder_free(cohort, tmp_pa
 
 def test_a_codebook_that_was_given_is_kept_when_its_upkeep_begins(cohort, tmp_path):
     first = train_autoencoder(cohort, autoencoder(1), tmp_path / "first", **COMMON)
-    still = autoencoder(1, codebook_update="average", codebook_decay=0.999, lr=1e-12)
+    still = autoencoder(1, codebook_update="average", lr=1e-12)
     second = train_autoencoder(cohort, still, tmp_path / "second", init=first, **COMMON)
     codes = [load_checkpoint(out, "autoencoder")[1]["network.quantize.embedding.weight"] for out in (first, second)]
     assert (codes[1] - codes[0]).abs().mean() < 0.1 * codes[0].abs().mean()

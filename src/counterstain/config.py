@@ -21,6 +21,26 @@ class Config(BaseModel):
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
+REMOVED_SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "SpadeConfig": {
+        "betas": ([0.0, 0.9],),
+        "feature_weight": (10.0,),
+        "kl_weight": (0.05, 0.0),  # 0 stood beside use_vae: false, where it has no effect
+        "monitor_codes": (4,),
+    },
+    "AutoencoderConfig": {
+        "betas": ([0.5, 0.9],),
+        "crop_px": (None,),
+        "codebook_weight": (1.0,),
+        "codebook_decay": (0.99,),
+        "lr_schedule": ("constant",),
+    },
+    "DiffusionConfig": {"weight_decay": (0.0,)},
+    "WindowsConfig": {"decode_overlap_px": (64,)},
+}
+"""Settings that earlier versions saved and that are constants now: by configuration, with the values that mean the
+same as today."""
+
 
 class _UniqueKeys(yaml.SafeLoader):
     """Refuses a mapping that holds a key twice, of which YAML would keep the last without a word."""
@@ -74,6 +94,17 @@ def build(model: type[ConfigT], content: Mapping[str, Any], source: str | Path =
         raise ConfigError(f"{source}: {_describe(model, error)}") from error
 
 
+def build_stored(model: type[ConfigT], content: Mapping[str, Any], source: str | Path = "settings") -> ConfigT:
+    """Validate settings that a checkpoint or a study saved, perhaps under an earlier version of counterstain.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`build`; or a setting of ``REMOVED_SETTINGS`` has a value that this version cannot have.
+    """
+    return build(model, _without_removed(model, content, source), source)
+
+
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``base`` with ``change`` laid over it, mapping by mapping; lists and scalars are replaced."""
     merged = dict(base)
@@ -124,9 +155,28 @@ def _describe(model: type[BaseModel], error: ValidationError) -> str:
 def _known_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
     current: Any = model
     for part in place:
-        fields = getattr(current, "model_fields", {})
-        if isinstance(part, str) and part in fields:
-            current = fields[part].annotation
-            candidates = [a for a in getattr(current, "__args__", ()) if isinstance(a, type)]
-            current = next((a for a in candidates if issubclass(a, BaseModel)), current)
+        if isinstance(part, str):
+            current = _config_at(current, part) or current
     return list(getattr(current, "model_fields", {}))
+
+
+def _config_at(model: Any, key: str) -> type[BaseModel] | None:
+    """Return the class of a setting that is a group of settings itself."""
+    field = getattr(model, "model_fields", {}).get(key)
+    annotation = None if field is None else field.annotation
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    return next((a for a in candidates if isinstance(a, type) and issubclass(a, BaseModel)), None)
+
+
+def _without_removed(model: type[BaseModel], content: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
+    constants, kept = REMOVED_SETTINGS.get(model.__name__, {}), {}
+    for key, value in content.items():
+        if key not in constants:
+            inner = _config_at(model, key)
+            kept[key] = _without_removed(inner, value, source) if inner and isinstance(value, Mapping) else value
+        elif value not in constants[key]:
+            raise ConfigError(
+                f"{source}: {key} is {value!r}, but is always {constants[key][0]!r} since this version; use the "
+                "version that saved it, or train again"
+            )
+    return kept

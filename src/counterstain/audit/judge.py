@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from counterstain.audit.judge_config import JudgeConfig
 from counterstain.checkpoints import CheckpointHeader, is_finished, load_checkpoint, save_checkpoint
-from counterstain.config import build
+from counterstain.config import build_stored
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
 from counterstain.data.sampling import PatchSampler, patch_batches
@@ -169,7 +169,7 @@ def train_judge(cohort: Cohort, config: JudgeConfig, out: Path, *, size_px: int,
 def load_judge(folder: Path, device: Device = "auto") -> tuple[Judge, CheckpointHeader]:
     """Load a judge made by :func:`train_judge`, for use on a device; ``auto`` is the GPU where there is one."""
     header, state = load_checkpoint(folder, "judge")
-    judge = Judge(build(JudgeConfig, header.config, folder), header.taxonomy.num_labels)
+    judge = Judge(build_stored(JudgeConfig, header.config, folder), header.taxonomy.num_labels)
     judge.load_state_dict(state)
     return judge.eval().to(evaluation_device(device)), header
 

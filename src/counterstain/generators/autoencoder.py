@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from counterstain.generators.autoencoder_config import AutoencoderConfig
+from counterstain.generators.autoencoder_config import ADAM_BETAS, AutoencoderConfig
 from counterstain.generators.conditioning import to_tensor
 from counterstain.generators.networks.discriminators import PatchDiscriminator, hinge_discriminator_loss
 from counterstain.generators.networks.encoders import LinearAutoencoder
@@ -24,6 +24,7 @@ from counterstain.generators.perceptual import lpips_distance
 from counterstain.seeding import torch_generator
 from counterstain.training import fused_optimizers
 
+CODEBOOK_DECAY = 0.99  # of the moving averages of codes and of their use
 SMOOTHING = 1e-5  # of the usage, so that a code without latents is not divided by 0
 
 
@@ -190,7 +191,7 @@ class Autoencoder(LightningModule):
             return None
         codes = network.quantize.embedding.weight
         codes.requires_grad_(not averaged)
-        return CodebookUpkeep(codes, config.codebook_decay, averaged=averaged, revive_below=config.revive_codes_below)
+        return CodebookUpkeep(codes, CODEBOOK_DECAY, averaged=averaged, revive_below=config.revive_codes_below)
 
     def begin_from_given_codes(self) -> None:
         """Let the upkeep of the codebook begin from codes that were loaded without one, or it would forget them."""
@@ -226,10 +227,9 @@ class Autoencoder(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """One step of the autoencoder, then one of the discriminator."""
         del batch_idx
-        real, step = self._cropped(to_tensor(batch["images"])), int(batch["step"])
+        real, step = to_tensor(batch["images"]), int(batch["step"])
         optimizers: Any = self.optimizers()
         first = optimizers[0] if self.discriminator else optimizers
-        self._set_rates(optimizers if self.discriminator else [optimizers], step)
         found = self._reconstruct(real, batch)
         loss, logged = self._loss(real, found, step)
         first.zero_grad()
@@ -268,21 +268,7 @@ class Autoencoder(LightningModule):
         """Adam for the autoencoder and, with a GAN, for the discriminator."""
         parts = [self.network] if self.discriminator is None else [self.network, self.discriminator]
         fused = fused_optimizers(self.config.training)
-        return [
-            torch.optim.Adam(part.parameters(), self.config.scaled_lr, self.config.betas, fused=fused) for part in parts
-        ]
-
-    def _set_rates(self, optimizers: Any, step: int) -> None:
-        falling = 0.5 * (1 + math.cos(math.pi * step / self.config.training.steps))
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.config.scaled_lr * (falling if self.config.lr_schedule == "cosine" else 1.0)
-
-    def _cropped(self, images: Tensor) -> Tensor:
-        if self.config.crop_px is None:
-            return images
-        start = (images.shape[-1] - self.config.crop_px) // 2
-        return images[..., start : start + self.config.crop_px, start : start + self.config.crop_px]
+        return [torch.optim.Adam(part.parameters(), self.config.scaled_lr, ADAM_BETAS, fused=fused) for part in parts]
 
     def _reconstruct(self, real: Tensor, batch: dict[str, Tensor]) -> _Reconstruction:
         network: Any = self.network
@@ -290,7 +276,7 @@ class Autoencoder(LightningModule):
             latents = network.encode(real).latents
             quantised, loss, (_, _, codes) = network.quantize(latents)
             decoded = network.decode(quantised, force_not_quantize=True).sample
-            return _Reconstruction(decoded, self.config.codebook_weight * loss, latents, codes)
+            return _Reconstruction(decoded, loss, latents, codes)
         gaussians = network.encode(real).latent_dist
         noise = torch.stack([self._noise(gaussians.mean[0], batch, place) for place in batch["position"].tolist()])
         latents = gaussians.mean + gaussians.std * noise.to(real)

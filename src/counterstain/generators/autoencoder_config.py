@@ -11,6 +11,8 @@ from counterstain.data.sampling import SamplingConfig
 from counterstain.errors import ConfigError
 from counterstain.training_config import TrainingConfig
 
+ADAM_BETAS = (0.5, 0.9)
+
 
 class AutoencoderConfig(Config):
     """The autoencoder's networks, losses and training."""
@@ -19,8 +21,6 @@ class AutoencoderConfig(Config):
     """Steps, batch size, device."""
     sampling: SamplingConfig = SamplingConfig()
     """Which patches it trains on."""
-    crop_px: Annotated[int, Field(ge=8)] | None = None
-    """Train on crops of this edge out of the patches' middle: the network is convolutional; None = whole patches."""
     kind: Literal["vq", "kl", "linear"] = "vq"
     """Quantised latents; Gaussian ones with a Kullback-Leibler penalty; or principal components of pixel blocks,
     which need no training (``training`` then says how many patches they are found from, 4,096 at most)."""
@@ -38,12 +38,8 @@ class AutoencoderConfig(Config):
     """z."""
     codebook_size: Annotated[int, Field(ge=2)] = 8192
     """Number of codes (``vq``)."""
-    codebook_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the codebook and commitment terms (beta 0.25) of ``vq``."""
     codebook_update: Literal["gradient", "average"] = "gradient"
     """Whether codes follow the gradient, or are moving averages of the latents that choose them (``vq``)."""
-    codebook_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    """Decay of the moving averages of codes and of their use."""
     revive_codes_below: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Set codes used less often than this share of 1 / ``codebook_size`` to latents of the batch, for example 0.03;
     None = never, as published."""
@@ -68,10 +64,6 @@ class AutoencoderConfig(Config):
     """Learning rate of both optimisers."""
     lr_scaling: Literal["none", "batch"] = "none"
     """``batch`` multiplies the rate by the batch size, as CompVis/latent-diffusion does."""
-    lr_schedule: Literal["constant", "cosine"] = "constant"
-    """Whether the rate falls to 0 along a cosine."""
-    betas: tuple[float, float] = (0.5, 0.9)
-    """Adam's decay rates."""
 
     @model_validator(mode="after")
     def _enough_pixels(self) -> Self:
@@ -91,8 +83,6 @@ class AutoencoderConfig(Config):
         """Raise ConfigError where it cannot be trained on patches of that edge."""
         if size_px % self.factor:
             raise ConfigError(f"size_px {size_px}: must be a multiple of the autoencoder's factor {self.factor}")
-        if self.crop_px is not None and (self.crop_px > size_px or self.crop_px % self.factor):
-            raise ConfigError(f"crop_px {self.crop_px}: must be a multiple of {self.factor}, at most {size_px}")
 
     @property
     def widths(self) -> tuple[int, ...]:

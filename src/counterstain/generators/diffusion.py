@@ -98,6 +98,7 @@ def _pooled(model: Diffusion, sampler: PatchSampler, pool: int, references: Styl
 #
 # Shapes: B = batch, L = labels, z = latent channels, h, w = rows and columns of the latents, H, W = of the image.
 
+TILE_OVERLAP_PX = 64  # what tiles of the first stage share, blended
 MIN_SNR_GAMMA = 5.0  # Hang et al. 2023
 
 
@@ -181,7 +182,7 @@ class Diffusion(LightningModule):
         """Tiles of the first stage over (height, width) latents; one for all where no tiles are asked for."""
         if self.tiles is None:
             return WindowGrid.over(height, width, max(height, width), 0)
-        overlap = self.tiles.decode_overlap_px if self._blends else 0
+        overlap = TILE_OVERLAP_PX if self._blends else 0
         return WindowGrid.over(height, width, self.tiles.decode_px // self.factor, overlap // self.factor)
 
     def condition(self, label_masks: Tensor) -> Tensor:
@@ -282,7 +283,7 @@ class Diffusion(LightningModule):
         optimizer = torch.optim.AdamW(
             [*self.unet.parameters(), *(self.style.parameters() if self.style else ())],
             config.scaled_lr,
-            weight_decay=config.weight_decay,
+            weight_decay=0.0,
             fused=fused_optimizers(config.training),
         )
 

@@ -70,8 +70,6 @@ class WindowsConfig(Config):
     """Share of a window's edge that the next window covers again, at least; more is smoother and slower."""
     decode_px: Annotated[int, Field(ge=64)] = 512
     """Edge of the tiles in which the first stage encodes and decodes larger images."""
-    decode_overlap_px: Annotated[int, Field(ge=0)] = 64
-    """Pixels that such tiles share, blended; a linear first stage needs none."""
 
 
 # Settings of the counterstain that a denoiser is shown.
@@ -207,8 +205,6 @@ class DiffusionConfig(Config):
     """Whether the rate falls to 0 along a cosine."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps over which the rate rises from 0."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """AdamW's weight decay."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.9999
     """Draw with an average of the weights; None = the last weights."""
     sampler: SamplerConfig = SamplerConfig()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from counterstain.checkpoints import CheckpointHeader, load_checkpoint
-from counterstain.config import build
+from counterstain.config import build_stored
 from counterstain.data.patches import Patch
 from counterstain.errors import ConfigError, InputError
 from counterstain.generators.autoencoder import Autoencoder
@@ -101,12 +101,12 @@ class DiffusionGenerator:
     ) -> tuple[Self, CheckpointHeader]:
         """Load a checkpoint made by :func:`counterstain.generators.train.train_diffusion`."""
         header, state = load_checkpoint(folder, "diffusion")
-        settings = build(AutoencoderConfig, header.notes["first_stage"], folder)
+        settings = build_stored(AutoencoderConfig, header.notes["first_stage"], folder)
         first_stage = Autoencoder(settings.for_use(), header.size_px)
         first_stage.load_state_dict(
             {k.removeprefix("first_stage."): v for k, v in state.items() if k.startswith("first_stage.")}
         )
-        model = Diffusion(build(DiffusionConfig, header.config, folder), first_stage, header.taxonomy.num_labels)
+        model = Diffusion(build_stored(DiffusionConfig, header.config, folder), first_stage, header.taxonomy.num_labels)
         model.load_state_dict({k: v for k, v in state.items() if not k.startswith("first_stage.")})
         return cls(model, method, sampler=sampler, inpainting=inpainting, trained_px=header.size_px), header
 

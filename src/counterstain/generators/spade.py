@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from counterstain.checkpoints import CheckpointHeader, load_checkpoint
-from counterstain.config import build
+from counterstain.config import build_stored
 from counterstain.data.patches import Patch
 from counterstain.errors import ConfigError
 from counterstain.generators import nuclei as nuclei_map
@@ -29,7 +29,7 @@ from counterstain.generators.methods import Method
 from counterstain.generators.networks.discriminators import MultiscaleDiscriminator, hinge_discriminator_loss
 from counterstain.generators.networks.spade import ImageEncoder, SpadeGeneratorNetwork, settle_spectral_norms
 from counterstain.generators.perceptual import VggDistance
-from counterstain.generators.spade_config import SpadeConfig
+from counterstain.generators.spade_config import ADAM_BETAS, FEATURE_WEIGHT, KL_WEIGHT, SpadeConfig
 from counterstain.generators.style import without_tumour
 from counterstain.processes import started_processes
 from counterstain.seeding import torch_generator
@@ -129,14 +129,14 @@ class Spade(LightningModule):
         verdict_drawn, verdict_real = self._judge(drawn, real, labels)
         losses = {
             "gan": -torch.stack([scale[-1].mean() for scale in verdict_drawn]).mean(),
-            "features": config.feature_weight * _feature_distance(verdict_drawn, verdict_real),
+            "features": FEATURE_WEIGHT * _feature_distance(verdict_drawn, verdict_real),
         }
         if config.l1_weight:
             losses["l1"] = config.l1_weight * functional.l1_loss(drawn, real)
         if self._vgg:
             losses["vgg"] = config.vgg_weight * self._vgg[0].to(real.device)(drawn, real)
         if kl is not None:
-            losses["kl"] = config.kl_weight * kl
+            losses["kl"] = KL_WEIGHT * kl
         return losses
 
     def on_train_end(self) -> None:
@@ -150,8 +150,8 @@ class Spade(LightningModule):
         drawing = [*self.generator.parameters(), *(self.encoder.parameters() if self.encoder else ())]
         fused = fused_optimizers(config.training)
         return (
-            torch.optim.Adam(drawing, config.lr_generator, config.betas, fused=fused),
-            torch.optim.Adam(self.discriminator.parameters(), config.lr_discriminator, config.betas, fused=fused),
+            torch.optim.Adam(drawing, config.lr_generator, ADAM_BETAS, fused=fused),
+            torch.optim.Adam(self.discriminator.parameters(), config.lr_discriminator, ADAM_BETAS, fused=fused),
         )
 
     def _draw(self, real: Tensor, labels: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -199,7 +199,7 @@ class SpadeGenerator:
     def load(cls, folder: Path) -> tuple[Self, CheckpointHeader]:
         """Load a checkpoint made by :func:`counterstain.generators.train.train_spade`."""
         header, state = load_checkpoint(folder, "spade")
-        config = build(SpadeConfig, header.config, folder).model_copy(update={"vgg_weight": 0.0})
+        config = build_stored(SpadeConfig, header.config, folder).model_copy(update={"vgg_weight": 0.0})
         model = Spade(config, header.taxonomy.num_labels, header.size_px)
         model.load_state_dict(state, strict=False)  # the discriminator stays behind
         return cls(model), header

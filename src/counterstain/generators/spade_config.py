@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from counterstain.config import Config
 from counterstain.data.sampling import SamplingConfig
@@ -13,6 +13,9 @@ from counterstain.generators.diffusion_config import CounterstainConfig
 from counterstain.training_config import TrainingConfig
 
 UPSAMPLINGS = 5  # `num_upsampling_layers normal`
+ADAM_BETAS = (0.0, 0.9)
+FEATURE_WEIGHT = 10.0  # of feature matching
+KL_WEIGHT = 0.05  # of the Kullback-Leibler term of the VAE
 
 
 class SpadeConfig(Config):
@@ -43,24 +46,16 @@ class SpadeConfig(Config):
     """Learning rate of generator and encoder."""
     lr_discriminator: Annotated[float, Field(gt=0)] = 4e-4
     """Learning rate of the discriminator (TTUR, Heusel et al. 2017: higher than the generator's)."""
-    betas: tuple[float, float] = (0.0, 0.9)
-    """Adam's decay rates."""
-    feature_weight: Annotated[float, Field(ge=0)] = 10.0
-    """Weight of feature matching."""
     l1_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the L1 distance to the real image; not part of SPADE, a help for trainings of minutes."""
     vgg_weight: Annotated[float, Field(ge=0)] = 10.0
     """Weight of the VGG19 term; 0 needs no ImageNet weights."""
     vgg_weights: str = "imagenet"
     """``imagenet`` or the path of VGG19's state dict."""
-    kl_weight: Annotated[float, Field(ge=0)] = 0.05
-    """Weight of the Kullback-Leibler term of the VAE."""
     initial_gain: Annotated[float, Field(gt=0)] | None = 0.02
     """Start from Glorot's normal distribution times this, and biases of 0; None = torch's own start."""
     monitor_masks: Annotated[int, Field(ge=0)] = 8
     """Masks that are drawn while training, to watch for codes without effect, white images, repeated texture."""
-    monitor_codes: Annotated[int, Field(ge=2)] = 4
-    """Style codes that each of these masks is drawn with."""
     monitor_every_steps: Annotated[int, Field(ge=1)] = 1000
     """Distance of these figures; they are taken at the end in any case."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -72,13 +67,6 @@ class SpadeConfig(Config):
         """Raise ConfigError where patches of that edge cannot be drawn."""
         if size_px % 2**UPSAMPLINGS:
             raise ConfigError(f"size_px {size_px}: SPADE draws patches whose edge is a multiple of {2**UPSAMPLINGS}")
-
-    @model_validator(mode="after")
-    def _vae_has_weight(self) -> Self:
-        default = type(self).model_fields["kl_weight"].default  # as every stored configuration has it
-        if not self.use_vae and self.kl_weight not in {0.0, default}:
-            raise ValueError("kl_weight needs use_vae: true")
-        return self
 
     def at(self, mpp: float) -> SpadeConfig:
         """Return these settings with widths in pixels, at a scale in micrometres per pixel."""

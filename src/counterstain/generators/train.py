@@ -19,7 +19,7 @@ from counterstain.checkpoints import (
     require_taxonomy,
     save_checkpoint,
 )
-from counterstain.config import Config, build
+from counterstain.config import Config, build_stored
 from counterstain.data.cohort import Cohort
 from counterstain.data.sampling import PatchSampler, SamplingConfig, patch_batches
 from counterstain.data.split import check_no_leak
@@ -181,7 +181,7 @@ def train_autoencoder(
 def load_autoencoder(folder: Path) -> tuple[Autoencoder, CheckpointHeader]:
     """Load a first stage, without its discriminator."""
     header, state = load_checkpoint(folder, "autoencoder")
-    config = build(AutoencoderConfig, header.config, folder)
+    config = build_stored(AutoencoderConfig, header.config, folder)
     model = Autoencoder(config.for_use(), header.size_px)
     model.load_state_dict({name: value for name, value in state.items() if name.startswith("network.")})
     return model, header

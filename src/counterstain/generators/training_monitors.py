@@ -106,6 +106,7 @@ def _blurred(images: Tensor) -> Tensor:
 #
 # Shapes: n = masks, k = codes for one mask, H, W = rows and columns in pixels.
 
+MONITORED_CODES = 4  # style codes that each mask is drawn with
 FAINTEST_DIVERSITY = 1.0  # grey levels: less than a display shows
 LARGEST_WHITE_SHARE = 0.1
 STRONGEST_REPETITION = 0.35  # a repeated tile is 1; tissue of the phantom is 0.17 at 128 px, 0.25 at 64 px
@@ -263,7 +264,7 @@ def watch_spade(model: Spade, cohort: Cohort, size_px: int, seed: int) -> Monito
         return {"real_white_share": white_share(images), "real_repetition": float(repetition(images).mean())}
 
     def measure() -> dict[str, float]:
-        drawn = _drawn_with_codes(model, patches(), config.monitor_codes, seed)
+        drawn = _drawn_with_codes(model, patches(), MONITORED_CODES, seed)
         images = drawn.reshape(-1, *drawn.shape[2:])
         figures = {
             "code_diversity": code_diversity(drawn),

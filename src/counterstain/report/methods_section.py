@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from counterstain.data.stains import Stains
 from counterstain.errors import ConfigError
+from counterstain.generators import autoencoder_config, spade_config
 from counterstain.generators.diffusion_config import NUCLEUS_UM
 from counterstain.report.formatting import PERCENT, TIMES, counted
 from counterstain.study.arms import VARIANTS, Variant, parse_arm
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from counterstain.training_config import TrainingConfig
 from typing import Any
 
-from counterstain.config import build
+from counterstain.config import build, build_stored
 from counterstain.data.sampling import SamplingConfig
 from counterstain.generators.methods import METHODS
 from counterstain.recipe import Recipe
@@ -165,10 +166,10 @@ def training_of(training: TrainingConfig) -> str:
 
 def _spade(config: SpadeConfig, style: StyleChoice) -> str:
     terms = {
-        "feature matching": config.feature_weight,
+        "feature matching": spade_config.FEATURE_WEIGHT,
         "VGG19 features": config.vgg_weight,
         "L1": config.l1_weight,
-        "Kullback-Leibler": config.kl_weight if config.use_vae else 0.0,
+        "Kullback-Leibler": spade_config.KL_WEIGHT if config.use_vae else 0.0,
     }
     weights = ", ".join(f"{weight:g} {TIMES} {name}" for name, weight in terms.items() if weight)
     edge = " and the borders between instances" if config.edge_channel else ""
@@ -180,7 +181,7 @@ def _spade(config: SpadeConfig, style: StyleChoice) -> str:
         f"SPADE (Park et al. 2019) {vae}, {config.generator_width} features in the generator's last block, "
         f"{config.discriminator_width} in the discriminator's first layer and {config.hidden} in the modulating "
         f"layers, saw one-hot masks{edge}{noise}.{nuclei} It was {training_of(config.training)} with Adam "
-        f"(betas {config.betas[0]:g} and {config.betas[1]:g}; learning rates {config.lr_generator:g} for the generator "
+        f"(betas {_pair(spade_config.ADAM_BETAS)}; learning rates {config.lr_generator:g} for the generator "
         f"and {config.lr_discriminator:g} for the discriminator), minimising the hinge loss + "
         f"{weights}.{_average(config.ema_decay)} Images were drawn with {values}."
     )
@@ -204,7 +205,7 @@ def _autoencoder(config: AutoencoderConfig) -> str:
     losses = " + ".join(["L1", *terms])
     return (
         f"{start} by {kind} with {config.channels} features at full size, {training_of(config.training)} with Adam "
-        f"(betas {config.betas[0]:g} and {config.betas[1]:g}, learning rate {config.scaled_lr:g}), minimising {losses}."
+        f"(betas {_pair(autoencoder_config.ADAM_BETAS)}, learning rate {config.scaled_lr:g}), minimising {losses}."
     )
 
 
@@ -223,7 +224,7 @@ def _diffusion(config: DiffusionConfig) -> str:
         f"{_counterstain(config.counterstain)}{_style(config)} It predicted {PREDICTIONS[noise.prediction]} "
         f"({noise.timesteps:,} timesteps, variances {noise.beta_start:g} to "
         f"{noise.beta_end:g}, {SCHEDULES[noise.schedule]}) and was {training_of(config.training)} with AdamW "
-        f"(learning rate {config.scaled_lr:g}{warm}{falls}, weight decay {config.weight_decay:g}), minimising the "
+        f"(learning rate {config.scaled_lr:g}{warm}{falls}, no weight decay), minimising the "
         f"{LOSSES[config.loss]}.{_average(config.ema_decay)}{_pool(config)}{_context(config)} "
         f"{_sampler(config.sampler)}"
     )
@@ -352,7 +353,7 @@ def methods_paragraphs(study: StudyRecord, starts: Sequence[str] = ()) -> tuple[
 
 def _recipe(study: StudyRecord) -> Recipe | None:
     try:
-        return build(Recipe, study.config.get("recipe", {}))
+        return build_stored(Recipe, study.config.get("recipe", {}))
     except ConfigError:  # of another version: its names would be read wrongly
         return None
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from counterstain.checkpoints import CheckpointHeader, load_checkpoint
-from counterstain.config import build
+from counterstain.config import build_stored
 from counterstain.data.sampling import PatchSource
 from counterstain.errors import ConfigError
 from counterstain.processes import summed
@@ -247,7 +247,7 @@ def load_segmenter(folder: Path) -> tuple[Segmenter, CheckpointHeader]:
         It is not that of a segmenter.
     """
     header, state = load_checkpoint(folder, "segmenter")
-    segmenter = Segmenter(build(SegmenterConfig, header.config, folder), seed=header.seed)
+    segmenter = Segmenter(build_stored(SegmenterConfig, header.config, folder), seed=header.seed)
     segmenter.load_state_dict(state)
     return segmenter.eval(), header
 

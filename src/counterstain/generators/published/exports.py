@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from counterstain.checkpoints import CheckpointHeader, load_checkpoint, read_header
-from counterstain.config import build
+from counterstain.config import build_stored
 from counterstain.errors import MismatchError
 from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.diffusion_config import DiffusionConfig
@@ -53,7 +53,7 @@ def export_weights(folder: Path, out: Path) -> list[Path]:
     if kind == "spade":
         contents: dict[str, Any] = _spade(header, state, str(folder))
     elif kind == "autoencoder":
-        config = build(AutoencoderConfig, header.config, folder)
+        config = build_stored(AutoencoderConfig, header.config, folder)
         contents = {LDM_FILE: {"state_dict": _first_stage(state, config, str(folder))}}
     else:
         contents = {LDM_FILE: {"state_dict": _diffusion(header, state, str(folder))}}
@@ -82,8 +82,8 @@ def _first_stage(state: State, config: AutoencoderConfig, source: str) -> dict[s
 
 def _diffusion(header: CheckpointHeader, state: State, source: str) -> dict[str, Tensor]:
     _refuse_inputs(header, ("context_share", "counterstain"), source)
-    config = build(DiffusionConfig, header.config, source)
-    stage_config = build(AutoencoderConfig, header.notes["first_stage"], source)
+    config = build_stored(DiffusionConfig, header.config, source)
+    stage_config = build_stored(AutoencoderConfig, header.notes["first_stage"], source)
     stage = without_prefix(state, "first_stage.")
     published = with_prefix(_first_stage(stage, stage_config, source), first_stage.PREFIX)
     ours = without_prefix(state, "unet.")

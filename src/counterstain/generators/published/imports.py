@@ -19,7 +19,7 @@ from counterstain.checkpoints import (
     require_taxonomy,
     save_checkpoint,
 )
-from counterstain.config import Config, build
+from counterstain.config import Config, build, build_stored
 from counterstain.errors import ConfigError, InputError, MismatchError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
@@ -237,7 +237,7 @@ def _spade_config(config: SpadeConfig, found: dict[str, Any], facts: Facts, sour
     if size_px != facts.size_px:
         raise MismatchError(f"{source}: draws images of {size_px} px, not {facts.size_px}; give --size {size_px}")
     found["edge_channel"] = channels == labels + 1
-    return _fitted(config, found if found["use_vae"] else found | {"kl_weight": 0.0}, source)
+    return _fitted(config, found, source)
 
 
 def _first_stage(
@@ -262,7 +262,7 @@ def _stage_of(
     if autoencoder is not None:
         header, state = load_checkpoint(autoencoder, "autoencoder")
         require_taxonomy(autoencoder, header, facts.taxonomy)
-        fitted, digest = build(AutoencoderConfig, header.config, autoencoder), header.sha256
+        fitted, digest = build_stored(AutoencoderConfig, header.config, autoencoder), header.sha256
     elif inside:
         fitted, state = _first_stage(published, config, facts.size_px, source)
         digest = ""
