@@ -7,8 +7,8 @@ from torchmetrics.functional.classification import binary_f1_score, binary_jacca
 
 from counterstain.errors import InputError
 from counterstain.segmentation.counts import (
-    SlideCounts,
     absent_subtypes,
+    add_by_slide,
     background_recall,
     by_slide,
     count,
@@ -16,9 +16,7 @@ from counterstain.segmentation.counts import (
     measures,
     pooled,
     recalls,
-    slide_measures,
     subtype_variance,
-    to_table,
 )
 from counterstain.taxonomy import IGNORE, Subtype, Taxonomy
 
@@ -40,8 +38,9 @@ def random_masks(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.choice(np.array([0, 1, 2, 3, IGNORE], np.uint8), (40, 50)), rng.random((40, 50)) < 0.4
 
 
-def slide(name: str, counts: object, patient: str = "p") -> SlideCounts:
-    return SlideCounts(slide=name, patient=patient, score=None, split="test", counts=np.asarray(counts))
+def table_of(**slides: object) -> pd.DataFrame:
+    regions = pd.DataFrame({"slide": list(slides), "patient": "p", "score": None, "split": "test"})
+    return add_by_slide(regions, np.array(list(slides.values())))
 
 
 def test_counts_of_a_drawn_mask() -> None:
@@ -92,15 +91,17 @@ def test_measures_equal_independent_libraries_on_random_masks(seed: int) -> None
 
 def test_pooling_slides_equals_counting_them_as_one() -> None:
     masks = [random_masks(seed) for seed in range(4)]
-    table = to_table(slide(f"s{i}", count(*pair, 4)) for i, pair in enumerate(masks))
+    table = table_of(**{f"s{i}": count(*pair, 4) for i, pair in enumerate(masks)})
     together = count(np.hstack([mask for mask, _ in masks]), np.hstack([guess for _, guess in masks]), 4)
     assert pooled(table).tolist() == together.tolist()
 
 
-def test_the_long_form_keeps_slides_apart_also_where_patients_share_a_name(tmp_path) -> None:
-    table = to_table([slide("1", DRAWN, "b"), slide("1", 2 * DRAWN, "a")])
-    table.to_parquet(tmp_path / "counts.parquet")
-    assert by_slide(pd.read_parquet(tmp_path / "counts.parquet")).tolist() == [(2 * DRAWN).tolist(), DRAWN.tolist()]
+def test_regions_are_added_up_by_slide_of_a_patient(tmp_path) -> None:
+    regions = pd.DataFrame({"slide": "1", "patient": ["b", "a", "b"], "score": [None, "2+", None], "split": "test"})
+    add_by_slide(regions, np.stack([DRAWN, 3 * DRAWN, DRAWN])).to_parquet(tmp_path / "counts.parquet")
+    table = pd.read_parquet(tmp_path / "counts.parquet")
+    assert by_slide(table).tolist() == [(3 * DRAWN).tolist(), (2 * DRAWN).tolist()]
+    assert table["score"].isna().tolist() == [False] * 4 + [True] * 4
 
 
 def test_leading_axes_are_kept() -> None:
@@ -129,6 +130,6 @@ def test_an_empty_table_gives_nan_for_everything() -> None:
 def test_slide_means_weigh_slides_not_pixels() -> None:
     large = [[0, 0], [0, 1000], [500, 500], [0, 0]]
     small = [[0, 0], [1, 0], [0, 0], [0, 0]]
-    found = slide_measures(to_table([slide("large", large), slide("small", small)]), THREE)
+    found = measures(table_of(large=large, small=small), THREE)
     assert found["dice_slide_mean"] == pytest.approx((3000 / 3500 + 0) / 2)
     assert found["subtype_variance_slide_mean"] == pytest.approx(np.var([0.5, 0.5]))

@@ -18,8 +18,8 @@ from counterstain.data.patches import Patch, Source
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
 from counterstain.segmentation import train
 from counterstain.segmentation import train as training_module
-from counterstain.segmentation.counts import by_slide, pooled
-from counterstain.segmentation.evaluate import evaluate, score
+from counterstain.segmentation.counts import by_slide, measures, pooled
+from counterstain.segmentation.evaluate import evaluate
 from counterstain.segmentation.mixing import MixingConfig
 from counterstain.segmentation.model import Segmenter, cross_entropy_loss, dice_loss, load_segmenter
 from counterstain.segmentation.segmenter_config import InferenceConfig, SegmenterConfig
@@ -239,7 +239,7 @@ def test_weights_of_another_network_or_of_none_are_refused(tmp_path) -> None:
 
 def test_a_trained_segmenter_finds_the_discs_of_the_test_part(trained, cohort) -> None:
     table = evaluate(trained, cohort, "test")
-    assert score(table, TWO)["dice"] > 0.8
+    assert measures(table, TWO)["dice"] > 0.8
     assert table["slide"].unique().tolist() == ["slide d"]
     assert table["split"].unique().tolist() == ["test"]
 
@@ -479,7 +479,7 @@ def test_the_command_line_trains_and_scores_a_segmenter(cohort, tmp_path) -> Non
     found = pd.read_csv(scores / "measures.csv").iloc[0]
     table = pd.read_parquet(scores / "counts.parquet")
     assert found["split"] == "val"
-    assert found.drop("split").to_dict() == pytest.approx(score(table, TWO), nan_ok=True)
+    assert found.drop("split").to_dict() == pytest.approx(measures(table, TWO), nan_ok=True)
 
 
 def test_a_score_that_must_not_be_leaves_nothing_behind(trained, tmp_path) -> None:

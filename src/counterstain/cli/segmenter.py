@@ -81,7 +81,8 @@ def evaluate(
     """Score a segmenter on a part of a cohort, subtype by subtype."""
     from counterstain.checkpoints import read_header
     from counterstain.data.cohort import Cohort
-    from counterstain.segmentation.evaluate import check_evaluable, score
+    from counterstain.segmentation.counts import measures
+    from counterstain.segmentation.evaluate import check_evaluable
     from counterstain.segmentation.evaluate import evaluate as count_pixels
     from counterstain.storage import claim
 
@@ -91,12 +92,12 @@ def evaluate(
     if out is not None:
         claim(out, "evaluate", {"segmenter": header.sha256, "cohort": opened.fingerprint, "split": split})
     table = count_pixels(segmenter, opened, split, device=device)
-    measures = score(table, opened.taxonomy)
-    _show(table, measures, opened.taxonomy, f"{segmenter} on {cohort} ({split})")
+    scores = measures(table, opened.taxonomy)
+    _show(table, scores, opened.taxonomy, f"{segmenter} on {cohort} ({split})")
     if header.cohort == opened.fingerprint:
         _record(segmenter, split)
     if out is not None:
-        _write(out, table, measures, split)
+        _write(out, table, scores, split)
         typer.echo(f"written: {out / 'counts.parquet'}, {out / 'measures.csv'}")
 
 

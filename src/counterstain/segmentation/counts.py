@@ -1,14 +1,13 @@
-"""Count tables of pixels: every measure of a segmentation derives from them.
+"""Pixel counts, from which every measure of a segmentation is computed.
 
 Shapes: K = number of subtypes. A count table is int64 (..., K + 1, 2): rows are background and every subtype, columns
-are predicted background and predicted tumour. Tables add up: pixels are pooled by summing tables, and nothing is
-averaged before it must be.
+are predicted background and predicted tumour. Pooling is addition, and nothing is averaged before it must be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,31 +16,20 @@ from counterstain.errors import InputError
 from counterstain.taxonomy import IGNORE, Taxonomy
 
 TABLE_COLUMNS = ("slide", "patient", "score", "split", "subtype", "predicted_background", "predicted_tumour")
-"""Columns of the long form: a row per slide and label, ``subtype`` being the label (0 = background)."""
+"""Columns of the counts by slide: a row per slide and label, ``subtype`` being the label (0 = background)."""
 _SLIDE = ["patient", "slide"]
 _COUNTS = ["predicted_background", "predicted_tumour"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SlideCounts:
-    """The count table of one slide."""
-
-    slide: str
-    patient: str
-    score: str | None
-    split: str | None
-    counts: np.ndarray  # (K + 1, 2) int64
-
-
 def count(label_mask: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.ndarray:
-    """Count the pixels of every label by what was predicted.
+    """Count the pixels of every label by prediction.
 
     Parameters
     ----------
     label_mask : (H, W) uint8 array
-        0 = background, 1…K = subtypes; pixels of 255 are left out.
+        0 = background, 1…K = subtypes, 255 = ignored.
     predicted : (H, W) bool array
-        Whether a pixel was taken for tumour.
+        Whether a pixel was predicted as tumour.
     num_labels : int
         K + 1.
 
@@ -52,7 +40,7 @@ def count(label_mask: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.
     Raises
     ------
     InputError
-        A label beyond the taxonomy.
+        A label that the taxonomy does not have.
     """
     kept = label_mask != IGNORE
     joint = 2 * label_mask[kept].astype(np.intp) + predicted[kept].astype(bool)
@@ -65,52 +53,74 @@ def count(label_mask: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.
 
 
 def dice(counts: np.ndarray) -> np.ndarray:
-    """Return the Dice coefficient of tumour, (…); nan where there is no tumour and none was predicted."""
+    """Return the Dice coefficient of tumour, (…); NaN if there is no tumour and none was predicted."""
     true_positive, false_positive, false_negative = _tumour(counts)
     return _ratio(2 * true_positive, 2 * true_positive + false_positive + false_negative)
 
 
 def iou(counts: np.ndarray) -> np.ndarray:
-    """Return intersection over union of tumour, (…); nan where there is no tumour and none was predicted."""
+    """Return the intersection over union of tumour, (…); NaN if there is no tumour and none was predicted."""
     true_positive, false_positive, false_negative = _tumour(counts)
     return _ratio(true_positive, true_positive + false_positive + false_negative)
 
 
 def precision(counts: np.ndarray) -> np.ndarray:
-    """Return the share of predicted tumour that is tumour, (…); nan where none was predicted."""
+    """Return the share of predicted tumour that is tumour, (…); NaN if none was predicted."""
     true_positive, false_positive, _ = _tumour(counts)
     return _ratio(true_positive, true_positive + false_positive)
 
 
 def recalls(counts: np.ndarray) -> np.ndarray:
-    """Return the share of each subtype that was found, (…, K); nan for a subtype without a pixel."""
+    """Return the recall of each subtype, (…, K); NaN for a subtype without pixels."""
     return _ratio(counts[..., 1:, 1], counts[..., 1:, 0] + counts[..., 1:, 1])
 
 
 def background_recall(counts: np.ndarray) -> np.ndarray:
-    """Return the share of background that was left alone, (…)."""
+    """Return the share of background predicted as background, (…)."""
     return _ratio(counts[..., 0, 0], counts[..., 0, :].sum(-1))
 
 
 def subtype_variance(counts: np.ndarray, counted_ids: Sequence[int], ddof: int = 0) -> np.ndarray:
     """Return the variance of the recalls of the counted subtypes, (…).
 
-    A subtype without a pixel is left out (:func:`absent_subtypes` names it); nan where fewer than two remain.
+    Subtypes without pixels are left out (:func:`absent_subtypes` names them); NaN if fewer than two remain.
     """
     return _variance(recalls(counts)[..., np.asarray(counted_ids, np.intp) - 1], ddof)
 
 
 def absent_subtypes(counts: np.ndarray, taxonomy: Taxonomy) -> tuple[str, ...]:
-    """Return the names of the subtypes without a pixel in a (K + 1, 2) table: they have no recall."""
+    """Return the names of the subtypes without pixels in a (K + 1, 2) table, which have no recall."""
     return tuple(s.name for s in taxonomy.subtypes if not counts[s.id].any())
 
 
-def measures(counts: np.ndarray, taxonomy: Taxonomy) -> dict[str, float]:
-    """Return the measures of a pooled (K + 1, 2) table under their column names in ``results.csv``.
+def measures(counts: pd.DataFrame | np.ndarray, taxonomy: Taxonomy) -> dict[str, float]:
+    """Compute every measure of a segmentation, under the column names of ``results.csv``.
 
-    ``subtype_variance`` is the population variance of the recalls of the counted subtypes. ``_all`` is that of all
-    subtypes and ``_ddof1`` the sample variance of the counted ones.
+    Parameters
+    ----------
+    counts : DataFrame or (K + 1, 2) array
+        Counts by slide, as :func:`counterstain.evaluate` returns them, or a table pooled over slides.
+    taxonomy : Taxonomy
+
+    Returns
+    -------
+    dict
+        ``dice``, ``iou``, ``precision`` of tumour, ``recall_NAME`` of each subtype and ``recall_background``, all from
+        pixels pooled over slides. ``subtype_variance`` is the population variance of the recalls of the counted
+        subtypes, ``_all`` that of all subtypes, ``_ddof1`` the sample variance of the counted ones. Counts by slide
+        also give ``dice_slide_mean``, the mean of the slides' Dice, and ``subtype_variance_slide_mean``, the variance
+        of recalls that are means over the slides with the subtype (within one slide it would mostly be undefined, as
+        one subtype dominates).
+
+    Examples
+    --------
+    >>> counts = np.array([[90, 10], [5, 15], [4, 16], [8, 12], [0, 20], [3, 7]])
+    >>> found = measures(counts, Taxonomy.named("her2"))
+    >>> round(found["dice"], 3), found["recall_HER2 0"], found["recall_HER2 3+"]
+    (0.824, 0.75, 1.0)
     """
+    if isinstance(counts, pd.DataFrame):
+        return measures(pooled(counts), taxonomy) | _slide_means(by_slide(counts), taxonomy)
     counted, everyone = taxonomy.counted_ids, range(1, taxonomy.num_labels)
     recall_by_name = zip(taxonomy.names, recalls(counts), strict=True)
     return {
@@ -125,45 +135,50 @@ def measures(counts: np.ndarray, taxonomy: Taxonomy) -> dict[str, float]:
     }
 
 
-def slide_measures(table: pd.DataFrame, taxonomy: Taxonomy) -> dict[str, float]:
-    """Return the measures in which every slide weighs the same, from the long form of a count table.
+def add_by_slide(regions: pd.DataFrame, counts: np.ndarray) -> pd.DataFrame:
+    """Sum the count tables of regions by slide.
 
-    ``dice_slide_mean`` is the mean over slides of their Dice. ``subtype_variance_slide_mean`` is the variance of the
-    counted subtypes' recalls where each recall is the mean over the slides that have the subtype (a variance within a
-    slide would be undefined for most slides, as one subtype dominates them).
+    Parameters
+    ----------
+    regions : DataFrame
+        Columns slide, patient, score, split; a row per region.
+    counts : (n, K + 1, 2) array
+
+    Returns
+    -------
+    DataFrame
+        Columns :data:`TABLE_COLUMNS`, sorted by patient and slide.
     """
-    counts = by_slide(table)
-    counted = np.asarray(taxonomy.counted_ids, np.intp) - 1
-    return {
-        "dice_slide_mean": float(_present_mean(dice(counts))),
-        "subtype_variance_slide_mean": float(_variance(_present_mean(recalls(counts))[counted], ddof=0)),
-    }
-
-
-def to_table(slides: Iterable[SlideCounts]) -> pd.DataFrame:
-    """Return the long form: a row per slide and label, columns :data:`TABLE_COLUMNS`."""
-    rows = [
-        (s.slide, s.patient, s.score, s.split, label, *row)
-        for s in slides
-        for label, row in enumerate(s.counts.tolist())
-    ]
+    rows: list[tuple[Any, ...]] = []
+    for members in regions.groupby(_SLIDE, sort=True).indices.values():
+        about = [_text(regions[column].iloc[members[0]]) for column in TABLE_COLUMNS[:4]]
+        rows += [(*about, label, *row) for label, row in enumerate(counts[members].sum(axis=0).tolist())]
     return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
 
 
 def by_slide(table: pd.DataFrame) -> np.ndarray:
-    """Return the count tables of all slides of a long form, (slides, K + 1, 2), sorted by patient and slide."""
+    """Return counts by slide as an array, (slides, K + 1, 2), sorted by patient and slide."""
     ordered = table.groupby([*_SLIDE, "subtype"], sort=True, as_index=False)[_COUNTS].sum()
     return ordered[_COUNTS].to_numpy(np.int64).reshape(-1, ordered["subtype"].nunique(), 2)
 
 
 def pooled(table: pd.DataFrame) -> np.ndarray:
-    """Return the (K + 1, 2) table over all slides of a long form."""
+    """Return counts by slide as one (K + 1, 2) table over all slides."""
     total: np.ndarray = by_slide(table).sum(axis=0)
     return total
 
 
+def _slide_means(counts: np.ndarray, taxonomy: Taxonomy) -> dict[str, float]:
+    """Return the measures in which every slide has the same weight, for (slides, K + 1, 2) counts."""
+    counted = np.asarray(taxonomy.counted_ids, np.intp) - 1
+    return {
+        "dice_slide_mean": float(_mean(dice(counts))),
+        "subtype_variance_slide_mean": float(_variance(_mean(recalls(counts))[counted], ddof=0)),
+    }
+
+
 def _tumour(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return true positives, false positives and false negatives, all subtypes taken together."""
+    """Return true positives, false positives and false negatives of all subtypes together."""
     return counts[..., 1:, 1].sum(-1), counts[..., 0, 1], counts[..., 1:, 0].sum(-1)
 
 
@@ -175,7 +190,7 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def _variance(values: np.ndarray, ddof: int) -> np.ndarray:
-    """Return the variance along the last axis of what is not nan; nan for fewer than two values."""
+    """Return the variance along the last axis, ignoring NaN; NaN for fewer than two values."""
     present = ~np.isnan(values)
     n = present.sum(-1)
     known = np.where(present, values, 0.0)
@@ -184,7 +199,11 @@ def _variance(values: np.ndarray, ddof: int) -> np.ndarray:
     return _ratio(squares, np.where(n >= 2, n - ddof, 0))
 
 
-def _present_mean(values: np.ndarray) -> np.ndarray:
-    """Return the mean along the first axis of what is not nan."""
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Return the mean along the first axis, ignoring NaN."""
     present = ~np.isnan(values)
     return _ratio(np.where(present, values, 0.0).sum(0), present.sum(0))
+
+
+def _text(value: Any) -> str | None:
+    return None if pd.isna(value) else str(value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,11 +15,10 @@ from counterstain.data.patches import label_mask
 from counterstain.data.split import check_no_leak
 from counterstain.errors import InputError, MismatchError
 from counterstain.progress import bar
-from counterstain.segmentation.counts import SlideCounts, count, measures, pooled, slide_measures, to_table
+from counterstain.segmentation.counts import add_by_slide, count
 from counterstain.segmentation.inference import predict_each
 from counterstain.segmentation.model import load_segmenter
 from counterstain.segmentation.segmenter_config import InferenceConfig
-from counterstain.taxonomy import Taxonomy
 
 ALL = "all"
 
@@ -79,12 +77,7 @@ def evaluate(
     )
     with bar(label, len(positions)) as advance:
         counts = np.stack([_counts(cohort, *pair, advance) for pair in zip(positions, probabilities, strict=True)])
-    return _by_slide(cohort.regions.iloc[positions], counts)
-
-
-def score(table: pd.DataFrame, taxonomy: Taxonomy) -> dict[str, float]:
-    """Return all measures of a long form of counts, by their column names in ``results.csv``."""
-    return measures(pooled(table), taxonomy) | slide_measures(table, taxonomy)
+    return add_by_slide(cohort.regions.iloc[positions], counts)
 
 
 def check_evaluable(folder: Path, header: CheckpointHeader, cohort: Cohort, part: str) -> None:
@@ -109,21 +102,6 @@ def _counts(cohort: Cohort, position: int, probability: np.ndarray, advance: Cal
     return count(mask, probability > 0.5, cohort.taxonomy.num_labels)
 
 
-def _by_slide(regions: pd.DataFrame, counts: np.ndarray) -> pd.DataFrame:
-    """Add the tables of regions, (n, K + 1, 2), up by slide."""
-    slides = regions.groupby(["patient", "slide"], sort=True).indices.values()
-    return to_table(
-        SlideCounts(
-            slide=str(regions["slide"].iloc[members[0]]),
-            patient=str(regions["patient"].iloc[members[0]]),
-            score=_text(regions["score"].iloc[members[0]]),
-            split=_text(regions["split"].iloc[members[0]]),
-            counts=counts[members].sum(axis=0),
-        )
-        for members in slides
-    )
-
-
 def choose_device(choice: str) -> torch.device:
     """Return the device called ``auto``, ``cpu`` or ``cuda``; raises InputError where it is not here."""
     cuda = torch.cuda.is_available()
@@ -131,7 +109,3 @@ def choose_device(choice: str) -> torch.device:
     if choice not in devices:
         raise InputError(f"device {choice!r}: not here; there are {', '.join(devices)}")
     return torch.device(devices[choice])
-
-
-def _text(value: Any) -> str | None:
-    return None if pd.isna(value) else str(value)

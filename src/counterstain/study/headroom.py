@@ -20,8 +20,7 @@ from counterstain.data.cohort import Cohort
 from counterstain.errors import InputError
 from counterstain.recipe import Recipe
 from counterstain.seeding import derive, numpy_generator
-from counterstain.segmentation.counts import by_slide, dice, recalls
-from counterstain.segmentation.evaluate import score
+from counterstain.segmentation.counts import by_slide, dice, measures, recalls
 from counterstain.storage import claim, write_csv, write_parquet, write_text
 from counterstain.study.plan import Cell, cells_folder, cohort_with_fewer
 from counterstain.study.run import locked
@@ -294,7 +293,7 @@ def measure_headroom(
             ran()
         table = _counts(points, root, sizes, config.repeats)
         rows = [
-            {"train_patients": size, "repeat": repeat, "split": config.split} | score(part, cohort.taxonomy)
+            {"train_patients": size, "repeat": repeat, "split": config.split} | measures(part, cohort.taxonomy)
             for (size, repeat), part in table.groupby(["train_patients", "repeat"], sort=True)
         ]
         write_csv(out / "headroom.csv", pd.DataFrame(rows))

@@ -15,7 +15,7 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
 from counterstain.generators.methods import METHODS
 from counterstain.recipe import Recipe
-from counterstain.segmentation.counts import measures, pooled, slide_measures
+from counterstain.segmentation.counts import measures
 from counterstain.storage import committing, read_json, write_csv, write_json
 from counterstain.study.config import StudyConfig
 from counterstain.study.fairness import fairness_table
@@ -160,8 +160,7 @@ def results_table(counts: pd.DataFrame, taxonomy: Taxonomy) -> pd.DataFrame:
     """Derive a row per arm, repeat and part from count tables; columns: arm, repeat, split, then the measures."""
     rows: list[dict[str, Any]] = []
     for (arm, repeat, split), table in counts.groupby(["arm", "repeat", "split"], sort=False):
-        scores = measures(pooled(table), taxonomy) | slide_measures(table, taxonomy)
-        rows.append({"arm": arm, "repeat": repeat, "split": split} | scores)
+        rows.append({"arm": arm, "repeat": repeat, "split": split} | measures(table, taxonomy))
     return pd.DataFrame(rows)
 
 
