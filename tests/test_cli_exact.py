@@ -3,7 +3,6 @@ import sys
 import pytest
 
 from counterstain.cli import main
-from counterstain.io import annotations
 from counterstain.io.annotations import read_annotations
 
 SQUARE = {"x1": 10, "y1": 10, "x2": 30, "y2": 10, "x3": 30, "y3": 30}
@@ -36,7 +35,7 @@ def asked(monkeypatch):
         told(2, 2)
         return {"count": 1, "next": None, "previous": None, "results": [ROW]}
 
-    monkeypatch.setattr(annotations, "fetch_exact", fetch)
+    monkeypatch.setattr("counterstain.io.annotations.exact_server.fetch_exact", fetch)
     return servers
 
 

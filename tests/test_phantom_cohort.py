@@ -1,10 +1,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from counterstain.cli import data as command
+from counterstain.cli import app
 from counterstain.data.phantom.render import write_phantom
 from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.errors import ConfigError, MismatchError
@@ -13,9 +12,7 @@ SMALL = PhantomConfig(slides=3, regions_per_slide=2, size_px=48)
 
 
 def run(*arguments):
-    app = typer.Typer()
-    command.register(app)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(app, ["phantom", *(str(argument) for argument in arguments)])
 
 
 class Killed(BaseException):

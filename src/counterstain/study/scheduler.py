@@ -1,4 +1,4 @@
-"""How long the rest of a study takes, from its finished cells of the same stage."""
+"""Keep an executor busy with cells whose inputs are ready; a cell that fails takes only its dependants along."""
 
 from __future__ import annotations
 
@@ -7,71 +7,13 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from counterstain.errors import CounterstainError, DivergenceError
-from counterstain.progress import duration
 from counterstain.study import journal
 from counterstain.study.executors import Executor, Outcome
 from counterstain.study.plan import Cell
-
-
-class Planned(Protocol):
-    """What an estimate needs to know of a cell."""
-
-    @property
-    def folder(self) -> str:
-        """Name of its folder."""
-
-    @property
-    def stage(self) -> str:
-        """What kind of work it is."""
-
-    @property
-    def needs(self) -> Sequence[str]:
-        """Folders of the cells before it."""
-
-
-class TimeLeft:
-    """A running estimate while cells finish."""
-
-    def __init__(self, known: Mapping[str, float], left: Mapping[str, int], slots: int) -> None:
-        self._seconds = {stage: [mean] for stage, mean in known.items()}
-        self._left, self._slots = Counter(left), slots
-
-    def finish(self, stage: str, seconds: float | None) -> None:
-        """Count a cell as done."""
-        self._left[stage] -= 1
-        if seconds is not None:
-            self._seconds.setdefault(stage, []).append(seconds)
-
-    def __str__(self) -> str:
-        """Return ', about m:ss left', or nothing while a stage is still unknown."""
-        left = {stage: count for stage, count in self._left.items() if count}
-        if not left or any(stage not in self._seconds for stage in left):
-            return ""
-        total = sum(count * sum(self._seconds[stage]) / len(self._seconds[stage]) for stage, count in left.items())
-        return f", about {duration(total / self._slots)} left"
-
-
-def seconds_left(todo: Sequence[Planned], known: Mapping[str, float], slots: int) -> float:
-    """Return a lower bound of the time of cells, each after its needs: all slots busy, or the longest chain."""
-    total = sum(known.get(cell.stage, 0.0) for cell in todo)
-    return max(total / slots, longest_chain(todo, known))
-
-
-def longest_chain(cells: Sequence[Planned], known: Mapping[str, float]) -> float:
-    """Return the time that no number of processes undercuts: cells that wait for each other."""
-    ends: dict[str, float] = {}
-    for cell in cells:
-        start = max((ends.get(need, 0.0) for need in cell.needs), default=0.0)
-        ends[cell.folder] = start + known.get(cell.stage, 0.0)
-    return max(ends.values(), default=0.0)
-
-
-# Which cells can start: a cell is ready once all that it needs is there.
 
 
 class Frontier:
@@ -124,8 +66,6 @@ class Frontier:
         return [self._cells[number] for number in sorted(lost[1:])]
 
 
-# Keep an executor busy with cells whose inputs are ready; what fails takes only what depends on it along.
-
 INPUT_FAILED = "an input of it failed"
 
 
@@ -141,7 +81,7 @@ def run_cells(
     """
     known = journal.fold(journal.read(root.parent)).seconds
     left = Counter[str](cell.stage for cell in cells if cell.folder not in done)
-    work = _Work(Frontier(cells, done), root, executor, retries, TimeLeft(known, left, executor.slots))
+    work = _Work(Frontier(cells, done), root, executor, retries, journal.TimeLeft(known, left, executor.slots))
     say(f"{len(cells)} cells, {len(cells) - len(work.frontier)} done already; executor: {executor.name}")
     journal.record(root.parent, "study", executor=executor.name, slots=executor.slots)
     work.run()
@@ -149,7 +89,9 @@ def run_cells(
 
 
 class _Work:
-    def __init__(self, frontier: Frontier, root: Path, executor: Executor, retries: int, time_left: TimeLeft) -> None:
+    def __init__(
+        self, frontier: Frontier, root: Path, executor: Executor, retries: int, time_left: journal.TimeLeft
+    ) -> None:
         self.frontier, self._root, self._executor, self._retries = frontier, root, executor, retries
         self._time_left = time_left
         self.failures: dict[str, str] = {}

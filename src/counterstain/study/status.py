@@ -23,9 +23,7 @@ from counterstain.errors import InputError
 from counterstain.progress import duration
 from counterstain.storage import read_json, write_text
 from counterstain.study.config import STAGES
-from counterstain.study.journal import Journal, fold, read
-from counterstain.study.scheduler import seconds_left
-from counterstain.study.stages import DONE_FILE
+from counterstain.study.journal import DONE_FILE, Journal, fold, read, seconds_left
 
 PLAN_FILE = "plan.json"
 State = Literal["done", "running", "failed", "left"]
