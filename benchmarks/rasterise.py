@@ -5,7 +5,7 @@ import time
 import numpy as np
 from shapely import Polygon
 
-from counterstain.io.rasterise import rasterise
+from counterstain.io.regions import rasterise
 from counterstain.seeding import numpy_generator
 
 POLYGONS, POINTS, SIZE_PX = 10_000, 500, 6_200

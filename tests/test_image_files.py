@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from counterstain.errors import InputError
-from counterstain.io.table import image_size, read_image, read_label_image
+from counterstain.io.pixel_readers import image_size, read_image, read_label_image
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
 
@@ -74,7 +74,7 @@ def test_a_label_image_with_colours_is_an_error(tmp_path):
 
 def test_more_than_8_bits_are_an_error(tmp_path):
     Image.fromarray(GREY.astype(np.uint16) * 99).save(tmp_path / "a.png")
-    with pytest.raises(InputError, match=r"a\.png: has more than 8 bits a channel .* convert it to 8 bits"):
+    with pytest.raises(InputError, match=r"a\.png: more than 8 bits a channel .* convert it to 8 bits"):
         image_size(tmp_path / "a.png")
 
 

@@ -12,7 +12,7 @@ from counterstain.data.cohort import CohortWriter
 from counterstain.errors import ConfigError, InputError, MismatchError, TaxonomyError
 from counterstain.io import import_table as module
 from counterstain.io.import_table import import_table
-from counterstain.io.table import read_image
+from counterstain.io.pixel_readers import read_image
 from counterstain.taxonomy import IGNORE, Taxonomy
 
 HER2 = Taxonomy.named("her2")
@@ -58,7 +58,7 @@ ROWS = (row("a", "Polyp", "p1"), row("b", "Normal", "p1"), row("c", "Normal", "p
 
 
 def test_masks_become_instances_of_the_rows_subtype(pairs):
-    cohort = import_table(table(pairs, *ROWS), mpp=0.25, out=pairs / "out", tissue_class="lesion")
+    cohort = import_table(str(table(pairs, *ROWS)), mpp=0.25, out=str(pairs / "out"), tissue_class="lesion")
     assert cohort.taxonomy.names == ("Normal", "Polyp")
     assert (cohort.taxonomy.name, cohort.taxonomy.tissue_class, cohort.mpp) == ("tissue", "lesion", 0.25)
     assert cohort.regions["region"].tolist() == ["a", "b", "c"]
@@ -115,7 +115,7 @@ def test_an_import_without_any_instance_is_an_error_and_leaves_nothing(tmp_path,
 
 def test_a_subtype_that_is_spelt_in_two_ways_is_an_error(pairs):
     other = row("c", "normal ", "p2")
-    with pytest.raises(InputError, match="subtype 'Normal' in row 3 is 'normal' in row 4; spell it in one way"):
+    with pytest.raises(InputError, match="subtype 'Normal' in row 3 is 'normal' in row 4; use one spelling"):
         import_table(table(pairs, *ROWS[:2], other), mpp=0.25, out=pairs / "out")
 
 
@@ -214,7 +214,7 @@ BAD_ROWS = {
     ),
     "region twice": (
         [row("a", "Polyp", "p1", "val"), row("b", "Polyp", "p1", "val"), row("a", "Polyp", "p1", "val")],
-        r"region 'a' stands in rows 2 and 4; remove one",
+        r"region 'a' is in rows 2 and 4; remove one",
     ),
     "empty patient": ([row("a", "Polyp", "", "val")], "row 2: column 'patient' is empty"),
     "empty part": (
@@ -339,7 +339,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from counterstain.data.cohort import CohortWriter
-from counterstain.io.table import read_image
+from counterstain.io.pixel_readers import read_image
 from counterstain.io.import_table import import_table
 add = CohortWriter.add
 def killed(writer, name, regions):

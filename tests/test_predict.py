@@ -17,7 +17,7 @@ from counterstain.config import build
 from counterstain.data.cohort import Cohort, CohortWriter, Region
 from counterstain.errors import ConfigError, InputError, MismatchError
 from counterstain.io.annotations import read_annotations
-from counterstain.io.rasterise import place, rasterise
+from counterstain.io.regions import Box, place, rasterise
 from counterstain.segmentation import predict as cohort_module
 from counterstain.segmentation import predict_slide as slide_module
 from counterstain.segmentation.inference import Span, predict_each, spans
@@ -254,7 +254,7 @@ def test_what_is_predicted_and_read_back_covers_the_tumour_of_the_slide(checkpoi
     prediction = predict_slide(checkpoint, slide, tmp_path / "x.geojson", PredictConfig())
     annotations = read_back(tmp_path / "x.geojson")
     assert prediction.areas == len(annotations) == 2
-    placed = place(annotations, (0, 0, 1200, 900), 2.0)
+    placed = place([a.polygon for a in annotations], Box(name="", x=0, y=0, width=1200, height=900), 2.0)
     seen = slide_image()[..., 1].reshape(450, 2, 600, 2).mean((1, 3)) < 128
     assert iou(painted(placed.polygons, (450, 600)), seen) > 0.98
     ring = max((a.polygon for a in annotations), key=lambda polygon: polygon.area)

@@ -4,10 +4,8 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterstain.errors import InputError
-from counterstain.io import rasterise as module
-from counterstain.io.annotations.outlines import Annotation
-from counterstain.io.rasterise import place, rasterise
+from counterstain.io import regions as module
+from counterstain.io.regions import Box, place, rasterise
 from counterstain.seeding import numpy_generator
 
 
@@ -22,10 +20,6 @@ def blob(seed, centre, radius, points=60):
     angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
     distance = radius * (1 + 0.3 * np.sin(3 * angle + rng.uniform(0, 6)) + rng.uniform(-0.1, 0.1, points))
     return shapely.Polygon(centre + distance[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1))
-
-
-def annotation(polygon):
-    return Annotation(id="a", label="b", polygon=polygon)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -103,21 +97,18 @@ def test_outlines_on_the_grid_of_pixels_fill_their_area(corners):
     assert painted.sum() == shapely.area(shapely.intersection(outline, shapely.box(0, 0, 20, 20)))
 
 
-def test_annotations_are_moved_into_the_pixels_of_a_region():
-    placed = place([annotation(shapely.box(110, 220, 130, 240))], (100, 200, 80, 80), 2.0, offset=(10, 0))
+def test_outlines_are_moved_into_the_pixels_of_a_region():
+    placed = place([shapely.box(120, 220, 140, 240)], Box(name="a", x=100, y=200, width=80, height=80), 2.0)
     assert placed.polygons[0].bounds == (10, 10, 20, 20)
-    assert (placed.cut, placed.outside) == (0, 0)
+    assert placed.cut == 0
 
 
-def test_what_is_cut_and_what_is_outside_is_counted():
+def test_what_is_cut_is_counted_and_what_is_outside_is_left_out():
     boxes = [(0, 0, 5, 5), (8, 8, 12, 12), (10, 0, 12, 5), (50, 50, 60, 60), (0, 0, 10, 10)]
-    placed = place([annotation(shapely.box(*b)) for b in boxes], (0, 0, 10, 10))
-    assert (placed.cut, placed.outside) == (1, 2)
-    assert [a.polygon.bounds for a in placed.annotations] == [boxes[0], boxes[1], boxes[4]]
+    placed = place([shapely.box(*b) for b in boxes], Box(name="a", x=0, y=0, width=10, height=10))
+    assert (placed.cut, placed.shown) == (1, [0, 1, 4])
     assert placed.polygons[1].bounds == boxes[1]
 
 
 def test_the_region_of_an_empty_slide_places_nothing():
-    assert place([], (0, 0, 10, 10)).polygons == ()
-    with pytest.raises(InputError, match="expected all above 0"):
-        place([], (0, 0, 0, 10))
+    assert place([], Box(name="a", x=0, y=0, width=10, height=10)).polygons == []

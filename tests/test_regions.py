@@ -125,8 +125,8 @@ def test_a_table_lists_regions_by_slide(tmp_path: Path):
         (HEADER + "a,,ten,1,2,3\n", r"r.csv row 2: x_level0_px is 'ten'; expected a number of level-0 pixels"),
         (HEADER + "a,,inf,1,2,3\n", r"r.csv row 2: x_level0_px is 'inf'; expected a number"),
         (HEADER + "a,,1,1,2,0\n", r"r.csv row 2: a region of 2 x 0 px; expected"),
-        (HEADER + "a,x,1,1,2,3\na,x,1,1,2,3\n", r"r.csv row 3: slide a has a region 'x' already; rename one"),
-        ("", r"r.csv: not a CSV table"),
+        (HEADER + "a,x,1,1,2,3\na,x,1,1,2,3\n", r"r.csv row 3: slide a already has a region 'x'; rename one"),
+        ("", r"r.csv: the table is empty"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_one_line(tmp_path: Path, content: str, words: str):

@@ -5,9 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 LINE_EVERY_SECONDS = 30.0
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""What :func:`bar` and :func:`silent` are: opened with a label and a total, it yields what is told of steps done."""
+
+
+@contextmanager
+def silent(label: str, total: int) -> Iterator[Callable[[int], None]]:  # noqa: ARG001
+    """Yield a function that takes the number of steps just done, and show nothing."""
+    yield lambda _steps: None
 
 
 @contextmanager

@@ -1,17 +1,22 @@
-"""What came of an import of slides: counts by subtype, what was repaired, cut, left out."""
+"""Import of whole slides and their annotations into a cohort.
+
+Everything is checked before anything is written: every slide is opened, every annotation file read, every region
+placed. Regions are then written one by one, their pixels streamed from the slide, so that memory does not grow with
+the number of regions and an interrupted import continues where it stopped.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from PIL import Image, ImageDraw, ImageFont
 from shapely import MultiPolygon, Polygon
 
 from counterstain.config import build
@@ -19,160 +24,43 @@ from counterstain.data.cohort import Cohort, CohortWriter, Region
 from counterstain.errors import InputError
 from counterstain.io.annotations import Format, annotation_files, files_of_other_formats, read_annotations
 from counterstain.io.annotations.outlines import Annotation, AnnotationFile
-from counterstain.io.labels import MEANINGS, LabelMap, count_labels
-from counterstain.io.rasterise import place, rasterise
-from counterstain.io.regions import Box, read_region_table
-from counterstain.io.slide_plan import Patient, SlidePlan, SlidesConfig, match_annotations, plan_slide, read_patients
-from counterstain.io.slides import Slide, list_slides, slide_name
-from counterstain.io.thumbnails import draw_overview
+from counterstain.io.labels import MEANINGS, LabelMap, count_labels, taxonomy_of
+from counterstain.io.regions import Box, rasterise, read_region_table
+from counterstain.io.slide_plan import (
+    Patient,
+    SlidePlan,
+    SlidesConfig,
+    list_slides,
+    match_annotations,
+    plan_slide,
+    read_patients,
+    slide_name,
+)
+from counterstain.io.slides import Slide, Thumbnail
+from counterstain.progress import Progress, silent
 from counterstain.storage import replacing, sha256_of, write_json, write_parquet
-from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy, colours
-
-
-def annotation_table(plans: Sequence[SlidePlan], taxonomy: Taxonomy) -> pd.DataFrame:
-    """Return a row per annotation: which instance of which slide it became."""
-    rows = [
-        (plan.slide, s.instance, s.source_id, s.source_label, taxonomy.name_of(s.label))
-        for plan in plans
-        for s in plan.shown
-    ]
-    return pd.DataFrame(rows, columns=["slide", "instance", "annotation", "label", "subtype"])
-
-
-def slides_report(
-    cohort: Cohort, plans: Sequence[SlidePlan], files: Sequence[AnnotationFile], config: SlidesConfig
-) -> dict[str, Any]:
-    """Return the contents of ``import.json``."""
-    return {
-        "slides": len(plans),
-        "patients": len({plan.patient.patient for plan in plans}),
-        "regions": len(cohort),
-        "origin": config.origin,
-        "regions_from": config.regions,
-        **_source_counts(plans, files),
-        **_region_counts(cohort, plans, config),
-        "slides_coarser_than_mpp": [plan.slide for plan in plans if config.mpp < 0.99 * plan.mpp_level0],
-        "subtypes": _by_subtype(cohort),
-    }
-
-
-def _source_counts(plans: Sequence[SlidePlan], files: Sequence[AnnotationFile]) -> dict[str, Any]:
-    shown = [s for plan in plans for s in plan.shown]
-    skipped: Counter[str] = sum((file.skipped for file in files), Counter())
-    return {
-        "annotations": len(shown),
-        "labels": dict(sorted(count_labels(files).items())),
-        "skipped": dict(sorted(skipped.items())),
-        "repaired": sum(file.repaired for file in files),
-        "background": sum(s.label == BACKGROUND for s in shown),
-        "ignored": sum(s.label == IGNORE for s in shown),
-        "cut_at_slide_edge": sum(plan.cut for plan in plans),
-    }
-
-
-def _region_counts(cohort: Cohort, plans: Sequence[SlidePlan], config: SlidesConfig) -> dict[str, int]:
-    contents = {plan.slide: [region_contents(plan, box, config.mpp) for box in plan.boxes] for plan in plans}
-    inside = {(slide, i) for slide, regions in contents.items() for region in regions for i in region.subtypes}
-    instances = {(plan.slide, s.instance) for plan in plans for s in plan.shown if s.label != BACKGROUND}
-    drawn = sum(len(region.subtypes) for regions in contents.values() for region in regions)
-    return {
-        "cut_at_region_edge": sum(region.cut for regions in contents.values() for region in regions),
-        "outside_of_regions": len(instances - inside),
-        "hidden_or_smaller_than_a_pixel": drawn - len(cohort.instances),
-        "regions_without_instance": int((~cohort.regions["region"].isin(cohort.instances["region"])).sum()),
-        "overlapping_regions": sum(a.overlaps(b) for plan in plans for a, b in combinations(plan.boxes, 2)),
-    }
-
-
-def _by_subtype(cohort: Cohort) -> dict[str, dict[str, float]]:
-    names = cohort.instances["subtype"].map(cohort.taxonomy.name_of)
-    areas = cohort.instances["area_px"].groupby(names).agg(["size", "sum"])
-    return {
-        str(name): {
-            "instances": int(count),
-            "area_px": int(area),
-            "area_mm2": round(float(area) * cohort.mpp**2 * 1e-6, 6),
-        }
-        for name, count, area in areas.itertuples()
-    }
-
-
-# One region of a slide: its pixels, streamed, and its annotations as an instance map.
-
-
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """What a region shows."""
-
-    painted: list[tuple[int, Polygon | MultiPolygon]]
-    """Instance and polygon in region pixels; instance 0 paints background."""
-    subtypes: dict[int, int]
-    """Subtype of every instance, 255 = ignore."""
-    cut: int
-    """Annotations that reach over the region's edge."""
-
-
-def region_contents(plan: SlidePlan, box: Box, mpp: float) -> Contents:
-    """Place the annotations of a slide in one of its regions."""
-    numbered = [Annotation(id=str(s.instance), label=s.source_label, polygon=s.polygon) for s in plan.shown]
-    placed = place(numbered, (box.x, box.y, box.width, box.height), mpp / plan.mpp_level0)
-    labels = {str(s.instance): s.label for s in plan.shown}
-    painted, subtypes = [], {}
-    for annotation, polygon in zip(placed.annotations, placed.polygons, strict=True):
-        label = labels[annotation.id]
-        painted.append((BACKGROUND if label == BACKGROUND else int(annotation.id), polygon))
-        if label != BACKGROUND:
-            subtypes[int(annotation.id)] = label
-    return Contents(painted, subtypes, placed.cut)
-
-
-def read_region(slide: Slide, plan: SlidePlan, box: Box, *, taxonomy: Taxonomy, mpp: float) -> Region:
-    """Return a region as it enters a cohort; its image is read while it is written."""
-    window = slide.window(box, mpp)
-    height, width, _ = window.shape
-    contents = region_contents(plan, box, mpp)
-    return Region(
-        region=plan.region_name(box),
-        slide=plan.slide,
-        patient=plan.patient.patient,
-        image=window,
-        instances=rasterise(contents.painted, (height, width)),
-        subtypes=contents.subtypes,
-        score=plan.patient.score or _commonest(plan, taxonomy),
-        mpp_level0=plan.mpp_level0,
-        origin_xy_level0_px=(box.x, box.y),
-    )
-
-
-def _commonest(plan: SlidePlan, taxonomy: Taxonomy) -> str | None:
-    """Return the subtype with the largest area on the slide: a score for slides that have none."""
-    areas = plan.areas_level0_px
-    return taxonomy.name_of(max(areas, key=lambda label: (areas[label], -label))) if areas else None
-
-
-# Import of whole slides and their annotations into a cohort.
-#
-# Everything is checked before anything is written: every slide is opened, every annotation file read, every region
-# placed. Regions are then written one by one, their pixels streamed from the slide, so that memory does not grow with
-# the number of regions and a killed import goes on where it was.
+from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
 
 OVERVIEW_PX = 1400
-
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+OPACITY = 110  # of 255
+MARGIN_PX = 12
+LINE_PX = 22
+FONT_PX = 15
+INK = (20, 20, 20)
 
 
 def import_slides(
-    slides: Path,
-    annotations: Path,
+    slides: str | Path,
+    annotations: str | Path,
     *,
     file_format: Format,
-    labels: Path,
+    labels: str | Path,
     mpp: float,
-    out: Path,
+    out: str | Path,
     regions: str | Path | None = None,
     origin: str | None = None,
-    patients: Path | None = None,
-    types: Path | None = None,
+    patients: str | Path | None = None,
+    types: str | Path | None = None,
     taxonomy: Taxonomy | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -181,47 +69,46 @@ def import_slides(
 
     Parameters
     ----------
-    slides : Path
-        Folder of slides, or one slide.
-    annotations : Path
-        Folder of annotation files, or one file; matched to slides by name.
+    slides, annotations : str or Path
+        Folder of slides and of annotation files, or one file each; files are matched to slides by name.
     file_format : ``exact``, ``qupath``, ``asap`` or ``aperio``
-    labels : Path
+    labels : str or Path
         LABELS.yaml, see :class:`counterstain.io.labels.LabelMap`.
     mpp : float
         Micrometres per pixel of the cohort.
-    out : Path
-        Folder of the cohort. An interrupted import into it goes on.
-    regions : ``auto``, ``drawn`` or Path of a CSV table, optional
-        Without it ``drawn`` where LABELS.yaml names labels of regions, ``auto`` elsewhere.
+    out : str or Path
+        Folder of the cohort. An interrupted import into it is continued.
+    regions : ``auto``, ``drawn`` or path of a CSV table, optional
+        ``drawn`` by default where LABELS.yaml names labels of regions, otherwise ``auto``.
     origin : ``canvas`` or ``bounds``, optional
-        What annotations count from; without it ``bounds`` for QuPath, which exports so, and ``canvas`` for others.
-    patients : Path, optional
-        CSV with columns slide, patient and perhaps score and mpp_level0 (before the option of that name, which holds
-        for all slides); without it every slide is a patient.
-    types : Path, optional
+        What annotations count from; by default ``bounds`` for QuPath, which exports so, otherwise ``canvas``.
+    patients : str or Path, optional
+        CSV with columns slide, patient and perhaps score and mpp_level0 (which overrules the option of that name, the
+        same for all slides); without it every slide is a patient.
+    types : str or Path, optional
         Names of EXACT's annotation types.
     taxonomy : Taxonomy, optional
-        Without it HER2's where LABELS.yaml names no other subtypes, otherwise one of the subtypes named there.
+        By default HER2's if LABELS.yaml names no other subtypes, otherwise one of the subtypes named there.
     progress : callable, optional
-        As :func:`counterstain.progress.bar`.
+        Such as :func:`counterstain.progress.bar`.
     **options
         Further fields of :class:`~counterstain.io.slide_plan.SlidesConfig`.
 
     Returns
     -------
     Cohort
-        With ``import.json`` (counts by subtype, what was repaired, cut, left out), ``annotations.parquet`` (which
-        instance is which annotation) and ``overview/SLIDE.png``.
+        With ``import.json`` (counts by subtype, and what was repaired, cut or skipped), ``annotations.parquet`` (the
+        instance that each annotation became) and ``overview/SLIDE.png``.
 
     Raises
     ------
     InputError
-        A slide, an annotation or an option cannot be used. Nothing is written, unless a slide turns out to be damaged
-        in the middle; finished regions are then kept.
+        A slide, an annotation or an option cannot be used. Nothing is written, unless damage to a slide shows only
+        while its pixels are read; finished regions are then kept.
     MismatchError
         ``out`` belongs to another import.
     """
+    labels, out = Path(labels), Path(out)
     label_map = LabelMap.load(labels)
     origin = origin or ("bounds" if file_format == "qupath" else "canvas")
     settings = {"mpp": mpp, "origin": origin, "regions": _region_mode(regions, label_map), **options}
@@ -231,14 +118,14 @@ def import_slides(
     taxonomy = taxonomy or _taxonomy(label_map, labels)
     meanings = label_map.resolve(count_labels(files), taxonomy, labels)
     people = read_patients(patients, paths) if patients else {name: Patient(name) for name in paths}
-    table = _table(Path(str(regions))) if config.regions == "table" else {}
+    table = _listed_regions(str(regions)) if config.regions == "table" else {}
     matched = match_annotations(paths, files)
     plans = _plans(paths, matched, meanings=meanings, people=people, table=table, config=config)
     writer = CohortWriter(out, taxonomy=taxonomy, mpp=config.mpp, source=_source(config, meanings, files, plans))
-    cohort = _write(writer, plans, config, progress or _silent)
-    write_parquet(out / "annotations.parquet", annotation_table(plans, taxonomy))
+    cohort = _write(writer, plans, config, progress or silent)
+    write_parquet(out / "annotations.parquet", _annotation_table(plans, taxonomy))
     left_out = [path.name for path in files_of_other_formats(annotations, file_format)]
-    write_json(out / "import.json", slides_report(cohort, plans, files, config) | {"files_of_other_formats": left_out})
+    write_json(out / "import.json", _report(cohort, plans, files, config) | {"files_of_other_formats": left_out})
     return cohort
 
 
@@ -262,16 +149,12 @@ def _taxonomy(label_map: LabelMap, source: Path) -> Taxonomy:
             meant = next(known for known in her2.names if known.casefold() == near[0])
             raise InputError(
                 f"{source}: {name!r} is none of HER2's subtypes; did you mean {meant!r}? "
-                "Where it is one of your own, give all of them with --taxonomy FILE"
+                "If it is a subtype of your own, list all subtypes in a file and give --taxonomy FILE"
             )
-    subtypes = [
-        {"id": i, "name": name, "colour": colour}
-        for i, (name, colour) in enumerate(zip(names, colours(len(names)), strict=True), start=1)
-    ]
-    return build(Taxonomy, {"name": source.stem[:80], "subtypes": subtypes}, source)
+    return taxonomy_of(names, source.stem, source)
 
 
-def _table(path: Path) -> dict[str, list[Box]]:
+def _listed_regions(path: str) -> dict[str, list[Box]]:
     boxes: dict[str, list[Box]] = {}
     for slide, listed in read_region_table(path).items():
         boxes.setdefault(slide_name(slide), []).extend(listed)
@@ -304,21 +187,17 @@ def _plans(
     strays = sorted(set(table) - set(paths))
     if strays:
         raise InputError(f"the table of regions names slide {strays[0]!r}, which is not among the slides; rename it")
-    _check_names(plans)
-    return plans
-
-
-def _check_names(plans: Sequence[SlidePlan]) -> None:
     names = Counter(plan.region_name(box) for plan in plans for box in plan.boxes)
-    name, count = max(names.items(), key=lambda item: item[1])
+    name, count = names.most_common(1)[0]
     if count > 1:
         raise InputError(f"two regions would be called {name!r}; rename one of them or its slide")
+    return plans
 
 
 def _source(
     config: SlidesConfig, meanings: Mapping[str, int], files: Sequence[AnnotationFile], plans: Sequence[SlidePlan]
 ) -> dict[str, Any]:
-    """Return what tells this import from another; paths are no part of it, so that data may be moved."""
+    """Return what distinguishes this import from another; paths do not count, so that data may be moved."""
     return {
         "kind": "slides",
         "options": config.model_dump(mode="json"),
@@ -353,14 +232,166 @@ def _write_slide(writer: CohortWriter, plan: SlidePlan, config: SlidesConfig, ad
         return
     with Slide.open(plan.path, plan.mpp_level0) as slide:
         for box in missing:
-            writer.add(plan.region_name(box), [read_region(slide, plan, box, taxonomy=writer.taxonomy, mpp=config.mpp)])
+            writer.add(plan.region_name(box), [read_region(slide, plan, box, writer.taxonomy, config.mpp)])
             advance(1)
         shown = [(s.label, s.polygon) for s in plan.shown]
-        overview = draw_overview(plan.slide, slide.thumbnail(OVERVIEW_PX), plan.boxes, shown, writer.taxonomy)
+        overview = _overview(plan.slide, slide.thumbnail(OVERVIEW_PX), plan.boxes, shown, writer.taxonomy)
     with replacing(picture) as partial:
         overview.save(partial, format="PNG")
 
 
-@contextmanager
-def _silent(_label: str, _total: int) -> Iterator[Callable[[int], None]]:
-    yield lambda _regions: None
+def read_region(slide: Slide, plan: SlidePlan, box: Box, taxonomy: Taxonomy, mpp: float) -> Region:
+    """Return a region as it enters a cohort; its image is read while it is written."""
+    window = slide.window(box, mpp)
+    height, width, _ = window.shape
+    contents = plan.region_contents(box, mpp)
+    main = plan.main_subtype
+    return Region(
+        region=plan.region_name(box),
+        slide=plan.slide,
+        patient=plan.patient.patient,
+        image=window,
+        instances=rasterise(contents.painted, (height, width)),
+        subtypes=contents.subtypes,
+        score=plan.patient.score or (None if main is None else taxonomy.name_of(main)),
+        mpp_level0=plan.mpp_level0,
+        origin_xy_level0_px=(box.x, box.y),
+    )
+
+
+def _annotation_table(plans: Sequence[SlidePlan], taxonomy: Taxonomy) -> pd.DataFrame:
+    """Return a row per annotation: the slide and the instance that it became."""
+    rows = [
+        (plan.slide, s.instance, s.source_id, s.source_label, taxonomy.name_of(s.label))
+        for plan in plans
+        for s in plan.shown
+    ]
+    return pd.DataFrame(rows, columns=["slide", "instance", "annotation", "label", "subtype"])
+
+
+def _report(
+    cohort: Cohort, plans: Sequence[SlidePlan], files: Sequence[AnnotationFile], config: SlidesConfig
+) -> dict[str, Any]:
+    return {
+        "slides": len(plans),
+        "patients": len({plan.patient.patient for plan in plans}),
+        "regions": len(cohort),
+        "origin": config.origin,
+        "regions_from": config.regions,
+        **_source_counts(plans, files),
+        **_region_counts(cohort, plans, config),
+        "slides_coarser_than_mpp": [plan.slide for plan in plans if config.mpp < 0.99 * plan.mpp_level0],
+        "subtypes": _by_subtype(cohort),
+    }
+
+
+def _source_counts(plans: Sequence[SlidePlan], files: Sequence[AnnotationFile]) -> dict[str, Any]:
+    shown = [s for plan in plans for s in plan.shown]
+    skipped: Counter[str] = sum((file.skipped for file in files), Counter())
+    return {
+        "annotations": len(shown),
+        "labels": dict(sorted(count_labels(files).items())),
+        "skipped": dict(sorted(skipped.items())),
+        "repaired": sum(file.repaired for file in files),
+        "background": sum(s.label == BACKGROUND for s in shown),
+        "ignored": sum(s.label == IGNORE for s in shown),
+        "cut_at_slide_edge": sum(plan.cut for plan in plans),
+    }
+
+
+def _region_counts(cohort: Cohort, plans: Sequence[SlidePlan], config: SlidesConfig) -> dict[str, int]:
+    contents = {plan.slide: [plan.region_contents(box, config.mpp) for box in plan.boxes] for plan in plans}
+    inside = {(slide, i) for slide, regions in contents.items() for region in regions for i in region.subtypes}
+    instances = {(plan.slide, s.instance) for plan in plans for s in plan.shown if s.label != BACKGROUND}
+    drawn = sum(len(region.subtypes) for regions in contents.values() for region in regions)
+    return {
+        "cut_at_region_edge": sum(region.cut for regions in contents.values() for region in regions),
+        "outside_of_regions": len(instances - inside),
+        "hidden_or_smaller_than_a_pixel": drawn - len(cohort.instances),
+        "regions_without_instance": int((~cohort.regions["region"].isin(cohort.instances["region"])).sum()),
+        "overlapping_regions": sum(a.overlaps(b) for plan in plans for a, b in combinations(plan.boxes, 2)),
+    }
+
+
+def _by_subtype(cohort: Cohort) -> dict[str, dict[str, float]]:
+    names = cohort.instances["subtype"].map(cohort.taxonomy.name_of)
+    areas = cohort.instances["area_px"].groupby(names).agg(["size", "sum"])
+    return {
+        str(name): {
+            "instances": int(count),
+            "area_px": int(area),
+            "area_mm2": round(float(area) * cohort.mpp**2 * 1e-6, 6),
+        }
+        for name, count, area in areas.itertuples()
+    }
+
+
+def _overview(
+    title: str,
+    thumbnail: Thumbnail,
+    boxes: Sequence[Box],
+    instances: Sequence[tuple[int, Polygon | MultiPolygon]],
+    taxonomy: Taxonomy,
+) -> Image.Image:
+    """Draw instances, largest first, and regions on a thumbnail, with a legend beside it.
+
+    ``instances`` are labels (a subtype, 0 = background, 255 = ignore) with polygons in level-0 pixels.
+    """
+    picture = _painted(thumbnail, instances, taxonomy)
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(FONT_PX)
+    for box in boxes:
+        (x0, y0), (x1, y1) = _on(thumbnail, [(box.x, box.y), (box.x + box.width, box.y + box.height)])
+        draw.rectangle((x0, y0, x1, y1), outline=INK, width=2)
+        draw.text((x0 + 4, y0 + 3), box.name, fill=INK, font=font, stroke_width=2, stroke_fill="white")
+    counts = Counter(label for label, _ in instances)
+    return _with_legend(picture, title, f"{len(boxes)} regions", counts, taxonomy)
+
+
+def _painted(
+    thumbnail: Thumbnail, instances: Sequence[tuple[int, Polygon | MultiPolygon]], taxonomy: Taxonomy
+) -> Image.Image:
+    base = Image.fromarray(thumbnail.image).convert("RGBA")
+    layer = Image.new("RGBA", base.size, (0, 0, 0, 0))
+    draw = ImageDraw.Draw(layer)
+    for label, polygon in sorted(instances, key=lambda instance: -instance[1].area):
+        red, green, blue = _colour(label, taxonomy)
+        for part in getattr(polygon, "geoms", [polygon]):
+            outline = _on(thumbnail, part.exterior.coords)
+            if len(outline) > 1:
+                draw.polygon(outline, fill=(red, green, blue, OPACITY), outline=(red, green, blue, 255))
+            for hole in part.interiors:
+                draw.polygon(_on(thumbnail, hole.coords), fill=(0, 0, 0, 0), outline=(red, green, blue, 255))
+    return Image.alpha_composite(base, layer).convert("RGB")
+
+
+def _on(thumbnail: Thumbnail, points: Any) -> list[tuple[float, float]]:
+    xy = (np.asarray(points, float)[:, :2] - (thumbnail.x_level0_px, thumbnail.y_level0_px)) / thumbnail.downsample
+    return [(float(x), float(y)) for x, y in xy]
+
+
+def _colour(label: int, taxonomy: Taxonomy) -> tuple[int, int, int]:
+    red, green, blue = (110, 110, 110) if label in {BACKGROUND, IGNORE} else taxonomy.palette[label].tolist()
+    return red, green, blue
+
+
+def _with_legend(
+    picture: Image.Image, title: str, subtitle: str, counts: Mapping[int, int], taxonomy: Taxonomy
+) -> Image.Image:
+    font = ImageFont.load_default(FONT_PX)
+    labels = [*(subtype.id for subtype in taxonomy.subtypes), BACKGROUND, IGNORE]
+    entries = [(label, f"{taxonomy.name_of(label)}: {counts[label]:,}") for label in labels if counts.get(label)]
+    lines = [title, subtitle, *(text for _, text in entries)]
+    width = MARGIN_PX * 2 + LINE_PX + int(max(font.getlength(line) for line in lines))
+    height = max(picture.height, MARGIN_PX * 2 + LINE_PX * len(lines))
+    canvas = Image.new("RGB", (picture.width + width, height), "white")
+    canvas.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    left = picture.width + MARGIN_PX
+    for number, text in enumerate((title, subtitle)):
+        draw.text((left, MARGIN_PX + number * LINE_PX), text, fill=INK, font=font)
+    for number, (label, text) in enumerate(entries, start=2):
+        top = MARGIN_PX + number * LINE_PX
+        draw.rectangle((left, top + 2, left + 13, top + 15), fill=_colour(label, taxonomy))
+        draw.text((left + LINE_PX, top), text, fill=INK, font=font)
+    return canvas

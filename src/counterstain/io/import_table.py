@@ -1,10 +1,10 @@
 """Import of a table of images and label images into a cohort.
 
-Two kinds of label images: a ``mask`` of the tissue class, soft or binary, whose subtype stands in the table, and
+Label images are of two kinds: a ``mask`` of the tissue class, soft or binary, whose subtype is in the table, or
 ``ids``, where every pixel holds the id of its subtype (0 = background, 255 = ignore). Instances are connected
-components. The whole table is checked before anything is written; slides are written one by one, so that a killed
-import goes on where it was. Where ``patients_seen.txt`` lies beside the table, as after an export of generated images,
-the patients that it names count as trained on.
+components. The whole table is checked before anything is written; slides are written one by one, so that an
+interrupted import continues where it stopped. If ``patients_seen.txt`` lies beside the table, as after an export of
+generated images, the patients that it names count as trained on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,15 +24,16 @@ from counterstain.data.cohort import Cohort, CohortWriter, Region
 from counterstain.data.instances import Components, components
 from counterstain.data.split import PATIENTS_SEEN_FILE, read_patients_seen
 from counterstain.errors import InputError, TaxonomyError
+from counterstain.io.labels import taxonomy_of
+from counterstain.io.pixel_readers import read_image, read_label_image
 from counterstain.io.slides import area_average
-from counterstain.io.table import Columns, check_subtypes, read_image, read_label_image, read_table
+from counterstain.io.table import Columns, check_subtypes, read_table
+from counterstain.progress import Progress, silent
 from counterstain.storage import fingerprint, read_json, sha256_of, write_json
-from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy, colours
+from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
 
 PACK_BYTES = 256 * 2**20  # decoded regions of a slide that are held in memory at once
 BYTES_PER_PIXEL = 7  # RGB and an int32 instance id
-
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 class TableConfig(Config):
@@ -43,25 +43,25 @@ class TableConfig(Config):
     """Micrometres per pixel of the images."""
     shrink: Annotated[int, Field(ge=1, le=64)] = 1
     """Whole number by which images are shrunk: 2 makes a cohort of 0.5 from images of 0.25 um per pixel. Colours are
-    averaged; a pixel of the cohort gets the label that most of its area has. What is left over at the right and lower
-    edge is cut off."""
+    averaged; a pixel of the cohort gets the label of most of its area. Incomplete blocks at the right and lower edge
+    are cut off."""
     tissue_class: Annotated[str, Field(min_length=1, max_length=80)] = "tumour"
-    """What all subtypes together are called, where no taxonomy is given."""
+    """Name of all subtypes together, where no taxonomy is given."""
     labels: Literal["mask", "ids"] = "mask"
     """``mask``: the tissue class is where pixels are above the threshold; ``ids``: each pixel holds a subtype's id."""
     threshold: Annotated[int, Field(ge=0, le=254)] = 127
-    """Masks: values above it are tissue class. Masks of just 0 and 1 are recognised and need none."""
+    """Masks: values above it are tissue class. Masks of 0 and 1 are recognised whatever the threshold."""
     min_area_px: Annotated[int, Field(ge=0)] = 0
     """Smaller components, in pixels of the cohort, become background; they are counted in ``import.json``."""
     columns: Columns = Columns()
-    """What the columns of the table are called."""
+    """Names of the table's columns."""
 
 
 def import_table(
-    table: Path,
+    table: str | Path,
     *,
     mpp: float,
-    out: Path,
+    out: str | Path,
     taxonomy: Taxonomy | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -70,23 +70,23 @@ def import_table(
 
     Parameters
     ----------
-    table : Path
+    table : str or Path
         CSV with columns image, label, patient, subtype (masks only) and perhaps slide, part, score, region.
     mpp : float
         Micrometres per pixel of the images.
-    out : Path
-        Folder of the cohort. An interrupted import into it goes on.
+    out : str or Path
+        Folder of the cohort. An interrupted import into it is continued.
     taxonomy : Taxonomy, optional
         Required for ``labels="ids"``; otherwise built from the subtypes of the table, sorted by name.
     progress : callable, optional
-        As :func:`counterstain.progress.bar`: opened with a label and the number of regions, told of those done.
+        Such as :func:`counterstain.progress.bar`: opened with a label and the number of regions, told of those done.
     **options
         Fields of :class:`TableConfig`.
 
     Returns
     -------
     Cohort
-        Its ``import.json`` holds counts by subtype and what was dropped.
+        Its ``import.json`` holds counts by subtype and of what was dropped.
 
     Raises
     ------
@@ -95,6 +95,7 @@ def import_table(
     MismatchError
         ``out`` belongs to another import.
     """
+    table, out = Path(table), Path(out)
     config = build(TableConfig, {"mpp": mpp, **options}, f"import of {table}")
     rows = read_table(table, config.columns, labels=config.labels)
     taxonomy = _taxonomy(table, rows, config, taxonomy)
@@ -104,13 +105,14 @@ def import_table(
         "sha256": sha256_of(table),
         "files": fingerprint([[sha256_of(file) for file in rows[column]] for column in ("image", "label")]),
         "options": config.model_dump(mode="json"),
-        **_patients_seen(table),
     }
+    if (table.parent / PATIENTS_SEEN_FILE).exists():
+        source["patients_seen"] = list(read_patients_seen(table.parent / PATIENTS_SEEN_FILE))
     writer = CohortWriter(out, taxonomy=taxonomy, mpp=config.mpp * config.shrink, source=source)
     if writer.finished:
         return writer.finish()
     try:
-        with (progress or _silent)("regions", len(rows)) as advance:
+        with (progress or silent)("regions", len(rows)) as advance:
             _write_packs(writer, rows, config, threshold, advance)
         report = _report(out / "notes", rows, threshold, config)
         _check_any(table, report, config)
@@ -130,19 +132,9 @@ def _taxonomy(path: Path, rows: pd.DataFrame, config: TableConfig, given: Taxono
         if config.labels == "mask":
             check_subtypes(path, rows, given)
         return given
-    names = sorted(rows["subtype"].unique())
-    subtypes = [
-        {"id": i, "name": name, "colour": colour}
-        for i, (name, colour) in enumerate(zip(names, colours(len(names)), strict=True), start=1)
-    ]
-    content = {"name": path.stem[:80], "tissue_class": config.tissue_class, "subtypes": subtypes}
-    return build(Taxonomy, content, f"{path}: column {config.columns.subtype!r}")
-
-
-def _patients_seen(table: Path) -> dict[str, list[str]]:
-    """Return who is behind images that counterstain generated and exported; nothing of real ones."""
-    file = table.parent / PATIENTS_SEEN_FILE
-    return {"patients_seen": list(read_patients_seen(file))} if file.exists() else {}
+    return taxonomy_of(
+        sorted(rows["subtype"].unique()), path.stem, f"{path}: column {config.columns.subtype!r}", config.tissue_class
+    )
 
 
 def _threshold(path: Path, rows: pd.DataFrame, config: TableConfig) -> int:
@@ -157,7 +149,7 @@ def _threshold(path: Path, rows: pd.DataFrame, config: TableConfig) -> int:
     if highest > 1:
         raise InputError(
             f"{path}: its masks hold values up to {highest}, none above the threshold of {config.threshold}; "
-            f"give a lower --threshold, or --labels ids where values are the ids of subtypes"
+            f"give a lower --threshold, or --labels ids if values are the ids of subtypes"
         )
     return 0
 
@@ -166,11 +158,11 @@ def _check_any(table: Path, report: dict[str, Any], config: TableConfig) -> None
     """Raise InputError where nothing but background was imported."""
     if report["subtypes"]:
         return
-    dropped = report["dropped_components"]
-    why = "no label image has a pixel of a subtype; are they the right files?"
-    if dropped:
-        why = f"all {dropped} components are smaller than {config.min_area_px} px; give a lower --min-area-px"
-    raise InputError(f"{table}: {why}")
+    if dropped := report["dropped_components"]:
+        raise InputError(
+            f"{table}: all {dropped} components are smaller than {config.min_area_px} px; give a lower --min-area-px"
+        )
+    raise InputError(f"{table}: no label image has a pixel of a subtype; are they the right files?")
 
 
 def _write_packs(
@@ -202,18 +194,24 @@ def _packs(rows: pd.DataFrame) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 def _region(
     row: dict[str, Any], config: TableConfig, threshold: int | None, taxonomy: Taxonomy, notes: _Notes
 ) -> Region:
-    label_image = read_label_image(row["label"], palette_ids=config.labels == "ids")
+    labels = read_label_image(row["label"], palette_ids=config.labels == "ids")
     if threshold is None:
-        _check_ids(row["label"], label_image, taxonomy)
+        _check_ids(row["label"], labels, taxonomy)
     else:
-        label_image = np.where(label_image > threshold, taxonomy.id_of(row["subtype"]), BACKGROUND).astype(np.uint8)
-    found = components(_shrunk_labels(row["label"], label_image, config.shrink), config.min_area_px)
+        labels = np.where(labels > threshold, taxonomy.id_of(row["subtype"]), BACKGROUND).astype(np.uint8)
+    image = read_image(row["image"])
+    if config.shrink > 1:
+        if min(labels.shape) < config.shrink:
+            size = f"{labels.shape[1]} x {labels.shape[0]} px"
+            raise InputError(f"{row['label']}: {size} cannot be shrunk {config.shrink} times")
+        image, labels = _shrunk(image, config.shrink), _shrunk_labels(labels, config.shrink)
+    found = components(labels, config.min_area_px)
     notes.add(found, taxonomy)
     return Region(
         region=row["region"],
         slide=row["slide"],
         patient=row["patient"],
-        image=_shrunk(read_image(row["image"]), config.shrink),
+        image=image,
         instances=found.instances,
         subtypes=found.labels,
         score=row["score"],
@@ -223,19 +221,13 @@ def _region(
 
 
 def _shrunk(pixels: np.ndarray, factor: int) -> np.ndarray:
-    """Average blocks of (H, W, C) pixels; what is left over at the edges is cut off."""
-    if factor == 1:
-        return pixels
+    """Average blocks of (H, W, C) pixels; incomplete blocks at the edges are cut off."""
     y_edges, x_edges = (np.arange(length // factor + 1) * factor for length in pixels.shape[:2])
     return area_average(pixels, y_edges, x_edges)
 
 
-def _shrunk_labels(path: Path, labels: np.ndarray, factor: int) -> np.ndarray:
-    """Give each block of (H, W) labels the label that most of it has, the lowest of several."""
-    if factor == 1:
-        return labels
-    if min(labels.shape) < factor:
-        raise InputError(f"{path}: {labels.shape[1]} x {labels.shape[0]} px cannot be shrunk {factor} times")
+def _shrunk_labels(labels: np.ndarray, factor: int) -> np.ndarray:
+    """Give each block of (H, W) labels its commonest label, the lowest of equally common ones."""
     ids = np.unique(labels)
     shares = _shrunk(np.where(labels[..., None] == ids, 255, 0).astype(np.uint8), factor)
     return np.asarray(ids[shares.argmax(-1)])
@@ -255,7 +247,7 @@ def _check_ids(path: Path, label_image: np.ndarray, taxonomy: Taxonomy) -> None:
 
 
 class _Notes:
-    """What is to be known about a pack that its tables do not say."""
+    """Counts of a pack that its tables do not hold."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -292,11 +284,6 @@ def _report(notes: Path, rows: pd.DataFrame, threshold: int | None, config: Tabl
         **total.counts,
         "subtypes": by_subtype,
     }
-
-
-@contextmanager
-def _silent(_label: str, _total: int) -> Iterator[Callable[[int], None]]:
-    yield lambda _regions: None
 
 
 def _discard(out: Path) -> None:

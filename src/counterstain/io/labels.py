@@ -10,7 +10,7 @@ regions: [ROI]                # rectangles of regions, not instances
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from counterstain.config import Config, build, read_yaml
 from counterstain.errors import InputError
 from counterstain.io.annotations.outlines import AnnotationFile
-from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
+from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy, colours
 
 MEANINGS = {"background": BACKGROUND, "ignore": IGNORE}
 LISTED = 40
@@ -100,6 +100,26 @@ class LabelMap(Config):
             label: MEANINGS[meaning] if meaning in MEANINGS else taxonomy.id_of(meaning)
             for label, meaning in meanings.items()
         }
+
+
+def taxonomy_of(
+    names: Sequence[str],
+    name: str,
+    source: str | Path,
+    tissue_class: str = "tumour",
+) -> Taxonomy:
+    """Return a taxonomy of these subtypes in their order, with ids from 1 on and distinct colours.
+
+    Raises
+    ------
+    ConfigError
+        The names cannot be subtypes; the message begins with ``source``.
+    """
+    subtypes = [
+        {"id": i, "name": subtype, "colour": colour}
+        for i, (subtype, colour) in enumerate(zip(names, colours(len(names)), strict=True), start=1)
+    ]
+    return build(Taxonomy, {"name": name[:80], "tissue_class": tissue_class, "subtypes": subtypes}, source)
 
 
 def count_labels(files: Iterable[AnnotationFile]) -> Counter[str]:

@@ -1,4 +1,7 @@
-"""Which annotations and which patient belong to which slide."""
+"""The plan of an import of slides: the annotations, the patient and the regions of each slide.
+
+Places are level-0 pixels of the whole canvas.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +18,64 @@ from shapely import MultiPolygon, Polygon
 
 from counterstain.config import Config
 from counterstain.errors import InputError
-from counterstain.io.annotations.outlines import Annotation, AnnotationFile
-from counterstain.io.regions import Box, Extent, drawn_boxes, place_boxes
-from counterstain.io.slides import Slide, slide_name
+from counterstain.io.annotations.outlines import Annotation, AnnotationFile, polygonal
+from counterstain.io.regions import Box, Extent, drawn_boxes, place, place_boxes
+from counterstain.io.slides import Slide, tissue_mask
 from counterstain.io.table import csv_rows
-from counterstain.io.thumbnails import tissue_mask
 from counterstain.taxonomy import BACKGROUND, IGNORE
 
 SHOWN_NAMES = 5
-DEEPZOOM_OF_EXACT = ".dzi"  # EXACT names some images so
+DEEPZOOM_OF_EXACT = ".dzi"  # EXACT gives some images this ending
+TISSUE_PX = 1024  # longer side of the thumbnail in which tissue is sought
+MAX_REGION_PX = 20_000**2  # an instance map of 1.6 GB
+SUFFIXES = (
+    ".bif", ".dcm", ".mrxs", ".ndpi", ".ome.tif", ".ome.tiff", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms",
+    ".vmu",
+)  # fmt: skip
+
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def list_slides(folder: str | Path) -> dict[str, Path]:
+    """Return the slides of a folder, or the one slide that is given, by name.
+
+    A slide's name is its file's without the suffix. A subfolder of DICOM files is one slide with the folder's name.
+
+    Raises
+    ------
+    InputError
+        No such folder, no slide in it, or two slides of one name.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        return {slide_name(folder): folder}
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of slides")
+    slides: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        # OpenSlide finds the other DICOM files of a slide beside the one that it is given.
+        file = min(path.glob("*.dcm"), default=None) if path.is_dir() else path
+        if file is None or not file.name.lower().endswith(SUFFIXES) or path.name.startswith("."):
+            continue
+        name = path.name if path.is_dir() else slide_name(path)
+        if name in slides:
+            raise InputError(f"{folder}: {slides[name].name} and {path.name} are both slide {name!r}; rename one")
+        slides[name] = file
+    if not slides:
+        raise InputError(f"{folder}: no slide in it; expected files ending in {', '.join(SUFFIXES)}")
+    return slides
+
+
+def slide_name(path: str | Path) -> str:
+    """Return a file's name without the suffix of a slide (``a.b.ome.tiff`` is ``a.b``)."""
+    name = Path(path).name
+    suffix = max((end for end in SUFFIXES if name.lower().endswith(end)), key=len, default="")
+    return name[: len(name) - len(suffix)] or name
 
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """Whose slide it is."""
+    """The patient of a slide."""
 
     patient: str
     score: str | None = None
@@ -40,9 +87,8 @@ class Patient:
 def match_annotations(slides: Iterable[str], files: Sequence[AnnotationFile]) -> dict[str, list[Annotation]]:
     """Give every slide its annotations.
 
-    A file belongs to the slide whose name it has, whatever follows after a dot (``a.svs`` and ``a.qupath.json``); of
-    several slides that fit, to that with the longest name. Annotations that name their slide themselves, as EXACT's
-    do, belong to it.
+    A file belongs to the slide whose name it has, whatever follows after a dot (``a.svs`` and ``a.qupath.json``); if
+    several fit, to the slide with the longest name. Annotations that name their slide, as EXACT's do, belong to it.
 
     Raises
     ------
@@ -66,34 +112,34 @@ def match_annotations(slides: Iterable[str], files: Sequence[AnnotationFile]) ->
         raise InputError(
             "slides and annotations do not match: "
             + ", ".join(f"no {what} for {_listed(of)}" for what, of in (("annotations", bare), ("slide", strays)) if of)
-            + "; give both the same name, or move away what is not to be imported"
+            + "; give both the same name, or move files that are not to be imported to another folder"
         )
     return matched
 
 
-def read_patients(path: Path, slides: Iterable[str]) -> dict[str, Patient]:
-    """Read whose slides they are from a CSV table with the columns slide, patient and perhaps score and mpp_level0.
+def read_patients(path: str | Path, slides: Iterable[str]) -> dict[str, Patient]:
+    """Read the patient of each slide from a CSV table with columns slide, patient and perhaps score and mpp_level0.
 
     Raises
     ------
     InputError
-        A column or a slide is missing, a field is empty, a resolution is not above 0, or a slide stands there twice.
+        A column or a slide is missing, a field is empty, a resolution is not above 0, or a slide is listed twice.
     """
     patients: dict[str, Patient] = {}
-    for place, row in csv_rows(path, ("slide", "patient"), ("score", "mpp_level0")):
+    for where, row in csv_rows(path, ("slide", "patient"), ("score", "mpp_level0")):
         slide, patient = slide_name(row["slide"]), row["patient"]
         if not slide or not patient:
-            raise InputError(f"{place}: slide or patient is empty; fill it in")
+            raise InputError(f"{where}: slide or patient is empty; fill it in")
         if slide in patients:
-            raise InputError(f"{place}: slide {slide} stands there twice; remove one row")
-        patients[slide] = Patient(patient, row.get("score") or None, _resolution(place, row.get("mpp_level0")))
+            raise InputError(f"{where}: slide {slide} is listed twice; remove one row")
+        patients[slide] = Patient(patient, row.get("score") or None, _resolution(where, row.get("mpp_level0")))
     missing = [slide for slide in slides if slide not in patients]
     if missing:
         raise InputError(f"{path}: no row for {_listed(missing)}; add one for every slide")
     return patients
 
 
-def _resolution(place: str, text: str | None) -> float | None:
+def _resolution(where: str, text: str | None) -> float | None:
     if not text:
         return None
     try:
@@ -101,7 +147,7 @@ def _resolution(place: str, text: str | None) -> float | None:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise InputError(f"{place}: mpp_level0 {text!r}: expected micrometres per pixel above 0, such as 0.25")
+        raise InputError(f"{where}: mpp_level0 {text!r}: expected micrometres per pixel above 0, such as 0.25")
     return value
 
 
@@ -116,16 +162,6 @@ def _listed(names: Iterable[str]) -> str:
     names = sorted(names)
     more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
     return ", ".join(names[:SHOWN_NAMES]) + more
-
-
-# What is to be imported from one slide: its annotations on the canvas, their labels and its regions.
-#
-# Places are level-0 pixels of the whole canvas.
-
-TISSUE_PX = 1024  # longer side of the thumbnail in which tissue is sought
-MAX_REGION_PX = 20_000**2  # an instance map of 1.6 GB
-
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class SlidesConfig(Config):
@@ -146,7 +182,7 @@ class SlidesConfig(Config):
 
 
 class Shown(NamedTuple):
-    """An annotation as it is drawn into regions."""
+    """An annotation as it is painted into regions."""
 
     instance: int
     """Its number on the slide, from 1 on; the same every time the annotations are read."""
@@ -176,13 +212,41 @@ class SlidePlan:
         return f"{self.slide}-{box.name}"
 
     @property
-    def areas_level0_px(self) -> dict[int, float]:
-        """Annotated area of every subtype."""
-        areas: dict[int, float] = {}
-        for shown in self.shown:
-            if shown.label not in {BACKGROUND, IGNORE}:
-                areas[shown.label] = areas.get(shown.label, 0.0) + shown.polygon.area
-        return areas
+    def main_subtype(self) -> int | None:
+        """The subtype with the largest annotated area: the score of a slide for which none is given."""
+        areas = _areas(self.shown)
+        return max(areas, key=lambda label: (areas[label], -label)) if areas else None
+
+    def region_contents(self, box: Box, mpp: float) -> Contents:
+        """Place the annotations of the slide in one of its regions, ``mpp`` micrometres per pixel."""
+        placed = place([s.polygon for s in self.shown], box, mpp / self.mpp_level0)
+        painted, subtypes = [], {}
+        for index, polygon in zip(placed.shown, placed.polygons, strict=True):
+            instance, label = self.shown[index][:2]
+            painted.append((BACKGROUND if label == BACKGROUND else instance, polygon))
+            if label != BACKGROUND:
+                subtypes[instance] = label
+        return Contents(painted, subtypes, placed.cut)
+
+
+class Contents(NamedTuple):
+    """What a region shows."""
+
+    painted: list[tuple[int, Polygon | MultiPolygon]]
+    """Instance and polygon in region pixels, for :func:`counterstain.io.regions.rasterise`; 0 paints background."""
+    subtypes: dict[int, int]
+    """Subtype of every instance, 255 = ignore."""
+    cut: int
+    """Annotations that reach over the region's edge."""
+
+
+def _areas(shown: Sequence[Shown]) -> dict[int, float]:
+    """Return the annotated area of every subtype in square level-0 pixels."""
+    areas: dict[int, float] = {}
+    for s in shown:
+        if s.label not in {BACKGROUND, IGNORE}:
+            areas[s.label] = areas.get(s.label, 0.0) + s.polygon.area
+    return areas
 
 
 def plan_slide(
@@ -195,21 +259,10 @@ def plan_slide(
     config: SlidesConfig,
     listed: Sequence[Box] = (),
 ) -> SlidePlan:
-    """Plan the import of one slide.
+    """Plan the import of one slide, which is open.
 
-    Parameters
-    ----------
-    name : str
-    slide : Slide
-        Open.
-    patient : Patient
-    annotations : sequence of Annotation
-        All of the slide.
-    labels : mapping
-        Label -> subtype, 0 = background, 255 = ignore; annotations of other labels are rectangles of regions.
-    config : SlidesConfig
-    listed : sequence of Box
-        Regions of the slide, for ``regions="table"``.
+    ``labels`` maps labels to subtypes, 0 = background and 255 = ignore; annotations of other labels are rectangles of
+    regions. ``listed`` are the slide's regions for ``regions="table"``.
 
     Raises
     ------
@@ -274,38 +327,26 @@ def _cut(annotations: Sequence[Annotation], extent: Extent) -> list[Polygon | Mu
     """Return the polygons, those that reach over the edge of the extent cut there."""
     area = shapely.box(extent.x, extent.y, extent.x + extent.width, extent.y + extent.height)
     shapely.prepare(area)
-    return [a.polygon if area.covers(a.polygon) else _polygons(a.polygon.intersection(area)) for a in annotations]
-
-
-def _polygons(geometry: shapely.Geometry) -> Polygon | MultiPolygon:
-    """Leave points and lines away that an intersection may hold beside polygons."""
-    parts = [part for part in shapely.get_parts(geometry) if isinstance(part, Polygon)]
-    return parts[0] if len(parts) == 1 else MultiPolygon(parts)
+    return [
+        a.polygon if area.covers(a.polygon) else polygonal(a.polygon.intersection(area)) or Polygon()
+        for a in annotations
+    ]
 
 
 def _placed_boxes(slide: Slide, shown: Sequence[Shown], config: SlidesConfig) -> list[Box]:
     edge = max(1, round(config.region_size_um / slide.mpp_level0))
     tumour = [s for s in shown if s.label not in {BACKGROUND, IGNORE}]
+    areas = _areas(tumour)
     return place_boxes(
         [s.polygon for s in tumour],
         count=config.regions_per_slide,
         width=edge,
         height=edge,
         extent=Extent(*slide.bounds_level0_px),
-        weights=_weights(tumour),
+        # Every subtype of the slide counts the same in all; otherwise regions go where the commonest subtype is.
+        weights=[1 / areas[s.label] if areas[s.label] else 0.0 for s in tumour],
         tissue=tissue_mask(slide.thumbnail(TISSUE_PX).image),
     )
-
-
-def _weights(shown: Sequence[Shown]) -> list[float]:
-    """Return what a pixel of each instance counts: every subtype of the slide the same in all, so that rare ones count.
-
-    Without it, regions would go where the commonest subtype is.
-    """
-    area: dict[int, float] = {}
-    for s in shown:
-        area[s.label] = area.get(s.label, 0.0) + s.polygon.area
-    return [1 / area[s.label] if area[s.label] else 0.0 for s in shown]
 
 
 def _check_boxes(name: str, boxes: Sequence[Box], slide: Slide, config: SlidesConfig) -> None:

@@ -1,28 +1,33 @@
-"""CSV tables as people save them: text, with a header, from a spreadsheet."""
+"""CSV tables as people save them, checked row by row before anything is written.
+
+Rows are numbered as a spreadsheet numbers them: the header is row 1.
+"""
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
-import numpy as np
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
 from counterstain.config import Config
 from counterstain.data.cohort import PARTS
 from counterstain.errors import InputError, TaxonomyError
+from counterstain.io.pixel_readers import image_size
 from counterstain.taxonomy import Taxonomy
 
-FIRST_ROW = 2  # as a spreadsheet numbers rows: the header is row 1
+FIRST_ROW = 2
+REQUIRED = ("image", "label", "patient")
+MAY_BE_EMPTY = ("row", "score")
+
+ColumnName = Annotated[str, Field(min_length=1)]
 
 
-def csv_rows(path: Path, required: Sequence[str], optional: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+def csv_rows(
+    path: str | Path, required: Sequence[str], optional: Sequence[str]
+) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield every row of a table with its place for messages, ``TABLE.csv row 2``.
 
     Raises
@@ -30,126 +35,35 @@ def csv_rows(path: Path, required: Sequence[str], optional: Sequence[str]) -> It
     InputError
         The file is missing, is not CSV or lacks a required column.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise InputError(f"{path}: no such file; expected a CSV table") from error
-    except ValueError as error:  # pandas' own errors are ValueErrors
-        raise InputError(f"{path}: not a CSV table ({' '.join(str(error).split())})") from error
-    columns = [str(name).strip() for name in table.columns]
-    missing = [name for name in required if name not in columns]
+    table = _read_csv(Path(path))
+    missing = [name for name in required if name not in table]
     if missing:
         raise InputError(
             f"{path}: no column {missing[0]!r}; expected {', '.join(required)} and perhaps {', '.join(optional)}"
         )
-    for number, values in enumerate(table.fillna("").itertuples(index=False), start=FIRST_ROW):
-        yield f"{path} row {number}", dict(zip(columns, (str(value).strip() for value in values), strict=True))
+    for number, row in enumerate(table.to_dict("records"), start=FIRST_ROW):
+        yield f"{path} row {number}", {str(name): value for name, value in row.items()}
 
 
-# Ordinary image files (PNG, TIFF, JPEG) as arrays, with one clear error for each that cannot be used.
-#
-# Shapes: H, W = rows and columns in pixels.
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Return rows and columns from the header alone; checks what :func:`read_image` checks but for the pixels.
-
-    Raises
-    ------
-    InputError
-        The file is missing, is not an image, has more than 8 bits a channel or several pages, or is far too large.
-    """
-    with _opened(path) as image:
-        return image.height, image.width
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Read an image as (H, W, 3) uint8; grey becomes RGB, transparent becomes white.
-
-    Raises
-    ------
-    InputError
-        As :func:`image_size`, or the file is cut off.
-    """
-    with _opened(path) as image:
-        if image.has_transparency_data:
-            layer = image.convert("RGBA")
-            return np.asarray(Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"))
-        return np.asarray(image.convert("RGB"))
-
-
-def read_label_image(path: Path, *, palette_ids: bool = False) -> np.ndarray:
-    """Read a label image as (H, W) uint8.
-
-    Parameters
-    ----------
-    path : Path
-    palette_ids : bool
-        Whether the numbers of a palette image's colours are its labels; otherwise their greys are.
-
-    Raises
-    ------
-    InputError
-        As :func:`read_image`, or the image has colours.
-    """
-    with _opened(path) as image:
-        if palette_ids and image.mode in {"1", "P"}:
-            return np.asarray(image).astype(np.uint8)
-        if palette_ids and re.search("L;[24]", _decoder(image)):  # Pillow spreads them over 0 to 255
-            raise InputError(f"{path}: has 2 or 4 bits a pixel, in which ids cannot be read; save it with 8 bits")
-        if image.mode in {"1", "L"}:
-            return np.asarray(image.convert("L"))
-        channels = np.asarray(image.convert("RGB"))
-    if (channels != channels[..., :1]).any():
-        raise InputError(f"{path}: has colours; expected a grey label image, so save it with one channel")
-    return channels[..., 0]
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Read a table as text without white space around it."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half the size that is an error
-            with Image.open(path) as image:
-                _check_layout(path, image)
-                yield image
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except Image.DecompressionBombError as error:
-        raise InputError(
-            f"{path}: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; cut it into regions of at most "
-            "10,000 x 10,000 px"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path}: not an image that can be read; expected PNG, TIFF or JPEG") from error
-    except InputError:
-        raise
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on damaged files
-        raise InputError(f"{path}: damaged or cut off ({error}); export it again") from error
-
-
-def _check_layout(path: Path, image: Image.Image) -> None:
-    if image.mode.startswith(("I", "F")) or ";16" in _decoder(image):  # colours of 16 bits have no mode in Pillow
-        raise InputError(f"{path}: has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
-    pages = getattr(image, "n_frames", 1)
-    if pages > 1:
-        raise InputError(f"{path}: has {pages} pages; save the one to be imported as a file of its own")
-
-
-def _decoder(image: Image.Image) -> str:
-    """Return how the pixels are stored, in Pillow's words."""
-    return str([tile[3] for tile in getattr(image, "tile", [])])
-
-
-# A table of image and label files, read from CSV and checked row by row before anything is written.
-#
-# Rows are numbered as a spreadsheet numbers them: the header is row 1.
-
-ColumnName = Annotated[str, Field(min_length=1)]
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise InputError(f"{path}: no such file; expected a CSV table") from error
+    except pd.errors.EmptyDataError as error:
+        raise InputError(f"{path}: the table is empty; expected a header and rows") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8; save the table as 'CSV UTF-8'") from error
+    except ValueError as error:  # pandas' other errors
+        raise InputError(f"{path}: not a CSV table ({' '.join(str(error).split())})") from error
+    if table.empty:
+        raise InputError(f"{path}: the table has a header but no row")
+    return pd.DataFrame({str(name).strip(): table[name].fillna("").str.strip() for name in table.columns})
 
 
 class Columns(Config):
-    """What the columns of a table are called; columns that no field names are left alone."""
+    """Names of a table's columns; other columns are ignored."""
 
     image: ColumnName = "image"
     """Image file, relative to the table's folder."""
@@ -169,12 +83,8 @@ class Columns(Config):
     """Name of the region; the image's file name where there is no such column."""
 
 
-REQUIRED = ("image", "label", "patient")
-MAY_BE_EMPTY = ("score",)
-
-
 def read_table(path: Path, columns: Columns, *, labels: Literal["mask", "ids"]) -> pd.DataFrame:
-    """Read a table and check all that can be checked without a pixel.
+    """Read a table of images and check everything that can be checked without a pixel.
 
     Parameters
     ----------
@@ -182,7 +92,7 @@ def read_table(path: Path, columns: Columns, *, labels: Literal["mask", "ids"]) 
         CSV with a header.
     columns : Columns
     labels : ``mask`` or ``ids``
-        Masks need the subtype column.
+        With masks the subtype column is required.
 
     Returns
     -------
@@ -199,13 +109,15 @@ def read_table(path: Path, columns: Columns, *, labels: Literal["mask", "ids"]) 
     _check_columns(path, table, columns, [*REQUIRED, "subtype"] if labels == "mask" else list(REQUIRED))
     names = columns.model_dump()
     named = pd.DataFrame({field: table[name] for field, name in names.items() if name in table})
-    named.insert(0, "row", range(2, len(table) + 2))
+    named.insert(0, "row", range(FIRST_ROW, len(table) + FIRST_ROW))
     _check_filled(path, named, columns)
     for field in ("subtype", "score", "part"):
         if field not in named:
             named[field] = None
-    named["slide"] = named["slide"] if "slide" in named else named["patient"]
-    named["region"] = named["region"] if "region" in named else _region_names(named["image"])
+    if "slide" not in named:
+        named["slide"] = named["patient"]
+    if "region" not in named:
+        named["region"] = _region_names(named["image"])
     named["score"] = _scores(named)
     _check_spelling(path, named)
     _check_parts(path, named)
@@ -221,7 +133,7 @@ def check_subtypes(path: Path, table: pd.DataFrame, taxonomy: Taxonomy) -> None:
     Raises
     ------
     TaxonomyError
-        Names the row, the subtype and those that are known.
+        Names the row, the subtype and those of the taxonomy.
     """
     unknown = table[~table["subtype"].isin(taxonomy.names)]
     if len(unknown):
@@ -230,22 +142,6 @@ def check_subtypes(path: Path, table: pd.DataFrame, taxonomy: Taxonomy) -> None:
             f"{path} row {row['row']}: unknown subtype {row['subtype']!r}; {taxonomy.name} has "
             f"{', '.join(taxonomy.names)}"
         )
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise InputError(f"{path}: no such file; expected a CSV table") from error
-    except pd.errors.EmptyDataError as error:
-        raise InputError(f"{path}: the table is empty; expected a header and a row per image") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8; save the table as 'CSV UTF-8'") from error
-    except pd.errors.ParserError as error:
-        raise InputError(f"{path}: not a CSV table ({' '.join(str(error).split())})") from error
-    if table.empty:
-        raise InputError(f"{path}: the table has a header but no row; expected a row per image")
-    return pd.DataFrame({str(name).strip(): table[name].fillna("").str.strip() for name in table.columns})
 
 
 def _check_columns(path: Path, table: pd.DataFrame, columns: Columns, required: list[str]) -> None:
@@ -265,7 +161,7 @@ def _check_columns(path: Path, table: pd.DataFrame, columns: Columns, required: 
 
 
 def _check_filled(path: Path, named: pd.DataFrame, columns: Columns) -> None:
-    for field in named.columns.drop(["row", *MAY_BE_EMPTY], errors="ignore"):
+    for field in named.columns.drop(list(MAY_BE_EMPTY), errors="ignore"):
         empty = named["row"][named[field] == ""]
         if field == "part" and len(empty) == len(named):
             named["part"] = None
@@ -306,18 +202,16 @@ def _check_spelling(path: Path, named: pd.DataFrame) -> None:
     for name, row in named.dropna(subset="subtype").drop_duplicates("subtype")[["subtype", "row"]].to_numpy():
         first, first_row = spelled.setdefault("".join(name.casefold().split()), (name, row))
         if first != name:
-            raise InputError(
-                f"{path}: subtype {first!r} in row {first_row} is {name!r} in row {row}; spell it in one way"
-            )
+            raise InputError(f"{path}: subtype {first!r} in row {first_row} is {name!r} in row {row}; use one spelling")
 
 
 def _check_identities(path: Path, named: pd.DataFrame) -> None:
     for region, rows in named[named["region"].duplicated(keep=False)].groupby("region")["row"]:
         raise InputError(
-            f"{path}: region {region!r} stands in rows {rows.iloc[0]} and {rows.iloc[1]}; "
-            "remove one, or give each a name of its own in a column 'region'"
+            f"{path}: region {region!r} is in rows {rows.iloc[0]} and {rows.iloc[1]}; "
+            "remove one, or name them differently in a column 'region'"
         )
-    for field, remedy in (("patient", "give slides names of their own"), ("score", "give a slide one score")):
+    for field, remedy in (("patient", "give each slide its own name"), ("score", "give each slide one score")):
         for slide, first, second in _conflicts(named, "slide", field):
             raise InputError(
                 f"{path}: slide {slide} has two values of {field}, {first[field]} (row {first['row']}) and "
@@ -339,7 +233,7 @@ def _with_sizes(path: Path, named: pd.DataFrame) -> pd.DataFrame:
         try:
             size, label_size = image_size(image), image_size(label)
         except InputError as error:
-            _raise_at(path, row, error)
+            raise InputError(f"{path} row {row}: {error}") from error
         if size != label_size:
             raise InputError(
                 f"{path} row {row}: {image.name} is {size[0]} x {size[1]} px but its label {label.name} is "
@@ -347,7 +241,3 @@ def _with_sizes(path: Path, named: pd.DataFrame) -> pd.DataFrame:
             )
         sizes.append(size)
     return named.assign(height_px=[height for height, _ in sizes], width_px=[width for _, width in sizes])
-
-
-def _raise_at(path: Path, row: int, error: InputError) -> NoReturn:
-    raise InputError(f"{path} row {row}: {error}") from error

@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from shapely import Polygon
 
 from counterstain.io.annotations.outlines import polygonal
-from counterstain.io.rasterise import rasterise
+from counterstain.io.regions import rasterise
 from counterstain.segmentation.inference import Span
 from counterstain.storage import replacing
 

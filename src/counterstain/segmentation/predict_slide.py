@@ -17,8 +17,8 @@ from counterstain.checkpoints import CheckpointHeader
 from counterstain.data.region_store import ImageWindow
 from counterstain.errors import InputError, MismatchError
 from counterstain.io.regions import Box, Extent, place_boxes, read_region_table
-from counterstain.io.slides import Slide, SlideWindow, slide_name
-from counterstain.io.thumbnails import tissue_mask
+from counterstain.io.slide_plan import slide_name
+from counterstain.io.slides import Slide, SlideWindow, tissue_mask
 from counterstain.segmentation.evaluate import choose_device
 from counterstain.segmentation.inference import Span, TumourModel, predict_each, spans
 from counterstain.segmentation.model import Segmenter, load_segmenter

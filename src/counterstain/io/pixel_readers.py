@@ -1,10 +1,15 @@
-"""What every reader of slide files gives to :class:`counterstain.io.slides.Slide`: levels of RGB pixels.
+"""Readers of pixels: OpenSlide and tifffile for slides, Pillow for ordinary images.
 
-Shapes: H, W = rows and columns in pixels of a level.
+:func:`check_layout` is the one place that decides which layouts of pixels are read; every reader asks it before it
+hands out a pixel. Shapes: H, W = rows and columns in pixels of a level or image.
 """
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,10 +20,39 @@ import numpy as np
 import openslide
 import tifffile
 import zarr
+from PIL import Image, UnidentifiedImageError
 
 from counterstain.errors import InputError
 
 WHITE = 255
+BLOCK_PX = 256  # see OpenSlideSource._read_blocks
+MICROMETRES = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
+MICROMETRES_PER_TIFF_UNIT = {2: 25_400.0, 3: 10_000.0}  # ResolutionUnit: inch, centimetre
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PixelLayout:
+    """How a file stores its pixels."""
+
+    bits: int
+    """Of a channel."""
+    channels: int
+    pages: int = 1
+    words: str
+    """The layout in the words of the library that reads it, for messages."""
+
+
+def check_layout(path: Path, layout: PixelLayout, *, channels: tuple[int, ...] = (1, 2, 3, 4)) -> None:
+    """Raise InputError where pixels are stored in a way that would not be read as their maker meant them.
+
+    ``channels`` are the numbers of channels that can be used: 3 or 4 of a slide, any of an ordinary image.
+    """
+    if layout.bits > 8:
+        raise InputError(f"{path}: more than 8 bits a channel ({layout.words}); convert it to 8 bits")
+    if layout.channels not in channels:
+        raise InputError(f"{path}: not RGB ({layout.words}); save it as RGB with 8 bits a channel")
+    if layout.pages > 1:
+        raise InputError(f"{path}: has {layout.pages} pages; save the one to be imported as a file of its own")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +65,7 @@ class Level:
 
 
 class SlideSource(Protocol):
-    """An open slide file."""
+    """An open slide file, as :class:`counterstain.io.slides.Slide` needs it."""
 
     levels: tuple[Level, ...]
     """Level 0 first, each one coarser than the one before."""
@@ -47,19 +81,19 @@ class SlideSource(Protocol):
         """Close the file."""
 
 
-def true_downsample(width_px: int, height_px: int, level0_px: tuple[int, int]) -> float:
-    """Return the factor that a level was shrunk by.
+def levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
+    """Return levels of these widths and heights, level 0 first.
 
     Sides are rounded when a level is made (46,001 px shrunk by 4 are 11,500), so the quotient of two sides drifts
     over a slide. Where a whole number explains both sides to the pixel, it is the factor.
     """
-    quotients = (level0_px[0] / width_px, level0_px[1] / height_px)
-    factor = float(round(sum(quotients) / 2))
-    if factor >= 1 and all(
-        abs(side0 / factor - side) < 1 for side0, side in zip(level0_px, (width_px, height_px), strict=True)
-    ):
-        return factor
-    return sum(quotients) / 2
+    levels = []
+    for size in sizes:
+        quotient = sum(side0 / side for side0, side in zip(sizes[0], size, strict=True)) / 2
+        whole = float(round(quotient))
+        exact = whole >= 1 and all(abs(side0 / whole - side) < 1 for side0, side in zip(sizes[0], size, strict=True))
+        levels.append(Level(width_px=size[0], height_px=size[1], downsample=whole if exact else quotient))
+    return tuple(levels)
 
 
 def reason(error: Exception) -> str:
@@ -77,13 +111,8 @@ def on_white(rgba: np.ndarray) -> np.ndarray:
     return np.asarray((blended + WHITE // 2) // WHITE, np.uint8)
 
 
-# Slides that OpenSlide opens: MIRAX, SVS, NDPI, BIF, tiled TIFF, DICOM and others.
-
-BLOCK_PX = 256  # see OpenSlideSource._read_blocks
-
-
 class OpenSlideSource:
-    """A slide file opened with OpenSlide.
+    """A slide in a format of OpenSlide: MIRAX, SVS, NDPI, BIF, tiled TIFF, DICOM and others.
 
     Raises
     ------
@@ -96,13 +125,10 @@ class OpenSlideSource:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = openslide.OpenSlide(path)
-        size = self._file.level_dimensions[0]
-        self.levels = tuple(
-            Level(width_px=width, height_px=height, downsample=true_downsample(width, height, size))
-            for width, height in self._file.level_dimensions
-        )
-        self.mpp_xy = _pair(self._number(openslide.PROPERTY_NAME_MPP_X), self._number(openslide.PROPERTY_NAME_MPP_Y))
-        self.bounds_level0_px = self._bounds(size)
+        self.levels = levels_of(list(self._file.level_dimensions))
+        x, y = self._number(openslide.PROPERTY_NAME_MPP_X), self._number(openslide.PROPERTY_NAME_MPP_Y)
+        self.mpp_xy = None if x is None or y is None else (x, y)
+        self.bounds_level0_px = self._bounds()
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return (H, W, 3) uint8 at a place in the level's own pixels; what lies outside or is empty is white."""
@@ -128,7 +154,7 @@ class OpenSlideSource:
     def _read_blocks(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Read a level whose downsample is no whole number.
 
-        OpenSlide takes places in whole level-0 pixels and shifts the level by what is left of one: a little
+        OpenSlide takes places in whole level-0 pixels and shifts the level by the fraction that remains, a little
         differently for every place asked for. Blocks on a fixed grid are the same for every caller.
         """
         pixels = np.full((height, width, 3), WHITE, np.uint8)
@@ -145,22 +171,12 @@ class OpenSlideSource:
         except (KeyError, ValueError):
             return None
 
-    def _bounds(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
-        names = (
-            openslide.PROPERTY_NAME_BOUNDS_X,
-            openslide.PROPERTY_NAME_BOUNDS_Y,
-            openslide.PROPERTY_NAME_BOUNDS_WIDTH,
-            openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
-        )
-        x, y, width, height = (self._number(name) for name in names)
+    def _bounds(self) -> tuple[int, int, int, int]:
+        x, y, width, height = (self._number(f"openslide.bounds-{name}") for name in ("x", "y", "width", "height"))
         plain = self._file.properties[openslide.PROPERTY_NAME_VENDOR] == "generic-tiff"  # absent tiles are just white
         if plain or x is None or y is None or width is None or height is None:
-            return (0, 0, *size)
+            return (0, 0, *self._file.dimensions)
         return (int(x), int(y), int(width), int(height))
-
-
-def _pair(x: float | None, y: float | None) -> tuple[float, float] | None:
-    return None if x is None or y is None else (x, y)
 
 
 def _overlap(block: int, start: int, length: int) -> tuple[slice, slice]:
@@ -169,44 +185,34 @@ def _overlap(block: int, start: int, length: int) -> tuple[slice, slice]:
     return slice(first - start, last - start), slice(first - block, last - block)
 
 
-# Slides that are OME-TIFF or plain TIFF, read with tifffile: pyramids, tiles or strips, 8 bits RGB.
-#
-# Shapes: H, W = rows and columns of a level in pixels.
-
-_MICROMETRES = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
-_MICROMETRES_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # TIFF's ResolutionUnit: inch, centimetre
-
-
 class TiffSource:
-    """A TIFF file opened with tifffile.
+    """A slide that is OME-TIFF or plain TIFF, read with tifffile: pyramids, tiles or strips, RGB with 8 bits a channel.
 
     Raises
     ------
     tifffile.TiffFileError
         Not a TIFF file.
     InputError
-        A TIFF file, but not of 8 bits RGB.
+        A TIFF file of another layout.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = tifffile.TiffFile(path)
         try:
-            series = _largest_series(self._file)
-            _check_layout(path, series)
-            self._axes = str(series.axes)
+            # Label and overview pictures are smaller than the slide.
+            series = max(self._file.series, key=lambda series: int(np.prod(series.shape)))
+            self._channels_first = str(series.axes) == "SYX"
+            check_layout(path, _series_layout(series), channels=(3, 4))
             self._arrays = [_open_level(path, level) for level in series.levels]
-            self._try_to_decode()
+            self._window(0, 0, 1, 0, 1)  # damage that stops the decoder is found here
         except BaseException:
             self._file.close()
             raise
-        sizes = [self._size(array) for array in self._arrays]
-        self.levels = tuple(
-            Level(width_px=width, height_px=height, downsample=true_downsample(width, height, sizes[0]))
-            for width, height in sizes
-        )
-        self.mpp_xy = tiff_mpp(self._file)
-        self.bounds_level0_px = (0, 0, *sizes[0])
+        self.levels = levels_of([self._size(array) for array in self._arrays])
+        from_ome = _ome_mpp(self._file.ome_metadata) if self._file.is_ome else None
+        self.mpp_xy = from_ome or _tag_mpp(self._file.pages.first)
+        self.bounds_level0_px = (0, 0, self.levels[0].width_px, self.levels[0].height_px)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return (H, W, 3) uint8 at a place in the level's own pixels; what lies outside is white."""
@@ -225,7 +231,7 @@ class TiffSource:
     def _window(self, level: int, top: int, bottom: int, left: int, right: int) -> np.ndarray:
         array = self._arrays[level]
         try:
-            if self._axes == "SYX":
+            if self._channels_first:
                 window = np.moveaxis(np.asarray(array[:, top:bottom, left:right]), 0, -1)
             else:
                 window = np.asarray(array[top:bottom, left:right])
@@ -237,32 +243,18 @@ class TiffSource:
         return on_white(window) if window.shape[-1] == 4 else window
 
     def _size(self, array: Any) -> tuple[int, int]:
-        height, width = array.shape[1:] if self._axes == "SYX" else array.shape[:2]
+        height, width = array.shape[1:] if self._channels_first else array.shape[:2]
         return int(width), int(height)
 
-    def _try_to_decode(self) -> None:
-        self._window(0, 0, 1, 0, 1)
 
-
-def tiff_mpp(file: tifffile.TiffFile) -> tuple[float, float] | None:
-    """Return micrometres per pixel (x, y) from OME-XML or from the resolution tags, None where there are none."""
-    from_ome = _ome_mpp(file.ome_metadata) if file.is_ome else None
-    return from_ome or _tag_mpp(file.pages.first)
-
-
-def _largest_series(file: tifffile.TiffFile) -> tifffile.TiffPageSeries:
-    """Return the series with the most pixels: label and overview pictures are smaller."""
-    return max(file.series, key=lambda series: int(np.prod(series.shape)))
-
-
-def _check_layout(path: Path, series: tifffile.TiffPageSeries) -> None:
+def _series_layout(series: tifffile.TiffPageSeries) -> PixelLayout:
     axes, shape = str(series.axes), tuple(series.shape)
-    channels = shape[axes.index("S")] if "S" in axes else 1
-    if axes not in {"YXS", "SYX"} or channels not in {3, 4} or series.dtype != np.uint8:
-        size = " x ".join(map(str, shape))
-        raise InputError(
-            f"{path}: {series.dtype} pixels, axes {axes} ({size}); expected 8 bits RGB, so save the slide as such"
-        )
+    size = " x ".join(map(str, shape))
+    return PixelLayout(
+        bits=8 * series.dtype.itemsize,
+        channels=shape[axes.index("S")] if axes in {"YXS", "SYX"} and series.dtype.kind == "u" else 0,
+        words=f"{series.dtype} pixels, axes {axes}, {size}",
+    )
 
 
 def _open_level(path: Path, level: tifffile.TiffPageSeries) -> Any:
@@ -284,7 +276,7 @@ def _ome_mpp(xml: str | None) -> tuple[float, float] | None:
 
 
 def _micrometres(pixels: Element, axis: str) -> float | None:
-    factor = _MICROMETRES.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+    factor = MICROMETRES.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
     try:
         return float(pixels.attrib[f"PhysicalSize{axis}"]) * factor if factor else None
     except (KeyError, ValueError):
@@ -295,6 +287,88 @@ def _tag_mpp(page: Any) -> tuple[float, float] | None:
     tags = page.tags
     if "XResolution" not in tags or "YResolution" not in tags:
         return None
-    unit = _MICROMETRES_PER_UNIT.get(int(tags["ResolutionUnit"].value) if "ResolutionUnit" in tags else 2)
+    unit = MICROMETRES_PER_TIFF_UNIT.get(int(tags["ResolutionUnit"].value) if "ResolutionUnit" in tags else 2)
     (x, per_x), (y, per_y) = tags["XResolution"].value, tags["YResolution"].value
     return (unit * per_x / x, unit * per_y / y) if unit and x and y and per_x and per_y else None
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return rows and columns of an image from its header alone; raises what :func:`read_image` raises on headers."""
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read a PNG, TIFF or JPEG image as (H, W, 3) uint8; grey becomes RGB, transparent becomes white.
+
+    Raises
+    ------
+    InputError
+        The file is missing, damaged or no image, has a layout that is not read, or is far too large.
+    """
+    with _opened(path) as image:
+        if image.has_transparency_data:
+            layer = image.convert("RGBA")
+            return np.asarray(Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"))
+        return np.asarray(image.convert("RGB"))
+
+
+def read_label_image(path: Path, *, palette_ids: bool = False) -> np.ndarray:
+    """Read a label image as (H, W) uint8.
+
+    With ``palette_ids`` the indices of a palette image are its labels, otherwise the greys of its palette are.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_image`, or the image has colours.
+    """
+    with _opened(path) as image:
+        if palette_ids and image.mode in {"1", "P"}:
+            return np.asarray(image).astype(np.uint8)
+        if palette_ids and re.search("L;[24]", _decoder(image)):  # Pillow spreads them over 0 to 255
+            raise InputError(f"{path}: has 2 or 4 bits a pixel, in which ids cannot be read; save it with 8 bits")
+        if image.mode in {"1", "L"}:
+            return np.asarray(image.convert("L"))
+        channels = np.asarray(image.convert("RGB"))
+    if (channels != channels[..., :1]).any():
+        raise InputError(f"{path}: has colours; expected a grey label image, so save it with one channel")
+    return channels[..., 0]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half the size that is an error
+            with Image.open(path) as image:
+                check_layout(path, _image_layout(image))
+                yield image
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{path}: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; cut it into regions of at most "
+            "10,000 x 10,000 px"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path}: not an image that can be read; expected PNG, TIFF or JPEG") from error
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on damaged files
+        raise InputError(f"{path}: damaged or cut off ({error}); export it again") from error
+
+
+def _image_layout(image: Image.Image) -> PixelLayout:
+    deep = image.mode.startswith(("I", "F")) or ";16" in _decoder(image)  # colours of 16 bits have no mode in Pillow
+    return PixelLayout(
+        bits=16 if deep else 8,
+        channels=len(image.getbands()),
+        pages=getattr(image, "n_frames", 1),
+        words=f"mode {image.mode}",
+    )
+
+
+def _decoder(image: Image.Image) -> str:
+    """Return how the pixels are stored, in Pillow's words."""
+    return str([tile[3] for tile in getattr(image, "tile", [])])
