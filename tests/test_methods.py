@@ -126,7 +126,7 @@ def test_the_white_filter_is_not_charged_with_what_a_judge_refused(study_of):
     [
         ((), "(initialised at random)"),
         (("imagenet", "imagenet"), "(from imagenet weights)"),
-        (("random (imagenet could not be had)",), "(initialised at random, as imagenet could not be had)"),
+        (("random (no connection)",), "(initialised at random, as no connection)"),
     ],
 )
 def test_what_the_encoder_really_started_from_is_told(study_of, starts, words):

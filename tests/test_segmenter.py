@@ -16,12 +16,17 @@ from counterstain.data.cohort import Cohort, CohortWriter, Region
 from counterstain.data.patch_set import PatchSet, PatchSetHeader, PatchSetWriter, SyntheticPatch
 from counterstain.data.patches import Patch, Source
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
-from counterstain.segmentation import train
 from counterstain.segmentation import train as training_module
 from counterstain.segmentation.counts import by_slide, measures, pooled
 from counterstain.segmentation.evaluate import evaluate
 from counterstain.segmentation.mixing import MixingConfig
-from counterstain.segmentation.model import Segmenter, cross_entropy_loss, dice_loss, load_segmenter
+from counterstain.segmentation.model import (
+    Segmenter,
+    cross_entropy_loss,
+    dice_loss,
+    load_encoder_weights,
+    load_segmenter,
+)
 from counterstain.segmentation.segmenter_config import InferenceConfig, SegmenterConfig
 from counterstain.segmentation.train import train_segmenter
 from counterstain.taxonomy import IGNORE, Subtype, Taxonomy
@@ -166,7 +171,7 @@ def test_stages_below_the_encoder_s_depth_are_left_out() -> None:
 
 
 def test_a_depth_that_the_encoder_would_not_keep_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"encoder_depth 4: resnet18 keeps its deeper stages.*tu-resnet18"):
+    with pytest.raises(ConfigError, match=r"encoder_depth 4: resnet18 would keep its deeper stages.*tu-resnet18"):
         Segmenter(config(encoder="resnet18", encoder_depth=4, decoder_channels=None))
 
 
@@ -175,13 +180,13 @@ def test_decoder_channels_must_match_the_depth() -> None:
         build(SegmenterConfig, {"encoder_depth": 4, "decoder_channels": [64, 48, 32, 16, 16]})
 
 
-def test_an_unknown_encoder_is_met_with_near_names() -> None:
-    with pytest.raises(ConfigError, match=r"encoder 'resnet43': unknown; .*resnet34.* is known"):
+def test_for_an_unknown_encoder_similar_names_are_suggested() -> None:
+    with pytest.raises(ConfigError, match=r"encoder 'resnet43': unknown; did you mean .*resnet34"):
         Segmenter(config(encoder="resnet43"))
 
 
 def test_channels_for_a_decoder_without_choice_are_refused() -> None:
-    with pytest.raises(ConfigError, match="decoder_channels: fpn has none to choose"):
+    with pytest.raises(ConfigError, match="decoder_channels: fpn has a fixed number"):
         Segmenter(config(architecture="fpn"))
 
 
@@ -193,21 +198,15 @@ def test_an_unknown_key_is_refused() -> None:
 # Encoder weights
 
 
-def test_weights_that_cannot_be_had_are_noticed_once_and_recorded(monkeypatch, capsys) -> None:
-    monkeypatch.setattr("segmentation_models_pytorch.encoders.get_encoder", _no_connection)
-    train._imagenet.cache_clear()
+def test_weights_that_cannot_be_downloaded_are_reported_once_and_recorded(monkeypatch, capsys) -> None:
+    def no_connection(*_, **__):
+        raise FileNotFoundError("no connection")
+
+    monkeypatch.setattr("segmentation_models_pytorch.encoders.get_encoder", no_connection)
     encoder = Segmenter(config()).network.encoder
     for _ in range(2):
-        start = train.load_encoder_weights(encoder, "resnet18", "imagenet", required=False)
-        assert start == "random (imagenet could not be had)"
-    assert capsys.readouterr().err.count("notice: ImageNet weights of resnet18 cannot be downloaded") == 1
-    with pytest.raises(InputError, match="give the path of a local file as encoder_weights"):
-        train.load_encoder_weights(encoder, "resnet18", "imagenet", required=True)
-    train._imagenet.cache_clear()
-
-
-def _no_connection(*_, **__):
-    raise FileNotFoundError("no connection")
+        assert load_encoder_weights(encoder, "resnet101", "imagenet").startswith("random (")
+    assert capsys.readouterr().err.count("notice: ImageNet weights of resnet101 cannot be downloaded") == 1
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
@@ -216,7 +215,7 @@ def test_weights_of_a_local_file_are_loaded(tmp_path, suffix) -> None:
     path = tmp_path / f"resnet18.{suffix}"
     save = save_file if suffix == "safetensors" else torch.save
     save({name: value.contiguous() for name, value in source.state_dict().items()}, path)
-    start = train.load_encoder_weights(target, "resnet18", str(path), required=False)
+    start = load_encoder_weights(target, "resnet18", str(path))
     assert start.startswith(f"resnet18.{suffix} sha256:")
     assert torch.equal(source.conv1.weight, target.conv1.weight)
 
@@ -231,7 +230,7 @@ def test_weights_of_another_network_or_of_none_are_refused(tmp_path) -> None:
         "absent.pth": "no such file",
     }.items():
         with pytest.raises(InputError, match=rf"{name}.*{message}"):
-            train.load_encoder_weights(encoder, "resnet18", str(tmp_path / name), required=False)
+            load_encoder_weights(encoder, "resnet18", str(tmp_path / name))
 
 
 # Training
@@ -329,8 +328,11 @@ def test_an_amount_mixes_the_set_in_and_its_patients_are_remembered(cohort, tmp_
 
 
 def test_a_set_that_was_made_longer_is_the_same_set(cohort, tmp_path) -> None:
-    short, long = make_set(tmp_path / "short"), make_set(tmp_path / "long", count=8)
-    assert training_module._identity(short) == training_module._identity(long)
+    options = {"size_px": PX, "seed": 0, "amount": 1.0}
+    out = train_segmenter(cohort, config(), tmp_path / "out", synthetic=make_set(tmp_path / "short"), **options)
+    before = (out / "model.safetensors").stat().st_mtime_ns
+    train_segmenter(cohort, config(), out, synthetic=make_set(tmp_path / "long", count=8), **options)
+    assert (out / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_synthetic_patches_alone_train_a_segmenter(cohort, tmp_path, monkeypatch) -> None:
@@ -368,7 +370,7 @@ def test_a_set_that_knows_a_held_out_patient_is_refused(cohort, tmp_path, how) -
     ("how", "message"),
     [
         ({"taxonomy": OTHER}, "has the subtypes pale, odd; this cohort has pale, dark"),
-        ({"size_px": 64}, "has patches of 64 px, the segmenter is to train on 32 px"),
+        ({"size_px": 64}, "has patches of 64 px, the segmenter trains on 32 px"),
         ({"mpp": 0.5}, "is at 0.5 um/px, this cohort at 1.0"),
     ],
 )
@@ -386,7 +388,7 @@ def test_a_set_that_does_not_fit_the_cohort_is_refused(cohort, tmp_path, how, me
 
 
 def test_a_set_with_too_few_patches_is_refused(cohort, tmp_path) -> None:
-    with pytest.raises(InputError, match="has 4 patches, 8 are asked for; synthesize more"):
+    with pytest.raises(InputError, match="has 4 patches, 8 are needed; synthesize more"):
         train_segmenter(
             cohort, config(), tmp_path / "out", size_px=PX, seed=0, synthetic=make_set(tmp_path / "set"), amount=2
         )

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from counterstain.data.patches import Patch, Source
-from counterstain.segmentation.model import MixupBatches, count_labels, cross_entropy_loss, dice_loss, label_weights
+from counterstain.segmentation.model import cross_entropy_loss, dice_loss
+from counterstain.segmentation.train import MixupBatches, count_labels, label_weights
 
 SOURCE = Source(region="r", slide="s", patient="p", y_px=0, x_px=0)
 

@@ -37,6 +37,7 @@ REMOVED_SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "DiffusionConfig": {"weight_decay": (0.0,)},
     "WindowsConfig": {"decode_overlap_px": (64,)},
+    "SegmenterConfig": {"betas": ([0.9, 0.999],), "require_weights": (False, True)},
 }
 """Settings that earlier versions saved and that are constants now: by configuration, with the values that mean the
 same as today."""

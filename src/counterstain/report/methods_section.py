@@ -33,7 +33,7 @@ from counterstain.generators.methods import METHODS
 from counterstain.recipe import Recipe
 from counterstain.report.formatting import label_of
 from counterstain.report.results import StudyRecord
-from counterstain.segmentation.segmenter_config import SegmenterConfig
+from counterstain.segmentation.segmenter_config import ADAM_BETAS, SegmenterConfig
 
 STAINS: dict[Stains, str] = {
     "channels": "each colour channel",
@@ -508,7 +508,7 @@ def _optimiser(config: SegmenterConfig) -> str:
         else "The last weights were"
     )
     average = f" {kept} evaluated."
-    return f"{name} (betas {_pair(config.betas)}{decay}), learning rate {config.lr:g}{falls}.{average}"
+    return f"{name} (betas {_pair(ADAM_BETAS)}{decay}), learning rate {config.lr:g}{falls}.{average}"
 
 
 def _pair(values: Sequence[Any]) -> str:

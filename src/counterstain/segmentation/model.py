@@ -1,112 +1,37 @@
-"""Weights of pixels by subtype: rare subtypes count more in the losses.
+"""The segmenter: a network that separates the tissue class from background, its losses and its first weights.
 
-Shapes: K = number of subtypes; tables have an entry for each label 0 … K, 0 = background.
+Shapes: B = batch, H, W = rows and columns in pixels. Images enter as uint8 and are normalised inside the network, so
+that no caller can forget it.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import math
-from dataclasses import dataclass
+import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from counterstain.checkpoints import CheckpointHeader, load_checkpoint
 from counterstain.config import build_stored
-from counterstain.data.sampling import PatchSource
-from counterstain.errors import ConfigError
+from counterstain.errors import ConfigError, InputError
 from counterstain.processes import summed
-from counterstain.seeding import derive, numpy_generator
-from counterstain.segmentation.segmenter_config import SegmenterConfig
+from counterstain.seeding import derive
+from counterstain.segmentation.segmenter_config import ADAM_BETAS, SegmenterConfig
+from counterstain.storage import sha256_of
 from counterstain.taxonomy import BACKGROUND, IGNORE
-from counterstain.training import Batch, Batches, fused_optimizers
+from counterstain.training import fused_optimizers
 
-COUNTED_PATCHES = 512
-
-
-def label_weights(pixels: np.ndarray, strength: float) -> np.ndarray:
-    """Return the weight of a pixel of every label.
-
-    Parameters
-    ----------
-    pixels : (K + 1,) array
-        How many pixels of each label the training shows.
-    strength : float
-        Exponent of the inverse frequency: 1 lets every subtype weigh the same in sum, 0 changes nothing.
-
-    Returns
-    -------
-    (K + 1,) float array
-        1 for background and for subtypes that do not occur; the mean over all pixels of subtypes is 1, so that the
-        balance of the tissue class against background stays as it is.
-    """
-    weights = np.ones(len(pixels))
-    present = np.flatnonzero(pixels[1:]) + 1
-    if len(present):
-        frequency = pixels[present] / pixels[present].sum()
-        inverse = frequency**-strength
-        weights[present] = inverse / (frequency * inverse).sum()
-    return weights
-
-
-def count_labels(source: PatchSource, total: int, num_labels: int) -> np.ndarray:
-    """Count the pixels of every label in patches that are spread evenly over the first ``total`` of a stream.
-
-    Returns
-    -------
-    (K + 1,) int64 array
-        Pixels to be ignored are left out.
-    """
-    pixels = np.zeros(256, np.int64)
-    for index in np.unique(np.linspace(0, total - 1, min(total, COUNTED_PATCHES)).astype(np.int64)).tolist():
-        pixels += np.bincount(source[index].label_mask.ravel(), minlength=256)
-    return pixels[BACKGROUND:num_labels]
-
-
-# Mixup: each patch of a batch is blended with another one, and the losses are blended alike.
-#
-# Zhang et al., "mixup: Beyond Empirical Risk Minimization" (ICLR 2018).
-
-
-@dataclass(frozen=True, slots=True)
-class MixupBatches:
-    """Blended batches; a step's blend follows from the seed and the step alone."""
-
-    batches: Batches
-    alpha: float
-    """Of the Beta(alpha, alpha) from which the share of the first patch is drawn, once for a batch."""
-    seed: int
-
-    def __call__(self, step: int) -> Batch:
-        """Return a step's batch.
-
-        Returns
-        -------
-        dict
-            Beside what the batch has: ``mixed_labels`` (B, H, W) uint8, the labels of the other patches, and
-            ``kept_share`` (B,) float, how much of an image is its own.
-        """
-        batch = self.batches(step)
-        rng = numpy_generator(self.seed, "mixup", step)
-        share = float(rng.beta(self.alpha, self.alpha))
-        order = torch.from_numpy(rng.permutation(len(batch["images"])))
-        images = batch["images"].float()
-        blended = (share * images + (1 - share) * images[order]).round().to(torch.uint8)
-        mixed = {"images": blended, "mixed_labels": batch["labels"][order]}
-        return batch | mixed | {"kept_share": torch.full((len(images),), share)}
-
-
-# The segmenter: an encoder-decoder network that tells the tissue class from background, and its losses.
-#
-# Shapes: B = batch, H, W = rows and columns in pixels. Images enter as uint8 and are normalised inside, so that no
-# caller can forget it.
-
+IMAGENET = "imagenet"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_SD = (0.229, 0.224, 0.225)
 DEEPEST = 5
@@ -115,22 +40,22 @@ DECODERS_WITH_CHANNELS = ("unet", "unetplusplus", "manet")
 
 
 class Segmenter(LightningModule):
-    """A network with two outputs, background and tumour.
+    """A network with two outputs per pixel, background and tumour.
 
     Parameters
     ----------
     config : SegmenterConfig
     steps : int
-        Length of the training, for the learning rate's schedule.
+        Length of the training, for the learning-rate schedule.
     seed : int
         Of dropout, in networks that have it.
     label_weights : (256,) float tensor, optional
-        Weight of a pixel of each label in the losses; 1 for all if not given.
+        Weight of a pixel of each label in the losses; 1 for all by default.
 
     Raises
     ------
     ConfigError
-        No such encoder, or channels for a decoder that has none to choose.
+        Unknown encoder, or channels for a decoder that has a fixed number.
     """
 
     def __init__(
@@ -190,7 +115,7 @@ class Segmenter(LightningModule):
         optimizer = kind(
             self.parameters(),
             lr=config.lr,
-            betas=config.betas,
+            betas=ADAM_BETAS,
             weight_decay=config.weight_decay,
             fused=fused_optimizers(config.training),
         )
@@ -204,15 +129,15 @@ class Segmenter(LightningModule):
 
 
 def dice_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Return 1 - soft Dice, averaged over background and tumour, all pixels of the batch taken together.
+    """Return 1 - soft Dice, averaged over background and tumour, over all pixels of the batch together.
 
     Parameters
     ----------
     logits : (B, 2, H, W) float
     labels : (B, H, W) uint8
-        0 = background, 255 = left out, anything else is tumour.
+        0 = background, 255 = ignored, anything else is tumour.
     weights : (B, H, W) float, optional
-        How much each pixel counts; 1 if not given.
+        Weight of each pixel; 1 by default.
     """
     kept = labels != IGNORE
     predicted = logits.softmax(1).movedim(1, -1)[kept]  # (pixels, 2)
@@ -227,7 +152,7 @@ def dice_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> 
 
 
 def cross_entropy_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Return the mean cross-entropy over the pixels that are not left out; 0 where all are (shapes as above)."""
+    """Return the mean cross-entropy over the pixels that are not ignored; 0 if all are (shapes as above)."""
     kept = labels != IGNORE
     by_pixel = functional.cross_entropy(logits, _tumour(labels), reduction="none")
     if weights is not None:
@@ -236,7 +161,7 @@ def cross_entropy_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = 
     return sums[0] / sums[1].clamp(min=1)
 
 
-def load_segmenter(folder: Path) -> tuple[Segmenter, CheckpointHeader]:
+def load_segmenter(folder: str | Path) -> tuple[Segmenter, CheckpointHeader]:
     """Load a trained segmenter, ready for inference on the CPU.
 
     Raises
@@ -244,9 +169,9 @@ def load_segmenter(folder: Path) -> tuple[Segmenter, CheckpointHeader]:
     InputError
         There is no finished checkpoint.
     MismatchError
-        It is not that of a segmenter.
+        The checkpoint is not of a segmenter.
     """
-    header, state = load_checkpoint(folder, "segmenter")
+    header, state = load_checkpoint(Path(folder), "segmenter")
     segmenter = Segmenter(build_stored(SegmenterConfig, header.config, folder), seed=header.seed)
     segmenter.load_state_dict(state)
     return segmenter.eval(), header
@@ -262,11 +187,11 @@ def _network(config: SegmenterConfig) -> nn.Module:
     known = list(smp.encoders.encoders)
     if config.encoder not in known and not config.encoder.startswith("tu-"):
         near = difflib.get_close_matches(config.encoder, known, n=3)
-        raise ConfigError(f"encoder {config.encoder!r}: unknown; {_or(near) or 'for example resnet34'} is known")
+        raise ConfigError(f"encoder {config.encoder!r}: unknown; did you mean {_or(near) or 'resnet34'}?")
     depth = config.encoder_depth
     if depth < DEEPEST and not config.encoder.startswith("tu-"):
         raise ConfigError(
-            f"encoder_depth {depth}: {config.encoder} keeps its deeper stages, untrained; use timm's encoder "
+            f"encoder_depth {depth}: {config.encoder} would keep its deeper stages, untrained; use timm's encoder "
             f"(tu-{config.encoder}) or {DEEPEST}"
         )
     options: dict[str, Any] = {"encoder_depth": depth}
@@ -276,8 +201,8 @@ def _network(config: SegmenterConfig) -> nn.Module:
         options["decoder_channels"] = config.decoder_channels or DECODER_CHANNELS[-depth:]
     elif config.decoder_channels is not None:
         raise ConfigError(
-            f"decoder_channels: {config.architecture} has none to choose; leave them out, "
-            f"or use {_or(DECODERS_WITH_CHANNELS)}"
+            f"decoder_channels: {config.architecture} has a fixed number; leave them out, or use "
+            f"{_or(DECODERS_WITH_CHANNELS)}"
         )
     network: nn.Module = smp.create_model(
         config.architecture, config.encoder, encoder_weights=None, classes=2, **options
@@ -287,3 +212,81 @@ def _network(config: SegmenterConfig) -> nn.Module:
 
 def _or(names: list[str] | tuple[str, ...]) -> str:
     return " or ".join(names)
+
+
+def load_encoder_weights(encoder: nn.Module, name: str, weights: str | None) -> str:
+    """Load the weights that an encoder starts from: ImageNet's, those of a local file, or none.
+
+    Parameters
+    ----------
+    encoder : Module
+        An encoder of segmentation_models_pytorch.
+    name : str
+        Its name there, for example ``resnet34``.
+    weights : str, optional
+        ``imagenet``, the path of a state dict (safetensors, or PyTorch's own read with ``weights_only``), or None.
+        If ImageNet weights cannot be downloaded, the encoder stays random, with a notice on standard error.
+
+    Returns
+    -------
+    str
+        What the encoder starts from, for the record.
+
+    Raises
+    ------
+    InputError
+        The file is missing, is not a state dict or belongs to another network.
+    """
+    if weights is None:
+        return "random"
+    if weights != IMAGENET:
+        path = Path(weights)
+        _load(encoder, _read(path), name, weights)
+        return f"{path.name} sha256:{sha256_of(path)}"
+    state = _imagenet(name)
+    if state is None:
+        return "random (imagenet weights could not be downloaded)"
+    _load(encoder, state, name, weights)
+    return IMAGENET
+
+
+@functools.cache
+def _imagenet(name: str) -> dict[str, Tensor] | None:
+    """Download ImageNet weights once per process; None without a connection."""
+    from segmentation_models_pytorch.encoders import get_encoder
+
+    try:
+        encoder = get_encoder(name, weights=True if name.startswith("tu-") else IMAGENET)
+    except OSError:
+        sys.stderr.write(
+            f"notice: ImageNet weights of {name} cannot be downloaded here; the encoder starts from random weights "
+            "(encoder_weights takes the path of a local file)\n"
+        )
+        return None
+    except KeyError as error:
+        raise InputError(f"encoder_weights imagenet: there are none for {name}; set it to null") from error
+    state: dict[str, Tensor] = encoder.state_dict()
+    return state
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"encoder_weights {path}: no such file; expected imagenet, null or the path of a state dict")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"encoder_weights {path}: not a state dict ({reason})") from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(f"encoder_weights {path}: expected a state dict (names -> tensors)")
+    return content
+
+
+def _load(encoder: nn.Module, state: dict[str, Tensor], name: str, source: str) -> None:
+    try:
+        encoder.load_state_dict(dict(state))
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:200]
+        raise InputError(f"encoder_weights {source}: do not fit encoder {name} ({detail})") from error

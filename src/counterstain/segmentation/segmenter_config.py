@@ -1,4 +1,4 @@
-"""Settings of the segmenter: its network, losses, optimiser and data, and how it looks at regions."""
+"""Settings of the segmenter: network, losses, optimiser, training data and sliding windows."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from counterstain.segmentation.mixing import MixingConfig
 from counterstain.training_config import TrainingConfig
 
 SIZE_MULTIPLE = 32  # the encoders halve an image five times
+ADAM_BETAS = (0.9, 0.999)
 
 
 class InferenceConfig(Config):
@@ -47,48 +48,44 @@ class SegmenterConfig(Config):
     training: TrainingConfig = TrainingConfig(steps=2000)
     """Steps, batch size, device."""
     sampling: SamplingConfig = SamplingConfig()
-    """Which real patches it trains on, and how all patches are varied."""
+    """Which real patches it trains on, and how all patches are augmented."""
     mixing: MixingConfig = MixingConfig()
     """What an amount of synthetic patches means."""
     inference: InferenceConfig = InferenceConfig()
-    """How regions are cut into windows when it is evaluated."""
+    """How regions are cut into windows in evaluation and prediction."""
     architecture: Literal["unet", "unetplusplus", "manet", "fpn", "linknet", "deeplabv3plus"] = "unet"
     """Decoder, by its name in segmentation_models_pytorch."""
     encoder: str = "resnet34"
     """Encoder, by its name in segmentation_models_pytorch; ``tu-…`` are timm's."""
     encoder_weights: str | None = "imagenet"
-    """``imagenet`` (none where they cannot be downloaded, with a notice), the path of a state dict, or null."""
-    require_weights: bool = False
-    """Stop where ImageNet weights cannot be downloaded."""
+    """``imagenet`` (random weights and a notice if they cannot be downloaded), the path of a state dict, or null."""
     encoder_depth: Annotated[int, Field(ge=3, le=5)] = 5
-    """How often the encoder halves a patch; the stages below are left out. In a patch of 32 px the last two of five
-    stages see 2 x 2 pixels and one, and cost half of the time."""
+    """How often the encoder halves a patch; deeper stages are left out. In patches of 32 px the last two of five stages
+    see 2 x 2 pixels and one pixel, and cost half of the time."""
     decoder_channels: Annotated[tuple[int, ...], Field(min_length=3, max_length=5)] | None = None
-    """Channels of the decoder's blocks, one for each halving, from the deepest; null = 16 in the last block and twice
-    as many in each block below it (256, 128, 64, 32, 16), as the library has it."""
+    """Channels of the decoder's blocks, one per halving, from the deepest; null = the library's (256, 128, 64, 32, 16),
+    or as many of the last ones as there are blocks."""
     dice_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the Dice loss, which is taken over the whole batch."""
+    """Weight of the Dice loss, computed over the whole batch."""
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the cross-entropy."""
     subtype_weighting: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Weigh the pixels of a subtype by its inverse frequency in training to this power: 1 lets all subtypes weigh the
-    same in sum, 0 is off. The mean weight of the tissue class stays 1, as background's."""
+    """Weight the pixels of a subtype by its inverse frequency in training to this power: at 1 all subtypes have equal
+    total weights, 0 is off. The mean weight of the tissue class stays 1, like background's."""
     mixup_alpha: Annotated[float, Field(gt=0)] | None = None
-    """Blend the patches of a batch in pairs, the share drawn from Beta(alpha, alpha); null = not."""
+    """Mixup: blend the patches of a batch in pairs, with a share drawn from Beta(alpha, alpha); null = off."""
     copy_paste: CopyPasteConfig | None = None
-    """Lay instances of other training regions on the background of real patches; null = not."""
+    """Paste instances of other training regions onto the background of real patches; null = off."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Adam, or Adam with decoupled weight decay."""
     lr: Annotated[float, Field(gt=0)] = 3e-4
-    """Learning rate (at the start, where it falls)."""
+    """Learning rate, at the start if it falls."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
     """``cosine`` lets the learning rate fall to zero over the training."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    """Adam's decay rates."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay of the optimiser."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Evaluate an average of the weights; null = the last ones."""
+    """Evaluate an exponential average of the weights; null = the last ones."""
 
     def check_size(self, size_px: int) -> None:
         """Raise ConfigError where patches of that edge cannot be segmented."""

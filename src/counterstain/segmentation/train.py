@@ -1,17 +1,17 @@
-"""The weights that an encoder starts from: ImageNet's, those of a local file, or none."""
+"""Train a segmenter on real and synthetic patches, and save it with every patient it saw.
+
+Shapes: K = number of subtypes; tables of labels have an entry for each label 0 … K, 0 = background.
+"""
 
 from __future__ import annotations
 
-import functools
-import pickle
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from counterstain.checkpoints import CheckpointHeader, is_finished, save_checkpoint
 from counterstain.data.augmentation import PastedPatches
@@ -21,7 +21,7 @@ from counterstain.data.sampling import PatchSampler, PatchSource, patch_batches
 from counterstain.data.split import check_no_leak
 from counterstain.errors import InputError, MismatchError
 from counterstain.processes import rank, run_in_processes
-from counterstain.seeding import derive
+from counterstain.seeding import derive, numpy_generator
 from counterstain.segmentation.mixing import (
     MixedPatches,
     ShareSchedule,
@@ -29,111 +29,20 @@ from counterstain.segmentation.mixing import (
     synthetic_share,
     training_steps,
 )
-from counterstain.segmentation.model import MixupBatches, Segmenter, count_labels, label_weights
+from counterstain.segmentation.model import Segmenter, load_encoder_weights
 from counterstain.segmentation.segmenter_config import SegmenterConfig
-from counterstain.storage import claim, fingerprint, sha256_of
-from counterstain.training import Batches, fit, starts_processes
+from counterstain.storage import claim, fingerprint
+from counterstain.taxonomy import BACKGROUND
+from counterstain.training import Batch, Batches, fit, starts_processes
 from counterstain.training_state import forget_progress
 
-IMAGENET = "imagenet"
-
-
-def load_encoder_weights(encoder: nn.Module, name: str, weights: str | None, *, required: bool) -> str:
-    """Load weights into an encoder in place.
-
-    Parameters
-    ----------
-    encoder : Module
-        An encoder of segmentation_models_pytorch.
-    name : str
-        Its name there, for example ``resnet34``.
-    weights : str, optional
-        ``imagenet``, the path of a state dict (safetensors, or PyTorch's own read with ``weights_only``), or None.
-    required : bool
-        Whether ImageNet weights that cannot be had are an error; otherwise the encoder is left as it is, with a
-        notice on standard error.
-
-    Returns
-    -------
-    str
-        What the encoder starts from, for the record.
-
-    Raises
-    ------
-    InputError
-        The file is missing, is not a state dict or is that of another network; or ImageNet weights are required and
-        cannot be had.
-    """
-    if weights is None:
-        return "random"
-    if weights != IMAGENET:
-        path = Path(weights)
-        _load(encoder, _read(path), name, weights)
-        return f"{path.name} sha256:{sha256_of(path)}"
-    state = _imagenet(name)
-    if state is not None:
-        _load(encoder, state, name, weights)
-        return IMAGENET
-    if required:
-        raise InputError(
-            f"encoder_weights imagenet: the weights of {name} cannot be downloaded here; "
-            "give the path of a local file as encoder_weights, or null for random weights"
-        )
-    return "random (imagenet could not be had)"
-
-
-@functools.cache
-def _imagenet(name: str) -> dict[str, Tensor] | None:
-    """Download ImageNet weights once per process; None where there is no connection."""
-    from segmentation_models_pytorch.encoders import get_encoder
-
-    try:
-        encoder = get_encoder(name, weights=True if name.startswith("tu-") else IMAGENET)
-    except OSError:
-        sys.stderr.write(
-            f"notice: ImageNet weights of {name} cannot be downloaded here; the encoder starts from random weights "
-            "(encoder_weights takes the path of a local file)\n"
-        )
-        return None
-    except KeyError as error:
-        raise InputError(f"encoder_weights imagenet: there are none for {name}; set it to null") from error
-    state: dict[str, Tensor] = encoder.state_dict()
-    return state
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"encoder_weights {path}: no such file; expected imagenet, null or the path of a state dict")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise InputError(f"encoder_weights {path}: not a state dict ({_first_line(error)})") from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InputError(f"encoder_weights {path}: expected a state dict (names -> tensors)")
-    return content
-
-
-def _load(encoder: nn.Module, state: dict[str, Tensor], name: str, source: str) -> None:
-    try:
-        encoder.load_state_dict(dict(state))
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())[:200]
-        raise InputError(f"encoder_weights {source}: do not fit encoder {name} ({detail})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-# Train a segmenter on real and synthetic patches and save it with every patient it saw.
+COUNTED_PATCHES = 512  # from which the frequencies of subtypes are estimated
 
 
 def train_segmenter(
     cohort: Cohort,
     config: SegmenterConfig,
-    out: Path,
+    out: str | Path,
     *,
     size_px: int,
     seed: int,
@@ -142,24 +51,26 @@ def train_segmenter(
     share: float | None = None,
     label: str = "segmenter",
 ) -> Path:
-    """Train a segmenter on the training part of a cohort; a finished checkpoint is left as it is.
+    """Train a segmenter on the training part of a cohort, or on a mixture with synthetic patches.
+
+    Interrupted, the same call continues; a finished checkpoint is kept.
 
     Parameters
     ----------
     cohort : Cohort
     config : SegmenterConfig
-    out : Path
+    out : str or Path
         Checkpoint folder.
     size_px : int
         Edge of the patches, a multiple of 32.
     seed : int
-        Of the initial weights and of the data's order. Arms with equal seeds share both.
+        Of the initial weights and the order of the data. Arms with equal seeds share both.
     synthetic : PatchSet, optional
         Its first ``amount`` x ``config.mixing.epoch_patches`` patches are mixed in.
     amount : float
         1.0 is +100 %.
     share : float, optional
-        Share of synthetic patches in the stream, instead of amount / (1 + amount); 1.0 trains on them alone.
+        Share of synthetic patches in training, amount / (1 + amount) by default; 1.0 trains on them alone.
     label : str
         Of the progress bar.
 
@@ -175,11 +86,11 @@ def train_segmenter(
     MismatchError
         The synthetic set is of another taxonomy, size or mpp; or ``out`` belongs to another run.
     ConfigError
-        Patches' edge is no multiple of 32, or windows overlap as far as they reach.
+        ``size_px`` is not a multiple of 32, or windows overlap completely.
     InputError
-        The set has fewer patches than asked for, or an amount without a set or a set without an amount.
+        The set has fewer patches than the amount asks for; an amount without a set, or a set without an amount.
     """
-    count = synthetic_count(amount, config.mixing)
+    out, count = Path(out), synthetic_count(amount, config.mixing)
     share = synthetic_share(amount, share)
     config.check_size(size_px)
     seen = _checked(synthetic, count, share, cohort, size_px)
@@ -203,7 +114,9 @@ def train_segmenter(
     patches = MixedPatches(real, synthetic or (), config.sampling, count=count, share=schedule, seed=mixing_seed)
     weights = _label_weights(patches, cohort, config, steps * training.batch_size)
     segmenter, start = _initialised(config, steps, seed, weights)
-    batches = _batches(patches, config, training.batch_size, seed)
+    batches: Batches = patch_batches(patches, training.batch_size)
+    if config.mixup_alpha is not None:
+        batches = MixupBatches(batches, config.mixup_alpha, derive(seed, "mixup"))
     fit(segmenter, batches, out, training, ema_decay=config.ema_decay, label=label)
     if rank() > 0:
         return out
@@ -259,17 +172,12 @@ def _augmented(sampler: PatchSampler, cohort: Cohort, config: SegmenterConfig, s
     )
 
 
-def _batches(patches: PatchSource, config: SegmenterConfig, batch_size: int, seed: int) -> Batches:
-    batches = patch_batches(patches, batch_size)
-    return batches if config.mixup_alpha is None else MixupBatches(batches, config.mixup_alpha, derive(seed, "mixup"))
-
-
 def _by_subtype(weights: Tensor | None, cohort: Cohort) -> dict[str, float] | None:
     return None if weights is None else {s.name: float(weights[s.id]) for s in cohort.taxonomy.subtypes}
 
 
 def _label_weights(patches: PatchSource, cohort: Cohort, config: SegmenterConfig, total: int) -> Tensor | None:
-    """Return the weight of a pixel of each label, (256,) float; None where all count the same."""
+    """Return the weight of a pixel of each label, (256,) float; None if all weigh the same."""
     if not config.subtype_weighting:
         return None
     weights = torch.ones(256)
@@ -283,7 +191,7 @@ def _initialised(config: SegmenterConfig, steps: int, seed: int, weights: Tensor
         torch.manual_seed(derive(seed, "initialisation"))
         segmenter = Segmenter(config, steps=steps, seed=derive(seed, "training"), label_weights=weights)
     encoder: Any = segmenter.network.encoder
-    start = load_encoder_weights(encoder, config.encoder, config.encoder_weights, required=config.require_weights)
+    start = load_encoder_weights(encoder, config.encoder, config.encoder_weights)
     return segmenter, start
 
 
@@ -292,13 +200,15 @@ def _checked(synthetic: PatchSet | None, count: int, share: float, cohort: Cohor
     if synthetic is None:
         if count or share:
             raise InputError(
-                f"{count} synthetic patches at a share of {share:g} are asked for without a synthetic set; "
+                f"{count} synthetic patches at a share of {share:g} are requested without a synthetic set; "
                 "give one, or amount 0"
             )
         return set()
     folder, header = synthetic.folder, synthetic.header
     if not count:
-        raise InputError(f"{folder}: a synthetic set is given with amount 0; give an amount, 1.0 for +100 %")
+        raise InputError(
+            f"{folder}: a synthetic set is given with amount 0; give an amount, for example 1.0 for +100 %"
+        )
     if header.taxonomy.names != cohort.taxonomy.names:
         raise MismatchError(
             f"{folder}: has the subtypes {', '.join(header.taxonomy.names)}; this cohort has "
@@ -306,14 +216,16 @@ def _checked(synthetic: PatchSet | None, count: int, share: float, cohort: Cohor
         )
     if header.size_px != size_px:
         raise MismatchError(
-            f"{folder}: has patches of {header.size_px} px, the segmenter is to train on {size_px} px; "
-            "make the set anew at that size"
+            f"{folder}: has patches of {header.size_px} px, the segmenter trains on {size_px} px; "
+            "generate the set at that size"
         )
     if not cohort.is_at(header.mpp):
-        raise MismatchError(f"{folder}: is at {header.mpp} um/px, this cohort at {cohort.mpp}; make the set anew")
+        raise MismatchError(
+            f"{folder}: is at {header.mpp} um/px, this cohort at {cohort.mpp}; generate the set from it"
+        )
     if len(synthetic) < count:
         raise InputError(
-            f"{folder}: has {len(synthetic)} patches, {count} are asked for; synthesize more, or lower the amount "
+            f"{folder}: has {len(synthetic)} patches, {count} are needed; synthesize more, or lower the amount "
             "or segmenter.mixing.epoch_patches"
         )
     seen = {*header.patients_seen, *synthetic.patches["patient"]}
@@ -324,3 +236,70 @@ def _checked(synthetic: PatchSet | None, count: int, share: float, cohort: Cohor
 def _identity(synthetic: PatchSet) -> str:
     """Return what names a set's patches; a set that was made longer still begins with the same ones."""
     return fingerprint(synthetic.header.model_dump(mode="json", exclude={"count"}))
+
+
+def label_weights(pixels: np.ndarray, strength: float) -> np.ndarray:
+    """Return the weight in the losses of a pixel of every label, higher for rare subtypes.
+
+    Parameters
+    ----------
+    pixels : (K + 1,) array
+        Pixels of each label in training.
+    strength : float
+        Exponent of the inverse frequency: at 1 all subtypes have the same total weight, at 0 nothing changes.
+
+    Returns
+    -------
+    (K + 1,) float array
+        1 for background and for subtypes that do not occur; the mean over all pixels of subtypes is 1, so that the
+        balance of tissue class and background does not change.
+    """
+    weights = np.ones(len(pixels))
+    present = np.flatnonzero(pixels[1:]) + 1
+    if len(present):
+        frequency = pixels[present] / pixels[present].sum()
+        inverse = frequency**-strength
+        weights[present] = inverse / (frequency * inverse).sum()
+    return weights
+
+
+def count_labels(source: PatchSource, total: int, num_labels: int) -> np.ndarray:
+    """Count the pixels of every label in patches spread evenly over the first ``total`` of a stream.
+
+    Returns
+    -------
+    (K + 1,) int64 array
+        Without ignored pixels.
+    """
+    pixels = np.zeros(256, np.int64)
+    for index in np.unique(np.linspace(0, total - 1, min(total, COUNTED_PATCHES)).astype(np.int64)).tolist():
+        pixels += np.bincount(source[index].label_mask.ravel(), minlength=256)
+    return pixels[BACKGROUND:num_labels]
+
+
+@dataclass(frozen=True, slots=True)
+class MixupBatches:
+    """Batches in which each patch is blended with another (mixup, Zhang et al., ICLR 2018)."""
+
+    batches: Batches
+    alpha: float
+    """The share of the first patch is drawn from Beta(alpha, alpha), once per batch."""
+    seed: int
+
+    def __call__(self, step: int) -> Batch:
+        """Return a step's batch.
+
+        Returns
+        -------
+        dict
+            The batch, and ``mixed_labels`` (B, H, W) uint8, the labels of the other patches, and ``kept_share`` (B,)
+            float, the share of an image that is its own.
+        """
+        batch = self.batches(step)
+        rng = numpy_generator(self.seed, "mixup", step)
+        share = float(rng.beta(self.alpha, self.alpha))
+        order = torch.from_numpy(rng.permutation(len(batch["images"])))
+        images = batch["images"].float()
+        blended = (share * images + (1 - share) * images[order]).round().to(torch.uint8)
+        mixed = {"images": blended, "mixed_labels": batch["labels"][order]}
+        return batch | mixed | {"kept_share": torch.full((len(images),), share)}
