@@ -18,8 +18,7 @@ from counterstain.seeding import numpy_generator
 from counterstain.segmentation.counts import dice, recalls, subtype_variance
 from counterstain.study.statistics.arm_differences import effects_of
 from counterstain.study.statistics.bootstrap import CountArray, bootstrap_weights, pooled_draws
-from counterstain.study.statistics.power import power
-from counterstain.study.statistics.variance_components import components_of
+from counterstain.study.statistics.power import components_of, power
 
 ARMS = ("reference", "same", "better")
 LABELS = 6

@@ -13,7 +13,7 @@ from counterstain.study.statistics.permutation_test import (
     holm,
     smallest_p,
 )
-from counterstain.study.statistics.variance_components import components_of
+from counterstain.study.statistics.power import components_of
 
 
 def recall(counts):

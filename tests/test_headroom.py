@@ -116,7 +116,7 @@ def study(cohort):
 def test_sizes_double_up_to_all():
     assert sizes_of(HeadroomConfig(), 78) == (5, 10, 20, 39, 78)
     assert sizes_of(HeadroomConfig(patients=(24, 12)), 78) == (12, 24)
-    with pytest.raises(InputError, match="3 training patients are too few to be halved"):
+    with pytest.raises(InputError, match="3 training patients are too few"):
         sizes_of(HeadroomConfig(), 3)
 
 
@@ -148,17 +148,17 @@ def test_the_gain_of_twice_the_patients_lies_in_its_interval():
 @pytest.mark.parametrize(
     ("sizes", "repeats", "noise", "why"),
     [
-        (SIZES[1:], 4, 0.002, "a law needs 4 numbers"),
-        (SIZES, 2, 0.002, "needs 3 repeats"),
+        (SIZES[1:], 4, 0.002, "at least 4 numbers"),
+        (SIZES, 2, 0.002, "at least 3 repeats"),
         (SIZES, 4, 0.2, "too uncertain"),
     ],
 )
-def test_where_it_cannot_be_told_no_gain_is_promised(sizes, repeats, noise, why):
+def test_a_gain_that_cannot_be_estimated_is_not_predicted(sizes, repeats, noise, why):
     counts = counts_of(law(sizes), noise, repeats)
     curve, draws = dice(counts.sum(2)).mean(1), bootstrapped(counts, dice, 0, draws=100)
     promised = extrapolate(sizes, curve, draws, repeats=repeats, patients=8)
     assert why in promised
-    assert f"cannot be told: {promised}." in in_words("Dice", steps(sizes, curve, draws), promised)[-1]
+    assert f"cannot be estimated: {promised}." in in_words("Dice", steps(sizes, curve, draws), promised)[-1]
 
 
 def test_words_say_where_the_curve_is_steep():
@@ -168,23 +168,22 @@ def test_words_say_where_the_curve_is_steep():
         "steepest from 6 to 12 patients, +0.050 per doubling; flat at the end" in in_words("Dice", [rise, flat], "")[0]
     )
     assert "still steep at the end" in in_words("Dice", [rise], "")[0]
-    assert "+0.002 per doubling from 12 to 24 patients; better data" in in_words("Dice", [flat], "")[0]
+    assert "+0.002 per doubling from 12 to 24 patients; better data can bring little" in in_words("Dice", [flat], "")[0]
     few = Step(fewer=2, more=4, per_doubling=0.076, low=-0.1, high=0.2)
-    assert "whether it is flat cannot be told" in in_words("Dice", [few], "")[0]
+    assert "too few trainings" in in_words("Dice", [few], "")[0]
 
 
 def drawn_curve(subtype):
     values = np.linspace(0.5, 0.9, 8).reshape(2, 4)
-    name = f"Recall of {subtype}" if subtype else "Dice"
-    return Curve(name=name, subtype=subtype, values=values, draws=values.T, steps=[], promised="too little")
+    step = Step(fewer=4, more=8, per_doubling=0.0, low=0.0, high=0.0)
+    return Curve(subtype=subtype, values=values, draws=values.T, steps=[step], predicted="too little")
 
 
-def test_the_figure_has_the_colours_of_the_taxonomy_and_what_is_missing_is_named(monkeypatch):
+def test_the_figure_has_the_colours_of_the_taxonomy_and_what_is_missing_is_named():
     her2 = Taxonomy.named("her2")
-    monkeypatch.setattr("counterstain.study.headroom.in_words", lambda *_: [])
     curves = [drawn_curve(subtype) for subtype in (None, *her2.names[1:])]
     found = Headroom(sizes=(4, 8), curves=curves, split="val", taxonomy=her2)
-    assert found.in_words() == ["No recall of HER2 0: the val part has none."]
+    assert found.in_words()[-1] == "No recall of HER2 0: absent from the validation set."
     recalls = headroom_figure(found).axes[1]
     assert [line.get_color() for line in recalls.lines] == [subtype.colour for subtype in her2.subtypes[1:]]
     assert [text.get_text() for text in recalls.get_legend().get_texts()] == list(her2.names[1:])
@@ -213,7 +212,7 @@ def test_the_command_writes_table_figure_and_words_and_does_nothing_twice(cohort
         assert not stopped.value.code
         printed = capsys.readouterr().out
         assert "Dice: " in printed
-        assert "cannot be told: a law needs 4 numbers of patients or more, here are 2" in printed
+        assert "cannot be estimated: a power law needs at least 4 numbers of patients, found 2" in printed
         monkeypatch.setattr("counterstain.study.headroom.run_cell", lambda *_: pytest.fail("a cell ran twice"))
     table = pd.read_csv(out / "headroom.csv")
     assert table[["train_patients", "repeat"]].to_numpy().tolist() == [[2, 0], [4, 0]]

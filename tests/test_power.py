@@ -6,8 +6,7 @@ from scipy.stats import nct as noncentral
 from scipy.stats import t as student
 
 from counterstain.segmentation.counts import recalls
-from counterstain.study.statistics.power import need, power, standard_error
-from counterstain.study.statistics.variance_components import Components, components_of
+from counterstain.study.statistics.power import Components, components_of, need, power, standard_error
 
 T7 = student.ppf(0.975, 7)
 HALF_WIDTH = 0.033
@@ -63,7 +62,7 @@ def test_the_power_is_that_of_the_test_of_student_where_patients_alone_differ():
 def test_the_numbers_needed_have_the_power_they_promise_and_one_less_does_not():
     spread = components(both=2e-5)
     needed = need(0.05, spread, HALF_WIDTH)
-    repeats, patients = int(needed.repeats), int(needed.patients)
+    repeats, patients = int(needed.needed_repeats), int(needed.needed_patients)
     for before, after in (((8, repeats - 1), (8, repeats)), ((patients - 1, 5), (patients, 5))):
         assert power(0.05, spread, HALF_WIDTH, *before) < 0.8
         assert power(0.05, spread, HALF_WIDTH, *after) >= 0.8
@@ -72,15 +71,15 @@ def test_the_numbers_needed_have_the_power_they_promise_and_one_less_does_not():
 def test_what_is_detectable_here_needs_no_more_repeats_or_patients():
     detectable = need(0.01, components(), HALF_WIDTH).detectable
     again = need(detectable * 1.0001, components(), HALF_WIDTH)
-    assert (again.repeats, again.patients) == (5, 8)
+    assert (again.needed_repeats, again.needed_patients) == (5, 8)
 
 
 def test_no_number_of_repeats_makes_up_for_few_patients():
     needed = need(0.015, components(repeats=1e-6), T7 * 0.01)
-    assert needed.repeats == float("inf")
-    assert 8 < needed.patients < 100
+    assert needed.needed_repeats == float("inf")
+    assert 8 < needed.needed_patients < 100
 
 
 def test_one_repeat_tells_nothing_of_power():
     needed = need(0.05, components(repeats=float("nan"), num_repeats=1), HALF_WIDTH)
-    assert np.isnan([needed.detectable, needed.repeats, needed.patients]).all()
+    assert np.isnan([needed.detectable, needed.needed_repeats, needed.needed_patients]).all()

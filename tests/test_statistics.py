@@ -128,7 +128,7 @@ def test_p_values_are_corrected_within_a_measure():
 def test_arms_with_other_patients_are_refused():
     counts = counts_on_test()
     lacking = counts[(counts["arm"] != "spade+100") | (counts["patient"] != "test-patient2")]
-    with pytest.raises(InputError, match=r"arm spade\+100, repeat 0 lacks patient test-patient2"):
+    with pytest.raises(InputError, match=r"arm spade\+100, repeat 0 has no counts for patient test-patient2"):
         effects(lacking)
 
 

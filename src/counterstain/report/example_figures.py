@@ -172,7 +172,7 @@ def _draw(axes: Axes, sizes: Sequence[int], curve: Curve, colour: str, marker: s
     if band:
         axes.fill_between(sizes, *np.nanpercentile(curve.draws, LEVELS, axis=0), color=colour, alpha=0.12, linewidth=0)
         axes.plot(np.repeat(sizes, curve.values.shape[1]), curve.values.ravel(), ".", color=colour, markersize=3)
-    if not isinstance(curve.promised, str):
+    if not isinstance(curve.predicted, str):
         a, b, c = fit_power_law(sizes, mean)
         n = np.geomspace(sizes[0], 2 * sizes[-1], 60)
         axes.plot(n, a - b * n**-c, color=colour, linestyle="--", linewidth=0.8)

@@ -1,7 +1,7 @@
-"""Who looked at which part's figures, and how often: a record that a report can quote.
+"""The record of how often test and validation results were shown, for the report to quote.
 
-``looks.jsonl`` has a line for every time a command showed figures. Whoever changes a study after a look at the test
-part chooses by the test part; the record cannot forbid that, but it says what happened.
+``looks.jsonl`` has a line for every time a command showed results. Changing a study after viewing its test results
+means selecting on the test set; the record cannot prevent that, but makes it visible.
 """
 
 from __future__ import annotations
@@ -19,29 +19,26 @@ from counterstain.errors import CounterstainError
 from counterstain.storage import stage_of
 
 LOOKS_FILE = "looks.jsonl"
-LEVELS = 3  # of folders between a run and what lies in it
+LEVELS = 3  # of folders between a study's folder and its contents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """One time that figures were shown."""
+    """One time that results were shown: when (ISO 8601, UTC), by which command, and of which splits."""
 
     time: str
-    """ISO 8601, UTC, to the second."""
     command: str
-    """What showed them, for example ``report``."""
     splits: tuple[str, ...]
-    """Parts whose figures were shown."""
 
 
 def run_of(folder: Path) -> Path | None:
-    """Return the run of a study that a folder is or lies in; None for a folder outside of any."""
+    """Return the study folder that a folder is or lies in; None for a folder outside of any study."""
     resolved = folder.resolve()
     for place in (resolved, *resolved.parents[:LEVELS]):
         try:
             if stage_of(place) == "study":
                 return place
-        except (CounterstainError, OSError, AttributeError):  # a run.json of somebody else's
+        except (CounterstainError, OSError, AttributeError):  # a run.json of another program
             continue
     return None
 
@@ -49,17 +46,14 @@ def run_of(folder: Path) -> Path | None:
 def record_look(folder: Path, command: str, splits: Sequence[str]) -> bool:
     """Append a look to the record in ``folder``, in one write, so that those of several processes do not mix.
 
-    Returns
-    -------
-    bool
-        Whether it is on record. A folder that cannot be written to is no reason to show nothing.
+    Returns whether it was recorded: results are shown also if the folder is not writable.
     """
     look = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "command": command, "splits": list(splits)}
     try:
         descriptor = os.open(folder / LOOKS_FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             size = os.fstat(descriptor).st_size
-            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # the last write was cut off
+            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # the last write was interrupted
             os.write(descriptor, (("\n" if torn else "") + json.dumps(look) + "\n").encode())
         finally:
             os.close(descriptor)
@@ -69,7 +63,7 @@ def record_look(folder: Path, command: str, splits: Sequence[str]) -> bool:
 
 
 def read_looks(folder: Path) -> tuple[Look, ...]:
-    """Return the looks on record in a folder, oldest first; lines that are damaged are passed over."""
+    """Return the looks on record in a folder, oldest first; damaged lines are skipped."""
     try:
         lines = (folder / LOOKS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -79,7 +73,7 @@ def read_looks(folder: Path) -> tuple[Look, ...]:
 
 
 def times_looked_at(looks: Sequence[Look], split: str) -> Counter[str]:
-    """Return how often each command showed a part."""
+    """Return how often each command showed the results of a split."""
     return Counter(look.command for look in looks if split in look.splits)
 
 

@@ -1,12 +1,17 @@
-"""Values of a study's arms over repeats, and their differences to the reference arm."""
+"""The differences between the arms of a study and its reference arm: paired by repeat, with interval, test and power.
+
+Shapes: R repeats, P patients, L labels (background and every subtype), B bootstrap draws.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 
+from counterstain.errors import InputError
 from counterstain.study.statistics.bootstrap import (
     ENDS,
     CountArray,
@@ -14,13 +19,11 @@ from counterstain.study.statistics.bootstrap import (
     bootstrap_interval,
     bootstrap_weights,
     pooled_draws,
-    require_reference,
 )
 from counterstain.study.statistics.permutation_test import exchange_p_value, exchanged_halves, exchanges, holm
-from counterstain.study.statistics.power import need
-from counterstain.study.statistics.variance_components import components_of
+from counterstain.study.statistics.power import components_of, need
 
-KEYS = ("arm", "repeat", "split")
+KEYS = ["arm", "repeat", "split"]
 EFFECT = ["arm", "split", "measure", "n", "reference", "value", "mean", "sd", "min", "max", "relative"]
 
 
@@ -29,58 +32,58 @@ def measures_of(results: pd.DataFrame) -> list[str]:
     return [str(column) for column in results.columns if column not in KEYS]
 
 
+def _long(results: pd.DataFrame) -> pd.DataFrame:
+    return results.melt(id_vars=KEYS, value_vars=measures_of(results), var_name="measure")
+
+
 def spread(results: pd.DataFrame) -> pd.DataFrame:
     """Return mean, sd (ddof 1), min, max and n over the repeats: a row per arm, split and measure."""
-    long = results.melt(id_vars=list(KEYS), value_vars=measures_of(results), var_name="measure")
-    groups = long.groupby(["arm", "split", "measure"], sort=False)["value"]
+    groups = _long(results).groupby(["arm", "split", "measure"], sort=False)["value"]
     return groups.agg(mean="mean", sd="std", min="min", max="max", n="count").reset_index()
 
 
 def differences(results: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Return the differences of every arm to the reference arm, paired by repeat.
+    """Return the differences of every arm from the reference arm, paired by repeat.
 
     Parameters
     ----------
     results : DataFrame
         A row per arm, repeat and split; every other column is a measure.
     reference : str
-        Name of the arm that the others are held against.
+        Name of the arm that the others are compared with.
 
     Returns
     -------
     DataFrame
         A row per arm, split and measure: ``n`` pairs; ``reference`` and ``value``, the two means over these pairs;
         ``mean``, ``sd`` (ddof 1; NaN for one pair), ``min`` and ``max`` of the differences; ``relative``, the mean
-        difference as a share of ``reference``.
+        difference as a fraction of ``reference``.
 
     Raises
     ------
     InputError
         The reference arm has no row.
     """
-    require_reference(results, reference)
-    long = results.melt(id_vars=list(KEYS), value_vars=measures_of(results), var_name="measure").dropna()
+    _require_reference(results, reference)
+    long = _long(results).dropna()
     of_reference = long.loc[long["arm"] == reference].drop(columns="arm").rename(columns={"value": "reference"})
     pairs = long.loc[long["arm"] != reference].merge(of_reference, on=["repeat", "split", "measure"])
     pairs["difference"] = pairs["value"] - pairs["reference"]
-    groups = pairs.groupby(["arm", "split", "measure"], sort=False)
-    table = groups.agg(
-        n=("difference", "size"),
-        reference=("reference", "mean"),
-        value=("value", "mean"),
-        mean=("difference", "mean"),
-        sd=("difference", "std"),
-        min=("difference", "min"),
-        max=("difference", "max"),
-    ).reset_index()
+    table = (
+        pairs.groupby(["arm", "split", "measure"], sort=False)
+        .agg(
+            n=("difference", "size"),
+            reference=("reference", "mean"),
+            value=("value", "mean"),
+            mean=("difference", "mean"),
+            sd=("difference", "std"),
+            min=("difference", "min"),
+            max=("difference", "max"),
+        )
+        .reset_index()
+    )
     table["relative"] = table["mean"] / table["reference"].where(table["reference"] != 0)
     return table[EFFECT]
-
-
-# What count tables say of the difference between every arm and the reference arm: interval, test and power.
-
-SIZES = ("arm", "measure", "n", "patients")
-TESTED = ("p", "p_holm", "detectable", "needed_repeats", "needed_patients")
 
 
 def effects_of(
@@ -91,16 +94,15 @@ def effects_of(
     num_labels: int,
     draws: int = 10_000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> pd.DataFrame:
-    """Hold every arm against the reference arm.
+    """Compare every arm with the reference arm, from count tables.
 
     Parameters
     ----------
     counts : DataFrame
         The count tables of **one** split; see :meth:`CountArray.of`.
     reference : str
-        Name of the arm that the others are held against.
+        Name of the arm that the others are compared with.
     measures : mapping
         Name -> function of (..., L, 2) counts.
     num_labels : int
@@ -108,27 +110,24 @@ def effects_of(
     draws : int
         Bootstrap draws.
     seed : int
-        All that is drawn depends on it and on nothing else.
-    level : float
-        Coverage of the intervals.
+        Determines all random numbers.
 
     Returns
     -------
     DataFrame
-        A row per arm and measure: ``n`` repeats, ``patients``; ``low`` and ``high`` of the difference,
-        ``relative_low`` and ``relative_high`` of the difference as a share of the reference, ``undefined``
-        (:func:`~counterstain.study.statistics.bootstrap.bootstrap_interval`); ``p``
+        A row per arm and measure: ``n`` repeats, ``patients``; ``low``, ``high``, ``relative_low``, ``relative_high``
+        and ``undefined`` (:func:`~counterstain.study.statistics.bootstrap.bootstrap_interval`, 95 %); ``p``
         (:func:`~counterstain.study.statistics.permutation_test.exchange_p_value`) and ``p_holm``, corrected for the
-        number of arms, within a measure; ``detectable``, ``needed_repeats`` and ``needed_patients``
-        (:func:`~counterstain.study.statistics.power.need`). One patient or one repeat tells nothing of its own spread,
-        which is then left out of interval and test; a subtype of one patient has no interval.
+        number of arms within a measure; ``detectable``, ``needed_repeats`` and ``needed_patients``
+        (:func:`~counterstain.study.statistics.power.need`). With one patient or one repeat, interval and test ignore
+        the unknown variance of that source; a subtype found in only one patient has no interval.
 
     Raises
     ------
     InputError
         The reference arm has no counts, or cells of the study differ in their patients.
     """
-    require_reference(counts, reference)
+    _require_reference(counts, reference)
     array = CountArray.of(counts, num_labels)
     patients = len(array.patients)
     of_patients = bootstrap_weights(seed, "patients", patients, draws)
@@ -142,34 +141,31 @@ def effects_of(
         drawn, exchanged = pooled_draws(pair, of_patients), exchanged_halves(pair, signs)
         for name, measure in measures.items():
             row = {"arm": arm, "measure": name, "n": pair.shape[1], "patients": patients}
-            row |= _effect(pair, drawn, of_repeats, exchanged, measure, level=level)
-            rows.append(row)
-    table = pd.DataFrame(rows, columns=[*SIZES, *ENDS, "undefined", *TESTED])
+            rows.append(row | _effect(pair, drawn, of_repeats, exchanged, measure))
+    sizes, tested = ("arm", "measure", "n", "patients"), ("p", "detectable", "needed_repeats", "needed_patients")
+    table = pd.DataFrame(rows, columns=[*sizes, *ENDS, "undefined", *tested])
     table["p_holm"] = table.groupby("measure")["p"].transform(lambda p: holm(p.to_numpy(float)))
     return table
 
 
 def _effect(
-    pair: np.ndarray,
-    drawn: np.ndarray,
-    of_repeats: np.ndarray,
-    exchanged: np.ndarray,
+    pair: np.ndarray,  # (2, R, P, L, 2)
+    drawn: np.ndarray,  # (2, B, R, L, 2)
+    of_repeats: np.ndarray,  # (B, R)
+    exchanged: np.ndarray,  # (2, exchanges, R, L, 2)
     measure: Measure,
-    *,
-    level: float,
 ) -> dict[str, float]:
-    """Return interval, p-value and power of one arm in one measure; shapes as in the functions that are called."""
+    """Return interval, p-value and power of one arm in one measure."""
     components = components_of(pair, measure)
-    of_its_own = components.own_of_repeats
-    interval = bootstrap_interval(pair, drawn, of_repeats, measure, own_of_repeats=of_its_own, level=level)
-    if pair.shape[2] > 1 and not np.isfinite(components.patients):  # one patient alone decides: its spread is unseen
+    interval = bootstrap_interval(pair, drawn, of_repeats, measure, own_of_repeats=components.own_of_repeats)
+    if pair.shape[2] > 1 and not np.isfinite(components.patients):  # only one patient counts: its variance is unknown
         interval |= dict.fromkeys(ENDS, float("nan"))
     old, new = measure(pair.sum(axis=2)).mean(axis=-1)
-    needed = need(new - old, components, (interval["high"] - interval["low"]) / 2, level=level)
-    return {
-        **interval,
-        "p": exchange_p_value(exchanged, measure, of_repeats=of_its_own),
-        "detectable": needed.detectable,
-        "needed_repeats": needed.repeats,
-        "needed_patients": needed.patients,
-    }
+    p = exchange_p_value(exchanged, measure, of_repeats=components.own_of_repeats)
+    return interval | {"p": p} | asdict(need(new - old, components, (interval["high"] - interval["low"]) / 2))
+
+
+def _require_reference(table: pd.DataFrame, reference: str) -> None:
+    arms = list(pd.unique(table["arm"]))
+    if reference not in arms:
+        raise InputError(f"reference arm {reference!r} has no results; found {', '.join(map(str, arms)) or 'none'}")

@@ -1,6 +1,6 @@
-"""The test of no difference between two arms: exchange them within patients.
+"""The permutation test of no difference between two arms: swap them within patients.
 
-Shapes: R repeats, P patients, L labels (background and every subtype), B exchanges.
+Shapes: R repeats, P patients, L labels (background and every subtype), B permutations.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from scipy.special import stdtr
 from counterstain.seeding import numpy_generator
 from counterstain.study.statistics.bootstrap import Measure
 
-ALL_UP_TO = 12  # patients; 2**12 exchanges are all tried, beyond that DRAWN of them
+ALL_UP_TO = 12  # patients; all 2**12 permutations are tried, beyond that DRAWN of them
 DRAWN = 5_000
 SAME = 1e-9  # relative; sums in another order differ by less
 
 
 def exchanges(patients: int, seed: int = 0) -> np.ndarray:
-    """Return which patients' arms are exchanged, (B, P) of 1 (as it was) and -1; the first row leaves all as they are.
+    """Return which patients' arms are swapped (-1) or not (1), (B, P); the first row swaps none.
 
-    All of them up to 12 patients; beyond that 5,000, drawn at random.
+    All permutations up to 12 patients, beyond that 5,000 random ones.
     """
     if patients <= ALL_UP_TO:
         bits = np.arange(2**patients)[:, None] >> np.arange(patients) & 1
@@ -32,12 +32,12 @@ def exchanges(patients: int, seed: int = 0) -> np.ndarray:
 
 
 def smallest_p(patients: int) -> float:
-    """Return the smallest p-value that so many patients can give: both arms exchanged in all is as extreme as none."""
+    """Return the smallest possible p-value: swapping all patients is as extreme as swapping none."""
     return 2 / 2**patients if patients <= ALL_UP_TO else 1 / DRAWN
 
 
 def exchanged_halves(pair: np.ndarray, signs: np.ndarray) -> np.ndarray:
-    """Pool (2, R, P, L, 2) counts after each exchange: (2, B, R, L, 2), the reference first."""
+    """Pool (2, R, P, L, 2) counts after each permutation: (2, B, R, L, 2), the reference first."""
     half = (pair[1] - pair[0]) / 2
     middle = pair.mean(axis=0).sum(axis=1)  # (R, L, 2)
     apart = np.einsum("bp,rpls->brls", signs.astype(float), half, optimize=True)
@@ -47,26 +47,26 @@ def exchanged_halves(pair: np.ndarray, signs: np.ndarray) -> np.ndarray:
 def exchange_p_value(exchanged: np.ndarray, measure: Measure, *, of_repeats: float) -> float:
     """Return the two-sided p-value of the mean difference between two arms.
 
-    Without a difference, which of a patient's two count tables came from which arm is a matter of chance, for all
-    repeats of the patient together: they share what a generator made of this patient's like, so exchanging them
-    one by one would take one effect for many. But a chance of one training moves all patients alike, which an exchange
-    of patients does not undo. So the repeats' own part of the variance is added to the distribution of the exchanged
-    differences as Student's t with R - 1 degrees of freedom. The p-value is never below that of exchange alone.
+    Without a difference, it is random which of a patient's two count tables belongs to which arm. All repeats of a
+    patient are swapped together: they share the effect of a generator on this patient, so swapping them one by one
+    would count one effect several times. A random effect of one training, however, shifts all patients alike, which
+    swapping does not undo. So the repeats' own part of the variance is added to the distribution of the permuted
+    differences as Student's t with R - 1 degrees of freedom. The p-value is never below that of the permutations alone.
 
     Parameters
     ----------
     exchanged : (2, B, R, L, 2) array
-        Of :func:`exchanged_halves`; the first exchange is none.
+        Of :func:`exchanged_halves`; the first permutation is none.
     measure : callable
         (..., L, 2) counts -> (...) values.
     of_repeats : float
         The repeats' own part of the variance of the mean difference
-        (:attr:`~counterstain.study.statistics.variance_components.Components.own_of_repeats`).
+        (:attr:`~counterstain.study.statistics.power.Components.own_of_repeats`).
 
     Returns
     -------
     float
-        NaN where the measure has no value.
+        NaN if the measure has no value.
     """
     old, new = measure(exchanged).mean(axis=-1)  # (B,)
     difference = new - old
