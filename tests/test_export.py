@@ -13,9 +13,9 @@ from counterstain.data.cohort import Cohort, CohortWriter, Region
 from counterstain.data.patch_set import PatchSet, PatchSetHeader, PatchSetWriter, SyntheticPatch
 from counterstain.data.patches import Patch, Source, label_mask
 from counterstain.errors import InputError, MismatchError
-from counterstain.io import export_formats as module
-from counterstain.io.export_formats import ExportConfig, export
-from counterstain.io.exports import file_names, stored_instances
+from counterstain.io import exports as module
+from counterstain.io.export_contents import file_names, stored_instances
+from counterstain.io.exports import ExportConfig, export
 from counterstain.io.import_table import import_table
 from counterstain.taxonomy import IGNORE, Taxonomy
 
@@ -129,7 +129,7 @@ def test_more_instances_than_png_can_number_are_refused():
 
 
 def test_all_subtypes_may_become_one_label(cohort, tmp_path):
-    export(cohort.folder, tmp_path, ExportConfig(file_format="png", labels="tumour"))
+    export(str(cohort.folder), str(tmp_path), "png", labels="tumour")
     assert Taxonomy.load(tmp_path / "taxonomy.yaml").names == ("tumour",)
     assert np.array_equal(pixels(tmp_path / "labels" / "p0-0.png"), masks(cohort)["p0-0"] > 0)
 
@@ -156,7 +156,8 @@ def test_who_is_behind_generated_images_comes_back_with_them(synthetic, cohort, 
 
 
 def test_an_export_that_is_killed_before_its_table_has_said_who_is_behind_it(synthetic, tmp_path, monkeypatch):
-    monkeypatch.setitem(module.LAYOUTS, "png", replace(module.PNG, finish=lambda *_: pytest.fail("killed")))
+    unable = replace(module.LAYOUTS["png"], write_tables=lambda *_: pytest.fail("killed"))
+    monkeypatch.setitem(module.LAYOUTS, "png", unable)
     with pytest.raises(pytest.fail.Exception, match="killed"):
         export(synthetic.folder, tmp_path, PNG)
     assert (tmp_path / "patients_seen.txt").read_text() == "p0\np1\n"
@@ -219,7 +220,7 @@ def test_without_a_validation_part_folds_are_made_by_patient(synthetic, tmp_path
 
 
 def test_nnunet_wants_a_number_and_a_name(cohort, tmp_path):
-    with pytest.raises(InputError, match=r"--out .*/nn: nnU-Net knows .* give --out .*/Dataset001_cohort$"):
+    with pytest.raises(InputError, match=r"--out .*/nn: nnU-Net needs .* give --out .*/Dataset001_cohort$"):
         export(cohort.folder, tmp_path / "nn", NNUNET)
     only_test = ExportConfig(file_format="nnunet", parts=("test",))
     with pytest.raises(InputError, match="nothing to train on; export the training part too"):
@@ -268,7 +269,7 @@ def test_parts_can_be_chosen(cohort, tmp_path):
 
 
 def test_a_part_that_is_empty_is_named(synthetic, tmp_path):
-    with pytest.raises(InputError, match=r"nothing in part 'test'; it has train; leave --split away"):
+    with pytest.raises(InputError, match=r"nothing in part 'test'; it has train; leave out --split"):
         export(synthetic.folder, tmp_path / "out", ExportConfig(file_format="png", parts=("test",)))
     assert not (tmp_path / "out").exists()
 
@@ -284,13 +285,13 @@ def test_an_interrupted_export_goes_on_and_ends_the_same(cohort, tmp_path, monke
         written.append(arguments)
         return real(*arguments)
 
-    real = module._write
-    monkeypatch.setattr(module, "_write", stop_at_the_fourth)
+    real = module.write_image
+    monkeypatch.setattr(module, "write_image", stop_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         export(cohort.folder, tmp_path / "cut", config)
     assert not (tmp_path / "cut" / "export.json").exists()
     (tmp_path / "cut" / ".left.png.partial-1").write_text("half")
-    monkeypatch.setattr(module, "_write", real)
+    monkeypatch.setattr(module, "write_image", real)
     export(cohort.folder, tmp_path / "cut", config)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
@@ -301,7 +302,7 @@ def contents(folder) -> dict[str, bytes]:
 
 def test_a_finished_export_is_left_as_it_is(cohort, tmp_path, monkeypatch):
     export(cohort.folder, tmp_path, PNG)
-    monkeypatch.setattr(module, "_write", None)
+    monkeypatch.setattr(module, "write_image", None)
     assert export(cohort.folder, tmp_path, PNG) == 10
 
 

@@ -256,8 +256,8 @@ def export(
         return
     from counterstain.config import build
     from counterstain.errors import ConfigError
-    from counterstain.io.export_formats import ExportConfig
-    from counterstain.io.export_formats import export as write
+    from counterstain.io.exports import ExportConfig
+    from counterstain.io.exports import export as write
     from counterstain.progress import bar
 
     if file_format not in _NEXT:

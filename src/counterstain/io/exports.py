@@ -1,226 +1,342 @@
-"""What the pixels of exported label images mean: every subtype by its id, or all of them as one class."""
+"""Export of a cohort or a synthetic set: ordinary images, a dataset of nnU-Net, an image folder of Hugging Face.
+
+``png``: a table that ``counterstain import table`` reads, with its images. The import gives the same label masks; it
+takes connected components for instances, so that neighbours of one subtype that touch become one, while
+``instances/`` keeps them apart. ::
+
+    images/NAME.png     RGB
+    labels/NAME.png     8 bits grey: 0 = background, the id of the subtype, 255 = ignore
+    instances/NAME.png  16 bits grey: 0 = background, the instance
+    table.csv           a row per image: image, label, instances, region, slide, patient, part, score, mpp, …
+    instances.csv       a row per instance: image, instance, subtype_id, subtype, area_px
+    taxonomy.yaml       the subtype of each id
+
+``nnunet``: a raw dataset of nnU-Net v2, to be put into the folder ``nnUNet_raw``. Without ``splits_final.json``, which
+belongs into ``nnUNet_preprocessed/Dataset042_NAME``, nnU-Net distributes images over the folds at random, and one
+patient's would be on both sides. ::
+
+    Dataset042_NAME/
+      imagesTr/NAME_0000.png  RGB, read by nnU-Net's NaturalImage2DIO; imagesTs/ and labelsTs/ hold the test part
+      labelsTr/NAME.png       0 = background, 1, 2, … = subtypes, the highest = ignore (if anything is ignored)
+      dataset.json
+      splits_final.json       training and validation by patient
+
+``hf``: a folder that ``load_dataset("imagefolder", data_dir=DIR)`` reads. ::
+
+    train/, validation/, test/  data/ where there is no split
+      images/, masks/, instances/
+      metadata.jsonl            a line per image: its files, region, slide, patient, score, mpp, subtypes, …
+    taxonomy.yaml, README.md
+
+Generated images bring ``patients_seen.txt``, a line per patient behind them; the import keeps these out of evaluation.
+"""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
-from counterstain.data.cohort import PARTS, Cohort
-from counterstain.data.patch_set import HEADER_FILE, PatchSet
+from counterstain.config import Config, build, to_yaml
+from counterstain.data.patches import label_mask
+from counterstain.data.split import PATIENTS_SEEN_FILE
 from counterstain.errors import InputError
-from counterstain.storage import fingerprint
-from counterstain.taxonomy import BACKGROUND, IGNORE, Subtype, Taxonomy, colours
+from counterstain.io.export_contents import (
+    Contents,
+    ExportedLabels,
+    Row,
+    choose_parts,
+    exported_labels,
+    open_contents,
+    stored_instances,
+    stored_numbers,
+)
+from counterstain.progress import Progress, silent
+from counterstain.storage import claim, replacing, write_csv, write_json, write_text
+from counterstain.taxonomy import IGNORE
 
-LabelMode = Literal["subtypes", "tumour"]
+REPORT_FILE = "export.json"
+IMAGE, LABELS, INSTANCES = "image", "label", "instances"
+FIRST_COLUMNS = [IMAGE, LABELS, INSTANCES, "region", "slide", "patient", "part", "score", "mpp"]
+NNUNET_NAME = re.compile(r"Dataset\d{3}_\w+")
+NNUNET_RESERVED = {"background", "ignore"}
+NNUNET_FOLDS = 5
+CARD = """\
+# {source}
 
+{count} images at {mpp:g} micrometres per pixel, exported by counterstain.
 
-class ExportedLabels(NamedTuple):
-    """The labels of an export."""
+```python
+from datasets import load_dataset
 
-    taxonomy: Taxonomy
-    lookup: np.ndarray  # (256,) uint8, label in the cohort -> label in the export
-    mode: LabelMode
+dataset = load_dataset("imagefolder", data_dir=".")
+```
 
-
-def exported_labels(taxonomy: Taxonomy, mode: LabelMode) -> ExportedLabels:
-    """Return the labels of an export: ``subtypes`` as they are, ``tumour`` with all subtypes as label 1."""
-    lookup = np.arange(256, dtype=np.uint8)
-    if mode == "subtypes":
-        return ExportedLabels(taxonomy, lookup, mode)
-    lookup[(lookup != BACKGROUND) & (lookup != IGNORE)] = 1
-    whole = Subtype(id=1, name=taxonomy.tissue_class, colour=colours(1)[0])
-    name = f"{taxonomy.name[:70]}:{mode}"
-    return ExportedLabels(Taxonomy(name=name, tissue_class=taxonomy.tissue_class, subtypes=(whole,)), lookup, mode)
-
-
-# Instances as 16 bits grey, the most that PNG holds.
-
-MAX_INSTANCE = 2**16 - 1
-
-
-def stored_numbers(ids: pd.Series) -> pd.Series:
-    """Return the number that each instance of an image has in its file: its own, or its rank where one is too large."""
-    return ids if ids.max() <= MAX_INSTANCE else ids.rank(method="dense").astype("int64")
-
-
-def stored_instances(instances: np.ndarray, ids: Iterable[int], name: str) -> np.ndarray:
-    """Return an instance map, (H, W) int32, as it is stored, (H, W) uint16.
-
-    Parameters
-    ----------
-    instances : (H, W) int32 array
-    ids : iterable of int
-        All instances of the image.
-    name : str
-        Of the image, for the message.
-
-    Raises
-    ------
-    InputError
-        There are more instances than 16 bits can number.
-    """
-    known = np.array(sorted(ids), np.int64)
-    if len(known) > MAX_INSTANCE:
-        raise InputError(f"{name}: has {len(known):,} instances, PNG holds {MAX_INSTANCE:,}; import smaller regions")
-    if instances.max(initial=0) <= MAX_INSTANCE:
-        return instances.astype(np.uint16)
-    return np.where(instances == 0, 0, np.searchsorted(known, instances) + 1).astype(np.uint16)
-
-
-# What tells one kind of export from another.
-
-IMAGE, LABELS, INSTANCES = "image", "labels", "instances"
+`mask` holds 0 = background, {labels}, 255 = ignore; `instances` a number per instance.
+Patients never lie in two splits.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """A kind of export."""
 
-    places: Callable[[Row], Mapping[str, str]]
-    """Which files a row has: ``image``, ``labels`` and perhaps ``instances`` -> path in the export."""
-    lookup: Callable[[ExportedLabels], np.ndarray]
-    """Final value of every label, (256,) uint8."""
-    check: Callable[[Path, Contents, ExportedLabels], None]
-    """Raise InputError where the contents cannot be laid out so."""
-    finish: Callable[[Path, Contents, ExportedLabels], None]
+    files: Mapping[str, str]
+    """``image``, ``label`` and perhaps ``instances`` -> path in the export, of {name} and {folder}."""
+    folders: Mapping[str | None, str]
+    """Part of the split -> {folder}."""
+    write_tables: Callable[[Path, Contents, ExportedLabels], None]
     """Write the tables, when all images are there."""
+    check: Callable[[Path, Contents, ExportedLabels], None] = lambda _out, _contents, _labels: None
+    """Raise InputError where the contents cannot be laid out so."""
+    ignore_is_highest: bool = False
+    """Whether the highest label, instead of 255, is ignored."""
+
+    def files_of(self, row: Row) -> dict[str, str]:
+        """Return the files of an image."""
+        folder = self.folders[row["part"]]
+        return {kind: path.format(name=row["name"], folder=folder) for kind, path in self.files.items()}
 
 
-# What is to be exported: the regions of a cohort or the patches of a synthetic set, read one after the other.
-#
-# Shapes: H, W = rows and columns in pixels.
+class ExportConfig(Config):
+    """What an export holds."""
 
-MAX_NAME = 100  # some file systems stop at 143 characters
-
-Row = dict[str, Any]
-
-
-class Shown(NamedTuple):
-    """The pixels of one region or patch."""
-
-    image: np.ndarray  # (H, W, 3) uint8
-    instances: np.ndarray  # (H, W) int32, 0 = background
-    subtypes: dict[int, int]
-    """Subtype of every instance, 255 = ignore."""
+    file_format: Literal["png", "nnunet", "hf"]
+    """Ordinary images, a raw dataset of nnU-Net v2, or an image folder of Hugging Face's ``datasets``."""
+    labels: Literal["subtypes", "tumour"] = "subtypes"
+    """A label for every subtype, or one for all of them."""
+    parts: tuple[Literal["train", "val", "test"], ...] = ()
+    """Parts of the split; everything if empty."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contents:
-    """A cohort or a synthetic set, laid out for export."""
+def export(
+    source: str | Path,
+    out: str | Path,
+    config: ExportConfig | str,
+    *,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> int:
+    """Export a cohort or a synthetic set.
 
-    source: Path
-    taxonomy: Taxonomy
-    mpp: float
-    fingerprint: str
-    """What tells these contents from others."""
-    table: pd.DataFrame
-    """A row each: name (of its files), index, region, slide, patient, part, score, and where it comes from."""
-    instances: pd.DataFrame
-    """A row per instance: name, instance, subtype, area_px."""
-    read: Callable[[int], Shown]
-    """Return what has an index in the table."""
-    patients_seen: tuple[str, ...] = ()
-    """Patients behind generated images: those of the masks and those that the generator saw."""
+    Images are written one by one, so that memory does not grow with their number. ``export.json`` comes last: an
+    export that has it is complete and left untouched.
 
-    @property
-    def rows(self) -> list[Row]:
-        """The table as records; what is not known is None, arrays are lists."""
-        values = self.table.astype(object).where(self.table.notna(), None)
-        return [{str(key): _plain(value) for key, value in row.items()} for row in values.to_dict("records")]
+    Parameters
+    ----------
+    source : str or Path
+        Folder of a cohort or of a synthetic set. The patches of a set belong to the training part, from which their
+        masks come.
+    out : str or Path
+        Folder of the export. An interrupted export into it is continued.
+    config : ExportConfig or ``png``, ``nnunet``, ``hf``
+    progress : callable, optional
+        Such as :func:`counterstain.progress.bar`.
+    **settings
+        Further fields of :class:`ExportConfig`, where ``config`` is the name of a format.
 
-
-def open_contents(source: Path) -> Contents:
-    """Open a cohort or a synthetic set, whichever the folder holds.
-
-    Raises
-    ------
-    InputError
-        It holds neither, or one that is not finished.
-    """
-    if (source / HEADER_FILE).exists() or (source / "shards").exists():
-        return _of_set(PatchSet.open(source))
-    return _of_cohort(Cohort.open(source, cache_bytes=1))
-
-
-def choose_parts(contents: Contents, parts: Sequence[str]) -> Contents:
-    """Keep what belongs to the given parts; without any, everything.
+    Returns
+    -------
+    int
+        Number of images.
 
     Raises
     ------
     InputError
-        Nothing belongs to one of them.
+        There is no such source or part, or the format cannot hold it.
+    MismatchError
+        ``out`` holds something else.
     """
-    if not parts:
-        return contents
-    for part in parts:
-        if not (contents.table["part"] == part).any():
-            found = [known for known in PARTS if (contents.table["part"] == known).any()]
-            raise InputError(
-                f"{contents.source}: nothing in part {part!r}; it has {', '.join(found) or 'no split'}; "
-                "leave --split away to export everything"
-            )
-    table = contents.table[contents.table["part"].isin(parts)]
-    kept = contents.instances["name"].isin(table["name"])
-    return replace(contents, table=table, instances=contents.instances[kept])
+    source, out = Path(source), Path(out)
+    if isinstance(config, str):
+        config = build(ExportConfig, {"file_format": config, **settings}, f"export of {source}")
+    contents = choose_parts(open_contents(source), config.parts)
+    labels = exported_labels(contents.taxonomy, whole_class=config.labels == "tumour")
+    layout = LAYOUTS[config.file_format]
+    layout.check(out, contents, labels)
+    claim(out, "export", {"source": contents.fingerprint, **config.model_dump(mode="json")})
+    if not (out / REPORT_FILE).exists():
+        for half_written in out.rglob(".*.partial-*"):
+            half_written.unlink(missing_ok=True)
+        with (progress or silent)("images", len(contents.table)) as advance:
+            for row in contents.rows:
+                write_image(out, row, contents, layout, labels)
+                advance(1)
+        if contents.patients_seen:  # before any table that could be imported without it
+            write_text(out / PATIENTS_SEEN_FILE, "\n".join(contents.patients_seen) + "\n")
+        layout.write_tables(out, contents, labels)
+        write_json(out / REPORT_FILE, _report(contents, config))
+    return len(contents.table)
 
 
-def file_names(names: Sequence[str]) -> list[str]:
-    """Return a file name without suffix for each name: safe everywhere, different even where case does not count."""
-    safe = [re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".-")[:MAX_NAME] or "_" for name in names]
-    counts = pd.Series([name.lower() for name in safe]).value_counts()
-    return [
-        short if short == name and counts[short.lower()] == 1 else f"{short}-{fingerprint(name)[:8]}"
-        for short, name in zip(safe, names, strict=True)
-    ]
+def write_image(out: Path, row: Row, contents: Contents, layout: Layout, labels: ExportedLabels) -> None:
+    """Write the files of one image that are not there yet."""
+    missing = {kind: out / path for kind, path in layout.files_of(row).items() if not (out / path).exists()}
+    if not missing:
+        return
+    lookup = labels.lookup.copy()
+    if layout.ignore_is_highest:
+        lookup[IGNORE] = labels.taxonomy.num_labels
+    image, instances, subtypes = contents.read(row["index"])
+    pixels: dict[str, Callable[[], np.ndarray]] = {
+        IMAGE: lambda: image,
+        LABELS: lambda: lookup[label_mask(instances, subtypes)],
+        INSTANCES: lambda: stored_instances(instances, subtypes, f"{contents.source} region {row['region']}"),
+    }
+    for kind, path in missing.items():
+        with replacing(path) as partial:
+            Image.fromarray(pixels[kind]()).save(partial, format="PNG")
 
 
-def _plain(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.ndarray) else value
+def _report(contents: Contents, config: ExportConfig) -> dict[str, object]:
+    return {
+        **config.model_dump(mode="json"),
+        "source": contents.source.resolve().name,
+        "fingerprint": contents.fingerprint,
+        "mpp": contents.mpp,
+        "images": len(contents.table),
+        "patients": int(contents.table["patient"].nunique()),
+        "instances": len(contents.instances),
+    }
 
 
-def _of_cohort(cohort: Cohort) -> Contents:
-    known = ["region", "slide", "patient", "score", "mpp_level0", "x_level0_px", "y_level0_px"]
-    table = cohort.regions[known].assign(
-        name=file_names(cohort.regions["region"].tolist()), index=range(len(cohort)), part=cohort.regions["split"]
-    )
-    names = dict(zip(table["region"], table["name"], strict=True))
-    instances = cohort.instances[["instance", "subtype", "area_px"]].assign(name=cohort.instances["region"].map(names))
-    return Contents(
-        source=cohort.folder,
-        taxonomy=cohort.taxonomy,
-        mpp=cohort.mpp,
-        fingerprint=cohort.fingerprint,
-        table=table,
-        instances=instances,
-        read=lambda index: Shown(*cohort.read(index), cohort.subtypes(index)),
-        patients_seen=tuple(cohort.source.get("patients_seen", ())),
-    )
+def _write_csv_tables(out: Path, contents: Contents, labels: ExportedLabels) -> None:
+    write_text(out / "taxonomy.yaml", to_yaml(labels.taxonomy))
+    found = contents.instances
+    subtype = pd.Series(labels.lookup[found["subtype"].to_numpy()], index=found.index)
+    instances = {
+        "image": "images/" + found["name"] + ".png",
+        "instance": found.groupby("name")["instance"].transform(stored_numbers),
+        "subtype_id": subtype,
+        "subtype": subtype.map({s.id: s.name for s in labels.taxonomy.subtypes} | {IGNORE: "ignore"}),
+        "area_px": found["area_px"],
+    }
+    write_csv(out / "instances.csv", pd.DataFrame(instances))
+    rows = []
+    for row in contents.rows:
+        plain = {key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()}
+        rows.append(plain | LAYOUTS["png"].files_of(row) | {"mpp": contents.mpp})
+    table = pd.DataFrame(rows).drop(columns=["name", "index"])
+    write_csv(out / "table.csv", table[[*FIRST_COLUMNS, *table.columns.drop(FIRST_COLUMNS)]])
 
 
-def _of_set(synthetic: PatchSet) -> Contents:
-    patches = PatchSet(synthetic.folder, synthetic.header, cache_bytes=1)  # one shard at a time
-    table = patches.patches.drop(columns="attempts").rename(columns={"region": "source_region"})
-    names = [f"{index:06d}" for index in table["index"]]
-    table = table.assign(name=names, region=names, part="train", score=None)  # masks come from the training part
-    instances = patches.instances[["instance", "subtype", "area_px"]]
-    return Contents(
-        source=patches.folder,
-        taxonomy=patches.header.taxonomy,
-        mpp=patches.header.mpp,
-        fingerprint=fingerprint(patches.header.model_dump(mode="json")),
-        table=table,
-        instances=instances.assign(name=[f"{index:06d}" for index in patches.instances["index"]]),
-        read=lambda index: _shown(patches, index),
-        patients_seen=patches.header.patients_seen,
-    )
+def _check_nnunet(out: Path, contents: Contents, labels: ExportedLabels) -> None:
+    if not NNUNET_NAME.fullmatch(out.name):
+        word = re.sub(r"\W", "_", contents.source.resolve().name)
+        raise InputError(
+            f"--out {out}: nnU-Net needs a dataset name with a number; give --out {out.parent / 'Dataset001_'}{word}"
+        )
+    reserved = NNUNET_RESERVED.intersection(labels.taxonomy.names)
+    if reserved:
+        raise InputError(f"{contents.source}: nnU-Net reserves the name {min(reserved)!r}; rename that subtype")
+    if not _training(contents):
+        raise InputError(f"{contents.source}: nothing to train on; export the training part too")
 
 
-def _shown(patches: PatchSet, index: int) -> Shown:
-    patch = patches[index]
-    return Shown(patch.image, patch.instances, patch.subtypes)
+def _write_nnunet_tables(out: Path, contents: Contents, labels: ExportedLabels) -> None:
+    rows = _training(contents)
+    if folds := training_folds(rows):
+        write_json(out / "splits_final.json", folds)
+    values = {"background": 0} | {s.name: s.id for s in labels.taxonomy.subtypes}
+    if (contents.instances["subtype"] == IGNORE).any():
+        values["ignore"] = labels.taxonomy.num_labels
+    description = {
+        "name": out.name,
+        "channel_names": {"0": "R", "1": "G", "2": "B"},
+        "labels": values,
+        "numTraining": len(rows),
+        "file_ending": ".png",
+        "overwrite_image_reader_writer": "NaturalImage2DIO",
+        "mpp": contents.mpp,
+    }
+    write_json(out / "dataset.json", description)
+
+
+def training_folds(rows: list[Row]) -> list[dict[str, list[str]]]:
+    """Return nnU-Net's folds: the cohort's own validation part, otherwise up to five folds by patient.
+
+    A single patient cannot be validated on another one: there is no fold then, and nnU-Net trains its fold ``all``.
+    """
+    validated = [row["name"] for row in rows if row["part"] == "val"]
+    if validated:
+        return [{"train": [row["name"] for row in rows if row["part"] != "val"], "val": validated}]
+    patients = sorted({row["patient"] for row in rows})
+    folds = []
+    for number in range(min(NNUNET_FOLDS, len(patients)) if len(patients) > 1 else 0):
+        held_out = set(patients[number::NNUNET_FOLDS])
+        train, val = ([row["name"] for row in rows if (row["patient"] in held_out) == out] for out in (False, True))
+        folds.append({"train": train, "val": val})
+    return folds
+
+
+def _training(contents: Contents) -> list[Row]:
+    return [row for row in contents.rows if row["part"] != "test"]
+
+
+def _write_hf_tables(out: Path, contents: Contents, labels: ExportedLabels) -> None:
+    write_text(out / "taxonomy.yaml", to_yaml(labels.taxonomy))
+    meanings = ", ".join(f"{s.id} = {s.name}" for s in labels.taxonomy.subtypes)
+    name, count = contents.source.resolve().name, len(contents.table)
+    write_text(out / "README.md", CARD.format(source=name, count=count, mpp=contents.mpp, labels=meanings))
+    layout, counts = LAYOUTS["hf"], _counts(contents, labels)
+    lines: dict[str, list[str]] = {}
+    for row in contents.rows:
+        files = {kind: path.partition("/")[2] for kind, path in layout.files_of(row).items()}  # from the line's folder
+        line = {
+            "file_name": files[IMAGE],
+            "mask_file_name": files[LABELS],
+            "instances_file_name": files[INSTANCES],
+            **{key: value for key, value in row.items() if key not in {"name", "index", "part"}},
+            "mpp": contents.mpp,
+            **counts[row["name"]],
+        }
+        lines.setdefault(layout.folders[row["part"]], []).append(json.dumps(line))
+    for folder, of_part in lines.items():
+        write_text(out / folder / "metadata.jsonl", "\n".join(of_part) + "\n")
+
+
+def _counts(contents: Contents, labels: ExportedLabels) -> dict[str, dict[str, dict[str, int]]]:
+    """Return instances and area of every subtype for every name."""
+    found = contents.instances.assign(label=labels.lookup[contents.instances["subtype"].to_numpy()])
+    groups = found.groupby(["name", "label"])["area_px"].agg(["size", "sum"])
+    counts = {(str(key[0]), int(key[1])): (int(count), int(area)) for key, count, area in groups.itertuples()}
+    subtypes = labels.taxonomy.subtypes
+    return {
+        name: {
+            "subtype_instances": {s.name: counts.get((name, s.id), (0, 0))[0] for s in subtypes},
+            "subtype_area_px": {s.name: counts.get((name, s.id), (0, 0))[1] for s in subtypes},
+        }
+        for name in contents.table["name"]
+    }
+
+
+LAYOUTS: dict[str, Layout] = {
+    "png": Layout(
+        files={IMAGE: "images/{name}.png", LABELS: "labels/{name}.png", INSTANCES: "instances/{name}.png"},
+        folders={"train": "", "val": "", "test": "", None: ""},
+        write_tables=_write_csv_tables,
+    ),
+    "nnunet": Layout(
+        files={IMAGE: "images{folder}/{name}_0000.png", LABELS: "labels{folder}/{name}.png"},
+        folders={"train": "Tr", "val": "Tr", "test": "Ts", None: "Tr"},
+        write_tables=_write_nnunet_tables,
+        check=_check_nnunet,
+        ignore_is_highest=True,
+    ),
+    "hf": Layout(
+        files={
+            IMAGE: "{folder}/images/{name}.png",
+            LABELS: "{folder}/masks/{name}.png",
+            INSTANCES: "{folder}/instances/{name}.png",
+        },
+        folders={"train": "train", "val": "validation", "test": "test", None: "data"},
+        write_tables=_write_hf_tables,
+    ),
+}

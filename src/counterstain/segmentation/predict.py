@@ -15,7 +15,7 @@ from counterstain.checkpoints import CheckpointHeader
 from counterstain.config import Config
 from counterstain.data.cohort import Cohort
 from counterstain.errors import InputError, MismatchError
-from counterstain.io.exports import file_names
+from counterstain.io.export_contents import file_names
 from counterstain.io.regions import Box
 from counterstain.segmentation.evaluate import choose_device
 from counterstain.segmentation.inference import Span, predict_each
