@@ -3,14 +3,23 @@ import math
 import published_layouts as published
 import pytest
 import torch
+from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
 from counterstain.errors import MismatchError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.diffusion import build_denoiser
 from counterstain.generators.diffusion_config import DiffusionConfig
-from counterstain.generators.published import first_stage, unet
-from counterstain.generators.published.layouts import to_ours, to_published
+from counterstain.generators.published_layouts import (
+    averaged_denoiser,
+    denoiser_layout,
+    denoiser_settings,
+    first_stage_layout,
+    first_stage_settings,
+    has_discriminator,
+    to_ours,
+    to_published,
+)
 from counterstain.training_config import TrainingConfig
 
 ONE = TrainingConfig(steps=1, batch_size=2)
@@ -39,33 +48,44 @@ def shapes(state):
 
 
 def built(layout, device):
-    """Our first stage for a layout, and its rules."""
-    found = first_stage.settings(meta(layout), "f")
-    judged = first_stage.has_discriminator(layout)
+    """Our first stage for a layout, and how it is published."""
+    found = first_stage_settings(meta(layout), "f")
+    judged = has_discriminator(layout)
     config = AutoencoderConfig(training=ONE, lpips_weight=0, adversarial_weight=float(judged), **found)
     with torch.device(device):
         model = Autoencoder(config, 32).eval()
-    return model, first_stage.rules(model.state_dict(), len(config.widths), config.blocks)
+    return model, first_stage_layout(len(config.widths))
 
 
 def built_denoiser(layout, device, heads=8):
-    found = unet.settings(meta(layout), "f")
+    found = denoiser_settings(meta(layout), "f")
     into, out = found.pop("in_channels"), found.pop("out_channels")
     config = DiffusionConfig(training=ONE, heads=heads, **found)
     with torch.device(device):
         network = build_denoiser(config, out, into - out).eval()
     head_width = config.channels * config.multipliers[-1] // heads
-    ours = network.state_dict()
-    return network, unet.rules(ours, scales=len(config.multipliers), blocks=config.blocks, head_width=head_width)
+    return network, denoiser_layout(network.state_dict(), blocks=config.blocks, head_width=head_width)
 
 
 @pytest.mark.parametrize("arguments", STAGES.values(), ids=STAGES)
 def test_names_and_shapes_of_published_first_stages_go_there_and_back(arguments):
     layout = published.first_stage(**arguments)
-    model, rules = built(layout, "meta")
+    model, how = built(layout, "meta")
     ours = model.state_dict()
-    model.load_state_dict(to_ours(rules, meta(layout), ours, "f"), assign=True)
-    assert shapes(to_published(rules, model.state_dict(), "f")) == layout
+    model.load_state_dict(to_ours(how, meta(layout), ours, "f"), assign=True)
+    assert shapes(to_published(how, model.state_dict())) == layout
+
+
+@pytest.mark.parametrize("n_embed", [50, None], ids=["vq", "kl"])
+def test_first_stages_become_what_diffusers_makes_of_them(n_embed):
+    state = published.drawn(published.first_stage(32, (1, 2, 2), 4, n_embed=n_embed))
+    model, how = built({name: t.shape for name, t in state.items()}, "cpu")
+    ours = to_ours(how, state, model.state_dict(), "f")
+    found = {name.removeprefix("network."): tensor for name, tensor in ours.items()}
+    found.pop("quantize.embedding.weight", None)  # which its converter does not know
+    expected = convert_ldm_vae_checkpoint(state, dict.fromkeys(("down_block_types", "up_block_types"), range(3)))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def test_the_first_stage_of_the_authors_has_its_numbers_of_parameters():
@@ -84,9 +104,9 @@ def test_the_first_stage_of_the_authors_has_its_numbers_of_parameters():
 )
 def test_first_stages_of_published_weights_give_what_the_formula_gives(arguments):
     state = published.drawn(published.first_stage(**arguments))
-    model, rules = built({name: t.shape for name, t in state.items()}, "cpu")
-    model.load_state_dict(to_ours(rules, state, model.state_dict(), "f"))
-    back = to_published(rules, model.state_dict(), "f")
+    model, how = built({name: t.shape for name, t in state.items()}, "cpu")
+    model.load_state_dict(to_ours(how, state, model.state_dict(), "f"))
+    back = to_published(how, model.state_dict())
     assert all(torch.equal(back[name], state[name]) for name in state)
 
     images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
@@ -108,16 +128,16 @@ def test_first_stages_of_published_weights_give_what_the_formula_gives(arguments
 def test_a_first_stage_that_is_not_ours_is_refused(change, message):
     layout = published.first_stage(32, (1, 2, 4), 3, n_embed=9) | change
     with pytest.raises(MismatchError, match=message):
-        first_stage.settings(meta({name: shape for name, shape in layout.items() if shape is not None}), "f")
+        first_stage_settings(meta({name: shape for name, shape in layout.items() if shape is not None}), "f")
 
 
 @pytest.mark.parametrize("arguments", DENOISERS.values(), ids=DENOISERS)
 def test_names_and_shapes_of_published_denoisers_go_there_and_back(arguments):
     layout = published.unet(**arguments)
-    network, rules = built_denoiser(layout, "meta")
+    network, how = built_denoiser(layout, "meta")
     ours = network.state_dict()
-    network.load_state_dict(to_ours(rules, meta(layout), ours, "f"), assign=True)
-    assert shapes(to_published(rules, network.state_dict(), "f")) == layout
+    network.load_state_dict(to_ours(how, meta(layout), ours, "f"), assign=True)
+    assert shapes(to_published(how, network.state_dict())) == layout
 
 
 def test_the_denoisers_of_the_authors_have_their_numbers_of_parameters():
@@ -130,9 +150,9 @@ def test_denoisers_of_published_weights_give_what_the_formula_gives(lowest):
     mult, blocks = (1, 2, 2), 1
     layout = published.unet(32, mult, 9, 3, blocks=blocks, lowest_with_attention=lowest)
     state = published.drawn(layout)
-    network, rules = built_denoiser(layout, "cpu", heads=4)
-    network.load_state_dict(to_ours(rules, state, network.state_dict(), "f"))
-    back = to_published(rules, network.state_dict(), "f")
+    network, how = built_denoiser(layout, "cpu", heads=4)
+    network.load_state_dict(to_ours(how, state, network.state_dict(), "f"))
+    back = to_published(how, network.state_dict())
     assert all(torch.equal(back[name], state[name]) for name in state)
 
     x, times = torch.randn(2, 9, 16, 16, generator=torch.Generator().manual_seed(3)), torch.tensor([3, 941])
@@ -144,9 +164,9 @@ def test_denoisers_of_published_weights_give_what_the_formula_gives(lowest):
 def test_the_moving_average_is_found_under_its_names_without_dots():
     average = torch.ones(2)
     state = {"model_ema.diffusion_modelout2bias": average, "model_ema.decay": torch.zeros(())}
-    assert unet.averaged(state, ["out.2.bias"], "f")["out.2.bias"] is average
+    assert averaged_denoiser(state, ["out.2.bias"], "f")["out.2.bias"] is average
     with pytest.raises(MismatchError, match="moving average"):
-        unet.averaged({}, ["out.2.bias"], "f")
+        averaged_denoiser({}, ["out.2.bias"], "f")
 
 
 @pytest.mark.parametrize(
@@ -162,4 +182,4 @@ def test_the_moving_average_is_found_under_its_names_without_dots():
 def test_a_denoiser_that_is_not_ours_is_refused(change, message):
     layout = published.unet(32, (1, 2, 4), 9, 3) | change
     with pytest.raises(MismatchError, match=message):
-        unet.settings(meta({name: shape for name, shape in layout.items() if shape is not None}), "f")
+        denoiser_settings(meta({name: shape for name, shape in layout.items() if shape is not None}), "f")

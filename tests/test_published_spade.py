@@ -9,8 +9,14 @@ from torch.nn import functional
 from counterstain.errors import MismatchError
 from counterstain.generators.networks.discriminators import MultiscaleDiscriminator
 from counterstain.generators.networks.spade import ImageEncoder, SpadeGeneratorNetwork
-from counterstain.generators.published.layouts import to_ours, to_published
-from counterstain.generators.published.spade import completed, part_of, rules, settings
+from counterstain.generators.published_layouts import (
+    SPADE,
+    spade_completed,
+    spade_part,
+    spade_settings,
+    to_ours,
+    to_published,
+)
 
 SMALL = {"semantic_nc": 5, "size": 32, "ngf": 4, "z": 6, "hidden": 8}
 
@@ -45,9 +51,9 @@ def test_names_shapes_and_numbers_of_the_published_networks_go_there_and_back(la
         state = {name: torch.empty(shape) for name, shape in layout.items()}
     assert elements(layout) == count == parameters(network)
     ours = network.state_dict()
-    loaded = to_ours(rules(ours), state, ours, "file")
+    loaded = to_ours(SPADE, state, ours, "file")
     network.load_state_dict(loaded, assign=True)
-    back = to_published(rules(ours), network.state_dict(), "file")
+    back = to_published(SPADE, network.state_dict())
     assert {name: tuple(tensor.shape) for name, tensor in back.items()} == layout
 
 
@@ -55,8 +61,8 @@ def test_values_go_there_and_back_unchanged():
     state = published.drawn(published.spade_generator(**SMALL))
     network = small_generator()
     ours = network.state_dict()
-    network.load_state_dict(to_ours(rules(ours), state, ours, "file"))
-    back = to_published(rules(ours), network.state_dict(), "file")
+    network.load_state_dict(to_ours(SPADE, state, ours, "file"))
+    back = to_published(SPADE, network.state_dict())
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
 
@@ -106,7 +112,7 @@ def test_the_block_of_published_weights_is_the_formula_in_numpy():
     state = published.drawn(published.spade_generator(**SMALL))
     network = small_generator()
     ours = network.state_dict()
-    network.load_state_dict(to_ours(rules(ours), state, ours, "file"))
+    network.load_state_dict(to_ours(SPADE, state, ours, "file"))
     rng = np.random.default_rng(0)
     x, labels = rng.standard_normal((32, 8, 8)), rng.random((5, 32, 32))
     expected = spade_block({name: t.double().numpy() for name, t in state.items()}, "up_1", x, labels)
@@ -120,7 +126,7 @@ def test_the_generator_of_published_weights_is_the_formula_in_numpy():
     state = published.drawn(published.spade_generator(**SMALL))
     network = small_generator()
     ours = network.state_dict()
-    network.load_state_dict(to_ours(rules(ours), state, ours, "file"))
+    network.load_state_dict(to_ours(SPADE, state, ours, "file"))
     p = {name: t.double().numpy() for name, t in state.items()}
     rng = np.random.default_rng(0)
     z, labels = rng.standard_normal(6), rng.random((5, 32, 32))
@@ -136,7 +142,7 @@ def test_the_generator_of_published_weights_is_the_formula_in_numpy():
 
 def loaded(network, state):
     ours = network.state_dict()
-    network.load_state_dict(to_ours(rules(ours), state, ours, "file"))
+    network.load_state_dict(to_ours(SPADE, state, ours, "file"))
     return network.eval()
 
 
@@ -179,9 +185,9 @@ def test_the_discriminator_of_published_weights_gives_what_the_formula_gives():
 
 def test_the_networks_are_told_apart_by_what_they_hold():
     layouts = (published.spade_generator(**SMALL), published.spade_encoder(4, 6), published.spade_discriminator(5, 4))
-    assert [part_of(layout, "f") for layout in layouts] == ["generator", "encoder", "discriminator"]
+    assert [spade_part(layout, "f") for layout in layouts] == ["generator", "encoder", "discriminator"]
     with pytest.raises(MismatchError, match=r"f: is not a network of NVlabs/SPADE: none of conv_img\.weight"):
-        part_of({"conv1.weight": ()}, "f")
+        spade_part({"conv1.weight": ()}, "f")
 
 
 def test_sizes_are_read_off_the_tensors():
@@ -189,7 +195,7 @@ def test_sizes_are_read_off_the_tensors():
         "generator": published.drawn(published.spade_generator(5, 64, 4, 6, 8)),
         "discriminator": published.drawn(published.spade_discriminator(5, 12)),
     }
-    assert settings(states, dict.fromkeys(states, "f")) == {
+    assert spade_settings(states, "f") == {
         "size_px": 64, "channels": 5, "generator_width": 4, "latent": 6, "hidden": 8, "use_vae": False,
         "discriminator_width": 12,
     }  # fmt: skip
@@ -198,7 +204,7 @@ def test_sizes_are_read_off_the_tensors():
 def test_a_generator_without_style_codes_is_refused():
     state = published.drawn(published.spade_generator(**SMALL)) | {"fc.weight": torch.zeros(64, 5, 3, 3)}
     with pytest.raises(MismatchError, match="trained without --use_vae"):
-        settings({"generator": state}, {"generator": "f"})
+        spade_settings({"generator": state}, "f")
 
 
 @pytest.mark.parametrize(
@@ -213,14 +219,14 @@ def test_a_tensor_too_many_too_few_or_of_another_size_is_named(change, message):
     state = published.drawn(published.spade_generator(**SMALL)) | change
     ours = small_generator().state_dict()
     with pytest.raises(MismatchError, match=message):
-        to_ours(rules(ours), {name: tensor for name, tensor in state.items() if tensor is not None}, ours, "f")
+        to_ours(SPADE, {name: tensor for name, tensor in state.items() if tensor is not None}, ours, "f")
 
 
 def test_an_old_file_with_the_normalised_weight_in_it_gives_that_weight():
     layout = {"c.weight_orig": (4, 3, 3, 3), "c.weight_u": (4,), "c.bias": (4,)}
     state = published.drawn(layout)
     state["c.weight"] = state["c.weight_orig"] / 1.7
-    whole = completed(state)
+    whole = spade_completed(state)
     assert "c.weight" not in whole
     sigma = whole["c.weight_u"] @ whole["c.weight_orig"].flatten(1) @ whole["c.weight_v"]
     assert sigma.item() == pytest.approx(1.7, rel=1e-5)

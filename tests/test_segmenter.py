@@ -226,8 +226,8 @@ def test_weights_of_another_network_or_of_none_are_refused(tmp_path) -> None:
     (tmp_path / "text.pth").write_text("no weights")
     for name, message in {
         "other.safetensors": "do not fit encoder resnet18",
-        "text.pth": "not a state dict",
-        "absent.pth": "no such file",
+        "text.pth": "not a file of weights",
+        "absent.pth": "no such weights file",
     }.items():
         with pytest.raises(InputError, match=rf"{name}.*{message}"):
             load_encoder_weights(encoder, "resnet18", str(tmp_path / name))

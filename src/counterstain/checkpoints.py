@@ -6,9 +6,13 @@ the hash of the weights, so a folder with it is whole.
 
 from __future__ import annotations
 
+import pickle
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -118,3 +122,52 @@ def require_taxonomy(folder: Path, header: CheckpointHeader, taxonomy: Taxonomy)
             f"{folder}: was trained on the subtypes {', '.join(header.taxonomy.names)}; "
             f"this cohort has {', '.join(taxonomy.names)}; train it on this taxonomy"
         )
+
+
+def read_state(path: Path, setting: str = "") -> dict[str, Tensor]:
+    """Read weights of other projects: safetensors, or PyTorch's own format, of which no code is run.
+
+    Parameters
+    ----------
+    path : Path
+        A state dict, or a training's checkpoint with one under ``state_dict``.
+    setting : str
+        The setting that names the file, for messages.
+
+    Raises
+    ------
+    InputError
+        The file is missing, damaged, holds more than tensors, or no state dict.
+    """
+    where = f"{setting} {path}".lstrip()
+    if not path.is_file():
+        raise InputError(f"{where}: no such weights file")
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else _load_tensors(path, where)
+    except InputError:
+        raise
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{where}: not a file of weights, or damaged ({reason})") from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not content:
+        raise InputError(f"{where}: expected a state dict (names -> tensors), found {type(content).__name__}")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise InputError(f"{where}: expected a state dict (names -> tensors), found {kind} at {name!r}")
+    return dict(content)
+
+
+def _load_tensors(path: Path, where: str) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if unsafe is None:
+            raise InputError(f"{where}: not a file of weights, or damaged") from error
+        raise InputError(
+            f"{where}: holds more than plain tensors ({unsafe[1]}), which could run code, so it is not opened; if you "
+            "trust it, save its state dict alone as safetensors and give that file"
+        ) from error

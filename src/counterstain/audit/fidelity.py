@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from counterstain.audit.judge import Judge, describe, image_batches
+from counterstain.checkpoints import read_state
 from counterstain.data.patches import Patch
 from counterstain.errors import ConfigError, InputError
-from counterstain.generators.published.layouts import read_state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -270,7 +270,7 @@ def export(
 
 def _export_weights(source: Path, out: Path, labels: str, split: list[str] | None) -> None:
     from counterstain.errors import ConfigError
-    from counterstain.generators.published.exports import export_weights
+    from counterstain.generators.published_weights import export_weights
 
     if labels != "subtypes" or split:
         raise ConfigError("--format weights: --labels and --split are for images")

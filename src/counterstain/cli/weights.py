@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from counterstain.generators.published.imports import Facts
+    from counterstain.generators.published_weights import Facts
 
 
 KINDS = ("spade", "autoencoder", "diffusion")
@@ -46,7 +46,7 @@ def import_weights(
 ) -> None:
     """Make a checkpoint of weights that others published; sizes of the networks are read off the weights."""
     from counterstain.errors import ConfigError
-    from counterstain.generators.published import imports
+    from counterstain.generators import published_weights
     from counterstain.recipe import load_recipe
 
     if kind not in KINDS:
@@ -56,11 +56,11 @@ def import_weights(
     recipe = load_recipe(preset, config, settings or ())
     facts = _facts(taxonomy, cohort, mpp, size, patients_seen)
     if kind == "spade":
-        header = imports.import_spade(files, out, recipe.spade, facts)
+        header = published_weights.import_spade(files, out, recipe.spade, facts)
     elif kind == "autoencoder":
-        header = imports.import_autoencoder(files, out, recipe.autoencoder, facts)
+        header = published_weights.import_autoencoder(files, out, recipe.autoencoder, facts)
     else:
-        header = imports.import_diffusion(
+        header = published_weights.import_diffusion(
             files, out, recipe.diffusion, facts,
             first_stage_config=recipe.autoencoder, autoencoder=autoencoder, averaged=averaged,
         )  # fmt: skip
@@ -72,7 +72,7 @@ def import_weights(
 def _facts(taxonomy: str | None, cohort: Path | None, mpp: float | None, size_px: int, patients_seen: str) -> Facts:
     from counterstain.data.cohort import Cohort
     from counterstain.errors import ConfigError
-    from counterstain.generators.published.imports import Facts
+    from counterstain.generators.published_weights import Facts
     from counterstain.taxonomy import Taxonomy
 
     if taxonomy is None and cohort is None:

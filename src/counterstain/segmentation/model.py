@@ -9,19 +9,16 @@ from __future__ import annotations
 import difflib
 import functools
 import math
-import pickle
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from counterstain.checkpoints import CheckpointHeader, load_checkpoint
+from counterstain.checkpoints import CheckpointHeader, load_checkpoint, read_state
 from counterstain.config import build_stored
 from counterstain.errors import ConfigError, InputError
 from counterstain.processes import summed
@@ -241,7 +238,7 @@ def load_encoder_weights(encoder: nn.Module, name: str, weights: str | None) -> 
         return "random"
     if weights != IMAGENET:
         path = Path(weights)
-        _load(encoder, _read(path), name, weights)
+        _load(encoder, read_state(path, "encoder_weights"), name, weights)
         return f"{path.name} sha256:{sha256_of(path)}"
     state = _imagenet(name)
     if state is None:
@@ -267,21 +264,6 @@ def _imagenet(name: str) -> dict[str, Tensor] | None:
         raise InputError(f"encoder_weights imagenet: there are none for {name}; set it to null") from error
     state: dict[str, Tensor] = encoder.state_dict()
     return state
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"encoder_weights {path}: no such file; expected imagenet, null or the path of a state dict")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"encoder_weights {path}: not a state dict ({reason})") from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InputError(f"encoder_weights {path}: expected a state dict (names -> tensors)")
-    return content
 
 
 def _load(encoder: nn.Module, state: dict[str, Tensor], name: str, source: str) -> None:

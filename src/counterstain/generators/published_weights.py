@@ -1,7 +1,8 @@
-"""Published weights -> a checkpoint of ours, with what is known about them."""
+"""Weights that other projects publish -> a checkpoint of ours, and back; ``published_layouts`` knows the layouts."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,22 +17,24 @@ from counterstain.checkpoints import (
     is_finished,
     load_checkpoint,
     read_header,
+    read_state,
     require_taxonomy,
     save_checkpoint,
 )
 from counterstain.config import Config, build, build_stored
 from counterstain.errors import ConfigError, InputError, MismatchError
+from counterstain.generators import published_layouts as layouts
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import DiffusionConfig
-from counterstain.generators.published import first_stage, spade, unet
-from counterstain.generators.published.layouts import State, read_state, to_ours, with_prefix, without_prefix
+from counterstain.generators.published_layouts import Layout, SpadePart, State, to_ours, to_published
 from counterstain.generators.spade import Spade
 from counterstain.generators.spade_config import SpadeConfig
-from counterstain.storage import claim, sha256_of
+from counterstain.storage import claim, replacing, sha256_of
 from counterstain.taxonomy import Taxonomy
 
+LDM_FILE = "model.ckpt"  # what CompVis' code looks for
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
@@ -58,17 +61,9 @@ class Facts:
 
 
 def import_spade(files: Sequence[Path], out: Path, config: SpadeConfig, facts: Facts) -> CheckpointHeader:
-    """Make a checkpoint of NVlabs' ``latest_net_G.pth``, with ``…_E.pth`` and ``…_D.pth`` where they are given.
+    """Make a checkpoint in ``out`` of NVlabs' ``latest_net_G.pth``, with ``…_E.pth`` and ``…_D.pth`` where given.
 
-    Parameters
-    ----------
-    files : sequence of Path
-        In any order; which is which follows from what they hold.
-    out : Path
-        Folder of the checkpoint.
-    config : SpadeConfig
-        Everything that the tensors do not tell; sizes are read off the tensors.
-    facts : Facts
+    The files may come in any order. Sizes are read off the tensors, everything else is taken from ``config``.
 
     Raises
     ------
@@ -80,7 +75,7 @@ def import_spade(files: Sequence[Path], out: Path, config: SpadeConfig, facts: F
 
     def make() -> _Made:
         states, sources = _spade_parts(files)
-        found = spade.settings(states, sources)
+        found = layouts.spade_settings(states, sources["generator"])
         fitted = _spade_config(config, found, facts, sources["generator"])
         # Not on the meta device: the power iterations of the spectral norms take longer there.
         with torch.random.fork_rng():
@@ -90,7 +85,7 @@ def import_spade(files: Sequence[Path], out: Path, config: SpadeConfig, facts: F
         for part, published in states.items():
             network: nn.Module = getattr(model, part)
             ours = network.state_dict()
-            state |= with_prefix(to_ours(spade.rules(ours), published, ours, sources[part]), f"{part}.")
+            state |= with_prefix(to_ours(layouts.SPADE, published, ours, sources[part]), f"{part}.")
         return _Made(fitted, state, {"parts": sorted(states)})
 
     return _imported("spade", files, out, config=config, facts=facts, make=make)
@@ -122,7 +117,7 @@ def import_diffusion(
     Parameters
     ----------
     config : DiffusionConfig
-        Everything that the tensors do not tell: heads, noise, how the mask is shrunk, how images are drawn.
+        All that the tensors do not tell: heads, noise, how the mask is shrunk, how images are drawn.
     first_stage_config : AutoencoderConfig
         For a first stage inside the file.
     autoencoder : Path, optional
@@ -135,21 +130,16 @@ def import_diffusion(
         path = _only(files)
         published, source = read_state(path), str(path)
         stage, stage_state, stage_notes = _stage_of(published, autoencoder, first_stage_config, facts, source)
-        weights = without_prefix(published, unet.PREFIX) or published
-        found = unet.settings(weights, source)
+        weights = without_prefix(published, layouts.DENOISER_PREFIX) or published
+        found = layouts.denoiser_settings(weights, source)
         fitted = _diffusion_config(config, found, stage, facts, source)
         with torch.device("meta"):
             model = Diffusion(fitted, Autoencoder(stage, facts.size_px), facts.taxonomy.num_labels)
         ours = model.unet.state_dict()
-        rules = unet.rules(
-            ours,
-            scales=len(fitted.multipliers),
-            blocks=fitted.blocks,
-            head_width=max(1, fitted.channels * fitted.multipliers[-1] // fitted.heads),
-        )
+        layout = _denoiser_layout(ours, fitted)
         if averaged:
-            weights = unet.averaged(published, [rule.published for rule in rules], source)
-        state = with_prefix(to_ours(rules, weights, ours, source), "unet.")
+            weights = layouts.averaged_denoiser(published, layout.groups(ours), source)
+        state = with_prefix(to_ours(layout, weights, ours, source), "unet.")
         scale = float(published.get("scale_factor", torch.ones(())))
         state["latent_mean"] = torch.zeros(stage.latent_channels)
         state["latent_sd"] = torch.full((stage.latent_channels,), 1 / scale)
@@ -182,14 +172,12 @@ def _imported(
         if not path.is_file():
             raise InputError(f"{path}: no such weights file")
     origin = {path.name: sha256_of(path) for path in files}
-    patients = sorted({*facts.patients_seen, *seen})
-    common = {"mpp": facts.mpp, "size_px": facts.size_px, "patients_seen": patients}
+    common = {"mpp": facts.mpp, "size_px": facts.size_px, "patients_seen": sorted({*facts.patients_seen, *seen})}
     identity = {"kind": kind, "files": origin, "taxonomy": facts.taxonomy.model_dump(mode="json")}
-    if is_finished(out):
-        claim(out, "import weights", identity | common | {"config": config.model_dump(mode="json")})
-        return read_header(out)
-    made = make()  # before anything is written
+    made = None if is_finished(out) else make()  # before anything is written
     claim(out, "import weights", identity | common | {"config": config.model_dump(mode="json")})
+    if made is None:
+        return read_header(out)
     header = CheckpointHeader(
         kind=kind,
         taxonomy=facts.taxonomy,
@@ -212,17 +200,19 @@ def _fitted(config: ConfigT, found: dict[str, Any], source: str) -> ConfigT:
     return build(type(config), config.model_dump(mode="json") | found, source)
 
 
-def _spade_parts(files: Sequence[Path]) -> tuple[dict[spade.Part, State], dict[spade.Part, str]]:
-    states: dict[spade.Part, State] = {}
-    sources: dict[spade.Part, str] = {}
+def _spade_parts(files: Sequence[Path]) -> tuple[dict[SpadePart, State], dict[SpadePart, str]]:
+    states: dict[SpadePart, State] = {}
+    sources: dict[SpadePart, str] = {}
     for path in files:
         state = read_state(path)
-        part = spade.part_of(state, str(path))
+        part = layouts.spade_part(state, str(path))
         if part in states:
             raise InputError(f"{path}: is a {part}, and so is {sources[part]}; give one of them")
-        states[part], sources[part] = spade.completed(state), str(path)
+        states[part], sources[part] = layouts.spade_completed(state), str(path)
     if "generator" not in states:
-        raise InputError(f"{', '.join(map(str, files))}: holds no generator; give {spade.FILES['generator']} as well")
+        raise InputError(
+            f"{', '.join(map(str, files))}: holds no generator; give {layouts.SPADE_FILES['generator']} as well"
+        )
     return states, sources
 
 
@@ -243,22 +233,21 @@ def _spade_config(config: SpadeConfig, found: dict[str, Any], facts: Facts, sour
 def _first_stage(
     state: State, config: AutoencoderConfig, size_px: int, source: str
 ) -> tuple[AutoencoderConfig, dict[str, Tensor]]:
-    published = without_prefix(state, first_stage.PREFIX) or state
-    published = {name: value for name, value in published.items() if not name.startswith(first_stage.NOT_OURS)}
-    fitted = _fitted(config, first_stage.settings(published, source), source)
-    judged = first_stage.has_discriminator(published)
+    published = without_prefix(state, layouts.FIRST_STAGE_PREFIX) or state
+    published = {name: value for name, value in published.items() if not name.startswith(layouts.NOT_OURS)}
+    fitted = _fitted(config, layouts.first_stage_settings(published, source), source)
+    judged = layouts.has_discriminator(published)
     with torch.device("meta"):
         model = Autoencoder(fitted.for_use().model_copy(update={"adversarial_weight": float(judged)}), size_px)
-    ours = model.state_dict()
-    rules = first_stage.rules(ours, fitted.factor.bit_length(), fitted.blocks)
-    return fitted, to_ours(rules, published, ours, source)
+    layout = layouts.first_stage_layout(len(fitted.widths))
+    return fitted, to_ours(layout, published, model.state_dict(), source)
 
 
 def _stage_of(
     published: State, autoencoder: Path | None, config: AutoencoderConfig, facts: Facts, source: str
 ) -> tuple[AutoencoderConfig, dict[str, Tensor], dict[str, Any]]:
     """Return the first stage's settings, its network and what the header says of it."""
-    inside = any(name.startswith(first_stage.PREFIX) for name in published)
+    inside = any(name.startswith(layouts.FIRST_STAGE_PREFIX) for name in published)
     if autoencoder is not None:
         header, state = load_checkpoint(autoencoder, "autoencoder")
         require_taxonomy(autoencoder, header, facts.taxonomy)
@@ -303,3 +292,105 @@ def _require_all_parts(model: Diffusion, state: dict[str, Tensor], source: str) 
         raise MismatchError(
             f"{source}: the recipe asks for {missing[0]}, which published denoisers do not have; use --preset paper"
         )
+
+
+def export_weights(folder: Path, out: Path) -> list[Path]:
+    """Write the weights of a SPADE, autoencoder or diffusion checkpoint in their published layout.
+
+    Parameters
+    ----------
+    folder : Path
+        The checkpoint.
+    out : Path
+        Folder of the files: ``latest_net_G/E/D.pth`` for SPADE, ``model.ckpt`` for the others.
+
+    Returns
+    -------
+    list of Path
+        The files.
+
+    Raises
+    ------
+    MismatchError
+        There is no published layout for this kind of network, or the network has parts that it lacks.
+    """
+    kind = read_header(folder).kind
+    if kind == "segmenter":
+        raise MismatchError(f"{folder}: a segmenter has no published layout; expected spade, autoencoder or diffusion")
+    header, state = load_checkpoint(folder, kind)
+    if kind == "spade":
+        contents: dict[str, Any] = _published_spade(header, state, str(folder))
+    elif kind == "autoencoder":
+        config = build_stored(AutoencoderConfig, header.config, folder)
+        contents = {LDM_FILE: {"state_dict": _published_first_stage(state, config, str(folder))}}
+    else:
+        contents = {LDM_FILE: {"state_dict": _published_diffusion(header, state, str(folder))}}
+    for name, content in contents.items():
+        buffer = io.BytesIO()  # torch's own writer hides that a disk is full
+        torch.save(content, buffer)
+        with replacing(out / name) as partial:
+            partial.write_bytes(buffer.getbuffer())
+    return [out / name for name in contents]
+
+
+def _published_spade(header: CheckpointHeader, state: State, source: str) -> dict[str, dict[str, Tensor]]:
+    _refuse_inputs(header, ("noise_channels", "counterstain"), source)
+    parts = {name: without_prefix(state, f"{part}.") for part, name in layouts.SPADE_FILES.items()}
+    return {name: to_published(layouts.SPADE, ours) for name, ours in parts.items() if ours}
+
+
+def _published_first_stage(state: State, config: AutoencoderConfig, source: str) -> dict[str, Tensor]:
+    if config.kind == "linear":
+        raise MismatchError(f"{source}: a linear first stage has no published layout; expected vq or kl")
+    # How often codes were used is a matter of training.
+    ours = {name: value for name, value in state.items() if name.startswith(("network.", "discriminator."))}
+    return to_published(layouts.first_stage_layout(len(config.widths)), ours)
+
+
+def _published_diffusion(header: CheckpointHeader, state: State, source: str) -> dict[str, Tensor]:
+    _refuse_inputs(header, ("context_share", "counterstain"), source)
+    rest = {name for name in state if not name.startswith(("unet.", "first_stage.", "latent_"))}
+    if rest:
+        raise MismatchError(f"{source}: has {min(rest)}, which published denoisers do not have; it cannot be exported")
+    stage_config = build_stored(AutoencoderConfig, header.notes["first_stage"], source)
+    stage = _published_first_stage(without_prefix(state, "first_stage."), stage_config, source)
+    ours = without_prefix(state, "unet.")
+    denoiser = to_published(_denoiser_layout(ours, build_stored(DiffusionConfig, header.config, source)), ours)
+    return {
+        **with_prefix(stage, layouts.FIRST_STAGE_PREFIX),
+        **with_prefix(denoiser, layouts.DENOISER_PREFIX),
+        "scale_factor": _scale_factor(state, source),
+    }
+
+
+def _denoiser_layout(ours: State, config: DiffusionConfig) -> Layout:
+    head_width = max(1, config.channels * config.multipliers[-1] // config.heads)
+    return layouts.denoiser_layout(ours, blocks=config.blocks, head_width=head_width)
+
+
+def _refuse_inputs(header: CheckpointHeader, names: tuple[str, ...], source: str) -> None:
+    """Refuse networks that are shown more than labels: their input channels would be taken for labels."""
+    for name in names:
+        if header.config.get(name):
+            raise MismatchError(f"{source}: was trained with {name}, which published networks lack; train without it")
+
+
+def _scale_factor(state: State, source: str) -> Tensor:
+    """Return the one factor that the published code multiplies latents by."""
+    mean, sd = state["latent_mean"], state["latent_sd"]
+    if mean.abs().max() > 0 or not torch.allclose(sd, sd[:1].expand_as(sd)):
+        raise MismatchError(
+            f"{source}: normalises latents by more than one factor; train with diffusion.normalise_latents=none to "
+            "export it"
+        )
+    return 1 / sd[0]
+
+
+def without_prefix(state: State, prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def with_prefix(state: State, prefix: str) -> dict[str, Tensor]:
+    """Return a state dict with a prefix before every name."""
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}

@@ -1,0 +1,388 @@
+"""The layouts in which other projects publish weights: what each tensor of ours is called there, and in which shape.
+
+* NVlabs/SPADE, a file for each of its three networks. Its spectral norm keeps a weight as ``weight_orig`` with the
+  singular vectors ``weight_u`` and ``weight_v``; ours is torch's newer parametrisation of the same three.
+* CompVis/latent-diffusion and taming-transformers: VQ (``vq-f4``) and KL (``kl-f8``) first stages, and denoisers
+  (``UNetModel``). Their forward passes equal those of diffusers' networks; attention is made of convolutions of size 1
+  there and of linear layers here, and a denoiser's queries, keys and values come from one convolution, head by head.
+
+diffusers converts first stages in one direction (``convert_ldm_vae_checkpoint``; a test compares it with this) and not
+these denoisers, so one table of names serves both directions here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from counterstain.errors import MismatchError
+from counterstain.generators.spade_config import UPSAMPLINGS
+
+State = Mapping[str, Tensor]
+Renaming = tuple[str, str | Callable[[re.Match[str]], str]]  # pattern in a name of ours -> what stands there instead
+SpadePart = Literal["generator", "encoder", "discriminator"]
+
+NAMED = 3  # tensors that a message names
+FIRST_STAGE_PREFIX = "first_stage_model."  # these three inside a checkpoint of latent diffusion
+DENOISER_PREFIX = "model.diffusion_model."
+AVERAGED_PREFIX = "model_ema."  # with the dots left out of the names
+NOT_OURS = ("loss.perceptual_loss.", "loss.logvar", AVERAGED_PREFIX)  # LPIPS has its own weights; the rest is unused
+SPADE_FILES: dict[SpadePart, str] = {
+    "generator": "latest_net_G.pth",
+    "encoder": "latest_net_E.pth",
+    "discriminator": "latest_net_D.pth",
+}
+_SPADE_MARKS: dict[SpadePart, str] = {
+    "generator": "conv_img.weight",
+    "encoder": "fc_mu.weight",
+    "discriminator": "discriminator_0.model0.0.weight",
+}
+_STAGE_DISCRIMINATOR = "loss.discriminator.main."
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tensors of one of our networks are published."""
+
+    renamings: tuple[Renaming, ...]
+    """Applied one after the other."""
+    kernel: tuple[int, ...] = ()
+    """Size of the convolutions that stand for the linear layers of attention."""
+    head_width: int = 0
+    """Features of an attention head, where queries, keys and values are one tensor: rows (head, 3, width)."""
+
+    def published(self, name: str) -> str:
+        """Return what a tensor of ours is called."""
+        for pattern, replacement in self.renamings:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def groups(self, ours: Iterable[str]) -> dict[str, list[str]]:
+        """Return the published names, and for each the names of our tensors that it holds."""
+        found: dict[str, list[str]] = {}
+        for name in sorted(ours, key=lambda name: (".to_k." in name) + 2 * (".to_v." in name)):  # q, k, v in a group
+            found.setdefault(self.published(name), []).append(name)
+        return found
+
+    def join(self, parts: Sequence[Tensor], name: str) -> Tensor:
+        """Bring our tensors, the first of them called ``name``, into the published shape."""
+        if len(parts) > 1:
+            by_head = [part.reshape(-1, self.head_width, *part.shape[1:]) for part in parts]
+            parts = [torch.stack(by_head, 1).flatten(0, 2)]
+        linear = ".attentions." in name and parts[0].ndim == 2
+        return parts[0].reshape(*parts[0].shape, *self.kernel) if linear else parts[0]
+
+    def split(self, tensor: Tensor, names: Sequence[str]) -> Sequence[Tensor]:
+        """Undo :meth:`join`."""
+        flat = tensor.flatten(1) if ".attentions." in names[0] and tensor.ndim > 1 else tensor
+        if len(names) == 1:
+            return [flat]
+        by_head = flat.reshape(-1, len(names), self.head_width, *flat.shape[1:])
+        return [part.flatten(0, 1) for part in by_head.unbind(1)]
+
+
+def to_ours(layout: Layout, published: State, expected: State, source: str) -> dict[str, Tensor]:
+    """Turn a published state dict into one with the names and shapes of ``expected``, the state dict of our network.
+
+    Raises
+    ------
+    MismatchError
+        A tensor of the file ``source`` is missing, is not part of the layout, or is of another size.
+    """
+    groups = layout.groups(expected)
+    missing, unknown = sorted(set(groups) - set(published)), sorted(set(published) - set(groups))
+    if missing:
+        raise MismatchError(f"{source}: lacks {_some(missing)}; it is not of the published layout, or not whole")
+    if unknown:
+        raise MismatchError(f"{source}: has {_some(unknown)}, which the networks of the published layout do not have")
+    state: dict[str, Tensor] = {}
+    for theirs, names in groups.items():
+        wanted, tensor = layout.join([expected[name] for name in names], names[0]).shape, published[theirs]
+        if tensor.shape != wanted:
+            raise MismatchError(
+                f"{source}: {theirs} is {tuple(tensor.shape)}, expected {tuple(wanted)}; "
+                "it does not fit the other tensors or the taxonomy"
+            )
+        state.update(zip(names, layout.split(tensor, names), strict=True))
+    return state
+
+
+def to_published(layout: Layout, ours: State) -> dict[str, Tensor]:
+    """Turn a state dict of ours into a published one."""
+    return {
+        theirs: layout.join([ours[name] for name in names], names[0]) for theirs, names in layout.groups(ours).items()
+    }
+
+
+def _shape(state: State, name: str, source: str) -> torch.Size:
+    if name not in state:
+        raise MismatchError(f"{source}: has no {name}; it is not of the published layout")
+    return state[name].shape
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+# SPADE ----------------------------------------------------------------------------------------------------------------
+
+SPADE = Layout(
+    (
+        (r"parametrizations\.weight\.original$", "weight_orig"),
+        (r"parametrizations\.weight\.0\._(u|v)$", r"weight_\1"),
+        (r"^layers\.(\d+)", lambda match: f"layer{int(match[1]) + 1}"),
+        # Normalised convolutions lie one level deeper than plain ones.
+        (r"^discriminators\.(\d+)\.stages\.(\d+)\.0\.(?=weight_)", r"discriminator_\1.model\2.0.0."),
+        (r"^discriminators\.(\d+)\.stages\.(\d+)(?:\.0)?\.", r"discriminator_\1.model\2.0."),
+    )
+)
+
+
+def spade_part(state: State, source: str) -> SpadePart:
+    """Say which of SPADE's three networks a published state dict holds; MismatchError where it is none of them."""
+    for part, mark in _SPADE_MARKS.items():
+        if mark in state:
+            return part
+    marks = ", ".join(f"{mark} ({part})" for part, mark in _SPADE_MARKS.items())
+    raise MismatchError(f"{source}: is not a network of NVlabs/SPADE: none of {marks} is in it")
+
+
+def spade_settings(states: Mapping[SpadePart, State], source: str) -> dict[str, Any]:
+    """Read ``size_px``, ``channels`` (labels and the edge channel) and settings of ``SpadeConfig`` off the tensors.
+
+    Raises
+    ------
+    MismatchError
+        The generator, from the file ``source``, is not of the published layout, or was trained without its VAE.
+    """
+    generator = states["generator"]
+    first, width = _shape(generator, "fc.weight", source), _shape(generator, "conv_img.weight", source)[1]
+    if len(first) != 2:
+        raise MismatchError(f"{source}: was trained without --use_vae, so it takes no style code; it cannot be used")
+    hidden, channels = _shape(generator, "head_0.norm_0.mlp_shared.0.weight", source)[:2]
+    found = {
+        "size_px": math.isqrt(first[0] // (16 * width)) * 2**UPSAMPLINGS,
+        "channels": channels,
+        "generator_width": width,
+        "latent": first[1],
+        "hidden": hidden,
+        "use_vae": "encoder" in states,
+    }
+    if "discriminator" in states:
+        found["discriminator_width"] = states["discriminator"][_SPADE_MARKS["discriminator"]].shape[0]
+    return found
+
+
+def spade_completed(state: State) -> dict[str, Tensor]:
+    """Bring a state dict of an old torch up to date, which kept the normalised weight in the place of ``weight_v``."""
+    whole = dict(state)
+    for name in state:
+        stem = name.removesuffix("_orig")
+        if name == stem or f"{stem}_v" in state or f"{stem}_u" not in state:
+            continue
+        matrix, u = state[name].flatten(1), state[f"{stem}_u"]
+        v = functional.normalize(matrix.T @ u, dim=0)
+        if stem in whole:
+            # Of such a length that the division by u·Wv gives the very weight that was kept.
+            largest = matrix.abs().argmax()
+            norm = matrix.flatten()[largest] / whole.pop(stem).flatten()[largest]
+            v = v * (norm / torch.dot(u, matrix @ v))
+        whole[f"{stem}_v"] = v
+    return whole
+
+
+# First stages ---------------------------------------------------------------------------------------------------------
+
+
+def first_stage_layout(scales: int) -> Layout:
+    """Return the layout of a first stage of so many sizes, for names with ``network.`` and ``discriminator.``."""
+    return Layout(
+        (
+            (r"^discriminator\.", _STAGE_DISCRIMINATOR),
+            (r"^network\.", ""),
+            (r"down_blocks\.(\d+)\.resnets", r"down.\1.block"),
+            (r"up_blocks\.(\d+)\.resnets", lambda match: f"up.{scales - 1 - int(match[1])}.block"),
+            (r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
+            (r"up_blocks\.(\d+)\.upsamplers\.0", lambda match: f"up.{scales - 1 - int(match[1])}.upsample"),
+            (r"mid_block\.resnets\.(\d)", lambda match: f"mid.block_{int(match[1]) + 1}"),
+            (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"),
+            (r"mid_block\.attentions\.0\.to_([qkv])", r"mid.attn_1.\1"),
+            (r"mid_block\.attentions\.0\.to_out\.0", "mid.attn_1.proj_out"),
+            (r"conv_norm_out", "norm_out"),
+            (r"conv_shortcut", "nin_shortcut"),
+        ),
+        kernel=(1, 1),
+    )
+
+
+def first_stage_settings(state: State, source: str) -> dict[str, Any]:
+    """Read the sizes of a published first stage off its tensors, as settings of ``AutoencoderConfig``.
+
+    Raises
+    ------
+    MismatchError
+        It is not of the published layout, or has parts that ours has not.
+    """
+    channels = _shape(state, "encoder.conv_in.weight", source)[0]
+    scales = _count(state, "encoder.down.{}.block.0.conv1.weight")
+    widths = [_shape(state, f"encoder.down.{i}.block.0.conv1.weight", source)[0] for i in range(scales)]
+    kind = "vq" if "quantize.embedding.weight" in state else "kl"
+    latent_channels, embedding = _shape(state, "post_quant_conv.weight", source)[:2]
+    if latent_channels != embedding:
+        raise MismatchError(f"{source}: {latent_channels} latent channels but codes of {embedding}; ours are equal")
+    if any(".attn." in name for name in state):
+        raise MismatchError(f"{source}: has attention outside the middle block, which our first stages do not have")
+    if scales not in {2, 3, 4}:
+        raise MismatchError(f"{source}: shrinks images {2 ** (scales - 1)} times; expected 2, 4 or 8")
+    found: dict[str, Any] = {
+        "kind": kind,
+        "factor": 2 ** (scales - 1),
+        "channels": channels,
+        "multipliers": [width // channels for width in widths],
+        "blocks": _count(state, "encoder.down.0.block.{}.conv1.weight"),
+        "attention": "encoder.mid.attn_1.q.weight" in state,
+        "latent_channels": latent_channels,
+    }
+    if kind == "vq":
+        found["codebook_size"] = state["quantize.embedding.weight"].shape[0]
+    if has_discriminator(state):
+        found["discriminator_width"] = state[f"{_STAGE_DISCRIMINATOR}0.weight"].shape[0]
+    return found
+
+
+def has_discriminator(state: State) -> bool:
+    """Whether the weights of a first stage's patch GAN are there as well."""
+    return f"{_STAGE_DISCRIMINATOR}0.weight" in state
+
+
+def _count(state: State, pattern: str) -> int:
+    number = 0
+    while pattern.format(number) in state:
+        number += 1
+    return number
+
+
+# Denoisers ------------------------------------------------------------------------------------------------------------
+
+
+def denoiser_layout(ours: Iterable[str], *, blocks: int, head_width: int) -> Layout:
+    """Return the layout of a denoiser, from the names of our tensors (diffusers' ``UNet2DModel``).
+
+    There are ``blocks`` residual blocks at each size on the way down, and ``head_width`` features in an attention
+    head, the same at every size, which the tensors do not tell.
+    """
+    attending = {match[1] for name in ours if (match := re.match(r"up_blocks\.(\d+)\.attentions", name))}
+
+    def down(match: re.Match[str]) -> str:
+        return f"input_blocks.{1 + int(match[1]) * (blocks + 1) + int(match[3])}.{int(match[2] == 'attentions')}"
+
+    def up(match: re.Match[str]) -> str:
+        return f"output_blocks.{int(match[1]) * (blocks + 1) + int(match[3])}.{int(match[2] == 'attentions')}"
+
+    def doubling(match: re.Match[str]) -> str:
+        return f"output_blocks.{int(match[1]) * (blocks + 1) + blocks}.{2 if match[1] in attending else 1}"
+
+    return Layout(
+        (
+            (r"^time_embedding\.linear_1", "time_embed.0"),
+            (r"^time_embedding\.linear_2", "time_embed.2"),
+            (r"^conv_in", "input_blocks.0.0"),
+            (r"^conv_norm_out", "out.0"),
+            (r"^conv_out", "out.2"),
+            (r"^mid_block\.resnets\.(\d)", lambda match: f"middle_block.{2 * int(match[1])}"),
+            (r"^mid_block\.attentions\.0", "middle_block.1"),
+            (r"^down_blocks\.(\d+)\.(resnets|attentions)\.(\d+)", down),
+            (
+                r"^down_blocks\.(\d+)\.downsamplers\.0\.conv",
+                lambda m: f"input_blocks.{(int(m[1]) + 1) * (blocks + 1)}.0.op",
+            ),
+            (r"^up_blocks\.(\d+)\.(resnets|attentions)\.(\d+)", up),
+            (r"^up_blocks\.(\d+)\.upsamplers\.0", doubling),
+            (r"\.norm1\.", ".in_layers.0."),
+            (r"\.conv1\.", ".in_layers.2."),
+            (r"\.time_emb_proj\.", ".emb_layers.1."),
+            (r"\.norm2\.", ".out_layers.0."),
+            (r"\.conv2\.", ".out_layers.3."),
+            (r"\.conv_shortcut\.", ".skip_connection."),
+            (r"\.group_norm\.", ".norm."),
+            (r"\.to_[qkv]\.", ".qkv."),
+            (r"\.to_out\.0\.", ".proj_out."),
+        ),
+        kernel=(1,),
+        head_width=head_width,
+    )
+
+
+def denoiser_settings(state: State, source: str) -> dict[str, Any]:
+    """Read ``in_channels``, ``out_channels`` and settings of ``DiffusionConfig`` off the tensors of a denoiser.
+
+    Raises
+    ------
+    MismatchError
+        It is not of the published layout, or has parts that ours has not.
+    """
+    channels, in_channels = _shape(state, "input_blocks.0.0.weight", source)[:2]
+    out_channels = _shape(state, "out.2.weight", source)[0]
+    _refuse_other_kinds(state, channels, source)
+    widths, attention = _scales(state, source)
+    lowest = sum(any(scale) for scale in attention)
+    if lowest and not all(all(scale) for scale in attention[-lowest:]):
+        raise MismatchError(f"{source}: its attention is not at the lowest scales, where ours would be")
+    if widths[0][0] != channels or any(width % channels for scale in widths for width in scale):
+        raise MismatchError(f"{source}: features {[s[0] for s in widths]} are no multiples of {channels} from 1 on")
+    return {
+        "in_channels": in_channels,
+        "out_channels": out_channels,
+        "channels": channels,
+        "multipliers": [scale[0] // channels for scale in widths],
+        "blocks": len(widths[0]),
+        "attention_scales": lowest,
+    }
+
+
+def averaged_denoiser(state: State, names: Iterable[str], source: str) -> dict[str, Tensor]:
+    """Return the moving average of a denoiser, under the denoiser's own names; MismatchError where there is none."""
+    found = {}
+    for name in names:
+        stored = AVERAGED_PREFIX + (DENOISER_PREFIX.removeprefix("model.") + name).replace(".", "")
+        _shape(state, stored, f"{source} (moving average)")
+        found[name] = state[stored]
+    return found
+
+
+def _scales(state: State, source: str) -> tuple[list[list[int]], list[list[bool]]]:
+    """Walk down the input blocks; return each scale's features and whether there is attention, block by block."""
+    widths: list[list[int]] = [[]]
+    attention: list[list[bool]] = [[]]
+    number = 1
+    while f"input_blocks.{number}.0.in_layers.0.weight" in state or f"input_blocks.{number}.0.op.weight" in state:
+        if f"input_blocks.{number}.0.op.weight" in state:
+            widths.append([])
+            attention.append([])
+        else:
+            widths[-1].append(state[f"input_blocks.{number}.0.out_layers.3.weight"].shape[0])
+            attention[-1].append(f"input_blocks.{number}.1.qkv.weight" in state)
+        number += 1
+    if len(widths) < 2 or not all(len(scale) == len(widths[0]) and len(set(scale)) == 1 for scale in widths):
+        raise MismatchError(f"{source}: expected two or more scales with equally many blocks, found features {widths}")
+    return widths, attention
+
+
+def _refuse_other_kinds(state: State, channels: int, source: str) -> None:
+    if any(".transformer_blocks." in name for name in state):
+        raise MismatchError(f"{source}: has cross-attention; ours takes its condition with the latents")
+    if "label_emb.weight" in state:
+        raise MismatchError(f"{source}: is conditioned on classes; ours takes label masks with the latents")
+    first = _shape(state, "input_blocks.1.0.emb_layers.1.weight", source)[0]
+    if first != _shape(state, "input_blocks.1.0.out_layers.0.weight", source)[0]:
+        raise MismatchError(f"{source}: scales features by the timestep (use_scale_shift_norm), which ours does not")
+    if channels % 32:
+        raise MismatchError(f"{source}: {channels} features; the published layout has multiples of 32")
