@@ -8,7 +8,7 @@ import pytest
 
 from counterstain.config import build
 from counterstain.errors import ConfigError, InputError
-from counterstain.io.annotations import read_annotations
+from counterstain.io.annotations import exact_server, read_annotations
 from counterstain.io.annotations.exact_server import ExactServer, fetch_exact
 from counterstain.storage import write_json
 
@@ -182,9 +182,10 @@ class Playback(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def playback():
+def playback(monkeypatch):
     pytest.importorskip("exact_sync", reason="EXACT-Sync is not installed (extra [exact])")
     script = type("Script", (Playback,), {"rows": [row(i) for i in range(1, 6)], "mishaps": Counter()})
+    monkeypatch.setattr(exact_server, "FIRST_PAUSE_S", 0.01)
     with ThreadingHTTPServer(("127.0.0.1", 0), script) as server:
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield script, f"http://127.0.0.1:{server.server_port}"
@@ -192,8 +193,7 @@ def playback():
 
 
 def fetch(url, token="right", **more):
-    settings = {"image_set": 12, "first_pause_s": 0.01, **more}
-    return fetch_exact(ExactServer(url=url, **settings), environment={"EXACT_TOKEN": token})
+    return fetch_exact(ExactServer(url=url, **{"image_set": 12, **more}), environment={"EXACT_TOKEN": token})
 
 
 @pytest.mark.parametrize("expanded", [False, True])

@@ -9,9 +9,8 @@ from typing import Literal, get_args
 from shapely.errors import GEOSException
 
 from counterstain.errors import InputError
-from counterstain.io.annotations.exact import read_exact
 from counterstain.io.annotations.exact_server import ExactServer, fetch_exact
-from counterstain.io.annotations.geojson import read_geojson
+from counterstain.io.annotations.json_formats import read_exact, read_geojson
 from counterstain.io.annotations.outlines import UNCLASSIFIED, Annotation, AnnotationFile
 from counterstain.io.annotations.safe_parsing import read_bytes
 from counterstain.io.annotations.xml_formats import read_aperio, read_asap

@@ -1,7 +1,7 @@
-"""Annotations straight from an EXACT server, through its official client EXACT-Sync.
+"""Annotations from an EXACT server, through its official client EXACT-Sync.
 
-What comes back is laid out as the server's own answer in one page, so that it is saved with
-:func:`~counterstain.storage.write_json` and read like any saved file. Credentials come from the environment alone:
+The result has the form of the server's own answer in one page, so that it is saved with
+:func:`~counterstain.storage.write_json` and read like any saved file. Credentials come from the environment only:
 ``EXACT_TOKEN``, or ``EXACT_USERNAME`` and ``EXACT_PASSWORD``.
 """
 
@@ -23,28 +23,24 @@ from counterstain.errors import InputError
 THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 WORTH_ANOTHER_TRY = {429, 502, 503, 504}
 REDIRECTS = 3
+PAGE_ROWS = 500  # asked for at a time
+TIMEOUT_S = 60  # longest silence of the server before a request is given up
+TRIES = 4  # per request, if the connection drops or the server is busy
+FIRST_PAUSE_S = 1.0  # before the second try; it doubles with each
 
 Json = Any
 Call = Callable[..., Any]
 
 
 class ExactServer(Config):
-    """Which annotations of which server."""
+    """A server and the images whose annotations are wanted."""
 
     url: Annotated[str, Field(min_length=1)]
     """Address of the server, for example ``https://exact.example.org``; http only on this machine."""
     image_set: int | None = None
-    """Number of the image set whose images are read."""
+    """Number of an image set."""
     images: tuple[int, ...] = ()
     """Numbers of images, instead of an image set."""
-    page_size: Annotated[int, Field(ge=1)] = 500
-    """Rows asked for at a time."""
-    timeout_s: Annotated[int, Field(ge=1)] = 60
-    """Longest silence of the server before a request is given up."""
-    tries: Annotated[int, Field(ge=1)] = 4
-    """Attempts a request, where the connection drops or the server is busy."""
-    first_pause_s: Annotated[float, Field(ge=0)] = 1.0
-    """Pause before the second attempt; it doubles with each."""
     ca_file: Path | None = None
     """Certificates to trust (PEM), for a server with a certificate of your own institution."""
 
@@ -70,24 +66,18 @@ def fetch_exact(
 ) -> dict[str, Json]:
     """Fetch every annotation of an image set or of some images.
 
-    Parameters
-    ----------
-    server : ExactServer
-    environment : mapping
-        Where the credentials are.
-    told : callable, optional
-        Called with the images done and the images in all.
+    ``environment`` holds the credentials; ``told`` is called with the number of images done and of all images.
 
     Returns
     -------
     dict
-        ``count``, ``next`` (None), ``previous`` (None) and ``results``: the rows, types and images expanded.
+        ``count``, ``next`` (None), ``previous`` (None) and ``results``: the rows, with types and images expanded.
 
     Raises
     ------
     InputError
-        EXACT-Sync is not installed; no credentials; they are refused; the server cannot be reached, its certificate
-        is not trusted, or it answers something else.
+        EXACT-Sync is not installed, credentials are missing or refused, or the server cannot be reached, is not
+        trusted or does not answer as EXACT does.
     """
     with _client(server, environment) as client:
         from exact_sync.v1.api import AnnotationsApi, AnnotationTypesApi, ImagesApi
@@ -138,9 +128,9 @@ def _all(server: ExactServer, call: Call, **filters: Any) -> list[Any]:
     rows: dict[int, Any] = {}
     offset, count, more = 0, 0, True
     while more:
-        page = _page(server, call, limit=server.page_size, offset=offset, **filters)
+        page = _page(server, call, limit=PAGE_ROWS, offset=offset, **filters)
         if not isinstance(page.results, list) or not isinstance(page.count, int):
-            raise InputError(f"{server.url}: answers, but not as an EXACT server does; check the address")
+            raise InputError(f"{server.url}: does not answer as an EXACT server does; check the address")
         rows.update({row.id: row for row in page.results})
         offset, count = offset + len(page.results), page.count
         more = page.next is not None and bool(page.results)
@@ -153,14 +143,14 @@ def _all(server: ExactServer, call: Call, **filters: Any) -> list[Any]:
 
 
 def _page(server: ExactServer, call: Call, **arguments: Any) -> Any:
-    """Ask for one page, again after a pause where the connection drops or the server is busy."""
+    """Ask for one page, and again after a pause if the connection drops or the server is busy."""
     from exact_sync.v1.rest import ApiException
     from urllib3.exceptions import HTTPError
 
-    for attempt in range(server.tries):
-        last = attempt == server.tries - 1
+    for attempt in range(TRIES):
+        last = attempt == TRIES - 1
         try:
-            return call(_request_timeout=(server.timeout_s, server.timeout_s), **arguments)
+            return call(_request_timeout=(TIMEOUT_S, TIMEOUT_S), **arguments)
         except ApiException as error:
             if last or error.status not in WORTH_ANOTHER_TRY:
                 raise InputError(_refusal(server, error.status)) from error
@@ -168,15 +158,15 @@ def _page(server: ExactServer, call: Call, **arguments: Any) -> Any:
             if last or _is_tls(error):
                 raise InputError(_failure(server, error)) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{server.url}: answers, but not as an EXACT server does; check the address") from error
-        time.sleep(server.first_pause_s * 2**attempt)
+            raise InputError(f"{server.url}: does not answer as an EXACT server does; check the address") from error
+        time.sleep(FIRST_PAUSE_S * 2**attempt)
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def _refusal(server: ExactServer, status: int | None) -> str:
     if status in {401, 403}:
         return (
-            f"{server.url}: refuses these credentials (status {status}); set EXACT_TOKEN to a valid token of yours, "
+            f"{server.url}: refuses these credentials (status {status}); set EXACT_TOKEN to your token, "
             "or EXACT_USERNAME and EXACT_PASSWORD"
         )
     if status == 404:
@@ -193,7 +183,7 @@ def _failure(server: ExactServer, error: Exception) -> str:
         return _refusal(server, status=0)
     reason = " ".join(str(getattr(error, "reason", None) or error).split())
     return (
-        f"{server.url}: the connection failed {server.tries} times ({reason}); check the address and the network, "
+        f"{server.url}: the connection failed {TRIES} times ({reason}); check the address and the network, "
         "then give the same command again"
     )
 
@@ -216,12 +206,14 @@ def _client(server: ExactServer, environment: Mapping[str, str]) -> Iterator[Any
         ) from error
     from urllib3 import Retry
 
+    if server.ca_file is not None and not server.ca_file.is_file():
+        raise InputError(f"{server.ca_file}: no such file; expected the certificates to trust, in PEM format")
     settings = Configuration()
     for logger in settings.logger.values():  # the client would copy every warning to the terminal
         logger.removeHandler(settings.logger_stream_handler)
     settings.host = server.url.rstrip("/")
     settings.verify_ssl = True
-    settings.ssl_ca_cert = str(_existing(server.ca_file)) if server.ca_file else None
+    settings.ssl_ca_cert = str(server.ca_file) if server.ca_file else None
     settings.token, settings.username, settings.password = _credentials(environment)
     client = ApiClient(settings)
     pools = client.rest_client.pool_manager
@@ -240,9 +232,3 @@ def _credentials(environment: Mapping[str, str]) -> tuple[str | None, str, str]:
             "no credentials for EXACT; set the environment variable EXACT_TOKEN, or EXACT_USERNAME and EXACT_PASSWORD"
         )
     return token or None, user, password
-
-
-def _existing(ca_file: Path) -> Path:
-    if not ca_file.is_file():
-        raise InputError(f"{ca_file}: no such file; expected the certificates to trust, in PEM format")
-    return ca_file

@@ -1,4 +1,7 @@
-"""What every annotation format becomes: labelled polygons in level-0 pixels."""
+"""Outlines of any annotation format as labelled, valid polygons in level-0 pixels.
+
+Shapes: n = points of an outline.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,16 @@ from shapely import MultiPolygon, Polygon
 from counterstain.errors import InputError
 
 Shape = Literal["polygon", "multipolygon", "rectangle", "ellipse", "spline"]
+Rings = Sequence[np.ndarray]  # (n, 2) float each: the outline, then its holes
+
 UNCLASSIFIED = "Unclassified"
+MAX_POINTS = 5_000_000
+MAX_TANGLES = 1_000_000  # of all outlines of a file together
+NO_AREA = "outline without area"
+MAX_REPAIR_POINTS = 200_000  # about ten seconds
+MAX_TANGLE = 50_000  # that many take make_valid a second or two, and it grows with the square
+PAIRS_PER_SEGMENT = 20  # pairs of segments whose boxes meet, of an outline that crosses itself here and there
+PAIRS_AT_ONCE = 10_000_000  # at most, 16 bytes each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +50,7 @@ class Annotation:
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationFile:
-    """The annotations of one file, with what was left out."""
+    """The annotations of one file, and counts of what was skipped."""
 
     path: Path
     file_format: str
@@ -63,45 +75,21 @@ class AnnotationFile:
         return tuple(a for a in self.annotations if a.slide == slide)
 
 
-# Outlines to valid polygons; outlines that cross themselves are repaired.
-#
-# Shapes: n = points of an outline.
-
-MAX_REPAIR_POINTS = 200_000  # about ten seconds
-MAX_TANGLE = 50_000  # that many take make_valid a second or two, and it grows with the square
-_PAIRS_PER_SEGMENT = 20  # pairs of segments whose boxes meet, of an outline that crosses itself here and there
-_PAIRS_AT_ONCE = 10_000_000  # at most, 16 bytes each
-
-
 class Built(NamedTuple):
-    """A polygon, whether it had to be repaired and how tangled it was."""
+    """A valid polygon made of outlines."""
 
     polygon: Polygon | MultiPolygon
     repaired: bool
     tangle: int = 0
-    """Pairs of segments whose boxes meet, beyond those of a plain outline."""
-
-
-Rings = Sequence[np.ndarray]  # (n, 2) float each: the outline, then its holes
+    """Pairs of segments with intersecting boxes, beyond those of a plain outline; 0 without repair."""
 
 
 def build(parts: Sequence[Rings], where: str) -> Built | None:
-    """Make one valid polygon of outlines with their holes.
+    """Make one valid polygon of outlines with their holes, or return None if nothing has an area.
 
-    Self-crossing ones are repaired with :func:`shapely.make_valid`; of the two methods that it has, ``structure``
-    keeps the inside of a loop that an outline draws over itself, as whoever drew it meant.
-
-    Parameters
-    ----------
-    parts : sequence of rings
-        Several parts become a MultiPolygon; they may overlap. Rings need not be closed.
-    where : str
-        File and place, for messages.
-
-    Returns
-    -------
-    Built or None
-        None where nothing has an area.
+    Several parts become a MultiPolygon; they may overlap. Rings need not be closed. Outlines that cross themselves are
+    repaired with :func:`shapely.make_valid`; of its methods ``structure`` keeps the inside of a loop that an outline
+    draws over itself, as whoever drew it meant. ``where`` is the file and the place in it, for messages.
 
     Raises
     ------
@@ -120,7 +108,7 @@ def build(parts: Sequence[Rings], where: str) -> Built | None:
 
 
 def polygonal(geometry: shapely.Geometry) -> Polygon | MultiPolygon | None:
-    """Return what of a geometry has an area, or None."""
+    """Return the parts of a geometry that have an area, or None."""
     parts = shapely.get_parts(shapely.get_parts(geometry))  # twice: a collection may hold a MultiPolygon
     polygons = [part for part in parts if isinstance(part, Polygon) and part.area > 0]
     if not polygons:
@@ -161,7 +149,7 @@ def _corners(ring: np.ndarray) -> int:
 
 
 def _tangle(drawn: Polygon | MultiPolygon, where: str) -> int:
-    """Count near pairs of segments; refuse what would take the repair hours."""
+    """Count near pairs of segments; refuse an outline whose repair would take hours."""
     points = shapely.get_num_coordinates(drawn)
     if points > MAX_REPAIR_POINTS:
         raise InputError(
@@ -170,14 +158,14 @@ def _tangle(drawn: Polygon | MultiPolygon, where: str) -> int:
         )
     boxes = _segment_boxes(drawn)
     tree = shapely.STRtree(boxes)
-    tangle = -_PAIRS_PER_SEGMENT * len(boxes)
-    step = max(1, _PAIRS_AT_ONCE // len(boxes))
+    tangle = -PAIRS_PER_SEGMENT * len(boxes)
+    step = max(1, PAIRS_AT_ONCE // len(boxes))
     for first in range(0, len(boxes), step):
         tangle += tree.query(boxes[first : first + step]).shape[1]
         if tangle > MAX_TANGLE:
             raise InputError(
                 f"{where}: the outline of {points:,} points crosses itself all over; it is not the outline of "
-                "anything; draw it anew or delete it"
+                "anything; draw it again or delete it"
             )
     return max(0, tangle)
 
@@ -191,15 +179,8 @@ def _segment_boxes(drawn: Polygon | MultiPolygon) -> np.ndarray:
     return np.asarray(shapely.box(low[:, 0], low[:, 1], high[:, 0], high[:, 1]))
 
 
-# Gathers the annotations of one file, counts what is left out and keeps ids unique.
-
-MAX_POINTS = 5_000_000
-MAX_TANGLES = 1_000_000  # of all outlines of a file together
-NO_AREA = "outline without area"
-
-
 class Collector:
-    """What a format's reader fills."""
+    """Gathers the annotations of one file, counts what is skipped and keeps ids unique."""
 
     def __init__(self, path: Path, file_format: str) -> None:
         self.path = path
@@ -280,7 +261,7 @@ class Collector:
         )
 
     def _unique(self, identifier: str) -> str:
-        """Return an identifier as it is the first time, then with a number."""
+        """Return an identifier unchanged the first time, then with a number."""
         unique = identifier
         while unique in self._numbers:
             self._numbers[identifier] += 1

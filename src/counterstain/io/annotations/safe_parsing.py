@@ -1,4 +1,4 @@
-"""Single values out of annotation files, checked."""
+"""Annotation files as JSON or XML, read and checked so that no file can stall the machine or fill its memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import reprlib
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 from xml.sax import SAXException
 from xml.sax.handler import ContentHandler
 from xml.sax.xmlreader import AttributesImpl
@@ -21,20 +21,27 @@ from counterstain.errors import InputError
 
 MAX_COORDINATE_PX = 10_000_000  # the largest slides have about 500,000 pixels a side
 MAX_NAME_LENGTH = 200
+MAX_BYTES = 256 * 2**20  # of a file, unpacked
+MAX_JSON_MEMORY = 800 * 2**20
+MAX_DEPTH = 50
+MAX_ELEMENTS = 8_000_000  # of XML: as many points as a file may have, and what stands around them
+GZIP_MAGIC = b"\x1f\x8b"
+
+Attributes: TypeAlias = "AttributesImpl[str]"
 
 
 def shown(value: Any) -> str:
-    """Return a value as it stands in an error message: one line, short."""
+    """Return a value for an error message: one short line."""
     return reprlib.repr(value)
 
 
 def usable(value: Any) -> bool:
-    """Whether a value is a number that a coordinate can be; NaN and infinities are not."""
+    """Whether a value is a number in the range of coordinates, which NaN and infinities are not."""
     return type(value) in {int, float} and -MAX_COORDINATE_PX <= value <= MAX_COORDINATE_PX
 
 
 def number(text: str | None, place: Callable[[], str], what: str) -> float:
-    """Read a coordinate that is written as text; the place is asked for where it is needed.
+    """Read a coordinate that is written as text; ``place`` is called for messages only.
 
     Raises
     ------
@@ -47,7 +54,7 @@ def number(text: str | None, place: Callable[[], str], what: str) -> float:
         value = float(text)
     except ValueError:
         value = float("nan")
-    if not -MAX_COORDINATE_PX <= value <= MAX_COORDINATE_PX:  # NaN is not either
+    if not -MAX_COORDINATE_PX <= value <= MAX_COORDINATE_PX:  # nor is NaN
         raise InputError(
             f"{place()} {what}: expected a coordinate in level-0 pixels, at most {MAX_COORDINATE_PX:,} either way, "
             f"found {shown(text)}; correct it or export the annotations again"
@@ -69,7 +76,7 @@ def name(value: Any, where: str) -> str:
 
 
 def file_name(value: Any, where: str) -> str | None:
-    """Return the last part of a path, or None where it names no file; nothing in it can lead to another folder."""
+    """Return the last part of a path, which leads to no other folder, or None where it names no file."""
     last = re.split(r"[/\\]", name(value, where))[-1].strip()
     return None if last in {"", ".", ".."} else last
 
@@ -87,17 +94,8 @@ def colour_of_text(text: Any) -> str | None:
     return text.lower() if isinstance(text, str) and re.fullmatch(r"#[0-9A-Fa-f]{6}", text) else None
 
 
-# Annotation files as JSON or XML, read so that no file can stall the machine or fill its memory.
-
-MAX_BYTES = 256 * 2**20  # of a file, unpacked
-MAX_JSON_MEMORY = 800 * 2**20
-MAX_DEPTH = 50
-MAX_ELEMENTS = 8_000_000  # of XML: as many points as a file may have, and what stands around them
-GZIP_MAGIC = b"\x1f\x8b"
-
-
 def read_bytes(path: Path) -> bytes:
-    """Read a file, unpacked where it is gzip.
+    """Read a file, decompressed if it is gzip.
 
     Raises
     ------
@@ -148,29 +146,51 @@ def parse_json(path: Path, data: bytes) -> Any:
             f"{path} line {error.lineno}: not JSON or cut short ({error.msg} at column {error.colno}); export it again"
         ) from error
     except RecursionError as error:
-        raise InputError(f"{path}: nested too deep to be annotations; export it again") from error
+        raise InputError(f"{path}: nested too deep for annotations; export it again") from error
     except ValueError as error:  # NaN, or an integer of thousands of digits
         raise InputError(f"{path}: not usable JSON ({error}); correct it or export it again") from error
 
 
-Place = Callable[[], str]
-Attributes: TypeAlias = "AttributesImpl[str]"
-
-
-class Visitor(Protocol):
-    """Told of XML elements as they start and end."""
+class XmlVisitor(ContentHandler):
+    """Base of readers of XML: told of the elements named in ``tags`` as they start and end."""
 
     tags: frozenset[str]
-    """Which elements it is told of."""
 
-    def start(self, tag: str, attributes: Attributes, where: Place) -> None:
-        """Take an element's start; ``where()`` gives the file and the line."""
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.parser = make_parser()
+        self._depth = self._elements = 0
+
+    def start(self, tag: str, attributes: Attributes) -> None:
+        """Take the start of an element."""
+        raise NotImplementedError
 
     def end(self, tag: str) -> None:
-        """Take an element's end."""
+        """Take the end of an element."""
+        raise NotImplementedError
+
+    def where(self) -> str:
+        """Return the file and the line that is being read."""
+        return f"{self.path} line {self.parser.getLineNumber() or 1}"
+
+    def startElement(self, name: str, attrs: Attributes) -> None:  # noqa: D102, N802
+        self._depth += 1
+        self._elements += 1
+        if self._depth > MAX_DEPTH:
+            raise InputError(f"{self.where()}: nested too deep for annotations; export it again")
+        if self._elements > MAX_ELEMENTS:
+            raise InputError(f"{self.where()}: more than {MAX_ELEMENTS:,} elements; export one file a slide")
+        if name in self.tags:
+            self.start(name, attrs)
+
+    def endElement(self, name: str) -> None:  # noqa: D102, N802
+        self._depth -= 1
+        if name in self.tags:
+            self.end(name)
 
 
-def parse_xml(path: Path, data: bytes, visitor: Visitor) -> None:
+def parse_xml(data: bytes, visitor: XmlVisitor) -> None:
     """Parse XML without keeping it; entities and DTDs are refused.
 
     Raises
@@ -178,50 +198,19 @@ def parse_xml(path: Path, data: bytes, visitor: Visitor) -> None:
     InputError
         With the line, where the parser knows it.
     """
-    parser = make_parser()
-    handler = _Handler(path, visitor, parser)
-    parser.forbid_dtd = True
-    parser.setContentHandler(handler)
+    visitor.parser.forbid_dtd = True
+    visitor.parser.setContentHandler(visitor)
     try:
-        parser.feed(data)  # in one piece: expat before 2.6 takes quadratic time for long tokens in small ones
-        parser.close()
+        visitor.parser.feed(data)  # in one piece: expat before 2.6 takes quadratic time for long tokens in small ones
+        visitor.parser.close()
     except DefusedXmlException as error:
         raise InputError(
-            f"{path}: has a document type or entities of its own, which no annotation tool writes and which can do "
-            "harm; export it again"
+            f"{visitor.path}: has a document type or entities of its own, which can do harm and which no annotation "
+            "tool writes; export it again"
         ) from error
     except (SAXException, UnicodeError, LookupError) as error:
         message = getattr(error, "getMessage", error.__str__)()
-        raise InputError(f"{handler.where()}: not XML or cut short ({message}); export it again") from error
-
-
-class _Handler(ContentHandler):
-    """From SAX to a visitor."""
-
-    def __init__(self, path: Path, visitor: Visitor, locator: Any) -> None:
-        super().__init__()
-        self.path = path
-        self.visitor = visitor
-        self.depth = self.elements = 0
-        self.locator = locator  # the parser, which feeding in one piece never hands over by itself
-
-    def where(self) -> str:
-        return f"{self.path} line {self.locator.getLineNumber() or 1}"
-
-    def startElement(self, name: str, attrs: Any) -> None:  # noqa: N802
-        self.depth += 1
-        self.elements += 1
-        if self.depth > MAX_DEPTH:
-            raise InputError(f"{self.where()}: nested too deep to be annotations; export it again")
-        if self.elements > MAX_ELEMENTS:
-            raise InputError(f"{self.where()}: more than {MAX_ELEMENTS:,} elements; export one file a slide")
-        if name in self.visitor.tags:
-            self.visitor.start(name, attrs, self.where)
-
-    def endElement(self, name: str) -> None:  # noqa: N802
-        self.depth -= 1
-        if name in self.visitor.tags:
-            self.visitor.end(name)
+        raise InputError(f"{visitor.where()}: not XML or cut short ({message}); export it again") from error
 
 
 def _refuse_constant(constant: str) -> NoReturn:

@@ -1,9 +1,16 @@
-"""ASAP's XML: outlines with the group that each is part of.
+"""Annotations saved as XML: ASAP's and Aperio ImageScope's.
+
+ASAP names the group of each outline. A spline is taken as the polygon through its points. ::
 
     ASAP_Annotations > Annotations > Annotation (Name, Type, PartOfGroup, Color)
                                        > Coordinates > Coordinate (Order, X, Y)
 
-A spline is taken as the polygon through its points: ASAP places them a few pixels apart.
+Aperio has layers of regions, of which negative ones are cut out. ImageScope shows a layer under its attribute
+``Description``; other tools name the layer or one of its attributes. ::
+
+    Annotations > Annotation (Id, Name, LineColor) > Attributes > Attribute (Name, Value)
+                                                   > Regions > Region (Id, Type, Text, NegativeROA)
+                                                       > Vertices > Vertex (X, Y)
 """
 
 from __future__ import annotations
@@ -17,11 +24,25 @@ from shapely import MultiPolygon, Polygon
 
 from counterstain.errors import InputError
 from counterstain.io.annotations.outlines import AnnotationFile, Collector, Shape, ellipse, polygonal, rectangle
-from counterstain.io.annotations.safe_parsing import Attributes, Place, colour_of_text, name, number, parse_xml, shown
+from counterstain.io.annotations.safe_parsing import (
+    Attributes,
+    XmlVisitor,
+    colour_of_text,
+    name,
+    number,
+    parse_xml,
+    shown,
+)
 
 UNGROUPED = "Ungrouped"
-OUTLINES: dict[str, Shape | None] = {"Polygon": None, "Rectangle": None, "Spline": "spline"}
-WITHOUT_AREA = {"Dot": "point", "PointSet": "points", "Line": "line", "Measurement": "line"}
+ASAP_OUTLINES: dict[str, Shape | None] = {"Polygon": None, "Rectangle": None, "Spline": "spline"}
+ASAP_WITHOUT_AREA = {"Dot": "point", "PointSet": "points", "Line": "line", "Measurement": "line"}
+RECTANGLE, ELLIPSE = "1", "2"
+APERIO_OUTLINES = {"0", RECTANGLE, ELLIPSE}
+APERIO_WITHOUT_AREA = {"3": "arrow"}
+NOT_A_NAME = {"", "Description"}
+NEGATIVE_ALONE = "negative region outside every region of its layer"
+ALL_NEGATIVE = "region wholly inside negative regions"
 
 
 def read_asap(path: Path, data: bytes) -> AnnotationFile:
@@ -32,82 +53,74 @@ def read_asap(path: Path, data: bytes) -> AnnotationFile:
     InputError
         Names the line and what is wrong there.
     """
-    visitor = _Visitor(Collector(path, "asap"))
-    parse_xml(path, data, visitor)
+    visitor = _AsapVisitor(path, "asap")
+    parse_xml(data, visitor)
     return visitor.collector.finish()
 
 
-class _Visitor:
-    tags = frozenset({"Annotation", "Coordinate"})
-
-    def __init__(self, collector: Collector) -> None:
-        self.collector = collector
-        self._attributes: Attributes | None = None
-        self._where = str(collector.path)
-        self._points: list[tuple[float, float, float]] = []  # order, x, y
-        self._number = 0
-
-    def start(self, tag: str, attributes: Attributes, where: Place) -> None:
-        if tag == "Annotation":
-            self._attributes, self._where, self._points = attributes, where(), []
-            self._number += 1
-        elif tag == "Coordinate" and self._attributes is not None:
-            self.collector.count_points(1)
-            order = number(attributes.get("Order", str(len(self._points))), where, "Order")
-            x = number(attributes.get("X"), where, "X")
-            y = number(attributes.get("Y"), where, "Y")
-            self._points.append((order, x, y))
-
-    def end(self, tag: str) -> None:
-        if tag == "Annotation" and self._attributes is not None:
-            self._finish(self._attributes)
-            self._attributes = None
-
-    def _finish(self, attributes: Attributes) -> None:
-        kind = attributes.get("Type", "Polygon")
-        if kind in WITHOUT_AREA:
-            self.collector.skip(WITHOUT_AREA[kind])
-            return
-        if kind not in OUTLINES:
-            raise InputError(f"{self._where}: unknown Type {shown(kind)}; expected one of {', '.join(OUTLINES)}")
-        group = name(attributes.get("PartOfGroup", "None"), f"{self._where} PartOfGroup")
-        self._points.sort(key=lambda point: point[0])
-        ring = np.array([point[1:] for point in self._points], float).reshape(-1, 2)
-        self.collector.add(
-            self.collector.polygon([[ring]], self._where),
-            identifier=name(attributes.get("Name", ""), f"{self._where} Name") or str(self._number),
-            label=UNGROUPED if group in {"", "None"} else group,
-            colour=colour_of_text(attributes.get("Color")),
-            kind=OUTLINES[kind],
-        )
-
-
-# Aperio ImageScope's XML: layers of regions, negative regions cut out.
-#
-# Annotations > Annotation (Id, Name, LineColor) > Attributes > Attribute (Name, Value) > Regions > Region (Id, Type,
-# Text, NegativeROA) > Vertices > Vertex (X, Y)
-#
-# ImageScope shows a layer under its attribute ``Description``; other tools name the layer or one of its attributes.
-
-RECTANGLE, ELLIPSE = "1", "2"
-APERIO_OUTLINES = {"0", RECTANGLE, ELLIPSE}
-APERIO_WITHOUT_AREA = {"3": "arrow"}
-NOT_A_NAME = {"", "Description"}
-NEGATIVE_ALONE = "negative region outside every region of its layer"
-ALL_NEGATIVE = "region wholly inside negative regions"
-
-
 def read_aperio(path: Path, data: bytes) -> AnnotationFile:
-    """Read Aperio's XML; the label is the layer's name, else the region's text, else ``layer`` with its Id.
+    """Read Aperio's XML; the label is the layer's name, otherwise the region's text, otherwise ``layer`` with its Id.
 
     Raises
     ------
     InputError
         Names the line and what is wrong there.
     """
-    visitor = _AperioVisitor(Collector(path, "aperio"))
-    parse_xml(path, data, visitor)
+    visitor = _AperioVisitor(path, "aperio")
+    parse_xml(data, visitor)
     return visitor.collector.finish()
+
+
+class _Visitor(XmlVisitor):
+    """What the two formats share: a collector, and points with X and Y."""
+
+    def __init__(self, path: Path, file_format: str) -> None:
+        super().__init__(path)
+        self.collector = Collector(path, file_format)
+        self.number = 0
+        """Of the annotation that is being read."""
+
+    def point(self, attributes: Attributes) -> tuple[float, float]:
+        self.collector.count_points(1)
+        return number(attributes.get("X"), self.where, "X"), number(attributes.get("Y"), self.where, "Y")
+
+
+class _AsapVisitor(_Visitor):
+    tags = frozenset({"Annotation", "Coordinate"})
+    attributes: Attributes | None = None
+    place = ""
+
+    def start(self, tag: str, attributes: Attributes) -> None:
+        if tag == "Annotation":
+            self.attributes, self.place = attributes, self.where()
+            self.points: list[tuple[float, float, float]] = []  # order, x, y
+            self.number += 1
+        elif self.attributes is not None:
+            order = number(attributes.get("Order", str(len(self.points))), self.where, "Order")
+            self.points.append((order, *self.point(attributes)))
+
+    def end(self, tag: str) -> None:
+        if tag == "Annotation" and self.attributes is not None:
+            self._add(self.attributes)
+            self.attributes = None
+
+    def _add(self, attributes: Attributes) -> None:
+        kind = attributes.get("Type", "Polygon")
+        if kind in ASAP_WITHOUT_AREA:
+            self.collector.skip(ASAP_WITHOUT_AREA[kind])
+            return
+        if kind not in ASAP_OUTLINES:
+            raise InputError(f"{self.place}: unknown Type {shown(kind)}; expected one of {', '.join(ASAP_OUTLINES)}")
+        group = name(attributes.get("PartOfGroup", "None"), f"{self.place} PartOfGroup")
+        self.points.sort(key=lambda point: point[0])
+        ring = np.array([point[1:] for point in self.points], float).reshape(-1, 2)
+        self.collector.add(
+            self.collector.polygon([[ring]], self.place),
+            identifier=name(attributes.get("Name", ""), f"{self.place} Name") or str(self.number),
+            label=UNGROUPED if group in {"", "None"} else group,
+            colour=colour_of_text(attributes.get("Color")),
+            kind=ASAP_OUTLINES[kind],
+        )
 
 
 @dataclass
@@ -126,7 +139,7 @@ class _Region:
 
     @property
     def is_ellipse(self) -> bool:
-        """Whether it is given by its box; with more points it is drawn as it stands."""
+        """Whether it is an ellipse given by its box; with more points they are its outline."""
         return self.kind == ELLIPSE and len(self.points) <= 4
 
     def ring(self) -> np.ndarray:
@@ -160,38 +173,31 @@ class _Layer:
         return name(self.attributes.get("Name", ""), f"{self.where} Name") or described or attribute
 
 
-class _AperioVisitor:
+class _AperioVisitor(_Visitor):
     tags = frozenset({"Annotation", "Attribute", "Region", "Vertex"})
+    layer: _Layer | None = None
+    region: _Region | None = None
 
-    def __init__(self, collector: Collector) -> None:
-        self.collector = collector
-        self._layer: _Layer | None = None
-        self._region: _Region | None = None
-        self._number = 0
-
-    def start(self, tag: str, attributes: Attributes, where: Place) -> None:
+    def start(self, tag: str, attributes: Attributes) -> None:
         if tag == "Annotation":
-            self._number += 1
-            self._layer = _Layer(attributes, where(), self._number)
-        elif self._layer is None:
+            self.number += 1
+            self.layer = _Layer(attributes, self.where(), self.number)
+        elif self.layer is None:
             return
         elif tag == "Region":
-            self._region = _Region(attributes, where())
-            self._layer.regions.append(self._region)
-        elif tag == "Attribute" and self._region is None:
-            self._layer.names.append((attributes.get("Name", ""), attributes.get("Value", "")))
-        elif tag == "Vertex" and self._region is not None:
-            self.collector.count_points(1)
-            x = number(attributes.get("X"), where, "X")
-            y = number(attributes.get("Y"), where, "Y")
-            self._region.points.append((x, y))
+            self.region = _Region(attributes, self.where())
+            self.layer.regions.append(self.region)
+        elif tag == "Attribute" and self.region is None:
+            self.layer.names.append((attributes.get("Name", ""), attributes.get("Value", "")))
+        elif tag == "Vertex" and self.region is not None:
+            self.region.points.append(self.point(attributes))
 
     def end(self, tag: str) -> None:
         if tag == "Region":
-            self._region = None
-        elif tag == "Annotation" and self._layer is not None:
-            _add_layer(self.collector, self._layer)
-            self._layer = None
+            self.region = None
+        elif tag == "Annotation" and self.layer is not None:
+            _add_layer(self.collector, self.layer)
+            self.layer = None
 
 
 def _add_layer(collector: Collector, layer: _Layer) -> None:
@@ -231,7 +237,7 @@ class _Negatives:
         return len(self._polygons) - len(self._used)
 
     def cut_out_of(self, polygon: Polygon | MultiPolygon) -> Polygon | MultiPolygon | None:
-        """Return the polygon with holes, itself where there are none, or None where nothing is left."""
+        """Return the polygon without the negatives: itself if none meets it, None if they cover it."""
         inside = self._tree.query(polygon, predicate="intersects")
         if not len(inside):
             return polygon
