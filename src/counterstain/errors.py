@@ -18,6 +18,10 @@ class CounterstainError(Exception):
     """Base of all errors that are the user's to mend."""
 
 
+class CounterstainWarning(UserWarning):
+    """Something worth knowing that stops nothing; the command line prints one line."""
+
+
 class InputError(CounterstainError, ValueError):
     """A file or value that was given cannot be used."""
 

@@ -1,7 +1,6 @@
-"""The command line: one thin command per stage.
+"""The command line: the functions of :mod:`counterstain.api` as commands.
 
-Heavy imports stand inside the commands, so that ``counterstain --help`` is instant. Errors of the user's to mend are
-one line and exit status 2; anything else is a defect and exits with 1.
+Errors that the user can fix are one line and exit status 2; anything else is a defect and exits with 1.
 """
 
 from __future__ import annotations
@@ -10,11 +9,16 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from counterstain.cli import data, generators, segmenter, slides, study, weights
+from counterstain import __version__
+from counterstain.api import cohorts, generators, imports, segmenters, settings, studies
+from counterstain.cli import printing
+from counterstain.cli.commands import Show, Verb, command_of
+from counterstain.cli.doctor import doctor
 
 # Newer versions of typer bring a click of their own: find the base of its errors, whichever click it is.
 UsageProblem: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -23,58 +27,127 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as shells count it
 
 app = typer.Typer(
     name="counterstain",
-    help="Balance the rare subtypes of a tissue class with generated images, and prove that it helped.",
+    help="Balance the rare subtypes of a tissue class with generated images, and test whether that helped.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich takes a quarter of a second to load
     context_settings={"max_content_width": 120},
 )
+import_app = typer.Typer(help="Import tissue and its annotations into a cohort.", no_args_is_help=True)
+study_app = typer.Typer(help="Arms x repeats over shared generators and synthetic sets.", no_args_is_help=True)
+config_app = typer.Typer(help="Show and explain settings; templates for the files you write.", no_args_is_help=True)
 
-COMMANDS: dict[str, tuple[str, tuple[Callable[..., None], ...]]] = {  # in the order of the help; groups with their help
-    "phantom": ("", (data.phantom,)),
-    "import": (
-        "Import tissue and its annotations into a cohort.",
-        (data.import_table, slides.import_slides, slides.import_labels, slides.import_exact, weights.import_weights),
-    ),
-    "split": ("", (data.split,)),
-    "inspect": ("", (data.inspect,)),
-    "train": (
-        "Train a generator, or the judge of generated images, on the training part of a cohort.",
-        (
-            generators.train_spade,
-            generators.train_autoencoder,
-            generators.train_diffusion,
-            generators.train_judge,
-            generators.train_distilled,
-        ),
-    ),
-    "synthesize": ("", (generators.synthesize,)),
-    "preview": ("", (generators.preview,)),
-    "redraw": ("", (generators.redraw,)),
-    "audit": ("", (segmenter.audit,)),
-    "segment": ("", (segmenter.segment,)),
-    "evaluate": ("", (segmenter.evaluate,)),
-    "predict": ("", (segmenter.predict,)),
-    "export": ("", (data.export,)),
-    "headroom": ("", (study.headroom,)),
-    "study": (
-        "Arms x repeats over shared generators and synthetic sets.",
-        (study.run, study.plan, study.status, study.clean),
-    ),
-    "demo": ("", (study.demo,)),
-    "report": ("", (study.report,)),
-    "doctor": ("", (weights.doctor,)),
-}
 
-for _name, (_help, _functions) in COMMANDS.items():
-    if not _help:
-        app.command(_name)(_functions[0])
-        continue
-    _group = typer.Typer(no_args_is_help=True, help=_help)
-    for _function in _functions:
-        _group.command(_function.__name__.removeprefix(f"{_name}_"))(_function)
+def _echo(text: str, _: dict[str, Any]) -> None:
+    typer.echo(text, nl=False)
+
+
+def _json(content: dict[str, Any], _: dict[str, Any]) -> None:
+    import json
+
+    typer.echo(json.dumps(content, indent=2))
+
+
+class Command(NamedTuple):
+    """A command: where it stands, the function behind it, what is printed of the result."""
+
+    group: typer.Typer
+    name: str
+    verb: Verb
+    show: Show
+
+
+COMMANDS = (  # in the order of the help
+    Command(app, "phantom", cohorts.make_phantom, printing.show_phantom),
+    Command(import_app, "table", imports.import_table, printing.show_table_import),
+    Command(import_app, "slides", imports.import_slides, printing.show_slide_import),
+    Command(import_app, "labels", imports.import_labels, _echo),
+    Command(import_app, "exact", imports.import_exact, printing.show_exact),
+    Command(import_app, "weights", imports.import_weights, printing.show_weights),
+    Command(app, "split", cohorts.split, printing.show_parts),
+    Command(app, "inspect", cohorts.inspect, printing.show_inspection),
+    Command(app, "headroom", studies.headroom, printing.show_headroom),
+    Command(app, "train", generators.train, printing.show_training),
+    Command(app, "preview", generators.preview, printing.show_preview),
+    Command(app, "synthesize", generators.synthesize, printing.show_set),
+    Command(app, "redraw", generators.redraw, printing.show_redrawn),
+    Command(app, "audit", generators.audit, printing.show_audit),
+    Command(app, "segment", segmenters.segment, printing.show_segmenter),
+    Command(app, "evaluate", segmenters.evaluate, printing.show_scores),
+    Command(app, "predict", segmenters.predict, printing.show_predictions),
+    Command(app, "export", cohorts.export, printing.show_export),
+    Command(study_app, "run", studies.run_study, printing.show_study),
+    Command(study_app, "status", studies.study_status, printing.show_status),
+    Command(app, "report", studies.report, printing.show_report),
+    Command(app, "demo", studies.demo, printing.show_study),
+    Command(config_app, "show", settings.config_show, _echo),
+    Command(config_app, "explain", settings.config_explain, _echo),
+    Command(config_app, "schema", settings.config_schema, _json),
+    Command(config_app, "taxonomy", settings.config_taxonomy, _echo),
+    Command(config_app, "reference", settings.config_reference, _echo),
+)
+for _command in COMMANDS:
+    _command.group.command(_command.name)(command_of(_command.verb, _command.show))
+for _name, _group in (("import", import_app), ("study", study_app), ("config", config_app)):
     app.add_typer(_group, name=_name)
+app.command()(doctor)
+
+Study = Annotated[Path, typer.Argument(metavar="STUDY", help="The study, STUDY.yaml.")]
+StudyFolder = Annotated[Path | None, typer.Option(help="Folder of the study [default: out/NAME_OF_THE_FILE].")]
+Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A change to the study.")]
+
+
+@study_app.command("plan")
+def _plan(
+    study: Study,
+    *,
+    out: StudyFolder = None,
+    cells: Annotated[bool, typer.Option("--cells", help="A line for every cell, with its folder.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Estimate the time for so many cells at once.")] = 1,
+    settings: Changes = None,
+) -> None:
+    """Print what a study is made of, what is done, what is left, and what it will take. Runs nothing."""
+    printing.show_plan(studies.plan_study(study, out=out, settings=settings), cells=cells, processes=processes)
+
+
+@study_app.command("clean")
+def _clean(
+    study: Study,
+    *,
+    out: StudyFolder = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print only.")] = False,
+    settings: Changes = None,
+) -> None:
+    """Delete the folders of cells that the study's plan no longer refers to, after asking."""
+    from counterstain.study.status import size
+
+    found = studies.clean_study(study, out=out, dry_run=True, settings=settings)
+    for leftover in found:
+        typer.echo(f"{size(leftover.size_bytes):>10}  {leftover.folder.name}")
+    total = f"{len(found)} folders, {size(sum(leftover.size_bytes for leftover in found))}"
+    if not found:
+        typer.echo("nothing to delete: the plan refers to every cell")
+    elif dry_run:
+        typer.echo(f"{total} would be deleted")
+    elif yes or typer.confirm(f"Delete {total}?"):
+        studies.clean_study(study, out=out, settings=settings)
+        typer.echo(f"{total} deleted")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"counterstain {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:
@@ -92,19 +165,15 @@ def main() -> None:
 
         if not isinstance(error, CounterstainError):
             raise
-        _fail(f"error: {error}", status=2)
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
     if status == INTERRUPTED:  # what newer versions of typer make of Ctrl-C
         _stop()
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def _stop() -> None:
-    sys.stderr.write("stopped; give the same command again to go on, finished work is kept\n")
+    sys.stderr.write("stopped; give the same command again to continue, finished work is kept\n")
     sys.stderr.flush()
     # Taking the libraries down in order takes seconds, and whatever is on the disk survives being killed.
     os._exit(INTERRUPTED)
-
-
-def _fail(line: str, *, status: int) -> None:
-    sys.stderr.write(line + "\n")
-    sys.exit(status)

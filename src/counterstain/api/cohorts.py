@@ -1,0 +1,170 @@
+"""Cohorts: make a phantom, split, inspect, export."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from counterstain.api import PathLike, Settings, assignments, open_cohort
+from counterstain.errors import ConfigError, CounterstainWarning
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from counterstain.data.cohort import Cohort
+
+
+def make_phantom(
+    out: PathLike,
+    *,
+    slides: int = 40,
+    regions: int = 10,
+    size: int = 256,
+    mpp: float = 1.0,
+    seed: int = 0,
+    settings: Settings | None = None,
+) -> Cohort:
+    """Make a cohort of procedural HER2 tissue with exact masks.
+
+    If interrupted, the same command continues; finished slides are kept.
+
+    Parameters
+    ----------
+    out : str or Path
+        Folder of the new cohort.
+    slides : int
+        Slides, one per patient.
+    regions : int
+        Regions of every slide.
+    size : int
+        Edge of the square regions in pixels.
+    mpp : float
+        Micrometres per pixel.
+    seed : int
+        Another number makes another cohort.
+    settings : mapping or sequence of str, optional
+        Any other setting, for example purity=0.97.
+    """
+    from counterstain.config import build, parse_overrides
+    from counterstain.data.phantom import PhantomConfig, write_phantom
+    from counterstain.progress import bar
+
+    options = {"slides": slides, "regions_per_slide": regions, "size_px": size, "mpp": mpp, "seed": seed}
+    config = build(PhantomConfig, options | parse_overrides(assignments(settings)), "phantom")
+    with bar("phantom", config.slides) as advance:
+        return write_phantom(config, Path(out), lambda: advance(1))
+
+
+def split(
+    cohort: PathLike | Cohort,
+    *,
+    train: float = 0.6,
+    val: float = 0.2,
+    test: float = 0.2,
+    seed: int = 0,
+    force: bool = False,
+) -> Cohort:
+    """Split a cohort by patient, each part with its share of every score.
+
+    Parameters
+    ----------
+    cohort : str, Path or Cohort
+        Folder of the cohort.
+    train : float
+        Patients to train on: a number, or a share of all.
+    val : float
+        Patients to tune with.
+    test : float
+        Patients of the final evaluation.
+    seed : int
+        Another seed deals the patients out differently.
+    force : bool
+        Replace a split that is there already.
+    """
+    from counterstain.config import build
+    from counterstain.data.split import SplitConfig, split_cohort
+
+    config = build(SplitConfig, {"train": train, "val": val, "test": test, "seed": seed}, "split")
+    parted, problems = split_cohort(open_cohort(cohort), config, force=force)
+    for problem in problems:
+        warnings.warn(problem, CounterstainWarning, stacklevel=2)
+    return parted
+
+
+def inspect(cohort: PathLike | Cohort, *, out: PathLike | None = None) -> pd.DataFrame:
+    """Show what a cohort is made of, by part and subtype, as a table and a figure.
+
+    Parameters
+    ----------
+    cohort : str, Path or Cohort
+        Folder of the cohort.
+    out : str or Path, optional
+        Figure (svg, png or pdf) [default: COHORT/composition.svg].
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per part and subtype: slides, instances and area, with their shares.
+    """
+    from counterstain.data.cohort import missing_subtypes, subtypes_table
+    from counterstain.data.split import check_disjoint
+    from counterstain.report.figure_style import figure_kind, save_figure
+    from counterstain.report.figures import composition
+
+    opened = open_cohort(cohort)
+    figure = Path(out or opened.folder / "composition.svg")
+    figure_kind(figure)
+    check_disjoint(opened)
+    for problem in missing_subtypes(opened):
+        warnings.warn(problem, CounterstainWarning, stacklevel=2)
+    save_figure(composition(opened.composition(), opened.taxonomy, mpp=opened.mpp), figure)
+    return subtypes_table(opened)
+
+
+def export(
+    source: PathLike, *, format: str, out: PathLike, labels: str = "subtypes", split: Sequence[str] | None = None
+) -> list[Path] | int:
+    """Export a cohort, a synthetic set or weights for other tools.
+
+    If interrupted, the same command continues.
+
+    Parameters
+    ----------
+    source : str or Path
+        A cohort, a synthetic set or the checkpoint of a generator.
+    format : str
+        png: images, label images and a table; nnunet: a raw dataset of nnU-Net v2; hf: an image folder of Hugging
+        Face's datasets; weights: a generator's checkpoint as NVlabs/SPADE or CompVis/latent-diffusion publish theirs.
+    out : str or Path
+        Folder of the export; for nnunet …/Dataset001_NAME.
+    labels : str
+        subtypes: a label for each; tumour: one label for all.
+    split : sequence of str, optional
+        train, val or test; may be given twice [default: everything].
+
+    Returns
+    -------
+    int or list of Path
+        How many images were written; for weights, the files.
+    """
+    from counterstain.config import build
+    from counterstain.io.export_formats import ExportConfig
+    from counterstain.io.export_formats import export as write
+    from counterstain.progress import bar
+
+    source, out = Path(source), Path(out)
+    if format == "weights":
+        from counterstain.generators.published.exports import export_weights
+
+        if labels != "subtypes" or split:
+            raise ConfigError("--format weights: --labels and --split are for images")
+        return export_weights(source, out)
+    if format not in EXPORT_FORMATS:
+        raise ConfigError(f"--format {format}: expected {', '.join(EXPORT_FORMATS)} or weights")
+    settings = {"file_format": format, "labels": labels, "parts": tuple(dict.fromkeys(split or ()))}
+    return write(source, out, build(ExportConfig, settings, f"export of {source}"), progress=bar)
+
+
+EXPORT_FORMATS = ("png", "nnunet", "hf")

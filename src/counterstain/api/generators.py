@@ -1,0 +1,442 @@
+"""Generators: train one, draw with it, look at what it draws, audit what it drew."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from counterstain.api import PathLike, Settings, assignments, open_cohort, recipe_of
+from counterstain.errors import ConfigError, CounterstainWarning, InputError
+
+if TYPE_CHECKING:
+    from counterstain.audit.adherence import Audit
+    from counterstain.data.cohort import Cohort
+    from counterstain.data.patch_set import PatchSet
+    from counterstain.data.patches import Patch
+    from counterstain.generators.interface import ImageGenerator
+    from counterstain.recipe import Recipe
+    from counterstain.synthesis.preview import Redrawn
+
+
+def train(
+    network: str,
+    cohort: PathLike | Cohort,
+    *,
+    out: PathLike,
+    autoencoder: PathLike | None = None,
+    teacher: PathLike | None = None,
+    init: PathLike | None = None,
+    preset: str = "best",
+    config: PathLike | None = None,
+    settings: Settings | None = None,
+    seed: int = 0,
+    logger: str | None = None,
+) -> Path:
+    """Train a generator, or the judge of generated images, on the training part of a cohort.
+
+    If interrupted, the same command continues; a finished checkpoint is left as it is.
+
+    Parameters
+    ----------
+    network : str
+        spade (SPADE with its VAE), autoencoder (the first stage of latent diffusion), diffusion (latent diffusion, for
+        whole images and for inpainting), distilled (a diffusion network that draws in a few steps), judge (says which
+        subtype tissue looks like), or a network of another package's method.
+    cohort : str, Path or Cohort
+        A cohort with a split.
+    out : str or Path
+        Folder of the checkpoint.
+    autoencoder : str or Path, optional
+        diffusion: checkpoint of 'train autoencoder'.
+    teacher : str or Path, optional
+        distilled: checkpoint of 'train diffusion'.
+    init : str or Path, optional
+        Checkpoint whose weights the training starts from.
+    preset : str
+        Recipe to start from: paper, best or demo.
+    config : str or Path, optional
+        YAML with changes to the preset.
+    settings : mapping or sequence of str, optional
+        A change over both, for example spade.latent=64.
+    seed : int
+        Another number makes other random choices.
+    logger : str, optional
+        Send curves to mlflow or wandb as well; TensorBoard and CSV are always written.
+
+    Returns
+    -------
+    Path
+        The checkpoint, ``out``.
+    """
+    from counterstain.generators.methods import METHODS
+
+    opened, out = open_cohort(cohort), Path(out)
+    recipe = recipe_of(preset, config, settings, logger)
+    inputs = {"autoencoder": autoencoder, "teacher": teacher, "init": init}
+    given = {name: Path(path) for name, path in inputs.items() if path is not None}
+    if network == "judge":
+        from counterstain.audit.judge import train_judge
+
+        _require_inputs(network, given, needs=(), may=())
+        train_judge(opened, recipe.judge, out, size_px=recipe.size_px, seed=seed)
+    elif network == "distilled":
+        from counterstain.generators.train import train_distilled
+
+        _require_inputs(network, given, needs=("teacher",), may=())
+        if recipe.distillation is None:
+            raise ConfigError("distillation: null; give its settings, for example --set distillation.steps=4")
+        train_distilled(opened, recipe.distillation, out, teacher=given["teacher"], seed=seed)
+    else:
+        trainings = METHODS.trainings
+        if network not in trainings:
+            raise ConfigError(f"train {network}: expected one of {', '.join((*trainings, 'distilled', 'judge'))}")
+        training = trainings[network]
+        _require_inputs(network, given, needs=training.needs, may=("init",))
+        training.train(opened, recipe.settings_of(training), out, size_px=recipe.size_px, seed=seed, **given)
+    _pass_on_warnings(out)
+    return out
+
+
+def _require_inputs(network: str, given: dict[str, Path], *, needs: Sequence[str], may: Sequence[str]) -> None:
+    missing = [name for name in needs if name not in given]
+    if missing:
+        raise ConfigError(f"train {network}: give the checkpoint --{missing[0]}")
+    wrong = sorted(set(given) - set(needs) - set(may))
+    if wrong:
+        raise ConfigError(f"train {network}: takes no --{wrong[0]}")
+
+
+def _pass_on_warnings(checkpoint: Path) -> None:
+    from counterstain.checkpoints import read_header
+
+    for warning in read_header(checkpoint).notes.get("warnings", ()):
+        warnings.warn(warning, CounterstainWarning, stacklevel=3)
+
+
+def synthesize(
+    cohort: PathLike | Cohort,
+    *,
+    out: PathLike,
+    method: str,
+    count: int,
+    generator: PathLike | None = None,
+    size_px: int | None = None,
+    judge: PathLike | None = None,
+    agreement: float = 0.75,
+    preset: str | None = None,
+    config: PathLike | None = None,
+    settings: Settings | None = None,
+    seed: int = 0,
+) -> PatchSet:
+    """Give the instances of real masks new subtypes and draw an image for each new mask.
+
+    If interrupted, the same command continues; finished shards are kept.
+
+    Parameters
+    ----------
+    cohort : str, Path or Cohort
+        A cohort with a split.
+    out : str or Path
+        Folder of the synthetic set.
+    method : str
+        How to draw: spade, diffusion, inpainting or oracle (phantoms only).
+    count : int
+        Patches to draw; a finished set can be given a larger count.
+    generator : str or Path, optional
+        Checkpoint to draw with; none for the oracle.
+    size_px : int, optional
+        Edge of the patches; diffusion draws any size [default: as the checkpoint, or the recipe].
+    judge : str or Path, optional
+        Draw again what this judge takes for another subtype.
+    agreement : float
+        With --judge: share of an image's instances that it must agree on.
+    preset : str, optional
+        Recipe to draw by: paper, best or demo [default: what the checkpoint was trained with].
+    config : str or Path, optional
+        YAML with changes to the recipe.
+    settings : mapping or sequence of str, optional
+        A change over both, for example diffusion.sampler.steps=20.
+    seed : int
+        Another number makes other random choices.
+    """
+    from counterstain.audit.instance_predictions import JudgeFilter
+    from counterstain.audit.judge_config import JudgeFilterConfig
+    from counterstain.config import build
+    from counterstain.synthesis.synthesize import synthesize as draw_set
+
+    tissue, drawer, recipe = _opened(cohort, method, generator, preset, config, settings)
+    size_px = size_px or recipe.size_px
+    filter_ = None
+    if judge is not None:
+        wanted = build(JudgeFilterConfig, {"agreement": agreement}, "--agreement")
+        filter_ = JudgeFilter.load(Path(judge), tissue, wanted, size_px=size_px)
+    found = draw_set(
+        drawer, tissue, Path(out), recipe.synthesis, count=count, size_px=size_px, seed=seed, judge=filter_
+    )
+    assert found is not None
+    return found
+
+
+def preview(
+    cohort: PathLike | Cohort,
+    *,
+    method: str,
+    out: PathLike | None = None,
+    generator: PathLike | None = None,
+    per_subtype: int = 2,
+    size_px: int | None = None,
+    preset: str | None = None,
+    config: PathLike | None = None,
+    settings: Settings | None = None,
+    seed: int = 0,
+) -> list[Redrawn]:
+    """Look at a generator: training patches of every subtype, redrawn as every subtype from the same noise.
+
+    Parameters
+    ----------
+    cohort : str, Path or Cohort
+        A cohort with a split.
+    method : str
+        How to draw: spade, diffusion, inpainting or oracle (phantoms only).
+    out : str or Path, optional
+        Picture to write (svg, png or pdf).
+    generator : str or Path, optional
+        Checkpoint to draw with; none for the oracle.
+    per_subtype : int
+        Training patches of each subtype, 1 to 20.
+    size_px : int, optional
+        Edge of the patches [default: as the checkpoint, or the recipe].
+    preset : str, optional
+        Recipe to draw by: paper, best or demo [default: what the checkpoint was trained with].
+    config : str or Path, optional
+        YAML with changes to the recipe.
+    settings : mapping or sequence of str, optional
+        A change over both, for example diffusion.sampler.steps=20.
+    seed : int
+        Another number makes other random choices.
+    """
+    from counterstain.report.example_figures import redrawn_as_every_subtype
+    from counterstain.report.figure_style import figure_kind, save_figure
+    from counterstain.synthesis.preview import preview as redrawn
+
+    if not 1 <= per_subtype <= 20:
+        raise ConfigError(f"--per-subtype {per_subtype}: expected 1 to 20 patches")
+    if out is not None:
+        figure_kind(Path(out))
+    tissue, drawer, recipe = _opened(cohort, method, generator, preset, config, settings)
+    size_px = size_px or recipe.size_px
+    rows = redrawn(drawer, tissue, recipe.synthesis, size_px=size_px, seed=seed, per_subtype=per_subtype)
+    if out is not None:
+        save_figure(redrawn_as_every_subtype(rows, tissue.taxonomy, mpp=tissue.mpp), Path(out))
+    return rows
+
+
+def redraw(
+    cohort: PathLike | Cohort,
+    *,
+    out: PathLike,
+    method: str,
+    generator: PathLike | None = None,
+    region: Sequence[str] | None = None,
+    preset: str | None = None,
+    config: PathLike | None = None,
+    settings: Settings | None = None,
+    seed: int = 0,
+) -> Cohort:
+    """Give the instances of whole training regions new subtypes and draw the regions, of any size, as a new cohort.
+
+    If interrupted, the same command continues; finished regions are kept.
+
+    Parameters
+    ----------
+    cohort : str, Path or Cohort
+        A cohort with a split.
+    out : str or Path
+        Folder of the new cohort.
+    method : str
+        How to draw: diffusion, inpainting or oracle (phantoms only).
+    generator : str or Path, optional
+        Checkpoint to draw with; none for the oracle.
+    region : sequence of str, optional
+        Name of a training region; may be given again [default: all training regions].
+    preset : str, optional
+        Recipe to draw by: paper, best or demo [default: what the checkpoint was trained with].
+    config : str or Path, optional
+        YAML with changes to the recipe.
+    settings : mapping or sequence of str, optional
+        A change over both, for example diffusion.sampler.steps=20.
+    seed : int
+        Another number makes other random choices.
+    """
+    from counterstain.synthesis.redraw import redraw_regions
+
+    tissue, drawer, recipe = _opened(cohort, method, generator, preset, config, settings)
+    return redraw_regions(drawer, tissue, Path(out), recipe.synthesis, seed=seed, regions=region or ())
+
+
+def audit(
+    sets: Sequence[PathLike],
+    *,
+    cohort: PathLike | Cohort,
+    judge: PathLike,
+    out: PathLike,
+    patches: int = 2000,
+    features: str = "judge",
+    weights: PathLike | None = None,
+    stain: str = "dab",
+    copies: int = 300,
+    device: str = "auto",
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Audit:
+    """Audit synthetic sets: do the images look real, do they show the subtype asked for, are they copies?
+
+    Every figure stands beside the same figure of real patches of held-out patients, distances also beside those
+    between two halves of the training patients.
+
+    Parameters
+    ----------
+    sets : sequence of str or Path
+        Synthetic sets of one cohort, side by side.
+    cohort : str, Path or Cohort
+        The cohort that they were made from.
+    judge : str or Path
+        Made by 'counterstain train judge' on that cohort.
+    out : str or Path
+        Folder of the tables and pictures.
+    patches : int
+        Patches of each kind at most, 50 or more.
+    features : str
+        What distances are measured in: judge, or timm:NAME.
+    weights : str or Path, optional
+        State dict of the timm network; nothing is downloaded.
+    stain : str
+        The stain beside haematoxylin: dab or eosin.
+    copies : int
+        Patches of each kind that are searched for copies.
+    device : str
+        Where the networks run: auto, cpu or cuda.
+    batch_size : int
+        Patches that go through the networks at once.
+    seed : int
+        Of the real patches.
+    """
+    from counterstain.audit.adherence import AuditConfig
+    from counterstain.audit.audit import audit_identity, audit_sets, require_auditable, write_audit
+    from counterstain.config import build
+    from counterstain.data.patch_set import PatchSet
+    from counterstain.progress import bar
+    from counterstain.storage import claimed
+
+    options = {
+        "patches": patches,
+        "features": features,
+        "weights": weights,
+        "stain": stain,
+        "copies": copies,
+        "device": device,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    wanted = build(AuditConfig, options, "audit")
+    folders = [sets] if isinstance(sets, str | Path) else sets
+    opened = {name: PatchSet.open(folder) for name, folder in _named([Path(folder) for folder in folders]).items()}
+    tissue, judge, out = open_cohort(cohort), Path(judge), Path(out)
+    require_auditable(opened, tissue, judge)
+    with claimed(out, "audit", audit_identity(opened, tissue, judge, wanted)):
+        with bar("audit", len(opened) + 2) as advance:
+            result = audit_sets(opened, tissue, judge, wanted, advance)
+        write_audit(result, opened, wanted, out)
+    return result
+
+
+def _named(sets: list[Path]) -> dict[str, Path]:
+    """Name sets by their folders' names, by their paths where those are not unique."""
+    names = [folder.name for folder in sets]
+    if len(set(names)) < len(names):
+        names = ["-".join(folder.parts[-2:]) for folder in sets]
+    if len(set(names)) < len(names):
+        raise InputError(f"{sets[0]}: the same set is given twice; give each set once")
+    return dict(zip(names, sets, strict=True))
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A trained generator, ready to draw single patches.
+
+    Examples
+    --------
+    >>> from counterstain import load_generator  # doctest: +SKIP
+    >>> generator = load_generator("diffusion", method="inpainting", cohort="cohort")  # doctest: +SKIP
+    >>> generator.draw(patch.relabelled({1: "HER2 0"}), seed=0)  # doctest: +SKIP
+    """
+
+    drawer: ImageGenerator
+
+    def __repr__(self) -> str:
+        """Return the method and the checkpoint."""
+        header = self.drawer.header
+        return f"Generator({self.drawer.method}" + (f", {header.sha256[:12]})" if header else ")")
+
+    def draw(self, patch: Patch, *, seed: int = 0) -> Patch:
+        """Draw a new image for the mask of a patch; inpainting redraws its instances and keeps the rest.
+
+        Returns
+        -------
+        Patch
+            The same patch with the new image.
+        """
+        from counterstain.data.relabel import redrawn_pixels
+        from counterstain.generators.interface import DrawRequest
+
+        redraw = redrawn_pixels(patch.instances, patch.subtypes, frozenset())
+        return replace(patch, image=self.drawer.draw([DrawRequest.of(patch, seed, redraw)])[0])
+
+
+def load_generator(
+    generator: PathLike | None = None,
+    *,
+    method: str,
+    cohort: PathLike | Cohort,
+    preset: str | None = None,
+    config: PathLike | None = None,
+    settings: Settings | None = None,
+) -> Generator:
+    """Open a trained generator, to draw single patches with it.
+
+    Parameters
+    ----------
+    generator : str or Path, optional
+        Checkpoint to draw with; none for the oracle.
+    method : str
+        How to draw: spade, diffusion, inpainting or oracle (phantoms only).
+    cohort : str, Path or Cohort
+        The cohort whose masks are drawn.
+    preset, config, settings
+        As for :func:`synthesize`.
+    """
+    return Generator(_opened(cohort, method, generator, preset, config, settings)[1])
+
+
+def _opened(
+    cohort: PathLike | Cohort,
+    method: str,
+    checkpoint: PathLike | None,
+    preset: str | None,
+    config: PathLike | None,
+    settings: Settings | None,
+) -> tuple[Cohort, ImageGenerator, Recipe]:
+    """Open a cohort, a generator and the recipe that it draws by."""
+    from counterstain.generators.interface import load_generator as load
+    from counterstain.generators.methods import METHODS
+    from counterstain.recipe import drawing_recipe
+
+    entry = METHODS.named(method, "--method")
+    folder = None if checkpoint is None else Path(checkpoint)
+    changes: dict[str, Any] = {"file": None if config is None else Path(config), "overrides": assignments(settings)}
+    recipe = drawing_recipe(entry, folder, preset=preset, **changes)
+    tissue = open_cohort(cohort)
+    return tissue, load(method, folder, tissue, recipe.drawing(entry)), recipe

@@ -1,0 +1,334 @@
+"""Imports: tables of images, whole slides with annotations, an EXACT server, published weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from counterstain.api import Numbers, PathLike, Settings, numbers_of, open_cohort, recipe_of
+from counterstain.errors import CounterstainWarning, InputError
+
+if TYPE_CHECKING:
+    from counterstain.checkpoints import CheckpointHeader
+    from counterstain.data.cohort import Cohort
+    from counterstain.io.annotations import Format
+
+
+def import_table(
+    table: PathLike,
+    *,
+    mpp: float,
+    out: PathLike,
+    taxonomy: str | None = None,
+    tissue_class: str = "tumour",
+    labels: str = "mask",
+    threshold: int = 127,
+    shrink: int = 1,
+    min_area_px: int = 0,
+    image_column: str = "image",
+    label_column: str = "label",
+    patient_column: str = "patient",
+    subtype_column: str = "subtype",
+    slide_column: str = "slide",
+    part_column: str = "part",
+    score_column: str = "score",
+    region_column: str = "region",
+) -> Cohort:
+    """Import pairs of an image and a label image listed in a CSV table.
+
+    If interrupted, the same command continues.
+
+    Parameters
+    ----------
+    table : str or Path
+        CSV with the columns image, label, patient, subtype.
+    mpp : float
+        Micrometres per pixel of the images.
+    out : str or Path
+        Folder of the cohort.
+    taxonomy : str, optional
+        her2 or a YAML file; without it, the subtypes of the table.
+    tissue_class : str
+        What all subtypes are, where no taxonomy is given.
+    labels : str
+        mask: tissue class above the threshold; ids: a subtype's id in every pixel.
+    threshold : int
+        Masks: values above it are tissue class.
+    shrink : int
+        Shrink images by this whole number; 2 turns 0.25 um into 0.5 um.
+    min_area_px : int
+        Smaller components become background.
+    image_column : str
+        Column of the image files.
+    label_column : str
+        Column of the label images.
+    patient_column : str
+        Column of the patients.
+    subtype_column : str
+        Column of the subtypes (masks need it).
+    slide_column : str
+        Column of the slides (optional).
+    part_column : str
+        Column of train, val and test (optional).
+    score_column : str
+        Column of the slides' scores (optional).
+    region_column : str
+        Column of the regions' names (optional).
+    """
+    from counterstain.io.import_table import import_table as import_rows
+    from counterstain.progress import bar
+    from counterstain.taxonomy import Taxonomy
+
+    columns = {
+        "image": image_column,
+        "label": label_column,
+        "patient": patient_column,
+        "subtype": subtype_column,
+        "slide": slide_column,
+        "part": part_column,
+        "score": score_column,
+        "region": region_column,
+    }
+    return import_rows(
+        Path(table),
+        mpp=mpp,
+        out=Path(out),
+        taxonomy=Taxonomy.load(taxonomy) if taxonomy else None,
+        progress=bar,
+        tissue_class=tissue_class,
+        labels=labels,
+        threshold=threshold,
+        shrink=shrink,
+        min_area_px=min_area_px,
+        columns=columns,
+    )
+
+
+def import_slides(
+    slides: PathLike,
+    *,
+    annotations: PathLike,
+    format: str,
+    labels: PathLike,
+    mpp: float,
+    out: PathLike,
+    regions: str | None = None,
+    regions_per_slide: int = 10,
+    region_size_um: float = 1500.0,
+    origin: str | None = None,
+    mpp_level0: float | None = None,
+    patients: PathLike | None = None,
+    taxonomy: str | None = None,
+    types: PathLike | None = None,
+) -> Cohort:
+    """Import whole slides and their annotations.
+
+    If interrupted, the same command continues.
+
+    Parameters
+    ----------
+    slides : str or Path
+        Folder of slides, or one slide.
+    annotations : str or Path
+        Folder of annotation files, or one file.
+    format : str
+        exact, qupath, asap or aperio.
+    labels : str or Path
+        LABELS.yaml; 'counterstain import labels' writes a draft.
+    mpp : float
+        Micrometres per pixel of the cohort.
+    out : str or Path
+        Folder of the cohort.
+    regions : str, optional
+        drawn: rectangles among the annotations; auto: placed on annotated tissue; or a CSV table [default: drawn where
+        LABELS.yaml names regions, else auto].
+    regions_per_slide : int
+        With --regions auto: how many at most.
+    region_size_um : float
+        With --regions auto: edge in micrometres.
+    origin : str, optional
+        Annotations count from the corner of the whole canvas, or of the scanned area (bounds) [default: bounds for
+        qupath, else canvas].
+    mpp_level0 : float, optional
+        Micrometres per level-0 pixel, where files do not say.
+    patients : str or Path, optional
+        CSV with slide, patient, and optionally score and mpp_level0 [default: one patient per slide].
+    taxonomy : str, optional
+        her2 or a YAML file [default: her2, or the subtypes of LABELS.yaml].
+    types : str or Path, optional
+        EXACT: saved annotation types, where rows hold only their numbers.
+    """
+    from counterstain.io.import_slides import import_slides as import_all
+    from counterstain.progress import bar
+    from counterstain.taxonomy import Taxonomy
+
+    return import_all(
+        Path(slides),
+        Path(annotations),
+        file_format=_annotation_format(format),
+        labels=Path(labels),
+        mpp=mpp,
+        out=Path(out),
+        regions=regions,
+        origin=origin,
+        patients=_path(patients),
+        types=_path(types),
+        taxonomy=Taxonomy.load(taxonomy) if taxonomy else None,
+        progress=bar,
+        mpp_level0=mpp_level0,
+        regions_per_slide=regions_per_slide,
+        region_size_um=region_size_um,
+    )
+
+
+def import_labels(annotations: PathLike, *, format: str, taxonomy: str = "her2", types: PathLike | None = None) -> str:
+    """Draft LABELS.yaml: every label of the annotations, to be given a meaning.
+
+    Parameters
+    ----------
+    annotations : str or Path
+        Folder of annotation files, or one file.
+    format : str
+        exact, qupath, asap or aperio.
+    taxonomy : str
+        her2 or a YAML file: names of subtypes are filled in.
+    types : str or Path, optional
+        EXACT: saved annotation types, where rows hold only their numbers.
+    """
+    from counterstain.io.annotations import annotation_files, files_of_other_formats, read_annotations
+    from counterstain.io.labels import draft_labels
+    from counterstain.taxonomy import Taxonomy
+
+    known, source = _annotation_format(format), Path(annotations)
+    files = [read_annotations(path, known, types=_path(types)) for path in annotation_files(source, known)]
+    others = files_of_other_formats(source, known)
+    if others:
+        more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
+        warnings.warn(f"{others[0].name}{more}: another format, left out", CounterstainWarning, stacklevel=2)
+    return draft_labels(files, Taxonomy.load(taxonomy))
+
+
+def import_exact(
+    *,
+    server: str,
+    out: PathLike,
+    image_set: int | None = None,
+    images: Numbers | None = None,
+    ca_file: PathLike | None = None,
+) -> Path:
+    """Fetch annotations from an EXACT server and save them.
+
+    Credentials come from the environment: EXACT_TOKEN, or EXACT_USERNAME and EXACT_PASSWORD.
+
+    Parameters
+    ----------
+    server : str
+        Address of the server, https://…
+    out : str or Path
+        JSON file, for 'counterstain import slides --format exact'.
+    image_set : int, optional
+        Number of the image set.
+    images : str or sequence of int, optional
+        Numbers of images, such as 1,2,3.
+    ca_file : str or Path, optional
+        Certificates to trust (PEM), for a server of your own institution.
+    """
+    from counterstain.config import build
+    from counterstain.io.annotations.exact_server import ExactServer, fetch_exact
+    from counterstain.progress import bar
+    from counterstain.storage import write_json
+
+    out = Path(out)
+    if out.suffix != ".json" or out.is_dir():
+        raise InputError(f"--out {out}: expected the name of a file that ends in .json")
+    chosen = {"image_set": image_set, "images": tuple(numbers_of(images, "images") or ()), "ca_file": ca_file}
+    config = build(ExactServer, {"url": server, **chosen}, "import exact")
+    with bar("images", len(config.images) or 1) as advance:
+        write_json(out, fetch_exact(config, told=lambda _done, _images: advance(1)))
+    return out
+
+
+def import_weights(
+    files: Sequence[PathLike],
+    *,
+    kind: str,
+    out: PathLike,
+    size: int,
+    patients_seen: str,
+    taxonomy: str | None = None,
+    cohort: PathLike | None = None,
+    mpp: float | None = None,
+    autoencoder: PathLike | None = None,
+    averaged: bool = False,
+    preset: str = "paper",
+    config: PathLike | None = None,
+    settings: Settings | None = None,
+) -> CheckpointHeader:
+    """Make a checkpoint from weights that others published.
+
+    Sizes of the networks are read off the weights.
+
+    Parameters
+    ----------
+    files : sequence of str or Path
+        latest_net_G.pth and _E, _D; or one model.ckpt.
+    kind : str
+        spade (of NVlabs), autoencoder or diffusion (of CompVis).
+    out : str or Path
+        Folder of the checkpoint.
+    size : int
+        Edge of the training patches in pixels.
+    patients_seen : str
+        none, or a file with a patient a line: whose tissue the weights were trained on. Synthetic images drawn with
+        them are refused where one of these patients is in validation or test.
+    taxonomy : str, optional
+        her2 or a YAML file: the labels, in order.
+    cohort : str or Path, optional
+        Cohort to take taxonomy and mpp from.
+    mpp : float, optional
+        Micrometres per pixel of the training images.
+    autoencoder : str or Path, optional
+        diffusion: checkpoint of the first stage, where the files hold none.
+    averaged : bool
+        diffusion: take the moving average of the weights.
+    preset : str
+        Recipe for what weights do not tell: heads, noise, sampler.
+    config : str or Path, optional
+        YAML with changes to the preset.
+    settings : mapping or sequence of str, optional
+        A change over both.
+    """
+    from counterstain.generators.published.imports import facts_of, import_published
+
+    facts = facts_of(
+        taxonomy=taxonomy,
+        cohort=None if cohort is None else open_cohort(cohort),
+        mpp=mpp,
+        size_px=size,
+        patients_seen=patients_seen,
+    )
+    recipe = recipe_of(preset, config, settings)
+    return import_published(
+        kind,
+        [Path(file) for file in files],
+        Path(out),
+        recipe,
+        facts,
+        autoencoder=_path(autoencoder),
+        averaged=averaged,
+    )
+
+
+def _annotation_format(name: str) -> Format:
+    from counterstain.io.annotations import FORMATS
+
+    for known in FORMATS:
+        if known == name:
+            return known
+    raise InputError(f"--format {name}: unknown; expected {', '.join(FORMATS)}")
+
+
+def _path(path: PathLike | None) -> Path | None:
+    return None if path is None else Path(path)

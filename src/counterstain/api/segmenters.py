@@ -1,0 +1,213 @@
+"""Segmenters: train one, score it, outline tumour with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from counterstain.api import PathLike, Settings, open_cohort, recipe_of
+from counterstain.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from counterstain.data.cohort import Cohort
+    from counterstain.data.patch_set import PatchSet
+    from counterstain.segmentation.predict import Prediction
+
+
+def segment(
+    cohort: PathLike | Cohort,
+    *,
+    out: PathLike,
+    synthetic: PathLike | PatchSet | None = None,
+    amount: float | None = None,
+    share: float | None = None,
+    preset: str = "best",
+    config: PathLike | None = None,
+    settings: Settings | None = None,
+    seed: int = 0,
+    logger: str | None = None,
+) -> Path:
+    """Train a segmenter, on real patches or mixed with synthetic ones.
+
+    If interrupted, the same command continues; a finished segmenter is left as it is.
+
+    Parameters
+    ----------
+    cohort : str, Path or Cohort
+        Cohort with a split; its training part is used.
+    out : str or Path
+        Folder of the trained segmenter.
+    synthetic : str, Path or PatchSet, optional
+        Synthetic set to mix in.
+    amount : float, optional
+        How much of it: 1.0 is +100 % [default: 1.0 with --synthetic].
+    share : float, optional
+        Share of synthetic patches in training; 1.0 is synthetic patches alone.
+    preset : str
+        Recipe to start from: paper, best or demo.
+    config : str or Path, optional
+        YAML with changes to the preset.
+    settings : mapping or sequence of str, optional
+        A change over both, for example segmenter.training.steps=500.
+    seed : int
+        Of the initial weights and of the order of the data.
+    logger : str, optional
+        Send curves to mlflow or wandb as well; TensorBoard and CSV are always written.
+
+    Returns
+    -------
+    Path
+        The segmenter, ``out``.
+    """
+    from counterstain.data.patch_set import PatchSet
+    from counterstain.segmentation.train import train_segmenter
+
+    recipe = recipe_of(preset, config, settings, logger)
+    patches = synthetic if synthetic is None or isinstance(synthetic, PatchSet) else PatchSet.open(Path(synthetic))
+    default_amount = 0.0 if patches is None else 1.0
+    return train_segmenter(
+        open_cohort(cohort),
+        recipe.segmenter,
+        Path(out),
+        size_px=recipe.size_px,
+        seed=seed,
+        synthetic=patches,
+        amount=default_amount if amount is None else amount,
+        share=share,
+    )
+
+
+def evaluate(
+    segmenter: PathLike,
+    cohort: PathLike | Cohort,
+    *,
+    split: str = "test",
+    out: PathLike | None = None,
+    device: str = "auto",
+) -> pd.Series:
+    """Score a segmenter on a part of a cohort, subtype by subtype.
+
+    Parameters
+    ----------
+    segmenter : str or Path
+        Folder of a trained segmenter.
+    cohort : str, Path or Cohort
+        Any cohort with the same subtypes and resolution.
+    split : str
+        train, val, test, or all regions of a cohort without a split.
+    out : str or Path, optional
+        Where counts.parquet and measures.csv go.
+    device : str
+        auto, cpu or cuda.
+
+    Returns
+    -------
+    pandas.Series
+        Every measure by its name; ``attrs["counts"]`` holds the count table (a row per slide and label) that they
+        derive from, ``attrs["absent"]`` the subtypes without a pixel.
+    """
+    import pandas as pd
+
+    from counterstain.checkpoints import read_header
+    from counterstain.segmentation.counts import absent_subtypes, measures, pooled
+    from counterstain.segmentation.evaluate import check_evaluable
+    from counterstain.segmentation.evaluate import evaluate as count_pixels
+    from counterstain.storage import claim, write_csv, write_parquet
+
+    segmenter, opened = Path(segmenter), open_cohort(cohort)
+    header = read_header(segmenter)
+    check_evaluable(segmenter, header, opened, split)
+    if out is not None:
+        claim(Path(out), "evaluate", {"segmenter": header.sha256, "cohort": opened.fingerprint, "split": split})
+    counts = count_pixels(segmenter, opened, split, device=device)
+    scores = pd.Series(measures(counts, opened.taxonomy), name=split)
+    scores.attrs = {"counts": counts, "absent": absent_subtypes(pooled(counts), opened.taxonomy)}
+    if header.cohort == opened.fingerprint:
+        scores.attrs |= _recorded(segmenter, split)
+    if out is not None:
+        write_parquet(Path(out) / "counts.parquet", counts)
+        write_csv(Path(out) / "measures.csv", pd.DataFrame([{"split": split, **scores}]))
+    return scores
+
+
+def _recorded(segmenter: Path, split: str) -> dict[str, object]:
+    """Put on record that figures of a part were shown: in the run of its study, otherwise beside the segmenter."""
+    from counterstain.study.test_access_log import read_looks, record_look, run_of, times_looked_at
+
+    splits = ("val", "test") if split == "all" else (split,)
+    home = run_of(segmenter) or segmenter
+    if not record_look(home, "evaluate", splits) or "test" not in splits:
+        return {}
+    return {"test_looks": times_looked_at(read_looks(home), "test").total(), "test_log": str(home / "looks.jsonl")}
+
+
+def predict(
+    segmenter: PathLike,
+    source: PathLike,
+    *,
+    out: PathLike,
+    regions: str = "whole",
+    mpp_level0: float | None = None,
+    threshold: float = 0.5,
+    min_area_um2: float = 0.0,
+    origin: str | None = None,
+    object_type: str = "annotation",
+    regions_per_slide: int = 10,
+    region_size_um: float = 1500.0,
+    device: str = "auto",
+) -> list[Prediction]:
+    """Outline tumour on a slide or in a cohort, as GeoJSON for QuPath.
+
+    If interrupted, the same command continues.
+
+    Parameters
+    ----------
+    segmenter : str or Path
+        Folder of a trained segmenter.
+    source : str or Path
+        A slide, or the folder of a cohort.
+    out : str or Path
+        GeoJSON file; for a cohort, the folder of one file per slide.
+    regions : str
+        whole: all tissue; auto: squares placed on tissue; or a CSV table of regions.
+    mpp_level0 : float, optional
+        Micrometres per level-0 pixel, where the slide does not say.
+    threshold : float
+        Probability from which a pixel is tumour.
+    min_area_um2 : float
+        Smaller areas are left out.
+    origin : str, optional
+        Coordinates count from the corner of the scanned area (bounds), as QuPath's do, or of the whole canvas
+        [default: bounds; canvas for a cohort].
+    object_type : str
+        annotation or detection, in QuPath.
+    regions_per_slide : int
+        With --regions auto: how many at most.
+    region_size_um : float
+        With --regions auto: edge in micrometres.
+    device : str
+        auto, cpu or cuda.
+    """
+    from counterstain.config import build
+    from counterstain.progress import bar
+    from counterstain.segmentation.predict import PredictConfig, predict_cohort
+    from counterstain.segmentation.predict_slide import predict_slide
+
+    settings = {
+        "threshold": threshold,
+        "min_area_um2": min_area_um2,
+        "origin": origin,
+        "object_type": object_type,
+        "regions_per_slide": regions_per_slide,
+        "region_size_um": region_size_um,
+    }
+    segmenter, source, out = Path(segmenter), Path(source), Path(out)
+    config = build(PredictConfig, settings, f"prediction on {source}")
+    if not source.is_dir():
+        options = {"regions": regions, "mpp_level0": mpp_level0}
+        return [predict_slide(segmenter, source, out, config, device=device, progress=bar, **options)]
+    if regions != "whole" or mpp_level0 is not None:
+        raise InputError(f"{source}: --regions and --mpp-level0 are for slides; a cohort has regions of its own")
+    return predict_cohort(segmenter, open_cohort(source), out, config, device=device, progress=bar)

@@ -1,0 +1,197 @@
+"""The settings: shown, explained, listed, and as a JSON schema for editors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, get_args
+
+from counterstain.api import PathLike, Settings, recipe_of
+from counterstain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+TAXONOMY_TEMPLATE = """\
+# The subtypes of a tissue class. Give this file with --taxonomy, or list its subtypes in LABELS.yaml.
+name: my-taxonomy
+tissue_class: tumour          # what all subtypes are; the segmenter tells it from background
+subtypes:                     # ids 1, 2, 3, ... in this order are the values of label images; 0 is background
+  - {id: 1, name: Subtype A, color: "#4477aa"}
+  - {id: 2, name: Subtype B, color: "#ee6677"}
+  - {id: 3, name: Composite, color: "#228833", counted: false}   # left out of the variance between subtypes
+"""
+
+
+def config_show(*, preset: str = "best", config: PathLike | None = None, settings: Settings | None = None) -> str:
+    """Print every setting of a recipe, as YAML that --config reads back.
+
+    Parameters
+    ----------
+    preset : str
+        paper, best or demo.
+    config : str or Path, optional
+        YAML with changes to the preset.
+    settings : mapping or sequence of str, optional
+        A change over both, for example spade.latent=64.
+    """
+    from counterstain.config import to_yaml
+
+    return to_yaml(recipe_of(preset, config, settings))
+
+
+def config_explain(key: str) -> str:
+    """Explain a setting: what it does, its type, its value in every preset.
+
+    Parameters
+    ----------
+    key : str
+        For example spade.training.steps, or a part such as spade.training; study.repeats for those of a study.
+    """
+    lines = [_explained(setting) for setting in _settings() if setting.key == key or setting.key.startswith(f"{key}.")]
+    if not lines:
+        near = sorted(
+            setting.key for setting in _settings() if setting.key.rpartition(".")[2] == key.rpartition(".")[2]
+        )
+        hint = f"did you mean {' or '.join(near)}?" if near else "'counterstain config show' lists all"
+        raise ConfigError(f"config explain {key}: no such setting; {hint}")
+    return "\n\n".join(lines) + "\n"
+
+
+def config_schema() -> dict[str, Any]:
+    """Print a JSON schema of STUDY.yaml, for editors that complete and check YAML."""
+    from counterstain.recipe import recipe_class
+    from counterstain.study.config import StudyConfig
+
+    schema, recipe = StudyConfig.model_json_schema(), recipe_class().model_json_schema()
+    definitions = schema.setdefault("$defs", {}) | recipe.pop("$defs", {})
+    for definition in (*(_referred(definitions, recipe)), recipe):
+        definition.pop("required", None)  # a study's recipe holds changes alone
+    schema["$defs"] = definitions | {"Recipe": recipe}
+    schema["properties"]["recipe"] = {"$ref": "#/$defs/Recipe", "description": "Changes to the preset's recipe."}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def config_taxonomy() -> str:
+    """Print a taxonomy file to start from."""
+    return TAXONOMY_TEMPLATE
+
+
+def config_reference() -> str:
+    """Print the reference of all settings, as Markdown (docs/settings.md)."""
+    lines = [
+        "# Settings",
+        "",
+        "Written by `counterstain config reference`. A recipe's settings stand under `recipe:` in STUDY.yaml and after",
+        "`--set` and in `--config` files of single commands; those of a study stand at the top of STUDY.yaml.",
+    ]
+    section = ""
+    for setting in _settings():
+        title = setting.key.rpartition(".")[0] or "recipe"
+        if title != section:
+            section = title
+            header = "| setting | type | paper | best | demo | meaning |\n|---|---|---|---|---|---|"
+            lines += ["", f"## {title}", "", header if not title.startswith("study") else STUDY_HEADER]
+        cells = [f"`{setting.key.rpartition('.')[2]}`", setting.type, *setting.values, setting.text]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+STUDY_HEADER = "| setting | type | default | meaning |\n|---|---|---|---|"
+
+
+class _Setting:
+    """A setting: its key, type, values by preset (or its default) and what it does."""
+
+    def __init__(self, key: str, field: FieldInfo, values: list[Any]) -> None:
+        self.key, self.type, self.values = key, _type_name(field.annotation), [_shown(value) for value in values]
+        self.text = " ".join((field.description or "").replace("``", "`").split())
+
+
+def _settings() -> Iterator[_Setting]:
+    """All settings of a recipe, then those of a study."""
+    from counterstain.recipe import PRESETS, load_recipe, recipe_class
+    from counterstain.study.config import StudyConfig
+
+    presets = [load_recipe(preset).model_dump(mode="json") for preset in PRESETS]
+    for key, field in _fields(recipe_class()):
+        yield _Setting(key, field, [_value(preset, key) for preset in presets])
+    for key, field in _fields(StudyConfig):
+        if not key.startswith("recipe"):
+            default = field.get_default(call_default_factory=True)
+            yield _Setting(f"study.{key}", field, ["required" if field.is_required() else default])
+
+
+def _fields(model: Any, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in model.model_fields.items():
+        inner = _model_of(field.annotation)
+        if inner is None:
+            yield prefix + name, field
+        else:
+            yield from _fields(inner, f"{prefix}{name}.")
+
+
+def _model_of(annotation: Any) -> Any:
+    """Return the settings class of a field that is one, perhaps optional."""
+    from pydantic import BaseModel
+
+    found = [
+        kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, BaseModel)
+    ]
+    return found[0] if found and str(annotation).count("[") <= 1 and "tuple" not in str(annotation) else None
+
+
+def _value(settings: Any, key: str) -> Any:
+    for part in key.split("."):
+        settings = settings.get(part) if isinstance(settings, Mapping) else None
+    return settings
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value).replace("'", "").replace("True", "true").replace("False", "false")
+
+
+def _type_name(annotation: Any) -> str:
+    text = getattr(annotation, "__name__", str(annotation)) if isinstance(annotation, type) else str(annotation)
+    for old, new in (
+        ("typing.", ""),
+        ("pathlib.Path", "path"),
+        ("Literal", ""),
+        ("NoneType", "null"),
+        ("None", "null"),
+    ):
+        text = text.replace(old, new)
+    return (
+        text.split("Annotated[")[-1].split(", Ge(")[0]
+        if "Annotated[" in text
+        else text.strip("[]")
+        if text[0] == "["
+        else text
+    )
+
+
+def _explained(setting: _Setting) -> str:
+    from counterstain.recipe import PRESETS
+
+    names = ("default",) if len(setting.values) == 1 else PRESETS
+    values = ", ".join(f"{name} {value}" for name, value in zip(names, setting.values, strict=True))
+    return f"{setting.key} ({setting.type})\n  {setting.text}\n  {values}"
+
+
+def _referred(definitions: Mapping[str, Any], schema: Any) -> Iterator[dict[str, Any]]:
+    """Definitions that a schema refers to, through others as well."""
+    todo, seen = [schema], set[str]()
+    while todo:
+        part = todo.pop()
+        if isinstance(part, Mapping):
+            name = str(part.get("$ref", "")).rpartition("/")[2]
+            if name in definitions and name not in seen:
+                seen.add(name)
+                todo.append(definitions[name])
+                yield definitions[name]
+            todo += part.values()
+        elif isinstance(part, list):
+            todo += part

@@ -1,0 +1,311 @@
+"""Studies: headroom, plan, run, demo, status, clean, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from counterstain.api import Numbers, PathLike, Settings, assignments, numbers_of, open_cohort, recipe_of
+from counterstain.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from counterstain.data.cohort import Cohort
+    from counterstain.study.config import StudyConfig
+    from counterstain.study.executors import ExecutorConfig
+    from counterstain.study.headroom import Headroom
+    from counterstain.study.run import Leftover
+    from counterstain.study.status import StudyState
+
+
+class StudyPlan(NamedTuple):
+    """A study before it runs."""
+
+    name: str
+    run: Path
+    """Folder of the study."""
+    state: StudyState
+    """The state of every cell."""
+    lacking: tuple[str, ...]
+    """What this machine still lacks for it, a line each."""
+
+
+MOST_DEMO_PROCESSES = 4  # no more than that can be busy for long, and each needs a gigabyte
+
+
+def headroom(
+    cohort: PathLike | Cohort,
+    *,
+    out: PathLike,
+    patients: Numbers | None = None,
+    repeats: int = 3,
+    split: str = "val",
+    preset: str = "best",
+    config: PathLike | None = None,
+    settings: Settings | None = None,
+    seed: int = 0,
+) -> Headroom:
+    """Draw the learning curve of the baseline: where it is flat, no generator can help.
+
+    If interrupted, the same command continues.
+
+    Parameters
+    ----------
+    cohort : str, Path or Cohort
+        Cohort with a split.
+    out : str or Path
+        Folder of the trainings, the table and the figure.
+    patients : str or sequence of int, optional
+        Numbers of training patients, such as 6,12,24 [default: all, half, a quarter, …].
+    repeats : int
+        Trainings at each number, with other patients and seeds.
+    split : str
+        val or test: what is tested on.
+    preset : str
+        Recipe to start from: paper, best or demo.
+    config : str or Path, optional
+        YAML with changes to the preset.
+    settings : mapping or sequence of str, optional
+        A change over both, for example segmenter.training.steps=500.
+    seed : int
+        Of the choice of patients and of the trainings.
+    """
+    from counterstain.config import build
+    from counterstain.progress import bar
+    from counterstain.report.example_figures import headroom_figure
+    from counterstain.report.figure_style import save_figure
+    from counterstain.study.headroom import HeadroomConfig, measure_headroom, sizes_of
+
+    chosen = {"patients": numbers_of(patients, "patients"), "repeats": repeats, "split": split, "seed": seed}
+    wanted = build(HeadroomConfig, chosen, "headroom")
+    opened, out = open_cohort(cohort), Path(out)
+    opened.part("train"), opened.part(wanted.split)
+    recipe = recipe_of(preset, config, settings)
+    with bar("headroom", len(sizes_of(wanted, len(opened.patients("train")))) * repeats) as advance:
+        found = measure_headroom(opened, recipe, wanted, out, ran=lambda: advance(1))
+    figure = headroom_figure(found)
+    for kind in ("svg", "png"):
+        save_figure(figure, out / f"headroom.{kind}")
+    return found
+
+
+def run_study(
+    study: PathLike | StudyConfig,
+    *,
+    out: PathLike | None = None,
+    executor: str = "local",
+    processes: int | None = None,
+    address: str | None = None,
+    settings: Settings | None = None,
+    logger: str | None = None,
+) -> Path:
+    """Run a study and write its report.
+
+    If interrupted or changed, the same command continues: only what is not there yet is made.
+
+    Parameters
+    ----------
+    study : str, Path or StudyConfig
+        The study, STUDY.yaml.
+    out : str or Path, optional
+        Folder of the study [default: out/NAME_OF_THE_FILE].
+    executor : str
+        Where cells run: local, or ray (a cluster).
+    processes : int, optional
+        Processes on this machine, with resources.threads threads each [default: one cell after another].
+    address : str, optional
+        A running Ray cluster, or auto [default: a new one on this machine alone].
+    settings : mapping or sequence of str, optional
+        A change to the study, for example repeats=2.
+    logger : str, optional
+        Send curves to mlflow or wandb as well; TensorBoard and CSV are always written.
+
+    Returns
+    -------
+    Path
+        The report; the tables are in the folder ``results`` beside it.
+    """
+    from counterstain.config import build
+    from counterstain.study.executors import ExecutorConfig
+
+    if (processes is not None and executor == "ray") or (address is not None and executor != "ray"):
+        raise ConfigError("--processes goes with --executor local, --address with --executor ray")
+    where = build(ExecutorConfig, {"kind": executor, "processes": processes, "address": address}, "--executor")
+    changes = [*assignments(settings), *([] if logger is None else [f"resources.logger={_known_logger(logger)}"])]
+    loaded, source, run = _loaded(study, out, changes)
+    return _run_and_report(loaded, run, source, where)
+
+
+def demo(*, out: PathLike = "out/demo", processes: int | None = None, settings: Settings | None = None) -> Path:
+    """Run everything in minutes on two CPU cores: phantom, generators, synthetic sets, segmenters, report.
+
+    Parameters
+    ----------
+    out : str or Path
+        Folder of the study.
+    processes : int, optional
+        Processes of one thread each [default: one per core].
+    settings : mapping or sequence of str, optional
+        A change to the study, for example repeats=2.
+
+    Returns
+    -------
+    Path
+        The report.
+    """
+    import os
+    from importlib import resources
+
+    from counterstain.config import build
+    from counterstain.study.executors import ExecutorConfig
+
+    # Networks as small as these gain next to nothing from a second thread.
+    count = processes if processes is not None else min(os.cpu_count() or 1, MOST_DEMO_PROCESSES)
+    where = build(ExecutorConfig, {"processes": count}, "--processes")
+    with resources.as_file(resources.files("counterstain") / "presets" / "study_demo.yaml") as file:
+        study, _, run = _loaded(file, out, assignments(settings))
+        return _run_and_report(study, run, "demo", where)
+
+
+def plan_study(
+    study: PathLike | StudyConfig, *, out: PathLike | None = None, settings: Settings | None = None
+) -> StudyPlan:
+    """Show what a study is made of, what is done, what is left, and what it will take. Runs nothing.
+
+    Parameters
+    ----------
+    study : str, Path or StudyConfig
+        The study, STUDY.yaml.
+    out : str or Path, optional
+        Folder of the study [default: out/NAME_OF_THE_FILE].
+    settings : mapping or sequence of str, optional
+        A change to the study, for example repeats=2.
+    """
+    from counterstain.study.plan import cells_of
+    from counterstain.study.run import lacking
+    from counterstain.study.status import rows_of, state_of
+
+    loaded, source, run = _loaded(study, out, assignments(settings))
+    recipe = loaded.resolved_recipe(source)
+    planned = cells_of(loaded, recipe)
+    state = state_of(run, rows_of(planned))
+    todo = [cell for cell in planned if state.states[cell.folder] != "done"]
+    return StudyPlan(loaded.name, run, state, tuple(lacking(recipe, todo)))
+
+
+def study_status(run: PathLike) -> StudyState:
+    """Show what of a study is done, runs, failed and is left; from any process, also while it runs.
+
+    Parameters
+    ----------
+    run : str or Path
+        Folder of the study (--out of study run).
+    """
+    from counterstain.study.status import read_plan, state_of
+
+    return state_of(Path(run), read_plan(Path(run)))
+
+
+def clean_study(
+    study: PathLike | StudyConfig,
+    *,
+    out: PathLike | None = None,
+    dry_run: bool = False,
+    settings: Settings | None = None,
+) -> list[Leftover]:
+    """Delete the folders of cells that the study's plan no longer refers to; the command asks first.
+
+    Parameters
+    ----------
+    study : str, Path or StudyConfig
+        The study, STUDY.yaml.
+    out : str or Path, optional
+        Folder of the study [default: out/NAME_OF_THE_FILE].
+    dry_run : bool
+        Only say what would be deleted.
+    settings : mapping or sequence of str, optional
+        A change to the study, for example repeats=2.
+
+    Returns
+    -------
+    list of Leftover
+        The folders and their sizes.
+    """
+    from counterstain.storage import claim, stage_of
+    from counterstain.study.plan import cells_folder, cells_of
+    from counterstain.study.run import leftovers, locked, remove
+
+    loaded, source, run = _loaded(study, out, assignments(settings))
+    if stage_of(run) != "study":
+        raise InputError(f"{run}: not the folder of a study; give the one of 'study run' with --out")
+    claim(run, "study", {"name": loaded.name})  # of another study, nothing would be referred to
+    with locked(run):
+        planned = {cell.folder for cell in cells_of(loaded, loaded.resolved_recipe(source))}
+        found = leftovers(cells_folder(run), planned)
+        if not dry_run:
+            remove(found)
+    return found
+
+
+def report(
+    run: PathLike, *, out: PathLike | None = None, figures: PathLike | None = None, tables: PathLike | None = None
+) -> Path:
+    """Write one self-contained page with the figures, tables and findings of a study.
+
+    Parameters
+    ----------
+    run : str or Path
+        Folder of a study that has run, or its results folder.
+    out : str or Path, optional
+        The file to write [default: RUN/report.html].
+    figures : str or Path, optional
+        Folder to write each figure to as well, as SVG and PNG.
+    tables : str or Path, optional
+        Folder to write the tables to as well, as CSV and LaTeX.
+
+    Returns
+    -------
+    Path
+        The page.
+    """
+    from counterstain.report.files import write_figures, write_tables
+    from counterstain.report.page import write_report
+
+    page = write_report(Path(run), None if out is None else Path(out))
+    if figures is not None:
+        write_figures(Path(run), Path(figures))
+    if tables is not None:
+        write_tables(Path(run), Path(tables))
+    return page
+
+
+def _loaded(
+    study: PathLike | StudyConfig, out: PathLike | None, settings: list[str]
+) -> tuple[StudyConfig, str | Path, Path]:
+    """Return a study, where it comes from for messages, and its folder."""
+    from counterstain.study.config import StudyConfig, load_study
+
+    if isinstance(study, StudyConfig):
+        if settings:
+            raise ConfigError("settings go over a file; change the StudyConfig itself")
+        return study, "study", Path(out or Path("out") / study.name)
+    file = Path(study)
+    return load_study(file, settings), file, Path(out or Path("out") / file.stem)
+
+
+def _run_and_report(study: StudyConfig, out: Path, source: str | Path, executor: ExecutorConfig) -> Path:
+    from counterstain.report.page import write_report
+    from counterstain.storage import read_json
+    from counterstain.study.run import run_study as run
+
+    results = run(study, out, source=source, executor=executor)
+    failed: Any = read_json(results / "study.json")["failed"]
+    if failed and (results / "results.csv").stat().st_size < 2:
+        why = failed[0]["why"].partition("\n")[0]
+        raise InputError(f"{results.parent}: no arm has a result; the first failure: {failed[0]['cell']}: {why}")
+    return write_report(results.parent, command="study run")
+
+
+def _known_logger(logger: str) -> str:
+    from counterstain.tracking import known_logger
+
+    return known_logger(logger)

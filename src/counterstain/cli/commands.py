@@ -1,0 +1,85 @@
+"""Commands made from the functions of :mod:`counterstain.api`: a signature gives arguments and options, a docstring help.
+
+Positional parameters become arguments, keyword-only ones options. Annotations are read as text, so that no module with
+heavy imports is loaded for ``--help``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from counterstain.errors import CounterstainWarning
+
+Verb = Callable[..., Any]
+Show = Callable[[Any, dict[str, Any]], None]
+
+OPTIONS = {"settings": "--set"}  # where an option has another name than its parameter
+METAVARS = {"settings": "KEY=VALUE", "config": "FILE", "patients_seen": "none|FILE"}
+TYPES: dict[str, Any] = {
+    "PathLike": Path,
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "Numbers": str,
+    "Settings": list[str],
+    "Sequence[str]": list[str],
+    "Sequence[PathLike]": list[Path],
+}
+PARAMETERS = re.compile(r"Parameters\n-+\n(.*?)(?:\n\w+\n---|\Z)", re.DOTALL)
+PARAMETER = re.compile(r"^(\w+) : .*\n((?:    .+\n?)+)", re.MULTILINE)
+
+
+def command_of(verb: Verb, show: Show) -> Callable[..., None]:
+    """Return the function that Typer makes a command of.
+
+    Parameters
+    ----------
+    verb : callable
+        A function with a numpydoc docstring.
+    show : callable
+        Prints what came of it: ``show(result, arguments)``.
+    """
+    signature = list(inspect.signature(verb).parameters.values())
+    positional = [p.name for p in signature if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    documentation = inspect.getdoc(verb) or ""
+    found = PARAMETERS.search(documentation)
+    described = {name: " ".join(text.split()) for name, text in PARAMETER.findall(found[1] + "\n")} if found else {}
+
+    def command(**arguments: Any) -> None:
+        options = dict(arguments)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", CounterstainWarning)
+            result = verb(*[options.pop(name) for name in positional], **options)
+        show(result, arguments)
+        for warning in caught:
+            typer.secho(f"warning: {warning.message}", err=True, fg=typer.colors.YELLOW)
+
+    parameters = [_parameter(p, described[p.name]) for p in signature]
+    command.__name__ = verb.__name__
+    command.__doc__ = documentation.partition("\nParameters\n---")[0].strip()
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _parameter(parameter: inspect.Parameter, text: str) -> inspect.Parameter:
+    """Return a parameter as Typer reads it."""
+    kind = TYPES[str(parameter.annotation).split(" | ")[0]]
+    optional = parameter.default is None
+    name, _, _ = parameter.name.partition("=")
+    info: Any
+    if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+        info = typer.Argument(metavar=name.upper() + ("…" if kind == list[Path] else ""), help=text)
+    else:
+        option = OPTIONS.get(name, f"--{name.replace('_', '-')}")
+        info = typer.Option(option, metavar=METAVARS.get(name), help=text)
+    annotation = Annotated[kind | None if optional else kind, info]
+    return parameter.replace(annotation=annotation, kind=inspect.Parameter.KEYWORD_ONLY)

@@ -1,0 +1,72 @@
+"""What this machine has: versions, device, pre-trained weights."""
+
+from __future__ import annotations
+
+PACKAGES = (
+    "counterstain", "torch", "torchvision", "lightning", "diffusers", "segmentation-models-pytorch", "zarr",
+    "openslide-python", "tifffile", "shapely", "lpips",
+)  # fmt: skip
+
+
+def doctor() -> None:
+    """Say which versions, which device and which pre-trained weights this machine has."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "found", "means", title="counterstain doctor", title_justify="left")
+    for row in (*_versions(), *_machine(), *_weights()):
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _versions() -> list[tuple[str, str, str]]:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    rows = [("python", platform.python_version(), "")]
+    for package in PACKAGES:
+        try:
+            rows.append((package, version(package), ""))
+        except PackageNotFoundError:
+            rows.append((package, "not installed", "optional: perceptual loss of the autoencoder"))
+    return rows
+
+
+def _machine() -> list[tuple[str, str, str]]:
+    import os
+    import shutil
+    from pathlib import Path
+
+    import torch
+
+    rows = [("CPU cores", str(os.cpu_count()), f"torch uses {torch.get_num_threads()} threads")]
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        rows.append(("GPU", f"{torch.cuda.get_device_name()}, {memory:.0f} GB", "precision auto = bf16"))
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 - torch has no public name for it
+        rows.append(("GPU", "none", f"precision auto = {'bf16' if fast else 'fp32'} on this CPU; use --preset demo"))
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    rows.append(("disk", f"{free:.0f} GB free here", "" if free > 10 else "little room for a study"))
+    return rows
+
+
+def _weights() -> list[tuple[str, str, str]]:
+    from pathlib import Path
+
+    import torch
+
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    rows = []
+    for network, pattern, used, remedy in (
+        ("VGG19, ImageNet", "vgg19-*.pth", "SPADE's perceptual loss", "spade.vgg_weights=FILE or spade.vgg_weight=0"),
+        ("VGG16, ImageNet", "vgg16-*.pth", "LPIPS", "autoencoder.lpips_weights=FILE or autoencoder.lpips_weight=0"),
+        ("ResNet-34, ImageNet", "resnet34-*.pth", "segmenter", "segmenter.encoder_weights=FILE or null"),
+    ):
+        found = sorted(cache.glob(pattern))
+        where = found[0].name if found else "not in the cache"
+        meaning = (
+            f"for the {used}" if found else f"for the {used}: fetched on first use; without a network --set {remedy}"
+        )
+        rows.append((network, where, meaning))
+    return rows

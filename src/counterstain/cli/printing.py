@@ -1,0 +1,353 @@
+"""What the commands print: tables on standard output, and what to do next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from counterstain.api.studies import StudyPlan
+    from counterstain.audit.adherence import Audit
+    from counterstain.data.cohort import Cohort
+    from counterstain.data.patch_set import PatchSet
+    from counterstain.segmentation.predict import Prediction
+    from counterstain.study.headroom import Headroom
+    from counterstain.study.status import StudyState
+
+Arguments = dict[str, Any]
+SHOWN = 20  # running and failed cells
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None, words: int = 1
+) -> None:
+    """Print a table; the first ``words`` columns are text, the others are numbers. An empty row draws a line."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        text = number < words
+        table.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=text)
+    for row in rows:
+        table.add_row(*row) if row else table.add_section()
+    print_rich(table)
+
+
+def print_rich(what: object) -> None:
+    """Print a table or tree as wide as the terminal, or 120 columns into a file."""
+    from rich.console import Console
+
+    console = Console()
+    (console if console.is_terminal else Console(width=120)).print(what)
+
+
+def show_phantom(cohort: Cohort, arguments: Arguments) -> None:
+    """Print what a phantom is made of."""
+    regions = cohort.regions
+    share = int(cohort.instances["area_px"].sum()) / int((regions["height_px"] * regions["width_px"]).sum())
+    typer.echo(
+        f"{cohort.folder}: {arguments['slides']} slides, {len(cohort)} regions of {arguments['size']} px at "
+        f"{cohort.mpp:g} mpp, {len(cohort.instances)} instances, {share:.0%} tumour"
+    )
+    typer.echo(f"next: counterstain split {cohort.folder}, then counterstain inspect {cohort.folder}")
+
+
+def show_table_import(cohort: Cohort, _: Arguments) -> None:
+    """Print what came of an import of a table."""
+    from counterstain.storage import read_json
+
+    found = read_json(cohort.folder / "import.json")
+    if found["masks_of_0_and_1"]:
+        typer.echo("no mask goes above 1: taken as masks of 0 and 1, the threshold is not used")
+    if found["dropped_components"]:
+        typer.echo(f"dropped {found['dropped_components']} components of {found['dropped_px']} px in all")
+    if found["regions_without_instance"]:
+        typer.echo(f"{found['regions_without_instance']} regions have no instance")
+    _show_import(cohort)
+
+
+SLIDE_LINES = {
+    "repaired": "{} outlines crossed themselves and were repaired",
+    "cut_at_slide_edge": "{} annotations reach over the edge of their slide and were cut there",
+    "cut_at_region_edge": "{} annotations reach over the edge of a region and were cut there",
+    "outside_of_regions": "{} annotations lie outside all regions",
+    "hidden_or_smaller_than_a_pixel": "{} instances are hidden by others or smaller than a pixel",
+    "background": "{} annotations are background",
+    "ignored": "{} annotations are ignored",
+    "regions_without_instance": "{} regions have no instance",
+    "overlapping_regions": "{} pairs of regions overlap: tissue that both show counts twice",
+}
+CORNERS = {"canvas": "whole canvas", "bounds": "scanned area"}
+
+
+def show_slide_import(cohort: Cohort, _: Arguments) -> None:
+    """Print what came of an import of slides."""
+    from counterstain.storage import read_json
+
+    found = read_json(cohort.folder / "import.json")
+    typer.echo(f"annotations count from the corner of the {CORNERS[found['origin']]} (--origin {found['origin']})")
+    for name, line in SLIDE_LINES.items():
+        if found[name]:
+            typer.echo(line.format(f"{found[name]:,}"))
+    for reason, count in found["skipped"].items():
+        typer.echo(f"left out: {count:,} x {reason}")
+    others = found["files_of_other_formats"]
+    if others:
+        more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
+        warn(f"{others[0]}{more}: another format, left out")
+    for slide in found["slides_coarser_than_mpp"]:
+        warn(f"slide {slide} was scanned at a coarser resolution than {cohort.mpp:g} mpp")
+    typer.echo(f"overview pictures: {cohort.folder / 'overview'}")
+    _show_import(cohort)
+
+
+def _show_import(cohort: Cohort) -> None:
+    from counterstain.data.cohort import missing_subtypes
+
+    show_parts(cohort)
+    _show_subtypes(cohort)
+    for line in missing_subtypes(cohort):
+        warn(line)
+    unsplit = cohort.regions["split"].isna().all()
+    typer.echo(f"next: counterstain {'split' if unsplit else 'inspect'} {cohort.folder}")
+
+
+def warn(line: str) -> None:
+    """Print a warning to standard error."""
+    typer.secho(f"warning: {line}", err=True, fg=typer.colors.YELLOW)
+
+
+def show_exact(out: Path, _: Arguments) -> None:
+    """Print how many annotations were fetched."""
+    from counterstain.storage import read_json
+
+    typer.echo(f"{out}: {read_json(out)['count']:,} annotations")
+    typer.echo(f"next: counterstain import labels {out} --format exact > LABELS.yaml")
+
+
+def show_weights(header: Any, arguments: Arguments) -> None:
+    """Print what weights were taken for."""
+    names, seen = header.taxonomy.names, len(header.patients_seen)
+    typer.echo(f"{arguments['out']}: {header.kind} of {len(names)} subtypes, {header.size_px} px at {header.mpp} um/px")
+    typer.echo(f"it counts as trained on {seen} patients" if seen else "it counts as trained on no patient of yours")
+
+
+def show_parts(cohort: Cohort, _: Arguments | None = None) -> None:
+    """Print patients, slides, regions and area of every part."""
+    from counterstain.data.cohort import parts_table
+
+    rows = [
+        (str(row.part), f"{row.patients:,}", f"{row.slides:,}", f"{row.regions:,}", f"{row.area_mm2:,.3f}")
+        for row in parts_table(cohort).itertuples()
+    ]
+    print_table(("part", "patients", "slides", "regions", "mm²"), rows)
+
+
+def _show_subtypes(cohort: Cohort) -> None:
+    from counterstain.data.cohort import subtypes_table
+
+    rows: list[Sequence[str]] = []
+    for part, table in subtypes_table(cohort).groupby("part", sort=False):
+        rows += [
+            (
+                str(part) if number == 0 else "",
+                str(row.subtype),
+                f"{row.slides:,}",
+                f"{row.instances:,}",
+                f"{row.instance_share:.1%}",
+                f"{row.area_mm2:,.3f}",
+                f"{row.area_share:.1%}",
+            )  # fmt: skip
+            for number, row in enumerate(table.itertuples())
+        ]
+        rows.append(())
+    print_table(("part", cohort.taxonomy.tissue_class, "slides", "instances", "share", "mm²", "share"), rows, words=2)
+
+
+def show_inspection(_: pd.DataFrame, arguments: Arguments) -> None:
+    """Print what a cohort is made of."""
+    from counterstain.data.cohort import Cohort
+
+    cohort = Cohort.open(arguments["cohort"])
+    show_parts(cohort)
+    _show_subtypes(cohort)
+    typer.echo(f"figure: {arguments['out'] or cohort.folder / 'composition.svg'}")
+
+
+NEXT_OF_EXPORT = {
+    "png": "read back: counterstain import table {out}/table.csv --labels ids --taxonomy {out}/taxonomy.yaml --mpp …",
+    "nnunet": "next: nnUNetv2_plan_and_preprocess -d NUMBER --verify_dataset_integrity, then copy "
+    "{out}/splits_final.json beside the preprocessed data, so that training and validation are split by patient",
+    "hf": 'read with: load_dataset("imagefolder", data_dir="{out}")',
+}
+
+
+def show_export(written: list[Path] | int, arguments: Arguments) -> None:
+    """Print what was exported and how to read it."""
+    if not isinstance(written, int):
+        for file in written:
+            typer.echo(f"{file}")
+        return
+    typer.echo(f"{arguments['out']}: {written:,} images")
+    typer.echo(NEXT_OF_EXPORT[arguments["format"]].format(out=arguments["out"]))
+
+
+def show_training(out: Path, arguments: Arguments) -> None:
+    """Print what to do with a trained network."""
+    cohort = arguments["cohort"]
+    following = {
+        "autoencoder": f"train diffusion {cohort} --autoencoder {out} --out DIR",
+        "judge": f"audit SET --cohort {cohort} --judge {out} --out DIR",
+    }
+    drawn = {"distilled": "diffusion"}.get(arguments["network"], arguments["network"])
+    draw = f"synthesize {cohort} --method {drawn} --generator {out} --count N --out DIR"
+    typer.echo(f"{out}: {arguments['network']} is trained")
+    typer.echo(f"next: counterstain {following.get(arguments['network'], draw)}")
+
+
+def show_set(found: PatchSet, arguments: Arguments) -> None:
+    """Print the balance of a synthetic set."""
+    balance = found.balance()
+    instances, area = max(int(balance["instances"].sum()), 1), max(int(balance["area_px"].sum()), 1)
+    rows = [
+        (
+            str(row.subtype),
+            f"{row.instances_before}",
+            f"{row.instances}",
+            f"{row.instances / instances:.1%}",
+            f"{row.area_px_before:,}",
+            f"{row.area_px:,}",
+            f"{row.area_px / area:.1%}",
+        )  # fmt: skip
+        for row in balance.itertuples()
+    ]
+    columns = ("subtype", "instances before", "instances", "share", "area before (px)", "area (px)", "share of area")
+    print_table(columns, rows, title=f"{arguments['out']}: {len(found)} patches ({found.header.method})")
+    drawn = int(found.patches["attempts"].sum())
+    typer.echo(f"{drawn} images drawn, {drawn - len(found.patches)} refused by the filter")
+
+
+def show_preview(rows: Sequence[Any], arguments: Arguments) -> None:
+    """Print where a preview is."""
+    typer.echo(f"{arguments['out']}: {len(rows)} patches, each redrawn as {len(rows[0].drawn)} subtypes")
+
+
+def show_redrawn(cohort: Cohort, arguments: Arguments) -> None:
+    """Print what was redrawn and how to look at it."""
+    out = arguments["out"]
+    typer.echo(f"{out}: {len(cohort)} regions")
+    typer.echo(f"images with masks: counterstain export {out} --format png --out …; look: counterstain inspect {out}")
+
+
+def show_audit(audit: Audit, arguments: Arguments) -> None:
+    """Print the figures of an audit side by side."""
+    found = audit.findings
+    rows = [
+        ("Fréchet distance", *(f"{f.frechet.value:.2f} ({f.frechet.low:.2f}-{f.frechet.high:.2f})" for f in found)),
+        ("kernel distance", *(f"{f.kernel.value:.4f} ({f.kernel.low:.4f}-{f.kernel.high:.4f})" for f in found)),
+        *(
+            (name, *(f"{getattr(f, name):.2f}" for f in found))
+            for name in ("precision", "recall", "density", "coverage")
+        ),
+        *((f"adherence, {s}", *(_number(f.adherence[s]) for f in found)) for s in found[0].adherence.index),
+        *((f"stain, {s}", *(_number(f.stain[s]) for f in found)) for s in found[0].stain.index),
+        ("seam (grey levels)", *(f"{f.seam:.1f}" for f in found)),
+        ("near copies", *(_number(f.copies.share, ".1%") for f in found)),
+    ]
+    title = "against real training patches; 95 % intervals over patients; adherence = share that looks as asked"
+    print_table(("", *(f.name for f in found)), rows, title=title)
+    typer.echo(f"tables and pictures: {arguments['out']}")
+
+
+def _number(value: float, form: str = ".2f") -> str:
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def show_segmenter(out: Path, arguments: Arguments) -> None:
+    """Print what to do with a trained segmenter."""
+    typer.echo(f"{out}: trained")
+    typer.echo(f"next: counterstain evaluate {out} {arguments['cohort']} --split val")
+
+
+def show_scores(scores: pd.Series, arguments: Arguments) -> None:
+    """Print the measures of a segmenter."""
+    title = f"{arguments['segmenter']} on {arguments['cohort']} ({arguments['split']})"
+    print_table(
+        ("measure", "value"), [(str(name), _number(value, ".4f")) for name, value in scores.items()], title=title
+    )
+    if scores.attrs["absent"]:
+        absent = ", ".join(scores.attrs["absent"])
+        typer.echo(f"notice: no pixel of {absent}; left out of the subtype variance", err=True)
+    if "test_looks" in scores.attrs:
+        times, log = scores.attrs["test_looks"], scores.attrs["test_log"]
+        typer.echo(f"times that the test part's figures were shown: {times} ({log})")
+    if arguments["out"] is not None:
+        typer.echo(f"written: {arguments['out'] / 'counts.parquet'}, {arguments['out'] / 'measures.csv'}")
+
+
+def show_predictions(predictions: Sequence[Prediction], _: Arguments) -> None:
+    """Print how much tumour was outlined."""
+    for path, areas, area_um2 in predictions:
+        if areas is None or area_um2 is None:
+            typer.echo(f"{path}: is there already")
+        else:
+            typer.echo(f"{path}: {areas:,} areas of tumour, {area_um2 / 1e6:,.3f} mm² in all")
+
+
+def show_headroom(found: Headroom, arguments: Arguments) -> None:
+    """Print what more patients would bring."""
+    for line in found.in_words():
+        typer.echo(line)
+    out = arguments["out"]
+    typer.echo(f"{out / 'headroom.csv'}, {out / 'headroom.svg'}; a study with fewer patients: cohort.train_patients")
+
+
+def show_study(report: Path, _: Arguments) -> None:
+    """Print the results of a study and where its report is."""
+    import pandas as pd
+
+    results = pd.read_csv(report.parent / "results" / "results.csv")
+    recalls = [c for c in results.columns if c.startswith("recall_") and c != "recall_background"]
+    rows = []
+    for arm, group in results[results["split"] == "test"].groupby("arm", sort=False):
+        means = group[["dice", "subtype_variance", *recalls]].mean()
+        shown = (f"{means['dice']:.3f}", f"{means['subtype_variance']:.4f}", *(f"{means[c]:.3f}" for c in recalls))
+        rows.append((str(arm), str(len(group)), *shown))
+    columns = ("arm", "n", "Dice", "variance", *(c.removeprefix("recall_") for c in recalls))
+    print_table(columns, rows, title="test, mean over repeats; on the right the recall of each subtype")
+    typer.echo(f"report: {report}")
+
+
+def show_status(state: StudyState, _: Arguments) -> None:
+    """Print how far a study is."""
+    from counterstain.study.status import failures, running, stage_table, time_left
+
+    print_rich(stage_table(state))
+    for line in (*running(state, SHOWN), *failures(state, SHOWN)):
+        typer.echo(line)
+    typer.echo(time_left(state, int(state.journal.study["slots"]) if state.journal.study else 1))
+
+
+def show_plan(plan: StudyPlan, *, cells: bool, processes: int) -> None:
+    """Print what a study is made of and what it will take."""
+    from counterstain.study.status import cell_table, plan_tree, what_it_takes
+
+    print_rich(cell_table(plan.state) if cells else plan_tree(plan.state, plan.name))
+    typer.echo(what_it_takes(plan.state, plan.run, processes))
+    for line in plan.lacking:
+        typer.echo(f"not yet on this machine: {line}")
+
+
+def show_report(page: Path, arguments: Arguments) -> None:
+    """Print where the page and its files are."""
+    typer.echo(f"report: {page}")
+    for name in ("figures", "tables"):
+        if arguments[name] is not None:
+            typer.echo(f"{name}: {len(list(arguments[name].iterdir()))} files in {arguments[name]}")
