@@ -7,7 +7,7 @@ the hash of the weights, so a folder with it is whole.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 from safetensors import SafetensorError
@@ -21,7 +21,7 @@ from counterstain.storage import read_json, replacing, sha256_of, stage_of, swee
 from counterstain.taxonomy import Taxonomy
 
 WEIGHTS_FILE, HEADER_FILE = "model.safetensors", "model.json"
-Kind = Literal["autoencoder", "diffusion", "spade", "segmenter", "judge"]
+Kind = str  # stage of a registered training, or segmenter or judge
 
 
 class CheckpointHeader(Config):
