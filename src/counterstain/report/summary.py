@@ -19,17 +19,8 @@ from counterstain.report.effects import (
     preferred_baseline,
     smallest_p_caution,
 )
-from counterstain.report.formatting import (
-    CEILING,
-    NO_INTERVAL,
-    PERCENT,
-    counted,
-    fixed,
-    interval,
-    is_oracle,
-    label_of,
-    signed,
-)
+from counterstain.progress import PERCENT, counted
+from counterstain.report.formatting import CEILING, NO_INTERVAL, fixed, interval, is_oracle, label_of, signed
 from counterstain.report.results import Results
 
 ENOUGH_REPEATS = 5  # the paper's number
