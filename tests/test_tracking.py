@@ -3,11 +3,11 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 import torch
+from counterstain.cli.options import checked
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import Line, trained
 
 from counterstain import tracking
-from counterstain.cli.options import checked
 from counterstain.errors import ConfigError, DivergenceError
 from counterstain.storage import fingerprint
 from counterstain.training_config import TrainingConfig

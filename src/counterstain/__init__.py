@@ -1,4 +1,17 @@
-"""Balance the rare subtypes of a tissue class with generated images, and prove that it helped."""
+"""Balance the rare subtypes of a tissue class with generated images, and test whether that helped.
+
+Every command of the command line is a function here, with the same arguments; paths may be strings::
+
+    import counterstain as cs
+
+    cohort = cs.split(cs.make_phantom("cohort", slides=12))
+    cs.train("spade", cohort, out="spade", preset="demo")
+    cs.synthesize(cohort, method="spade", generator="spade", count=64, out="set", preset="demo")
+    cs.segment(cohort, synthetic="set", out="segmenter", preset="demo")
+    print(cs.evaluate("segmenter", cohort))
+
+Below them are the records that they take and return (:class:`Cohort`, :class:`Patch`, :class:`PatchSet`, ...).
+"""
 
 from __future__ import annotations
 
@@ -6,10 +19,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from counterstain.audit.adherence import AuditConfig
-    from counterstain.audit.audit import audit_sets
-    from counterstain.audit.judge import train_judge
-    from counterstain.audit.judge_config import JudgeConfig
+    from counterstain.api.cohorts import export, inspect, make_phantom, split
+    from counterstain.api.generators import Generator, audit, load_generator, preview, redraw, synthesize, train
+    from counterstain.api.imports import import_exact, import_labels, import_slides, import_table, import_weights
+    from counterstain.api.segmenters import evaluate, predict, segment
+    from counterstain.api.settings import config_explain, config_reference, config_schema, config_show, config_taxonomy
+    from counterstain.api.studies import clean_study, demo, headroom, plan_study, report, run_study, study_status
     from counterstain.data.cohort import Cohort, CohortWriter, Region
     from counterstain.data.patch_set import PatchSet
     from counterstain.data.patches import Patch, Source
@@ -18,6 +33,7 @@ if TYPE_CHECKING:
     from counterstain.errors import (
         ConfigError,
         CounterstainError,
+        CounterstainWarning,
         DivergenceError,
         InputError,
         LeakageError,
@@ -25,72 +41,60 @@ if TYPE_CHECKING:
         StorageError,
         TaxonomyError,
     )
-    from counterstain.generators.interface import load_generator
-    from counterstain.generators.train import train_autoencoder, train_diffusion, train_spade
+    from counterstain.generators.interface import DrawRequest
+    from counterstain.generators.methods import Method, Training, register
     from counterstain.recipe import Recipe, load_recipe
-    from counterstain.report.page import write_report
-    from counterstain.segmentation.evaluate import evaluate
-    from counterstain.segmentation.train import train_segmenter
+    from counterstain.segmentation.counts import measures
     from counterstain.study.config import StudyConfig, load_study
-    from counterstain.study.run import run_study
-    from counterstain.synthesis.masks import SynthesisConfig
-    from counterstain.synthesis.synthesize import synthesize
     from counterstain.taxonomy import Subtype, Taxonomy
 
 __version__ = "0.1.0"
 
 # Loaded on first use, so that the command line's --help does not wait for torch.
 _HOMES = {
-    "AuditConfig": "audit.adherence",
-    "Cohort": "data.cohort",
-    "CohortWriter": "data.cohort",
-    "ConfigError": "errors",
-    "CounterstainError": "errors",
-    "DivergenceError": "errors",
-    "InputError": "errors",
-    "JudgeConfig": "audit.judge_config",
-    "LeakageError": "errors",
-    "MismatchError": "errors",
-    "Patch": "data.patches",
-    "PatchSampler": "data.sampling",
-    "PatchSet": "data.patch_set",
-    "Recipe": "recipe",
-    "Region": "data.cohort",
-    "RelabelConfig": "data.relabel",
-    "SamplingConfig": "data.sampling",
-    "Source": "data.patches",
-    "StorageError": "errors",
-    "StudyConfig": "study.config",
-    "Subtype": "taxonomy",
-    "SynthesisConfig": "synthesis.masks",
-    "Taxonomy": "taxonomy",
-    "TaxonomyError": "errors",
-    "audit_sets": "audit.audit",
-    "evaluate": "segmentation.evaluate",
-    "load_generator": "generators.interface",
-    "load_recipe": "recipe",
-    "load_study": "study.config",
-    "relabel": "data.relabel",
-    "run_study": "study.run",
-    "synthesize": "synthesis.synthesize",
-    "train_autoencoder": "generators.train",
-    "train_diffusion": "generators.train",
-    "train_judge": "audit.judge",
-    "train_segmenter": "segmentation.train",
-    "train_spade": "generators.train",
-    "write_report": "report.page",
+    "api.cohorts": ("export", "inspect", "make_phantom", "split"),
+    "api.generators": ("Generator", "audit", "load_generator", "preview", "redraw", "synthesize", "train"),
+    "api.imports": ("import_exact", "import_labels", "import_slides", "import_table", "import_weights"),
+    "api.segmenters": ("evaluate", "predict", "segment"),
+    "api.settings": ("config_explain", "config_reference", "config_schema", "config_show", "config_taxonomy"),
+    "api.studies": ("clean_study", "demo", "headroom", "plan_study", "report", "run_study", "study_status"),
+    "data.cohort": ("Cohort", "CohortWriter", "Region"),
+    "data.patch_set": ("PatchSet",),
+    "data.patches": ("Patch", "Source"),
+    "data.relabel": ("RelabelConfig", "relabel"),
+    "data.sampling": ("PatchSampler", "SamplingConfig"),
+    "errors": (
+        "ConfigError",
+        "CounterstainError",
+        "CounterstainWarning",
+        "DivergenceError",
+        "InputError",
+        "LeakageError",
+        "MismatchError",
+        "StorageError",
+        "TaxonomyError",
+    ),
+    "generators.interface": ("DrawRequest",),
+    "generators.methods": ("Method", "Training", "register"),
+    "recipe": ("Recipe", "load_recipe"),
+    "segmentation.counts": ("measures",),
+    "study.config": ("StudyConfig", "load_study"),
+    "taxonomy": ("Subtype", "Taxonomy"),
 }
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "AuditConfig",
     "Cohort",
     "CohortWriter",
     "ConfigError",
     "CounterstainError",
+    "CounterstainWarning",
     "DivergenceError",
+    "DrawRequest",
+    "Generator",
     "InputError",
-    "JudgeConfig",
     "LeakageError",
+    "Method",
     "MismatchError",
     "Patch",
     "PatchSampler",
@@ -103,27 +107,52 @@ __all__ = [
     "StorageError",
     "StudyConfig",
     "Subtype",
-    "SynthesisConfig",
     "Taxonomy",
     "TaxonomyError",
-    "audit_sets",
+    "Training",
+    "audit",
+    "clean_study",
+    "config_explain",
+    "config_reference",
+    "config_schema",
+    "config_show",
+    "config_taxonomy",
+    "demo",
     "evaluate",
+    "export",
+    "headroom",
+    "import_exact",
+    "import_labels",
+    "import_slides",
+    "import_table",
+    "import_weights",
+    "inspect",
     "load_generator",
     "load_recipe",
     "load_study",
+    "make_phantom",
+    "measures",
+    "plan_study",
+    "predict",
+    "preview",
+    "redraw",
+    "register",
     "relabel",
+    "report",
     "run_study",
+    "segment",
+    "split",
+    "study_status",
     "synthesize",
-    "train_autoencoder",
-    "train_diffusion",
-    "train_judge",
-    "train_segmenter",
-    "train_spade",
-    "write_report",
+    "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module 'counterstain' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"counterstain.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"counterstain.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

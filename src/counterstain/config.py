@@ -16,7 +16,7 @@ from counterstain.errors import ConfigError
 class Config(BaseModel):
     """Base of all configuration: frozen, typed, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

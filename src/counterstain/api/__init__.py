@@ -56,7 +56,7 @@ def open_cohort(cohort: PathLike | Cohort) -> Cohort:
 
 
 def recipe_of(preset: str, config: PathLike | None, settings: Settings | None, logger: str | None = None) -> Recipe:
-    """Build the recipe of a command: a preset, a file over it, single settings over both.
+    """Build the recipe of a command: a preset, a file over it, single settings over both, a logger for every training.
 
     Raises
     ------
@@ -65,5 +65,29 @@ def recipe_of(preset: str, config: PathLike | None, settings: Settings | None, l
     """
     from counterstain.recipe import load_recipe
 
-    recipe = load_recipe(preset, None if config is None else Path(config), assignments(settings))
-    return recipe if logger is None else recipe.logged(logger)
+    file, changes = None if config is None else Path(config), assignments(settings)
+    recipe = load_recipe(preset, file, changes)
+    if logger is None:
+        return recipe
+    check_logger(logger)
+    trained = [name for name, part in recipe if hasattr(part, "training")]
+    return load_recipe(preset, file, [*changes, *(f"{name}.training.logger={logger}" for name in trained)])
+
+
+def check_logger(logger: str) -> str:
+    """Return the name of a logger that can be used.
+
+    Raises
+    ------
+    ConfigError
+        There is no such logger, or its extra is not installed.
+    """
+    from importlib.util import find_spec
+
+    from counterstain.errors import ConfigError
+
+    if logger not in {"mlflow", "wandb"}:
+        raise ConfigError(f"--logger {logger}: expected mlflow or wandb")
+    if find_spec(logger) is None:
+        raise ConfigError(f"--logger {logger}: not installed; run: pip install 'counterstain[{logger}]'")
+    return logger

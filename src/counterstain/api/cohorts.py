@@ -150,13 +150,13 @@ def export(
         How many images were written; for weights, the files.
     """
     from counterstain.config import build
-    from counterstain.io.export_formats import ExportConfig
-    from counterstain.io.export_formats import export as write
+    from counterstain.io.exports import ExportConfig
+    from counterstain.io.exports import export as write
     from counterstain.progress import bar
 
     source, out = Path(source), Path(out)
     if format == "weights":
-        from counterstain.generators.published.exports import export_weights
+        from counterstain.generators.published_weights import export_weights
 
         if labels != "subtypes" or split:
             raise ConfigError("--format weights: --labels and --split are for images")

@@ -167,7 +167,7 @@ def synthesize(
     from counterstain.config import build
     from counterstain.synthesis.synthesize import synthesize as draw_set
 
-    tissue, drawer, recipe = _opened(cohort, method, generator, preset, config, settings)
+    tissue, drawer, recipe = _opened(cohort, method, generator, preset=preset, config=config, settings=settings)
     size_px = size_px or recipe.size_px
     filter_ = None
     if judge is not None:
@@ -226,7 +226,7 @@ def preview(
         raise ConfigError(f"--per-subtype {per_subtype}: expected 1 to 20 patches")
     if out is not None:
         figure_kind(Path(out))
-    tissue, drawer, recipe = _opened(cohort, method, generator, preset, config, settings)
+    tissue, drawer, recipe = _opened(cohort, method, generator, preset=preset, config=config, settings=settings)
     size_px = size_px or recipe.size_px
     rows = redrawn(drawer, tissue, recipe.synthesis, size_px=size_px, seed=seed, per_subtype=per_subtype)
     if out is not None:
@@ -273,7 +273,7 @@ def redraw(
     """
     from counterstain.synthesis.redraw import redraw_regions
 
-    tissue, drawer, recipe = _opened(cohort, method, generator, preset, config, settings)
+    tissue, drawer, recipe = _opened(cohort, method, generator, preset=preset, config=config, settings=settings)
     return redraw_regions(drawer, tissue, Path(out), recipe.synthesis, seed=seed, regions=region or ())
 
 
@@ -418,13 +418,14 @@ def load_generator(
     preset, config, settings
         As for :func:`synthesize`.
     """
-    return Generator(_opened(cohort, method, generator, preset, config, settings)[1])
+    return Generator(_opened(cohort, method, generator, preset=preset, config=config, settings=settings)[1])
 
 
 def _opened(
     cohort: PathLike | Cohort,
     method: str,
     checkpoint: PathLike | None,
+    *,
     preset: str | None,
     config: PathLike | None,
     settings: Settings | None,

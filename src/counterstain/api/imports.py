@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from counterstain.api import Numbers, PathLike, Settings, numbers_of, open_cohort, recipe_of
-from counterstain.errors import CounterstainWarning, InputError
+from counterstain.errors import ConfigError, CounterstainWarning, InputError
 
 if TYPE_CHECKING:
     from counterstain.checkpoints import CheckpointHeader
     from counterstain.data.cohort import Cohort
+    from counterstain.generators.published_weights import Facts
     from counterstain.io.annotations import Format
+
+NOBODY = "none"
 
 
 def import_table(
@@ -300,25 +303,52 @@ def import_weights(
     settings : mapping or sequence of str, optional
         A change over both.
     """
-    from counterstain.generators.published.imports import facts_of, import_published
+    from counterstain.generators import published_weights
 
-    facts = facts_of(
-        taxonomy=taxonomy,
-        cohort=None if cohort is None else open_cohort(cohort),
-        mpp=mpp,
-        size_px=size,
-        patients_seen=patients_seen,
-    )
+    kinds = ("spade", "autoencoder", "diffusion")
+    if kind not in kinds:
+        raise ConfigError(f"--kind {kind}: expected one of {', '.join(kinds)}")
+    if kind != "diffusion" and (autoencoder is not None or averaged):
+        raise ConfigError(f"--kind {kind}: --autoencoder and --averaged are for diffusion")
     recipe = recipe_of(preset, config, settings)
-    return import_published(
-        kind,
-        [Path(file) for file in files],
-        Path(out),
-        recipe,
+    opened = None if cohort is None else open_cohort(cohort)
+    facts = _facts(taxonomy, opened, mpp, size, patients_seen)
+    paths, out = [Path(file) for file in files], Path(out)
+    if kind == "spade":
+        return published_weights.import_spade(paths, out, recipe.spade, facts)
+    if kind == "autoencoder":
+        return published_weights.import_autoencoder(paths, out, recipe.autoencoder, facts)
+    return published_weights.import_diffusion(
+        paths,
+        out,
+        recipe.diffusion,
         facts,
+        first_stage_config=recipe.autoencoder,
         autoencoder=_path(autoencoder),
         averaged=averaged,
     )
+
+
+def _facts(taxonomy: str | None, cohort: Cohort | None, mpp: float | None, size_px: int, patients_seen: str) -> Facts:
+    from counterstain.data.split import read_patients_seen
+    from counterstain.generators.published_weights import Facts
+    from counterstain.taxonomy import Taxonomy
+
+    if taxonomy is None and cohort is None:
+        raise ConfigError("the labels of the network are not known: give --taxonomy or --cohort")
+    spacing = mpp if mpp is not None or cohort is None else cohort.mpp
+    if spacing is None or spacing <= 0:
+        raise ConfigError(f"--mpp {spacing}: give the micrometres per pixel of the training images, or --cohort")
+    if size_px < 1:
+        raise ConfigError(f"--size {size_px}: expected the edge of the training patches in pixels")
+    try:
+        seen = () if patients_seen == NOBODY else read_patients_seen(Path(patients_seen))
+    except InputError as error:
+        raise InputError(f"--patients-seen {error}; say {NOBODY} if nobody of yours was seen") from error
+    if cohort is not None and seen and not set(seen) & set(cohort.regions["patient"]):
+        warnings.warn(f"none of the {len(seen)} patients seen is of {cohort.folder}", CounterstainWarning, stacklevel=3)
+    labels = cohort.taxonomy if taxonomy is None and cohort is not None else Taxonomy.load(str(taxonomy))
+    return Facts(taxonomy=labels, mpp=spacing, size_px=size_px, patients_seen=seen)
 
 
 def _annotation_format(name: str) -> Format:

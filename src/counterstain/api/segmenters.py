@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from counterstain.api import PathLike, Settings, open_cohort, recipe_of
 from counterstain.errors import InputError
@@ -132,7 +133,7 @@ def evaluate(
     return scores
 
 
-def _recorded(segmenter: Path, split: str) -> dict[str, object]:
+def _recorded(segmenter: Path, split: str) -> dict[Hashable, Any]:
     """Put on record that figures of a part were shown: in the run of its study, otherwise beside the segmenter."""
     from counterstain.study.test_access_log import read_looks, record_look, run_of, times_looked_at
 
@@ -206,8 +207,8 @@ def predict(
     segmenter, source, out = Path(segmenter), Path(source), Path(out)
     config = build(PredictConfig, settings, f"prediction on {source}")
     if not source.is_dir():
-        options = {"regions": regions, "mpp_level0": mpp_level0}
-        return [predict_slide(segmenter, source, out, config, device=device, progress=bar, **options)]
+        where: dict[str, Any] = {"device": device, "progress": bar}
+        return [predict_slide(segmenter, source, out, config, regions=regions, mpp_level0=mpp_level0, **where)]
     if regions != "whole" or mpp_level0 is not None:
         raise InputError(f"{source}: --regions and --mpp-level0 are for slides; a cohort has regions of its own")
     return predict_cohort(segmenter, open_cohort(source), out, config, device=device, progress=bar)

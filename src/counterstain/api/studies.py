@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from counterstain.api import Numbers, PathLike, Settings, assignments, numbers_of, open_cohort, recipe_of
+from counterstain.api import Numbers, PathLike, Settings, assignments, check_logger, numbers_of, open_cohort, recipe_of
 from counterstain.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def run_study(
     if (processes is not None and executor == "ray") or (address is not None and executor != "ray"):
         raise ConfigError("--processes goes with --executor local, --address with --executor ray")
     where = build(ExecutorConfig, {"kind": executor, "processes": processes, "address": address}, "--executor")
-    changes = [*assignments(settings), *([] if logger is None else [f"resources.logger={_known_logger(logger)}"])]
+    changes = [*assignments(settings), *([] if logger is None else [f"resources.logger={check_logger(logger)}"])]
     loaded, source, run = _loaded(study, out, changes)
     return _run_and_report(loaded, run, source, where)
 
@@ -303,9 +303,3 @@ def _run_and_report(study: StudyConfig, out: Path, source: str | Path, executor:
         why = failed[0]["why"].partition("\n")[0]
         raise InputError(f"{results.parent}: no arm has a result; the first failure: {failed[0]['cell']}: {why}")
     return write_report(results.parent, command="study run")
-
-
-def _known_logger(logger: str) -> str:
-    from counterstain.tracking import known_logger
-
-    return known_logger(logger)

@@ -1,4 +1,4 @@
-"""Commands made from the functions of :mod:`counterstain.api`: a signature gives arguments and options, a docstring help.
+"""Commands made from functions of :mod:`counterstain.api`: the signature gives the options, the docstring the help.
 
 Positional parameters become arguments, keyword-only ones options. Annotations are read as text, so that no module with
 heavy imports is loaded for ``--help``.
@@ -81,5 +81,5 @@ def _parameter(parameter: inspect.Parameter, text: str) -> inspect.Parameter:
     else:
         option = OPTIONS.get(name, f"--{name.replace('_', '-')}")
         info = typer.Option(option, metavar=METAVARS.get(name), help=text)
-    annotation = Annotated[kind | None if optional else kind, info]
+    annotation: Any = Annotated[(kind | None) if optional else kind, info]
     return parameter.replace(annotation=annotation, kind=inspect.Parameter.KEYWORD_ONLY)

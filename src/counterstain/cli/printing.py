@@ -164,7 +164,7 @@ def _show_subtypes(cohort: Cohort) -> None:
                 f"{row.instance_share:.1%}",
                 f"{row.area_mm2:,.3f}",
                 f"{row.area_share:.1%}",
-            )  # fmt: skip
+            )
             for number, row in enumerate(table.itertuples())
         ]
         rows.append(())
@@ -215,19 +215,11 @@ def show_training(out: Path, arguments: Arguments) -> None:
 def show_set(found: PatchSet, arguments: Arguments) -> None:
     """Print the balance of a synthetic set."""
     balance = found.balance()
-    instances, area = max(int(balance["instances"].sum()), 1), max(int(balance["area_px"].sum()), 1)
-    rows = [
-        (
-            str(row.subtype),
-            f"{row.instances_before}",
-            f"{row.instances}",
-            f"{row.instances / instances:.1%}",
-            f"{row.area_px_before:,}",
-            f"{row.area_px:,}",
-            f"{row.area_px / area:.1%}",
-        )  # fmt: skip
-        for row in balance.itertuples()
-    ]
+    balance["share"] = balance["instances"] / max(balance["instances"].sum(), 1)
+    balance["share_of_area"] = balance["area_px"] / max(balance["area_px"].sum(), 1)
+    forms = {"subtype": "", "instances_before": "", "instances": "", "share": ".1%",
+             "area_px_before": ",", "area_px": ",", "share_of_area": ".1%"}  # fmt: skip
+    rows = [[format(row[name], form) for name, form in forms.items()] for _, row in balance.iterrows()]
     columns = ("subtype", "instances before", "instances", "share", "area before (px)", "area (px)", "share of area")
     print_table(columns, rows, title=f"{arguments['out']}: {len(found)} patches ({found.header.method})")
     drawn = int(found.patches["attempts"].sum())

@@ -96,9 +96,7 @@ class StyledGenerator(Protocol):
         """Return the styles of reference patches, (n, S) float."""
 
 
-def fixed_batches(
-    run: Callable[[list[ItemT]], Sequence[ResultT]], size: int, items: Sequence[ItemT]
-) -> list[ResultT]:
+def fixed_batches(run: Callable[[list[ItemT]], Sequence[ResultT]], size: int, items: Sequence[ItemT]) -> list[ResultT]:
     """Call ``run`` on batches of always the same size, the last one filled up by repetition.
 
     Kernels are chosen by the shape of a batch, and round differently; with one shape an image is the same byte for
@@ -123,7 +121,9 @@ def stacked(requests: Sequence[DrawRequest], field: str) -> np.ndarray | None:
     if not found:
         return None
     if len(found) < len(requests):
-        raise InputError(f"{len(requests) - len(found)} of {len(requests)} requests have no {field}; give all one or none")
+        raise InputError(
+            f"{len(requests) - len(found)} of {len(requests)} requests have no {field}; give all one or none"
+        )
     return np.stack(found)
 
 
