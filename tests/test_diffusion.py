@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from drawing import draw_all
 
 from counterstain.config import build
 from counterstain.errors import ConfigError
@@ -82,9 +83,9 @@ def generator_for(model, sampler, method="inpainting", inpainting=None):
 def test_an_image_is_the_same_alone_and_in_a_batch(model, sampler):
     masks, _, _ = inputs()
     generator = generator_for(model, sampler, "diffusion")
-    together = generator.generate(masks, range(6))
-    assert np.array_equal(together[4], generator.generate(masks[4:5], [4])[0])
-    assert not np.array_equal(together[4], generator.generate(masks[4:5], [5])[0])
+    together = draw_all(generator, masks, range(6))
+    assert np.array_equal(together[4], draw_all(generator, masks[4:5], [4])[0])
+    assert not np.array_equal(together[4], draw_all(generator, masks[4:5], [5])[0])
 
 
 @pytest.mark.parametrize("network", ["model", "seeing"])
@@ -93,11 +94,11 @@ def test_an_image_is_the_same_alone_and_in_a_batch(model, sampler):
 def test_inpainting_keeps_every_other_byte_and_depends_on_nothing_but_its_seed(sampler, option, network, request):
     masks, images, redraw = inputs(3)
     generator = generator_for(request.getfixturevalue(network), sampler, inpainting=OPTIONS[option])
-    drawn = generator.generate(masks, range(3), images, redraw)
+    drawn = draw_all(generator, masks, range(3), images, redraw)
     assert np.array_equal(drawn[~redraw], images[~redraw])
     assert not np.array_equal(drawn[redraw], images[redraw])
-    assert np.array_equal(drawn[2], generator.generate(masks[2:], [2], images[2:], redraw[2:])[0])
-    assert not np.array_equal(drawn[2], generator.generate(masks[2:], [5], images[2:], redraw[2:])[0])
+    assert np.array_equal(drawn[2], draw_all(generator, masks[2:], [2], images[2:], redraw[2:])[0])
+    assert not np.array_equal(drawn[2], draw_all(generator, masks[2:], [5], images[2:], redraw[2:])[0])
 
 
 def test_without_the_composite_the_background_passes_through_the_autoencoder(model):
@@ -105,7 +106,7 @@ def test_without_the_composite_the_background_passes_through_the_autoencoder(mod
     config = InpaintingConfig(composite=False)
     generator = DiffusionGenerator(model, "inpainting", sampler=SAMPLERS[1], inpainting=config)
     nothing = np.zeros_like(redraw)
-    drawn = generator.generate(masks, range(2), images, nothing)
+    drawn = draw_all(generator, masks, range(2), images, nothing)
     decoded = generator.model.decode(generator.model.encode(torch.from_numpy(images)))
     expected = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).numpy()
     assert np.abs(drawn.astype(int) - expected.astype(int)).max() <= 1
@@ -272,7 +273,7 @@ def test_a_network_that_sees_what_is_kept_follows_the_asked_label_and_the_surrou
 
     def inside(label):
         asked = (label * redraw).astype(np.uint8)
-        return drawer.generate(asked, range(16), real["images"].numpy(), redraw)[:, 6:10, 6:10].mean((1, 2, 3))
+        return draw_all(drawer, asked, range(16), real["images"].numpy(), redraw)[:, 6:10, 6:10].mean((1, 2, 3))
 
     darker, lighter = inside(1), inside(2)
     ground = real["images"][:, 0, 0, 0].numpy()

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from drawing import draw_all
 from drawn_cohort import draw_cohort
 from lightning.pytorch import LightningModule
 
@@ -160,8 +161,8 @@ def test_a_distilled_checkpoint_says_where_it_comes_from_and_draws_in_its_own_st
     for method in ("diffusion", "inpainting"):
         generator, _ = DiffusionGenerator.load(tmp_path, method, sampler=SamplerConfig(steps=20, guidance=2.0))
         assert (generator.sampler.name, generator.sampler.steps, generator.sampler.guidance) == ("few_step", 2, 1.0)
-        image = generator.generate(masks, [1, 2, 3], images, masks > 2)
-        alone = generator.generate(masks[2:], [3], images[2:], masks[2:] > 2)
+        image = draw_all(generator, masks, [1, 2, 3], images, masks > 2)
+        alone = draw_all(generator, masks[2:], [3], images[2:], masks[2:] > 2)
         assert np.array_equal(image[2], alone[0])
     assert np.array_equal(image[masks < 3], images[masks < 3])
 

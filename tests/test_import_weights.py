@@ -4,6 +4,7 @@ import numpy as np
 import published_layouts as published
 import pytest
 import torch
+from drawing import draw_all
 from drawn_cohort import HER2
 
 from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint
@@ -66,7 +67,7 @@ def test_spade_comes_in_draws_and_goes_out_as_it_came(run, spade_files, tmp_path
     generator, header = SpadeGenerator.load(tmp_path / "c")
     assert (header.taxonomy, header.mpp, header.patients_seen) == (HER2, 0.5, ())
     generator.model.config = generator.model.config.model_copy(update={"compute_batch": 1})
-    assert generator.generate(np.ones((1, 32, 32), np.uint8), [0]).shape == (1, 32, 32, 3)
+    assert draw_all(generator, np.ones((1, 32, 32), np.uint8), [0]).shape == (1, 32, 32, 3)
 
     assert run("export", tmp_path / "c", "--format", "weights", "--out", tmp_path / "back")[0] == 0
     for path in spade_files:
@@ -91,7 +92,7 @@ def test_latent_diffusion_comes_in_draws_and_goes_out_as_it_came(run, ldm_file, 
     generator, header = DiffusionGenerator.load(tmp_path / "c")
     assert header.config["multipliers"] == [1, 2]
     assert generator.model.latent_sd.tolist() == [2.0, 2.0, 2.0]
-    assert generator.generate(np.ones((1, 32, 32), np.uint8), [0]).shape == (1, 32, 32, 3)
+    assert draw_all(generator, np.ones((1, 32, 32), np.uint8), [0]).shape == (1, 32, 32, 3)
 
     assert run("export", tmp_path / "c", "--format", "weights", "--out", tmp_path / "back")[0] == 0
     given = torch.load(ldm_file, weights_only=True)["state_dict"]

@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from drawing import draw_all
 from drawn_cohort import draw_cohort
 
 from counterstain.data.cohort import Cohort
@@ -153,7 +154,7 @@ def test_spade_draws_in_the_style_that_its_encoder_finds(cohort):
     found = references(cohort)
     styles = generator.style_codes([found[found.choose(slide, 1, "image", 0)[0]] for slide in found.slides[:2]])
     masks, seeds = np.zeros((2, 32, 32), np.uint8), [0, 0]
-    first, second = generator.generate(masks, seeds, styles=styles)
+    first, second = draw_all(generator, masks, seeds, styles=styles)
     assert not np.array_equal(first, second)
 
 
@@ -211,9 +212,9 @@ def test_the_oracle_draws_in_the_styles_of_other_slides_and_between_them(tmp_pat
     )
     codes = oracle.style_codes([first, second])
     asked = {"label_masks": first.label_mask[None], "seeds": [3], "instances": first.instances[None]}
-    own, other = (oracle.generate(**asked, slides=[p.source.slide]) for p in (first, second))
+    own, other = (draw_all(oracle, **asked, slides=[p.source.slide]) for p in (first, second))
     drawn = {
-        name: oracle.generate(**asked, slides=[first.source.slide], styles=code[None])
+        name: draw_all(oracle, **asked, slides=[first.source.slide], styles=code[None])
         for name, code in {"own": codes[0], "other": codes[1], "between": codes.mean(0)}.items()
     }
     assert np.abs(drawn["own"].astype(int) - own).max() <= 1  # styles are given in single precision

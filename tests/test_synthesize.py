@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from drawing import Painter as Drawer
 from drawn_cohort import HER2, draw_cohort
 
 from counterstain.checkpoints import CheckpointHeader
@@ -13,7 +14,7 @@ from counterstain.synthesis.synthesize import synthesize
 from counterstain.taxonomy import BACKGROUND
 
 
-class Painter:
+class Painter(Drawer):
     """A generator that paints each label in its colour; some of its images come out white at first."""
 
     method = "spade"
@@ -21,7 +22,7 @@ class Painter:
     def __init__(self, white=0.0, stop_after=None):
         self.white, self.stop_after, self.calls = white, stop_after, 0
 
-    def generate(self, label_masks, seeds, images=None, redraw=None, *, instances=None, slides=None):
+    def paint(self, label_masks, seeds, images, redraw):
         self.calls += 1
         if self.stop_after is not None and self.calls > self.stop_after:
             raise KeyboardInterrupt

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from drawing import draw_all
 
 from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder import Autoencoder
@@ -65,8 +66,8 @@ def test_a_grid_of_one_window_predicts_what_the_denoiser_does():
 def test_a_patch_of_the_training_size_is_drawn_as_ever(model):
     masks, images, redraw = large(32, 32)
     for method in ("diffusion", "inpainting"):
-        plain = DiffusionGenerator(model, method).generate(masks, [0, 1], images, redraw)
-        with_windows = DiffusionGenerator(model, method, trained_px=32).generate(masks, [0, 1], images, redraw)
+        plain = draw_all(DiffusionGenerator(model, method), masks, [0, 1], images, redraw)
+        with_windows = draw_all(DiffusionGenerator(model, method, trained_px=32), masks, [0, 1], images, redraw)
         assert np.array_equal(plain, with_windows)
 
 
@@ -74,10 +75,10 @@ def test_a_patch_of_the_training_size_is_drawn_as_ever(model):
 def test_images_of_any_size_follow_from_their_seed_alone(model, size):
     masks, images, redraw = (np.resize(a, (2, *size, *a.shape[3:])) for a in large())
     generator = DiffusionGenerator(model, "inpainting", trained_px=32, inpainting=InpaintingConfig(dilation_px=2))
-    drawn = generator.generate(masks, [0, 1], images, redraw)
+    drawn = draw_all(generator, masks, [0, 1], images, redraw)
     assert drawn.shape == images.shape
     assert np.array_equal(drawn[~redraw], images[~redraw])
-    assert np.array_equal(drawn[1:], generator.generate(masks[1:], [1], images[1:], redraw[1:]))
+    assert np.array_equal(drawn[1:], draw_all(generator, masks[1:], [1], images[1:], redraw[1:]))
 
 
 def test_an_analytic_denoiser_leaves_no_seam_at_the_windows_borders():

@@ -113,7 +113,7 @@ class Method:
     settings of drawing, plain values as in :attr:`drawing`; those that are not given are the checkpoint's own."""
     trainings: tuple[Training, ...] = ()
     """In their order; the last one makes the generator."""
-    check: Callable[[Any], None] = _nothing
+    check: Callable[[Any], Any] = _nothing
     """Given a recipe, raises ConfigError where patches of its size cannot be drawn."""
     describe: Callable[[Any], str] | None = None
     """Given a recipe, the paragraph of a methods section on drawing, beside those of the trainings."""

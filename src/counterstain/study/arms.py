@@ -16,11 +16,12 @@ A name is what an arm trains on, then what is done with it, joined by ``+``::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 from counterstain.errors import ConfigError
-from counterstain.generators.methods import METHODS, Method
+from counterstain.generators.methods import METHODS
 
 Mode = Literal["tumor", "subtype"]
 Variant = Literal["weighted", "stain", "mixup", "copypaste", "filtered", "pretrain", "anneal"]
@@ -30,11 +31,6 @@ VARIANTS: dict[str, Variant] = {variant: variant for variant in get_args(Variant
 OF_SYNTHETIC = ("filtered", "pretrain", "anneal")
 ONLY = "only"
 MOST_AMOUNT = 100.0
-FORMS = (
-    f"{' or '.join(MODES)}, METHOD+AMOUNT (diffusion+100) or METHOD+{ONLY}, where METHOD is {', '.join(METHODS)}; "
-    f"any of them with {', '.join(f'+{v}' for v in VARIANTS if v not in OF_SYNTHETIC)}; "
-    "METHOD+… with +filtered; METHOD+AMOUNT with +pretrain or +anneal"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +40,8 @@ class Arm:
     name: str
     mode: Mode = "subtype"
     """Where real patches are centred, see :class:`counterstain.data.sampling.SamplingConfig`."""
-    method: Method | None = None
+    method: str | None = None
+    """Whose synthetic patches it trains on; None = real patches alone."""
     amount: float = 0.0
     """Synthetic patches as a multiple of the dataset size."""
     only: bool = False
@@ -58,8 +55,27 @@ class Arm:
             return None
         return f"{self.method}+filtered" if "filtered" in self.variants else self.method
 
+    @property
+    def ceiling(self) -> bool:
+        """Whether its images come from a phantom's own renderer, which no real tissue has."""
+        return self.method is not None and self.method in METHODS and METHODS[self.method].ceiling
 
-def method_arm(method: Method, amount: float) -> Arm:
+    def record(self) -> dict[str, Any]:
+        """Return it as plain values, for ``study.json``."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any] | str) -> Arm:
+        """Read what :meth:`record` wrote, or the name of an arm that an earlier version wrote instead."""
+        if not isinstance(record, str):
+            return cls(**{**record, "variants": tuple(record["variants"])})
+        try:
+            return parse_arm(record)
+        except ConfigError:  # of a version that had other arms
+            return cls(name=record)
+
+
+def method_arm(method: str, amount: float) -> Arm:
     """Return the arm of a method and an amount, 1.0 being +100 %."""
     return Arm(name=f"{method}+{amount * 100:g}", method=method, amount=amount)
 
@@ -76,7 +92,7 @@ def parse_arm(name: str) -> Arm:
     if base in MODES:
         arm = Arm(name=base, mode=MODES[base])
     elif base in METHODS and words:
-        arm = _of_method(name, METHODS[base], words.pop(0))
+        arm = _of_method(name, base, words.pop(0))
     else:
         raise _wrong(name, f"{base!r} is not known" if base not in METHODS else "an amount is missing")
     unknown = [word for word in words if word not in VARIANTS]
@@ -90,7 +106,7 @@ def parse_arm(name: str) -> Arm:
     return Arm(name=name, mode=arm.mode, method=arm.method, amount=arm.amount, only=arm.only, variants=variants)
 
 
-def _of_method(name: str, method: Method, amount: str) -> Arm:
+def _of_method(name: str, method: str, amount: str) -> Arm:
     if amount == ONLY:
         return Arm(name=f"{method}+{ONLY}", method=method, amount=1.0, only=True)
     try:
@@ -114,4 +130,9 @@ def _check(name: str, arm: Arm, variants: tuple[Variant, ...]) -> None:
 
 
 def _wrong(name: str, why: str) -> ConfigError:
-    return ConfigError(f"arm {name}: {why}; possible are {FORMS}")
+    forms = (
+        f"{' or '.join(MODES)}, METHOD+AMOUNT (diffusion+100) or METHOD+{ONLY}, where METHOD is {', '.join(METHODS)}; "
+        f"any of them with {', '.join(f'+{v}' for v in VARIANTS if v not in OF_SYNTHETIC)}; "
+        "METHOD+… with +filtered; METHOD+AMOUNT with +pretrain or +anneal"
+    )
+    return ConfigError(f"arm {name}: {why}; possible are {forms}")

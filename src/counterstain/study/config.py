@@ -1,9 +1,9 @@
-"""The stages of a study, in the order of the data."""
+"""STUDY.yaml: a cohort, the arms, how often they are repeated, and changes to a preset's recipe."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,18 +14,10 @@ from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.split import SplitConfig
 from counterstain.data.stains import Stains
 from counterstain.errors import ConfigError
-from counterstain.generators.methods import Method
+from counterstain.generators.methods import METHODS
 from counterstain.recipe import Recipe, recipe_from
 from counterstain.study.arms import Arm, method_arm, parse_arm
 from counterstain.tracking import LoggerName
-
-Stage = Literal[
-    "cohort", "autoencoder", "diffusion", "spade", "judge", "shards", "synthetic", "segmenter", "evaluation"
-]
-STAGES: tuple[Stage, ...] = get_args(Stage)
-
-
-# What the cells of a study may use while they run; nothing of it changes a cell's name.
 
 
 class StageResources(Config):
@@ -49,15 +41,15 @@ class Resources(Config):
     """Shards of 64 patches that one cell draws, so that several draw one set; one cell draws all if not given."""
     logger: LoggerName | None = None
     """Where the curves of all trainings go beside TensorBoard and CSV: ``mlflow`` or ``wandb``."""
-    stages: dict[Stage, StageResources] = Field(default_factory=dict)
+    stages: dict[str, StageResources] = Field(default_factory=dict)
     """What a cell of a stage asks a Ray cluster for, for example ``spade: {cpus: 4, gpus: 1}``."""
 
-    def cpus(self, stage: Stage) -> float:
+    def cpus(self, stage: str) -> float:
         """Return the processors that a cell of a stage asks for."""
         asked = self.stages.get(stage, StageResources()).cpus
         return float(self.threads or 1) if asked is None else asked
 
-    def gpus(self, stage: Stage) -> float:
+    def gpus(self, stage: str) -> float:
         """Return the graphics processors that a cell of a stage asks for."""
         return self.stages.get(stage, StageResources()).gpus
 
@@ -105,9 +97,6 @@ def segmenter_changes(arm: Arm, variants: VariantsConfig) -> dict[str, Any]:
     return changes
 
 
-# STUDY.yaml: a cohort, the arms, how often they are repeated, and changes to a preset's recipe.
-
-
 class CohortSource(Config):
     """Where a study's cohort comes from: a folder, or the phantom."""
 
@@ -142,7 +131,7 @@ class StudyConfig(Config):
     """The tissue."""
     baselines: tuple[Literal["tumor", "subtype"], ...] = ("tumor", "subtype")
     """Arms without synthetic patches; ``subtype`` is the reference and always runs."""
-    methods: tuple[Method, ...] = ("spade", "diffusion", "inpainting")
+    methods: tuple[str, ...] = ("spade", "diffusion", "inpainting")
     """How synthetic images are drawn; ``oracle`` is possible on the phantom."""
     amounts: tuple[Annotated[float, Field(gt=0, le=100)], ...] = (0.5, 1.0, 2.0, 4.0)
     """Synthetic patches as multiples of the dataset size; 1.0 is +100 %."""
@@ -161,6 +150,14 @@ class StudyConfig(Config):
     resources: Resources = Resources()
     """What cells may use; the results do not depend on it, but for ``threads``."""
 
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in names if name not in METHODS]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is not a method; expected some of {', '.join(METHODS)}")
+        return names
+
     @field_validator("extra_arms")
     @classmethod
     def _known_arms(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -172,8 +169,9 @@ class StudyConfig(Config):
     def _sensible(self) -> Self:
         if "subtype" not in self.baselines:
             raise ValueError("baselines: subtype must be among them, all arms are held against it")
-        if "oracle" in {arm.method for arm in self.arms} and self.cohort.phantom is None:
-            raise ValueError("methods: the oracle draws phantoms only; take it out, or set cohort.phantom")
+        ceilings = [str(arm.method) for arm in self.arms if arm.ceiling]
+        if ceilings and self.cohort.phantom is None:
+            raise ValueError(f"methods: {ceilings[0]} draws phantoms only; take it out, or set cohort.phantom")
         if self.methods and not self.amounts:
             raise ValueError("amounts: give at least one, for example [1.0]")
         for field in ("methods", "amounts", "baselines"):

@@ -17,28 +17,24 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import SHARD_PATCHES
 from counterstain.data.sampling import check_patch_size
 from counterstain.data.split import check_count
-from counterstain.generators.methods import Method
+from counterstain.generators.methods import METHODS, Method
 from counterstain.recipe import Recipe
 from counterstain.seeding import derive
 from counterstain.segmentation.mixing import synthetic_count
 from counterstain.storage import fingerprint
 from counterstain.study.arms import Arm
-from counterstain.study.config import Stage, StudyConfig, segmenter_changes
+from counterstain.study.config import StudyConfig, segmenter_changes
 
 # Raise a stage's number when its code changes what it makes: finished cells of the old code are then made anew.
-STAGE_VERSIONS: dict[Stage, int] = {
-    "cohort": 1,
-    "autoencoder": 2,
-    "diffusion": 1,
-    "spade": 2,
-    "judge": 2,
-    "shards": 1,
-    "synthetic": 1,
-    "segmenter": 1,
-    "evaluation": 1,
-}
+STAGE_VERSIONS = {"cohort": 1, "judge": 2, "shards": 2, "synthetic": 2, "segmenter": 1, "evaluation": 1}
 REFERENCE = "subtype"
 PARTS = ("val", "test")
+
+
+def stage_versions() -> dict[str, int]:
+    """Return the stages in the order of the data, those of the registered methods among them, and their versions."""
+    trainings = {stage: training.version for stage, training in METHODS.trainings.items()}
+    return {"cohort": STAGE_VERSIONS["cohort"], **trainings, **STAGE_VERSIONS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +43,7 @@ class Cell:
 
     name: str
     """As people read it."""
-    stage: Stage
+    stage: str
     settings: dict[str, Any]
     """All that determines the result, besides the inputs."""
     inputs: dict[str, str] = field(default_factory=dict)
@@ -67,7 +63,7 @@ class Cell:
     @cached_property
     def folder(self) -> str:
         """Name of the cell's folder."""
-        identity = [self.stage, STAGE_VERSIONS[self.stage], self.settings, self.inputs]
+        identity = [self.stage, stage_versions()[self.stage], self.settings, self.inputs]
         return f"{self.stage}-{fingerprint(identity)[:16]}"
 
 
@@ -99,13 +95,9 @@ def plan_study(study: StudyConfig, recipe: Recipe) -> list[Cell]:
 
 def _check_sizes(study: StudyConfig, recipe: Recipe) -> None:
     """Raise ConfigError where a network of the study cannot work on patches of the recipe's size."""
-    methods = {arm.method for arm in study.arms}
     recipe.segmenter.check_size(recipe.size_px)
-    if "spade" in methods:
-        recipe.spade.check_size(recipe.size_px)
-    if methods & {"diffusion", "inpainting"}:
-        recipe.autoencoder.check_size(recipe.size_px)
-        recipe.diffusion.check_size(recipe.size_px, recipe.autoencoder.factor)
+    for name in {arm.method: None for arm in study.arms if arm.method is not None}:
+        METHODS[name].check(recipe)
 
 
 def _tracked(cell: Cell, study: StudyConfig, recipe: Recipe) -> Cell:
@@ -172,13 +164,13 @@ class _Planner:
     def synthetic(self, arm: Arm) -> list[Cell]:
         """Return the cells that the synthetic set of an arm's method needs, the set itself last."""
         assert arm.method is not None
-        method, chain = arm.method, self._generator(arm.method)
-        diffusion = self.recipe.diffusion
-        settings: dict[str, Any] = {"method": method, "config": self.recipe.synthesis.model_dump(mode="json")}
-        if method in {"diffusion", "inpainting"}:
-            settings["sampler"] = diffusion.sampler.model_dump(mode="json")
-        if method == "inpainting":
-            settings["inpainting"] = diffusion.inpainting.model_dump(mode="json")
+        method = METHODS[arm.method]
+        chain = self._trainings(method)
+        settings: dict[str, Any] = {
+            "method": method.name,
+            "config": self.recipe.synthesis.model_dump(mode="json"),
+            "drawing": self.recipe.drawing(method),
+        }
         inputs = {"generator": chain[-1].folder} if chain else {}
         if "filtered" in arm.variants:
             judge = self._cell("judge", "judge", "judge", _config(self.recipe.judge))
@@ -218,17 +210,17 @@ class _Planner:
         )
         return [segmenter, scored]
 
-    def _generator(self, method: Method) -> list[Cell]:
-        if method == "oracle":
-            return []
-        if method == "spade":
-            return [self._cell("SPADE", "spade", "generators", _config(self.recipe.spade))]
-        autoencoder = self._cell("autoencoder", "autoencoder", "generators", _config(self.recipe.autoencoder))
-        # How images are drawn is a matter of the synthetic set, not of the network.
-        config = _config(self.recipe.diffusion, exclude={"sampler", "inpainting", "windows"})
-        return [autoencoder, self._cell("diffusion", "diffusion", "generators", config, autoencoder=autoencoder.folder)]
+    def _trainings(self, method: Method) -> list[Cell]:
+        """Return the cells of a method's trainings, each after those that it needs."""
+        cells: dict[str, Cell] = {}
+        for training in method.trainings:
+            # How images are drawn is a matter of the synthetic set, not of the network.
+            settings = _config(self.recipe.settings_of(training), exclude=set(training.drawing))
+            needs = {stage: cells[stage].folder for stage in training.needs}
+            cells[training.stage] = self._cell(training.title, training.stage, "generators", settings, **needs)
+        return list(cells.values())
 
-    def _cell(self, name: str, stage: Stage, seeded_by: str, settings: dict[str, Any], **inputs: str) -> Cell:
+    def _cell(self, name: str, stage: str, seeded_by: str, settings: dict[str, Any], **inputs: str) -> Cell:
         common = {"size_px": self.recipe.size_px, "seed": derive(self.study.seed, seeded_by)}
         return Cell(name=name, stage=stage, settings=common | settings, inputs={"cohort": self.cohort.folder} | inputs)
 

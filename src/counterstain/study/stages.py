@@ -23,18 +23,13 @@ from counterstain.data.phantom.render import write_phantom
 from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.split import SplitConfig, keep_training_patients, link_cohort, link_packs, split_cohort
 from counterstain.errors import MismatchError
-from counterstain.generators.autoencoder_config import AutoencoderConfig
-from counterstain.generators.diffusion_config import DiffusionConfig, InpaintingConfig, SamplerConfig
-from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.interface import load_generator
-from counterstain.generators.spade_config import SpadeConfig
-from counterstain.generators.train import train_autoencoder, train_diffusion, train_spade
+from counterstain.generators.methods import METHODS
 from counterstain.progress import bar
 from counterstain.segmentation.evaluate import evaluate
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.segmentation.train import train_segmenter
 from counterstain.storage import read_json, write_json, write_parquet
-from counterstain.study.config import Stage
 from counterstain.study.journal import DONE_FILE, notes_of
 from counterstain.study.plan import Cell
 from counterstain.synthesis.masks import SynthesisConfig
@@ -94,7 +89,7 @@ def run_cell(cell: Cell, root: Path) -> Done:
     """Do a cell's work and say what it took; ``root`` is the folder of all cells."""
     start = time.monotonic()
     shorter = _forget_shorter(root / cell.folder / DONE_FILE)
-    _WORK[cell.stage](cell, root)
+    _WORK.get(cell.stage, _train)(cell, root)
     files = notes_of(root / cell.folder)
     seconds = time.monotonic() - start
     done = {"name": cell.name, "stage": cell.stage, "settings": cell.settings, "inputs": cell.inputs}
@@ -143,20 +138,12 @@ def _make_cohort(cell: Cell, root: Path) -> None:
         keep_training_patients(cohort, cell.settings["train_patients"], cell.settings["train_patients_seed"])
 
 
-def _train_autoencoder(cell: Cell, root: Path) -> None:
-    config = _training(AutoencoderConfig, cell)
-    train_autoencoder(_cohort(cell, root), config, root / cell.folder, **_size_and_seed(cell))
-
-
-def _train_diffusion(cell: Cell, root: Path) -> None:
-    config = _training(DiffusionConfig, cell)
-    autoencoder = root / cell.inputs["autoencoder"]
-    train_diffusion(_cohort(cell, root), config, root / cell.folder, autoencoder=autoencoder, **_size_and_seed(cell))
-
-
-def _train_spade(cell: Cell, root: Path) -> None:
-    config = _training(SpadeConfig, cell)
-    train_spade(_cohort(cell, root), config, root / cell.folder, **_size_and_seed(cell))
+def _train(cell: Cell, root: Path) -> None:
+    """Train a network of a method."""
+    training = METHODS.trainings[cell.stage]
+    needs = {stage: root / cell.inputs[stage] for stage in training.needs}
+    config = _training(training.config_class, cell)
+    training.train(_cohort(cell, root), config, root / cell.folder, **_size_and_seed(cell), **needs)
 
 
 def _train_judge(cell: Cell, root: Path) -> None:
@@ -167,17 +154,14 @@ def _train_judge(cell: Cell, root: Path) -> None:
 def _synthesize(cell: Cell, root: Path) -> None:
     cohort = _cohort(cell, root)
     checkpoint = root / cell.inputs["generator"] if "generator" in cell.inputs else None
-    generator, header = load_generator(cell.settings["method"], checkpoint, cohort)
-    if isinstance(generator, DiffusionGenerator):
-        inpainting = build(InpaintingConfig, cell.settings.get("inpainting", {}))
-        generator.draw_with(build(SamplerConfig, cell.settings["sampler"]), inpainting)
+    generator = load_generator(cell.settings["method"], checkpoint, cohort, cell.settings["drawing"])
     config = build(SynthesisConfig, cell.settings["config"])
     count = int(cell.details["count"])
     out = root / cell.settings.get("set", cell.folder)
     shards = range(cell.settings["first"], cell.settings["end"]) if cell.stage == "shards" else None
     judge = _filter(cell, root, cohort)
     options = _size_and_seed(cell)
-    synthesize(generator, cohort, out, config, count=count, header=header, shards=shards, judge=judge, **options)
+    synthesize(generator, cohort, out, config, count=count, shards=shards, judge=judge, **options)
 
 
 def _filter(cell: Cell, root: Path, cohort: Cohort) -> JudgeFilter | None:
@@ -227,11 +211,8 @@ def _size_and_seed(cell: Cell) -> dict[str, Any]:
     return {"size_px": int(cell.settings["size_px"]), "seed": int(cell.settings["seed"])}
 
 
-_WORK: dict[Stage, Callable[[Cell, Path], None]] = {
+_WORK: dict[str, Callable[[Cell, Path], None]] = {
     "cohort": _make_cohort,
-    "autoencoder": _train_autoencoder,
-    "diffusion": _train_diffusion,
-    "spade": _train_spade,
     "judge": _train_judge,
     "shards": _synthesize,
     "synthetic": _synthesize,
