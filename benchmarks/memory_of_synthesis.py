@@ -24,7 +24,8 @@ def peak_mib() -> float:
 
 def main() -> None:
     cohort = Cohort.open(sys.argv[1])
-    generator, header = DiffusionGenerator.load(Path(sys.argv[2]))
+    generator = DiffusionGenerator.load(Path(sys.argv[2]))
+    header = generator.header
     steps = int(sys.argv[3]) if len(sys.argv) > 3 else generator.sampler.steps
     generator.draw_with(generator.sampler.model_copy(update={"steps": steps}), generator.inpainting)
     peaks = []

@@ -30,7 +30,7 @@ FEW = {
 
 
 def variants(arguments: argparse.Namespace) -> dict[str, DiffusionGenerator]:
-    model = DiffusionGenerator.load(arguments.checkpoint)[0].model
+    model = DiffusionGenerator.load(arguments.checkpoint).model
     batch = {"compute_batch": arguments.images}
     found = {
         name: DiffusionGenerator(model, sampler=sampler.model_copy(update=batch))
@@ -42,7 +42,7 @@ def variants(arguments: argparse.Namespace) -> dict[str, DiffusionGenerator]:
             sampler = FAST[name].model_copy(update=guided)
             found[f"{name}, guidance"] = DiffusionGenerator(model, sampler=sampler)
     for folder in arguments.distilled:
-        generator = DiffusionGenerator.load(folder)[0]
+        generator = DiffusionGenerator.load(folder)
         generator.draw_with(generator.sampler.model_copy(update=batch), generator.inpainting)
         found[f"few-step {generator.sampler.steps} ({folder.name})"] = generator
     return found

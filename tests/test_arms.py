@@ -64,7 +64,7 @@ def test_an_arm_twice_is_refused():
 
 
 def test_an_oracle_arm_is_refused_on_real_tissue():
-    with pytest.raises(ConfigError, match="the oracle draws phantoms only"):
+    with pytest.raises(ConfigError, match="oracle draws phantoms only"):
         study("oracle+only", cohort={"path": "somewhere"})
 
 

@@ -10,6 +10,7 @@ from counterstain.errors import ConfigError, MismatchError
 from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.diffusion_config import DiffusionConfig, DistillationConfig, NoiseConfig, SamplerConfig
 from counterstain.generators.distillation import Distillation, student_config
+from counterstain.generators.conditioning import Condition
 from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.samplers import power_spacing, sample
 from counterstain.generators.train import train_autoencoder, train_diffusion, train_distilled
@@ -37,7 +38,7 @@ class Exact(LightningModule):
 
     def predict(self, latents, timesteps, condition):
         a = self.alphas[timesteps].reshape(-1, 1)
-        x, labels = latents.flatten(1), condition.flatten(1)
+        x, labels = latents.flatten(1), condition.labels.flatten(1)
         variance = a * SD**2 + 1 - a
         logits = -(x[:, None] - a.sqrt()[:, None] * CENTRES).square().sum(2) / (2 * variance)
         logits = torch.where(labels.sum(1, keepdim=True) > 0, torch.where(labels > 0, 0.0, -1e9), logits)
@@ -66,11 +67,11 @@ class Learnt(Exact):
         return batch["latents"]
 
     def training_condition(self, batch):
-        return batch["labels"]
+        return Condition(labels=batch["labels"])
 
     def predict(self, latents, timesteps, condition):
         a = self.alphas[timesteps].reshape(-1, 1).expand(len(latents), 1)
-        x = torch.cat([latents.flatten(1), condition.flatten(1), a.sqrt(), a.log()], 1)
+        x = torch.cat([latents.flatten(1), condition.labels.flatten(1), a.sqrt(), a.log()], 1)
         return super().predict(latents, timesteps, condition) + self.unet(x).reshape(latents.shape)
 
 
@@ -89,8 +90,9 @@ def settings(**changes):
 
 def drawn(network, labels, config, sampler, guidance=1.0):
     def denoise(x, t):
-        free = network.predict(x, torch.full((len(x),), t), torch.zeros_like(labels))
-        return free + guidance * (network.predict(x, torch.full((len(x),), t), labels) - free)
+        shown, steps = Condition(labels=labels), torch.full((len(x),), t)
+        free = network.predict(x, steps, shown.without_labels())
+        return free + guidance * (network.predict(x, steps, shown) - free)
 
     with torch.no_grad():
         generators = [torch_generator(7, i) for i in range(len(labels))]
@@ -159,7 +161,7 @@ def test_a_distilled_checkpoint_says_where_it_comes_from_and_draws_in_its_own_st
     masks = np.random.default_rng(0).integers(0, 6, (3, 32, 32), dtype=np.uint8)
     images = np.random.default_rng(1).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
     for method in ("diffusion", "inpainting"):
-        generator, _ = DiffusionGenerator.load(tmp_path, method, sampler=SamplerConfig(steps=20, guidance=2.0))
+        generator = DiffusionGenerator.load(tmp_path, method, sampler=SamplerConfig(steps=20, guidance=2.0))
         assert (generator.sampler.name, generator.sampler.steps, generator.sampler.guidance) == ("few_step", 2, 1.0)
         image = draw_all(generator, masks, [1, 2, 3], images, masks > 2)
         alone = draw_all(generator, masks[2:], [3], images[2:], masks[2:] > 2)

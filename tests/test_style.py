@@ -96,7 +96,7 @@ def test_references_of_regions_that_are_smaller_than_patches_are_brought_to_thei
 
 
 def test_a_style_is_the_mean_of_its_references(cohort, trained):
-    generator, _ = DiffusionGenerator.load(trained)
+    generator = DiffusionGenerator.load(trained)
     found = references(cohort)
     assert generator.references_per_style == StyleConfig().references == 8
     chosen = found.choose("p1", 8, "image", 5)
@@ -105,7 +105,7 @@ def test_a_style_is_the_mean_of_its_references(cohort, trained):
 
 
 def test_styles_are_mixed_as_asked(cohort, trained):
-    generator, _ = DiffusionGenerator.load(trained)
+    generator = DiffusionGenerator.load(trained)
     for source, slides in (("own", 1), ("other", 1), ("mixture", 2), ("beyond", 2)):
         drawer = StyleDrawer(generator, references(cohort), StyleChoice(source=source, step=0.5))
         styles = drawer(["p0"] * 6, range(6))
@@ -121,7 +121,8 @@ def test_styles_are_mixed_as_asked(cohort, trained):
 
 
 def test_the_style_of_every_patch_is_on_record_and_changes_its_image(cohort, trained, tmp_path):
-    generator, header = DiffusionGenerator.load(trained)
+    generator = DiffusionGenerator.load(trained)
+    header = generator.header
     sets = {}
     for source in ("none", "own", "mixture"):
         config = SYNTHESIS.model_copy(update={"style": StyleChoice(source=source)})
@@ -136,7 +137,7 @@ def test_the_style_of_every_patch_is_on_record_and_changes_its_image(cohort, tra
 
 
 def test_the_encoder_of_styles_learns(cohort, trained):
-    generator, _ = DiffusionGenerator.load(trained)
+    generator = DiffusionGenerator.load(trained)
     style = generator.model.style
     assert style.embedding[-1].weight.abs().max() > 0  # it starts at 0
     batch = {"latents": torch.randn(2, 4, 8, 8), "labels": torch.zeros(2, 32, 32, dtype=torch.uint8)}
@@ -169,9 +170,9 @@ def test_a_generator_without_styles_says_so(cohort):
 
 
 def test_regions_are_redrawn_whole_with_their_provenance(cohort, trained, tmp_path):
-    generator, header = DiffusionGenerator.load(trained, "inpainting")
+    generator = DiffusionGenerator.load(trained, "inpainting")
     config = SYNTHESIS.model_copy(update={"style": StyleChoice(source="other")})
-    drawn = redraw_regions(generator, cohort, tmp_path / "r", config, seed=3, regions=["p1-0"], header=header)
+    drawn = redraw_regions(generator, cohort, tmp_path / "r", config, seed=3, regions=["p1-0"])
     image, instances = drawn.read(0)
     original = cohort.read(int(cohort.part("train")[2]))
     assert drawn.regions["region"].tolist() == ["p1-0-redrawn-3"]
@@ -181,7 +182,7 @@ def test_regions_are_redrawn_whole_with_their_provenance(cohort, trained, tmp_pa
     assert drawn.patients("train") == ["p0", "p1", "p2"]  # all that the generator saw
     tables = [Cohort.open(tmp_path / "r").folder / f"redrawn_{name}.parquet" for name in ("regions", "instances")]
     assert all(table.exists() for table in tables)
-    everything = redraw_regions(generator, cohort, tmp_path / "all", config, seed=3, header=header)
+    everything = redraw_regions(generator, cohort, tmp_path / "all", config, seed=3)
     position = everything.regions["region"].tolist().index("p1-0-redrawn-3")
     assert np.array_equal(everything.read(position)[0], image)
 
@@ -191,9 +192,9 @@ def test_regions_are_redrawn_whole_with_their_provenance(cohort, trained, tmp_pa
     [("p4-0", LeakageError, "is not of the training part"), ("p9", InputError, "no region 'p9'")],
 )
 def test_only_training_regions_are_redrawn(cohort, trained, tmp_path, region, error, message):
-    generator, header = DiffusionGenerator.load(trained)
+    generator = DiffusionGenerator.load(trained)
     with pytest.raises(error, match=message):
-        redraw_regions(generator, cohort, tmp_path / "r", SYNTHESIS, seed=0, regions=[region], header=header)
+        redraw_regions(generator, cohort, tmp_path / "r", SYNTHESIS, seed=0, regions=[region])
     assert not (tmp_path / "r").exists()
 
 
@@ -211,7 +212,7 @@ def test_the_oracle_draws_in_the_styles_of_other_slides_and_between_them(tmp_pat
         references(phantom)[references(phantom).choose(slide, 1)[0]] for slide in references(phantom).slides[:2]
     )
     codes = oracle.style_codes([first, second])
-    asked = {"label_masks": first.label_mask[None], "seeds": [3], "instances": first.instances[None]}
+    asked = {"masks": first.label_mask[None], "seeds": [3], "instances": first.instances[None]}
     own, other = (draw_all(oracle, **asked, slides=[p.source.slide]) for p in (first, second))
     drawn = {
         name: draw_all(oracle, **asked, slides=[first.source.slide], styles=code[None])

@@ -41,9 +41,11 @@ def cohort(tmp_path_factory):
     return draw_cohort(tmp_path_factory.mktemp("cohort") / "c")
 
 
-def draw(cohort, out, *, generator=None, config=CONFIG, count=100, **changes):
+def draw(cohort, out, *, generator=None, header=None, config=CONFIG, count=100, **changes):
     settings = {"count": count, "size_px": 32, "seed": 0} | changes
-    return synthesize(generator or Painter(), cohort, out, config, **settings)
+    generator = generator or Painter()
+    generator.header = header
+    return synthesize(generator, cohort, out, config, **settings)
 
 
 def images(found):

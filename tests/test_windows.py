@@ -6,6 +6,7 @@ from drawing import draw_all
 from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
+from counterstain.generators.conditioning import Condition
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import (
     DiffusionConfig,
@@ -58,9 +59,9 @@ def test_neighbouring_windows_share_at_least_the_overlap():
 
 
 def test_a_grid_of_one_window_predicts_what_the_denoiser_does():
-    latents, condition = torch.randn(2, 3, 8, 8), torch.randn(2, 1, 8, 8)
-    predict = windowed(lambda x, t, c: x * t + c, condition, WindowGrid.over(8, 8, 8, 4), 2)
-    assert torch.equal(predict(latents, 3), latents * 3 + condition)
+    latents, condition = torch.randn(2, 3, 8, 8), Condition(labels=torch.randn(2, 1, 8, 8))
+    predict = windowed(lambda x, t, c: x * t + c.labels, condition, WindowGrid.over(8, 8, 8, 4), 2)
+    assert torch.equal(predict(latents, 3), latents * 3 + condition.labels)
 
 
 def test_a_patch_of_the_training_size_is_drawn_as_ever(model):
@@ -91,10 +92,15 @@ def test_an_analytic_denoiser_leaves_no_seam_at_the_windows_borders():
 
     def denoise(x, t, condition):
         a, s = alphas[t].sqrt(), (1 - alphas[t]).sqrt()
-        clean = mean + (x - a * mean) * a * sd**2 / (a**2 * sd**2 + s**2) + 0.1 * condition.mean((2, 3), keepdim=True)
+        clean = (
+            mean
+            + (x - a * mean) * a * sd**2 / (a**2 * sd**2 + s**2)
+            + 0.1 * condition.labels.mean((2, 3), keepdim=True)
+        )
         return (x - a * clean) / s
 
-    condition = torch.randn(1, 1, size, size, generator=torch.Generator().manual_seed(1)) * 8
+    told = torch.randn(1, 1, size, size, generator=torch.Generator().manual_seed(1)) * 8
+    condition = Condition(labels=told)
 
     def rise_at_borders(overlap):
         grid = WindowGrid.over(size, size, window, overlap)
@@ -134,8 +140,8 @@ def test_a_first_stage_never_sees_more_than_a_tile():
 
 
 def test_images_are_extended_to_whole_latents_and_at_least_a_window():
-    assert extended(np.ones((1, 30, 41)), 32, 4).shape == (1, 32, 44)
-    assert extended(np.ones((1, 30, 41, 3)), 32, 4, by_edges=True).min() == 1
+    assert extended(np.ones((30, 41)), 32, 4).shape == (32, 44)
+    assert extended(np.ones((30, 41, 3)), 32, 4, by_edges=True).min() == 1
 
 
 def test_a_window_that_the_network_cannot_halve_is_refused(model):
