@@ -73,7 +73,7 @@ def recipe_class() -> type[Recipe]:
         for stage, training in METHODS.trainings.items()
         if stage not in Recipe.model_fields
     }
-    return create_model("Recipe", __base__=Recipe, **others) if others else Recipe  # type: ignore[call-overload, no-any-return]
+    return create_model("Recipe", __base__=Recipe, **others) if others else Recipe  # type: ignore[call-overload]
 
 
 def load_recipe(preset: str = DEFAULT_PRESET, file: Path | None = None, overrides: Iterable[str] = ()) -> Recipe:

@@ -169,7 +169,11 @@ def synthesize(
     generator: Checkpoint = None,
     size_px: Annotated[
         int | None,
-        typer.Option(min=32, help="Edge of the patches; diffusion draws any size.", show_default="as the checkpoint, or the recipe"),
+        typer.Option(
+            min=32,
+            help="Edge of the patches; diffusion draws any size.",
+            show_default="as the checkpoint, or the recipe",
+        ),
     ] = None,
     judge: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Draw again what this judge takes for another subtype.")
@@ -191,7 +195,7 @@ def synthesize(
     from counterstain.config import build
     from counterstain.synthesis.synthesize import synthesize as draw
 
-    tissue, drawer, recipe = opened(cohort, method, generator, preset, config, settings)
+    tissue, drawer, recipe = opened(cohort, method, generator, preset=preset, config=config, settings=settings)
     size_px = size_px or recipe.size_px
     chosen = None
     if judge is not None:
@@ -207,6 +211,7 @@ def opened(
     cohort: Path,
     method: str,
     checkpoint: Path | None,
+    *,
     preset: str | None,
     config: Path | None,
     settings: list[str] | None,
@@ -282,7 +287,7 @@ def preview(
     from counterstain.synthesis.preview import preview as redrawn
 
     figure_kind(out)
-    tissue, drawer, recipe = opened(cohort, method, generator, preset, config, settings)
+    tissue, drawer, recipe = opened(cohort, method, generator, preset=preset, config=config, settings=settings)
     size_px = size_px or recipe.size_px
     rows = redrawn(drawer, tissue, recipe.synthesis, size_px=size_px, seed=seed, per_subtype=per_subtype)
     save_figure(redrawn_as_every_subtype(rows, tissue.taxonomy, mpp=tissue.mpp), out)
@@ -313,7 +318,7 @@ def redraw(
     """
     from counterstain.synthesis.redraw import redraw_regions
 
-    tissue, drawer, recipe = opened(cohort, method, generator, preset, config, settings)
+    tissue, drawer, recipe = opened(cohort, method, generator, preset=preset, config=config, settings=settings)
     drawn = redraw_regions(drawer, tissue, out, recipe.synthesis, seed=seed, regions=region or ())
     typer.echo(f"{out}: {len(drawn)} regions")
     typer.echo(f"images with masks: counterstain export {out} --format png --out …; look: counterstain inspect {out}")

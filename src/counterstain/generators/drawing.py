@@ -89,9 +89,7 @@ class DiffusionGenerator:
         self.model.tiles = windows if self.trained_px else None
 
     @classmethod
-    def load(
-        cls, folder: Path, method: Literal["diffusion", "inpainting"] = "diffusion", **drawing: Any
-    ) -> Self:
+    def load(cls, folder: Path, method: Literal["diffusion", "inpainting"] = "diffusion", **drawing: Any) -> Self:
         """Load a checkpoint made by :func:`counterstain.generators.train.train_diffusion`.
 
         Parameters

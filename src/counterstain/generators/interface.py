@@ -21,7 +21,6 @@ from counterstain.errors import InputError, MismatchError
 from counterstain.generators.methods import METHODS
 
 ItemT = TypeVar("ItemT")
-ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,18 +95,16 @@ class StyledGenerator(Protocol):
         """Return the styles of reference patches, (n, S) float."""
 
 
-def fixed_batches(
-    run: Callable[[list[ItemT]], Sequence[ResultT]], size: int, items: Sequence[ItemT]
-) -> list[ResultT]:
+def fixed_batches(run: Callable[[list[ItemT]], np.ndarray], size: int, items: Sequence[ItemT]) -> list[np.ndarray]:
     """Call ``run`` on batches of always the same size, the last one filled up by repetition.
 
     Kernels are chosen by the shape of a batch, and round differently; with one shape an image is the same byte for
     byte whether it is drawn alone or among others.
     """
-    results: list[ResultT] = []
+    results: list[np.ndarray] = []
     for first in range(0, len(items), size):
         members = [items[min(i, len(items) - 1)] for i in range(first, first + size)]
-        results += run(members)[: len(items) - first]
+        results.extend(run(members)[: len(items) - first])
     return results
 
 
@@ -123,7 +120,9 @@ def stacked(requests: Sequence[DrawRequest], field: str) -> np.ndarray | None:
     if not found:
         return None
     if len(found) < len(requests):
-        raise InputError(f"{len(requests) - len(found)} of {len(requests)} requests have no {field}; give all one or none")
+        raise InputError(
+            f"{len(requests) - len(found)} of {len(requests)} requests have no {field}; give all one or none"
+        )
     return np.stack(found)
 
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-
-from counterstain.data.stains import Stains
-from counterstain.errors import ConfigError
-from counterstain.progress import PERCENT, TIMES, counted
-from counterstain.study.arms import VARIANTS, Variant, parse_arm
-from counterstain.study.config import VariantsConfig
-
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from counterstain.config import build, build_stored
 from counterstain.data.sampling import SamplingConfig
+from counterstain.data.stains import Stains
+from counterstain.errors import ConfigError
 from counterstain.generators.descriptions import training_of
 from counterstain.generators.methods import METHODS, Method
+from counterstain.progress import PERCENT, TIMES, counted
 from counterstain.recipe import Recipe, recipe_class
 from counterstain.report.formatting import label_of
 from counterstain.report.results import StudyRecord
 from counterstain.segmentation.segmenter_config import SegmenterConfig
+from counterstain.study.arms import VARIANTS, Variant, parse_arm
+from counterstain.study.config import VariantsConfig
 
 STAINS: dict[Stains, str] = {
     "channels": "each colour channel",
@@ -169,7 +167,7 @@ def generator_paragraphs(recipe: Recipe, methods: Sequence[Method]) -> list[str]
 
 def _recipe(study: StudyRecord) -> Recipe | None:
     try:
-        return build(recipe_class(), study.config.get("recipe", {}))
+        return build_stored(recipe_class(), study.config.get("recipe", {}))
     except ConfigError:  # of another version: its names would be read wrongly
         return None
 

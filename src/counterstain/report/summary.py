@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from counterstain.progress import PERCENT, counted
 from counterstain.report.effects import (
     HIGHER_IS_BETTER,
     MAIN,
@@ -19,7 +20,6 @@ from counterstain.report.effects import (
     preferred_baseline,
     smallest_p_caution,
 )
-from counterstain.progress import PERCENT, counted
 from counterstain.report.formatting import CEILING, NO_INTERVAL, fixed, interval, is_oracle, label_of, signed
 from counterstain.report.results import Results
 

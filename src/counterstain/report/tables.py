@@ -7,9 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from counterstain.report.effects import MAIN, UNDEFINED, Effects, both_p_text, needed_text
 from counterstain.progress import PERCENT
-from counterstain.report.formatting import CEILING, NONE, bracketed, duration, fixed, is_baseline, is_oracle, label_of, signed, span
+from counterstain.report.effects import MAIN, UNDEFINED, Effects, both_p_text, needed_text
+from counterstain.report.formatting import (
+    CEILING,
+    NONE,
+    bracketed,
+    duration,
+    fixed,
+    is_baseline,
+    is_oracle,
+    label_of,
+    signed,
+    span,
+)
 from counterstain.report.results import Results
 from counterstain.study.statistics.arm_differences import measures_of, spread
 

@@ -18,7 +18,6 @@ import counterstain
 from counterstain.checkpoints import CheckpointHeader, require_taxonomy
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import (
-    SHARD_PATCHES,
     JudgedInstance,
     PatchSet,
     PatchSetHeader,
