@@ -58,8 +58,12 @@ class Lazy:
         return self.loaded(*args, **kwargs)
 
 
-def _nothing(*_: Any) -> Iterator[str]:
+def _nothing(_: Any) -> Iterator[str]:
     return iter(())
+
+
+def _fits(_: Any) -> None:
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +117,7 @@ class Method:
     settings of drawing, plain values as in :attr:`drawing`; those that are not given are the checkpoint's own."""
     trainings: tuple[Training, ...] = ()
     """In their order; the last one makes the generator."""
-    check: Callable[[Any], Any] = _nothing
+    check: Callable[[Any], None] = _fits
     """Given a recipe, raises ConfigError where patches of its size cannot be drawn."""
     describe: Callable[[Any], str] | None = None
     """Given a recipe, the paragraph of a methods section on drawing, beside those of the trainings."""
@@ -324,3 +328,5 @@ METHODS = Registry(
     )
 )
 """Every method, by name."""
+DEFAULT_METHODS = tuple(method.name for method in METHODS.built_in if not method.ceiling)
+"""What a study compares where it does not say."""

@@ -15,7 +15,7 @@ from counterstain.progress import PERCENT, TIMES, counted
 from counterstain.recipe import Recipe, recipe_class
 from counterstain.report.formatting import label_of
 from counterstain.report.results import StudyRecord
-from counterstain.segmentation.segmenter_config import ADAM_BETAS, SegmenterConfig
+from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.study.arms import VARIANTS, Variant, parse_arm
 from counterstain.study.config import VariantsConfig
 
@@ -167,7 +167,7 @@ def generator_paragraphs(recipe: Recipe, methods: Sequence[Method]) -> list[str]
 
 def _recipe(study: StudyRecord) -> Recipe | None:
     try:
-        return build(recipe_class(), study.config.get("recipe", {}))
+        return build_stored(recipe_class(), study.config.get("recipe", {}))
     except ConfigError:  # of another version: its names would be read wrongly
         return None
 

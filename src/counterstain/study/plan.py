@@ -6,27 +6,28 @@ changes the names of the cells that depend on it, and of no others; finished cel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from counterstain.config import Config, merge
+from counterstain.config import merge
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import SHARD_PATCHES
 from counterstain.data.sampling import check_patch_size
 from counterstain.data.split import check_count
-from counterstain.generators.methods import METHODS, Method
+from counterstain.generators.methods import METHODS, Method, Training
 from counterstain.recipe import Recipe
 from counterstain.seeding import derive
 from counterstain.segmentation.mixing import synthetic_count
 from counterstain.storage import fingerprint
 from counterstain.study.arms import Arm
-from counterstain.study.config import StudyConfig, segmenter_changes
+from counterstain.study.config import JUDGE, StudyConfig, segmenter_changes, trainings
 
 # Raise a stage's number when its code changes what it makes: finished cells of the old code are then made anew.
-STAGE_VERSIONS = {"cohort": 1, "judge": 2, "shards": 2, "synthetic": 2, "segmenter": 1, "evaluation": 1}
+# Trainings of generators have theirs in their entry of the registry.
+STAGE_VERSIONS = {"cohort": 1, "shards": 1, "synthetic": 1, "segmenter": 1, "evaluation": 1}
 REFERENCE = "subtype"
 PARTS = ("val", "test")
 
@@ -53,7 +54,10 @@ class Cell:
     after: tuple[str, ...] = ()
     """Folders of cells that must be done before and do not change the result."""
     arm: str = ""
+    """Name of the arm that it belongs to."""
     repeat: int = -1
+    set_name: str = ""
+    """Name of the synthetic set that it draws."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -63,7 +67,8 @@ class Cell:
     @cached_property
     def folder(self) -> str:
         """Name of the cell's folder."""
-        identity = [self.stage, stage_versions()[self.stage], self.settings, self.inputs]
+        version = STAGE_VERSIONS.get(self.stage) or trainings()[self.stage].version
+        identity = [self.stage, version, self.settings, self.inputs]
         return f"{self.stage}-{fingerprint(identity)[:16]}"
 
 
@@ -96,16 +101,16 @@ def plan_study(study: StudyConfig, recipe: Recipe) -> list[Cell]:
 def _check_sizes(study: StudyConfig, recipe: Recipe) -> None:
     """Raise ConfigError where a network of the study cannot work on patches of the recipe's size."""
     recipe.segmenter.check_size(recipe.size_px)
-    for name in {arm.method: None for arm in study.arms if arm.method is not None}:
-        METHODS[name].check(recipe)
+    for method in {arm.method: METHODS[arm.method] for arm in study.arms if arm.method is not None}.values():
+        method.check(recipe)
 
 
 def _tracked(cell: Cell, study: StudyConfig, recipe: Recipe) -> Cell:
     """Return a training with the logger that it is to use, which is no part of its name."""
-    config = getattr(recipe, cell.stage, None)
-    if config is None:
+    training = getattr(getattr(recipe, cell.stage, None), "training", None)
+    if training is None:
         return cell
-    logger = config.training.logger or study.resources.logger
+    logger = training.logger or study.resources.logger
     return replace(cell, details=cell.details | {"logger": logger}) if logger else cell
 
 
@@ -164,23 +169,21 @@ class _Planner:
     def synthetic(self, arm: Arm) -> list[Cell]:
         """Return the cells that the synthetic set of an arm's method needs, the set itself last."""
         assert arm.method is not None
+        assert arm.set_name is not None
         method = METHODS[arm.method]
-        chain = self._trainings(method)
-        settings: dict[str, Any] = {
-            "method": method.name,
-            "config": self.recipe.synthesis.model_dump(mode="json"),
-            "drawing": self.recipe.drawing(method),
-        }
+        chain = self._generator(method)
+        settings: dict[str, Any] = {"method": method.name, "config": self.recipe.synthesis.model_dump(mode="json")}
+        settings |= self.recipe.drawing(method)
         inputs = {"generator": chain[-1].folder} if chain else {}
         if "filtered" in arm.variants:
-            judge = self._cell("judge", "judge", "judge", _config(self.recipe.judge))
+            judge = self._training(JUDGE, "judge", {})
             chain.append(judge)
             inputs["judge"] = judge.folder
             settings["filter"] = self.study.variants.filtered.model_dump(mode="json")
         amount = max(other.amount for other in self.study.arms if other.set_name == arm.set_name)
         count = synthetic_count(amount, self.recipe.segmenter.mixing)
         cell = self._cell(f"synthetic {arm.set_name}", "synthetic", "synthetic", settings, **inputs)
-        return [*chain, replace(cell, details={"count": count})]
+        return [*chain, replace(cell, details={"count": count}, set_name=arm.set_name)]
 
     def trained_and_scored(self, arm: Arm, repeat: int, synthetic: Cell | None) -> list[Cell]:
         """Return the cells of one training of an arm: the segmenter and its evaluation."""
@@ -210,23 +213,21 @@ class _Planner:
         )
         return [segmenter, scored]
 
-    def _trainings(self, method: Method) -> list[Cell]:
-        """Return the cells of a method's trainings, each after those that it needs."""
-        cells: dict[str, Cell] = {}
+    def _generator(self, method: Method) -> list[Cell]:
+        made: dict[str, Cell] = {}
         for training in method.trainings:
-            # How images are drawn is a matter of the synthetic set, not of the network.
-            settings = _config(self.recipe.settings_of(training), exclude=set(training.drawing))
-            needs = {stage: cells[stage].folder for stage in training.needs}
-            cells[training.stage] = self._cell(training.title, training.stage, "generators", settings, **needs)
-        return list(cells.values())
+            made[training.stage] = self._training(training, "generators", made)
+        return list(made.values())
+
+    def _training(self, training: Training, seeded_by: str, made: Mapping[str, Cell]) -> Cell:
+        # How images are drawn is a matter of the synthetic set, not of the network.
+        config = self.recipe.settings_of(training).model_dump(mode="json", exclude=set(training.drawing))
+        needs = {stage: made[stage].folder for stage in training.needs}
+        return self._cell(training.title, training.stage, seeded_by, {"config": config}, **needs)
 
     def _cell(self, name: str, stage: str, seeded_by: str, settings: dict[str, Any], **inputs: str) -> Cell:
         common = {"size_px": self.recipe.size_px, "seed": derive(self.study.seed, seeded_by)}
         return Cell(name=name, stage=stage, settings=common | settings, inputs={"cohort": self.cohort.folder} | inputs)
-
-
-def _config(config: Config, exclude: set[str] | None = None) -> dict[str, Any]:
-    return {"config": config.model_dump(mode="json", exclude=exclude)}
 
 
 # A synthetic set drawn by several cells, each its own shards; the set's cell then finds them all there.

@@ -13,12 +13,12 @@ import torch
 
 from counterstain.config import to_yaml
 from counterstain.errors import ConfigError, MismatchError
-from counterstain.generators.methods import METHODS, missing_file
+from counterstain.generators.methods import missing_file
 from counterstain.processes import started_processes
 from counterstain.recipe import Recipe
 from counterstain.segmentation.model import Segmenter
 from counterstain.storage import claim, write_text
-from counterstain.study.config import StudyConfig
+from counterstain.study.config import StudyConfig, trainings
 from counterstain.study.executors import ExecutorConfig, open_executor
 from counterstain.study.journal import DONE_FILE, damage
 from counterstain.study.plan import Cell, cells_folder, cells_of
@@ -37,11 +37,13 @@ def lacking(recipe: Recipe, cells: Iterable[Cell]) -> list[str]:
     cells : iterable of Cell
         Those that are to run.
     """
-    stages = {cell.stage for cell in cells}
-    trainings = [training for stage, training in METHODS.trainings.items() if stage in stages]
-    lines = [line for training in trainings for line in training.missing(recipe.settings_of(training))]
-    if "segmenter" in stages:
-        lines += missing_file("segmenter.encoder_weights", recipe.segmenter.encoder_weights)
+    known = trainings()
+    lines: list[str] = []
+    for stage in dict.fromkeys(cell.stage for cell in cells):
+        if stage == "segmenter":
+            lines += missing_file("segmenter.encoder_weights", recipe.segmenter.encoder_weights)
+        elif stage in known:
+            lines += known[stage].missing(recipe.settings_of(known[stage]))
     return lines
 
 

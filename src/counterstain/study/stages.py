@@ -14,8 +14,7 @@ import pandas as pd
 import torch
 
 from counterstain.audit.instance_predictions import JudgeFilter
-from counterstain.audit.judge import train_judge
-from counterstain.audit.judge_config import JudgeConfig, JudgeFilterConfig
+from counterstain.audit.judge_config import JudgeFilterConfig
 from counterstain.config import ConfigT, build
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
@@ -30,6 +29,7 @@ from counterstain.segmentation.evaluate import evaluate
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.segmentation.train import train_segmenter
 from counterstain.storage import read_json, write_json, write_parquet
+from counterstain.study.config import trainings
 from counterstain.study.journal import DONE_FILE, notes_of
 from counterstain.study.plan import Cell
 from counterstain.synthesis.masks import SynthesisConfig
@@ -139,29 +139,26 @@ def _make_cohort(cell: Cell, root: Path) -> None:
 
 
 def _train(cell: Cell, root: Path) -> None:
-    """Train a network of a method."""
-    training = METHODS.trainings[cell.stage]
+    training = trainings()[cell.stage]
     needs = {stage: root / cell.inputs[stage] for stage in training.needs}
-    config = _training(training.config_class, cell)
-    training.train(_cohort(cell, root), config, root / cell.folder, **_size_and_seed(cell), **needs)
-
-
-def _train_judge(cell: Cell, root: Path) -> None:
-    config = _training(JudgeConfig, cell)
-    train_judge(_cohort(cell, root), config, root / cell.folder, **_size_and_seed(cell))
+    config = _logged(training.config_class, cell)
+    training.train(_cohort(cell, root), config, root / cell.folder, **needs, **_size_and_seed(cell))
 
 
 def _synthesize(cell: Cell, root: Path) -> None:
-    cohort = _cohort(cell, root)
+    cohort, method = _cohort(cell, root), cell.settings["method"]
     checkpoint = root / cell.inputs["generator"] if "generator" in cell.inputs else None
-    generator = load_generator(cell.settings["method"], checkpoint, cohort, cell.settings["drawing"])
-    config = build(SynthesisConfig, cell.settings["config"])
-    count = int(cell.details["count"])
-    out = root / cell.settings.get("set", cell.folder)
-    shards = range(cell.settings["first"], cell.settings["end"]) if cell.stage == "shards" else None
-    judge = _filter(cell, root, cohort)
-    options = _size_and_seed(cell)
-    synthesize(generator, cohort, out, config, count=count, shards=shards, judge=judge, **options)
+    drawing = {name: cell.settings[name] for name in METHODS[method].drawing}
+    synthesize(
+        load_generator(method, checkpoint, cohort, drawing),
+        cohort,
+        root / cell.settings.get("set", cell.folder),
+        build(SynthesisConfig, cell.settings["config"]),
+        count=int(cell.details["count"]),
+        shards=range(cell.settings["first"], cell.settings["end"]) if cell.stage == "shards" else None,
+        judge=_filter(cell, root, cohort),
+        **_size_and_seed(cell),
+    )
 
 
 def _filter(cell: Cell, root: Path, cohort: Cohort) -> JudgeFilter | None:
@@ -175,7 +172,7 @@ def _train_segmenter(cell: Cell, root: Path) -> None:
     synthetic = PatchSet.open(root / cell.inputs["synthetic"]) if "synthetic" in cell.inputs else None
     train_segmenter(
         _cohort(cell, root),
-        _training(SegmenterConfig, cell),
+        _logged(SegmenterConfig, cell),
         root / cell.folder,
         synthetic=synthetic,
         amount=cell.settings["amount"],
@@ -203,8 +200,9 @@ def _cohort(cell: Cell, root: Path) -> Cohort:
     return cohort
 
 
-def _training(kind: type[ConfigT], cell: Cell) -> ConfigT:
-    return with_logger(build(kind, cell.settings["config"]), cell.details.get("logger"))
+def _logged(kind: type[ConfigT], cell: Cell) -> ConfigT:
+    config, logger = build(kind, cell.settings["config"]), cell.details.get("logger")
+    return with_logger(config, logger) if logger else config
 
 
 def _size_and_seed(cell: Cell) -> dict[str, Any]:
@@ -213,7 +211,6 @@ def _size_and_seed(cell: Cell) -> dict[str, Any]:
 
 _WORK: dict[str, Callable[[Cell, Path], None]] = {
     "cohort": _make_cohort,
-    "judge": _train_judge,
     "shards": _synthesize,
     "synthetic": _synthesize,
     "segmenter": _train_segmenter,
