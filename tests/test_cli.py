@@ -63,7 +63,7 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, typer_tells_it_by):
     monkeypatch.setattr("counterstain.cli.app", stopped)
     monkeypatch.setattr("os._exit", sys.exit)
     assert status_of(monkeypatch=monkeypatch) == 130
-    assert "give the same command again to go on" in capsys.readouterr().err
+    assert "give the same command again to continue" in capsys.readouterr().err
 
 
 def test_a_method_that_does_not_exist_lists_those_that_do(monkeypatch, capsys):

@@ -63,7 +63,7 @@ def test_files_of_other_formats_are_left_out_and_said(run, slide, tmp_path):
     (tmp_path / "b.xml").write_text("<Annotations/>")
     status, draft, warning = run("import", "labels", tmp_path, "--format", "qupath")
     assert (status, "HER2 3+:" in draft) == (0, True)
-    assert warning == "warning: b.xml: of another format, left out\n"
+    assert warning == "warning: b.xml: another format, left out\n"
 
 
 def test_a_folder_of_two_formats_of_one_ending_is_one_line(run, tmp_path):

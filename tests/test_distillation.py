@@ -8,9 +8,9 @@ from lightning.pytorch import LightningModule
 from counterstain.checkpoints import read_header
 from counterstain.errors import ConfigError, MismatchError
 from counterstain.generators.autoencoder_config import AutoencoderConfig
+from counterstain.generators.conditioning import Condition
 from counterstain.generators.diffusion_config import DiffusionConfig, DistillationConfig, NoiseConfig, SamplerConfig
 from counterstain.generators.distillation import Distillation, student_config
-from counterstain.generators.conditioning import Condition
 from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.samplers import power_spacing, sample
 from counterstain.generators.train import train_autoencoder, train_diffusion, train_distilled

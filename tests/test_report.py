@@ -360,17 +360,10 @@ def test_a_folder_as_output_is_refused(small):
 
 
 def test_the_command_writes_the_same_page_beside_the_results(demo, page):
-    result = CliRunner().invoke(app, ["report", "--from", str(demo)])
+    result = CliRunner().invoke(app, ["report", str(demo)])
     assert result.exit_code == 0, result.output
     assert "report.html" in result.output
     assert (demo / "report.html").read_text() == page
-
-
-@pytest.mark.parametrize("arguments", [[], ["a", "--from", "b"]])
-def test_the_command_wants_exactly_one_folder(arguments):
-    result = CliRunner().invoke(app, ["report", *arguments])
-    assert isinstance(result.exception, InputError)
-    assert "give one folder of a study" in str(result.exception)
 
 
 def test_every_method_of_the_examples_is_in_the_page(page):

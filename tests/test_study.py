@@ -13,8 +13,8 @@ from drawn_cohort import draw_cohort
 from small_study import SMALL
 from typer.testing import CliRunner
 
+from counterstain.api import studies
 from counterstain.cli import app
-from counterstain.cli import study as cli_module
 from counterstain.errors import ConfigError, CounterstainError, DivergenceError, InputError, MismatchError
 from counterstain.report.page import write_report
 from counterstain.report.results import read_results
@@ -153,7 +153,7 @@ def test_a_study_without_any_result_says_what_failed_first(tmp_path, monkeypatch
 
     monkeypatch.setitem(stages._WORK, "segmenter", diverging)
     with pytest.raises(InputError, match=r"no arm has a result; the first failure: segmenter .* loss is nan"):
-        cli_module._run_and_report(load(tmp_path, "methods=[]"), tmp_path / "run", "study")
+        studies.run_study(load(tmp_path, "methods=[]"), out=tmp_path / "run")
 
 
 @pytest.mark.parametrize("fewer", [{}, {"train_patients": 2}], ids=["whole", "fewer patients"])

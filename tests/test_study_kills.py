@@ -118,7 +118,7 @@ def test_ctrl_c_ends_driver_and_processes_within_5_seconds_and_says_how_to_go_on
         _, said = process.communicate(timeout=60)
     assert time.monotonic() - start < 5
     assert process.returncode == 130
-    assert "give the same command again to go on" in said
+    assert "give the same command again to continue" in said
     for event in read(tmp_path / "run"):
         with pytest.raises(ProcessLookupError):
             os.kill(event["pid"], 0)

@@ -101,32 +101,31 @@ def test_a_style_is_the_mean_of_its_references(cohort, trained):
     assert generator.references_per_style == StyleConfig().references == 8
     chosen = found.choose("p1", 8, "image", 5)
     expected = np.mean([generator.style_codes([found[number]])[0] for number in chosen], axis=0)
-    assert StyleDrawer(generator, found, StyleChoice(source="own"))(["p1"], [5]).codes[0] == pytest.approx(expected)
+    assert StyleDrawer(generator, found, StyleChoice(source="own"))("p1", 5).code == pytest.approx(expected)
 
 
 def test_styles_are_mixed_as_asked(cohort, trained):
     generator = DiffusionGenerator.load(trained)
     for source, slides in (("own", 1), ("other", 1), ("mixture", 2), ("beyond", 2)):
         drawer = StyleDrawer(generator, references(cohort), StyleChoice(source=source, step=0.5))
-        styles = drawer(["p0"] * 6, range(6))
-        assert all(sum(w for _, w in mix) == pytest.approx(1) and len(mix) == slides for mix in styles.mixes)
-        assert styles.codes[:, -1] == pytest.approx(1)  # a style is given, whatever its weights
-        assert np.array_equal(drawer(["p0"], [4]).codes[0], styles.codes[4])
+        styles = [drawer("p0", number) for number in range(6)]
+        assert all(sum(w for _, w in style.mix) == pytest.approx(1) and len(style.mix) == slides for style in styles)
+        assert [style.code[-1] for style in styles] == pytest.approx([1] * 6)  # a style is given, whatever its weights
+        assert np.array_equal(drawer("p0", 4).code, styles[4].code)
         if source == "own":
-            assert {slide for mix in styles.mixes for slide, _ in mix} == {"p0"}
+            assert {slide for style in styles for slide, _ in style.mix} == {"p0"}
         if source == "other":
-            assert "p0" not in {slide for mix in styles.mixes for slide, _ in mix}
+            assert "p0" not in {slide for style in styles for slide, _ in style.mix}
         if source == "beyond":
-            assert [w for _, w in styles.mixes[0]] == pytest.approx([-0.5, 1.5])
+            assert [w for _, w in styles[0].mix] == pytest.approx([-0.5, 1.5])
 
 
 def test_the_style_of_every_patch_is_on_record_and_changes_its_image(cohort, trained, tmp_path):
     generator = DiffusionGenerator.load(trained)
-    header = generator.header
     sets = {}
     for source in ("none", "own", "mixture"):
         config = SYNTHESIS.model_copy(update={"style": StyleChoice(source=source)})
-        arguments = {"count": 64, "size_px": 32, "seed": 0, "header": header}
+        arguments = {"count": 64, "size_px": 32, "seed": 0}
         sets[source] = synthesize(generator, cohort, tmp_path / source, config, **arguments)
     assert "style_slides" not in sets["none"].patches
     own = sets["own"].patches
@@ -164,7 +163,7 @@ def test_a_generator_without_styles_says_so(cohort):
                                                latent=8, vgg_weight=0.0, use_vae=False), 6, 32))  # fmt: skip
     drawer = StyleDrawer(without, references(cohort), StyleChoice(source="own"))
     with pytest.raises(ConfigError, match="trained with use_vae: false"):
-        drawer(["p0"], [0])
+        drawer("p0", 0)
     with pytest.raises(ConfigError, match="this generator takes no styles"):
         StyleDrawer(object(), references(cohort), StyleChoice(source="own"))
 

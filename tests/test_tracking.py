@@ -3,11 +3,11 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 import torch
-from counterstain.cli.options import checked
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import Line, trained
 
 from counterstain import tracking
+from counterstain.api import check_logger
 from counterstain.errors import ConfigError, DivergenceError
 from counterstain.storage import fingerprint
 from counterstain.training_config import TrainingConfig
@@ -100,12 +100,12 @@ def test_a_missing_extra_is_said_with_its_command(monkeypatch):
     with pytest.raises(
         ConfigError, match=r"--logger wandb: is not installed; run: pip install 'counterstain\[wandb\]'"
     ):
-        checked("wandb")
+        check_logger("wandb")
 
 
 def test_an_unknown_logger_is_refused():
     with pytest.raises(ConfigError, match="--logger comet: expected one of mlflow, wandb"):
-        checked("comet")
+        check_logger("comet")
 
 
 def test_a_server_that_cannot_be_used_is_named_with_the_remedy(tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ def numbers_of(text: Numbers | None, option: str) -> list[int] | None:
     try:
         return [int(number) for number in text.split(",") if number.strip()]
     except ValueError:
-        raise InputError(f"--{option} {text}: expected numbers with commas between them, such as 6,12,24") from None
+        raise InputError(f"--{option} {text}: expected numbers with commas between them, such as 1,2,3") from None
 
 
 def open_cohort(cohort: PathLike | Cohort) -> Cohort:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from counterstain.config import build
+from counterstain.config import build, build_stored
 from counterstain.data.sampling import SamplingConfig
 from counterstain.data.stains import Stains
 from counterstain.errors import ConfigError
@@ -15,7 +15,7 @@ from counterstain.progress import PERCENT, TIMES, counted
 from counterstain.recipe import Recipe, recipe_class
 from counterstain.report.formatting import label_of
 from counterstain.report.results import StudyRecord
-from counterstain.segmentation.segmenter_config import SegmenterConfig
+from counterstain.segmentation.segmenter_config import ADAM_BETAS, SegmenterConfig
 from counterstain.study.arms import VARIANTS, Variant, parse_arm
 from counterstain.study.config import VariantsConfig
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from counterstain.errors import InputError, StorageError
 from counterstain.storage import read_json, stage_of
-from counterstain.study.arms import Arm
+from counterstain.study.arms import Arm, read_arms
 from counterstain.study.test_access_log import Look, read_looks, record_look, run_of
 from counterstain.taxonomy import Taxonomy
 
@@ -203,7 +203,7 @@ class StudyRecord(_StudyRecord):
         """Keep arms as objects; earlier versions wrote their names alone."""
         if not isinstance(content, dict) or not isinstance(content.get("arms"), list):
             return content
-        arms = [Arm.of(record) for record in content["arms"]]
+        arms = read_arms(content)
         return content | {"arms": [arm.name for arm in arms], "arm_records": {arm.name: arm for arm in arms}}
 
 

@@ -24,7 +24,6 @@ from counterstain.progress import duration
 from counterstain.storage import read_json, write_text
 from counterstain.study.config import stages
 from counterstain.study.journal import DONE_FILE, Journal, fold, read, seconds_left
-from counterstain.study.plan import stage_versions
 
 PLAN_FILE = "plan.json"
 State = Literal["done", "running", "failed", "left"]
