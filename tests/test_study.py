@@ -208,7 +208,7 @@ def test_a_folder_of_another_study_is_refused(finished, tmp_path):
     [
         ({"repeat": 2}, r"repeat: unknown key; did you mean repeats\?"),
         ({"amounts": [-1.0]}, r"amounts.0: Input should be greater than 0 \(got -1.0\)"),
-        ({"methods": ["gan"]}, "methods.0: Input should be 'spade', 'diffusion', 'inpainting' or 'oracle'"),
+        ({"methods": ["gan"]}, "methods.0: expected one of spade, diffusion, inpainting, oracle"),
         ({"baselines": ["tumor"]}, "subtype must be among them"),
         ({"cohort": {}}, "give either path .* or phantom"),
         ({"recipe": {"spade": {"laten": 3}}}, r"study.yaml: recipe: spade.laten: unknown key; did you mean latent\?"),
