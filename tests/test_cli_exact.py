@@ -1,27 +1,11 @@
-import sys
-
 import pytest
 
-from counterstain.cli import main
 from counterstain.io.annotations import read_annotations
 
 SQUARE = {"x1": 10, "y1": 10, "x2": 30, "y2": 10, "x3": 30, "y3": 30}
 TUMOUR = {"id": 7, "name": "Tumour", "vector_type": 5, "product": 1, "color_code": "#FF0000"}
 ROW = {"id": 1, "annotation_type": TUMOUR, "image": {"id": 12, "name": "A.mrxs"}, "vector": SQUARE, "deleted": False}
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run ``counterstain import exact`` and return its exit status, output and errors."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["counterstain", "import", "exact", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return run
+COMMAND = ("import", "exact", "--server", "https://exact.example")
 
 
 @pytest.fixture
@@ -41,7 +25,9 @@ def asked(monkeypatch):
 
 def test_what_is_fetched_is_saved_for_the_import_of_slides(run, asked, tmp_path):
     out = tmp_path / "a.json"
-    status, printed, told = run("--server", "https://exact.example", "--images", "1, 2", "--out", out)
+    status, printed, told = run(
+        "import", "exact", "--server", "https://exact.example", "--images", "1, 2", "--out", out
+    )
     assert status == 0
     assert printed.startswith(f"{out}: 1 annotations\nnext: counterstain import labels {out} --format exact")
     assert told == "\rimages: 2 of 2\n"
@@ -59,7 +45,7 @@ def test_what_is_fetched_is_saved_for_the_import_of_slides(run, asked, tmp_path)
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_asked(run, asked, tmp_path, words, message):
-    status, _, error = run("--server", "https://exact.example", "--out", tmp_path / "a.json", *words)
+    status, _, error = run(*COMMAND, "--out", tmp_path / "a.json", *words)
     assert (status, error, asked) == (2, f"error: {message}\n", [])
 
 
@@ -67,6 +53,8 @@ def test_credentials_are_asked_for(run, monkeypatch, tmp_path):
     pytest.importorskip("exact_sync", reason="EXACT-Sync is not installed (extra [exact])")
     for name in ("TOKEN", "USERNAME", "PASSWORD"):
         monkeypatch.delenv(f"EXACT_{name}", raising=False)
-    status, _, error = run("--server", "https://exact.example", "--images", 1, "--out", tmp_path / "a.json")
+    status, _, error = run(
+        "import", "exact", "--server", "https://exact.example", "--images", 1, "--out", tmp_path / "a.json"
+    )
     assert status == 2
     assert error.startswith("error: no credentials for EXACT; set the environment variable EXACT_TOKEN")
