@@ -88,10 +88,8 @@ def import_slides(
         Names of EXACT's annotation types.
     taxonomy : Taxonomy, optional
         By default HER2's if LABELS.yaml names no other subtypes, otherwise one of the subtypes named there.
-    progress : callable, optional
-        Such as :func:`counterstain.progress.bar`.
-    **options
-        Further fields of :class:`~counterstain.io.slide_plan.SlidesConfig`.
+    progress : callable, optional, such as :func:`counterstain.progress.bar`
+    **options : further fields of :class:`~counterstain.io.slide_plan.SlidesConfig`
 
     Returns
     -------
