@@ -39,8 +39,8 @@ def test_what_is_fetched_is_saved_for_the_import_of_slides(run, asked, tmp_path)
     ("words", "message"),
     [
         (("--images", "1;2"), "--images 1;2: expected numbers with commas between them, such as 1,2,3"),
-        ((), "import exact: settings: expected either image_set or images"),
-        (("--images", "1", "--image-set", "2"), "import exact: settings: expected either image_set or images"),
+        ((), "import exact: expected either image_set or images"),
+        (("--images", "1", "--image-set", "2"), "import exact: expected either image_set or images"),
         (("--images", "1", "--out", "."), "--out .: expected the name of a file that ends in .json"),
     ],
 )

@@ -174,7 +174,8 @@ def _plans(
     plans = []
     for name, path in paths.items():
         person, listed = people[name], table.get(name, ())
-        with Slide.open(path, person.mpp_level0 or config.mpp_level0) as slide:
+        given_by = "the patients table's mpp_level0" if person.mpp_level0 else "--mpp-level0"
+        with Slide.open(path, person.mpp_level0 or config.mpp_level0, given_by) as slide:
             plan = plan_slide(name, slide, person, annotations[name], labels=meanings, config=config, listed=listed)
             plans.append(plan)
     strays = sorted(set(table) - set(paths))
