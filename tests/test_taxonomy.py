@@ -48,7 +48,7 @@ def test_ids_must_count_from_one(ids):
 
 
 def test_names_must_differ():
-    with pytest.raises(ConfigError, match="^t.yaml: subtype names must differ"):
+    with pytest.raises(ConfigError, match=r"^t.yaml: subtype names must differ"):
         build(Taxonomy, {"name": "t", "subtypes": subtypes("a", "a")}, "t.yaml")
 
 
