@@ -17,6 +17,7 @@ import torch
 
 from counterstain.generators.diffusion_config import SamplerConfig
 from counterstain.generators.drawing import DiffusionGenerator
+from counterstain.generators.interface import DrawRequest
 
 PLAIN = {"DDIM 200, eta 1": SamplerConfig(name="ddim", steps=200, eta=1.0)}
 FAST = {
@@ -30,7 +31,7 @@ FEW = {
 
 
 def variants(arguments: argparse.Namespace) -> dict[str, DiffusionGenerator]:
-    model = DiffusionGenerator.load(arguments.checkpoint)[0].model
+    model = DiffusionGenerator.load(arguments.checkpoint).model
     batch = {"compute_batch": arguments.images}
     found = {
         name: DiffusionGenerator(model, sampler=sampler.model_copy(update=batch))
@@ -42,15 +43,15 @@ def variants(arguments: argparse.Namespace) -> dict[str, DiffusionGenerator]:
             sampler = FAST[name].model_copy(update=guided)
             found[f"{name}, guidance"] = DiffusionGenerator(model, sampler=sampler)
     for folder in arguments.distilled:
-        generator = DiffusionGenerator.load(folder)[0]
-        generator.draw_with(generator.sampler.model_copy(update=batch), generator.inpainting)
+        generator = DiffusionGenerator.load(folder)
+        generator.draw_with(generator.sampler.model_copy(update=batch), generator.inpainting, generator.windows)
         found[f"few-step {generator.sampler.steps} ({folder.name})"] = generator
     return found
 
 
 def seconds(generator: DiffusionGenerator, masks: np.ndarray) -> float:
     start = time.perf_counter()
-    generator.generate(masks, range(len(masks)))
+    generator.draw([DrawRequest(mask=mask, seed=seed) for seed, mask in enumerate(masks)])
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start

@@ -10,6 +10,7 @@ import scipy.linalg
 import timm
 import torch
 from drawn_cohort import draw_cohort
+from drawn_requests import FakeGenerator
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -43,7 +44,7 @@ SMALL = JudgeConfig(
 )
 
 
-class Painter:
+class Painter(FakeGenerator):
     """Draws discs as the cohort has them; a deaf one does not listen to the labels."""
 
     method = "spade"
@@ -51,7 +52,7 @@ class Painter:
     def __init__(self, *, deaf: bool = False) -> None:
         self.deaf = deaf
 
-    def generate(self, label_masks, seeds, images=None, redraw=None, *, instances=None, slides=None):
+    def paint(self, label_masks, seeds, images, redraw):
         labels = np.where(label_masks > 0, 5, 0) if self.deaf else label_masks.astype(int)
         shade = np.array([230, 170, 140, 110, 80, 50])[labels][..., None]
         noise = [np.random.default_rng(s).integers(-15, 16, (*label_masks.shape[1:], 3)) for s in seeds]
@@ -242,11 +243,11 @@ def test_a_judge_that_saw_held_out_patients_is_refused(sets, cohort, judge, tmp_
 @pytest.mark.parametrize("counterstain", [None, CounterstainConfig()])
 def test_images_that_keep_their_nuclei_are_not_compared_with_their_own_patch(cohort, judge, tmp_path, counterstain):
     class Copier(Painter):
-        def generate(self, label_masks, seeds, images=None, redraw=None, *, instances=None, slides=None):
+        def paint(self, label_masks, seeds, images, redraw):
             return images
 
     copier = Copier()
-    copier.counterstain = counterstain
+    copier.settings = {"counterstain": counterstain.model_dump()} if counterstain else {}
     config = SynthesisConfig(sampling=SamplingConfig(background_share=0.2))
     synthesize(copier, cohort, tmp_path / "s", config, count=60, size_px=32, seed=0)
     found = audit_sets({"s": PatchSet.open(tmp_path / "s")}, cohort, judge, CONFIG).findings[2].copies

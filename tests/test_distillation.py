@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 import torch
 from drawn_cohort import draw_cohort
+from drawn_requests import drawn_by
 from lightning.pytorch import LightningModule
 
 from counterstain.checkpoints import read_header
 from counterstain.errors import ConfigError, MismatchError
 from counterstain.generators.autoencoder_config import AutoencoderConfig
+from counterstain.generators.conditioning import Condition
 from counterstain.generators.diffusion_config import DiffusionConfig, DistillationConfig, NoiseConfig, SamplerConfig
 from counterstain.generators.distillation import Distillation, student_config
 from counterstain.generators.drawing import DiffusionGenerator
@@ -31,12 +33,9 @@ class Exact(LightningModule):
         betas = torch.linspace(config.noise.beta_start**0.5, config.noise.beta_end**0.5, 1000) ** 2
         self.alphas = torch.cumprod(1 - betas, 0)
 
-    def without_labels(self, condition):
-        return torch.zeros_like(condition)
-
     def predict(self, latents, timesteps, condition):
         a = self.alphas[timesteps].reshape(-1, 1)
-        x, labels = latents.flatten(1), condition.flatten(1)
+        x, labels = latents.flatten(1), condition.labels.flatten(1)
         variance = a * SD**2 + 1 - a
         logits = -(x[:, None] - a.sqrt()[:, None] * CENTRES).square().sum(2) / (2 * variance)
         logits = torch.where(labels.sum(1, keepdim=True) > 0, torch.where(labels > 0, 0.0, -1e9), logits)
@@ -65,11 +64,11 @@ class Learnt(Exact):
         return batch["latents"]
 
     def training_condition(self, batch):
-        return batch["labels"]
+        return Condition(labels=batch["labels"])
 
     def predict(self, latents, timesteps, condition):
         a = self.alphas[timesteps].reshape(-1, 1).expand(len(latents), 1)
-        x = torch.cat([latents.flatten(1), condition.flatten(1), a.sqrt(), a.log()], 1)
+        x = torch.cat([latents.flatten(1), condition.labels.flatten(1), a.sqrt(), a.log()], 1)
         return super().predict(latents, timesteps, condition) + self.unet(x).reshape(latents.shape)
 
 
@@ -87,9 +86,11 @@ def settings(**changes):
 
 
 def drawn(network, labels, config, sampler, guidance=1.0):
+    condition = Condition(labels=labels)
+
     def denoise(x, t):
-        free = network.predict(x, torch.full((len(x),), t), torch.zeros_like(labels))
-        return free + guidance * (network.predict(x, torch.full((len(x),), t), labels) - free)
+        free = network.predict(x, torch.full((len(x),), t), condition.without_labels())
+        return free + guidance * (network.predict(x, torch.full((len(x),), t), condition) - free)
 
     with torch.no_grad():
         generators = [torch_generator(7, i) for i in range(len(labels))]
@@ -158,10 +159,10 @@ def test_a_distilled_checkpoint_says_where_it_comes_from_and_draws_in_its_own_st
     masks = np.random.default_rng(0).integers(0, 6, (3, 32, 32), dtype=np.uint8)
     images = np.random.default_rng(1).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
     for method in ("diffusion", "inpainting"):
-        generator, _ = DiffusionGenerator.load(tmp_path, method, sampler=SamplerConfig(steps=20, guidance=2.0))
+        generator = DiffusionGenerator.load(tmp_path, method, sampler=SamplerConfig(steps=20, guidance=2.0))
         assert (generator.sampler.name, generator.sampler.steps, generator.sampler.guidance) == ("few_step", 2, 1.0)
-        image = generator.generate(masks, [1, 2, 3], images, masks > 2)
-        alone = generator.generate(masks[2:], [3], images[2:], masks[2:] > 2)
+        image = drawn_by(generator, masks, [1, 2, 3], images, masks > 2)
+        alone = drawn_by(generator, masks[2:], [3], images[2:], masks[2:] > 2)
         assert np.array_equal(image[2], alone[0])
     assert np.array_equal(image[masks < 3], images[masks < 3])
 

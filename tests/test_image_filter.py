@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from drawn_cohort import HER2, draw_cohort
+from drawn_requests import FakeGenerator
 
 from counterstain.audit.instance_predictions import JudgeFilter
 from counterstain.audit.judge_config import JudgeFilterConfig
@@ -15,7 +16,7 @@ from counterstain.synthesis.synthesize import Verdict, rejections, synthesize
 CONFIG = SynthesisConfig(sampling=SamplingConfig(background_share=0.2), attempts=3)
 
 
-class Painter:
+class Painter(FakeGenerator):
     """Paints each label in its own grey, but often the wrong one."""
 
     method = "spade"
@@ -23,7 +24,7 @@ class Painter:
     def __init__(self, wrong=0.5):
         self.wrong = wrong
 
-    def generate(self, label_masks, seeds, images=None, redraw=None, **_):
+    def paint(self, label_masks, seeds, images, redraw):
         drawn = np.zeros((*label_masks.shape, 3), np.uint8)
         for i, seed in enumerate(seeds):
             rng = np.random.default_rng(seed)

@@ -5,6 +5,7 @@ import published_layouts as published
 import pytest
 import torch
 from drawn_cohort import HER2
+from drawn_requests import drawn_by
 
 from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint
 from counterstain.cli import main
@@ -63,10 +64,11 @@ def test_spade_comes_in_draws_and_goes_out_as_it_came(run, spade_files, tmp_path
     status, printed, _ = run("import", "weights", *spade_files, "--kind", "spade", "--out", tmp_path / "c", *COMMON)
     assert status == 0
     assert "it counts as trained on no patient of yours" in printed
-    generator, header = SpadeGenerator.load(tmp_path / "c")
+    generator = SpadeGenerator.load(tmp_path / "c")
+    header = generator.header
     assert (header.taxonomy, header.mpp, header.patients_seen) == (HER2, 0.5, ())
     generator.model.config = generator.model.config.model_copy(update={"compute_batch": 1})
-    assert generator.generate(np.ones((1, 32, 32), np.uint8), [0]).shape == (1, 32, 32, 3)
+    assert drawn_by(generator, np.ones((1, 32, 32), np.uint8), [0]).shape == (1, 32, 32, 3)
 
     assert run("export", tmp_path / "c", "--format", "weights", "--out", tmp_path / "back")[0] == 0
     for path in spade_files:
@@ -78,7 +80,8 @@ def test_a_generator_alone_is_enough_to_draw_and_the_patients_it_saw_are_on_reco
     (tmp_path / "patients.txt").write_text("p0\n\n p1 \n")
     words = ("--kind", "spade", "--out", tmp_path / "c", *COMMON[:-1], tmp_path / "patients.txt")
     assert run("import", "weights", spade_files[0], *words)[0] == 0
-    generator, header = SpadeGenerator.load(tmp_path / "c")
+    generator = SpadeGenerator.load(tmp_path / "c")
+    header = generator.header
     assert generator.model.encoder is None
     assert header.notes["parts"] == ["generator"]
     assert header.patients_seen == ("p0", "p1")
@@ -88,10 +91,11 @@ def test_latent_diffusion_comes_in_draws_and_goes_out_as_it_came(run, ldm_file, 
     draw_with = ("--set", "diffusion.sampler.steps=2", "--set", "diffusion.sampler.compute_batch=1")
     words = ("--kind", "diffusion", "--out", tmp_path / "c", *COMMON, *draw_with)
     assert run("import", "weights", ldm_file, *words)[0] == 0
-    generator, header = DiffusionGenerator.load(tmp_path / "c")
+    generator = DiffusionGenerator.load(tmp_path / "c")
+    header = generator.header
     assert header.config["multipliers"] == [1, 2]
     assert generator.model.latent_sd.tolist() == [2.0, 2.0, 2.0]
-    assert generator.generate(np.ones((1, 32, 32), np.uint8), [0]).shape == (1, 32, 32, 3)
+    assert drawn_by(generator, np.ones((1, 32, 32), np.uint8), [0]).shape == (1, 32, 32, 3)
 
     assert run("export", tmp_path / "c", "--format", "weights", "--out", tmp_path / "back")[0] == 0
     given = torch.load(ldm_file, weights_only=True)["state_dict"]

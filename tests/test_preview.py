@@ -4,6 +4,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from drawn_cohort import HER2, draw_cohort
+from drawn_requests import FakeGenerator
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -20,7 +21,7 @@ from counterstain.synthesis.preview import preview
 from counterstain.taxonomy import IGNORE
 
 
-class Painter:
+class Painter(FakeGenerator):
     """A generator that paints what is to be redrawn in the colour of its label."""
 
     method = "inpainting"
@@ -28,7 +29,7 @@ class Painter:
     def __init__(self):
         self.seeds = []
 
-    def generate(self, label_masks, seeds, images=None, redraw=None, *, instances=None, slides=None):
+    def paint(self, label_masks, seeds, images, redraw):
         self.seeds.append(list(seeds))
         return np.where(redraw[..., None], HER2.palette[label_masks], images)
 

@@ -208,7 +208,7 @@ def test_a_folder_of_another_study_is_refused(finished, tmp_path):
     [
         ({"repeat": 2}, r"repeat: unknown key; did you mean repeats\?"),
         ({"amounts": [-1.0]}, r"amounts.0: Input should be greater than 0 \(got -1.0\)"),
-        ({"methods": ["gan"]}, "methods.0: Input should be 'spade', 'diffusion', 'inpainting' or 'oracle'"),
+        ({"methods": ["gan"]}, "methods.0: expected one of spade, diffusion, inpainting, oracle"),
         ({"baselines": ["tumor"]}, "subtype must be among them"),
         ({"cohort": {}}, "give either path .* or phantom"),
         ({"recipe": {"spade": {"laten": 3}}}, r"study.yaml: recipe: spade.laten: unknown key; did you mean latent\?"),
@@ -252,7 +252,7 @@ def test_a_cohort_that_does_not_fit_is_met_in_the_plan(tmp_path, changes, messag
 
 
 def test_packages_and_files_that_are_not_there_are_named_before_anything_is_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr("counterstain.study.run.find_spec", lambda _: None)
+    monkeypatch.setattr("counterstain.generators.methods.find_spec", lambda _: None)
     changes = ["methods=[diffusion]", "recipe.autoencoder.lpips_weight=1", "recipe.segmenter.encoder_weights=no.pt"]
     file = study_file(tmp_path)
     settings = [word for change in changes for word in ("--set", change)]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from drawn_cohort import draw_cohort
+from drawn_requests import drawn_by
 
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
@@ -95,36 +96,37 @@ def test_references_of_regions_that_are_smaller_than_patches_are_brought_to_thei
 
 
 def test_a_style_is_the_mean_of_its_references(cohort, trained):
-    generator, _ = DiffusionGenerator.load(trained)
+    generator = DiffusionGenerator.load(trained)
     found = references(cohort)
     assert generator.references_per_style == StyleConfig().references == 8
     chosen = found.choose("p1", 8, "image", 5)
     expected = np.mean([generator.style_codes([found[number]])[0] for number in chosen], axis=0)
-    assert StyleDrawer(generator, found, StyleChoice(source="own"))(["p1"], [5]).codes[0] == pytest.approx(expected)
+    assert StyleDrawer(generator, found, StyleChoice(source="own"))("p1", 5).code == pytest.approx(expected)
 
 
 def test_styles_are_mixed_as_asked(cohort, trained):
-    generator, _ = DiffusionGenerator.load(trained)
+    generator = DiffusionGenerator.load(trained)
     for source, slides in (("own", 1), ("other", 1), ("mixture", 2), ("beyond", 2)):
         drawer = StyleDrawer(generator, references(cohort), StyleChoice(source=source, step=0.5))
-        styles = drawer(["p0"] * 6, range(6))
-        assert all(sum(w for _, w in mix) == pytest.approx(1) and len(mix) == slides for mix in styles.mixes)
-        assert styles.codes[:, -1] == pytest.approx(1)  # a style is given, whatever its weights
-        assert np.array_equal(drawer(["p0"], [4]).codes[0], styles.codes[4])
+        styles = [drawer("p0", number) for number in range(6)]
+        mixes = [style.mix for style in styles]
+        assert all(sum(w for _, w in mix) == pytest.approx(1) and len(mix) == slides for mix in mixes)
+        assert [style.code[-1] for style in styles] == pytest.approx([1] * 6)  # a style is given, whatever its weights
+        assert np.array_equal(drawer("p0", 4).code, styles[4].code)
         if source == "own":
-            assert {slide for mix in styles.mixes for slide, _ in mix} == {"p0"}
+            assert {slide for mix in mixes for slide, _ in mix} == {"p0"}
         if source == "other":
-            assert "p0" not in {slide for mix in styles.mixes for slide, _ in mix}
+            assert "p0" not in {slide for mix in mixes for slide, _ in mix}
         if source == "beyond":
-            assert [w for _, w in styles.mixes[0]] == pytest.approx([-0.5, 1.5])
+            assert [w for _, w in mixes[0]] == pytest.approx([-0.5, 1.5])
 
 
 def test_the_style_of_every_patch_is_on_record_and_changes_its_image(cohort, trained, tmp_path):
-    generator, header = DiffusionGenerator.load(trained)
+    generator = DiffusionGenerator.load(trained)
     sets = {}
     for source in ("none", "own", "mixture"):
         config = SYNTHESIS.model_copy(update={"style": StyleChoice(source=source)})
-        arguments = {"count": 64, "size_px": 32, "seed": 0, "header": header}
+        arguments = {"count": 64, "size_px": 32, "seed": 0}
         sets[source] = synthesize(generator, cohort, tmp_path / source, config, **arguments)
     assert "style_slides" not in sets["none"].patches
     own = sets["own"].patches
@@ -135,7 +137,7 @@ def test_the_style_of_every_patch_is_on_record_and_changes_its_image(cohort, tra
 
 
 def test_the_encoder_of_styles_learns(cohort, trained):
-    generator, _ = DiffusionGenerator.load(trained)
+    generator = DiffusionGenerator.load(trained)
     style = generator.model.style
     assert style.embedding[-1].weight.abs().max() > 0  # it starts at 0
     batch = {"latents": torch.randn(2, 4, 8, 8), "labels": torch.zeros(2, 32, 32, dtype=torch.uint8)}
@@ -153,7 +155,7 @@ def test_spade_draws_in_the_style_that_its_encoder_finds(cohort):
     found = references(cohort)
     styles = generator.style_codes([found[found.choose(slide, 1, "image", 0)[0]] for slide in found.slides[:2]])
     masks, seeds = np.zeros((2, 32, 32), np.uint8), [0, 0]
-    first, second = generator.generate(masks, seeds, styles=styles)
+    first, second = drawn_by(generator, masks, seeds, styles=styles)
     assert not np.array_equal(first, second)
 
 
@@ -162,15 +164,15 @@ def test_a_generator_without_styles_says_so(cohort):
                                                latent=8, vgg_weight=0.0, use_vae=False), 6, 32))  # fmt: skip
     drawer = StyleDrawer(without, references(cohort), StyleChoice(source="own"))
     with pytest.raises(ConfigError, match="trained with use_vae: false"):
-        drawer(["p0"], [0])
+        drawer("p0", 0)
     with pytest.raises(ConfigError, match="this generator takes no styles"):
         StyleDrawer(object(), references(cohort), StyleChoice(source="own"))
 
 
 def test_regions_are_redrawn_whole_with_their_provenance(cohort, trained, tmp_path):
-    generator, header = DiffusionGenerator.load(trained, "inpainting")
+    generator = DiffusionGenerator.load(trained, "inpainting")
     config = SYNTHESIS.model_copy(update={"style": StyleChoice(source="other")})
-    drawn = redraw_regions(generator, cohort, tmp_path / "r", config, seed=3, regions=["p1-0"], header=header)
+    drawn = redraw_regions(generator, cohort, tmp_path / "r", config, seed=3, regions=["p1-0"])
     image, instances = drawn.read(0)
     original = cohort.read(int(cohort.part("train")[2]))
     assert drawn.regions["region"].tolist() == ["p1-0-redrawn-3"]
@@ -180,7 +182,7 @@ def test_regions_are_redrawn_whole_with_their_provenance(cohort, trained, tmp_pa
     assert drawn.patients("train") == ["p0", "p1", "p2"]  # all that the generator saw
     tables = [Cohort.open(tmp_path / "r").folder / f"redrawn_{name}.parquet" for name in ("regions", "instances")]
     assert all(table.exists() for table in tables)
-    everything = redraw_regions(generator, cohort, tmp_path / "all", config, seed=3, header=header)
+    everything = redraw_regions(generator, cohort, tmp_path / "all", config, seed=3)
     position = everything.regions["region"].tolist().index("p1-0-redrawn-3")
     assert np.array_equal(everything.read(position)[0], image)
 
@@ -190,9 +192,9 @@ def test_regions_are_redrawn_whole_with_their_provenance(cohort, trained, tmp_pa
     [("p4-0", LeakageError, "is not of the training part"), ("p9", InputError, "no region 'p9'")],
 )
 def test_only_training_regions_are_redrawn(cohort, trained, tmp_path, region, error, message):
-    generator, header = DiffusionGenerator.load(trained)
+    generator = DiffusionGenerator.load(trained)
     with pytest.raises(error, match=message):
-        redraw_regions(generator, cohort, tmp_path / "r", SYNTHESIS, seed=0, regions=[region], header=header)
+        redraw_regions(generator, cohort, tmp_path / "r", SYNTHESIS, seed=0, regions=[region])
     assert not (tmp_path / "r").exists()
 
 
@@ -210,10 +212,10 @@ def test_the_oracle_draws_in_the_styles_of_other_slides_and_between_them(tmp_pat
         references(phantom)[references(phantom).choose(slide, 1)[0]] for slide in references(phantom).slides[:2]
     )
     codes = oracle.style_codes([first, second])
-    asked = {"label_masks": first.label_mask[None], "seeds": [3], "instances": first.instances[None]}
-    own, other = (oracle.generate(**asked, slides=[p.source.slide]) for p in (first, second))
+    asked = {"masks": first.label_mask[None], "seeds": [3], "instances": first.instances[None]}
+    own, other = (drawn_by(oracle, **asked, slides=[p.source.slide]) for p in (first, second))
     drawn = {
-        name: oracle.generate(**asked, slides=[first.source.slide], styles=code[None])
+        name: drawn_by(oracle, **asked, slides=[first.source.slide], styles=code[None])
         for name, code in {"own": codes[0], "other": codes[1], "between": codes.mean(0)}.items()
     }
     assert np.abs(drawn["own"].astype(int) - own).max() <= 1  # styles are given in single precision

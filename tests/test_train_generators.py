@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 import torch
 from drawn_cohort import draw_cohort
+from drawn_requests import drawn_by
 from torch.nn.utils import parametrize
 
 from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint
@@ -68,7 +69,7 @@ def test_spade_is_watched_while_it_trains_and_at_the_end(trained_spade):
 
 
 def test_averaged_weights_have_spectral_norms_of_their_own(trained_spade):
-    generator, _ = SpadeGenerator.load(trained_spade)
+    generator = SpadeGenerator.load(trained_spade)
     normalised = [m for m in generator.model.generator.modules() if parametrize.is_parametrized(m, "weight")]
     norms = [torch.linalg.matrix_norm(m.weight.detach().flatten(1), 2).item() for m in normalised]
     assert norms == pytest.approx([1.0] * len(norms), rel=0.02)
@@ -105,7 +106,7 @@ def test_spade_goes_on_from_given_weights_and_counts_their_patients(cohort, trai
 
 def test_spade_without_an_encoder_is_read_back(cohort, tmp_path):
     out = train_spade(cohort, spade(1, use_vae=False), tmp_path / "s", **COMMON)
-    assert SpadeGenerator.load(out)[1].config["use_vae"] is False
+    assert SpadeGenerator.load(out).header.config["use_vae"] is False
 
 
 @pytest.mark.parametrize(
@@ -223,11 +224,12 @@ def test_a_denoiser_that_is_shown_nuclei_remembers_how_wide_they_are(cohort, tra
         counterstain=CounterstainConfig(), context_share=0.5, style=StyleConfig(width=4, code=4),
     )  # fmt: skip
     out = train_diffusion(cohort, config, tmp_path / "d", autoencoder=trained_autoencoder, **COMMON)
-    generator, header = DiffusionGenerator.load(out, "inpainting")
+    generator = DiffusionGenerator.load(out, "inpainting")
+    header = generator.header
     assert header.config["counterstain"]["local_px"] == 8 / cohort.mpp
     losses = logged(out, "loss")
     assert len(losses) == 2
     patch = cohort.patch(int(cohort.part("train")[0]), 0, 0, 32)
     redraw = patch.instances > 0
-    drawn = generator.generate(patch.label_mask[None], [0], patch.image[None], redraw[None])
+    drawn = drawn_by(generator, patch.label_mask[None], [0], patch.image[None], redraw[None])
     assert np.array_equal(drawn[0][~redraw], patch.image[~redraw])

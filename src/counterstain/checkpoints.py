@@ -10,7 +10,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -25,7 +25,7 @@ from counterstain.storage import read_json, replacing, sha256_of, stage_of, swee
 from counterstain.taxonomy import Taxonomy
 
 WEIGHTS_FILE, HEADER_FILE = "model.safetensors", "model.json"
-Kind = Literal["autoencoder", "diffusion", "spade", "segmenter", "judge"]
+Kind = str  # stage of a registered training, or segmenter or judge
 
 
 class CheckpointHeader(Config):

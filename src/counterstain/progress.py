@@ -1,4 +1,4 @@
-"""A progress bar with the time left, for everything that people wait for."""
+"""A progress bar with the time left, for everything that people wait for; times and counts as they are written."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 LINE_EVERY_SECONDS = 30.0
+PERCENT = "\N{NO-BREAK SPACE}%"
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """What :func:`bar` and :func:`silent` are: opened with a label and a total, it yields what is told of steps done."""
@@ -79,3 +81,8 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def counted(number: int, thing: str, things: str = "") -> str:
+    """Write a number with its noun (``1 repeat``, ``5 repeats``)."""
+    return f"{number:,} {thing if number == 1 else things or thing + 's'}"

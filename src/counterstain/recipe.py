@@ -12,22 +12,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, create_model
 
 from counterstain.audit.judge_config import JudgeConfig
-from counterstain.config import Config, build, merge, parse_overrides, read_yaml
+from counterstain.config import Config, build, build_stored, merge, parse_overrides, read_yaml
 from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.diffusion_config import DiffusionConfig, DistillationConfig
+from counterstain.generators.methods import METHODS, Method, Training
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.synthesis.masks import SynthesisConfig
 
 PRESETS = ("paper", "best", "demo")
+DEFAULT_PRESET = "best"
 
 
 class Recipe(Config):
-    """How every model of a study is trained."""
+    """How every model of a study is trained; methods of other packages add settings of their own."""
 
     size_px: Annotated[int, Field(ge=32)]
     """Edge of the patches that all models see."""
@@ -46,8 +48,35 @@ class Recipe(Config):
     judge: JudgeConfig = JudgeConfig()
     """The network that audits synthetic sets."""
 
+    def settings_of(self, training: Training) -> Config:
+        """Return the settings of a training; those of another package's method are its defaults where not given.
 
-def load_recipe(preset: str = "best", file: Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
+        Raises
+        ------
+        ConfigError
+            They have no defaults.
+        """
+        found: Config | None = getattr(self, training.stage, None)
+        return build(training.config_class, {}, f"recipe: {training.stage}") if found is None else found
+
+    def drawing(self, method: Method) -> dict[str, Any]:
+        """Return how a method's images are drawn, as plain values, for its ``load``."""
+        if not method.drawing:
+            return {}
+        return self.settings_of(method.trainings[-1]).model_dump(mode="json", include=set(method.drawing))
+
+
+def recipe_class() -> type[Recipe]:
+    """Return the class of recipes with the settings of every registered method."""
+    others = {
+        stage: (training.config_class | None, None)
+        for stage, training in METHODS.trainings.items()
+        if stage not in Recipe.model_fields
+    }
+    return create_model("Recipe", __base__=Recipe, **others) if others else Recipe  # type: ignore[call-overload]
+
+
+def load_recipe(preset: str = DEFAULT_PRESET, file: Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
     """Build a recipe from a preset, the settings of a YAML file over it, and ``--set`` assignments over both.
 
     Raises
@@ -55,19 +84,44 @@ def load_recipe(preset: str = "best", file: Path | None = None, overrides: Itera
     ConfigError
         No such preset; a wrong file or setting.
     """
-    content = preset_settings(preset)
-    source = f"preset {preset}"
-    if file is not None:
-        content, source = merge(content, read_yaml(file)), str(file)
-    assignments = list(overrides)
-    if assignments:
-        content, source = merge(content, parse_overrides(assignments)), f"{source} with --set {' '.join(assignments)}"
-    return build(Recipe, content, source)
+    return _built(preset_settings(preset), f"preset {preset}", file, overrides)
+
+
+def drawing_recipe(
+    method: Method,
+    checkpoint: Path | None,
+    *,
+    preset: str | None = None,
+    file: Path | None = None,
+    overrides: Iterable[str] = (),
+) -> Recipe:
+    """Build the recipe to draw with: what a checkpoint knows of its own, and given settings over it.
+
+    Parameters
+    ----------
+    method : Method
+    checkpoint : Path or None
+        What it was trained with (the size of patches, the sampler, ...) takes the place of the default preset's.
+    preset : str, optional
+        All settings of this preset, whatever the checkpoint knows.
+    file, overrides
+        As for :func:`load_recipe`.
+    """
+    if preset is not None or checkpoint is None or method.kind is None:
+        return load_recipe(preset or DEFAULT_PRESET, file, overrides)
+    from counterstain.checkpoints import read_header  # imports torch
+
+    header = read_header(checkpoint)
+    if header.kind != method.kind:  # said by load_generator
+        return load_recipe(DEFAULT_PRESET, file, overrides)
+    own = build_stored(method.trainings[-1].config_class, header.config, checkpoint)
+    known = {"size_px": header.size_px, header.kind: own.model_dump(mode="json")}
+    return _built(preset_settings(DEFAULT_PRESET) | known, str(checkpoint), file, overrides)
 
 
 def recipe_from(preset: str, changes: Mapping[str, Any], source: str | Path) -> Recipe:
     """Build a recipe from a preset and a mapping of changes."""
-    return build(Recipe, merge(preset_settings(preset), changes), source)
+    return build(recipe_class(), merge(preset_settings(preset), changes), source)
 
 
 def preset_settings(preset: str) -> dict[str, Any]:
@@ -77,3 +131,12 @@ def preset_settings(preset: str) -> dict[str, Any]:
     file = resources.files("counterstain") / "presets" / f"{preset}.yaml"
     settings: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     return settings
+
+
+def _built(content: Mapping[str, Any], source: str, file: Path | None, overrides: Iterable[str]) -> Recipe:
+    if file is not None:
+        content, source = merge(content, read_yaml(file)), str(file)
+    assignments = list(overrides)
+    if assignments:
+        content, source = merge(content, parse_overrides(assignments)), f"{source} with --set {' '.join(assignments)}"
+    return build(recipe_class(), content, source)

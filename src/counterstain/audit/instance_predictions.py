@@ -143,15 +143,12 @@ class JudgeFilter:
         """Judge images with their asked subtypes; ``redraw`` (n, H, W) bool says which pixels were drawn anew."""
         if not patches:
             return []
-        images = np.stack([patch.image for patch in patches])
-        batches = fixed_batches(self._log_probabilities, BATCH, range(len(patches)), images)
-        scores = (one for batch in batches for one in batch)
+        scores = fixed_batches(self._log_probabilities, BATCH, [patch.image for patch in patches])
         return [self._verdict(*judged) for judged in zip(patches, redraw, scores, strict=True)]
 
     @torch.no_grad()
-    def _log_probabilities(self, seeds: Sequence[int], images: np.ndarray) -> np.ndarray:
-        del seeds  # nothing is drawn at random
-        scores = self._judge(on_device(images, self._judge.device)).float()
+    def _log_probabilities(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        scores = self._judge(on_device(np.stack(images), self._judge.device)).float()
         return np.asarray(torch.log_softmax(scores, dim=1).cpu().numpy())
 
     def _verdict(self, patch: Patch, redraw: np.ndarray, scores: np.ndarray) -> Verdict:

@@ -10,7 +10,6 @@ import typer
 from counterstain.cli.options import Logger, logged
 
 if TYPE_CHECKING:
-    from counterstain.checkpoints import CheckpointHeader
     from counterstain.data.cohort import Cohort
     from counterstain.generators.interface import ImageGenerator
     from counterstain.recipe import Recipe
@@ -18,6 +17,12 @@ if TYPE_CHECKING:
 
 CohortArgument = Annotated[Path, typer.Argument(metavar="COHORT", help="A cohort with a split.")]
 Preset = Annotated[str, typer.Option(help="Recipe to start from: paper, best or demo.")]
+DrawingPreset = Annotated[
+    str | None,
+    typer.Option(help="Recipe to draw by: paper, best or demo.", show_default="what the checkpoint was trained with"),
+]
+MethodName = Annotated[str, typer.Option(help="How to draw: spade, diffusion, inpainting or oracle (phantoms only).")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Checkpoint to draw with; none for the oracle.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="YAML with changes to the preset.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A change over both, e.g. spade.latent=64.")
@@ -159,12 +164,16 @@ def synthesize(
     cohort: CohortArgument,
     *,
     out: Annotated[Path, typer.Option(help="Folder of the synthetic set.")],
-    method: Annotated[str, typer.Option(help="spade, diffusion, inpainting, or oracle (phantoms only).")],
+    method: MethodName,
     count: Annotated[int, typer.Option(help="Patches to draw; a finished set can be given a larger count.")],
-    generator: Annotated[Path | None, typer.Option(help="Checkpoint to draw with; none for the oracle.")] = None,
+    generator: Checkpoint = None,
     size_px: Annotated[
         int | None,
-        typer.Option(min=32, help="Edge of the patches; diffusion draws any size.", show_default="as in the recipe"),
+        typer.Option(
+            min=32,
+            help="Edge of the patches; diffusion draws any size.",
+            show_default="as the checkpoint, or the recipe",
+        ),
     ] = None,
     judge: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Draw again what this judge takes for another subtype.")
@@ -172,7 +181,7 @@ def synthesize(
     agreement: Annotated[
         float, typer.Option(help="With --judge: share of an image's instances that it must agree on.")
     ] = 0.75,
-    preset: Preset = "best",
+    preset: DrawingPreset = None,
     config: ConfigFile = None,
     settings: Settings = None,
     seed: Seed = 0,
@@ -184,48 +193,39 @@ def synthesize(
     from counterstain.audit.instance_predictions import JudgeFilter
     from counterstain.audit.judge_config import JudgeFilterConfig
     from counterstain.config import build
-    from counterstain.data.cohort import Cohort
-    from counterstain.recipe import load_recipe
     from counterstain.synthesis.synthesize import synthesize as draw
 
-    require_method(method)
-    recipe = load_recipe(preset, config, settings or ())
-    opened = Cohort.open(cohort)
-    drawer, header = opened_generator(method, generator, opened, recipe)
+    tissue, drawer, recipe = opened(cohort, method, generator, preset=preset, config=config, settings=settings)
     size_px = size_px or recipe.size_px
     chosen = None
     if judge is not None:
         chosen = JudgeFilter.load(
-            judge, opened, build(JudgeFilterConfig, {"agreement": agreement}, "--agreement"), size_px=size_px
+            judge, tissue, build(JudgeFilterConfig, {"agreement": agreement}, "--agreement"), size_px=size_px
         )
-    found = draw(
-        drawer, opened, out, recipe.synthesis, count=count, size_px=size_px, seed=seed, header=header, judge=chosen
-    )
+    found = draw(drawer, tissue, out, recipe.synthesis, count=count, size_px=size_px, seed=seed, judge=chosen)
     assert found is not None
     _print_balance(out, found)
 
 
-def require_method(method: str) -> None:
-    """Raise an error, before anything is opened, unless there is a way of drawing of this name."""
-    from counterstain.errors import ConfigError
-    from counterstain.generators.methods import METHODS
-
-    if method not in METHODS:
-        raise ConfigError(f"--method {method}: expected one of {', '.join(METHODS)}")
-
-
-def opened_generator(
-    method: str, checkpoint: Path | None, cohort: Cohort, recipe: Recipe
-) -> tuple[ImageGenerator, CheckpointHeader | None]:
-    """Open a generator that draws as the recipe says."""
-    from counterstain.generators.drawing import DiffusionGenerator
+def opened(
+    cohort: Path,
+    method: str,
+    checkpoint: Path | None,
+    *,
+    preset: str | None,
+    config: Path | None,
+    settings: list[str] | None,
+) -> tuple[Cohort, ImageGenerator, Recipe]:
+    """Open a cohort, a generator and the recipe that it draws by."""
+    from counterstain.data.cohort import Cohort
     from counterstain.generators.interface import load_generator
     from counterstain.generators.methods import METHODS
+    from counterstain.recipe import drawing_recipe
 
-    drawer, header = load_generator(METHODS[method], checkpoint, cohort)
-    if isinstance(drawer, DiffusionGenerator):
-        drawer.draw_with(recipe.diffusion.sampler, recipe.diffusion.inpainting, recipe.diffusion.windows)
-    return drawer, header
+    entry = METHODS.named(method, "--method")
+    recipe = drawing_recipe(entry, checkpoint, preset=preset, file=config, overrides=settings or ())
+    tissue = Cohort.open(cohort)
+    return tissue, load_generator(method, checkpoint, tissue, recipe.drawing(entry)), recipe
 
 
 def _print_balance(out: Path, found: object) -> None:
@@ -270,39 +270,27 @@ def preview(
     cohort: CohortArgument,
     *,
     out: Annotated[Path, typer.Option(help="Picture to write (svg, png or pdf).")],
-    method: Annotated[str, typer.Option(help="spade, diffusion, inpainting, or oracle (phantoms only).")],
-    generator: Annotated[Path | None, typer.Option(help="Checkpoint to draw with; none for the oracle.")] = None,
+    method: MethodName,
+    generator: Checkpoint = None,
     per_subtype: Annotated[int, typer.Option(min=1, max=20, help="Training patches of each subtype.")] = 2,
     size_px: Annotated[
-        int | None, typer.Option(min=32, help="Edge of the patches.", show_default="as in the recipe")
+        int | None, typer.Option(min=32, help="Edge of the patches.", show_default="as the checkpoint, or the recipe")
     ] = None,
-    preset: Preset = "best",
+    preset: DrawingPreset = None,
     config: ConfigFile = None,
     settings: Settings = None,
     seed: Seed = 0,
 ) -> None:
     """Look at a generator: training patches of every subtype, redrawn as every subtype from the same noise."""
-    from counterstain.data.cohort import Cohort
-    from counterstain.recipe import load_recipe
     from counterstain.report.example_figures import redrawn_as_every_subtype
     from counterstain.report.figure_style import figure_kind, save_figure
     from counterstain.synthesis.preview import preview as redrawn
 
     figure_kind(out)
-    require_method(method)
-    recipe = load_recipe(preset, config, settings or ())
-    opened = Cohort.open(cohort)
-    drawer, header = opened_generator(method, generator, opened, recipe)
-    rows = redrawn(
-        drawer,
-        opened,
-        recipe.synthesis,
-        size_px=size_px or recipe.size_px,
-        seed=seed,
-        per_subtype=per_subtype,
-        header=header,
-    )
-    save_figure(redrawn_as_every_subtype(rows, opened.taxonomy, mpp=opened.mpp), out)
+    tissue, drawer, recipe = opened(cohort, method, generator, preset=preset, config=config, settings=settings)
+    size_px = size_px or recipe.size_px
+    rows = redrawn(drawer, tissue, recipe.synthesis, size_px=size_px, seed=seed, per_subtype=per_subtype)
+    save_figure(redrawn_as_every_subtype(rows, tissue.taxonomy, mpp=tissue.mpp), out)
     typer.echo(f"{out}: {len(rows)} patches, each redrawn as {len(rows[0].drawn)} subtypes")
 
 
@@ -313,13 +301,13 @@ def redraw(
     cohort: CohortArgument,
     *,
     out: Annotated[Path, typer.Option(help="Folder of the new cohort.")],
-    method: Annotated[str, typer.Option(help="diffusion, inpainting, or oracle (phantoms only).")],
-    generator: Annotated[Path | None, typer.Option(help="Checkpoint to draw with; none for the oracle.")] = None,
+    method: MethodName,
+    generator: Checkpoint = None,
     region: Annotated[
         list[str] | None,
         typer.Option(help="Name of a training region; may be given again.", show_default="all training regions"),
     ] = None,
-    preset: Preset = "best",
+    preset: DrawingPreset = None,
     config: ConfigFile = None,
     settings: Settings = None,
     seed: Seed = 0,
@@ -328,14 +316,9 @@ def redraw(
 
     Interrupted, the same command goes on; finished regions are kept.
     """
-    from counterstain.data.cohort import Cohort
-    from counterstain.recipe import load_recipe
     from counterstain.synthesis.redraw import redraw_regions
 
-    require_method(method)
-    recipe = load_recipe(preset, config, settings or ())
-    opened = Cohort.open(cohort)
-    drawer, header = opened_generator(method, generator, opened, recipe)
-    drawn = redraw_regions(drawer, opened, out, recipe.synthesis, seed=seed, regions=region or (), header=header)
+    tissue, drawer, recipe = opened(cohort, method, generator, preset=preset, config=config, settings=settings)
+    drawn = redraw_regions(drawer, tissue, out, recipe.synthesis, seed=seed, regions=region or ())
     typer.echo(f"{out}: {len(drawn)} regions")
     typer.echo(f"images with masks: counterstain export {out} --format png --out …; look: counterstain inspect {out}")

@@ -20,7 +20,7 @@ from torch.nn import functional
 from counterstain.data.sampling import PatchSampler, patch_batches, stack
 from counterstain.generators import nuclei as nuclei_map
 from counterstain.generators.autoencoder import Autoencoder
-from counterstain.generators.conditioning import kept_samples, one_hot, shrink, to_tensor
+from counterstain.generators.conditioning import Condition, kept_samples, one_hot, shrink, to_tensor
 from counterstain.generators.diffusion_config import DiffusionConfig, WindowsConfig
 from counterstain.generators.inpainting import draw_redrawn, surroundings
 from counterstain.generators.networks.encoders import StyleNetwork
@@ -185,7 +185,39 @@ class Diffusion(LightningModule):
         overlap = TILE_OVERLAP_PX if self._blends else 0
         return WindowGrid.over(height, width, self.tiles.decode_px // self.factor, overlap // self.factor)
 
-    def condition(self, label_masks: Tensor) -> Tensor:
+    def condition(
+        self,
+        label_masks: Tensor,
+        images: Tensor | None = None,
+        redraw: Tensor | None = None,
+        styles: Tensor | None = None,
+    ) -> Condition:
+        """Return all that the network is shown when it draws.
+
+        Parameters
+        ----------
+        label_masks : (B, H, W) uint8
+        images : (B, H, W, 3) uint8, optional
+            Real images, whose nuclei are kept by networks that are shown them.
+        redraw : (B, H, W) bool, optional
+            What of the images is drawn anew; without it nothing is kept.
+        styles : (B, S), optional
+            Without them networks that know styles are told that there is none.
+        """
+        labels = self._labels(label_masks)
+        nuclei = context = style = None
+        if self.config.counterstain is not None:
+            nuclei = nuclei_map.absent(len(labels), self.factor, labels) if images is None else self.nuclei(images)
+        if self.config.context_share and images is not None and redraw is not None:
+            context = surroundings(self.encode, images, redraw, self.factor)
+        elif self.config.context_share:
+            nothing = labels.new_zeros((len(labels), self.latent_channels, *labels.shape[2:]))
+            context = torch.cat([nothing, torch.ones_like(labels[:, :1])], dim=1)
+        if self.style is not None:
+            style = labels.new_zeros(len(labels), self.style.length) if styles is None else styles.to(labels)
+        return Condition(labels=labels, nuclei=nuclei, context=context, style=style)
+
+    def _labels(self, label_masks: Tensor) -> Tensor:
         """Labels (B, H, W) -> (B, L, h, w) float."""
         return shrink(one_hot(label_masks, self.num_labels), self.factor, self.config.condition)
 
@@ -196,63 +228,38 @@ class Diffusion(LightningModule):
             raise ValueError("this network is shown no counterstain")
         return nuclei_map.shown(nuclei_map.counterstain_map(images, self.config.counterstain), self.factor)
 
-    def with_counterstain(self, condition: Tensor, images: Tensor | None) -> Tensor:
-        """Append the counterstain of real images, or that there is none, for networks that are shown it."""
-        if self.config.counterstain is None:
-            return condition
-        maps = nuclei_map.absent(len(condition), self.factor, condition) if images is None else self.nuclei(images)
-        return torch.cat([condition, maps], dim=1)
-
-    def with_context(self, condition: Tensor, images: Tensor | None = None, redraw: Tensor | None = None) -> Tensor:
-        """Append what is kept, (B, z + 1, h, w), for networks that see it; without ``images`` nothing is kept."""
-        if not self.config.context_share:
-            return condition
-        if images is not None and redraw is not None:
-            return torch.cat([condition, surroundings(self.encode, images, redraw, self.factor)], dim=1)
-        shape = (len(condition), self.latent_channels, *condition.shape[2:])
-        return torch.cat([condition, condition.new_zeros(shape), torch.ones_like(condition[:, :1])], dim=1)
-
-    def without_labels(self, condition: Tensor) -> Tensor:
-        """Take the labels out of a condition and leave what else is in it."""
-        return torch.cat([torch.zeros_like(condition[:, : self.num_labels]), condition[:, self.num_labels :]], dim=1)
-
-    def styled(self, condition: Tensor, styles: Tensor | None) -> Tensor:
-        """Append styles (B, S), or that there is none, to the condition of a network that takes styles."""
-        if self.style is None:
-            return condition
-        given = condition.new_zeros(len(condition), self.style.length) if styles is None else styles.to(condition)
-        return self.style.beside(condition, given)
-
     def training_context(self, batch: dict[str, Tensor], step: int, positions: Sequence[int]) -> Tensor:
         """Choose what is redrawn in each patch of a batch and return the rest, (B, z + 1, h, w)."""
         generators = [torch_generator(self.seed, "context", step, p) for p in positions]
         redraw = draw_redrawn(batch["instances"], self.config.context_share, 2 * self.factor, generators)
         return surroundings(self.encode, batch["images"], redraw, self.factor)
 
-    def training_condition(self, batch: dict[str, Tensor], keep: Tensor | None = None) -> Tensor:
+    def training_condition(self, batch: dict[str, Tensor], keep: Tensor | None = None) -> Condition:
         """Return all that the network is shown in training, the labels only where ``keep``, (B, 1, 1, 1), is 1."""
-        condition = self.condition(batch["labels"])
+        labels = self._labels(batch["labels"])
         if keep is not None:
-            condition = condition * keep
+            labels = labels * keep
+        nuclei = context = None
         if self.config.counterstain is not None:
             maps = batch["counterstain"] if "counterstain" in batch else self.nuclei(batch["images"])
-            kept = kept_samples(batch, self.seed, "counterstain", self.config.counterstain.dropout).to(condition)
-            condition = torch.cat([condition, maps.to(condition) * kept[:, None, None, None]], dim=1)
+            kept = kept_samples(batch, self.seed, "counterstain", self.config.counterstain.dropout).to(labels)
+            nuclei = maps.to(labels) * kept[:, None, None, None]
         if self.config.context_share:
             context = batch.get("context")
             if context is None:
                 context = self.training_context(batch, int(batch["step"]), batch["position"].tolist())
-            condition = torch.cat([condition, context], dim=1)
-        return self.styled(condition, self._training_styles(batch))
+        styles = self._training_styles(batch)
+        style = None if styles is None else styles.to(labels)
+        return Condition(labels=labels, nuclei=nuclei, context=context, style=style)
 
     def clean_latents(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the latents (B, z, h, w) of a batch that holds ``latents`` or ``images``."""
         return batch["latents"] if "latents" in batch else self.encode(batch["images"])
 
-    def predict(self, latents: Tensor, timesteps: Tensor | int, condition: Tensor) -> Tensor:
+    def predict(self, latents: Tensor, timesteps: Tensor | int, condition: Condition) -> Tensor:
         """Run the network on noisy latents (B, z, h, w)."""
-        shown, style = (condition, None) if self.style is None else self.style.split(condition)
-        prediction: Tensor = self.unet(torch.cat([latents, shown], dim=1), timesteps, style).sample
+        style = None if self.style is None else self.style.embedding(condition.style)
+        prediction: Tensor = self.unet(torch.cat([latents, condition.cat()], dim=1), timesteps, style).sample
         return prediction
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

@@ -16,6 +16,7 @@ from diffusers import DDPMScheduler
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from counterstain.generators.conditioning import Condition
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import DiffusionConfig, DistillationConfig, SamplerConfig
 from counterstain.generators.samplers import FEW_STEP_POWER, fresh_noise, power_spacing
@@ -165,12 +166,12 @@ class Distillation(LightningModule):
         begins = first[:, None, None, None] == 0
         return torch.where(begins, noise, alpha * latents + sigma * noise), first
 
-    def _taught(self, noisy: Tensor, now: Tensor, following: Tensor, condition: Tensor, halving: int) -> Tensor:
+    def _taught(self, noisy: Tensor, now: Tensor, following: Tensor, condition: Condition, halving: int) -> Tensor:
         """Take one step of the teacher from one number on its grid to another."""
         timesteps = self._timesteps(now)
         prediction = self.teacher.predict(noisy, timesteps, condition).float()
         if halving == 0 and self.config.guidance != 1.0:
-            without = self.teacher.predict(noisy, timesteps, self.teacher.without_labels(condition)).float()
+            without = self.teacher.predict(noisy, timesteps, condition.without_labels()).float()
             low, high = self.config.guidance_interval
             level = timesteps / self.student.config.noise.timesteps
             scale = torch.where((level >= low) & (level <= high), self.config.guidance, 1.0)[:, None, None, None]

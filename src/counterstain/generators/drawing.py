@@ -1,12 +1,12 @@
 """Drawing with a trained latent diffusion model: whole images and redrawn instances, of any size.
 
-Shapes: B = batch, n = images asked for, L = labels, S = style values, z = latent channels, h, w = rows and columns of
-the latents, H, W = of the image.
+Shapes: B = batch, n = references, S = style values, z = latent channels, h, w = rows and columns of the latents, H, W =
+of the image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -15,23 +15,17 @@ import torch
 from torch import Tensor
 
 from counterstain.checkpoints import CheckpointHeader, load_checkpoint
-from counterstain.config import build_stored
+from counterstain.config import build, build_stored
+from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
-from counterstain.errors import ConfigError, InputError
+from counterstain.errors import ConfigError, InputError, MismatchError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
-from counterstain.generators.conditioning import to_images
+from counterstain.generators.conditioning import Condition, to_images
 from counterstain.generators.diffusion import Diffusion
-from counterstain.generators.diffusion_config import (
-    CounterstainConfig,
-    DiffusionConfig,
-    InpaintingConfig,
-    SamplerConfig,
-    WindowsConfig,
-)
+from counterstain.generators.diffusion_config import DiffusionConfig, InpaintingConfig, SamplerConfig, WindowsConfig
 from counterstain.generators.inpainting import KnownLatents, composite, dilated, latent_redraw_mask, step_walk
-from counterstain.generators.interface import evaluation_device, fixed_batches, on_device
-from counterstain.generators.methods import Method
+from counterstain.generators.interface import DrawRequest, evaluation_device, fixed_batches, on_device, stacked
 from counterstain.generators.samplers import Denoiser, build_scheduler, sample
 from counterstain.generators.style import describe
 from counterstain.generators.windows import WindowGrid, extended, windowed
@@ -48,22 +42,27 @@ class DiffusionGenerator:
         *,
         sampler: SamplerConfig | None = None,
         inpainting: InpaintingConfig | None = None,
+        windows: WindowsConfig | None = None,
         device: torch.device | None = None,
         trained_px: int | None = None,
+        header: CheckpointHeader | None = None,
     ) -> None:
         self.model = model.eval().to(device or evaluation_device())
-        self.method: Method = method
-        self.trained_px = trained_px
-        self.draw_with(sampler or model.config.sampler, inpainting or model.config.inpainting)
+        self.method, self.trained_px, self.header = method, trained_px, header
+        own = model.config
+        self.draw_with(sampler or own.sampler, inpainting or own.inpainting, windows or own.windows)
 
     @property
-    def counterstain(self) -> CounterstainConfig | None:
-        """How images are shown the nuclei of the real ones; None = they are not."""
-        return self.model.config.counterstain
+    def settings(self) -> dict[str, Any]:
+        """How it draws, for the record."""
+        parts: dict[str, Any] = {"sampler": self.sampler, "windows": self.windows}
+        if self.method == "inpainting":
+            parts["inpainting"] = self.inpainting
+        if self.model.config.counterstain is not None:
+            parts["counterstain"] = self.model.config.counterstain
+        return {name: part.model_dump(mode="json") for name, part in parts.items()}
 
-    def draw_with(
-        self, sampler: SamplerConfig, inpainting: InpaintingConfig, windows: WindowsConfig | None = None
-    ) -> None:
+    def draw_with(self, sampler: SamplerConfig, inpainting: InpaintingConfig, windows: WindowsConfig) -> None:
         """Change how images are drawn; images larger than ``trained_px`` (None = any) are drawn in windows.
 
         Raises
@@ -83,23 +82,23 @@ class DiffusionGenerator:
             raise ConfigError("sampler.guidance: this network was trained without condition_dropout; use 1")
         if sampler.steps > self.model.config.noise.timesteps:
             raise ConfigError(f"sampler.steps {sampler.steps}: this network has {self.model.config.noise.timesteps}")
-        self.sampler, self.inpainting = sampler, inpainting
-        self.windows = windows or self.model.config.windows
+        self.sampler, self.inpainting, self.windows = sampler, inpainting, windows
         unit = self.model.factor * self.model.config.halvings
-        if (self.windows.window_px or 0) % unit:
-            raise ConfigError(f"windows.window_px {self.windows.window_px}: must be a multiple of {unit}")
-        self.model.tiles = self.windows if self.trained_px else None
+        if (windows.window_px or 0) % unit:
+            raise ConfigError(f"windows.window_px {windows.window_px}: must be a multiple of {unit}")
+        self.model.tiles = windows if self.trained_px else None
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        method: Literal["diffusion", "inpainting"] = "diffusion",
-        *,
-        sampler: SamplerConfig | None = None,
-        inpainting: InpaintingConfig | None = None,
-    ) -> tuple[Self, CheckpointHeader]:
-        """Load a checkpoint made by :func:`counterstain.generators.train.train_diffusion`."""
+    def load(cls, folder: Path, method: Literal["diffusion", "inpainting"] = "diffusion", **drawing: Any) -> Self:
+        """Load a checkpoint made by :func:`counterstain.generators.train.train_diffusion`.
+
+        Parameters
+        ----------
+        folder : Path
+        method : str
+        **drawing
+            ``sampler``, ``inpainting`` and ``windows``; the checkpoint's own where not given.
+        """
         header, state = load_checkpoint(folder, "diffusion")
         settings = build_stored(AutoencoderConfig, header.notes["first_stage"], folder)
         first_stage = Autoencoder(settings.for_use(), header.size_px)
@@ -108,7 +107,7 @@ class DiffusionGenerator:
         )
         model = Diffusion(build_stored(DiffusionConfig, header.config, folder), first_stage, header.taxonomy.num_labels)
         model.load_state_dict({k: v for k, v in state.items() if not k.startswith("first_stage.")})
-        return cls(model, method, sampler=sampler, inpainting=inpainting, trained_px=header.size_px), header
+        return cls(model, method, trained_px=header.size_px, header=header, **drawing)
 
     @property
     def references_per_style(self) -> int:
@@ -118,7 +117,7 @@ class DiffusionGenerator:
 
     @torch.no_grad()
     def style_codes(self, references: Sequence[Patch]) -> np.ndarray:
-        """Return the styles of reference patches, (n, S) float, for :meth:`generate`.
+        """Return the styles of reference patches, (n, S) float.
 
         Raises
         ------
@@ -136,106 +135,108 @@ class DiffusionGenerator:
         return torch.cat(codes).cpu().numpy()
 
     @torch.no_grad()
-    def generate(
-        self,
-        label_masks: np.ndarray,
-        seeds: Sequence[int],
-        images: np.ndarray | None = None,
-        redraw: np.ndarray | None = None,
-        *,
-        instances: np.ndarray | None = None,
-        slides: Sequence[str] | None = None,
-        styles: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Draw images; inpainting needs ``images`` and ``redraw``; ``styles`` come from :meth:`style_codes`."""
-        del instances, slides
-        if self.method == "diffusion":
-            redraw = None
-            images = images if self.counterstain else None
-        elif images is None or redraw is None:
-            raise InputError("inpainting needs the real images and which pixels to redraw")
-        height, width = label_masks.shape[1:]
-        arrays = self._extended(label_masks, images, redraw)
-        one_window = self._window_px is None or arrays[0].shape[1:] == (self._window_px, self._window_px)
+    def draw(self, requests: Sequence[DrawRequest]) -> list[np.ndarray]:
+        """Draw images; inpainting needs the real image and what of it is drawn anew.
+
+        Raises
+        ------
+        InputError
+            Inpainting lacks one of them.
+        MismatchError
+            The masks of one call differ in size.
+        """
+        if len({request.mask.shape for request in requests}) > 1:
+            raise MismatchError("the masks of one call differ in size; draw each size in a call of its own")
+        needed = [self._needed(request) for request in requests]
+        size = needed[0].mask.shape if needed else ()
+        one_window = self._window_px is None or size == (self._window_px, self._window_px)
         # Of larger images one at a time: its windows fill the batches.
-        batch = self.sampler.compute_batch if one_window else 1
-        drawn = np.concatenate(list(fixed_batches(self._draw, batch, seeds, *arrays, styles)))[:, :height, :width]
-        if images is not None and redraw is not None and self.inpainting.composite:
-            drawn = composite(drawn, images, redraw)
-        return drawn
+        drawn = fixed_batches(self._draw, self.sampler.compute_batch if one_window else 1, needed)
+        return [self._finished(request, image) for request, image in zip(requests, drawn, strict=True)]
 
     @property
     def _window_px(self) -> int | None:
         return None if self.trained_px is None else self.windows.window_px or self.trained_px
 
-    def _extended(
-        self, label_masks: np.ndarray, images: np.ndarray | None, redraw: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """Bring all to a size that is at least a window and a whole number of latents."""
-        if self._window_px is None:
-            return label_masks, images, redraw
-        size = self._window_px, self.model.factor
-        return (
-            extended(label_masks, *size),
-            None if images is None else extended(images, *size, by_edges=True),
-            None if redraw is None else extended(redraw, *size),
-        )
+    def _needed(self, request: DrawRequest) -> DrawRequest:
+        """Return what is drawn from, of a size that is at least a window and a whole number of latents."""
+        image, redraw = request.image, request.redraw
+        if self.method == "diffusion":
+            redraw = None
+            image = image if self.model.config.counterstain else None
+        elif image is None or redraw is None:
+            raise InputError("inpainting needs the real images and which pixels to redraw")
+        mask = request.mask
+        if self._window_px is not None:
+            size = self._window_px, self.model.factor
+            mask = extended(mask, *size)
+            image = None if image is None else extended(image, *size, by_edges=True)
+            redraw = None if redraw is None else extended(redraw, *size)
+        return DrawRequest(mask=mask, seed=request.seed, image=image, redraw=redraw, style=request.style)
 
-    def _denoiser(self, condition: Tensor) -> Denoiser:
+    def _finished(self, request: DrawRequest, image: np.ndarray) -> np.ndarray:
+        height, width = request.mask.shape
+        image = image[:height, :width]
+        if self.method == "diffusion" or not self.inpainting.composite:
+            return image
+        assert request.image is not None
+        assert request.redraw is not None
+        return composite(image, request.image, request.redraw)
+
+    def _draw(self, requests: Sequence[DrawRequest]) -> np.ndarray:
+        model, device, seeds = self.model, self.model.device, [request.seed for request in requests]
+        masks, images, redraw, styles = (
+            None if array is None else on_device(array, device)
+            for array in (stacked(requests, field) for field in ("mask", "image", "redraw", "style"))
+        )
+        assert masks is not None
+        scheduler = build_scheduler(model.config.noise, self.sampler)
+        inpainting: dict[str, Any] = {}
+        if images is not None and redraw is not None:
+            redraw = dilated(redraw, self.inpainting.dilation_px)
+            known, wanted = model.encode(images), latent_redraw_mask(redraw, model.factor, 0)
+            noise = [torch_generator(seed, "known") for seed in seeds]
+            inpainting = {
+                "blend": KnownLatents(known, wanted, noise, scheduler),
+                "origin": known if self.inpainting.start == "original" else None,
+                "walk": step_walk(self.sampler.steps, self.inpainting),
+            }
+        condition = model.condition(masks, images, redraw, styles)
+        latents = sample(
+            self._denoiser(condition),
+            (model.latent_channels, *condition.labels.shape[2:]),
+            [torch_generator(seed, "sample") for seed in seeds],
+            model.config.noise,
+            self.sampler,
+            device=device,
+            scheduler=scheduler,
+            **inpainting,
+        )
+        return to_images(model.decode(latents))
+
+    def _denoiser(self, condition: Condition) -> Denoiser:
         """Return the guided network for a condition, in windows where it is larger than one."""
-        height, width = condition.shape[2:]
+        height, width = condition.labels.shape[2:]
         window = max(height, width) if self._window_px is None else self._window_px // self.model.factor
         grid = WindowGrid.over(height, width, window, round(window * self.windows.overlap))
         if len(grid) == 1:
             return lambda latents, timestep: self._guided(latents, timestep, condition)
         return windowed(self._guided, condition, grid, self.sampler.compute_batch)
 
-    def _draw(
-        self,
-        seeds: Sequence[int],
-        label_masks: np.ndarray,
-        images: np.ndarray | None,
-        redraw: np.ndarray | None,
-        styles: np.ndarray | None,
-    ) -> np.ndarray:
-        model, device = self.model, self.model.device
-        real = None if images is None else on_device(images, device)
-        condition = model.with_counterstain(model.condition(on_device(label_masks, device)), real)
-        shape = (model.latent_channels, *condition.shape[2:])
-        if real is None or redraw is None:
-            condition, inpainting = model.with_context(condition), {}
-        else:
-            redrawn = dilated(on_device(redraw, device), self.inpainting.dilation_px)
-            condition = model.with_context(condition, real, redrawn)
-            inpainting = self._redrawing(model.encode(real), redrawn, seeds)
-        condition = model.styled(condition, None if styles is None else on_device(styles, device))
-        latents = sample(
-            self._denoiser(condition),
-            shape,
-            [torch_generator(seed, "sample") for seed in seeds],
-            model.config.noise,
-            self.sampler,
-            device=device,
-            **inpainting,
-        )
-        return to_images(model.decode(latents))
-
-    def _redrawing(self, known: Tensor, redrawn: Tensor, seeds: Sequence[int]) -> dict[str, Any]:
-        """Return what :func:`sample` needs to keep the latents ``known`` outside the pixels ``redrawn``."""
-        mask = latent_redraw_mask(redrawn, self.model.factor, 0)
-        scheduler = build_scheduler(self.model.config.noise, self.sampler)
-        return {
-            "blend": KnownLatents(known, mask, [torch_generator(seed, "known") for seed in seeds], scheduler),
-            "origin": known if self.inpainting.start == "original" else None,
-            "walk": step_walk(self.sampler.steps, self.inpainting),
-        }
-
-    def _guided(self, latents: Tensor, timestep: int, condition: Tensor) -> Tensor:
+    def _guided(self, latents: Tensor, timestep: int, condition: Condition) -> Tensor:
         low, high = self.sampler.guidance_interval
         inside = low <= timestep / self.model.config.noise.timesteps <= high
         if self.sampler.guidance == 1.0 or not inside:
             return self.model.predict(latents, timestep, condition)
-        conditions = torch.cat([condition, self.model.without_labels(condition)])
-        both = self.model.predict(torch.cat([latents, latents]), timestep, conditions)
-        with_mask, without = both.chunk(2)
+        both = condition.followed_by(condition.without_labels())
+        with_mask, without = self.model.predict(torch.cat([latents, latents]), timestep, both).chunk(2)
         return without + self.sampler.guidance * (with_mask - without)
+
+
+def open_diffusion(
+    checkpoint: Path, _: Cohort, settings: Mapping[str, Any], *, method: Literal["diffusion", "inpainting"]
+) -> DiffusionGenerator:
+    """Open a checkpoint to draw whole images or to inpaint, with settings as plain values."""
+    kinds: dict[str, type[Any]] = {"sampler": SamplerConfig, "inpainting": InpaintingConfig, "windows": WindowsConfig}
+    given = {name: build(kinds[name], value, f"diffusion.{name}") for name, value in settings.items()}
+    return DiffusionGenerator.load(checkpoint, method, **given)

@@ -1,13 +1,14 @@
 """What every generator does: draw images for label masks.
 
-Shapes: n = images asked for, H, W = rows and columns in pixels.
+Shapes: n = images, H, W = rows and columns in pixels, S = length of a style vector.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,63 +16,114 @@ from torch import Tensor
 
 from counterstain.checkpoints import CheckpointHeader, read_header
 from counterstain.data.cohort import Cohort
+from counterstain.data.patches import Patch
 from counterstain.errors import InputError, MismatchError
-from counterstain.generators.methods import Method
+from counterstain.generators.methods import METHODS
+
+ItemT = TypeVar("ItemT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawRequest:
+    """One image to draw; what a method has no use for, it does not look at."""
+
+    mask: np.ndarray
+    """(H, W) uint8: labels."""
+    seed: int
+    """All random numbers of the image derive from it."""
+    instances: np.ndarray | None = None
+    """(H, W) int32: ids of instances, 0 = background."""
+    image: np.ndarray | None = None
+    """(H, W, 3) uint8: the real image, which inpainting keeps outside ``redraw``."""
+    redraw: np.ndarray | None = None
+    """(H, W) bool: pixels that inpainting draws anew."""
+    slide: str = ""
+    """Slide that the mask comes from."""
+    style: np.ndarray | None = None
+    """(S,) float: one of the generator's own ``style_codes``; None = it chooses."""
+
+    @classmethod
+    def of(cls, patch: Patch, seed: int, redraw: np.ndarray, style: np.ndarray | None = None) -> DrawRequest:
+        """Ask for a new image of a relabelled patch."""
+        return cls(
+            mask=patch.label_mask,
+            seed=seed,
+            instances=patch.instances,
+            image=patch.image,
+            redraw=redraw,
+            slide=patch.source.slide,
+            style=style,
+        )
 
 
 class ImageGenerator(Protocol):
-    """A trained generator. Each image depends on its own mask, seed and inputs, never on its neighbours in a batch."""
+    """A trained generator. Each image depends on its own request alone, never on its neighbours in a batch."""
 
-    method: Method
+    @property
+    def method(self) -> str:
+        """Name of its method."""
 
-    def generate(
-        self,
-        label_masks: np.ndarray,
-        seeds: Sequence[int],
-        images: np.ndarray | None = None,
-        redraw: np.ndarray | None = None,
-        *,
-        instances: np.ndarray | None = None,
-        slides: Sequence[str] | None = None,
-        styles: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Draw one image for each mask.
+    @property
+    def header(self) -> CheckpointHeader | None:
+        """What is known of its checkpoint; None where it needs none."""
 
-        Parameters
-        ----------
-        label_masks : (n, H, W) uint8
-        seeds : n integers
-        images : (n, H, W, 3) uint8, optional
-            What is kept outside ``redraw``; needed for inpainting.
-        redraw : (n, H, W) bool, optional
-            Pixels to draw anew; needed for inpainting.
-        instances : (n, H, W) int32, optional
-            Instance maps, for generators that see instance edges.
-        slides : n names, optional
-            Slides of the masks, for generators that draw in a slide's style.
-        styles : (n, S) float, optional
-            Styles out of the generator's own ``style_codes``, for generators that have it.
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """How it draws, as plain values: all that its weights do not say."""
 
-        Returns
-        -------
-        (n, H, W, 3) uint8
+    def draw(self, requests: Sequence[DrawRequest]) -> list[np.ndarray]:
+        """Draw images, (H, W, 3) uint8 each; all masks have the same size.
+
+        Raises
+        ------
+        InputError
+            A request lacks what the method needs.
+        MismatchError
+            Its size is not one that the generator draws.
         """
-        ...
 
 
-def fixed_batches(
-    draw: Callable[..., np.ndarray], size: int, seeds: Sequence[int], *arrays: np.ndarray | None
-) -> Iterator[np.ndarray]:
-    """Call ``draw(seeds, *arrays)`` on batches of always the same size, the last one filled up by repetition.
+@runtime_checkable
+class StyledGenerator(Protocol):
+    """A generator that can be given styles."""
+
+    @property
+    def references_per_style(self) -> int:
+        """Of how many references of a slide the styles are to be averaged."""
+
+    def style_codes(self, references: Sequence[Patch]) -> np.ndarray:
+        """Return the styles of reference patches, (n, S) float."""
+
+
+def fixed_batches(run: Callable[[list[ItemT]], np.ndarray], size: int, items: Sequence[ItemT]) -> list[np.ndarray]:
+    """Call ``run`` on batches of always the same size, the last one filled up by repetition.
 
     Kernels are chosen by the shape of a batch, and round differently; with one shape an image is the same byte for
     byte whether it is drawn alone or among others.
     """
-    for first in range(0, len(seeds), size):
-        members = [min(i, len(seeds) - 1) for i in range(first, first + size)]
-        parts = [None if array is None else array[members] for array in arrays]
-        drawn = draw([seeds[i] for i in members], *parts)
-        yield drawn[: min(size, len(seeds) - first)]
+    results: list[np.ndarray] = []
+    for first in range(0, len(items), size):
+        members = [items[min(i, len(items) - 1)] for i in range(first, first + size)]
+        results.extend(run(members)[: len(items) - first])
+    return results
+
+
+def stacked(requests: Sequence[DrawRequest], field: str) -> np.ndarray | None:
+    """Return a field of all requests as one array, (n, ...); None where no request has it.
+
+    Raises
+    ------
+    InputError
+        Some requests have it and some have not.
+    """
+    found = [value for request in requests if (value := getattr(request, field)) is not None]
+    if not found:
+        return None
+    if len(found) < len(requests):
+        raise InputError(
+            f"{len(requests) - len(found)} of {len(requests)} requests have no {field}; give all one or none"
+        )
+    return np.stack(found)
 
 
 def on_device(array: np.ndarray, device: torch.device) -> Tensor:
@@ -86,44 +138,36 @@ def evaluation_device(choice: Any = "auto") -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-# Open a trained generator by the method it is asked to draw with.
-
-KIND_OF_METHOD = {"spade": "spade", "diffusion": "diffusion", "inpainting": "diffusion"}
-
-
 def load_generator(
-    method: Method, checkpoint: Path | None, cohort: Cohort
-) -> tuple[ImageGenerator, CheckpointHeader | None]:
+    method: str, checkpoint: Path | None, cohort: Cohort, settings: Mapping[str, Any] | None = None
+) -> ImageGenerator:
     """Open the generator of a method.
 
     Parameters
     ----------
     method : str
-        ``spade``, ``diffusion``, ``inpainting`` (needs a diffusion checkpoint) or ``oracle`` (needs none).
+        A name of :data:`counterstain.generators.methods.METHODS`.
     checkpoint : Path or None
+        None for methods that need none.
     cohort : Cohort
-        The phantom cohort, for the oracle.
+        Whose masks are drawn.
+    settings : mapping, optional
+        Fields of the method's ``drawing``, as plain values; the checkpoint's own where not given.
 
     Raises
     ------
     InputError
         A checkpoint is needed and was not given.
+    ConfigError
+        There is no such method, or the network cannot draw with these settings.
     MismatchError
         The checkpoint is of a kind that does not draw with this method.
     """
-    if method == "oracle":
-        from counterstain.generators.oracle import OracleGenerator
-
-        return OracleGenerator(cohort), None
-    if checkpoint is None:
-        raise InputError(f"method {method}: give the folder of a {KIND_OF_METHOD[method]} checkpoint")
-    kind = read_header(checkpoint).kind
-    if kind != KIND_OF_METHOD[method]:
-        raise MismatchError(f"{checkpoint}: is a {kind} checkpoint; {method} needs a {KIND_OF_METHOD[method]} one")
-    if method == "spade":
-        from counterstain.generators.spade import SpadeGenerator
-
-        return SpadeGenerator.load(checkpoint)
-    from counterstain.generators.drawing import DiffusionGenerator
-
-    return DiffusionGenerator.load(checkpoint, method)
+    entry = METHODS.named(method, "method")
+    if entry.kind is not None:
+        if checkpoint is None:
+            raise InputError(f"method {method}: give the folder of a {entry.kind} checkpoint")
+        kind = read_header(checkpoint).kind
+        if kind != entry.kind:
+            raise MismatchError(f"{checkpoint}: is a {kind} checkpoint; {method} needs a {entry.kind} one")
+    return entry.load(checkpoint, cohort, settings or {})

@@ -116,6 +116,7 @@ def sample(
     blend: Blend | None = None,
     origin: Tensor | None = None,
     walk: Sequence[int] | None = None,
+    scheduler: Any | None = None,
 ) -> Tensor:
     """Draw latents.
 
@@ -133,12 +134,14 @@ def sample(
     walk : sequence of int, optional
         Numbers of the steps in the order in which they are taken, the end (``steps``) last; a smaller number after a
         larger one noises the latents back to that step. None = each step once.
+    scheduler : optional
+        Of :func:`build_scheduler` for the same settings, where ``blend`` uses it too; None = built here.
 
     Returns
     -------
     (B, z, h, w) float tensor
     """
-    scheduler = build_scheduler(noise, sampler)
+    scheduler = build_scheduler(noise, sampler) if scheduler is None else scheduler
     timesteps = [int(t) for t in scheduler.timesteps]
     walk = range(len(timesteps) + 1) if walk is None else walk
 

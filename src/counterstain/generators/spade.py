@@ -6,7 +6,7 @@ rows and columns in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,13 +19,12 @@ from torch.nn.utils import parametrize
 
 from counterstain.checkpoints import CheckpointHeader, load_checkpoint
 from counterstain.config import build_stored
+from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
-from counterstain.errors import ConfigError
+from counterstain.errors import ConfigError, MismatchError
 from counterstain.generators import nuclei as nuclei_map
 from counterstain.generators.conditioning import edges, kept_samples, one_hot, to_images, to_tensor
-from counterstain.generators.diffusion_config import CounterstainConfig
-from counterstain.generators.interface import evaluation_device, fixed_batches, on_device
-from counterstain.generators.methods import Method
+from counterstain.generators.interface import DrawRequest, evaluation_device, fixed_batches, on_device, stacked
 from counterstain.generators.networks.discriminators import MultiscaleDiscriminator, hinge_discriminator_loss
 from counterstain.generators.networks.spade import ImageEncoder, SpadeGeneratorNetwork, settle_spectral_norms
 from counterstain.generators.perceptual import VggDistance
@@ -56,7 +55,7 @@ class Spade(LightningModule):
         super().__init__()
         config.check_size(size_px)
         self.automatic_optimization = False
-        self.config, self.num_labels, self.seed = config, num_labels, seed
+        self.config, self.num_labels, self.size_px, self.seed = config, num_labels, size_px, seed
         channels = num_labels + int(config.edge_channel) + (nuclei_map.channels(1) if config.counterstain else 0)
         self.generator = SpadeGeneratorNetwork(
             channels + config.noise_channels, size_px, config.generator_width, config.latent, config.hidden
@@ -163,7 +162,7 @@ class Spade(LightningModule):
 
     def _codes(self, real: Tensor, keys: Sequence[tuple[Any, ...]]) -> tuple[Tensor, Tensor | None]:
         """Style codes (B, latent) of real images, drawn around their means, and the divergence from the prior."""
-        noise = torch.stack([self._noise(*key) for key in keys]).to(real)
+        noise = torch.stack([self.code(*key) for key in keys]).to(real)
         if self.encoder is None:
             return noise, None
         mean, log_variance = self.encoder(real)
@@ -171,7 +170,8 @@ class Spade(LightningModule):
         # A sum over the batch, whereas DDP takes means over the processes.
         return mean + noise * torch.exp(0.5 * log_variance), kl * started_processes()
 
-    def _noise(self, *keys: Any) -> Tensor:
+    def code(self, *keys: Any) -> Tensor:
+        """Draw a style code, (latent,), from a seed and keys."""
         return torch.randn(self.config.latent, generator=torch_generator(*keys))
 
     def _judge(self, drawn: Tensor, real: Tensor, labels: Tensor) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
@@ -182,50 +182,58 @@ class Spade(LightningModule):
 
 
 class SpadeGenerator:
-    """A trained SPADE that draws with random style codes."""
+    """A trained SPADE that draws with random style codes.
 
-    method: Method = "spade"
+    Parameters
+    ----------
+    model : Spade
+    device : torch.device, optional
+    header : CheckpointHeader, optional
+        Of its checkpoint.
+    """
+
+    method = "spade"
     references_per_style = 1
 
-    def __init__(self, model: Spade, device: torch.device | None = None) -> None:
+    def __init__(
+        self, model: Spade, device: torch.device | None = None, header: CheckpointHeader | None = None
+    ) -> None:
         self.model = model.eval().to(device or evaluation_device())
-
-    @property
-    def counterstain(self) -> CounterstainConfig | None:
-        """How images are shown the nuclei of the real ones; None = they are not."""
-        return self.model.config.counterstain
+        self.header = header
 
     @classmethod
-    def load(cls, folder: Path) -> tuple[Self, CheckpointHeader]:
+    def load(cls, folder: Path) -> Self:
         """Load a checkpoint made by :func:`counterstain.generators.train.train_spade`."""
         header, state = load_checkpoint(folder, "spade")
         config = build_stored(SpadeConfig, header.config, folder).model_copy(update={"vgg_weight": 0.0})
         model = Spade(config, header.taxonomy.num_labels, header.size_px)
         model.load_state_dict(state, strict=False)  # the discriminator stays behind
-        return cls(model), header
+        return cls(model, header=header)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it draws, for the record."""
+        shown = self.model.config.counterstain
+        return {} if shown is None else {"counterstain": shown.model_dump(mode="json")}
 
     @torch.no_grad()
-    def generate(
-        self,
-        label_masks: np.ndarray,
-        seeds: Sequence[int],
-        images: np.ndarray | None = None,
-        redraw: np.ndarray | None = None,
-        *,
-        instances: np.ndarray | None = None,
-        slides: Sequence[str] | None = None,
-        styles: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Draw images; without ``instances`` the borders of the labels stand in for those of the instances.
+    def draw(self, requests: Sequence[DrawRequest]) -> list[np.ndarray]:
+        """Draw images; without instances the borders of the labels stand in for those of the instances.
 
-        ``styles`` are codes out of :meth:`style_codes`; without them codes are drawn by the seeds. Networks that are
-        shown a counterstain keep the nuclei of ``images``, where there are any.
+        Without a style the code is drawn by the seed. Networks that are shown a counterstain keep the nuclei of the
+        real image, where there is one.
+
+        Raises
+        ------
+        MismatchError
+            A mask has another size than the patches of the training.
         """
-        del redraw, slides
-        shown = label_masks.astype(np.int32) if instances is None else instances
-        real = images if self.counterstain else None
-        batch = self.model.config.compute_batch
-        return np.concatenate(list(fixed_batches(self._draw, batch, seeds, label_masks, shown, real, styles)))
+        size = (self.model.size_px, self.model.size_px)
+        for request in requests:
+            if request.mask.shape != size:
+                given = " x ".join(map(str, request.mask.shape))
+                raise MismatchError(f"this SPADE draws {size[0]} px, the mask is {given} px; train one at that size")
+        return fixed_batches(self._draw, self.model.config.compute_batch, requests)
 
     @torch.no_grad()
     def style_codes(self, references: Sequence[Patch]) -> np.ndarray:
@@ -242,23 +250,20 @@ class SpadeGenerator:
         seen = [self.model.encoder(to_tensor(on_device(image[None], self.model.device)))[0] for image in images]
         return torch.cat(seen).cpu().numpy()
 
-    def _draw(
-        self,
-        seeds: Sequence[int],
-        label_masks: np.ndarray,
-        instances: np.ndarray,
-        images: np.ndarray | None,
-        styles: np.ndarray | None,
-    ) -> np.ndarray:
-        device = self.model.device
+    def _draw(self, requests: Sequence[DrawRequest]) -> np.ndarray:
+        device, keys = self.model.device, [(request.seed, "code") for request in requests]
+        masks = np.stack([request.mask for request in requests])
+        instances, images, styles = (stacked(requests, field) for field in ("instances", "image", "style"))
+        shown = masks.astype(np.int32) if instances is None else instances
         real = None if images is None else on_device(images, device)
-        labels = self.model.condition(on_device(label_masks, device), on_device(instances, device), real)
-        keys = [(seed, "code") for seed in seeds]
-        if styles is None:
-            z = torch.stack([self.model._noise(*key) for key in keys]).to(device)  # noqa: SLF001
-        else:
-            z = on_device(styles, device)
-        return to_images(self.model.generator(self.model.with_noise(labels, keys), z))
+        labels = self.model.condition(on_device(masks, device), on_device(shown, device), real)
+        z = torch.stack([self.model.code(*key) for key in keys]) if styles is None else torch.from_numpy(styles)
+        return to_images(self.model.generator(self.model.with_noise(labels, keys), z.to(device)))
+
+
+def open_spade(checkpoint: Path, _: Cohort, __: Mapping[str, Any]) -> SpadeGenerator:
+    """Open a checkpoint to draw with."""
+    return SpadeGenerator.load(checkpoint)
 
 
 def _start_small(model: nn.Module, gain: float) -> None:

@@ -252,8 +252,9 @@ def train_distilled(cohort: Cohort, config: DistillationConfig, out: Path, *, te
     ConfigError
         Guidance is asked of a teacher that never trained without a mask.
     """
-    generator, header = DiffusionGenerator.load(teacher)
-    model = generator.model.cpu()
+    generator = DiffusionGenerator.load(teacher)
+    model, header = generator.model.cpu(), generator.header
+    assert header is not None
     require_fit(teacher, header, cohort)
     if model.config.sampler.name == "few_step":
         raise MismatchError(f"{teacher}: is distilled already; give the checkpoint that it was distilled from")

@@ -22,6 +22,7 @@ from counterstain.data.sampling import PatchSampler, SamplingConfig
 from counterstain.errors import InputError
 from counterstain.generators.autoencoder import Autoencoder, usage_of
 from counterstain.generators.conditioning import to_tensor
+from counterstain.generators.interface import DrawRequest
 from counterstain.generators.spade import Spade, SpadeGenerator
 from counterstain.seeding import derive
 from counterstain.training import Monitor
@@ -278,11 +279,13 @@ def watch_spade(model: Spade, cohort: Cohort, size_px: int, seed: int) -> Monito
 
 def _drawn_with_codes(model: Spade, patches: Sequence[Patch], codes: int, seed: int) -> np.ndarray:
     """Draw every mask with the same few style codes, (n, k, H, W, 3) uint8."""
-    masks = np.stack([patch.label_mask for patch in patches]).repeat(codes, axis=0)
-    instances = np.stack([patch.instances for patch in patches]).repeat(codes, axis=0)
-    seeds = [derive(seed, "monitored code", code) for code in range(codes)] * len(patches)
-    images = np.stack([patch.image for patch in patches]).repeat(codes, axis=0)
-    drawn = SpadeGenerator(model, model.device).generate(masks, seeds, images, instances=instances)
+    seeds = [derive(seed, "monitored code", code) for code in range(codes)]
+    requests = [
+        DrawRequest(mask=patch.label_mask, seed=one, instances=patch.instances, image=patch.image)
+        for patch in patches
+        for one in seeds
+    ]
+    drawn = np.stack(SpadeGenerator(model, model.device).draw(requests))
     return drawn.reshape(len(patches), codes, *drawn.shape[1:])
 
 

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from counterstain.generators.conditioning import Condition, cut
 from counterstain.generators.samplers import Denoiser
 
-ConditionedDenoiser = Callable[[Tensor, int, Tensor], Tensor]  # latents, timestep, condition -> prediction
+ConditionedDenoiser = Callable[[Tensor, int, Condition], Tensor]  # latents, timestep, condition -> prediction
 
 
 @dataclass(frozen=True)
@@ -67,39 +68,33 @@ class WindowGrid:
         return torch.from_numpy(both.reshape(len(self), self.window_height, self.window_width))
 
 
-def windowed(denoise: ConditionedDenoiser, condition: Tensor, grid: WindowGrid, batch: int) -> Denoiser:
+def windowed(denoise: ConditionedDenoiser, condition: Condition, grid: WindowGrid, batch: int) -> Denoiser:
     """Return a denoiser of large latents out of one of windows.
 
     Parameters
     ----------
     denoise : callable
-        Latents (batch, z, window), timestep, condition (batch, C, window) -> prediction.
-    condition : (B, C, h, w)
+        Latents (batch, z, window), timestep, condition of the window -> prediction.
+    condition : Condition
+        Of the whole latents.
     grid : WindowGrid
         Over the latents.
     batch : int
         Windows that the network sees at once, always as many: the last batch is filled up by repetition, so that
         the result does not depend on how many windows there are.
     """
-    weights = grid.weights().float().to(condition.device)
-    pieces = [(b, i) for b in range(len(condition)) for i in range(len(grid))]
-    places = grid.places
-
-    def cut(plane: Tensor, members: list[tuple[int, int]]) -> Tensor:
-        parts = []
-        for b, i in members:
-            y, x = places[i]
-            parts.append(plane[b, :, y : y + grid.window_height, x : x + grid.window_width])
-        return torch.stack(parts)
+    size = grid.window_height, grid.window_width
+    weights = grid.weights().float().to(condition.labels.device)
+    pieces = [(i, (b, y, x)) for b in range(len(condition.labels)) for i, (y, x) in enumerate(grid.places)]
 
     def predict(latents: Tensor, timestep: int) -> Tensor:
         blended = torch.zeros_like(latents)
         for first in range(0, len(pieces), batch):
             members = [pieces[min(k, len(pieces) - 1)] for k in range(first, first + batch)]
-            predicted = denoise(cut(latents, members), timestep, cut(condition, members))
-            for (b, i), part in zip(members[: len(pieces) - first], predicted, strict=False):
-                y, x = places[i]
-                blended[b, :, y : y + grid.window_height, x : x + grid.window_width] += weights[i] * part
+            places = [place for _, place in members]
+            predicted = denoise(cut(latents, places, *size), timestep, condition.cut(places, *size))
+            for (i, (b, y, x)), part in zip(members[: len(pieces) - first], predicted, strict=False):
+                blended[b, :, y : y + size[0], x : x + size[1]] += weights[i] * part
         return blended
 
     return predict
@@ -141,12 +136,12 @@ def in_tiles(
 
 
 def extended(plane: np.ndarray, smallest: int, multiple: int, *, by_edges: bool = False) -> np.ndarray:
-    """Extend (n, H, W, …) below and to the right to at least ``smallest`` and to a multiple of ``multiple``.
+    """Extend (H, W, …) below and to the right to at least ``smallest`` and to a multiple of ``multiple``.
 
     New pixels are 0, or the nearest ones with ``by_edges``.
     """
-    missing = [max(smallest, math.ceil(size / multiple) * multiple) - size for size in plane.shape[1:3]]
-    margins = [(0, 0), (0, missing[0]), (0, missing[1]), *[(0, 0)] * (plane.ndim - 3)]
+    missing = [max(smallest, math.ceil(size / multiple) * multiple) - size for size in plane.shape[:2]]
+    margins = [(0, missing[0]), (0, missing[1]), *[(0, 0)] * (plane.ndim - 2)]
     return np.pad(plane, margins, mode="edge" if by_edges else "constant") if any(missing) else plane
 
 

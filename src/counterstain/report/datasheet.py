@@ -11,7 +11,8 @@ import pandas as pd
 import yaml
 
 from counterstain.errors import StorageError
-from counterstain.report.formatting import CEILING, NONE, PERCENT, TIMES, counted, is_oracle, label_of
+from counterstain.progress import PERCENT, TIMES, counted
+from counterstain.report.formatting import CEILING, NONE, is_oracle, label_of
 from counterstain.report.results import SetRecord, StudyRecord, TrainingRecord
 from counterstain.report.tables import Cell, Row, Table
 from counterstain.study.fairness import COLUMNS, FAIRNESS_FILE, departures, fairness_of

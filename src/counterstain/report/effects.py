@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 import pandas as pd
 
-from counterstain.report.formatting import PERCENT, counted, fixed, is_baseline, is_oracle, method_of
+from counterstain.progress import PERCENT, counted
+from counterstain.report.formatting import fixed, is_baseline, is_oracle, method_of
 from counterstain.report.results import Results
 from counterstain.segmentation.counts import dice, recalls, subtype_variance
 from counterstain.study.statistics.arm_differences import differences, effects_of

@@ -10,11 +10,12 @@ from urllib.parse import quote
 import pandas as pd
 from matplotlib.figure import Figure
 
+from counterstain.progress import counted
 from counterstain.report import figures
 from counterstain.report.effects import Effects, chosen_arm, effects_on_test
 from counterstain.report.example_figures import examples
 from counterstain.report.figure_style import save_figure, svg_text
-from counterstain.report.formatting import CEILING, MINUS, NONE, counted, is_oracle, label_of
+from counterstain.report.formatting import CEILING, MINUS, NONE, is_oracle, label_of
 from counterstain.report.results import Results, read_results
 from counterstain.report.tables import Row, Table, differences_table, results_table
 from counterstain.storage import write_text

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 from counterstain.errors import ConfigError
+from counterstain.progress import PERCENT
 from counterstain.study.arms import Arm, Variant, parse_arm
 
 MINUS = "\N{MINUS SIGN}"
-PERCENT = "\N{NO-BREAK SPACE}%"
-TIMES = "\N{MULTIPLICATION SIGN}"
 NONE = "\N{EN DASH}"
 """What stands where there is no value."""
 NO_INTERVAL = "no interval"
@@ -54,11 +53,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def counted(number: int, thing: str, things: str = "") -> str:
-    """Write a number with its noun (``1 repeat``, ``5 repeats``)."""
-    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
 
 
 # What the name of an arm says: its method, its amount, how it is written in a report.

@@ -18,11 +18,12 @@ from markupsafe import Markup
 
 from counterstain.errors import InputError, StorageError
 from counterstain.generators.methods import METHODS
+from counterstain.progress import counted
 from counterstain.report import tables
 from counterstain.report.datasheet import INTENDED_USE, LIMITS, data_sheets, fairness_sentences, read_fairness
 from counterstain.report.effects import chosen_arm, effects_on_test
 from counterstain.report.files import figure_views, table_copies
-from counterstain.report.formatting import CEILING, counted, duration, is_oracle, label_of, method_of
+from counterstain.report.formatting import CEILING, duration, is_oracle, label_of, method_of
 from counterstain.report.methods_section import methods_paragraphs
 from counterstain.report.results import Results, TrainingRecord, looked_at, read_results, read_sets, read_trainings
 from counterstain.report.summary import summarise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from counterstain.progress import PERCENT, counted
 from counterstain.report.effects import (
     HIGHER_IS_BETTER,
     MAIN,
@@ -19,17 +20,7 @@ from counterstain.report.effects import (
     preferred_baseline,
     smallest_p_caution,
 )
-from counterstain.report.formatting import (
-    CEILING,
-    NO_INTERVAL,
-    PERCENT,
-    counted,
-    fixed,
-    interval,
-    is_oracle,
-    label_of,
-    signed,
-)
+from counterstain.report.formatting import CEILING, NO_INTERVAL, fixed, interval, is_oracle, label_of, signed
 from counterstain.report.results import Results
 
 ENOUGH_REPEATS = 5  # the paper's number

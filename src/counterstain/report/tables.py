@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from counterstain.progress import PERCENT
 from counterstain.report.effects import MAIN, UNDEFINED, Effects, both_p_text, needed_text
 from counterstain.report.formatting import (
     CEILING,
     NONE,
-    PERCENT,
     bracketed,
     duration,
     fixed,

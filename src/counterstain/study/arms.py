@@ -1,4 +1,4 @@
-"""The arms of a study: what the name of one says, and which names there are.
+"""The arms of a study: what each trains on, and how users write one.
 
 A name is what an arm trains on, then what is done with it, joined by ``+``::
 
@@ -12,15 +12,18 @@ A name is what an arm trains on, then what is done with it, joined by ``+``::
     METHOD+…+filtered           synthetic patches that a judge takes for what was asked
     METHOD+AMOUNT+pretrain      synthetic patches first, then real ones
     METHOD+AMOUNT+anneal        the share of synthetic patches falls to 0
+
+Names are read in a study's file and in results of earlier versions; everything else passes :class:`Arm` on.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 from counterstain.errors import ConfigError
-from counterstain.generators.methods import METHODS, Method
+from counterstain.generators.methods import METHODS
 
 Mode = Literal["tumor", "subtype"]
 Variant = Literal["weighted", "stain", "mixup", "copypaste", "filtered", "pretrain", "anneal"]
@@ -30,11 +33,6 @@ VARIANTS: dict[str, Variant] = {variant: variant for variant in get_args(Variant
 OF_SYNTHETIC = ("filtered", "pretrain", "anneal")
 ONLY = "only"
 MOST_AMOUNT = 100.0
-FORMS = (
-    f"{' or '.join(MODES)}, METHOD+AMOUNT (diffusion+100) or METHOD+{ONLY}, where METHOD is {', '.join(METHODS)}; "
-    f"any of them with {', '.join(f'+{v}' for v in VARIANTS if v not in OF_SYNTHETIC)}; "
-    "METHOD+… with +filtered; METHOD+AMOUNT with +pretrain or +anneal"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +40,31 @@ class Arm:
     """One way of choosing training patches and training on them."""
 
     name: str
+    """As it is written in tables and files."""
     mode: Mode = "subtype"
     """Where real patches are centred, see :class:`counterstain.data.sampling.SamplingConfig`."""
-    method: Method | None = None
+    method: str | None = None
+    """What draws its synthetic patches; None = it has none."""
     amount: float = 0.0
     """Synthetic patches as a multiple of the dataset size."""
     only: bool = False
     """Without real patches."""
     variants: tuple[Variant, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        mode: Mode = "subtype",
+        method: str | None = None,
+        amount: float = 0.0,
+        only: bool = False,
+        variants: tuple[Variant, ...] = (),
+    ) -> Arm:
+        """Return an arm with its name."""
+        base = [mode] if method is None else [method, ONLY if only else f"{amount * 100:g}"]
+        name = "+".join((*base, *variants))
+        return cls(name=name, mode=mode, method=method, amount=amount, only=only, variants=variants)
 
     @property
     def set_name(self) -> str | None:
@@ -58,14 +73,28 @@ class Arm:
             return None
         return f"{self.method}+filtered" if "filtered" in self.variants else self.method
 
+    def record(self) -> dict[str, Any]:
+        """Return it as plain values, for :func:`read_arms`."""
+        return asdict(self) | {"variants": list(self.variants)}
 
-def method_arm(method: Method, amount: float) -> Arm:
-    """Return the arm of a method and an amount, 1.0 being +100 %."""
-    return Arm(name=f"{method}+{amount * 100:g}", method=method, amount=amount)
+
+def read_arms(study: Mapping[str, Any]) -> list[Arm]:
+    """Return the arms of a ``study.json``: records, or names where an earlier version wrote it."""
+    return [
+        _read(arm) if isinstance(arm, str) else Arm(**{**arm, "variants": tuple(arm["variants"])})
+        for arm in study["arms"]
+    ]
+
+
+def _read(name: str) -> Arm:
+    try:
+        return parse_arm(name)
+    except ConfigError:  # a method or a variant that this version does not know
+        return Arm(name=name, method=None if name in MODES else name.partition("+")[0])
 
 
 def parse_arm(name: str) -> Arm:
-    """Read the name of an arm.
+    """Read the name of an arm as a user wrote it.
 
     Raises
     ------
@@ -73,45 +102,50 @@ def parse_arm(name: str) -> Arm:
         One line that says what is wrong with it, and lists the names that there are.
     """
     base, *words = name.split("+")
+    chosen: dict[str, Any]
     if base in MODES:
-        arm = Arm(name=base, mode=MODES[base])
+        chosen = {"mode": MODES[base]}
     elif base in METHODS and words:
-        arm = _of_method(name, METHODS[base], words.pop(0))
+        chosen = {"method": base} | _amount(name, words.pop(0))
     else:
         raise _wrong(name, f"{base!r} is not known" if base not in METHODS else "an amount is missing")
     unknown = [word for word in words if word not in VARIANTS]
     if unknown:
         raise _wrong(name, f"{unknown[0]!r} is not known")
-    variants = tuple(variant for variant in VARIANTS.values() if variant in words)
-    _check(name, arm, variants)
-    canonical = "+".join((arm.name, *variants))
-    if canonical != name:
-        raise ConfigError(f"arm {name}: write it as {canonical}")
-    return Arm(name=name, mode=arm.mode, method=arm.method, amount=arm.amount, only=arm.only, variants=variants)
+    arm = Arm.of(**chosen, variants=tuple(variant for variant in VARIANTS.values() if variant in words))
+    _check(name, arm)
+    if arm.name != name:
+        raise ConfigError(f"arm {name}: write it as {arm.name}")
+    return arm
 
 
-def _of_method(name: str, method: Method, amount: str) -> Arm:
-    if amount == ONLY:
-        return Arm(name=f"{method}+{ONLY}", method=method, amount=1.0, only=True)
+def _amount(name: str, word: str) -> dict[str, Any]:
+    if word == ONLY:
+        return {"amount": 1.0, "only": True}
     try:
-        percent = float(amount)
+        percent = float(word)
     except ValueError:
-        raise _wrong(name, f"{amount!r} is neither an amount nor {ONLY!r}") from None
+        raise _wrong(name, f"{word!r} is neither an amount nor {ONLY!r}") from None
     if not 0 < percent <= 100 * MOST_AMOUNT:
         raise _wrong(name, f"the amount must be above 0 and at most {100 * MOST_AMOUNT:g} per cent")
-    return method_arm(method, percent / 100)
+    return {"amount": percent / 100}
 
 
-def _check(name: str, arm: Arm, variants: tuple[Variant, ...]) -> None:
-    wrong = [variant for variant in variants if variant in OF_SYNTHETIC and arm.method is None]
+def _check(name: str, arm: Arm) -> None:
+    wrong = [variant for variant in arm.variants if variant in OF_SYNTHETIC and arm.method is None]
     if wrong:
         raise _wrong(name, f"+{wrong[0]} is for synthetic patches")
-    if "pretrain" in variants and "anneal" in variants:
+    if {"pretrain", "anneal"} <= set(arm.variants):
         raise _wrong(name, "+pretrain and +anneal exclude each other")
-    needs_real = [variant for variant in variants if variant in {"pretrain", "anneal", "copypaste"}]
+    needs_real = [variant for variant in arm.variants if variant in {"pretrain", "anneal", "copypaste"}]
     if arm.only and needs_real:
         raise _wrong(name, f"+{needs_real[0]} needs real patches")
 
 
 def _wrong(name: str, why: str) -> ConfigError:
-    return ConfigError(f"arm {name}: {why}; possible are {FORMS}")
+    any_arm = ", ".join(f"+{variant}" for variant in VARIANTS if variant not in OF_SYNTHETIC)
+    return ConfigError(
+        f"arm {name}: {why}; possible are {' or '.join(MODES)}, METHOD+AMOUNT (diffusion+100) or METHOD+{ONLY}, where "
+        f"METHOD is {', '.join(METHODS)}; any of them with {any_arm}; METHOD+… with +filtered; METHOD+AMOUNT with "
+        "+pretrain or +anneal"
+    )

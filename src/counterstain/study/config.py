@@ -3,26 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from counterstain.audit.judge_config import JudgeFilterConfig
+from counterstain.audit.judge_config import JudgeConfig, JudgeFilterConfig
 from counterstain.config import Config, build, merge, parse_overrides, read_yaml
 from counterstain.data.augmentation import CopyPasteConfig
 from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.split import SplitConfig
 from counterstain.data.stains import Stains
 from counterstain.errors import ConfigError
-from counterstain.generators.methods import Method
+from counterstain.generators.methods import DEFAULT_METHODS, METHODS, Lazy, Training
 from counterstain.recipe import Recipe, recipe_from
-from counterstain.study.arms import Arm, method_arm, parse_arm
+from counterstain.study.arms import Arm, parse_arm
 from counterstain.tracking import LoggerName
 
-Stage = Literal[
-    "cohort", "autoencoder", "diffusion", "spade", "judge", "shards", "synthetic", "segmenter", "evaluation"
-]
-STAGES: tuple[Stage, ...] = get_args(Stage)
+JUDGE = Training(
+    stage="judge",
+    title="judge",
+    config=JudgeConfig,
+    train=Lazy("counterstain.audit.judge:train_judge"),
+    version=2,
+)
+
+
+def trainings() -> dict[str, Training]:
+    """Return the trainings of all methods, and the judge's, by their stage."""
+    return METHODS.trainings | {JUDGE.stage: JUDGE}
+
+
+def stages() -> tuple[str, ...]:
+    """Return the stages of a study, in the order of the data."""
+    return ("cohort", *trainings(), "shards", "synthetic", "segmenter", "evaluation")
+
+
+def _known_stage(name: str) -> str:
+    if name not in stages():
+        raise ValueError(f"expected one of {', '.join(stages())}")
+    return name
+
+
+def _known_method(name: str) -> str:
+    if name not in METHODS:
+        raise ValueError(f"expected one of {', '.join(METHODS)}")
+    return name
 
 
 # What the cells of a study may use while they run; nothing of it changes a cell's name.
@@ -49,15 +74,15 @@ class Resources(Config):
     """Shards of 64 patches that one cell draws, so that several draw one set; one cell draws all if not given."""
     logger: LoggerName | None = None
     """Where the curves of all trainings go beside TensorBoard and CSV: ``mlflow`` or ``wandb``."""
-    stages: dict[Stage, StageResources] = Field(default_factory=dict)
+    stages: dict[Annotated[str, AfterValidator(_known_stage)], StageResources] = Field(default_factory=dict)
     """What a cell of a stage asks a Ray cluster for, for example ``spade: {cpus: 4, gpus: 1}``."""
 
-    def cpus(self, stage: Stage) -> float:
+    def cpus(self, stage: str) -> float:
         """Return the processors that a cell of a stage asks for."""
         asked = self.stages.get(stage, StageResources()).cpus
         return float(self.threads or 1) if asked is None else asked
 
-    def gpus(self, stage: Stage) -> float:
+    def gpus(self, stage: str) -> float:
         """Return the graphics processors that a cell of a stage asks for."""
         return self.stages.get(stage, StageResources()).gpus
 
@@ -142,7 +167,7 @@ class StudyConfig(Config):
     """The tissue."""
     baselines: tuple[Literal["tumor", "subtype"], ...] = ("tumor", "subtype")
     """Arms without synthetic patches; ``subtype`` is the reference and always runs."""
-    methods: tuple[Method, ...] = ("spade", "diffusion", "inpainting")
+    methods: tuple[Annotated[str, AfterValidator(_known_method)], ...] = DEFAULT_METHODS
     """How synthetic images are drawn; ``oracle`` is possible on the phantom."""
     amounts: tuple[Annotated[float, Field(gt=0, le=100)], ...] = (0.5, 1.0, 2.0, 4.0)
     """Synthetic patches as multiples of the dataset size; 1.0 is +100 %."""
@@ -172,8 +197,9 @@ class StudyConfig(Config):
     def _sensible(self) -> Self:
         if "subtype" not in self.baselines:
             raise ValueError("baselines: subtype must be among them, all arms are held against it")
-        if "oracle" in {arm.method for arm in self.arms} and self.cohort.phantom is None:
-            raise ValueError("methods: the oracle draws phantoms only; take it out, or set cohort.phantom")
+        ceilings = [arm.method for arm in self.arms if arm.method is not None and METHODS[arm.method].ceiling]
+        if ceilings and self.cohort.phantom is None:
+            raise ValueError(f"methods: the {ceilings[0]} draws phantoms only; take it out, or set cohort.phantom")
         if self.methods and not self.amounts:
             raise ValueError("amounts: give at least one, for example [1.0]")
         for field in ("methods", "amounts", "baselines"):
@@ -190,8 +216,8 @@ class StudyConfig(Config):
     def arms(self) -> list[Arm]:
         """The arms: baselines, then each method with each amount, then the extra ones."""
         return [
-            *(parse_arm(mode) for mode in self.baselines),
-            *(method_arm(method, amount) for method in self.methods for amount in self.amounts),
+            *(Arm.of(mode=mode) for mode in self.baselines),
+            *(Arm.of(method=method, amount=amount) for method in self.methods for amount in self.amounts),
             *(parse_arm(name) for name in self.extra_arms),
         ]
 

@@ -19,7 +19,7 @@ from counterstain.data.patches import Patch, Source, turn
 from counterstain.data.sampling import PatchSampler
 from counterstain.seeding import derive
 from counterstain.storage import write_json, write_parquet
-from counterstain.synthesis.masks import Layouts, SynthesisConfig, draw_layouts
+from counterstain.synthesis.masks import Layout, SynthesisConfig, draw_layouts
 from counterstain.taxonomy import BACKGROUND
 
 EXAMPLES = 8
@@ -34,11 +34,11 @@ def write_examples(folder: Path, cohort: Cohort, sets: dict[str, PatchSet]) -> N
         layouts = _layouts(cohort, next(iter(sets.values())))
         palette = cohort.taxonomy.palette
         count = min(SHARD_PATCHES, *(len(found) for found in sets.values()))
-        for number, i in enumerate(choose(layouts.patches[:count])):
-            real = layouts.patches[i]
+        for number, i in enumerate(choose([layout.patch for layout in layouts[:count]])):
+            real, before = layouts[i].patch, layouts[i].before
             pictures = {
                 "real": real.image,
-                "mask": palette[real.relabelled(layouts.before[i]).label_mask],
+                "mask": palette[real.relabelled(before).label_mask],
                 "new_mask": palette[real.label_mask],
             } | {f"image {method}": found[i].image for method, found in sets.items()}
             files = {name: f"{number:02d}-{name.replace(' ', '-')}.png" for name in pictures}
@@ -47,7 +47,7 @@ def write_examples(folder: Path, cohort: Cohort, sets: dict[str, PatchSet]) -> N
             rows.append(
                 {name: files[name] for name in ("real", "mask", "new_mask")}
                 | {"images": {method: files[f"image {method}"] for method in sets}}
-                | {"old": _names(cohort, layouts.before[i]), "new": _names(cohort, real.subtypes)}
+                | {"old": _names(cohort, before), "new": _names(cohort, real.subtypes)}
             )
     write_json(folder / "examples.json", rows)
 
@@ -69,7 +69,7 @@ def choose(patches: list[Patch], number: int = EXAMPLES) -> list[int]:
     return sorted(chosen, key=lambda i: main[i])
 
 
-def _layouts(cohort: Cohort, found: PatchSet) -> Layouts:
+def _layouts(cohort: Cohort, found: PatchSet) -> list[Layout]:
     header = found.header
     config = build(SynthesisConfig, header.settings["synthesis"], found.folder)
     sampler = PatchSampler(cohort, "train", header.size_px, config.sampling, derive(header.seed, "masks"))

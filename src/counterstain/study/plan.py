@@ -6,37 +6,28 @@ changes the names of the cells that depend on it, and of no others; finished cel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from counterstain.config import Config, merge
+from counterstain.config import merge
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import SHARD_PATCHES
 from counterstain.data.sampling import check_patch_size
 from counterstain.data.split import check_count
-from counterstain.generators.methods import Method
+from counterstain.generators.methods import METHODS, Method, Training
 from counterstain.recipe import Recipe
 from counterstain.seeding import derive
 from counterstain.segmentation.mixing import synthetic_count
 from counterstain.storage import fingerprint
 from counterstain.study.arms import Arm
-from counterstain.study.config import Stage, StudyConfig, segmenter_changes
+from counterstain.study.config import JUDGE, StudyConfig, segmenter_changes, trainings
 
 # Raise a stage's number when its code changes what it makes: finished cells of the old code are then made anew.
-STAGE_VERSIONS: dict[Stage, int] = {
-    "cohort": 1,
-    "autoencoder": 2,
-    "diffusion": 1,
-    "spade": 2,
-    "judge": 2,
-    "shards": 1,
-    "synthetic": 1,
-    "segmenter": 1,
-    "evaluation": 1,
-}
+# Trainings of generators have theirs in their entry of the registry.
+STAGE_VERSIONS = {"cohort": 1, "shards": 1, "synthetic": 1, "segmenter": 1, "evaluation": 1}
 REFERENCE = "subtype"
 PARTS = ("val", "test")
 
@@ -47,7 +38,7 @@ class Cell:
 
     name: str
     """As people read it."""
-    stage: Stage
+    stage: str
     settings: dict[str, Any]
     """All that determines the result, besides the inputs."""
     inputs: dict[str, str] = field(default_factory=dict)
@@ -57,7 +48,10 @@ class Cell:
     after: tuple[str, ...] = ()
     """Folders of cells that must be done before and do not change the result."""
     arm: str = ""
+    """Name of the arm that it belongs to."""
     repeat: int = -1
+    set_name: str = ""
+    """Name of the synthetic set that it draws."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -67,7 +61,8 @@ class Cell:
     @cached_property
     def folder(self) -> str:
         """Name of the cell's folder."""
-        identity = [self.stage, STAGE_VERSIONS[self.stage], self.settings, self.inputs]
+        version = STAGE_VERSIONS.get(self.stage) or trainings()[self.stage].version
+        identity = [self.stage, version, self.settings, self.inputs]
         return f"{self.stage}-{fingerprint(identity)[:16]}"
 
 
@@ -99,21 +94,17 @@ def plan_study(study: StudyConfig, recipe: Recipe) -> list[Cell]:
 
 def _check_sizes(study: StudyConfig, recipe: Recipe) -> None:
     """Raise ConfigError where a network of the study cannot work on patches of the recipe's size."""
-    methods = {arm.method for arm in study.arms}
     recipe.segmenter.check_size(recipe.size_px)
-    if "spade" in methods:
-        recipe.spade.check_size(recipe.size_px)
-    if methods & {"diffusion", "inpainting"}:
-        recipe.autoencoder.check_size(recipe.size_px)
-        recipe.diffusion.check_size(recipe.size_px, recipe.autoencoder.factor)
+    for method in {arm.method: METHODS[arm.method] for arm in study.arms if arm.method is not None}.values():
+        method.check(recipe)
 
 
 def _tracked(cell: Cell, study: StudyConfig, recipe: Recipe) -> Cell:
     """Return a training with the logger that it is to use, which is no part of its name."""
-    config = getattr(recipe, cell.stage, None)
-    if config is None:
+    training = getattr(getattr(recipe, cell.stage, None), "training", None)
+    if training is None:
         return cell
-    logger = config.training.logger or study.resources.logger
+    logger = training.logger or study.resources.logger
     return replace(cell, details=cell.details | {"logger": logger}) if logger else cell
 
 
@@ -172,23 +163,21 @@ class _Planner:
     def synthetic(self, arm: Arm) -> list[Cell]:
         """Return the cells that the synthetic set of an arm's method needs, the set itself last."""
         assert arm.method is not None
-        method, chain = arm.method, self._generator(arm.method)
-        diffusion = self.recipe.diffusion
-        settings: dict[str, Any] = {"method": method, "config": self.recipe.synthesis.model_dump(mode="json")}
-        if method in {"diffusion", "inpainting"}:
-            settings["sampler"] = diffusion.sampler.model_dump(mode="json")
-        if method == "inpainting":
-            settings["inpainting"] = diffusion.inpainting.model_dump(mode="json")
+        assert arm.set_name is not None
+        method = METHODS[arm.method]
+        chain = self._generator(method)
+        settings: dict[str, Any] = {"method": method.name, "config": self.recipe.synthesis.model_dump(mode="json")}
+        settings |= self.recipe.drawing(method)
         inputs = {"generator": chain[-1].folder} if chain else {}
         if "filtered" in arm.variants:
-            judge = self._cell("judge", "judge", "judge", _config(self.recipe.judge))
+            judge = self._training(JUDGE, "judge", {})
             chain.append(judge)
             inputs["judge"] = judge.folder
             settings["filter"] = self.study.variants.filtered.model_dump(mode="json")
         amount = max(other.amount for other in self.study.arms if other.set_name == arm.set_name)
         count = synthetic_count(amount, self.recipe.segmenter.mixing)
         cell = self._cell(f"synthetic {arm.set_name}", "synthetic", "synthetic", settings, **inputs)
-        return [*chain, replace(cell, details={"count": count})]
+        return [*chain, replace(cell, details={"count": count}, set_name=arm.set_name)]
 
     def trained_and_scored(self, arm: Arm, repeat: int, synthetic: Cell | None) -> list[Cell]:
         """Return the cells of one training of an arm: the segmenter and its evaluation."""
@@ -219,22 +208,20 @@ class _Planner:
         return [segmenter, scored]
 
     def _generator(self, method: Method) -> list[Cell]:
-        if method == "oracle":
-            return []
-        if method == "spade":
-            return [self._cell("SPADE", "spade", "generators", _config(self.recipe.spade))]
-        autoencoder = self._cell("autoencoder", "autoencoder", "generators", _config(self.recipe.autoencoder))
-        # How images are drawn is a matter of the synthetic set, not of the network.
-        config = _config(self.recipe.diffusion, exclude={"sampler", "inpainting", "windows"})
-        return [autoencoder, self._cell("diffusion", "diffusion", "generators", config, autoencoder=autoencoder.folder)]
+        made: dict[str, Cell] = {}
+        for training in method.trainings:
+            made[training.stage] = self._training(training, "generators", made)
+        return list(made.values())
 
-    def _cell(self, name: str, stage: Stage, seeded_by: str, settings: dict[str, Any], **inputs: str) -> Cell:
+    def _training(self, training: Training, seeded_by: str, made: Mapping[str, Cell]) -> Cell:
+        # How images are drawn is a matter of the synthetic set, not of the network.
+        config = self.recipe.settings_of(training).model_dump(mode="json", exclude=set(training.drawing))
+        needs = {stage: made[stage].folder for stage in training.needs}
+        return self._cell(training.title, training.stage, seeded_by, {"config": config}, **needs)
+
+    def _cell(self, name: str, stage: str, seeded_by: str, settings: dict[str, Any], **inputs: str) -> Cell:
         common = {"size_px": self.recipe.size_px, "seed": derive(self.study.seed, seeded_by)}
         return Cell(name=name, stage=stage, settings=common | settings, inputs={"cohort": self.cohort.folder} | inputs)
-
-
-def _config(config: Config, exclude: set[str] | None = None) -> dict[str, Any]:
-    return {"config": config.model_dump(mode="json", exclude=exclude)}
 
 
 # A synthetic set drawn by several cells, each its own shards; the set's cell then finds them all there.

@@ -102,7 +102,7 @@ def _record(cell: Cell, root: Path) -> dict[str, Any]:
         "stage": cell.stage,
         "sha256": header.sha256,
         "steps": _steps(header),
-        "batch_size": header.config["training"]["batch_size"],
+        "batch_size": int(header.config.get("training", {}).get("batch_size", 0)),
         "patients_seen": len(header.patients_seen),
         "seconds": float(read_json(folder / DONE_FILE)["seconds"]),
         # Where its curves lie, from the study's folder.
@@ -111,7 +111,7 @@ def _record(cell: Cell, root: Path) -> dict[str, Any]:
 
 
 def _steps(header: CheckpointHeader) -> int:
-    return int(header.notes.get("steps", header.config["training"]["steps"]))
+    return int(header.notes.get("steps", header.config.get("training", {}).get("steps", 0)))
 
 
 # The results of a study as small files that a report, or anybody, can read without the study's models.
@@ -133,7 +133,7 @@ def write_results(
     done = [cell for cell in cells if is_done(cell, root)]
     cohort = open_cohort(root / cells[0].folder)
     counts = _counts(done, root)
-    sets = {c.name.removeprefix("synthetic "): PatchSet.open(root / c.folder) for c in done if c.stage == "synthetic"}
+    sets = {c.set_name: PatchSet.open(root / c.folder) for c in done if c.stage == "synthetic"}
     with committing(out / "results") as folder:
         happened = {
             "seconds": _seconds(done, root),
@@ -237,7 +237,7 @@ def _losses(done: Sequence[Cell], root: Path) -> pd.DataFrame:
             table = pd.read_csv(file)
             steps = np.sort(table["step"].unique())
             kept = steps[np.linspace(0, len(steps) - 1, min(len(steps), POINTS_PER_CURVE)).round().astype(int)]
-            shown = table[table["step"].isin(kept)].assign(stage=cell.name.removeprefix("synthetic "))
+            shown = table[table["step"].isin(kept)].assign(stage=cell.set_name or cell.name)
             tables.append(shown.assign(value=[float(f"{value:.{DIGITS_PER_POINT}g}") for value in shown["value"]]))
     columns = ["stage", "step", "name", "value"]
     return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)

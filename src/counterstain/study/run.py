@@ -7,18 +7,18 @@ import shutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from counterstain.config import to_yaml
 from counterstain.errors import ConfigError, MismatchError
+from counterstain.generators.methods import missing_file
 from counterstain.processes import started_processes
 from counterstain.recipe import Recipe
 from counterstain.segmentation.model import Segmenter
 from counterstain.storage import claim, write_text
-from counterstain.study.config import StudyConfig
+from counterstain.study.config import StudyConfig, trainings
 from counterstain.study.executors import ExecutorConfig, open_executor
 from counterstain.study.journal import DONE_FILE, damage
 from counterstain.study.plan import Cell, cells_folder, cells_of
@@ -38,28 +38,13 @@ def lacking(recipe: Recipe, cells: Iterable[Cell]) -> list[str]:
         Those that are to run.
     """
     stages = {cell.stage for cell in cells}
-    lines = [
-        f"{key}: {path}: no such file"
-        for key, path in _files(recipe)
-        if key.split(".")[0] in stages and not path.is_file()
-    ]
-    if "autoencoder" in stages and recipe.autoencoder.lpips_weight and find_spec("lpips") is None:
-        lines.append(
-            "autoencoder.lpips_weight is above 0, but lpips is not installed: pip install 'counterstain[lpips]', "
-            "or --set recipe.autoencoder.lpips_weight=0"
-        )
+    lines: list[str] = []
+    if "segmenter" in stages:
+        lines += missing_file("segmenter.encoder_weights", recipe.segmenter.encoder_weights)
+    for stage, training in trainings().items():
+        if stage in stages:
+            lines += training.missing(recipe.settings_of(training))
     return lines
-
-
-def _files(recipe: Recipe) -> Iterator[tuple[str, Path]]:
-    weights = {
-        "spade.vgg_weights": recipe.spade.vgg_weights if recipe.spade.vgg_weight else None,
-        "autoencoder.lpips_weights": recipe.autoencoder.lpips_weights if recipe.autoencoder.lpips_weight else None,
-        "segmenter.encoder_weights": recipe.segmenter.encoder_weights,
-    }
-    for key, given in weights.items():
-        if given not in {None, "imagenet"}:
-            yield key, Path(str(given))
 
 
 # Run a study: the cells that are not done yet, wherever the executor has them run, then the results.

@@ -14,8 +14,7 @@ import pandas as pd
 import torch
 
 from counterstain.audit.instance_predictions import JudgeFilter
-from counterstain.audit.judge import train_judge
-from counterstain.audit.judge_config import JudgeConfig, JudgeFilterConfig
+from counterstain.audit.judge_config import JudgeFilterConfig
 from counterstain.config import ConfigT, build
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
@@ -23,18 +22,14 @@ from counterstain.data.phantom.render import write_phantom
 from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.split import SplitConfig, keep_training_patients, link_cohort, link_packs, split_cohort
 from counterstain.errors import MismatchError
-from counterstain.generators.autoencoder_config import AutoencoderConfig
-from counterstain.generators.diffusion_config import DiffusionConfig, InpaintingConfig, SamplerConfig
-from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.interface import load_generator
-from counterstain.generators.spade_config import SpadeConfig
-from counterstain.generators.train import train_autoencoder, train_diffusion, train_spade
+from counterstain.generators.methods import METHODS
 from counterstain.progress import bar
 from counterstain.segmentation.evaluate import evaluate
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.segmentation.train import train_segmenter
 from counterstain.storage import read_json, write_json, write_parquet
-from counterstain.study.config import Stage
+from counterstain.study.config import trainings
 from counterstain.study.journal import DONE_FILE, notes_of
 from counterstain.study.plan import Cell
 from counterstain.synthesis.masks import SynthesisConfig
@@ -94,7 +89,7 @@ def run_cell(cell: Cell, root: Path) -> Done:
     """Do a cell's work and say what it took; ``root`` is the folder of all cells."""
     start = time.monotonic()
     shorter = _forget_shorter(root / cell.folder / DONE_FILE)
-    _WORK[cell.stage](cell, root)
+    _WORK.get(cell.stage, _train)(cell, root)
     files = notes_of(root / cell.folder)
     seconds = time.monotonic() - start
     done = {"name": cell.name, "stage": cell.stage, "settings": cell.settings, "inputs": cell.inputs}
@@ -143,41 +138,27 @@ def _make_cohort(cell: Cell, root: Path) -> None:
         keep_training_patients(cohort, cell.settings["train_patients"], cell.settings["train_patients_seed"])
 
 
-def _train_autoencoder(cell: Cell, root: Path) -> None:
-    config = _training(AutoencoderConfig, cell)
-    train_autoencoder(_cohort(cell, root), config, root / cell.folder, **_size_and_seed(cell))
-
-
-def _train_diffusion(cell: Cell, root: Path) -> None:
-    config = _training(DiffusionConfig, cell)
-    autoencoder = root / cell.inputs["autoencoder"]
-    train_diffusion(_cohort(cell, root), config, root / cell.folder, autoencoder=autoencoder, **_size_and_seed(cell))
-
-
-def _train_spade(cell: Cell, root: Path) -> None:
-    config = _training(SpadeConfig, cell)
-    train_spade(_cohort(cell, root), config, root / cell.folder, **_size_and_seed(cell))
-
-
-def _train_judge(cell: Cell, root: Path) -> None:
-    config = _training(JudgeConfig, cell)
-    train_judge(_cohort(cell, root), config, root / cell.folder, **_size_and_seed(cell))
+def _train(cell: Cell, root: Path) -> None:
+    training = trainings()[cell.stage]
+    needs = {stage: root / cell.inputs[stage] for stage in training.needs}
+    config = _logged(training.config_class, cell)
+    training.train(_cohort(cell, root), config, root / cell.folder, **needs, **_size_and_seed(cell))
 
 
 def _synthesize(cell: Cell, root: Path) -> None:
-    cohort = _cohort(cell, root)
+    cohort, method = _cohort(cell, root), cell.settings["method"]
     checkpoint = root / cell.inputs["generator"] if "generator" in cell.inputs else None
-    generator, header = load_generator(cell.settings["method"], checkpoint, cohort)
-    if isinstance(generator, DiffusionGenerator):
-        inpainting = build(InpaintingConfig, cell.settings.get("inpainting", {}))
-        generator.draw_with(build(SamplerConfig, cell.settings["sampler"]), inpainting)
-    config = build(SynthesisConfig, cell.settings["config"])
-    count = int(cell.details["count"])
-    out = root / cell.settings.get("set", cell.folder)
-    shards = range(cell.settings["first"], cell.settings["end"]) if cell.stage == "shards" else None
-    judge = _filter(cell, root, cohort)
-    options = _size_and_seed(cell)
-    synthesize(generator, cohort, out, config, count=count, header=header, shards=shards, judge=judge, **options)
+    drawing = {name: cell.settings[name] for name in METHODS[method].drawing}
+    synthesize(
+        load_generator(method, checkpoint, cohort, drawing),
+        cohort,
+        root / cell.settings.get("set", cell.folder),
+        build(SynthesisConfig, cell.settings["config"]),
+        count=int(cell.details["count"]),
+        shards=range(cell.settings["first"], cell.settings["end"]) if cell.stage == "shards" else None,
+        judge=_filter(cell, root, cohort),
+        **_size_and_seed(cell),
+    )
 
 
 def _filter(cell: Cell, root: Path, cohort: Cohort) -> JudgeFilter | None:
@@ -191,7 +172,7 @@ def _train_segmenter(cell: Cell, root: Path) -> None:
     synthetic = PatchSet.open(root / cell.inputs["synthetic"]) if "synthetic" in cell.inputs else None
     train_segmenter(
         _cohort(cell, root),
-        _training(SegmenterConfig, cell),
+        _logged(SegmenterConfig, cell),
         root / cell.folder,
         synthetic=synthetic,
         amount=cell.settings["amount"],
@@ -219,20 +200,17 @@ def _cohort(cell: Cell, root: Path) -> Cohort:
     return cohort
 
 
-def _training(kind: type[ConfigT], cell: Cell) -> ConfigT:
-    return with_logger(build(kind, cell.settings["config"]), cell.details.get("logger"))
+def _logged(kind: type[ConfigT], cell: Cell) -> ConfigT:
+    config, logger = build(kind, cell.settings["config"]), cell.details.get("logger")
+    return with_logger(config, logger) if logger else config
 
 
 def _size_and_seed(cell: Cell) -> dict[str, Any]:
     return {"size_px": int(cell.settings["size_px"]), "seed": int(cell.settings["seed"])}
 
 
-_WORK: dict[Stage, Callable[[Cell, Path], None]] = {
+_WORK: dict[str, Callable[[Cell, Path], None]] = {
     "cohort": _make_cohort,
-    "autoencoder": _train_autoencoder,
-    "diffusion": _train_diffusion,
-    "spade": _train_spade,
-    "judge": _train_judge,
     "shards": _synthesize,
     "synthetic": _synthesize,
     "segmenter": _train_segmenter,

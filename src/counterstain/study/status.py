@@ -22,7 +22,7 @@ from rich.tree import Tree
 from counterstain.errors import InputError
 from counterstain.progress import duration
 from counterstain.storage import read_json, write_text
-from counterstain.study.config import STAGES
+from counterstain.study.config import stages
 from counterstain.study.journal import DONE_FILE, Journal, fold, read, seconds_left
 
 PLAN_FILE = "plan.json"
@@ -195,7 +195,7 @@ def stage_table(state: StudyState) -> Table:
     table = Table("stage", *STATES, "a cell takes")
     for column in table.columns[1:]:
         column.justify = "right"
-    for stage in STAGES:
+    for stage in stages():
         if any(counts[stage, each] for each in STATES):
             mean = state.journal.seconds.get(stage)
             cells = [str(counts[stage, each]) for each in STATES]

@@ -37,20 +37,20 @@ class SynthesisConfig(Config):
     """Images drawn at most for one patch; the last one is kept."""
 
 
-@dataclass(frozen=True)
-class Layouts:
-    """The relabelled masks of a block of patches."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """A relabelled mask."""
 
-    first: int
-    """Number of the block's first patch."""
-    patches: list[Patch]
-    """Real patches with their new subtypes; their images are the real ones."""
-    before: list[dict[int, int]]
-    """The subtypes that they had."""
-    redraw: np.ndarray  # (n, H, W) bool: pixels of instances that got a new label
+    number: int
+    """Of the patch, from which all its random numbers derive."""
+    patch: Patch
+    """The real patch with its new subtypes; the image is the real one."""
+    before: dict[int, int]
+    """The subtypes that it had."""
+    redraw: np.ndarray  # (H, W) bool: pixels of instances that got a new label
 
 
-def draw_layouts(sampler: PatchSampler, config: SynthesisConfig, seed: int, block: int) -> Layouts:
+def draw_layouts(sampler: PatchSampler, config: SynthesisConfig, seed: int, block: int) -> list[Layout]:
     """Cut masks out and relabel them: patches ``block * SHARD_PATCHES`` and the following."""
     first = block * SHARD_PATCHES
     real = [sampler[first + i] for i in range(SHARD_PATCHES)]
@@ -62,8 +62,12 @@ def draw_layouts(sampler: PatchSampler, config: SynthesisConfig, seed: int, bloc
     ]
     labels = relabel(instances, config.relabel, taxonomy, seed, block)
     kept = config.relabel.kept(taxonomy)
-    patches, redraw = [], []
-    for i, patch in enumerate(real):
-        patches.append(patch.relabelled({instance: labels[i, instance] for instance in patch.subtypes}))
-        redraw.append(redrawn_pixels(patch.instances, patch.subtypes, kept))
-    return Layouts(first, patches, [patch.subtypes for patch in real], np.stack(redraw))
+    return [
+        Layout(
+            number=first + i,
+            patch=patch.relabelled({instance: labels[i, instance] for instance in patch.subtypes}),
+            before=patch.subtypes,
+            redraw=redrawn_pixels(patch.instances, patch.subtypes, kept),
+        )
+        for i, patch in enumerate(real)
+    ]

@@ -5,17 +5,16 @@ Some training patches of each subtype, all of whose instances are redrawn as eac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from counterstain.checkpoints import CheckpointHeader
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
 from counterstain.data.relabel import redrawn_pixels
 from counterstain.data.sampling import PatchSampler
 from counterstain.errors import InputError
-from counterstain.generators.interface import ImageGenerator
+from counterstain.generators.interface import DrawRequest, ImageGenerator
 from counterstain.seeding import derive
 from counterstain.synthesis.masks import SynthesisConfig
 from counterstain.synthesis.styles import StyleDrawer, style_drawer
@@ -44,7 +43,6 @@ def preview(
     size_px: int,
     seed: int,
     per_subtype: int = 2,
-    header: CheckpointHeader | None = None,
 ) -> list[Redrawn]:
     """Redraw training patches of every subtype as every subtype.
 
@@ -55,8 +53,6 @@ def preview(
         Its style and ``relabel.keep``: those subtypes are neither redrawn nor asked for.
     per_subtype : int
         Patches of each subtype.
-    header : CheckpointHeader, optional
-        Of the generator's checkpoint; None for the oracle.
 
     Raises
     ------
@@ -65,10 +61,8 @@ def preview(
     LeakageError, MismatchError
         As :func:`counterstain.synthesis.synthesize.synthesize`.
     """
-    if header is not None:
-        require_generator_fits(header, cohort, size_px)
-    reference_px = size_px if header is None else header.size_px
-    style = style_drawer(generator, cohort, config.style, size_px=reference_px, seed=seed)
+    require_generator_fits(generator, cohort, size_px)
+    style = style_drawer(generator, cohort, config.style, size_px=size_px, seed=seed)
     chosen = _chosen(cohort, config, size_px, seed, per_subtype)
     if not chosen:
         raise InputError(f"{cohort.folder}: its training part has no instance that may be redrawn")
@@ -112,17 +106,8 @@ def _drawn(
     number: int,
     seed: int,
 ) -> dict[int, np.ndarray]:
-    count = len(asked)
     redraw = redrawn_pixels(patch.instances, patch.subtypes, kept)
-    slides = [patch.source.slide] * count
-    styles = {} if style is None else {"styles": np.repeat(style(slides[:1], [number]).codes, count, axis=0)}
-    images = generator.generate(
-        np.stack([np.where(redraw, subtype, patch.label_mask).astype(np.uint8) for subtype in asked]),
-        [seed] * count,
-        np.stack([patch.image] * count),
-        np.stack([redraw] * count),
-        instances=np.stack([patch.instances] * count),
-        slides=slides,
-        **styles,
-    )
-    return dict(zip(asked, images, strict=True))
+    code = None if style is None else style(patch.source.slide, number).code
+    real = DrawRequest.of(patch, seed, redraw, code)
+    masks = [np.where(redraw, subtype, patch.label_mask).astype(np.uint8) for subtype in asked]
+    return dict(zip(asked, generator.draw([replace(real, mask=mask) for mask in masks]), strict=True))

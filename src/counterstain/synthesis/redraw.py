@@ -16,18 +16,18 @@ from pathlib import Path
 import pandas as pd
 
 import counterstain
-from counterstain.checkpoints import CheckpointHeader
 from counterstain.data.cohort import Cohort, CohortWriter, Region
 from counterstain.data.patches import label_mask
 from counterstain.data.relabel import Instance, redrawn_pixels, relabel
 from counterstain.errors import InputError, LeakageError, MismatchError
-from counterstain.generators.interface import ImageGenerator
+from counterstain.generators.interface import DrawRequest, ImageGenerator
+from counterstain.generators.methods import METHODS
 from counterstain.progress import bar
 from counterstain.seeding import derive
 from counterstain.storage import write_parquet
 from counterstain.synthesis.masks import SynthesisConfig
 from counterstain.synthesis.styles import Mix, StyleDrawer, style_drawer
-from counterstain.synthesis.synthesize import drawing_settings, require_generator_fits
+from counterstain.synthesis.synthesize import drawing_settings, patients_behind, require_generator_fits
 
 
 def redraw_regions(
@@ -38,20 +38,17 @@ def redraw_regions(
     *,
     seed: int,
     regions: Sequence[str] = (),
-    header: CheckpointHeader | None = None,
 ) -> Cohort:
     """Give the instances of whole regions new subtypes and draw the regions; finished ones are kept.
 
     Parameters
     ----------
     generator : ImageGenerator
-        Of diffusion, inpainting or the oracle; SPADE draws one size alone.
+        Of a method that draws images of any size.
     config : SynthesisConfig
         Its ``relabel`` and ``style`` are used; the filter is one of patches.
     regions : sequence of str, optional
         Names of training regions; all of them where not given.
-    header : CheckpointHeader, optional
-        Of the generator's checkpoint; None for the oracle.
 
     Returns
     -------
@@ -67,24 +64,22 @@ def redraw_regions(
     MismatchError
         The generator does not fit, or ``out`` belongs to another run.
     """
-    if generator.method == "spade":
-        raise MismatchError("method spade: draws patches of one size; redraw regions with diffusion or inpainting")
-    if header is not None:
-        require_generator_fits(header, cohort, header.size_px)
+    if generator.method in METHODS and not METHODS[generator.method].any_size:
+        others = " or ".join(name for name, method in METHODS.items() if method.any_size and not method.ceiling)
+        raise MismatchError(f"method {generator.method}: draws patches of one size; redraw regions with {others}")
+    require_generator_fits(generator, cohort)
     positions = _positions(cohort, regions)
-    reference_px = 64 if header is None else header.size_px
-    drawer = style_drawer(generator, cohort, config.style, size_px=reference_px, seed=seed)
+    drawer = style_drawer(generator, cohort, config.style, size_px=64, seed=seed)
     sources = [_Source(cohort, position, config, seed, drawer) for position in positions]
-    seen = {*cohort.patients("train"), *(header.patients_seen if header else ())}
     origin = {
         "kind": "redrawn",
         "method": generator.method,
-        "generator": "" if header is None else header.sha256,
+        "generator": "" if generator.header is None else generator.header.sha256,
         "cohort": cohort.fingerprint,
         "seed": seed,
         "settings": drawing_settings(generator, config),
         "regions": [source.name for source in sources],
-        "patients_seen": sorted(seen),
+        "patients_seen": list(patients_behind(generator, cohort)),
         "version": counterstain.__version__,
     }
     writer = CohortWriter(out, cohort.taxonomy, cohort.mpp, origin)
@@ -157,21 +152,20 @@ class _Source:
         kept = self.config.relabel.kept(self.cohort.taxonomy)
         redraw = redrawn_pixels(instances, self.cohort.subtypes(self.position), kept)
         slide = str(row["slide"])
-        styles = {} if self.drawer is None else {"styles": self.drawer([slide], [self.image_seed]).codes}
-        new = generator.generate(
-            label_mask(instances, self.subtypes)[None],
-            [self.image_seed],
-            image[None],
-            redraw[None],
-            instances=instances[None],
-            slides=[slide],
-            **styles,
+        request = DrawRequest(
+            mask=label_mask(instances, self.subtypes),
+            seed=self.image_seed,
+            instances=instances,
+            image=image,
+            redraw=redraw,
+            slide=slide,
+            style=None if self.drawer is None else self.drawer(slide, self.image_seed).code,
         )
         return Region(
             region=self.name,
             slide=slide,
             patient=str(row["patient"]),
-            image=new[0],
+            image=generator.draw([request])[0],
             instances=instances,
             subtypes=self.subtypes,
             score=None if pd.isna(row["score"]) else str(row["score"]),

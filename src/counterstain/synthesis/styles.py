@@ -1,21 +1,19 @@
 """Which style each image is drawn in: its own slide's, another's, a mixture of two, or a step beyond.
 
-Shapes: n = images, S = length of a style vector.
+Shapes: S = length of a style vector.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from counterstain.data.cohort import Cohort
-from counterstain.data.patches import Patch
 from counterstain.errors import ConfigError, InputError
 from counterstain.generators.diffusion_config import StyleChoice
+from counterstain.generators.interface import ImageGenerator, StyledGenerator
 from counterstain.generators.style import StyleReferences, references_of
 from counterstain.seeding import numpy_generator
 
@@ -23,26 +21,12 @@ Mix = tuple[tuple[str, float], ...]  # slides and their weights, which sum to 1
 TWO_SLIDES = {"other", "mixture", "beyond"}
 
 
-@runtime_checkable
-class StyledGenerator(Protocol):
-    """A generator that can be given styles, as ``styles=`` of its ``generate``."""
+@dataclass(frozen=True, slots=True)
+class DrawnStyle:
+    """The style of an image, and where it is from."""
 
-    @property
-    def references_per_style(self) -> int:
-        """Of how many references of a slide the styles are to be averaged."""
-        ...
-
-    def style_codes(self, references: Sequence[Patch]) -> np.ndarray:
-        """Return the styles of reference patches, (n, S)."""
-        ...
-
-
-@dataclass(frozen=True)
-class DrawnStyles:
-    """The styles of some images, and where they are from."""
-
-    codes: np.ndarray  # (n, S)
-    mixes: list[Mix]
+    code: np.ndarray  # (S,)
+    mix: Mix
 
 
 class StyleDrawer:
@@ -50,7 +34,8 @@ class StyleDrawer:
 
     Parameters
     ----------
-    generator : StyledGenerator
+    generator : ImageGenerator
+        That takes styles.
     references : StyleReferences
     choice : StyleChoice
 
@@ -62,7 +47,7 @@ class StyleDrawer:
         The choice needs two training slides, and there is one.
     """
 
-    def __init__(self, generator: object, references: StyleReferences, choice: StyleChoice) -> None:
+    def __init__(self, generator: ImageGenerator, references: StyleReferences, choice: StyleChoice) -> None:
         if not isinstance(generator, StyledGenerator):
             raise ConfigError(f"synthesis.style.source {choice.source}: this generator takes no styles; use none")
         if choice.source in TWO_SLIDES and len(references.slides) < 2:
@@ -72,14 +57,11 @@ class StyleDrawer:
         self._references, self._choice, self._count = references, choice, generator.references_per_style
         self._of_reference = cache(lambda reference: generator.style_codes([references[reference]])[0])
 
-    def __call__(self, slides: Sequence[str], numbers: Sequence[int]) -> DrawnStyles:
-        """Return the styles of the images ``numbers`` whose masks are from ``slides``."""
-        mixes = [self.mix(slide, number) for slide, number in zip(slides, numbers, strict=True)]
-        codes = [
-            np.stack([np.float32(weight) * self._style(slide, number) for slide, weight in mix]).sum(0)
-            for mix, number in zip(mixes, numbers, strict=True)
-        ]
-        return DrawnStyles(np.stack(codes), mixes)
+    def __call__(self, slide: str, number: int) -> DrawnStyle:
+        """Return the style of the image ``number``, whose mask is from ``slide``."""
+        mix = self.mix(slide, number)
+        parts = [np.float32(weight) * self._style(name, number) for name, weight in mix]
+        return DrawnStyle(np.stack(parts).sum(0), mix)
 
     def _style(self, slide: str, number: int) -> np.ndarray:
         """Return the mean style, (S,) float32, of the references of a slide that an image's number chooses."""
@@ -101,9 +83,13 @@ class StyleDrawer:
 
 
 def style_drawer(
-    generator: object, cohort: Cohort, choice: StyleChoice, *, size_px: int, seed: int
+    generator: ImageGenerator, cohort: Cohort, choice: StyleChoice, *, size_px: int, seed: int
 ) -> StyleDrawer | None:
-    """Return what draws the styles of a synthetic set, or None where no style is asked for."""
+    """Return what draws the styles of images, or None where no style is asked for.
+
+    ``size_px`` is the edge of the references where the generator was trained on none.
+    """
     if choice.source == "none":
         return None
-    return StyleDrawer(generator, references_of(cohort, size_px, seed), choice)
+    edge = size_px if generator.header is None else generator.header.size_px
+    return StyleDrawer(generator, references_of(cohort, edge, seed), choice)

@@ -113,16 +113,3 @@ class StyleNetwork(nn.Module):
         code = self.code(features.reshape(*seen.shape[:2], -1).mean(1))
         stain = stain.mean(1)
         return torch.cat([code, stain, torch.ones_like(stain[:, :1])], dim=1)
-
-    def beside(self, condition: Tensor, styles: Tensor) -> Tensor:
-        """Append styles (B, S) to a condition (B, C, h, w) as S constant channels, to be split off by :meth:`split`.
-
-        As channels they go wherever the condition goes: into windows, batches and guidance.
-        """
-        return torch.cat([condition, styles[:, :, None, None].expand(-1, -1, *condition.shape[2:])], dim=1)
-
-    def split(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Undo :meth:`beside`; return the condition, and the styles as embeddings (B, embedding)."""
-        shown, styles = condition[:, : -self.length], condition[:, -self.length :]
-        embedded: Tensor = self.embedding(styles[:, :, 0, 0])
-        return shown, embedded
