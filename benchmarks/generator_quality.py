@@ -24,7 +24,6 @@ from pydantic import Field
 from counterstain.audit.adherence import Audit, AuditConfig, Findings
 from counterstain.audit.audit import audit_sets, write_audit
 from counterstain.audit.judge import train_judge
-from counterstain.checkpoints import CheckpointHeader
 from counterstain.config import Config, build, read_yaml
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
@@ -34,7 +33,7 @@ from counterstain.data.sampling import PatchSampler
 from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.generators.diffusion_config import InpaintingConfig, SamplerConfig, StyleChoice
 from counterstain.generators.drawing import DiffusionGenerator
-from counterstain.generators.interface import ImageGenerator, Method, load_generator
+from counterstain.generators.interface import DrawRequest, ImageGenerator, load_generator
 from counterstain.generators.train import train_autoencoder, train_diffusion, train_distilled, train_spade
 from counterstain.recipe import load_recipe
 from counterstain.storage import write_text
@@ -67,7 +66,7 @@ class Trained(Config):
 class Row(Config):
     """A line of the table; ``sampler`` and ``inpainting`` are changes to the generator's own."""
 
-    method: Method
+    method: str
     generator: str | None = None
     style: StyleChoice = StyleChoice()
     sampler: dict[str, Any] = Field(default_factory=dict)
@@ -115,21 +114,21 @@ def trained(name: str, plan: Plan, cohort: Cohort, out: Path) -> Path:
     return train_diffusion(cohort, recipe.diffusion, folder, autoencoder=first, **options)
 
 
-def generator_of(row: Row, plan: Plan, cohort: Cohort, out: Path) -> tuple[ImageGenerator, CheckpointHeader | None]:
+def generator_of(row: Row, plan: Plan, cohort: Cohort, out: Path) -> ImageGenerator:
     checkpoint = None if row.generator is None else trained(row.generator, plan, cohort, out)
-    generator, header = load_generator(row.method, checkpoint, cohort)
+    generator = load_generator(row.method, checkpoint, cohort)
     if isinstance(generator, DiffusionGenerator):
         sampler = build(SamplerConfig, generator.sampler.model_dump() | row.sampler, "sampler")
         inpainting = build(InpaintingConfig, generator.inpainting.model_dump() | row.inpainting, "inpainting")
-        generator.draw_with(sampler, inpainting)
-    return generator, header
+        generator.draw_with(sampler, inpainting, generator.windows)
+    return generator
 
 
 def drawn(name: str, plan: Plan, cohort: Cohort, out: Path) -> PatchSet:
-    generator, header = generator_of(plan.rows[name], plan, cohort, out)
+    generator = generator_of(plan.rows[name], plan, cohort, out)
     folder = out / "sets" / slug(name)
     config = plan.synthesis.model_copy(update={"style": plan.rows[name].style})
-    found = synthesize(generator, cohort, folder, config, count=plan.count, size_px=plan.size_px, seed=0, header=header)
+    found = synthesize(generator, cohort, folder, config, count=plan.count, size_px=plan.size_px, seed=0)
     assert found is not None
     return found
 
@@ -139,18 +138,16 @@ def seconds_per_image(plan: Plan, cohort: Cohort, out: Path) -> dict[str, float]
     layouts = draw_layouts(
         PatchSampler(cohort, "train", plan.size_px, plan.synthesis.sampling, 0), plan.synthesis, 0, 0
     )
-    patches, redraw = layouts.patches[: plan.timed], layouts.redraw[: plan.timed]
-    arrays = [np.stack([getattr(p, what) for p in patches]) for what in ("label_mask", "image", "instances")]
-    generators = {name: generator_of(row, plan, cohort, out)[0] for name, row in plan.rows.items()}
-    slides = [patch.source.slide for patch in patches]
+    requests = [DrawRequest.of(one.patch, i, one.redraw) for i, one in enumerate(layouts[: plan.timed])]
+    generators = {name: generator_of(row, plan, cohort, out) for name, row in plan.rows.items()}
     taken: dict[str, list[float]] = {name: [] for name in generators}
     for _ in range(plan.rounds):
         for name, generator in generators.items():
             start = time.perf_counter()
-            generator.generate(arrays[0], range(len(patches)), arrays[1], redraw, instances=arrays[2], slides=slides)
+            generator.draw(requests)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            taken[name].append((time.perf_counter() - start) / len(patches))
+            taken[name].append((time.perf_counter() - start) / len(requests))
     return {name: statistics.median(values) for name, values in taken.items()}
 
 

@@ -25,9 +25,8 @@ def peak_mib() -> float:
 def main() -> None:
     cohort = Cohort.open(sys.argv[1])
     generator = DiffusionGenerator.load(Path(sys.argv[2]))
-    header = generator.header
     steps = int(sys.argv[3]) if len(sys.argv) > 3 else generator.sampler.steps
-    generator.draw_with(generator.sampler.model_copy(update={"steps": steps}), generator.inpainting)
+    generator.draw_with(generator.sampler.model_copy(update={"steps": steps}), generator.inpainting, generator.windows)
     peaks = []
     with tempfile.TemporaryDirectory() as folder:
         for first in (0, SHARDS):
@@ -38,9 +37,8 @@ def main() -> None:
                 Path(folder),
                 SynthesisConfig(),
                 count=2 * SHARDS * SHARD_PATCHES,
-                size_px=header.size_px,
+                size_px=generator.trained_px,
                 seed=0,
-                header=header,
                 shards=range(first, first + SHARDS),
             )
             peaks.append(peak_mib())

@@ -17,6 +17,7 @@ import torch
 
 from counterstain.generators.diffusion_config import SamplerConfig
 from counterstain.generators.drawing import DiffusionGenerator
+from counterstain.generators.interface import DrawRequest
 
 PLAIN = {"DDIM 200, eta 1": SamplerConfig(name="ddim", steps=200, eta=1.0)}
 FAST = {
@@ -43,14 +44,14 @@ def variants(arguments: argparse.Namespace) -> dict[str, DiffusionGenerator]:
             found[f"{name}, guidance"] = DiffusionGenerator(model, sampler=sampler)
     for folder in arguments.distilled:
         generator = DiffusionGenerator.load(folder)
-        generator.draw_with(generator.sampler.model_copy(update=batch), generator.inpainting)
+        generator.draw_with(generator.sampler.model_copy(update=batch), generator.inpainting, generator.windows)
         found[f"few-step {generator.sampler.steps} ({folder.name})"] = generator
     return found
 
 
 def seconds(generator: DiffusionGenerator, masks: np.ndarray) -> float:
     start = time.perf_counter()
-    generator.generate(masks, range(len(masks)))
+    generator.draw([DrawRequest(mask=mask, seed=seed) for seed, mask in enumerate(masks)])
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start

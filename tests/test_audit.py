@@ -9,8 +9,8 @@ import pytest
 import scipy.linalg
 import timm
 import torch
-from drawing import Painter as Drawer
 from drawn_cohort import draw_cohort
+from drawn_requests import FakeGenerator
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -44,7 +44,7 @@ SMALL = JudgeConfig(
 )
 
 
-class Painter(Drawer):
+class Painter(FakeGenerator):
     """Draws discs as the cohort has them; a deaf one does not listen to the labels."""
 
     method = "spade"
@@ -247,7 +247,7 @@ def test_images_that_keep_their_nuclei_are_not_compared_with_their_own_patch(coh
             return images
 
     copier = Copier()
-    copier.settings = {} if counterstain is None else {"counterstain": counterstain.model_dump(mode="json")}
+    copier.settings = {"counterstain": counterstain.model_dump()} if counterstain else {}
     config = SynthesisConfig(sampling=SamplingConfig(background_share=0.2))
     synthesize(copier, cohort, tmp_path / "s", config, count=60, size_px=32, seed=0)
     found = audit_sets({"s": PatchSet.open(tmp_path / "s")}, cohort, judge, CONFIG).findings[2].copies

@@ -1,25 +1,8 @@
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from counterstain.cli import main
 from counterstain.data.cohort import Cohort
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command line and return its exit status, output and errors."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["counterstain", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture

@@ -1,27 +1,11 @@
-import sys
-
 import pytest
 
-from counterstain.cli import main
 from counterstain.io.annotations import read_annotations
 
 SQUARE = {"x1": 10, "y1": 10, "x2": 30, "y2": 10, "x3": 30, "y3": 30}
 TUMOUR = {"id": 7, "name": "Tumour", "vector_type": 5, "product": 1, "color_code": "#FF0000"}
 ROW = {"id": 1, "annotation_type": TUMOUR, "image": {"id": 12, "name": "A.mrxs"}, "vector": SQUARE, "deleted": False}
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run ``counterstain import exact`` and return its exit status, output and errors."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["counterstain", "import", "exact", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return run
+COMMAND = ("import", "exact", "--server", "https://exact.example")
 
 
 @pytest.fixture
@@ -41,7 +25,9 @@ def asked(monkeypatch):
 
 def test_what_is_fetched_is_saved_for_the_import_of_slides(run, asked, tmp_path):
     out = tmp_path / "a.json"
-    status, printed, told = run("--server", "https://exact.example", "--images", "1, 2", "--out", out)
+    status, printed, _ = run(
+        "import", "exact", "--server", "https://exact.example", "--images", "1, 2", "--out", out
+    )
     assert status == 0
     assert printed.startswith(f"{out}: 1 annotations\nnext: counterstain import labels {out} --format exact")
     assert (asked[0].images, asked[0].image_set) == ((1, 2), None)
@@ -52,13 +38,13 @@ def test_what_is_fetched_is_saved_for_the_import_of_slides(run, asked, tmp_path)
     ("words", "message"),
     [
         (("--images", "1;2"), "--images 1;2: expected numbers with commas between them, such as 1,2,3"),
-        ((), "import exact: settings: expected either image_set or images"),
-        (("--images", "1", "--image-set", "2"), "import exact: settings: expected either image_set or images"),
+        ((), "import exact: expected either image_set or images"),
+        (("--images", "1", "--image-set", "2"), "import exact: expected either image_set or images"),
         (("--images", "1", "--out", "."), "--out .: expected the name of a file that ends in .json"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_asked(run, asked, tmp_path, words, message):
-    status, _, error = run("--server", "https://exact.example", "--out", tmp_path / "a.json", *words)
+    status, _, error = run(*COMMAND, "--out", tmp_path / "a.json", *words)
     assert (status, error, asked) == (2, f"error: {message}\n", [])
 
 
@@ -66,6 +52,8 @@ def test_credentials_are_asked_for(run, monkeypatch, tmp_path):
     pytest.importorskip("exact_sync", reason="EXACT-Sync is not installed (extra [exact])")
     for name in ("TOKEN", "USERNAME", "PASSWORD"):
         monkeypatch.delenv(f"EXACT_{name}", raising=False)
-    status, _, error = run("--server", "https://exact.example", "--images", 1, "--out", tmp_path / "a.json")
+    status, _, error = run(
+        "import", "exact", "--server", "https://exact.example", "--images", 1, "--out", tmp_path / "a.json"
+    )
     assert status == 2
     assert error.startswith("error: no credentials for EXACT; set the environment variable EXACT_TOKEN")

@@ -1,27 +1,11 @@
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 
-from counterstain.cli import main
 from counterstain.data.cohort import Cohort
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command line and return its exit status, output and errors."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["counterstain", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture

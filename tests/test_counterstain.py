@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from drawing import draw_all
+from drawn_requests import drawn_by
 from scipy import ndimage
 
 from counterstain.data.phantom import render
@@ -197,7 +197,7 @@ def test_a_relabelled_disc_gets_the_stain_of_its_label_and_keeps_its_nuclei(trai
     drawer = DiffusionGenerator(trained, method, sampler=SamplerConfig(steps=10), device=torch.device("cpu"))
 
     def drawn(label):
-        return draw_all(drawer, (label * redraw).astype(np.uint8), range(16), real["images"].numpy(), redraw)
+        return drawn_by(drawer, (label * redraw).astype(np.uint8), range(16), real["images"].numpy(), redraw)
 
     pale, brown = drawn(1), drawn(2)
     inside = np.broadcast_to(redraw, (16, 16, 16))
@@ -211,14 +211,14 @@ def test_a_relabelled_disc_gets_the_stain_of_its_label_and_keeps_its_nuclei(trai
 
 def test_inpainting_keeps_every_other_byte(model):
     masks, images, redraw = inputs()
-    drawn = draw_all(DiffusionGenerator(model, "inpainting", sampler=SAMPLER), masks, range(4), images, redraw)
+    drawn = drawn_by(DiffusionGenerator(model, "inpainting", sampler=SAMPLER), masks, range(4), images, redraw)
     assert np.array_equal(drawn[~redraw], images[~redraw])
     assert not np.array_equal(drawn[redraw], images[redraw])
 
 
 def test_masks_alone_are_drawn_without_nuclei_to_follow(model):
     masks, _, _ = inputs()
-    drawn = draw_all(DiffusionGenerator(model, "diffusion", sampler=SAMPLER), masks, range(4))
+    drawn = drawn_by(DiffusionGenerator(model, "diffusion", sampler=SAMPLER), masks, range(4))
     assert drawn.shape == (4, 16, 16, 3)
 
 
@@ -226,6 +226,6 @@ def test_larger_images_are_drawn_in_windows_that_see_their_part_of_the_nuclei(mo
     masks, images, redraw = inputs(1, 40)
     windows = DiffusionGenerator(model, "inpainting", sampler=SAMPLER, trained_px=16)
     windows.draw_with(SAMPLER, InpaintingConfig(), windows.windows.model_copy(update={"window_px": 32}))
-    drawn = draw_all(windows, masks, [0], images, redraw)
+    drawn = drawn_by(windows, masks, [0], images, redraw)
     assert drawn.shape == (1, 40, 40, 3)
     assert np.array_equal(drawn[~redraw], images[~redraw])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from drawing import draw_all
+from drawn_requests import drawn_by
 
 from counterstain.config import build
 from counterstain.errors import ConfigError
@@ -83,9 +83,9 @@ def generator_for(model, sampler, method="inpainting", inpainting=None):
 def test_an_image_is_the_same_alone_and_in_a_batch(model, sampler):
     masks, _, _ = inputs()
     generator = generator_for(model, sampler, "diffusion")
-    together = draw_all(generator, masks, range(6))
-    assert np.array_equal(together[4], draw_all(generator, masks[4:5], [4])[0])
-    assert not np.array_equal(together[4], draw_all(generator, masks[4:5], [5])[0])
+    together = drawn_by(generator, masks, range(6))
+    assert np.array_equal(together[4], drawn_by(generator, masks[4:5], [4])[0])
+    assert not np.array_equal(together[4], drawn_by(generator, masks[4:5], [5])[0])
 
 
 @pytest.mark.parametrize("network", ["model", "seeing"])
@@ -94,11 +94,11 @@ def test_an_image_is_the_same_alone_and_in_a_batch(model, sampler):
 def test_inpainting_keeps_every_other_byte_and_depends_on_nothing_but_its_seed(sampler, option, network, request):
     masks, images, redraw = inputs(3)
     generator = generator_for(request.getfixturevalue(network), sampler, inpainting=OPTIONS[option])
-    drawn = draw_all(generator, masks, range(3), images, redraw)
+    drawn = drawn_by(generator, masks, range(3), images, redraw)
     assert np.array_equal(drawn[~redraw], images[~redraw])
     assert not np.array_equal(drawn[redraw], images[redraw])
-    assert np.array_equal(drawn[2], draw_all(generator, masks[2:], [2], images[2:], redraw[2:])[0])
-    assert not np.array_equal(drawn[2], draw_all(generator, masks[2:], [5], images[2:], redraw[2:])[0])
+    assert np.array_equal(drawn[2], drawn_by(generator, masks[2:], [2], images[2:], redraw[2:])[0])
+    assert not np.array_equal(drawn[2], drawn_by(generator, masks[2:], [5], images[2:], redraw[2:])[0])
 
 
 def test_without_the_composite_the_background_passes_through_the_autoencoder(model):
@@ -106,7 +106,7 @@ def test_without_the_composite_the_background_passes_through_the_autoencoder(mod
     config = InpaintingConfig(composite=False)
     generator = DiffusionGenerator(model, "inpainting", sampler=SAMPLERS[1], inpainting=config)
     nothing = np.zeros_like(redraw)
-    drawn = draw_all(generator, masks, range(2), images, nothing)
+    drawn = drawn_by(generator, masks, range(2), images, nothing)
     decoded = generator.model.decode(generator.model.encode(torch.from_numpy(images)))
     expected = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).numpy()
     assert np.abs(drawn.astype(int) - expected.astype(int)).max() <= 1
@@ -125,7 +125,7 @@ def gaussian_denoiser(noise, target, sd):
     return denoise
 
 
-def drawn_by(sampler, noise, sd, **changes):
+def sampled_by(sampler, noise, sd, **changes):
     target = torch.linspace(-1, 1, 1024).reshape(1, 4, 16, 16)
     generators = [torch.Generator().manual_seed(i) for i in range(20)]
     denoise = gaussian_denoiser(noise, target, sd)
@@ -157,13 +157,13 @@ def test_ddim_leaves_its_first_step_after_pure_noise_a_direction():
 )
 def test_samplers_keep_the_mean_and_the_variance_of_the_data(sampler, noise):
     for sd in (0.1, 0.5):
-        found = drawn_by(sampler, noise, sd)
+        found = sampled_by(sampler, noise, sd)
         assert found.mean((0, 1, 2, 3)).abs() < 0.05
         assert found.std(0).mean().item() == pytest.approx(sd, rel=0.15)
 
 
 def test_few_even_steps_lose_the_fine_variation_that_closer_last_steps_keep():
-    even = drawn_by(SamplerConfig(steps=20, spacing_power=1.0), NOISES[1], 0.1).std(0).mean()
+    even = sampled_by(SamplerConfig(steps=20, spacing_power=1.0), NOISES[1], 0.1).std(0).mean()
     assert even < 0.04
 
 
@@ -187,7 +187,7 @@ def test_resampling_walks_each_stretch_so_often_and_ends_at_the_clean_image():
 @pytest.mark.parametrize("sampler", [SamplerConfig(steps=10), SamplerConfig(name="ddim", steps=100, eta=1.0)])
 def test_resampling_leaves_the_distribution_of_the_data_as_it_is(sampler):
     walk = step_walk(sampler.steps, InpaintingConfig(resamples=3, jump_length=sampler.steps // 5))
-    found = drawn_by(sampler, NOISES[1], 0.5, walk=walk)
+    found = sampled_by(sampler, NOISES[1], 0.5, walk=walk)
     assert found.std(0).mean().item() == pytest.approx(0.5, rel=0.1)
 
 
@@ -273,7 +273,7 @@ def test_a_network_that_sees_what_is_kept_follows_the_asked_label_and_the_surrou
 
     def inside(label):
         asked = (label * redraw).astype(np.uint8)
-        return draw_all(drawer, asked, range(16), real["images"].numpy(), redraw)[:, 6:10, 6:10].mean((1, 2, 3))
+        return drawn_by(drawer, asked, range(16), real["images"].numpy(), redraw)[:, 6:10, 6:10].mean((1, 2, 3))
 
     darker, lighter = inside(1), inside(2)
     ground = real["images"][:, 0, 0, 0].numpy()

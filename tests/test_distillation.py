@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from drawing import draw_all
 from drawn_cohort import draw_cohort
+from drawn_requests import drawn_by
 from lightning.pytorch import LightningModule
 
 from counterstain.checkpoints import read_header
@@ -32,9 +32,6 @@ class Exact(LightningModule):
         self.config = config
         betas = torch.linspace(config.noise.beta_start**0.5, config.noise.beta_end**0.5, 1000) ** 2
         self.alphas = torch.cumprod(1 - betas, 0)
-
-    def without_labels(self, condition):
-        return torch.zeros_like(condition)
 
     def predict(self, latents, timesteps, condition):
         a = self.alphas[timesteps].reshape(-1, 1)
@@ -89,10 +86,11 @@ def settings(**changes):
 
 
 def drawn(network, labels, config, sampler, guidance=1.0):
+    condition = Condition(labels=labels)
+
     def denoise(x, t):
-        shown, steps = Condition(labels=labels), torch.full((len(x),), t)
-        free = network.predict(x, steps, shown.without_labels())
-        return free + guidance * (network.predict(x, steps, shown) - free)
+        free = network.predict(x, torch.full((len(x),), t), condition.without_labels())
+        return free + guidance * (network.predict(x, torch.full((len(x),), t), condition) - free)
 
     with torch.no_grad():
         generators = [torch_generator(7, i) for i in range(len(labels))]
@@ -163,8 +161,8 @@ def test_a_distilled_checkpoint_says_where_it_comes_from_and_draws_in_its_own_st
     for method in ("diffusion", "inpainting"):
         generator = DiffusionGenerator.load(tmp_path, method, sampler=SamplerConfig(steps=20, guidance=2.0))
         assert (generator.sampler.name, generator.sampler.steps, generator.sampler.guidance) == ("few_step", 2, 1.0)
-        image = draw_all(generator, masks, [1, 2, 3], images, masks > 2)
-        alone = draw_all(generator, masks[2:], [3], images[2:], masks[2:] > 2)
+        image = drawn_by(generator, masks, [1, 2, 3], images, masks > 2)
+        alone = drawn_by(generator, masks[2:], [3], images[2:], masks[2:] > 2)
         assert np.array_equal(image[2], alone[0])
     assert np.array_equal(image[masks < 3], images[masks < 3])
 

@@ -1,5 +1,4 @@
 import json
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 from drawn_cohort import HER2, draw_cohort, draw_region
 from PIL import Image
 
-from counterstain.cli import main
 from counterstain.data.cohort import Cohort, CohortWriter, Region
 from counterstain.data.patch_set import PatchSet, PatchSetHeader, PatchSetWriter, SyntheticPatch
 from counterstain.data.patches import Patch, Source, label_mask
@@ -315,18 +313,8 @@ def test_a_folder_of_something_else_is_refused(cohort, tmp_path):
         export(cohort.folder, tmp_path / "a", ExportConfig(file_format="png", labels="tumour"))
 
 
-def run(monkeypatch, capsys, *words):
-    monkeypatch.setattr(sys, "argv", ["counterstain", *map(str, words)])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    printed = capsys.readouterr()
-    return stopped.value.code or 0, printed.out, printed.err
-
-
-def test_the_command_line_says_what_comes_next(cohort, tmp_path, monkeypatch, capsys):
-    status, printed, _ = run(
-        monkeypatch, capsys, "export", cohort.folder, "--format", "png", "--out", tmp_path / "png", "--split", "val"
-    )
+def test_the_command_line_says_what_comes_next(run, cohort, tmp_path):
+    status, printed, _ = run("export", cohort.folder, "--format", "png", "--out", tmp_path / "png", "--split", "val")
     assert status == 0
     assert printed.startswith(f"{tmp_path / 'png'}: 2 images\nread back: counterstain import table ")
 
@@ -341,15 +329,13 @@ def test_the_command_line_says_what_comes_next(cohort, tmp_path, monkeypatch, ca
         ),
     ],
 )
-def test_unknown_options_are_one_line(cohort, tmp_path, monkeypatch, capsys, words, message):
-    status, _, error = run(monkeypatch, capsys, "export", cohort.folder, "--out", tmp_path / "out", *words)
+def test_unknown_options_are_one_line(run, cohort, tmp_path, words, message):
+    status, _, error = run("export", cohort.folder, "--out", tmp_path / "out", *words)
     assert status == 2
     assert error == f"error: {message.format(cohort.folder)}\n"
 
 
-def test_a_folder_that_is_no_cohort_is_one_line(tmp_path, monkeypatch, capsys):
-    status, _, error = run(
-        monkeypatch, capsys, "export", tmp_path / "none", "--format", "png", "--out", tmp_path / "out"
-    )
+def test_a_folder_that_is_no_cohort_is_one_line(run, tmp_path):
+    status, _, error = run("export", tmp_path / "none", "--format", "png", "--out", tmp_path / "out")
     assert status == 2
     assert error.startswith(f"error: {tmp_path / 'none'}: no such cohort")

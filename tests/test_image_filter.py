@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from drawing import Painter as Drawer
 from drawn_cohort import HER2, draw_cohort
+from drawn_requests import FakeGenerator
 
 from counterstain.audit.instance_predictions import JudgeFilter
 from counterstain.audit.judge_config import JudgeFilterConfig
@@ -16,7 +16,7 @@ from counterstain.synthesis.synthesize import Verdict, rejections, synthesize
 CONFIG = SynthesisConfig(sampling=SamplingConfig(background_share=0.2), attempts=3)
 
 
-class Painter(Drawer):
+class Painter(FakeGenerator):
     """Paints each label in its own grey, but often the wrong one."""
 
     method = "spade"

@@ -210,6 +210,8 @@ def test_a_slide_whose_file_says_no_resolution_is_given_one_in_the_table(two_sli
     [
         ("slide,patient,mpp_level0\na,P1,0.5 um\nb,P1,\n", r"row 2: mpp_level0 '0.5 um': expected micrometres per"),
         ("slide,patient,mpp_level0\na,P1,0.5\nb,P1,0\n", r"row 3: mpp_level0 '0': expected micrometres per pixel"),
+        ("slide,patient,mpp_level0\na,P1,0.9\nb,P1,\n", r"a\.\S+: the patients table's mpp_level0 0.9 contradicts"),
+        ("slide,patient,mpp_level0\na,P1,0,5\nb,P1,0,5\n", r"patients.csv row 2: more values than the header has"),
         ("slide,patient\na,P1\n", r"patients.csv: no row for b; add one for every slide"),
         ("slide,who\na,P1\n", r"no column 'patient'; expected slide, patient and perhaps score"),
         ("slide,patient\na,P1\na,P2\nb,P3\n", r"row 3: slide a is listed twice"),

@@ -221,6 +221,10 @@ BAD_ROWS = {
         [row("a", "Polyp", "p1", "val"), row("b", "Polyp", "p2", "")],
         "row 3: column 'part' is empty",
     ),
+    "a comma at the end": (
+        [row("a", "Polyp", "p1", "val", ""), row("b", "Polyp", "p1", "val", "")],
+        r"tissue\.csv row 2: more values than the header has columns; remove commas at the ends",
+    ),
     "no row": ([], "the table has a header but no row"),
 }
 

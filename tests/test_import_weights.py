@@ -4,8 +4,8 @@ import numpy as np
 import published_layouts as published
 import pytest
 import torch
-from drawing import draw_all
 from drawn_cohort import HER2
+from drawn_requests import drawn_by
 
 from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint
 from counterstain.cli import main
@@ -68,7 +68,7 @@ def test_spade_comes_in_draws_and_goes_out_as_it_came(run, spade_files, tmp_path
     header = generator.header
     assert (header.taxonomy, header.mpp, header.patients_seen) == (HER2, 0.5, ())
     generator.model.config = generator.model.config.model_copy(update={"compute_batch": 1})
-    assert draw_all(generator, np.ones((1, 32, 32), np.uint8), [0]).shape == (1, 32, 32, 3)
+    assert drawn_by(generator, np.ones((1, 32, 32), np.uint8), [0]).shape == (1, 32, 32, 3)
 
     assert run("export", tmp_path / "c", "--format", "weights", "--out", tmp_path / "back")[0] == 0
     for path in spade_files:
@@ -95,7 +95,7 @@ def test_latent_diffusion_comes_in_draws_and_goes_out_as_it_came(run, ldm_file, 
     header = generator.header
     assert header.config["multipliers"] == [1, 2]
     assert generator.model.latent_sd.tolist() == [2.0, 2.0, 2.0]
-    assert draw_all(generator, np.ones((1, 32, 32), np.uint8), [0]).shape == (1, 32, 32, 3)
+    assert drawn_by(generator, np.ones((1, 32, 32), np.uint8), [0]).shape == (1, 32, 32, 3)
 
     assert run("export", tmp_path / "c", "--format", "weights", "--out", tmp_path / "back")[0] == 0
     given = torch.load(ldm_file, weights_only=True)["state_dict"]

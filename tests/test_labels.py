@@ -56,11 +56,11 @@ def test_a_meaning_that_the_taxonomy_does_not_know_is_named():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("labels: {no: background}", "YAML takes the label False for something else than text; write it in quotes"),
-        ("labels: {3: background}", "YAML takes the label 3"),
-        ("labels: {a: 0}", "YAML takes 0, the meaning of 'a', for something else than text"),
+        ("labels: {no: background}", "YAML reads the label False as something other than text; put it in quotes"),
+        ("labels: {3: background}", "YAML reads the label 3"),
+        ("labels: {a: 0}", "YAML reads 0, the meaning of 'a'"),
         ("labels:\n  a:", "label 'a' has no meaning yet; write a subtype, background or ignore"),
-        ("labels: {ROI: ignore}\nregions: [ROI]", "'ROI' stands in labels and in regions; keep one of the two"),
+        ("labels: {ROI: ignore}\nregions: [ROI]", "'ROI' is in labels and in regions; keep one of the two"),
         ("label: {a: b}", "label: unknown key; did you mean labels"),
         ("labels: [a]", "labels: Input should be a valid dictionary"),
         ("regions: ROI", "regions: Input should be a valid tuple"),

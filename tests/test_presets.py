@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from drawing import draw_all
+from drawn_requests import drawn_by
 
 from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder import Autoencoder, build_network
@@ -65,7 +65,7 @@ def test_spade_of_the_paper_takes_a_step_and_draws_at_512_px():
     torch.stack(list(losses.values())).sum().backward()
     assert all(value.isfinite() for value in losses.values())
     model.config = model.config.model_copy(update={"compute_batch": 1})
-    drawn = draw_all(SpadeGenerator(model, torch.device("cpu")), batch["labels"].numpy(), [0])
+    drawn = drawn_by(SpadeGenerator(model, torch.device("cpu")), batch["labels"].numpy(), [0])
     assert drawn.shape == (1, 512, 512, 3)
 
 
@@ -82,7 +82,7 @@ def test_diffusion_of_the_paper_takes_a_step_and_draws_at_512_px():
     redraw[:, 100:200, 100:200] = True
     for method in ("diffusion", "inpainting"):
         generator = DiffusionGenerator(model, method, sampler=sampler, device=torch.device("cpu"))
-        drawn = draw_all(generator, batch["labels"].numpy(), [0], batch["images"].numpy(), redraw)
+        drawn = drawn_by(generator, batch["labels"].numpy(), [0], batch["images"].numpy(), redraw)
         assert drawn.shape == (1, 512, 512, 3)
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import matplotlib as mpl
 import numpy as np
 import pytest
-from drawing import Painter as Drawer
 from drawn_cohort import HER2, draw_cohort
+from drawn_requests import FakeGenerator
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -21,7 +21,7 @@ from counterstain.synthesis.preview import preview
 from counterstain.taxonomy import IGNORE
 
 
-class Painter(Drawer):
+class Painter(FakeGenerator):
     """A generator that paints what is to be redrawn in the colour of its label."""
 
     method = "inpainting"

@@ -161,6 +161,8 @@ def test_a_resolution_that_contradicts_the_file_is_an_error_that_names_both(tmp_
     path = write_ome(tmp_path / "a.ome.tif", noise())
     with pytest.raises(InputError, match=r"--mpp-level0 0.5 contradicts the file's 0.25 mpp"):
         Slide.open(path, mpp_level0=0.5)
+    with pytest.raises(InputError, match=r"a.ome.tif: the table's 0.5 contradicts the file's 0.25 mpp"):
+        Slide.open(path, mpp_level0=0.5, given_by="the table's")
     with Slide.open(path, mpp_level0=0.255) as slide:
         assert slide.mpp_level0 == 0.255
 

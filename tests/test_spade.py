@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from drawing import draw_all
+from drawn_requests import drawn_by
 
 from counterstain.errors import ConfigError, InputError
 from counterstain.generators.conditioning import edges, one_hot
@@ -122,7 +122,7 @@ def test_pixel_noise_changes_places_within_an_image_and_follows_the_seed():
     torch.manual_seed(0)
     generator = SpadeGenerator(Spade(tiny(noise_channels=4), 6, 32), torch.device("cpu"))
     flat, styles = np.ones((1, 32, 32), np.uint8), np.zeros((1, 8), np.float32)
-    drawn = [draw_all(generator, flat, [seed], styles=styles) for seed in (1, 1, 2)]
+    drawn = [drawn_by(generator, flat, [seed], styles=styles) for seed in (1, 1, 2)]
     assert np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
 
@@ -157,6 +157,6 @@ def test_images_follow_the_nuclei_of_real_ones_where_asked_and_not_otherwise():
     masks = batch()["labels"].numpy()
     for shown, follows in ((CounterstainConfig(local_px=4), True), (None, False)):
         generator = SpadeGenerator(Spade(tiny(counterstain=shown), 6, 32), torch.device("cpu"))
-        drawn = draw_all(generator, masks, [0, 1], images)
-        assert np.array_equal(drawn, draw_all(generator, masks, [0, 1], images[::-1])) is not follows
+        drawn = drawn_by(generator, masks, [0, 1], images)
+        assert np.array_equal(drawn, drawn_by(generator, masks, [0, 1], images[::-1])) is not follows
         assert ("counterstain" in generator.settings) is follows

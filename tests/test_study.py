@@ -252,7 +252,7 @@ def test_a_cohort_that_does_not_fit_is_met_in_the_plan(tmp_path, changes, messag
 
 
 def test_packages_and_files_that_are_not_there_are_named_before_anything_is_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr("counterstain.study.run.find_spec", lambda _: None)
+    monkeypatch.setattr("counterstain.generators.methods.find_spec", lambda _: None)
     changes = ["methods=[diffusion]", "recipe.autoencoder.lpips_weight=1", "recipe.segmenter.encoder_weights=no.pt"]
     file = study_file(tmp_path)
     settings = [word for change in changes for word in ("--set", change)]

@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from drawing import draw_all
 from drawn_cohort import draw_cohort
+from drawn_requests import drawn_by
 
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
@@ -109,15 +109,16 @@ def test_styles_are_mixed_as_asked(cohort, trained):
     for source, slides in (("own", 1), ("other", 1), ("mixture", 2), ("beyond", 2)):
         drawer = StyleDrawer(generator, references(cohort), StyleChoice(source=source, step=0.5))
         styles = [drawer("p0", number) for number in range(6)]
-        assert all(sum(w for _, w in style.mix) == pytest.approx(1) and len(style.mix) == slides for style in styles)
+        mixes = [style.mix for style in styles]
+        assert all(sum(w for _, w in mix) == pytest.approx(1) and len(mix) == slides for mix in mixes)
         assert [style.code[-1] for style in styles] == pytest.approx([1] * 6)  # a style is given, whatever its weights
         assert np.array_equal(drawer("p0", 4).code, styles[4].code)
         if source == "own":
-            assert {slide for style in styles for slide, _ in style.mix} == {"p0"}
+            assert {slide for mix in mixes for slide, _ in mix} == {"p0"}
         if source == "other":
-            assert "p0" not in {slide for style in styles for slide, _ in style.mix}
+            assert "p0" not in {slide for mix in mixes for slide, _ in mix}
         if source == "beyond":
-            assert [w for _, w in styles[0].mix] == pytest.approx([-0.5, 1.5])
+            assert [w for _, w in mixes[0]] == pytest.approx([-0.5, 1.5])
 
 
 def test_the_style_of_every_patch_is_on_record_and_changes_its_image(cohort, trained, tmp_path):
@@ -154,7 +155,7 @@ def test_spade_draws_in_the_style_that_its_encoder_finds(cohort):
     found = references(cohort)
     styles = generator.style_codes([found[found.choose(slide, 1, "image", 0)[0]] for slide in found.slides[:2]])
     masks, seeds = np.zeros((2, 32, 32), np.uint8), [0, 0]
-    first, second = draw_all(generator, masks, seeds, styles=styles)
+    first, second = drawn_by(generator, masks, seeds, styles=styles)
     assert not np.array_equal(first, second)
 
 
@@ -212,9 +213,9 @@ def test_the_oracle_draws_in_the_styles_of_other_slides_and_between_them(tmp_pat
     )
     codes = oracle.style_codes([first, second])
     asked = {"masks": first.label_mask[None], "seeds": [3], "instances": first.instances[None]}
-    own, other = (draw_all(oracle, **asked, slides=[p.source.slide]) for p in (first, second))
+    own, other = (drawn_by(oracle, **asked, slides=[p.source.slide]) for p in (first, second))
     drawn = {
-        name: draw_all(oracle, **asked, slides=[first.source.slide], styles=code[None])
+        name: drawn_by(oracle, **asked, slides=[first.source.slide], styles=code[None])
         for name, code in {"own": codes[0], "other": codes[1], "between": codes.mean(0)}.items()
     }
     assert np.abs(drawn["own"].astype(int) - own).max() <= 1  # styles are given in single precision

@@ -1,8 +1,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from drawing import Painter as Drawer
 from drawn_cohort import HER2, draw_cohort
+from drawn_requests import FakeGenerator
 
 from counterstain.checkpoints import CheckpointHeader
 from counterstain.data.patch_set import SHARD_PATCHES, PatchSet
@@ -14,12 +14,13 @@ from counterstain.synthesis.synthesize import synthesize
 from counterstain.taxonomy import BACKGROUND
 
 
-class Painter(Drawer):
+class Painter(FakeGenerator):
     """A generator that paints each label in its colour; some of its images come out white at first."""
 
     method = "spade"
 
-    def __init__(self, white=0.0, stop_after=None):
+    def __init__(self, white=0.0, stop_after=None, header=None):
+        self.header = header
         self.white, self.stop_after, self.calls = white, stop_after, 0
 
     def paint(self, label_masks, seeds, images, redraw):
@@ -41,11 +42,9 @@ def cohort(tmp_path_factory):
     return draw_cohort(tmp_path_factory.mktemp("cohort") / "c")
 
 
-def draw(cohort, out, *, generator=None, header=None, config=CONFIG, count=100, **changes):
+def draw(cohort, out, *, generator=None, config=CONFIG, count=100, **changes):
     settings = {"count": count, "size_px": 32, "seed": 0} | changes
-    generator = generator or Painter()
-    generator.header = header
-    return synthesize(generator, cohort, out, config, **settings)
+    return synthesize(generator or Painter(), cohort, out, config, **settings)
 
 
 def images(found):
@@ -134,7 +133,7 @@ def test_kept_subtypes_are_not_redrawn(cohort, tmp_path):
 
 def test_a_generator_that_saw_a_test_patient_is_refused(cohort, tmp_path):
     with pytest.raises(LeakageError, match="has seen p4 of the test part"):
-        draw(cohort, tmp_path, header=header(patients_seen=("p0", "p4")))
+        draw(cohort, tmp_path, generator=Painter(header=header(patients_seen=("p0", "p4"))))
     assert not any(tmp_path.iterdir())
 
 
@@ -148,7 +147,7 @@ def test_a_generator_that_saw_a_test_patient_is_refused(cohort, tmp_path):
 )
 def test_a_generator_that_does_not_fit_is_refused(cohort, tmp_path, changes, message):
     with pytest.raises(MismatchError, match=message):
-        draw(cohort, tmp_path, header=header(**changes))
+        draw(cohort, tmp_path, generator=Painter(header=header(**changes)))
 
 
 def test_a_set_that_cannot_be_drawn_leaves_its_folder_free(cohort, tmp_path):

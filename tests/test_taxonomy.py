@@ -48,8 +48,8 @@ def test_ids_must_count_from_one(ids):
 
 
 def test_names_must_differ():
-    with pytest.raises(ConfigError, match="subtype names must differ"):
-        build(Taxonomy, {"name": "t", "subtypes": subtypes("a", "a")})
+    with pytest.raises(ConfigError, match=r"^t.yaml: subtype names must differ"):
+        build(Taxonomy, {"name": "t", "subtypes": subtypes("a", "a")}, "t.yaml")
 
 
 def test_a_merge_must_hold_every_subtype_once():

@@ -97,9 +97,7 @@ def test_a_logger_is_no_part_of_what_names_a_training():
 
 def test_a_missing_extra_is_said_with_its_command(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(
-        ConfigError, match=r"--logger wandb: not installed; run: pip install 'counterstain\[wandb\]'"
-    ):
+    with pytest.raises(ConfigError, match=r"--logger wandb: not installed; run: pip install 'counterstain\[wandb\]'"):
         check_logger("wandb")
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from drawing import draw_all
 from drawn_cohort import draw_cohort
+from drawn_requests import drawn_by
 from torch.nn.utils import parametrize
 
 from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint
@@ -231,5 +231,5 @@ def test_a_denoiser_that_is_shown_nuclei_remembers_how_wide_they_are(cohort, tra
     assert len(losses) == 2
     patch = cohort.patch(int(cohort.part("train")[0]), 0, 0, 32)
     redraw = patch.instances > 0
-    drawn = draw_all(generator, patch.label_mask[None], [0], patch.image[None], redraw[None])
+    drawn = drawn_by(generator, patch.label_mask[None], [0], patch.image[None], redraw[None])
     assert np.array_equal(drawn[0][~redraw], patch.image[~redraw])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from drawing import draw_all
+from drawn_requests import drawn_by
 
 from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder import Autoencoder
@@ -59,16 +59,16 @@ def test_neighbouring_windows_share_at_least_the_overlap():
 
 
 def test_a_grid_of_one_window_predicts_what_the_denoiser_does():
-    latents, condition = torch.randn(2, 3, 8, 8), Condition(labels=torch.randn(2, 1, 8, 8))
-    predict = windowed(lambda x, t, c: x * t + c.labels, condition, WindowGrid.over(8, 8, 8, 4), 2)
-    assert torch.equal(predict(latents, 3), latents * 3 + condition.labels)
+    latents, condition = torch.randn(2, 3, 8, 8), torch.randn(2, 1, 8, 8)
+    predict = windowed(lambda x, t, c: x * t + c.labels, Condition(labels=condition), WindowGrid.over(8, 8, 8, 4), 2)
+    assert torch.equal(predict(latents, 3), latents * 3 + condition)
 
 
 def test_a_patch_of_the_training_size_is_drawn_as_ever(model):
     masks, images, redraw = large(32, 32)
     for method in ("diffusion", "inpainting"):
-        plain = draw_all(DiffusionGenerator(model, method), masks, [0, 1], images, redraw)
-        with_windows = draw_all(DiffusionGenerator(model, method, trained_px=32), masks, [0, 1], images, redraw)
+        plain = drawn_by(DiffusionGenerator(model, method), masks, [0, 1], images, redraw)
+        with_windows = drawn_by(DiffusionGenerator(model, method, trained_px=32), masks, [0, 1], images, redraw)
         assert np.array_equal(plain, with_windows)
 
 
@@ -76,10 +76,10 @@ def test_a_patch_of_the_training_size_is_drawn_as_ever(model):
 def test_images_of_any_size_follow_from_their_seed_alone(model, size):
     masks, images, redraw = (np.resize(a, (2, *size, *a.shape[3:])) for a in large())
     generator = DiffusionGenerator(model, "inpainting", trained_px=32, inpainting=InpaintingConfig(dilation_px=2))
-    drawn = draw_all(generator, masks, [0, 1], images, redraw)
+    drawn = drawn_by(generator, masks, [0, 1], images, redraw)
     assert drawn.shape == images.shape
     assert np.array_equal(drawn[~redraw], images[~redraw])
-    assert np.array_equal(drawn[1:], draw_all(generator, masks[1:], [1], images[1:], redraw[1:]))
+    assert np.array_equal(drawn[1:], drawn_by(generator, masks[1:], [1], images[1:], redraw[1:]))
 
 
 def test_an_analytic_denoiser_leaves_no_seam_at_the_windows_borders():
@@ -91,16 +91,13 @@ def test_an_analytic_denoiser_leaves_no_seam_at_the_windows_borders():
     sd, mean = 0.1, 0.5
 
     def denoise(x, t, condition):
+        shade = condition.labels.mean((2, 3), keepdim=True)
         a, s = alphas[t].sqrt(), (1 - alphas[t]).sqrt()
-        clean = (
-            mean
-            + (x - a * mean) * a * sd**2 / (a**2 * sd**2 + s**2)
-            + 0.1 * condition.labels.mean((2, 3), keepdim=True)
-        )
+        clean = mean + (x - a * mean) * a * sd**2 / (a**2 * sd**2 + s**2) + 0.1 * shade
         return (x - a * clean) / s
 
-    told = torch.randn(1, 1, size, size, generator=torch.Generator().manual_seed(1)) * 8
-    condition = Condition(labels=told)
+    labels = torch.randn(1, 1, size, size, generator=torch.Generator().manual_seed(1)) * 8
+    condition = Condition(labels=labels)
 
     def rise_at_borders(overlap):
         grid = WindowGrid.over(size, size, window, overlap)

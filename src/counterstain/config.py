@@ -70,7 +70,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise ConfigError(f"{path}: no such file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+        raise ConfigError(f"{path}: not YAML ({_fault(error)})") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
     return content
@@ -138,9 +138,14 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     return overrides
 
 
+def _fault(error: Exception) -> str:
+    """Say what is wrong with YAML that was read as text; the caller names the file."""
+    return " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+
+
 def _describe(model: type[BaseModel], error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"]) or "settings"
+    place = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, first["loc"][:-1])
@@ -150,7 +155,7 @@ def _describe(model: type[BaseModel], error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     given = first["input"]
     shown = "" if isinstance(given, Mapping | list | BaseModel) else f" (got {given!r})"
-    return f"{place}: {message}{shown}{more}"
+    return f"{place}: {message}{shown}{more}" if place else f"{message}{shown}{more}"
 
 
 def _known_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:

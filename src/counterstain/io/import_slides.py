@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
-from shapely import MultiPolygon, Polygon
 
 from counterstain.config import build
 from counterstain.data.cohort import Cohort, CohortWriter, Region
@@ -89,10 +88,8 @@ def import_slides(
         Names of EXACT's annotation types.
     taxonomy : Taxonomy, optional
         By default HER2's if LABELS.yaml names no other subtypes, otherwise one of the subtypes named there.
-    progress : callable, optional
-        Such as :func:`counterstain.progress.bar`.
-    **options
-        Further fields of :class:`~counterstain.io.slide_plan.SlidesConfig`.
+    progress : callable, optional, such as :func:`counterstain.progress.bar`
+    **options : further fields of :class:`~counterstain.io.slide_plan.SlidesConfig`
 
     Returns
     -------
@@ -122,7 +119,11 @@ def import_slides(
     matched = match_annotations(paths, files)
     plans = _plans(paths, matched, meanings=meanings, people=people, table=table, config=config)
     writer = CohortWriter(out, taxonomy=taxonomy, mpp=config.mpp, source=_source(config, meanings, files, plans))
-    cohort = _write(writer, plans, config, progress or silent)
+    if not writer.finished:
+        with (progress or silent)("regions", sum(len(plan.boxes) for plan in plans)) as advance:
+            for plan in plans:
+                _write_slide(writer, plan, config, advance)
+    cohort = writer.finish()
     write_parquet(out / "annotations.parquet", _annotation_table(plans, taxonomy))
     left_out = [path.name for path in files_of_other_formats(annotations, file_format)]
     write_json(out / "import.json", _report(cohort, plans, files, config) | {"files_of_other_formats": left_out})
@@ -172,18 +173,11 @@ def _plans(
 ) -> list[SlidePlan]:
     plans = []
     for name, path in paths.items():
-        with Slide.open(path, people[name].mpp_level0 or config.mpp_level0) as slide:
-            plans.append(
-                plan_slide(
-                    name,
-                    slide,
-                    patient=people[name],
-                    annotations=annotations[name],
-                    labels=meanings,
-                    config=config,
-                    listed=table.get(name, ()),
-                )
-            )
+        person, listed = people[name], table.get(name, ())
+        given_by = "the patients table's mpp_level0" if person.mpp_level0 else "--mpp-level0"
+        with Slide.open(path, person.mpp_level0 or config.mpp_level0, given_by) as slide:
+            plan = plan_slide(name, slide, person, annotations[name], labels=meanings, config=config, listed=listed)
+            plans.append(plan)
     strays = sorted(set(table) - set(paths))
     if strays:
         raise InputError(f"the table of regions names slide {strays[0]!r}, which is not among the slides; rename it")
@@ -216,14 +210,6 @@ def _source(
     }
 
 
-def _write(writer: CohortWriter, plans: Sequence[SlidePlan], config: SlidesConfig, progress: Progress) -> Cohort:
-    if not writer.finished:
-        with progress("regions", sum(len(plan.boxes) for plan in plans)) as advance:
-            for plan in plans:
-                _write_slide(writer, plan, config, advance)
-    return writer.finish()
-
-
 def _write_slide(writer: CohortWriter, plan: SlidePlan, config: SlidesConfig, advance: Callable[[int], None]) -> None:
     picture = writer.folder / "overview" / f"{plan.slide}.png"
     missing = [box for box in plan.boxes if not writer.has(plan.region_name(box))]
@@ -234,8 +220,7 @@ def _write_slide(writer: CohortWriter, plan: SlidePlan, config: SlidesConfig, ad
         for box in missing:
             writer.add(plan.region_name(box), [read_region(slide, plan, box, writer.taxonomy, config.mpp)])
             advance(1)
-        shown = [(s.label, s.polygon) for s in plan.shown]
-        overview = _overview(plan.slide, slide.thumbnail(OVERVIEW_PX), plan.boxes, shown, writer.taxonomy)
+        overview = _overview(slide, plan, writer.taxonomy)
     with replacing(picture) as partial:
         overview.save(partial, format="PNG")
 
@@ -261,11 +246,8 @@ def read_region(slide: Slide, plan: SlidePlan, box: Box, taxonomy: Taxonomy, mpp
 
 def _annotation_table(plans: Sequence[SlidePlan], taxonomy: Taxonomy) -> pd.DataFrame:
     """Return a row per annotation: the slide and the instance that it became."""
-    rows = [
-        (plan.slide, s.instance, s.source_id, s.source_label, taxonomy.name_of(s.label))
-        for plan in plans
-        for s in plan.shown
-    ]
+    name_of = taxonomy.name_of
+    rows = [(p.slide, s.instance, s.source_id, s.source_label, name_of(s.label)) for p in plans for s in p.shown]
     return pd.DataFrame(rows, columns=["slide", "instance", "annotation", "label", "subtype"])
 
 
@@ -326,42 +308,45 @@ def _by_subtype(cohort: Cohort) -> dict[str, dict[str, float]]:
     }
 
 
-def _overview(
-    title: str,
-    thumbnail: Thumbnail,
-    boxes: Sequence[Box],
-    instances: Sequence[tuple[int, Polygon | MultiPolygon]],
-    taxonomy: Taxonomy,
-) -> Image.Image:
-    """Draw instances, largest first, and regions on a thumbnail, with a legend beside it.
-
-    ``instances`` are labels (a subtype, 0 = background, 255 = ignore) with polygons in level-0 pixels.
-    """
-    picture = _painted(thumbnail, instances, taxonomy)
+def _overview(slide: Slide, plan: SlidePlan, taxonomy: Taxonomy) -> Image.Image:
+    """Draw instances, largest first, and regions on a thumbnail, with a legend beside it."""
+    thumbnail = slide.thumbnail(OVERVIEW_PX)
+    picture = _painted(thumbnail, plan, taxonomy)
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(FONT_PX)
-    for box in boxes:
+    for box in plan.boxes:
         (x0, y0), (x1, y1) = _on(thumbnail, [(box.x, box.y), (box.x + box.width, box.y + box.height)])
         draw.rectangle((x0, y0, x1, y1), outline=INK, width=2)
         draw.text((x0 + 4, y0 + 3), box.name, fill=INK, font=font, stroke_width=2, stroke_fill="white")
-    counts = Counter(label for label, _ in instances)
-    return _with_legend(picture, title, f"{len(boxes)} regions", counts, taxonomy)
+    counts = Counter(s.label for s in plan.shown)
+    labels = [label for label in (*(s.id for s in taxonomy.subtypes), BACKGROUND, IGNORE) if counts[label]]
+    lines: list[tuple[str, int | None]] = [(plan.slide, None), (f"{len(plan.boxes)} regions", None)]
+    lines += [(f"{taxonomy.name_of(label)}: {counts[label]:,}", label) for label in labels]
+    width = MARGIN_PX * 2 + LINE_PX + int(max(font.getlength(text) for text, _ in lines))
+    height = max(picture.height, MARGIN_PX * 2 + LINE_PX * len(lines))
+    canvas = Image.new("RGB", (picture.width + width, height), "white")
+    canvas.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for number, (text, label) in enumerate(lines):
+        left, top = picture.width + MARGIN_PX, MARGIN_PX + number * LINE_PX
+        if label is not None:
+            draw.rectangle((left, top + 2, left + 13, top + 15), fill=_colour(label, taxonomy))
+        draw.text((left + LINE_PX * (label is not None), top), text, fill=INK, font=font)
+    return canvas
 
 
-def _painted(
-    thumbnail: Thumbnail, instances: Sequence[tuple[int, Polygon | MultiPolygon]], taxonomy: Taxonomy
-) -> Image.Image:
+def _painted(thumbnail: Thumbnail, plan: SlidePlan, taxonomy: Taxonomy) -> Image.Image:
     base = Image.fromarray(thumbnail.image).convert("RGBA")
     layer = Image.new("RGBA", base.size, (0, 0, 0, 0))
     draw = ImageDraw.Draw(layer)
-    for label, polygon in sorted(instances, key=lambda instance: -instance[1].area):
-        red, green, blue = _colour(label, taxonomy)
-        for part in getattr(polygon, "geoms", [polygon]):
+    for s in sorted(plan.shown, key=lambda s: -s.polygon.area):
+        colour = _colour(s.label, taxonomy)
+        for part in getattr(s.polygon, "geoms", [s.polygon]):
             outline = _on(thumbnail, part.exterior.coords)
             if len(outline) > 1:
-                draw.polygon(outline, fill=(red, green, blue, OPACITY), outline=(red, green, blue, 255))
+                draw.polygon(outline, fill=(*colour, OPACITY), outline=(*colour, 255))
             for hole in part.interiors:
-                draw.polygon(_on(thumbnail, hole.coords), fill=(0, 0, 0, 0), outline=(red, green, blue, 255))
+                draw.polygon(_on(thumbnail, hole.coords), fill=(0, 0, 0, 0), outline=(*colour, 255))
     return Image.alpha_composite(base, layer).convert("RGB")
 
 
@@ -373,25 +358,3 @@ def _on(thumbnail: Thumbnail, points: Any) -> list[tuple[float, float]]:
 def _colour(label: int, taxonomy: Taxonomy) -> tuple[int, int, int]:
     red, green, blue = (110, 110, 110) if label in {BACKGROUND, IGNORE} else taxonomy.palette[label].tolist()
     return red, green, blue
-
-
-def _with_legend(
-    picture: Image.Image, title: str, subtitle: str, counts: Mapping[int, int], taxonomy: Taxonomy
-) -> Image.Image:
-    font = ImageFont.load_default(FONT_PX)
-    labels = [*(subtype.id for subtype in taxonomy.subtypes), BACKGROUND, IGNORE]
-    entries = [(label, f"{taxonomy.name_of(label)}: {counts[label]:,}") for label in labels if counts.get(label)]
-    lines = [title, subtitle, *(text for _, text in entries)]
-    width = MARGIN_PX * 2 + LINE_PX + int(max(font.getlength(line) for line in lines))
-    height = max(picture.height, MARGIN_PX * 2 + LINE_PX * len(lines))
-    canvas = Image.new("RGB", (picture.width + width, height), "white")
-    canvas.paste(picture, (0, 0))
-    draw = ImageDraw.Draw(canvas)
-    left = picture.width + MARGIN_PX
-    for number, text in enumerate((title, subtitle)):
-        draw.text((left, MARGIN_PX + number * LINE_PX), text, fill=INK, font=font)
-    for number, (label, text) in enumerate(entries, start=2):
-        top = MARGIN_PX + number * LINE_PX
-        draw.rectangle((left, top + 2, left + 13, top + 15), fill=_colour(label, taxonomy))
-        draw.text((left + LINE_PX, top), text, fill=INK, font=font)
-    return canvas

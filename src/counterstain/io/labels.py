@@ -1,4 +1,4 @@
-"""LABELS.yaml: what the labels of an annotation source mean.
+"""LABELS.yaml: the meaning of the labels of annotations.
 
 labels:
   Invasive 3+: HER2 3+        # a subtype of the taxonomy
@@ -37,7 +37,7 @@ class LabelMap(Config):
     @model_validator(mode="before")
     @classmethod
     def _text(cls, content: Any) -> Any:
-        """Say in YAML's terms what is not text or was left open."""
+        """Name what YAML does not read as text, or what was left open."""
         labels = content.get("labels") if isinstance(content, Mapping) else None
         faults = [_fault(*line) for line in labels.items()] if isinstance(labels, Mapping) else []
         for fault in filter(None, faults):
@@ -48,7 +48,7 @@ class LabelMap(Config):
     def _one_meaning(self) -> Self:
         twice = sorted(set(self.labels) & set(self.regions))
         if twice:
-            raise ValueError(f"{twice[0]!r} stands in labels and in regions; keep one of the two")
+            raise ValueError(f"{twice[0]!r} is in labels and in regions; keep one of the two")
         return self
 
     @classmethod
@@ -63,25 +63,14 @@ class LabelMap(Config):
         return build(cls, read_yaml(path), path)
 
     def resolve(self, found: Mapping[str, int], taxonomy: Taxonomy, source: str | Path) -> dict[str, int]:
-        """Return the subtype of every label that was found, regions left out.
+        """Return the subtype of every label that was found, 0 = background and 255 = ignore, without regions' labels.
 
-        Parameters
-        ----------
-        found : mapping
-            Label -> how many annotations carry it, see :func:`count_labels`.
-        taxonomy : Taxonomy
-        source : str or Path
-            Where the map was read, for messages.
-
-        Returns
-        -------
-        dict
-            Label -> id of the subtype, 0 = background, 255 = ignore.
+        ``found`` is what :func:`count_labels` returns, ``source`` is where the map was read, for messages.
 
         Raises
         ------
         InputError
-            A label has no meaning here, or one that the taxonomy does not know; all labels found are listed.
+            A label has no meaning, or one that the taxonomy does not have; all labels found are listed.
         """
         for label, meaning in self.labels.items():
             if meaning not in MEANINGS and meaning not in taxonomy.names:
@@ -91,23 +80,16 @@ class LabelMap(Config):
                 )
         missing = [label for label in found if label not in self.labels and label not in self.regions]
         if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise InputError(
-                f"{source}: no meaning for label {missing[0]!r}{_and_more(missing)}; found in the annotations: "
-                f"{_listed(found)}; add a line for each, 'counterstain import labels' writes a draft"
+                f"{source}: no meaning for label {missing[0]!r}{more}; found in the annotations: {_listed(found)}; "
+                "add a line for each, 'counterstain import labels' writes a draft"
             )
-        meanings = {label: self.labels[label] for label in found if label in self.labels}
-        return {
-            label: MEANINGS[meaning] if meaning in MEANINGS else taxonomy.id_of(meaning)
-            for label, meaning in meanings.items()
-        }
+        ids = MEANINGS | {name: taxonomy.id_of(name) for name in taxonomy.names}
+        return {label: ids[self.labels[label]] for label in found if label in self.labels}
 
 
-def taxonomy_of(
-    names: Sequence[str],
-    name: str,
-    source: str | Path,
-    tissue_class: str = "tumour",
-) -> Taxonomy:
+def taxonomy_of(names: Sequence[str], name: str, source: str | Path, tissue_class: str = "tumour") -> Taxonomy:
     """Return a taxonomy of these subtypes in their order, with ids from 1 on and distinct colours.
 
     Raises
@@ -124,17 +106,14 @@ def taxonomy_of(
 
 def count_labels(files: Iterable[AnnotationFile]) -> Counter[str]:
     """Return label -> annotations that carry it, over all files."""
-    total: Counter[str] = Counter()
-    for file in files:
-        total.update(file.labels)
-    return total
+    return sum((file.labels for file in files), Counter())
 
 
 def draft_labels(files: Iterable[AnnotationFile], taxonomy: Taxonomy | None = None) -> str:
     """Return a LABELS.yaml to edit: every label found, how often and in how many files.
 
-    Labels that are called like a subtype are filled in, ROI becomes a region, all others are left open; what is left
-    open is asked for when the map is read.
+    Labels with the name of a subtype are filled in, ROI becomes a region, and all others are left open, which is an
+    error until they are filled in.
     """
     files = list(files)
     annotations = count_labels(files)
@@ -145,30 +124,24 @@ def draft_labels(files: Iterable[AnnotationFile], taxonomy: Taxonomy | None = No
     lines = [f"# Give each label a meaning: a subtype{known}; background; or ignore.", "labels:"]
     for label, count in sorted(annotations.items(), key=lambda item: (-item[1], item[0])):
         if label not in regions:
-            meaning = subtypes.get(label.casefold(), "")
-            space = " " if meaning else ""
-            lines.append(
-                f"  {_quoted(label)}:{space}{_quoted(meaning) if meaning else ''}  "
-                f"# {_plural(count, 'annotation')} in {_plural(in_files[label], 'file')}"
-            )
+            subtype = subtypes.get(label.casefold())
+            meaning = f" {_yaml(subtype)}" if subtype else ""
+            place = f"{_plural(count, 'annotation')} in {_plural(in_files[label], 'file')}"
+            lines.append(f"  {_yaml(label)}:{meaning}  # {place}")
     if lines[-1] == "labels:":
         lines[-1] = "labels: {}"
-    lines += ["# Labels whose rectangles are regions of the slide, not instances.", f"regions: {_flow(regions)}"]
+    lines += ["# Labels whose rectangles are regions of the slide, not instances.", f"regions: {_yaml(regions)}"]
     return "\n".join(lines) + "\n"
 
 
 def _fault(label: Any, meaning: Any) -> str | None:
     if not isinstance(label, str):
-        return f"YAML takes the label {label!r} for something else than text; write it in quotes"
+        return f"YAML reads the label {label!r} as something other than text; put it in quotes"
     if meaning is None:
         return f"label {label!r} has no meaning yet; write a subtype, background or ignore"
     if not isinstance(meaning, str):
-        return f"YAML takes {meaning!r}, the meaning of {label!r}, for something else than text; write it in quotes"
+        return f"YAML reads {meaning!r}, the meaning of {label!r}, as something other than text; put it in quotes"
     return None
-
-
-def _and_more(missing: list[str]) -> str:
-    return f" and {len(missing) - 1} more" if len(missing) > 1 else ""
 
 
 def _listed(found: Mapping[str, int]) -> str:
@@ -181,10 +154,7 @@ def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def _quoted(text: str) -> str:
-    """Return text as a YAML scalar on one line, in quotes where it needs them."""
-    return yaml.safe_dump(text, allow_unicode=True, width=10_000).removesuffix("\n").removesuffix("\n...")
-
-
-def _flow(values: list[str]) -> str:
-    return yaml.safe_dump(values, default_flow_style=True, allow_unicode=True, width=10_000).strip()
+def _yaml(value: str | list[str]) -> str:
+    """Return a value as YAML on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+    return text.strip().removesuffix("\n...")

@@ -252,9 +252,9 @@ def _areas(shown: Sequence[Shown]) -> dict[int, float]:
 def plan_slide(
     name: str,
     slide: Slide,
-    *,
     patient: Patient,
     annotations: Sequence[Annotation],
+    *,
     labels: Mapping[str, int],
     config: SlidesConfig,
     listed: Sequence[Box] = (),

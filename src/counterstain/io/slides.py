@@ -101,7 +101,7 @@ class Slide:
         self._level_of = {level.downsample: number for number, level in reversed(list(enumerate(source.levels)))}
 
     @classmethod
-    def open(cls, path: str | Path, mpp_level0: float | None = None) -> Slide:
+    def open(cls, path: str | Path, mpp_level0: float | None = None, given_by: str = "--mpp-level0") -> Slide:
         """Open a slide file.
 
         Parameters
@@ -111,6 +111,8 @@ class Slide:
         mpp_level0 : float, optional
             Micrometres per pixel of level 0. Needed where the file does not say; elsewhere it overrules the file's
             value, from which it may differ by 5 %.
+        given_by : str
+            Where ``mpp_level0`` comes from, for messages.
 
         Raises
         ------
@@ -121,7 +123,7 @@ class Slide:
         path = Path(path)
         source = _open_source(path)
         try:
-            return cls(path, source, _resolve_mpp(path, source.mpp_xy, mpp_level0))
+            return cls(path, source, _resolve_mpp(path, source.mpp_xy, mpp_level0, given_by))
         except InputError:
             source.close()
             raise
@@ -300,10 +302,10 @@ def _is_ome(path: Path) -> bool:
         return False
 
 
-def _resolve_mpp(path: Path, found: tuple[float, float] | None, given: float | None) -> float:
+def _resolve_mpp(path: Path, found: tuple[float, float] | None, given: float | None, given_by: str) -> float:
     """Return the micrometres per level-0 pixel: the user's where given, otherwise the file's."""
     if given is not None and not 0 < given < math.inf:
-        raise InputError(f"{path}: --mpp-level0 {given}: expected micrometres per pixel above 0")
+        raise InputError(f"{path}: {given_by} {given}: expected micrometres per pixel above 0")
     if found is None or not all(PLAUSIBLE_MPP[0] <= value <= PLAUSIBLE_MPP[1] for value in found):
         if given is None:
             said = "" if found is None else f" that is plausible ({found[0]:.4g} mpp)"
@@ -316,8 +318,7 @@ def _resolve_mpp(path: Path, found: tuple[float, float] | None, given: float | N
         )
     if given is not None and abs(given - mean) > MAX_CONTRADICTION * mean:
         raise InputError(
-            f"{path}: --mpp-level0 {given:g} contradicts the file's {mean:g} mpp; "
-            "leave the option out, or correct the file"
+            f"{path}: {given_by} {given:g} contradicts the file's {mean:g} mpp; leave it out, or correct the file"
         )
     return mean if given is None else given
 

@@ -5,6 +5,7 @@ Rows are numbered as a spreadsheet numbers them: the header is row 1.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -48,13 +49,22 @@ def csv_rows(
 def _read_csv(path: Path) -> pd.DataFrame:
     """Read a table as text without white space around it."""
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # without index_col, all columns would shift
+            table = pd.read_csv(
+                path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True, index_col=False
+            )
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise InputError(f"{path}: no such file; expected a CSV table") from error
     except pd.errors.EmptyDataError as error:
         raise InputError(f"{path}: the table is empty; expected a header and rows") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8; save the table as 'CSV UTF-8'") from error
+    except pd.errors.ParserWarning as error:
+        raise InputError(
+            f"{path} row {FIRST_ROW}: more values than the header has columns; remove commas at the ends of rows, "
+            "write decimals with a point (0.25), and put text that holds a comma in quotes"
+        ) from error
     except ValueError as error:  # pandas' other errors
         raise InputError(f"{path}: not a CSV table ({' '.join(str(error).split())})") from error
     if table.empty:

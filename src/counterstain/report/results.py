@@ -11,11 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from counterstain.errors import InputError, StorageError
 from counterstain.storage import read_json, stage_of
-from counterstain.study.arms import Arm, read_arms
 from counterstain.study.test_access_log import Look, read_looks, record_look, run_of
 from counterstain.taxonomy import Taxonomy
 
@@ -177,9 +176,7 @@ class StudyRecord(_StudyRecord):
     config: dict[str, Any] = Field(default_factory=dict)
     """The resolved configuration."""
     arms: tuple[str, ...] = Field(min_length=1)
-    """Names, in the order in which they are shown."""
-    arm_records: dict[str, Arm] = Field(default_factory=dict)
-    """Name -> arm."""
+    """In the order in which they are shown."""
     reference: str
     """The arm that the others are held against."""
     repeats: int = Field(ge=1)
@@ -196,15 +193,6 @@ class StudyRecord(_StudyRecord):
     """What it ran on."""
     notes: tuple[str, ...] = ()
     """Anything the study has to say."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_arms(cls, content: Any) -> Any:
-        """Keep arms as objects; earlier versions wrote their names alone."""
-        if not isinstance(content, dict) or not isinstance(content.get("arms"), list):
-            return content
-        arms = read_arms(content)
-        return content | {"arms": [arm.name for arm in arms], "arm_records": {arm.name: arm for arm in arms}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""STUDY.yaml: a cohort, the arms, how often they are repeated, and changes to a preset's recipe."""
+"""The stages of a study, in the order of the data."""
 
 from __future__ import annotations
 
@@ -130,6 +130,9 @@ def segmenter_changes(arm: Arm, variants: VariantsConfig) -> dict[str, Any]:
     return changes
 
 
+# STUDY.yaml: a cohort, the arms, how often they are repeated, and changes to a preset's recipe.
+
+
 class CohortSource(Config):
     """Where a study's cohort comes from: a folder, or the phantom."""
 
@@ -182,14 +185,6 @@ class StudyConfig(Config):
     """Patches of each synthetic set that the report shows in its gallery."""
     resources: Resources = Resources()
     """What cells may use; the results do not depend on it, but for ``threads``."""
-
-    @field_validator("methods")
-    @classmethod
-    def _known_methods(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [name for name in names if name not in METHODS]
-        if unknown:
-            raise ValueError(f"{unknown[0]!r} is not a method; expected some of {', '.join(METHODS)}")
-        return names
 
     @field_validator("extra_arms")
     @classmethod

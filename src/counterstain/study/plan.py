@@ -32,12 +32,6 @@ REFERENCE = "subtype"
 PARTS = ("val", "test")
 
 
-def stage_versions() -> dict[str, int]:
-    """Return the stages in the order of the data, those of the registered methods among them, and their versions."""
-    trainings = {stage: training.version for stage, training in METHODS.trainings.items()}
-    return {"cohort": STAGE_VERSIONS["cohort"], **trainings, **STAGE_VERSIONS}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One piece of work of a study."""

@@ -37,13 +37,13 @@ def lacking(recipe: Recipe, cells: Iterable[Cell]) -> list[str]:
     cells : iterable of Cell
         Those that are to run.
     """
-    known = trainings()
+    stages = {cell.stage for cell in cells}
     lines: list[str] = []
-    for stage in dict.fromkeys(cell.stage for cell in cells):
-        if stage == "segmenter":
-            lines += missing_file("segmenter.encoder_weights", recipe.segmenter.encoder_weights)
-        elif stage in known:
-            lines += known[stage].missing(recipe.settings_of(known[stage]))
+    if "segmenter" in stages:
+        lines += missing_file("segmenter.encoder_weights", recipe.segmenter.encoder_weights)
+    for stage, training in trainings().items():
+        if stage in stages:
+            lines += training.missing(recipe.settings_of(training))
     return lines
 
 

@@ -21,11 +21,14 @@ import numpy as np
 from counterstain.errors import InputError
 from counterstain.io.annotations.outlines import UNCLASSIFIED, AnnotationFile, Collector, Rings, rectangle
 from counterstain.io.annotations.safe_parsing import (
-    MAX_COORDINATE_PX,
+    COORDINATE,
     MAX_DEPTH,
     colour_of_rgb,
     colour_of_text,
+    expect_list,
+    expect_object,
     file_name,
+    identifier,
     name,
     parse_json,
     read_bytes,
@@ -67,11 +70,11 @@ def _features(content: Json, path: Path) -> list[Json]:
         return content
     kind = content.get("type") if isinstance(content, dict) else None
     if kind == "FeatureCollection":
-        return _list(content, "features", str(path))
+        return expect_list(content.get("features"), f"{path} features")
     if kind == "Feature":
         return [content]
     if kind == "GeometryCollection":
-        geometries = _list(content, "geometries", str(path))
+        geometries = expect_list(content.get("geometries"), f"{path} geometries")
         return [{"type": "Feature", "geometry": geometry} for geometry in geometries]
     if isinstance(kind, str) and kind in {"Polygon", "MultiPolygon", *QUPATH_WITHOUT_AREA}:
         return [{"type": "Feature", "geometry": content}]
@@ -87,7 +90,7 @@ def _add_feature(collector: Collector, feature: Json, number: int) -> None:
     if not isinstance(feature, dict) or feature.get("type") != "Feature":
         found = feature.get("type") if isinstance(feature, dict) else feature
         raise InputError(f"{where}: expected type Feature, found {shown(found)}; export it again")
-    properties = _mapping(feature, "properties", where)
+    properties = expect_object(feature.get("properties") or {}, f"{where} properties")
     label, colour = _class(properties, where)
     geometry = feature.get("geometry")
     if geometry is None:
@@ -95,16 +98,13 @@ def _add_feature(collector: Collector, feature: Json, number: int) -> None:
         return
     parts = list(_parts(collector, geometry, where, depth=0))
     if parts:
-        identifier = feature.get("id", number)
-        if not isinstance(identifier, str | int):
-            raise InputError(f"{where} id: expected text or an integer, found {shown(identifier)}; export it again")
         polygon = collector.polygon(parts, where)
-        collector.add(polygon, identifier=name(str(identifier), where), label=label, colour=colour)
+        collector.add(polygon, identifier=identifier(feature.get("id", number), where), label=label, colour=colour)
 
 
 def _class(properties: dict[str, Json], where: str) -> tuple[str, str | None]:
     """Return label and colour."""
-    classification = _mapping(properties, "classification", f"{where} properties")
+    classification = expect_object(properties.get("classification") or {}, f"{where} properties classification")
     given = classification.get("name")
     if given is None and isinstance(classification.get("names"), list):  # a derived class, outermost first
         given = ": ".join(name(part, f"{where} classification") for part in classification["names"])
@@ -125,16 +125,14 @@ def _qupath_colour(owner: dict[str, Json]) -> str | None:
 
 def _parts(collector: Collector, geometry: Json, where: str, depth: int) -> Iterator[Rings]:
     """Yield a geometry's polygons as rings; what has no area is skipped."""
-    if not isinstance(geometry, dict):
-        raise InputError(f"{where} geometry: expected a GeoJSON geometry, found {shown(geometry)}; export it again")
-    kind = geometry.get("type")
+    kind = expect_object(geometry, f"{where} geometry", "a GeoJSON geometry").get("type")
     if kind == "Polygon":
-        yield _rings(collector, _list(geometry, "coordinates", where), where)
+        yield _rings(collector, expect_list(geometry.get("coordinates"), f"{where} coordinates"), where)
     elif kind == "MultiPolygon":
-        for number, polygon in enumerate(_list(geometry, "coordinates", where), start=1):
+        for number, polygon in enumerate(expect_list(geometry.get("coordinates"), f"{where} coordinates"), start=1):
             yield _rings(collector, polygon, f"{where} part {number}")
     elif kind == "GeometryCollection" and depth < MAX_DEPTH:
-        for member in _list(geometry, "geometries", where):
+        for member in expect_list(geometry.get("geometries"), f"{where} geometries"):
             yield from _parts(collector, member, where, depth + 1)
     elif isinstance(kind, str) and kind in QUPATH_WITHOUT_AREA:
         collector.skip(QUPATH_WITHOUT_AREA[kind])
@@ -143,38 +141,19 @@ def _parts(collector: Collector, geometry: Json, where: str, depth: int) -> Iter
 
 
 def _rings(collector: Collector, rings: Json, where: str) -> Rings:
-    if not isinstance(rings, list) or not rings:
-        raise InputError(f"{where}: expected a polygon's outline and its holes, found {shown(rings)}; export it again")
+    rings = expect_list(rings or None, where, "a polygon's outline and its holes")
     return [_ring(collector, ring, f"{where} ring {number}") for number, ring in enumerate(rings, start=1)]
 
 
 def _ring(collector: Collector, ring: Json, where: str) -> np.ndarray:
-    if not isinstance(ring, list):
-        raise InputError(f"{where}: expected a list of points, found {shown(ring)}; export it again")
-    collector.count_points(len(ring))
+    collector.count_points(len(expect_list(ring, where, "a list of points")))
     for number, point in enumerate(ring, start=1):
         if not (isinstance(point, list) and len(point) >= 2 and usable(point[0]) and usable(point[1])):
             raise InputError(
-                f"{where} point {number}: expected x and y in level-0 pixels, at most {MAX_COORDINATE_PX:,} either "
-                f"way, found {shown(point)}; correct it or export it again"
+                f"{where} point {number}: expected x and y, each {COORDINATE}, found {shown(point)}; correct it or "
+                "export it again"
             )
     return np.array([point[:2] for point in ring], float).reshape(-1, 2)
-
-
-def _list(owner: dict[str, Json], key: str, where: str) -> list[Json]:
-    value = owner.get(key)
-    if not isinstance(value, list):
-        raise InputError(f"{where} {key}: expected a list, found {shown(value)}; export it again")
-    return value
-
-
-def _mapping(owner: dict[str, Json], key: str, where: str) -> dict[str, Json]:
-    value = owner.get(key)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise InputError(f"{where} {key}: expected an object, found {shown(value)}; export it again")
-    return value
 
 
 class ExactType(NamedTuple):
@@ -230,7 +209,8 @@ def _rows(content: Json, path: Path) -> Iterator[tuple[int, Row]]:
     """Yield the rows of one page, a list of pages or a bare list, numbered from 1."""
     pages = content if isinstance(content, list) else [content]
     if all(isinstance(page, dict) and "results" in page for page in pages) and pages:
-        rows = [row for number, page in enumerate(pages, start=1) for row in _page(page, f"{path} page {number}")]
+        listed = [expect_list(page["results"], f"{path} page {i} results") for i, page in enumerate(pages, start=1)]
+        rows = [row for of_page in listed for row in of_page]
         _check_complete(pages, len(rows), path)
     else:
         rows = pages
@@ -241,12 +221,6 @@ def _rows(content: Json, path: Path) -> Iterator[tuple[int, Row]]:
                 f"{shown(row)}; save what /api/v1/annotations/annotations/ answers"
             )
         yield number, row
-
-
-def _page(page: dict[str, Json], where: str) -> list[Json]:
-    if not isinstance(page["results"], list):
-        raise InputError(f"{where} results: expected a list, found {shown(page['results'])}; save it again")
-    return page["results"]
 
 
 def _check_complete(pages: list[dict[str, Json]], rows: int, path: Path) -> None:
@@ -278,7 +252,7 @@ def _add_row(
     ring = rectangle((*points.min(axis=0).tolist(), *points.max(axis=0).tolist())) if is_box else points
     collector.add(
         collector.polygon([[ring]], where),
-        identifier=_identifier(row, where),
+        identifier=identifier(row.get("unique_identifier") or row.get("id") or where.rsplit(" ", 1)[-1], where),
         label=labels.get(type_id or "", exact_type.name),
         slide=_slide(row.get("image"), f"{where} image"),
         colour=exact_type.colour,
@@ -296,8 +270,7 @@ def _without_outline(row: Row, exact_type: ExactType) -> str | None:
 
 def _points(collector: Collector, vector: Json, where: str) -> np.ndarray:
     """Return the points of ``{"x1": …, "y1": …, …}``, (n, 2) float, in the order of their numbers."""
-    if not isinstance(vector, dict):
-        raise InputError(f'{where}: expected an object {{"x1": …, "y1": …}} or null, found {shown(vector)}')
+    vector = expect_object(vector, where, 'an object {"x1": …, "y1": …} or null')
     collector.count_points(len(vector) // 2)
     count = len(vector) // 2
     xy = np.full((count, 2), np.nan)
@@ -307,8 +280,7 @@ def _points(collector: Collector, vector: Json, where: str) -> np.ndarray:
             raise InputError(f"{where}: expected x1, y1, x2, y2, … in pairs without a gap, found {shown(key)}")
         if not usable(value):
             raise InputError(
-                f"{where} {key}: expected a coordinate in level-0 pixels, at most {MAX_COORDINATE_PX:,} either way, "
-                f"found {shown(value)}; correct it or export it again"
+                f"{where} {key}: expected {COORDINATE}, found {shown(value)}; correct it or export it again"
             )
         xy[int(match[2]) - 1, "xy".index(match[1])] = value
     if np.isnan(xy).any():
@@ -342,17 +314,10 @@ def _type(row: Json, where: str) -> ExactType:
 
 
 def _id(given: Json, where: str) -> str:
-    identifier = given.get("id") if isinstance(given, dict) else given
-    if isinstance(identifier, bool) or not isinstance(identifier, str | int):
+    number = given.get("id") if isinstance(given, dict) else given
+    if isinstance(number, bool) or not isinstance(number, str | int):
         raise InputError(f"{where}: expected a number or an object with an id, found {shown(given)}; save it again")
-    return name(str(identifier), where)
-
-
-def _identifier(row: Row, where: str) -> str:
-    given = row.get("unique_identifier") or row.get("id") or where.rsplit(" ", 1)[-1]
-    if not isinstance(given, str | int):
-        raise InputError(f"{where} id: expected text or a number, found {shown(given)}; save it again")
-    return name(str(given), f"{where} id")
+    return name(str(number), where)
 
 
 def _slide(image: Json, where: str) -> str | None:

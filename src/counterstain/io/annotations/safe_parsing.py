@@ -20,6 +20,7 @@ from defusedxml.sax import make_parser
 from counterstain.errors import InputError
 
 MAX_COORDINATE_PX = 10_000_000  # the largest slides have about 500,000 pixels a side
+COORDINATE = f"a coordinate in level-0 pixels, at most {MAX_COORDINATE_PX:,} either way"
 MAX_NAME_LENGTH = 200
 MAX_BYTES = 256 * 2**20  # of a file, unpacked
 MAX_JSON_MEMORY = 800 * 2**20
@@ -33,6 +34,27 @@ Attributes: TypeAlias = "AttributesImpl[str]"
 def shown(value: Any) -> str:
     """Return a value for an error message: one short line."""
     return reprlib.repr(value)
+
+
+def expect_list(value: Any, where: str, what: str = "a list") -> list[Any]:
+    """Return a list out of JSON; anything else is an InputError that names its place."""
+    if not isinstance(value, list):
+        raise InputError(f"{where}: expected {what}, found {shown(value)}; export it again")
+    return value
+
+
+def expect_object(value: Any, where: str, what: str = "an object") -> dict[str, Any]:
+    """Return an object out of JSON; anything else is an InputError that names its place."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected {what}, found {shown(value)}; export it again")
+    return value
+
+
+def identifier(value: Any, where: str) -> str:
+    """Return an id out of JSON, which may be a number; anything else is an InputError that names its place."""
+    if not isinstance(value, str | int):
+        raise InputError(f"{where} id: expected text or a number, found {shown(value)}; export it again")
+    return name(str(value), f"{where} id")
 
 
 def usable(value: Any) -> bool:
@@ -49,16 +71,13 @@ def number(text: str | None, place: Callable[[], str], what: str) -> float:
         Missing, not a number, or beyond any slide.
     """
     if text is None:
-        raise InputError(f"{place()} {what}: the coordinate is missing; export the annotations again")
+        raise InputError(f"{place()} {what}: the coordinate is missing; export it again")
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
     if not -MAX_COORDINATE_PX <= value <= MAX_COORDINATE_PX:  # nor is NaN
-        raise InputError(
-            f"{place()} {what}: expected a coordinate in level-0 pixels, at most {MAX_COORDINATE_PX:,} either way, "
-            f"found {shown(text)}; correct it or export the annotations again"
-        )
+        raise InputError(f"{place()} {what}: expected {COORDINATE}, found {shown(text)}; correct it or export it again")
     return value
 
 
