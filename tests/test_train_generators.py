@@ -5,17 +5,29 @@ import torch
 from drawn_cohort import draw_cohort
 from drawn_requests import drawn_by
 from torch.nn.utils import parametrize
+from typer.testing import CliRunner
 
 from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint
+from counterstain.cli import app
+from counterstain.data.patch_set import PatchSet
 from counterstain.errors import ConfigError, LeakageError, MismatchError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
-from counterstain.generators.diffusion_config import CounterstainConfig, DiffusionConfig, StyleConfig
+from counterstain.generators.diffusion_config import (
+    CounterstainConfig,
+    DiffusionConfig,
+    SamplerConfig,
+    StyleConfig,
+    WindowsConfig,
+)
 from counterstain.generators.drawing import DiffusionGenerator
+from counterstain.generators.interface import DrawRequest
+from counterstain.generators.methods import METHODS
 from counterstain.generators.networks.spade import settle_spectral_norms
 from counterstain.generators.spade import SpadeGenerator
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.generators.train import load_autoencoder, train_autoencoder, train_diffusion, train_spade
+from counterstain.recipe import drawing_recipe, load_recipe
 from counterstain.training_config import TrainingConfig
 
 COMMON = {"size_px": 32, "seed": 0}
@@ -233,3 +245,27 @@ def test_a_denoiser_that_is_shown_nuclei_remembers_how_wide_they_are(cohort, tra
     redraw = patch.instances > 0
     drawn = drawn_by(generator, patch.label_mask[None], [0], patch.image[None], redraw[None])
     assert np.array_equal(drawn[0][~redraw], patch.image[~redraw])
+
+
+def test_a_checkpoint_draws_as_it_was_trained_and_a_given_setting_goes_over_it(cohort, trained_autoencoder, tmp_path):
+    config = DiffusionConfig(
+        training=training(1), channels=8, multipliers=(1, 2), blocks=1, heads=2,
+        sampler=SamplerConfig(name="ddim", steps=3), windows=WindowsConfig(overlap=0.25),
+    )  # fmt: skip
+    out = train_diffusion(cohort, config, tmp_path / "d", autoencoder=trained_autoencoder, **COMMON)
+    own = drawing_recipe(METHODS["diffusion"], out)
+    assert (own.size_px, own.diffusion.sampler, own.diffusion.windows) == (32, config.sampler, config.windows)
+    changed = drawing_recipe(METHODS["diffusion"], out, overrides=["diffusion.sampler.steps=2"])
+    assert changed.diffusion.sampler == config.sampler.model_copy(update={"steps": 2})
+    assert drawing_recipe(METHODS["diffusion"], out, preset="demo") == load_recipe("demo")
+    command = ["synthesize", cohort.folder, "--method", "diffusion", "--generator", out, "--count", 64]
+    command += ["--set", "diffusion.sampler.steps=2", "--out", tmp_path / "set"]
+    assert CliRunner().invoke(app, [str(word) for word in command]).exit_code == 0
+    header = PatchSet.open(tmp_path / "set").header
+    assert header.size_px == 32
+    assert header.settings["sampler"] == changed.diffusion.sampler.model_dump(mode="json")
+
+
+def test_spade_refuses_masks_of_another_size(trained_spade):
+    with pytest.raises(MismatchError, match="this SPADE draws 32 px, the mask is 16 x 16 px"):
+        SpadeGenerator.load(trained_spade).draw([DrawRequest(mask=np.zeros((16, 16), np.uint8), seed=0)])

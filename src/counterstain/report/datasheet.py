@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import yaml
 
 from counterstain.errors import StorageError
+from counterstain.generators.methods import METHODS
 from counterstain.progress import PERCENT, TIMES, counted
 from counterstain.report.formatting import CEILING, NONE, is_oracle, label_of
 from counterstain.report.results import SetRecord, StudyRecord, TrainingRecord
@@ -76,12 +76,6 @@ def _filters(table: pd.DataFrame) -> Iterator[str]:
 
 # A data sheet of every synthetic set: what it is, where it comes from, what it is good for (Gebru et al. 2021).
 
-STYLE_OF = {
-    "own": "the style of its own slide",
-    "other": "the style of another training slide",
-    "mixture": "a style between those of two training slides",
-    "beyond": "a style beyond those of two training slides",
-}
 INTENDED_USE = (
     "Training of segmenters for this tissue class, beside real patches, where the rare subtypes are too few; methods "
     "research on subtype balance."
@@ -118,8 +112,11 @@ def data_sheets(
 
 def _sheet(found: SetRecord, trainings: Sequence[TrainingRecord], study: StudyRecord) -> Sheet:
     trained = next((t for t in trainings if t.sha256 and t.sha256 == found.generator), None)
+    method = METHODS.get(found.method)
+    recipe = study.config.get("recipe", {})
+    described = method.data_sheet(found.settings, recipe) if method and method.data_sheet else {}
     facts = {
-        "Method": _made_by(found, study),
+        "Method": described.get("Method", found.method),
         "Generator": f"checkpoint {found.generator}" if found.generator else f"none ({CEILING})",
         "Training of the generator": _training(found, trained, study),
         "Patches": f"{found.patches:,} of {found.size_px} {TIMES} {found.size_px} pixels at {found.mpp:g} µm per "
@@ -127,7 +124,7 @@ def _sheet(found: SetRecord, trainings: Sequence[TrainingRecord], study: StudyRe
         "Masks from": f"{counted(found.sources.get('region', 0), 'region')} of "
         f"{counted(found.sources.get('patient', 0), 'patient')}, training part of cohort {found.cohort[:16]}",
         "Seed": found.seed,
-        "Drawn with": _drawn_with(found),
+        "Drawn with": described.get("Drawn with", NONE),
         "Refused": f"{found.rejected:,} of {found.drawn:,} images drawn "
         f"({100 * found.rejected / max(found.drawn, 1):.1f}{PERCENT})",
         "Version": f"counterstain {found.version}",
@@ -141,36 +138,6 @@ def _sheet(found: SetRecord, trainings: Sequence[TrainingRecord], study: StudyRe
     )
 
 
-def _made_by(found: SetRecord, study: StudyRecord) -> str:
-    """Say what an image is drawn from; what of the real patch goes into it matters to those whose tissue it is."""
-    if is_oracle(found.method):
-        return "The phantom's own renderer"
-    style = STYLE_OF.get(str(_setting(found.settings, "synthesis", "style", "source")), "")
-    nuclei = "the nuclei of the real patch (its haematoxylin)" if found.settings.get("counterstain") else ""
-    encodes = _setting(study.config, "recipe", "spade", "use_vae") is not False
-    random = ("random latent values" if encodes and not style else "") if found.method == "spade" else "noise"
-    whole = f"the whole image is drawn from {_listed(['the mask', nuclei, style, random])}"
-    redrawn = _listed(["the mask", "the patch around them", nuclei, style, random])
-    return {
-        "spade": f"SPADE: {whole}",
-        "diffusion": f"Latent diffusion: {whole}",
-        "inpainting": f"Latent diffusion inpainting: relabelled instances are redrawn from {redrawn}; the rest is the "
-        "real patch",
-    }.get(found.method, found.method)
-
-
-def _setting(settings: Mapping[str, Any], *path: str) -> object:
-    found: object = settings
-    for key in path:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
-
-
-def _listed(words: Sequence[str]) -> str:
-    said = [word for word in words if word]
-    return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
-
-
 def _training(found: SetRecord, trained: TrainingRecord | None, study: StudyRecord) -> str:
     if not found.generator:
         return "none"
@@ -182,18 +149,6 @@ def _training(found: SetRecord, trained: TrainingRecord | None, study: StudyReco
         f"{trained.name}: {trained.steps:,} steps of {trained.batch_size} patches of {source}, "
         f"{counted(trained.patients_seen, 'patient')} seen"
     )
-
-
-def _drawn_with(found: SetRecord) -> str:
-    sampler = found.settings.get("sampler")
-    if not isinstance(sampler, dict):
-        return {"spade": "one pass of the generator"}.get(found.method, NONE if found.generator else "the renderer")
-    said = f"{sampler.get('name')}, {sampler.get('steps')} steps, guidance {sampler.get('guidance')}"
-    inpainting = found.settings.get("inpainting")
-    if isinstance(inpainting, dict):
-        kept = "kept byte for byte" if inpainting.get("composite") else "passed through the first stage"
-        said += f"; the background is {kept}"
-    return said
 
 
 def _changes(found: SetRecord, names: Sequence[str], tissue: str) -> Table:

@@ -11,14 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from counterstain.errors import InputError
-from counterstain.report.formatting import is_baseline, is_oracle, method_of
+from counterstain.generators.methods import METHODS
+from counterstain.report.formatting import is_baseline, method_of
 from counterstain.storage import replacing, write_text
 
 WIDTH_IN = 7.2  # the two columns of a journal
 PNG_DPI = 150
 INK = "#1a1a1a"
 FAINT = "#8a8a8a"
-_ORACLE = "#3d3d3d"
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
     "font.size": 8.5,
@@ -41,8 +41,6 @@ STYLE: dict[Any, Any] = {
     "text.color": INK,
     "image.interpolation": "none",  # embedded pixel by pixel
 }
-# Okabe and Ito's colours, in an order in which they also differ in lightness
-_COLOURS = {"spade": "#0072b2", "diffusion": "#d55e00", "inpainting": "#009e73"}
 _MORE_COLOURS = ("#cc79a7", "#e69f00", "#56b4e9")
 
 styled = rc_context(STYLE)
@@ -57,12 +55,10 @@ def new_figure(height_in: float, width_in: float = WIDTH_IN) -> Figure:
 def colour_of(arm_or_method: str) -> str:
     """Return the colour of a method, the same in every figure; baselines are grey, the oracle nearly black."""
     method = method_of(arm_or_method)
-    if method in _COLOURS:
-        return _COLOURS[method]
+    if method in METHODS:
+        return METHODS[method].colour
     if is_baseline(method):
         return FAINT
-    if is_oracle(method):
-        return _ORACLE
     return _MORE_COLOURS[sum(method.encode()) % len(_MORE_COLOURS)]
 
 

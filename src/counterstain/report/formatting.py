@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from counterstain.errors import ConfigError
+from counterstain.generators.methods import METHODS
 from counterstain.progress import PERCENT
 from counterstain.study.arms import Arm, Variant, parse_arm
 
@@ -59,7 +60,6 @@ def duration(seconds: float) -> str:
 
 BASELINES = ("tumor", "subtype")
 """Arms that train on real patches alone."""
-ORACLE = "oracle"
 CEILING = "ceiling, phantom only"
 """What an oracle arm is called wherever it is shown: no real cohort has a perfect generator."""
 
@@ -82,7 +82,8 @@ def method_of(arm: str) -> str:
 
 def is_oracle(arm: str) -> bool:
     """Whether an arm's images come from the phantom's own renderer."""
-    return arm.startswith(ORACLE)
+    method = METHODS.get(method_of(arm))
+    return method is not None and method.ceiling
 
 
 def is_baseline(arm: str) -> bool:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from counterstain.errors import InputError, StorageError
 from counterstain.storage import read_json, stage_of
+from counterstain.study.arms import Arm, read_arms
 from counterstain.study.test_access_log import Look, read_looks, record_look, run_of
 from counterstain.taxonomy import Taxonomy
 
@@ -176,7 +177,9 @@ class StudyRecord(_StudyRecord):
     config: dict[str, Any] = Field(default_factory=dict)
     """The resolved configuration."""
     arms: tuple[str, ...] = Field(min_length=1)
-    """In the order in which they are shown."""
+    """Names, in the order in which they are shown."""
+    arm_records: tuple[Arm, ...] = ()
+    """What each of them is."""
     reference: str
     """The arm that the others are held against."""
     repeats: int = Field(ge=1)
@@ -307,7 +310,7 @@ def looked_at(results: Results, command: str) -> Results:
 
 def _read_study(path: Path) -> StudyRecord:
     try:
-        study = StudyRecord.model_validate(read_json(path))
+        study = StudyRecord.model_validate(_with_arms(read_json(path)))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "content"
@@ -315,6 +318,13 @@ def _read_study(path: Path) -> StudyRecord:
     if study.reference not in study.arms:
         raise InputError(f"{path}: reference: {study.reference!r} is not one of the arms {', '.join(study.arms)}")
     return study
+
+
+def _with_arms(content: dict[str, Any]) -> dict[str, Any]:
+    if not content.get("arms"):
+        return content
+    arms = read_arms(content)
+    return content | {"arms": [arm.name for arm in arms], "arm_records": arms}
 
 
 def _check_arms(path: Path, results: pd.DataFrame, study: StudyRecord) -> None:

@@ -215,9 +215,11 @@ class _Planner:
 
     def _training(self, training: Training, seeded_by: str, made: Mapping[str, Cell]) -> Cell:
         # How images are drawn is a matter of the synthetic set, not of the network.
-        config = self.recipe.settings_of(training).model_dump(mode="json", exclude=set(training.drawing))
+        config = self.recipe.settings_of(training).model_dump(mode="json")
+        drawing = {name: config.pop(name) for name in training.drawing}
         needs = {stage: made[stage].folder for stage in training.needs}
-        return self._cell(training.title, training.stage, seeded_by, {"config": config}, **needs)
+        cell = self._cell(training.title, training.stage, seeded_by, {"config": config}, **needs)
+        return replace(cell, details={"drawing": drawing}) if drawing else cell
 
     def _cell(self, name: str, stage: str, seeded_by: str, settings: dict[str, Any], **inputs: str) -> Cell:
         common = {"size_px": self.recipe.size_px, "seed": derive(self.study.seed, seeded_by)}

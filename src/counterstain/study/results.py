@@ -206,7 +206,7 @@ def _study(study: StudyConfig, recipe: Recipe, cohort: Cohort) -> dict[str, Any]
             "patients": {part: len(cohort.patients(part)) for part in COHORT_PARTS},
         },
         "config": {"study": config, "cohort": cohort.source, "recipe": recipe.model_dump(mode="json")},
-        "arms": [arm.name for arm in study.arms],
+        "arms": [arm.record() for arm in study.arms],
         "reference": REFERENCE,
         "repeats": study.repeats,
         "notes": [],

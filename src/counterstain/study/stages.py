@@ -15,6 +15,7 @@ import torch
 
 from counterstain.audit.instance_predictions import JudgeFilter
 from counterstain.audit.judge_config import JudgeFilterConfig
+from counterstain.checkpoints import HEADER_FILE, read_header
 from counterstain.config import ConfigT, build
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
@@ -143,6 +144,10 @@ def _train(cell: Cell, root: Path) -> None:
     needs = {stage: root / cell.inputs[stage] for stage in training.needs}
     config = _logged(training.config_class, cell)
     training.train(_cohort(cell, root), config, root / cell.folder, **needs, **_size_and_seed(cell))
+    if "drawing" in cell.details:  # which made no difference to the training, but to those who draw with it later
+        header = read_header(root / cell.folder)
+        known = header.model_copy(update={"config": header.config | cell.details["drawing"]})
+        write_json(root / cell.folder / HEADER_FILE, known.model_dump(mode="json"))
 
 
 def _synthesize(cell: Cell, root: Path) -> None:
