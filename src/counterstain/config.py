@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -150,6 +150,8 @@ def _describe(model: type[BaseModel], error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        deeper = sorted(key for key in _keys_below(model) if key.endswith(f".{first['loc'][-1]}"))
+        near = near or ([" or ".join(deeper)] if len(first["loc"]) == 1 and deeper else [])
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
         return f"{place}: unknown key; {hint}{more}"
     message = first["msg"].removeprefix("Value error, ")
@@ -186,3 +188,11 @@ def _without_removed(model: type[BaseModel], content: Mapping[str, Any], source:
                 "version that saved it, or train again"
             )
     return kept
+
+
+def _keys_below(model: Any, prefix: str = "") -> Iterator[str]:
+    """All keys of a model, those of its parts with dots between them."""
+    for name, field in getattr(model, "model_fields", {}).items():
+        yield prefix + name
+        for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            yield from _keys_below(part, f"{prefix}{name}.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, get_args
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from counterstain.api import PathLike, Settings, recipe_of
 from counterstain.errors import ConfigError
@@ -16,9 +18,9 @@ TAXONOMY_TEMPLATE = """\
 name: my-taxonomy
 tissue_class: tumour          # what all subtypes are; the segmenter tells it from background
 subtypes:                     # ids 1, 2, 3, ... in this order are the values of label images; 0 is background
-  - {id: 1, name: Subtype A, color: "#4477aa"}
-  - {id: 2, name: Subtype B, color: "#ee6677"}
-  - {id: 3, name: Composite, color: "#228833", counted: false}   # left out of the variance between subtypes
+  - {id: 1, name: Subtype A, colour: "#4477aa"}
+  - {id: 2, name: Subtype B, colour: "#ee6677"}
+  - {id: 3, name: Composite, colour: "#228833", counted: false}   # left out of the variance between subtypes
 """
 
 
@@ -84,18 +86,19 @@ def config_reference() -> str:
         "Written by `counterstain config reference`. A recipe's settings stand under `recipe:` in STUDY.yaml and after",
         "`--set` and in `--config` files of single commands; those of a study stand at the top of STUDY.yaml.",
     ]
-    section = ""
+    sections: dict[str, list[str]] = {}
     for setting in _settings():
-        title = setting.key.rpartition(".")[0] or "recipe"
-        if title != section:
-            section = title
-            header = "| setting | type | paper | best | demo | meaning |\n|---|---|---|---|---|---|"
-            lines += ["", f"## {title}", "", header if not title.startswith("study") else STUDY_HEADER]
-        cells = [f"`{setting.key.rpartition('.')[2]}`", setting.type, *setting.values, setting.text]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        section, _, name = setting.key.rpartition(".")
+        cells = [f"`{name}`", setting.type, *setting.values, setting.text]
+        row = "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        sections.setdefault(section, []).append(row)
+    for section, rows in sections.items():
+        header = STUDY_HEADER if section.startswith("study") else RECIPE_HEADER
+        lines += ["", f"## {section or 'recipe'}", "", header, *rows]
     return "\n".join(lines) + "\n"
 
 
+RECIPE_HEADER = "| setting | type | paper | best | demo | meaning |\n|---|---|---|---|---|---|"
 STUDY_HEADER = "| setting | type | default | meaning |\n|---|---|---|---|"
 
 
@@ -103,8 +106,12 @@ class _Setting:
     """A setting: its key, type, values by preset (or its default) and what it does."""
 
     def __init__(self, key: str, field: FieldInfo, values: list[Any]) -> None:
-        self.key, self.type, self.values = key, _type_name(field.annotation), [_shown(value) for value in values]
-        self.text = " ".join((field.description or "").replace("``", "`").split())
+        self.key, self.type, self.values = (
+            key,
+            _type_name(field.annotation, field.metadata),
+            [_shown(value) for value in values],
+        )
+        self.text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", " ".join((field.description or "").replace("``", "`").split()))
 
 
 def _settings() -> Iterator[_Setting]:
@@ -154,23 +161,29 @@ def _shown(value: Any) -> str:
     return str(value).replace("'", "").replace("True", "true").replace("False", "false")
 
 
-def _type_name(annotation: Any) -> str:
-    text = getattr(annotation, "__name__", str(annotation)) if isinstance(annotation, type) else str(annotation)
-    for old, new in (
-        ("typing.", ""),
-        ("pathlib.Path", "path"),
-        ("Literal", ""),
-        ("NoneType", "null"),
-        ("None", "null"),
-    ):
-        text = text.replace(old, new)
-    return (
-        text.split("Annotated[")[-1].split(", Ge(")[0]
-        if "Annotated[" in text
-        else text.strip("[]")
-        if text[0] == "["
-        else text
-    )
+WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
+BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
+
+
+def _type_name(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """Return a type in words, with its bounds."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(inner[0], [part for field in inner[1:] for part in getattr(field, "metadata", [field])])
+    if origin is Literal:
+        name = ", ".join(str(value) for value in inner)
+    elif origin in {Union, UnionType}:
+        name = " or ".join(_type_name(kind) for kind in inner)
+    elif origin is tuple:
+        name = f"list of {_type_name(inner[0])}"
+    elif origin is dict:
+        name = f"mapping to {_type_name(inner[1])}"
+    else:
+        name = WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)).lower())
+    bounds = [
+        f"{words} {getattr(bound, key)}" for bound in metadata for key, words in BOUNDS.items() if hasattr(bound, key)
+    ]
+    return " ".join((name, *bounds))
 
 
 def _explained(setting: _Setting) -> str:

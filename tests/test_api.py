@@ -1,0 +1,79 @@
+"""The public API: what it holds, how it answers, and what the documents say of it."""
+
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import counterstain as cs
+from counterstain.cli import COMMANDS, app
+from counterstain.errors import ConfigError
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def test_every_command_is_a_public_function_with_the_same_arguments():
+    for command in COMMANDS:
+        assert getattr(cs, command.verb.__name__) is command.verb
+        printed = CliRunner().invoke(app, [*path_of(command), "--help"]).output
+        for name in inspect.signature(command.verb).parameters:
+            assert name.upper() in printed or f"--{'set' if name == 'settings' else name.replace('_', '-')}" in printed
+
+
+def path_of(command):
+    group = next((g.name for g in app.registered_groups if g.typer_instance is command.group), None)
+    return [command.name] if group is None else [group, command.name]
+
+
+def test_every_public_name_is_listed_and_says_what_it_is():
+    assert set(cs.__all__) <= set(dir(cs))
+    for name in cs.__all__:
+        assert inspect.getdoc(getattr(cs, name))
+
+
+def test_settings_may_be_a_mapping_or_assignments():
+    as_mapping = cs.config_show(preset="demo", settings={"spade.latent": 8})
+    assert as_mapping == cs.config_show(preset="demo", settings=["spade.latent=8"])
+    assert "latent: 8" in as_mapping
+
+
+def test_a_setting_is_explained_with_its_value_in_every_preset():
+    text = cs.config_explain("spade.training.steps")
+    assert "paper 100000, best 50000, demo 300" in text
+    assert "Optimiser steps" in text
+
+
+def test_a_setting_without_its_path_is_suggested():
+    with pytest.raises(ConfigError, match="did you mean .*spade.training.steps"):
+        cs.config_show(settings=["steps=10"])
+    with pytest.raises(ConfigError, match="did you mean spade.latent"):
+        cs.config_explain("latent")
+
+
+def test_the_reference_of_settings_in_the_documents_is_up_to_date():
+    assert (DOCS / "settings.md").read_text(encoding="utf-8") == cs.config_reference()
+
+
+def test_the_schema_knows_every_setting_of_a_study_and_of_its_recipe():
+    schema = json.loads(json.dumps(cs.config_schema()))
+    assert {"name", "cohort", "methods", "recipe"} <= set(schema["properties"])
+    recipe = schema["$defs"]["Recipe"]
+    assert {"spade", "diffusion", "segmenter"} <= set(recipe["properties"])
+    assert "required" not in recipe
+    assert schema["$defs"]["SpadeConfig"]["properties"]["latent"]["description"]
+
+
+def test_the_taxonomy_template_is_a_taxonomy(tmp_path):
+    (tmp_path / "taxonomy.yaml").write_text(cs.config_taxonomy())
+    assert cs.Taxonomy.load(tmp_path / "taxonomy.yaml").tissue_class == "tumour"
+
+
+def test_the_tutorial_runs_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    code = [block.partition("```")[0] for block in text.split("```python\n")[1:]]
+    assert len(code) >= 5
+    exec(compile("\n".join(code), "docs/tutorial.md", "exec"), {})
+    assert (tmp_path / "preview.png").stat().st_size > 10_000
