@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from counterstain.data.cohort import Cohort, CohortWriter, Region
+from counterstain.data.cohort import Cohort, CohortWriter
+from counterstain.data.region_store import Region
 from counterstain.data.sampling import PatchSampler, SamplingConfig
 from counterstain.seeding import numpy_generator
 from counterstain.taxonomy import Taxonomy

@@ -1,10 +1,13 @@
-"""A small cohort of drawn discs, for tests that need tissue but not its looks."""
+"""A small cohort of drawn discs and a set of its patches, for tests that need tissue but not its looks."""
 
 from pathlib import Path
 
 import numpy as np
 
-from counterstain.data.cohort import Cohort, CohortWriter, Region
+from counterstain.data.cohort import Cohort, CohortWriter
+from counterstain.data.patch_set import PatchSet, PatchSetHeader, PatchSetWriter, SyntheticPatch
+from counterstain.data.region_store import Region
+from counterstain.data.sampling import PatchSampler, SamplingConfig
 from counterstain.taxonomy import Taxonomy
 
 HER2 = Taxonomy.named("her2")
@@ -34,3 +37,17 @@ def draw_cohort(folder: Path, *, regions: int = 2, size_px: int = 96) -> Cohort:
     for patient in patients:
         writer.add(patient, [draw_region(rng, f"{patient}-{i}", patient, size_px) for i in range(regions)])
     return writer.finish().write_split(dict(zip(patients, SPLIT, strict=True)))
+
+
+def draw_set(folder: Path, cohort: Cohort, *, count: int = 64) -> PatchSet:
+    """Real patches as if they were synthetic."""
+    sampler = PatchSampler(cohort, "train", 48, SamplingConfig(flip=False, quarter_turns=False), seed=0)
+    header = PatchSetHeader(
+        method="oracle", taxonomy=HER2, size_px=48, mpp=cohort.mpp, count=count, seed=0, version="0", settings={},
+        cohort=cohort.fingerprint, generator="", patients_seen=tuple(cohort.patients("train")),
+    )  # fmt: skip
+    writer = PatchSetWriter(folder, header)
+    for shard in writer.missing_shards():
+        patches = [(i, sampler[i]) for i in writer.indices(shard)]
+        writer.write(shard, [SyntheticPatch(index=i, patch=p, subtypes_before=p.subtypes, seed=i) for i, p in patches])
+    return writer.finish()

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from counterstain.data import cohort as module
 from counterstain.data import region_store
-from counterstain.data.cohort import Cohort, CohortWriter, Region
+from counterstain.data.cohort import Cohort, CohortWriter
+from counterstain.data.region_store import Region
 from counterstain.errors import InputError, MismatchError, StorageError
 from counterstain.taxonomy import Taxonomy
 
@@ -95,12 +97,24 @@ def test_regions_without_instances_are_kept(tmp_path):
     assert cohort.composition().empty
 
 
-def test_memory_holds_no_more_regions_than_it_may(tmp_path):
+def test_memory_holds_no_more_regions_than_it_may(tmp_path, monkeypatch):
     folder = written(tmp_path / "cohort", *(region(f"r{i}") for i in range(6))).folder
-    cohort = Cohort.open(folder, cache_bytes=2 * 20 * 30 * 7)
-    for position in (0, 1, 2, 0, 5):
+    cohort = Cohort.open(str(folder), cache_bytes=2 * 20 * 30 * 7)
+    read = []
+    original = module.read_pack
+    monkeypatch.setattr(module, "read_pack", lambda store, index: read.append(index) or original(store, index))
+    for position in (0, 1, 0, 2, 0, 1, 0):
         cohort.read(position)
-    assert list(cohort._cache) == [0, 5]
+    assert read == [0, 1, 2, 1]
+
+
+def test_a_cohort_shows_its_composition(tmp_path):
+    cohort = written(tmp_path / "cohort", region("a"), region("b", slide="s2", split="val"), region("c", split=None))
+    first, header, *rows = repr(cohort).splitlines()
+    assert first == f"Cohort({tmp_path / 'cohort'}: her2, 0.5 um/px)"
+    assert header.split()[:6] == ["part", "patients", "slides", "regions", "HER2", "0"]
+    assert [row.split() for row in rows[:2]] == [[part, *"11110010"] for part in ("train", "val")]
+    assert rows[2].split() == ["no", "part", *"11110010"]
 
 
 def test_parts_are_looked_up_by_name(tmp_path):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from counterstain.data.instances import components, instance_boxes
+from counterstain.data.patches import components, instance_boxes
 from counterstain.errors import InputError
 from counterstain.taxonomy import IGNORE
 

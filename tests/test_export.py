@@ -7,9 +7,10 @@ import pytest
 from drawn_cohort import HER2, draw_cohort, draw_region
 from PIL import Image
 
-from counterstain.data.cohort import Cohort, CohortWriter, Region
+from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.patch_set import PatchSet, PatchSetHeader, PatchSetWriter, SyntheticPatch
 from counterstain.data.patches import Patch, Source, label_mask
+from counterstain.data.region_store import Region
 from counterstain.errors import InputError, MismatchError
 from counterstain.io import exports as module
 from counterstain.io.export_contents import file_names, stored_instances

@@ -1,7 +1,15 @@
+import io
+import re
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from counterstain.data.patches import Patch, Source, label_mask, turn, turn_back
+from counterstain.errors import InputError
+from counterstain.taxonomy import Taxonomy, colours
+
+HER2 = Taxonomy.named("her2")
 
 TURNS = [(flipped, quarter_turns) for flipped in (False, True) for quarter_turns in range(-1, 5)]
 SOURCE = Source(region="r", slide="s", patient="p", y_px=0, x_px=0)
@@ -39,10 +47,57 @@ def test_a_patch_without_instances_has_an_empty_mask():
     assert not label_mask(np.zeros((2, 2), np.int32), {}).any()
 
 
+def drawn(subtypes, taxonomy=HER2):
+    instances = np.array([[0, 1], [2, 3]], np.int32)
+    return Patch(
+        image=np.zeros((2, 2, 3), np.uint8), instances=instances, subtypes=subtypes, source=SOURCE, taxonomy=taxonomy
+    )
+
+
 def test_relabelling_changes_only_the_table():
-    instances = np.array([[0, 1], [2, 2]], np.int32)
-    patch = Patch(image=np.zeros((2, 2, 3), np.uint8), instances=instances, subtypes={1: 1, 2: 2}, source=SOURCE)
-    new = patch.relabelled({1: 4, 2: 4})
-    assert new.label_mask.tolist() == [[0, 4], [4, 4]]
+    patch = drawn({1: 1, 2: 2, 3: 2})
+    new = patch.relabelled({1: 4, 2: "HER2 0"})
+    assert new.label_mask.tolist() == [[0, 4], [1, 2]]
     assert new.image is patch.image
-    assert patch.areas_px == new.areas_px == {1: 1, 2: 2}
+    assert patch.areas_px == new.areas_px == {1: 1, 2: 1, 3: 1}
+    assert patch.subtypes == {1: 1, 2: 2, 3: 2}
+
+
+def test_all_instances_of_a_subtype_are_relabelled_at_once():
+    swapped = drawn({1: 1, 2: 2, 3: 2}).relabelled({"HER2 0": "HER2 1+", "HER2 1+": "HER2 0"})
+    assert swapped.subtypes == {1: 2, 2: 1, 3: 1}
+
+
+def test_relabelling_unknown_instances_names_them():
+    with pytest.raises(InputError, match=r"unknown instances \[7, 9\]; r shows \[1, 2, 3\]"):
+        drawn({1: 1, 2: 2, 3: 2}).relabelled({7: 1, 1: 1, 9: 1})
+
+
+@pytest.mark.parametrize("subtype", ["HER2 4+", 6, 0, -1])
+def test_relabelling_to_an_unknown_subtype_names_it(subtype):
+    with pytest.raises(InputError, match=f"unknown subtype {re.escape(repr(subtype))}; her2 has HER2 0"):
+        drawn({1: 1, 2: 2, 3: 2}).relabelled({1: subtype})
+
+
+@pytest.mark.parametrize("subtype", ["HER2 0", 0, 256])
+def test_a_patch_without_a_taxonomy_takes_ids_alone(subtype):
+    patch = drawn({1: 1, 2: 2, 3: 2}, taxonomy=None)
+    assert patch.relabelled({1: 255}).subtypes == {1: 255, 2: 2, 3: 2}
+    with pytest.raises(InputError, match="this patch has no taxonomy, give ids"):
+        patch.relabelled({1: subtype})
+
+
+@pytest.mark.parametrize(("taxonomy", "colour"), [(HER2, HER2.subtypes[1].colour), (None, colours(2)[1])])
+def test_a_notebook_shows_the_image_beside_the_mask_in_the_colours_of_the_subtypes(taxonomy, colour):
+    shown = np.asarray(Image.open(io.BytesIO(drawn({1: 1, 2: 2, 3: 255}, taxonomy)._repr_png_())))
+    assert shown.shape[0] == 2
+    assert not shown[:, :2].any()
+    assert "#" + bytes(shown[1, -2].tolist()).hex() == colour
+    assert shown[0, -2].tolist() == [255] * 3  # background
+    assert shown[1, -1].tolist() == [128] * 3  # ignored
+
+
+def test_patches_and_their_sources_are_shown_in_a_line():
+    assert repr(drawn({1: 1, 2: 2, 3: 2})) == "Patch(2 x 2 px of region r: 1 HER2 0, 2 HER2 1+)"
+    assert repr(drawn({}, None)) == "Patch(2 x 2 px of region r: background)"
+    assert repr(SOURCE) == "Source(region r of slide s, patient p, at y=0, x=0)"

@@ -14,7 +14,8 @@ from shapely import Point
 from counterstain.checkpoints import CheckpointHeader, save_checkpoint
 from counterstain.cli import main
 from counterstain.config import build
-from counterstain.data.cohort import Cohort, CohortWriter, Region
+from counterstain.data.cohort import Cohort, CohortWriter
+from counterstain.data.region_store import Region
 from counterstain.errors import ConfigError, InputError, MismatchError
 from counterstain.io.annotations import read_annotations
 from counterstain.io.regions import Box, place, rasterise

@@ -1,10 +1,12 @@
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from counterstain.data.cohort import Cohort, CohortWriter, Region
+from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.patches import turn_back
+from counterstain.data.region_store import Region
 from counterstain.data.sampling import PatchSampler, SamplingConfig
 from counterstain.errors import InputError, TaxonomyError
 from counterstain.taxonomy import IGNORE, Taxonomy
@@ -192,3 +194,11 @@ def test_a_part_without_background_is_an_error_with_the_remedy(tmp_path):
 def test_patches_have_no_negative_numbers(two_slides):
     with pytest.raises(IndexError, match="numbered 0, 1, 2"):
         PatchSampler(two_slides, "train", 16, SamplingConfig(), 0)[-1]
+
+
+def test_a_sampler_has_no_end_and_says_so(two_slides):
+    sampler = PatchSampler(two_slides, "train", 16, PLAIN, seed=0)
+    with pytest.raises(TypeError, match=r"no end.*islice\(sampler\.stream\(\), n\)"):
+        list(sampler)
+    streamed = list(itertools.islice(sampler.stream(5), 2))
+    assert [p.source for p in streamed] == [sampler[5].source, sampler[6].source]

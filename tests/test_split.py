@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterstain.data.cohort import Cohort, CohortWriter, Region, missing_subtypes, parts_table, subtypes_table
+from counterstain.data.cohort import Cohort, CohortWriter, missing_subtypes, parts_table, subtypes_table
+from counterstain.data.region_store import Region
 from counterstain.data.split import SplitConfig, check_disjoint, patient_scores, split_cohort, split_patients
 from counterstain.errors import InputError, MismatchError
 from counterstain.taxonomy import Taxonomy
@@ -147,7 +148,7 @@ def test_the_tables_of_a_cohort_count_by_part_and_subtype(tmp_path):
     table = subtypes_table(drawn).set_index(["part", "subtype"])
     assert table.loc[("train", "HER2 0")].tolist() == [1, 1, 0.5, 4.0, 0.5]
     assert table.loc[("test", "HER2 0")].tolist() == [0, 0, 0, 0, 0]
-    assert [line.split(":")[0] for line in missing_subtypes(drawn)] == [
+    assert [line.split(", so")[0] for line in missing_subtypes(drawn)] == [
         "part train has no HER2 1+, HER2 2+, LCIS/DCIS",
         "part test has no HER2 0, HER2 1+, HER2 2+, LCIS/DCIS",
     ]

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from counterstain.api.segmenters import evaluate, predict, segment
     from counterstain.api.settings import config_explain, config_reference, config_schema, config_show, config_taxonomy
     from counterstain.api.studies import clean_study, demo, headroom, plan_study, report, run_study, study_status
-    from counterstain.data.cohort import Cohort, CohortWriter, Region
+    from counterstain.data.cohort import Cohort, CohortWriter
     from counterstain.data.patch_set import PatchSet
     from counterstain.data.patches import Patch, Source
+    from counterstain.data.region_store import Region
     from counterstain.data.relabel import RelabelConfig, relabel
     from counterstain.data.sampling import PatchSampler, SamplingConfig
     from counterstain.errors import (
@@ -58,9 +59,10 @@ _HOMES = {
     "api.segmenters": ("evaluate", "predict", "segment"),
     "api.settings": ("config_explain", "config_reference", "config_schema", "config_show", "config_taxonomy"),
     "api.studies": ("clean_study", "demo", "headroom", "plan_study", "report", "run_study", "study_status"),
-    "data.cohort": ("Cohort", "CohortWriter", "Region"),
+    "data.cohort": ("Cohort", "CohortWriter"),
     "data.patch_set": ("PatchSet",),
     "data.patches": ("Patch", "Source"),
+    "data.region_store": ("Region",),
     "data.relabel": ("RelabelConfig", "relabel"),
     "data.sampling": ("PatchSampler", "SamplingConfig"),
     "errors": (

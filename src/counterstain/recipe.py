@@ -29,7 +29,13 @@ DEFAULT_PRESET = "best"
 
 
 class Recipe(Config):
-    """How every model of a study is trained; methods of other packages add settings of their own."""
+    """How every model of a study is trained; methods of other packages add settings of their own.
+
+    Examples
+    --------
+    >>> load_recipe("demo").size_px
+    64
+    """
 
     size_px: Annotated[int, Field(ge=32)]
     """Edge of the patches that all models see."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Iterable
 from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -26,7 +27,13 @@ NameStr = Annotated[str, Field(min_length=1, max_length=80)]
 
 
 class Subtype(Config):
-    """One subtype of the tissue class."""
+    """One subtype of the tissue class.
+
+    Examples
+    --------
+    >>> Subtype(id=1, name="HER2 0", colour="#0072b2").counted
+    True
+    """
 
     id: Annotated[int, Field(ge=1, le=254)]
     """Value in label masks; the subtypes of a taxonomy are numbered 1, 2, 3, …"""
@@ -102,18 +109,19 @@ class Taxonomy(Config):
         """Ids of the subtypes whose recalls enter the subtype variance."""
         return tuple(s.id for s in self.subtypes if s.counted)
 
-    def id_of(self, name: str) -> int:
-        """Return the id of a subtype.
+    def id_of(self, subtype: str | int) -> int:
+        """Return the id of a subtype, given its name or its id (255 = ignore).
 
         Raises
         ------
         TaxonomyError
             No such subtype.
         """
-        try:
-            return self.names.index(name) + 1
-        except ValueError:
-            raise TaxonomyError(f"unknown subtype {name!r}; {self.name} has {', '.join(self.names)}") from None
+        if subtype in self.names:
+            return self.names.index(str(subtype)) + 1
+        if isinstance(subtype, str) or not (0 < subtype <= len(self.names) or subtype == IGNORE):
+            raise TaxonomyError(f"unknown subtype {subtype!r}; {self.name} has {', '.join(self.names)}")
+        return subtype
 
     def name_of(self, subtype: int) -> str:
         """Return the name of an id (``background`` for 0, ``ignore`` for 255)."""
@@ -122,12 +130,8 @@ class Taxonomy(Config):
 
     @cached_property
     def palette(self) -> np.ndarray:
-        """Return colours by label, (256, 3) uint8; background white, ignore grey."""
-        colours = np.full((256, 3), 255, np.uint8)
-        colours[IGNORE] = 128
-        for subtype in self.subtypes:
-            colours[subtype.id] = [int(subtype.colour[i : i + 2], 16) for i in (1, 3, 5)]
-        return colours
+        """Colours by label, (256, 3) uint8; background white, ignore grey."""
+        return palette_of(s.colour for s in self.subtypes)
 
     def merged(self, merge: str) -> Taxonomy:
         """Return the coarser taxonomy of one of ``merges``; its ids follow the order of the merge."""
@@ -157,6 +161,15 @@ class Taxonomy(Config):
 
 def _built_in(name: str) -> Traversable:
     return resources.files("counterstain") / "presets" / f"taxonomy_{name}.yaml"
+
+
+def palette_of(colours: Iterable[str]) -> np.ndarray:
+    """Return colours by label, (256, 3) uint8: background white, ``#rrggbb`` for 1, 2, 3, …, ignore grey."""
+    palette = np.full((256, 3), 255, np.uint8)
+    palette[IGNORE] = 128
+    for label, colour in enumerate(colours, start=1):
+        palette[label] = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return palette
 
 
 def colours(count: int) -> list[str]:

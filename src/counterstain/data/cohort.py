@@ -1,12 +1,21 @@
-"""What a cohort is made of: counts and areas by part and subtype, and what is missing."""
+"""The cohort on disk: regions of slides with their instances, patients and split.
+
+COHORT/ holds
+    cohort.json         taxonomy, mpp, where it came from; written last, so a folder with it is whole
+    regions.parquet     a row per region: region, slide, patient, score, split, height_px, width_px, mpp_level0,
+                        x_level0_px, y_level0_px, pack, index
+    instances.parquet   a row per instance: region, instance, subtype, area_px, bounding box y0 x0 y1 x1
+    packs/NAME.ome.zarr the pixels, see :mod:`counterstain.data.region_store`
+
+Shapes: H, W = rows and columns of a region in pixels.
+"""
 
 from __future__ import annotations
 
 import re
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,134 +24,63 @@ import numpy as np
 import pandas as pd
 
 from counterstain.config import build
-from counterstain.data.instances import instance_boxes
 from counterstain.data.patches import Patch, Source
-from counterstain.data.region_store import ImageWindow, read_pack, write_pack
+from counterstain.data.region_store import (
+    INSTANCE_COLUMNS,
+    INTEGER_COLUMNS,
+    REGION_COLUMNS,
+    Region,
+    instance_rows,
+    read_pack,
+    region_row,
+    write_pack,
+)
 from counterstain.errors import InputError, StorageError
 from counterstain.storage import claim, committing, fingerprint, read_json, sha256_of, write_json, write_parquet
 from counterstain.taxonomy import BACKGROUND, Taxonomy
 
-UNSPLIT = "no part"  # in tables, for patients without one
-
-
-def parts_table(cohort: Cohort) -> pd.DataFrame:
-    """Return a row per part in use: part, patients, slides, regions, area_mm2."""
-    px2 = (cohort.mpp / 1000) ** 2
-    regions = cohort.regions.assign(
-        part=_named_parts(cohort.regions["split"]),
-        area_mm2=cohort.regions["height_px"] * cohort.regions["width_px"] * px2,
-    )
-    table = regions.groupby("part", observed=True).agg(
-        patients=("patient", "nunique"), slides=("slide", "nunique"), regions=("region", "size"),
-        area_mm2=("area_mm2", "sum"),
-    )  # fmt: skip
-    return table.reindex([part for part in (*PARTS, UNSPLIT) if part in table.index]).reset_index()
-
-
-def subtypes_table(cohort: Cohort) -> pd.DataFrame:
-    """Return a row per part in use and subtype, present or not.
-
-    Columns part, subtype, slides, instances, instance_share, area_mm2, area_share; shares are of the part, 0 to 1.
-    """
-    counts = cohort.composition()
-    counts["part"] = _named_parts(counts["split"])
-    grouped = counts.groupby(["part", "subtype"]).agg(
-        slides=("slide", "nunique"), instances=("instances", "sum"), area_px=("area_px", "sum")
-    )
-    every = pd.MultiIndex.from_product(
-        [parts_table(cohort)["part"], cohort.taxonomy.names], names=["part", "subtype"]
-    )  # pixels to be ignored are no subtype
-    table = grouped.reindex(every, fill_value=0).reset_index()
-    for column, share in (("instances", "instance_share"), ("area_px", "area_share")):
-        total = table.groupby("part")[column].transform("sum")
-        table[share] = table[column] / total.where(total > 0, 1)
-    table["area_mm2"] = table["area_px"] * (cohort.mpp / 1000) ** 2
-    return table[["part", "subtype", "slides", "instances", "instance_share", "area_mm2", "area_share"]]
-
-
-def missing_subtypes(cohort: Cohort) -> list[str]:
-    """Return a warning for every part in use that has no instance of some subtypes."""
-    table = subtypes_table(cohort)
-    missing = table[(table["instances"] == 0) & (table["part"] != UNSPLIT)]
-    return [
-        f"part {part} has no {', '.join(rows['subtype'])}: it says nothing about "
-        f"{'it' if len(rows) == 1 else 'them'}; move a patient there that has some"
-        for part, rows in missing.groupby("part", sort=False)
-    ]
-
-
-def _named_parts(split: pd.Series) -> pd.Series:
-    return split.astype(object).where(split.notna(), UNSPLIT)
-
-
-# The cohort on disk: regions of slides with their instances, patients and split.
-#
-# COHORT/ cohort.json taxonomy, mpp, where it came from; written last, so a folder with it is whole regions.parquet a
-# row per region: region, slide, patient, score, split, height_px, width_px, mpp_level0, x_level0_px, y_level0_px,
-# pack, index instances.parquet a row per instance: region, instance, subtype, area_px, bounding box y0 x0 y1 x1
-# packs/NAME.ome.zarr regions of one slide and one size as an OME-Zarr image with its labels (axes c, z, y, x; z steps
-# through the regions), so that a cohort of small regions is still few files
-#
-# Shapes: H, W = rows and columns of a region in pixels, n = regions of a pack.
-
 FORMAT = 1
 PARTS = ("train", "val", "test")
-MPP_TOLERANCE = 0.05  # scales that differ by less, as a share of the cohort's, are taken for the same
-
-REGION_COLUMNS = (
-    "region", "slide", "patient", "score", "split", "height_px", "width_px",
-    "mpp_level0", "x_level0_px", "y_level0_px", "pack", "index",
-)  # fmt: skip
-INSTANCE_COLUMNS = ("region", "instance", "subtype", "area_px", "y0", "x0", "y1", "x1")
-INTEGER_COLUMNS = ("instance", "subtype", "area_px", "y0", "x0", "y1", "x1", "height_px", "width_px", "index")
+UNSPLIT = "no part"  # in tables, for patients that are in none
+MPP_TOLERANCE = 0.05  # scales that differ by less than this share count as the same
+CACHE_BYTES = 4 * 2**30
 
 
-@dataclass(frozen=True, kw_only=True)
-class Region:
-    """A rectangle of a slide with its instances, as it enters a cohort."""
-
-    region: str
-    """Name, unique in the cohort."""
-    slide: str
-    patient: str
-    image: np.ndarray | ImageWindow  # (H, W, 3) uint8
-    instances: np.ndarray  # (H, W) int32, 0 = background, ids unique in the region
-    subtypes: dict[int, int]
-    """Subtype of every instance."""
-    score: str | None = None
-    """Score of the slide; splits are stratified by it."""
-    split: str | None = None
-    """``train``, ``val``, ``test`` or None."""
-    mpp_level0: float | None = None
-    origin_xy_level0_px: tuple[int, int] = (0, 0)
-
-
-@dataclass
 class CohortWriter:
     """Write a cohort pack by pack; each pack is whole or absent, finished ones are kept when the command runs again.
 
+    Parameters
+    ----------
+    folder : str or Path
+    taxonomy : Taxonomy
+    mpp : float
+        Micrometres per pixel.
+    source : dict
+        Where the regions come from: with the taxonomy and the mpp, the identity of the cohort.
+
+    Raises
+    ------
+    MismatchError
+        The folder holds something else.
+
     Examples
     --------
-    >>> writer = CohortWriter(out, taxonomy=her2, mpp=0.5, source={"kind": "table"})  # doctest: +SKIP
-    >>> if not writer.has("slide-1"):
-    ...     writer.add("slide-1", regions)  # doctest: +SKIP
-    >>> cohort = writer.finish()  # doctest: +SKIP
+    >>> instances = np.zeros((64, 64), np.int32)
+    >>> instances[8:20, 30:50] = 1
+    >>> image = np.full((64, 64, 3), 230, np.uint8)
+    >>> region = Region(region="r1", slide="s1", patient="p1", image=image, instances=instances, subtypes={1: 4})
+    >>> writer = CohortWriter("new-cohort", Taxonomy.named("her2"), mpp=0.5, source={"kind": "drawn"})
+    >>> if not writer.has("s1"):
+    ...     writer.add("s1", [region])
+    >>> len(writer.finish())
+    1
     """
 
-    folder: Path
-    taxonomy: Taxonomy
-    mpp: float
-    source: dict[str, Any]
-    """Where the regions come from: with the taxonomy and the mpp, the identity of the cohort."""
-    _settings: dict[str, Any] = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, folder: str | Path, taxonomy: Taxonomy, mpp: float, source: dict[str, Any]) -> None:
+        self.folder, self.taxonomy, self.mpp, self.source = Path(folder), taxonomy, mpp, source
         self._settings = {
-            "format": FORMAT,
-            "taxonomy": self.taxonomy.model_dump(mode="json"),
-            "mpp": self.mpp,
-            "source": self.source,
-        }
+            "format": FORMAT, "taxonomy": taxonomy.model_dump(mode="json"), "mpp": mpp, "source": source
+        }  # fmt: skip
         claim(self.folder, "cohort", self._settings)
 
     @property
@@ -159,8 +97,7 @@ class CohortWriter:
         by_size: dict[tuple[int, int], list[Region]] = {}
         for region in regions:
             by_size.setdefault((region.image.shape[0], region.image.shape[1]), []).append(region)
-        region_rows: list[dict[str, Any]] = []
-        instance_rows: list[dict[str, Any]] = []
+        rows: dict[str, list[dict[str, Any]]] = {"regions": [], "instances": []}
         for (height, width), members in by_size.items():
             pack = _safe_name(name) if len(by_size) == 1 else f"{_safe_name(name)}@{height}x{width}"
             with committing(self.folder / "packs" / f"{pack}.ome.zarr") as store:
@@ -174,9 +111,9 @@ class CohortWriter:
                     taxonomy=self.taxonomy.name,
                 )
             for index, region in enumerate(members):
-                region_rows.append(_region_row(region, pack, index))
-                instance_rows.extend(_instance_rows(region))
-        write_json(self._tables(name), {"regions": region_rows, "instances": instance_rows})
+                rows["regions"].append(region_row(region, pack, index))
+                rows["instances"].extend(instance_rows(region))
+        write_json(self._tables(name), rows)
 
     def finish(self) -> Cohort:
         """Write the tables of the whole cohort and open it."""
@@ -203,15 +140,32 @@ class CohortWriter:
 class Cohort:
     """A cohort, read region by region; recently used regions are kept in memory.
 
-    Parameters
+    Attributes
     ----------
     folder : Path
-        As written by :class:`CohortWriter`; use :meth:`open`.
-    cache_bytes : int
-        How much memory decoded regions may take.
+    taxonomy : Taxonomy
+    mpp : float
+        Micrometres per pixel.
+    source : dict
+        Where the regions come from.
+    regions, instances : DataFrame
+        A row per region and per instance, as described at the top of this file.
+
+    Examples
+    --------
+    >>> cohort = Cohort.open("cohort")
+    >>> cohort
+    Cohort(cohort: her2, 0.5 um/px)
+     part  patients  slides  regions  HER2 0  HER2 1+  HER2 2+  HER2 3+  LCIS/DCIS
+    train         3       3        6      10       14       13        7         10
+      val         1       1        2       2        6        6        3          1
+     test         1       1        2       4        4        5        3          2
+    >>> image, instances = cohort.read(0)
+    >>> image.shape, instances.shape, cohort.subtypes(0)[1]
+    ((96, 96, 3), (96, 96), 5)
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], *, cache_bytes: int = 4 * 2**30) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], *, cache_bytes: int = CACHE_BYTES) -> None:
         self.folder = folder
         self.taxonomy = build(Taxonomy, settings["taxonomy"], folder / "cohort.json")
         self.mpp = float(settings["mpp"])
@@ -224,13 +178,15 @@ class Cohort:
         self._cache: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
     @classmethod
-    def open(cls, folder: str | Path, *, cache_bytes: int = 4 * 2**30) -> Cohort:
-        """Open a cohort.
+    def open(cls, folder: str | Path, *, cache_bytes: int = CACHE_BYTES) -> Cohort:
+        """Open a cohort; decoded regions may take ``cache_bytes`` of memory.
 
         Raises
         ------
         InputError
-            No cohort there, or one whose import was interrupted, or one without a region.
+            There is no cohort, or its import was interrupted, or another version wrote it.
+        StorageError
+            A table is damaged.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -257,6 +213,11 @@ class Cohort:
 
     def __len__(self) -> int:
         return len(self.regions)
+
+    def __repr__(self) -> str:
+        counts = subtypes_table(self).pivot_table("instances", "part", "subtype", sort=False)
+        table = parts_table(self).drop(columns="area_mm2").merge(counts.astype(int), on="part")
+        return f"Cohort({self.folder}: {self.taxonomy.name}, {self.mpp:g} um/px)\n{table.to_string(index=False)}"
 
     def is_at(self, mpp: float) -> bool:
         """Whether what was made at ``mpp`` micrometres per pixel may be used with this cohort: 5 % are allowed."""
@@ -305,25 +266,20 @@ class Cohort:
 
     def subtypes(self, position: int) -> dict[int, int]:
         """Return the subtype of every instance of a region."""
-        return self._subtypes_by_region.get(str(self._region_names[position]), {})
+        return self._subtypes_by_region.get(self._names[position][0], {})
 
     def patch(self, position: int, y_px: int, x_px: int, size_px: int) -> Patch:
         """Cut a square out of a region; its arrays are views that must not be written into."""
         image, instances = self.read(position)
         window = np.s_[y_px : y_px + size_px, x_px : x_px + size_px]
-        shown = instances[window]
+        region, slide, patient = self._names[position]
         table = self.subtypes(position)
         return Patch(
             image=image[window],
-            instances=shown,
-            subtypes={i: table[i] for i in _ids(shown)},
-            source=Source(
-                region=str(self._region_names[position]),
-                slide=str(self._slide_names[position]),
-                patient=str(self._patient_names[position]),
-                y_px=y_px,
-                x_px=x_px,
-            ),
+            instances=instances[window],
+            subtypes={i: table[i] for i in _ids(instances[window])},
+            source=Source(region=region, slide=slide, patient=patient, y_px=y_px, x_px=x_px),
+            taxonomy=self.taxonomy,
         )
 
     def composition(self) -> pd.DataFrame:
@@ -341,16 +297,10 @@ class Cohort:
         return Cohort.open(self.folder, cache_bytes=self._cache_bytes)
 
     @cached_property
-    def _region_names(self) -> np.ndarray:
-        return self.regions["region"].to_numpy(dtype=object)
-
-    @cached_property
-    def _slide_names(self) -> np.ndarray:
-        return self.regions["slide"].to_numpy(dtype=object)
-
-    @cached_property
-    def _patient_names(self) -> np.ndarray:
-        return self.regions["patient"].to_numpy(dtype=object)
+    def _names(self) -> list[tuple[str, str, str]]:
+        """Region, slide and patient by position."""
+        names = self.regions[["region", "slide", "patient"]].astype(str)
+        return list(names.itertuples(index=False, name=None))
 
     @cached_property
     def _subtypes_by_region(self) -> dict[str, dict[int, int]]:
@@ -369,35 +319,53 @@ class Cohort:
         self._cached_bytes += size
 
 
-def _region_row(region: Region, pack: str, index: int) -> dict[str, Any]:
-    return {
-        "region": region.region,
-        "slide": region.slide,
-        "patient": region.patient,
-        "score": region.score,
-        "split": region.split,
-        "height_px": region.image.shape[0],
-        "width_px": region.image.shape[1],
-        "mpp_level0": region.mpp_level0,
-        "x_level0_px": region.origin_xy_level0_px[0],
-        "y_level0_px": region.origin_xy_level0_px[1],
-        "pack": pack,
-        "index": index,
-    }
+def parts_table(cohort: Cohort) -> pd.DataFrame:
+    """Return a row per part in use: part, patients, slides, regions, area_mm2."""
+    regions = cohort.regions.assign(
+        part=_named_parts(cohort.regions["split"]),
+        area_mm2=cohort.regions["height_px"] * cohort.regions["width_px"] * (cohort.mpp / 1000) ** 2,
+    )
+    table = regions.groupby("part", observed=True).agg(
+        patients=("patient", "nunique"), slides=("slide", "nunique"), regions=("region", "size"),
+        area_mm2=("area_mm2", "sum"),
+    )  # fmt: skip
+    return table.reindex([part for part in (*PARTS, UNSPLIT) if part in table.index]).reset_index()
 
 
-def _instance_rows(region: Region) -> Iterator[dict[str, Any]]:
-    for instance, area, (y0, x0, y1, x1) in instance_boxes(region.instances):
-        yield {
-            "region": region.region,
-            "instance": instance,
-            "subtype": region.subtypes[instance],
-            "area_px": area,
-            "y0": y0,
-            "x0": x0,
-            "y1": y1,
-            "x1": x1,
-        }
+def subtypes_table(cohort: Cohort) -> pd.DataFrame:
+    """Return a row per part in use and subtype, present or not.
+
+    Columns part, subtype, slides, instances, instance_share, area_mm2, area_share; shares are of the part, 0 to 1.
+    """
+    counts = cohort.composition()
+    counts["part"] = _named_parts(counts["split"])
+    grouped = counts.groupby(["part", "subtype"]).agg(
+        slides=("slide", "nunique"), instances=("instances", "sum"), area_px=("area_px", "sum")
+    )
+    every = pd.MultiIndex.from_product(
+        [parts_table(cohort)["part"], cohort.taxonomy.names], names=["part", "subtype"]
+    )  # pixels to be ignored are no subtype
+    table = grouped.reindex(every, fill_value=0).reset_index()
+    for column, share in (("instances", "instance_share"), ("area_px", "area_share")):
+        total = table.groupby("part")[column].transform("sum")
+        table[share] = table[column] / total.where(total > 0, 1)
+    table["area_mm2"] = table["area_px"] * (cohort.mpp / 1000) ** 2
+    return table[["part", "subtype", "slides", "instances", "instance_share", "area_mm2", "area_share"]]
+
+
+def missing_subtypes(cohort: Cohort) -> list[str]:
+    """Return a warning for every part in use that has no instance of some subtypes."""
+    table = subtypes_table(cohort)
+    missing = table[(table["instances"] == 0) & (table["part"] != UNSPLIT)]
+    return [
+        f"part {part} has no {', '.join(rows['subtype'])}, so nothing can be measured there for "
+        f"{'it' if len(rows) == 1 else 'them'}; move a patient there that has some"
+        for part, rows in missing.groupby("part", sort=False)
+    ]
+
+
+def _named_parts(split: pd.Series) -> pd.Series:
+    return split.astype(object).where(split.notna(), UNSPLIT)
 
 
 def _ids(instances: np.ndarray) -> list[int]:

@@ -1,23 +1,24 @@
 """Synthetic patches on disk, shard by shard, each with where it came from.
 
-A set is ``set.json`` (the header, written when all shards are there) and ``shards/00000``, ``shards/00001``, … Each
-shard holds 64 patches and appears in one step: ``images.zarr`` (n, H, W, 3) uint8, ``instances.zarr``
-(n, H, W) int32, ``patches.parquet`` with a row per patch (index, seed, attempts, and the source: region, slide,
-patient, y_px, x_px, flipped, quarter_turns; where styles were asked for, style_slides and style_weights; with a
-filter, kept: whether the image passed),
-``instances.parquet`` with a row per instance (index, instance, subtype_before, subtype, area_px), where a filter was
-asked ``judged.parquet`` with a row per instance of every image drawn (index, drawing, subtype, agreed, kept), and
-``hashes.json`` with the SHA-256 of the other files.
+SET/ holds
+    set.json            the header; written when all shards are there
+    shards/00000, …     64 patches each, written in one step:
+        images.zarr         (n, H, W, 3) uint8
+        instances.zarr      (n, H, W) int32
+        patches.parquet     a row per patch: index, seed, attempts, and the source: region, slide, patient, y_px, x_px,
+                            flipped, quarter_turns; with styles style_slides and style_weights; with a filter kept
+        instances.parquet   a row per instance: index, instance, subtype_before, subtype, area_px
+        judged.parquet      with a filter, a row per instance of every drawing: index, drawing, subtype, agreed, kept
+        hashes.json         SHA-256 of the other files
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
@@ -58,7 +59,7 @@ class PatchSetHeader(Config):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedInstance:
-    """What a filter said of one instance in one drawing of a patch."""
+    """A filter's verdict on one instance in one drawing of a patch."""
 
     drawing: int
     """0 = the first image drawn for the patch, 1 = the next."""
@@ -67,7 +68,7 @@ class JudgedInstance:
     agreed: bool
     """It looks like that subtype."""
     kept: bool
-    """The image was let pass."""
+    """The image passed the filter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,20 +83,20 @@ class SyntheticPatch:
     seed: int
     """Seed of the image."""
     attempts: int = 1
-    """How many images were drawn until the filter let one pass."""
+    """How many images were drawn until one passed the filter."""
     style: tuple[tuple[str, float], ...] = ()
-    """Slides whose style it is drawn in, with their weights; empty where no style was asked for."""
+    """Slides whose style it is drawn in, with their weights; empty without a style."""
     judged: tuple[JudgedInstance, ...] = ()
     """Every instance of every drawing that a filter judged, in that order."""
     kept: bool = True
-    """Whether the filter let the image pass, or had nothing to say of it."""
+    """Whether the image passed the filter, or none judged it."""
 
 
 class PatchSetWriter:
     """Write a set shard by shard; finished shards are kept when the same set is written again."""
 
-    def __init__(self, folder: Path, header: PatchSetHeader) -> None:
-        self.folder, self.header = folder, header
+    def __init__(self, folder: str | Path, header: PatchSetHeader) -> None:
+        self.folder, self.header = Path(folder), header
 
     @property
     def num_shards(self) -> int:
@@ -142,13 +143,22 @@ class PatchSetWriter:
 
 
 class PatchSet(Sequence[Patch]):
-    """A synthetic set, read shard by shard; recently used shards are kept in memory."""
+    """A synthetic set, read shard by shard; recently used shards are kept in memory.
+
+    Examples
+    --------
+    >>> patches = PatchSet.open("synthetic")
+    >>> patches
+    PatchSet(synthetic: 64 patches of 48 px by oracle, her2, 0.5 um/px)
+    >>> patches[-1].source.region, len(patches[:3])
+    ('p1-1', 3)
+    >>> patches.balance().columns.tolist()
+    ['subtype', 'instances', 'area_px', 'instances_before', 'area_px_before']
+    """
 
     def __init__(self, folder: Path, header: PatchSetHeader, *, cache_bytes: int = 2 * 2**30) -> None:
         self.folder, self.header = folder, header
-        self._cache: OrderedDict[int, list[Patch]] = OrderedDict()
-        shard_bytes = SHARD_PATCHES * header.size_px**2 * 7
-        self._cached_shards = max(1, cache_bytes // shard_bytes)
+        self._shard = lru_cache(max(1, cache_bytes // (SHARD_PATCHES * header.size_px**2 * 7)))(self._read)
 
     @classmethod
     def open(cls, folder: str | Path) -> PatchSet:
@@ -168,16 +178,23 @@ class PatchSet(Sequence[Patch]):
     def __len__(self) -> int:
         return self.header.count
 
-    def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        shard, position = divmod(int(index), SHARD_PATCHES)
-        if shard not in self._cache:
-            while len(self._cache) >= self._cached_shards:
-                self._cache.popitem(last=False)
-            self._cache[shard] = self._read(shard)
-        self._cache.move_to_end(shard)
-        return self._cache[shard][position]
+    def __repr__(self) -> str:
+        known = self.header
+        what = f"{known.count} patches of {known.size_px} px by {known.method}"
+        return f"PatchSet({self.folder}: {what}, {known.taxonomy.name}, {known.mpp:g} um/px)"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PatchSet, (self.folder, self.header)  # without what is in memory
+
+    @overload
+    def __getitem__(self, index: int) -> Patch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Patch]: ...
+    def __getitem__(self, index: int | slice) -> Patch | list[Patch]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        shard, position = divmod(range(len(self))[index], SHARD_PATCHES)
+        return self._shard(shard)[position]
 
     @cached_property
     def patches(self) -> pd.DataFrame:
@@ -208,8 +225,7 @@ class PatchSet(Sequence[Patch]):
 
     def _table(self, name: str) -> pd.DataFrame:
         files = sorted((self.folder / "shards").glob(f"[0-9]*/{name}.parquet"))
-        tables = [pd.read_parquet(file) for file in files]
-        table = pd.concat(tables, ignore_index=True)
+        table = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
         return table[table["index"] < len(self)]
 
     def _read(self, shard: int) -> list[Patch]:
@@ -225,7 +241,13 @@ class PatchSet(Sequence[Patch]):
             subtypes.setdefault(index, {})[instance] = subtype
         rows = pd.read_parquet(folder / "patches.parquet").to_dict("records")
         return [
-            Patch(image=image, instances=ids, subtypes=subtypes.get(int(row["index"]), {}), source=_source(row))
+            Patch(
+                image=image,
+                instances=ids,
+                subtypes=subtypes.get(int(row["index"]), {}),
+                source=Source(**{name: row[name] for name in Source.__dataclass_fields__}),
+                taxonomy=self.header.taxonomy,
+            )
             for image, ids, row in zip(images, instances, rows, strict=True)
         ]
 
@@ -246,10 +268,6 @@ def _instance_rows(patch: SyntheticPatch) -> Iterator[tuple[int, int, int, int, 
 def _judged_rows(patch: SyntheticPatch) -> Iterator[tuple[int, int, int, bool, bool]]:
     for judged in patch.judged:
         yield patch.index, judged.drawing, judged.subtype, judged.agreed, judged.kept
-
-
-def _source(row: dict[Any, Any]) -> Source:
-    return Source(**{name: row[name] for name in Source.__dataclass_fields__})
 
 
 def _write_array(path: Path, array: np.ndarray) -> None:

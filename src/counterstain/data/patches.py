@@ -1,21 +1,36 @@
-"""A patch: one image, one instance map, one table.
+"""Patches: one image, one map of instances, one table with the subtype of each instance.
 
-Shapes: H, W = rows and columns of the patch in pixels. Real and synthetic patches are the same record, so nothing
-that reads patches knows or cares where one came from.
+Shapes: H, W = rows and columns of a patch or a label image in pixels. Real and synthetic patches are the same record,
+so code that reads patches does not depend on where they come from. Pixels are connected to all eight neighbours.
 """
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from PIL import Image
+from scipy import ndimage
 
-from counterstain.taxonomy import BACKGROUND
+from counterstain.errors import InputError
+from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy, colours, palette_of
+
+Box = tuple[int, int, int, int]  # y0, x0, y1, x1; ends excluded
+GAP_PX = 4  # between image and mask in a notebook
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Source:
-    """Where a patch was cut out of a cohort and how it was turned."""
+    """Where a patch was cut out of a cohort and how it was turned.
+
+    Examples
+    --------
+    >>> Source(region="r1", slide="s1", patient="p1", y_px=8, x_px=12, quarter_turns=1)
+    Source(region r1 of slide s1, patient p1, at y=8, x=12, turned by 90 degrees)
+    """
 
     region: str
     slide: str
@@ -27,18 +42,34 @@ class Source:
     flipped: bool = False
     """Mirrored left to right, before it is turned."""
     quarter_turns: int = 0
-    """Turned counter-clockwise by 90 degrees so many times."""
+    """How many times it is turned counter-clockwise by 90 degrees."""
+
+    def __repr__(self) -> str:
+        turned = f", turned by {90 * self.quarter_turns} degrees" if self.quarter_turns else ""
+        where = f"region {self.region} of slide {self.slide}, patient {self.patient}, at y={self.y_px}, x={self.x_px}"
+        return f"Source({where}{', mirrored' if self.flipped else ''}{turned})"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
 class Patch:
-    """An image with its instances and their subtypes."""
+    """An image with its instances and their subtypes; a notebook shows it as image and label mask.
+
+    Examples
+    --------
+    >>> patch = Cohort.open("cohort").patch(0, y_px=0, x_px=0, size_px=48)
+    >>> patch
+    Patch(48 x 48 px of region p0-0: 2 HER2 1+, 1 HER2 3+, 1 LCIS/DCIS)
+    >>> patch.relabelled({"HER2 1+": "HER2 0", 2: "HER2 2+"})
+    Patch(48 x 48 px of region p0-0: 2 HER2 0, 1 HER2 2+, 1 LCIS/DCIS)
+    """
 
     image: np.ndarray  # (H, W, 3) uint8
     instances: np.ndarray  # (H, W) int32, 0 = background
     subtypes: dict[int, int]
     """Subtype of every instance that the patch shows (255 = to be ignored)."""
     source: Source
+    taxonomy: Taxonomy | None = None
+    """Names and colours of the subtypes."""
 
     @property
     def label_mask(self) -> np.ndarray:
@@ -51,19 +82,65 @@ class Patch:
         ids, areas = np.unique(self.instances[self.instances != BACKGROUND], return_counts=True)
         return dict(zip(ids.tolist(), areas.tolist(), strict=True))
 
-    def relabelled(self, subtypes: dict[int, int]) -> Patch:
-        """Return the same patch with another table."""
-        return replace(self, subtypes=subtypes)
+    def relabelled(self, changes: Mapping[Any, int | str]) -> Patch:
+        """Return the same patch with other subtypes.
+
+        Parameters
+        ----------
+        changes : mapping
+            Instance (id) or subtype (name, meaning all its instances) -> new subtype (id or name). Other instances
+            keep their subtype.
+
+        Raises
+        ------
+        InputError
+            The patch does not show such an instance, or there is no such subtype.
+        """
+        shown = sorted(self.subtypes)
+        unknown = [i for i in changes if not isinstance(i, str) and i not in self.subtypes]
+        if unknown:
+            raise InputError(f"unknown instances {unknown}; {self.source.region} shows {shown} here")
+        new = dict(self.subtypes)
+        for key, subtype in changes.items():
+            old = self._subtype(key) if isinstance(key, str) else None
+            instances = [key] if old is None else [i for i in shown if self.subtypes[i] == old]
+            new |= dict.fromkeys(instances, self._subtype(subtype))
+        return replace(self, subtypes=new)
+
+    def _subtype(self, subtype: int | str) -> int:
+        if self.taxonomy is not None:
+            return self.taxonomy.id_of(subtype)
+        if isinstance(subtype, str) or not BACKGROUND < subtype <= IGNORE:
+            raise InputError(
+                f"unknown subtype {subtype!r}; this patch has no taxonomy, give ids (1..254, 255 = ignore)"
+            )
+        return subtype
+
+    def __repr__(self) -> str:
+        name = str if self.taxonomy is None else self.taxonomy.name_of
+        found, counts = np.unique(list(self.subtypes.values()), return_counts=True)
+        shown = ", ".join(f"{n} {name(int(subtype))}" for subtype, n in zip(found, counts, strict=True))
+        height, width = self.instances.shape
+        return f"Patch({height} x {width} px of region {self.source.region}: {shown or 'background'})"
+
+    def _repr_png_(self) -> bytes:
+        labels = self.label_mask
+        known = max((s for s in self.subtypes.values() if s != IGNORE), default=BACKGROUND)
+        palette = palette_of(colours(known)) if self.taxonomy is None else self.taxonomy.palette
+        gap = np.full((len(labels), GAP_PX, 3), 255, np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(np.concatenate([self.image, gap, palette[labels]], axis=1)).save(file, "PNG")
+        return file.getvalue()
 
 
-def label_mask(instances: np.ndarray, subtypes: dict[int, int]) -> np.ndarray:
+def label_mask(instances: np.ndarray, subtypes: Mapping[int, int]) -> np.ndarray:
     """Look the subtype of every pixel up.
 
     Parameters
     ----------
     instances : (H, W) integer array
         0 = background.
-    subtypes : dict
+    subtypes : mapping
         Instance id -> subtype. Every id of ``instances`` must be in it.
 
     Returns
@@ -104,3 +181,64 @@ def _copied(view: np.ndarray) -> np.ndarray:
     for channel in range(view.shape[2]):
         copy[:, :, channel] = view[:, :, channel]
     return copy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Components:
+    """The instances of one label image."""
+
+    instances: np.ndarray  # (H, W) int32, 0 = background, ids 1, 2, 3, …
+    labels: dict[int, int]
+    """Label of every instance."""
+    dropped: int
+    """Components below the smallest area, now background."""
+    dropped_px: int
+
+
+def components(label_image: np.ndarray, min_area_px: int = 0) -> Components:
+    """Find the connected components of every label, numbered by label, then from top to bottom.
+
+    Parameters
+    ----------
+    label_image : (H, W) uint8 array
+        0 = background, 255 = ignore.
+    min_area_px : int
+        Smaller components become background, except those to be ignored.
+    """
+    instances = np.zeros(label_image.shape, np.int32)
+    labels: dict[int, int] = {}
+    dropped = dropped_px = 0
+    present = np.bincount(label_image.ravel(), minlength=256).nonzero()[0].tolist()
+    for label in (value for value in present if value != BACKGROUND):
+        found, _ = ndimage.label(label_image == label, structure=np.ones((3, 3), bool))
+        areas = np.bincount(found.ravel())
+        keep = (areas >= min_area_px) | (label == IGNORE)
+        keep[0] = False
+        numbers = np.where(keep, len(labels) + np.cumsum(keep), BACKGROUND).astype(np.int32)
+        specks = areas[1:][~keep[1:]]
+        dropped, dropped_px = dropped + len(specks), dropped_px + int(specks.sum())
+        instances += numbers[found]
+        labels |= dict.fromkeys(numbers[keep].tolist(), label)
+    return Components(instances=instances, labels=labels, dropped=dropped, dropped_px=dropped_px)
+
+
+def instance_boxes(instances: np.ndarray) -> Iterator[tuple[int, int, Box]]:
+    """Yield id, area in pixels and box of every instance of an (H, W) map.
+
+    Raises
+    ------
+    InputError
+        An id is negative.
+    """
+    if instances.min(initial=0) < 0:
+        raise InputError(f"instance id {instances.min()}: ids are 1, 2, 3, … and 0 is background")
+    if instances.max(initial=0) > instances.size:  # ids with gaps wider than the image
+        ids, compact = np.unique(np.append(BACKGROUND, instances), return_inverse=True)
+        compact = compact[1:].reshape(instances.shape)
+    else:
+        ids, compact = np.arange(instances.max(initial=0) + 1), instances
+    areas = np.bincount(compact.ravel(), minlength=len(ids)).tolist()
+    for number, box in enumerate(ndimage.find_objects(compact), start=1):
+        if box is not None:
+            rows, columns = box
+            yield int(ids[number]), areas[number], (rows.start, columns.start, rows.stop, columns.stop)

@@ -1,17 +1,27 @@
-"""A pack: regions of one size as an OME-Zarr image with its labels, few files however many regions.
+"""Regions of slides, and the packs that hold their pixels: OME-Zarr images with labels, few files for many regions.
 
-Axes c, z, y, x; z steps through the regions. Shapes: H, W = rows and columns of a region in pixels, n = regions.
+A pack holds regions of one size. Axes c, z, y, x; z steps through the regions.
+Shapes: H, W = rows and columns of a region in pixels, n = regions of a pack.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import zarr
 
+from counterstain.data.patches import instance_boxes
+
+REGION_COLUMNS = (
+    "region", "slide", "patient", "score", "split", "height_px", "width_px",
+    "mpp_level0", "x_level0_px", "y_level0_px", "pack", "index",
+)  # fmt: skip
+INSTANCE_COLUMNS = ("region", "instance", "subtype", "area_px", "y0", "x0", "y1", "x1")
+INTEGER_COLUMNS = (*INSTANCE_COLUMNS[1:], "height_px", "width_px", "index")
 CHUNK_PX = 512
 SHARD_BYTES = 64 * 2**20  # packs up to this size are one file each
 
@@ -25,6 +35,56 @@ class ImageWindow(Protocol):
 
     def read(self, y_px: int, x_px: int, height_px: int, width_px: int) -> np.ndarray:
         """Return a piece at a place in the image, (height_px, width_px, 3) uint8."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Region:
+    """A rectangle of a slide with its instances, as it enters a cohort.
+
+    Examples
+    --------
+    >>> instances = np.zeros((64, 96), np.int32)
+    >>> instances[8:20, 30:50] = 1
+    >>> image = np.full((64, 96, 3), 230, np.uint8)
+    >>> Region(region="r1", slide="s1", patient="p1", image=image, instances=instances, subtypes={1: 4})
+    Region(r1 of slide s1, patient p1: 64 x 96 px, 1 instance)
+    """
+
+    region: str
+    """Name, unique in the cohort."""
+    slide: str
+    patient: str
+    image: np.ndarray | ImageWindow  # (H, W, 3) uint8
+    instances: np.ndarray  # (H, W) int32, 0 = background, ids unique in the region
+    subtypes: dict[int, int]
+    """Subtype of every instance."""
+    score: str | None = None
+    """Score of the slide; splits are stratified by it."""
+    split: str | None = None
+    """``train``, ``val``, ``test`` or None."""
+    mpp_level0: float | None = None
+    origin_xy_level0_px: tuple[int, int] = (0, 0)
+
+    def __repr__(self) -> str:
+        height, width = self.image.shape[:2]
+        shown = f"{height} x {width} px, {len(self.subtypes)} instance{'' if len(self.subtypes) == 1 else 's'}"
+        return f"Region({self.region} of slide {self.slide}, patient {self.patient}: {shown})"
+
+
+def region_row(region: Region, pack: str, index: int) -> dict[str, Any]:
+    """Return the row of a region in ``regions.parquet``."""
+    named = {name: getattr(region, name) for name in ("region", "slide", "patient", "score", "split", "mpp_level0")}
+    height, width = region.image.shape[:2]
+    x, y = region.origin_xy_level0_px
+    place = {"height_px": height, "width_px": width, "x_level0_px": x, "y_level0_px": y}
+    return named | place | {"pack": pack, "index": index}
+
+
+def instance_rows(region: Region) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a region's instances in ``instances.parquet``."""
+    for instance, area, box in instance_boxes(region.instances):
+        values = (region.region, instance, region.subtypes[instance], area, *box)
+        yield dict(zip(INSTANCE_COLUMNS, values, strict=True))
 
 
 def write_pack(

@@ -22,7 +22,13 @@ from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
 
 
 class RelabelConfig(Config):
-    """Which subtypes instances get."""
+    """Which subtypes instances get.
+
+    Examples
+    --------
+    >>> RelabelConfig(keep=("LCIS/DCIS",)).shares(Taxonomy.named("her2")).tolist()
+    [0.25, 0.25, 0.25, 0.25, 0.0]
+    """
 
     target: Literal["uniform"] | dict[str, Annotated[float, Field(ge=0)]] = "uniform"
     """Share of each subtype among the relabelled instances; names that are left out get none."""

@@ -8,7 +8,8 @@ its area, then a pixel of it by rejection inside its bounding box.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
@@ -34,7 +35,13 @@ Box = tuple[int, int, int, int]  # y0, x0, y1, x1; ends excluded
 
 
 class SamplingConfig(Config):
-    """Where patches are centred and how they are varied."""
+    """Where patches are centred and how they are varied.
+
+    Examples
+    --------
+    >>> SamplingConfig(mode="tumor", stain_jitter=0.05).quarter_turns
+    True
+    """
 
     mode: Literal["tumor", "subtype"] = "subtype"
     """``tumor``: without regard to subtype; ``subtype``: the subtype is drawn first, uniformly."""
@@ -82,6 +89,14 @@ class PatchSampler:
     Notes
     -----
     A patch is centred on the drawn pixel, then shifted to lie inside its region.
+
+    Examples
+    --------
+    >>> sampler = PatchSampler(Cohort.open("cohort"), "train", size_px=48, config=SamplingConfig(), seed=0)
+    >>> sampler[1000]
+    Patch(48 x 48 px of region p1-1: 1 HER2 0, 1 HER2 2+, 2 LCIS/DCIS)
+    >>> import itertools
+    >>> first_three = list(itertools.islice(sampler.stream(), 3))
     """
 
     def __init__(self, cohort: Cohort, part: str, size_px: int, config: SamplingConfig, seed: int) -> None:
@@ -106,11 +121,21 @@ class PatchSampler:
         self._widths = cohort.regions["width_px"].tolist()
 
     def __getitem__(self, index: int) -> Patch:
-        """Draw the patch number ``index`` (0, 1, 2, … without end)."""
+        """Draw the patch of a number, 0, 1, 2, … without end."""
         if index < 0:
             raise IndexError(f"patch {index}: patches are numbered 0, 1, 2, …")
         rng = numpy_generator(self.seed, "patch", index)
         return vary(self._cut(rng), self.config, rng)
+
+    def __iter__(self) -> Iterator[Patch]:
+        raise TypeError(
+            "a PatchSampler has no end, so it cannot be iterated over: take sampler[i], or the first n patches with "
+            "itertools.islice(sampler.stream(), n)"
+        )
+
+    def stream(self, start: int = 0) -> Iterator[Patch]:
+        """Yield the patches from number ``start`` on, without end."""
+        return map(self.__getitem__, itertools.count(start))
 
     def _cut(self, rng: np.random.Generator) -> Patch:
         if rng.random() < self.config.background_share:

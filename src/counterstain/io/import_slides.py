@@ -19,7 +19,8 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from counterstain.config import build
-from counterstain.data.cohort import Cohort, CohortWriter, Region
+from counterstain.data.cohort import Cohort, CohortWriter
+from counterstain.data.region_store import Region
 from counterstain.errors import InputError
 from counterstain.io.annotations import Format, annotation_files, files_of_other_formats, read_annotations
 from counterstain.io.annotations.outlines import Annotation, AnnotationFile

@@ -20,8 +20,9 @@ import pandas as pd
 from pydantic import Field
 
 from counterstain.config import Config, build
-from counterstain.data.cohort import Cohort, CohortWriter, Region
-from counterstain.data.instances import Components, components
+from counterstain.data.cohort import Cohort, CohortWriter
+from counterstain.data.patches import Components, components
+from counterstain.data.region_store import Region
 from counterstain.data.split import PATIENTS_SEEN_FILE, read_patients_seen
 from counterstain.errors import InputError, TaxonomyError
 from counterstain.io.labels import taxonomy_of

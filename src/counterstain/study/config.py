@@ -157,7 +157,14 @@ class CohortSource(Config):
 
 
 class StudyConfig(Config):
-    """A study: arms x repeats on one cohort."""
+    """A study: arms x repeats on one cohort.
+
+    Examples
+    --------
+    >>> study = StudyConfig(name="her2", cohort={"path": "cohort"}, methods=("spade",), amounts=(0.5,))
+    >>> study.preset
+    'best'
+    """
 
     name: Annotated[str, Field(min_length=1, max_length=80)]
     """Shown on the report; the identity of the study's folder."""

@@ -16,8 +16,9 @@ from pathlib import Path
 import pandas as pd
 
 import counterstain
-from counterstain.data.cohort import Cohort, CohortWriter, Region
+from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.patches import label_mask
+from counterstain.data.region_store import Region
 from counterstain.data.relabel import Instance, redrawn_pixels, relabel
 from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.generators.interface import DrawRequest, ImageGenerator

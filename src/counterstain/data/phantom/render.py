@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from counterstain.data.cohort import Cohort, CohortWriter, Region
+from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.patches import label_mask
 from counterstain.data.phantom.layout import DUCT, lay_out
 from counterstain.data.phantom.nests import draw_nests
@@ -22,6 +22,7 @@ from counterstain.data.phantom.surroundings import (
     draw_stroma_cells,
     focus_loss,
 )
+from counterstain.data.region_store import Region
 from counterstain.errors import InputError
 from counterstain.seeding import derive
 from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
