@@ -369,9 +369,12 @@ class Generator:
 
     Examples
     --------
-    >>> from counterstain import load_generator  # doctest: +SKIP
-    >>> generator = load_generator("diffusion", method="inpainting", cohort="cohort")  # doctest: +SKIP
-    >>> generator.draw(patch.relabelled({1: "HER2 0"}), seed=0)  # doctest: +SKIP
+    >>> cohort = make_phantom("phantom", slides=1, regions=1, size=64)
+    >>> generator = load_generator(method="oracle", cohort=cohort)
+    >>> patch = cohort.patch(0, 0, 0, 64)
+    >>> drawn = generator.draw(patch.relabelled(dict.fromkeys(patch.subtypes, "HER2 0")), seed=0)
+    >>> drawn.image.shape, set(drawn.subtypes.values())
+    ((64, 64, 3), {1})
     """
 
     drawer: ImageGenerator

@@ -25,7 +25,13 @@ ItemT = TypeVar("ItemT")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawRequest:
-    """One image to draw; what a method has no use for, it does not look at."""
+    """One image to draw; each method uses the fields that it needs.
+
+    Examples
+    --------
+    >>> DrawRequest(mask=np.zeros((64, 64), np.uint8), seed=0).slide
+    ''
+    """
 
     mask: np.ndarray
     """(H, W) uint8: labels."""

@@ -68,7 +68,14 @@ def _fits(_: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A training that a method needs; its checkpoint can be shared by several methods."""
+    """A training that a method needs; its checkpoint can be shared by several methods.
+
+    Examples
+    --------
+    >>> def train(cohort, config, out, *, size_px, seed): ...
+    >>> Training(stage="colours", title="Mean colours", config=SamplingConfig, train=train).needs
+    ()
+    """
 
     stage: str
     """Name of its settings in a recipe, kind of its checkpoint, and name of its cells in a study."""
@@ -104,6 +111,12 @@ class Method:
     See Also
     --------
     counterstain.generators.interface.ImageGenerator : what ``load`` returns.
+
+    Examples
+    --------
+    >>> def load(checkpoint, cohort, settings): ...
+    >>> Method(name="flat", title="Flat colours", colour="#0072b2", load=load).trainings
+    ()
     """
 
     name: str
