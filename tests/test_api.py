@@ -46,9 +46,9 @@ def test_a_setting_is_explained_with_its_value_in_every_preset():
 
 
 def test_a_setting_without_its_path_is_suggested():
-    with pytest.raises(ConfigError, match="did you mean .*spade.training.steps"):
+    with pytest.raises(ConfigError, match=r"did you mean .*spade.training.steps"):
         cs.config_show(settings=["steps=10"])
-    with pytest.raises(ConfigError, match="did you mean spade.latent"):
+    with pytest.raises(ConfigError, match=r"did you mean spade.latent"):
         cs.config_explain("latent")
 
 
