@@ -31,6 +31,7 @@ from counterstain.data.patches import Patch
 from counterstain.data.sampling import PatchSampler, PatchSource, SamplingConfig
 from counterstain.data.split import check_no_leak
 from counterstain.errors import InputError, MismatchError
+from counterstain.generators.methods import METHODS
 from counterstain.seeding import derive, numpy_generator
 from counterstain.storage import replacing, sha256_of, write_csv, write_json
 
@@ -247,7 +248,8 @@ def audit_sets(
     advance(1)
     for name, patch_set in sets.items():
         patches, kept = Chosen(patch_set, range(count)), kept_subtypes(patch_set)
-        drawn = kept if patch_set.header.method == "inpainting" else None
+        method = METHODS.get(patch_set.header.method)
+        drawn = kept if method is not None and method.inpaints else None
         copies = check.look(patches, drawn, own_tissue="counterstain" not in patch_set.header.settings)
         findings.append(ruler.measure(name, patches, training, kept=kept, copies=copies))
         advance(1)

@@ -1,4 +1,4 @@
-"""The stages of a study, in the order of the data."""
+"""STUDY.yaml: a cohort, the arms, how often they are repeated, and changes to a preset's recipe."""
 
 from __future__ import annotations
 
@@ -50,9 +50,6 @@ def _known_method(name: str) -> str:
     return name
 
 
-# What the cells of a study may use while they run; nothing of it changes a cell's name.
-
-
 class StageResources(Config):
     """What one cell of a stage asks a cluster for."""
 
@@ -63,7 +60,8 @@ class StageResources(Config):
 
 
 class Resources(Config):
-    """What cells may use. Results follow from the threads, not from how many cells run at once, nor where."""
+    """What cells may use, none of it part of their names. Results follow from the threads, not from how many cells run at
+    once, nor where."""
 
     threads: Annotated[int, Field(ge=1)] | None = None
     """Threads of each cell: sums round differently for another number of them. If not given: all that torch finds
@@ -87,13 +85,8 @@ class Resources(Config):
         return self.stages.get(stage, StageResources()).gpus
 
 
-# What the variants of arms change in a segmenter's settings, and how strongly.
-#
-# An arm without a variant is not touched by its settings, so that changing one renames only the cells that have it.
-
-
 class VariantsConfig(Config):
-    """How strong the variants of arms are."""
+    """How strong the variants of arms are; changing one renames only the cells of arms that have it."""
 
     weighted: Annotated[float, Field(gt=0, le=1)] = 1.0
     """``+weighted``: power of the inverse frequency of a subtype's pixels."""
@@ -128,9 +121,6 @@ def segmenter_changes(arm: Arm, variants: VariantsConfig) -> dict[str, Any]:
     if "anneal" in arm.variants:
         changes["mixing"] = {"schedule": "anneal"}
     return changes
-
-
-# STUDY.yaml: a cohort, the arms, how often they are repeated, and changes to a preset's recipe.
 
 
 class CohortSource(Config):

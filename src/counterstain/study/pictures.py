@@ -1,4 +1,11 @@
-"""Pictures for figure 4: a real patch, its mask, the new mask, and what every method drew for it."""
+"""Pictures of a study's results: examples for a figure, and the report's gallery.
+
+An example shows a real patch, its mask, the new mask, and what every method drew for it. The gallery shows patches of
+every synthetic set and the real ones that gave their masks. Nothing is chosen by its looks: of each set the first
+patches that show an instance. ``gallery.parquet`` has a row per picture: number, method (``real`` or the set's name),
+image (WebP), mask (PNG), source (number of the real patch), region, slide, patient, y_px, x_px, index (in its set),
+attempts, before and after (labels of its instances), area_px.
+"""
 
 from __future__ import annotations
 
@@ -79,13 +86,6 @@ def _layouts(cohort: Cohort, found: PatchSet) -> list[Layout]:
 def _names(cohort: Cohort, subtypes: dict[int, int]) -> list[str]:
     return [cohort.taxonomy.name_of(subtype) for subtype in subtypes.values()]
 
-
-# Pictures for the report's gallery: patches of every synthetic set, and the real ones that gave their masks.
-#
-# Nothing is chosen by its looks: of each set the first patches that show an instance. ``gallery.parquet`` has a row
-# per picture: number, method (``real`` or the set's name), image (WebP), mask (PNG), source (number of the real
-# patch), region, slide, patient, y_px, x_px, index (in its set), attempts, before and after (labels of its
-# instances), area_px.
 
 REAL = "real"
 EDGE_PX = 192  # longest edge of a picture: enough to see texture, small enough to mail hundreds

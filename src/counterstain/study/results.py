@@ -1,4 +1,11 @@
-"""What is known about a synthetic set, for its data sheet."""
+"""The results of a study as small files that a report, or anybody, can read without the study's models.
+
+RESULTS holds ``study.json`` (what was run), ``results.csv`` (a row per arm, repeat and part with every measure),
+``counts.parquet`` (pixels per arm, repeat, part, slide and label: everything else follows from them),
+``composition.csv``, ``synthetic.csv`` (balance of the sets), ``losses.csv``, ``fairness.csv`` (what each training
+was given) and ``examples/`` (pictures); for the report alone ``trainings.json``, ``sets.json`` (what is known of
+every training and set) and ``gallery.parquet``.
+"""
 
 from __future__ import annotations
 
@@ -26,101 +33,6 @@ from counterstain.study.stages import is_done, merged, open_cohort, software
 from counterstain.synthesis.synthesize import rejections
 from counterstain.taxonomy import Taxonomy
 from counterstain.tracking import LOG_FOLDER
-
-
-def set_record(name: str, found: PatchSet) -> dict[str, Any]:
-    """Describe a set: its header, where its masks come from, what was relabelled to what, what was rejected.
-
-    Parameters
-    ----------
-    name : str
-        As the study calls it, mostly the method.
-    found : PatchSet
-
-    Returns
-    -------
-    dict
-        Plain values. ``changes`` holds a row per old and new subtype (names): before, after, instances, area_px.
-    """
-    header = found.header
-    patches = found.patches
-    attempts = patches["attempts"]
-    return {
-        "name": name,
-        "method": header.method,
-        "patches": len(found),
-        "size_px": header.size_px,
-        "mpp": header.mpp,
-        "seed": str(header.seed),  # of 64 bits: more than a number in JSON is sure to hold
-        "cohort": header.cohort,
-        "generator": header.generator,
-        "patients_seen": list(header.patients_seen),
-        "settings": header.settings,
-        "version": header.version,
-        "sources": {kind: int(patches[kind].nunique()) for kind in ("region", "slide", "patient")},
-        "drawn": int(attempts.sum()),
-        "rejected": int((attempts - 1).sum()),
-        "background_only": len(found) - int(found.instances["index"].nunique()),
-        "changes": _changes(found),
-    }
-
-
-def _changes(found: PatchSet) -> list[dict[str, Any]]:
-    taxonomy = found.header.taxonomy
-    known = found.instances[found.instances["subtype"].between(1, len(taxonomy.subtypes))]
-    rows: pd.DataFrame = (
-        known.groupby(["subtype_before", "subtype"])["area_px"].agg(["size", "sum"]).reset_index().astype("int64")
-    )
-    return [
-        {"before": taxonomy.name_of(before), "after": taxonomy.name_of(after), "instances": count, "area_px": area}
-        for before, after, count, area in rows.itertuples(index=False, name=None)
-    ]
-
-
-# Every training of a study: which checkpoint came of it, where its curves lie.
-
-
-def training_records(done: Sequence[Cell], root: Path) -> list[dict[str, Any]]:
-    """Return a record of every finished training, in the plan's order.
-
-    Parameters
-    ----------
-    done : sequence of Cell
-        Finished cells; those that trained nothing are left out.
-    root : Path
-        The folder of all cells.
-    """
-    return [_record(cell, root) for cell in done if is_finished(root / cell.folder)]
-
-
-def _record(cell: Cell, root: Path) -> dict[str, Any]:
-    folder = root / cell.folder
-    header = read_header(folder)
-    logs = folder / LOG_FOLDER
-    return {
-        "name": cell.name,
-        "stage": cell.stage,
-        "sha256": header.sha256,
-        "steps": _steps(header),
-        "batch_size": int(header.config.get("training", {}).get("batch_size", 0)),
-        "patients_seen": len(header.patients_seen),
-        "seconds": float(read_json(folder / DONE_FILE)["seconds"]),
-        # Where its curves lie, from the study's folder.
-        "logs": logs.relative_to(root.parent).as_posix() if logs.is_dir() else "",
-    }
-
-
-def _steps(header: CheckpointHeader) -> int:
-    return int(header.notes.get("steps", header.config.get("training", {}).get("steps", 0)))
-
-
-# The results of a study as small files that a report, or anybody, can read without the study's models.
-#
-# RESULTS holds ``study.json`` (what was run), ``results.csv`` (a row per arm, repeat and part with every measure),
-# ``counts.parquet`` (pixels per arm, repeat, part, slide and label: everything else follows from them),
-# ``composition.csv``, ``synthetic.csv`` (balance of the sets), ``losses.csv``, ``fairness.csv`` (what each training
-# was given) and ``examples/`` (pictures); for the report alone ``trainings.json``, ``sets.json`` (what is known of
-# every training and set) and ``gallery.parquet``.
 
 POINTS_PER_CURVE, DIGITS_PER_POINT = 100, 5  # finer than any plot shows; a study has some hundred curves
 
@@ -241,3 +153,86 @@ def _losses(done: Sequence[Cell], root: Path) -> pd.DataFrame:
             tables.append(shown.assign(value=[float(f"{value:.{DIGITS_PER_POINT}g}") for value in shown["value"]]))
     columns = ["stage", "step", "name", "value"]
     return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
+
+
+def set_record(name: str, found: PatchSet) -> dict[str, Any]:
+    """Describe a set: its header, where its masks come from, what was relabelled to what, what was rejected.
+
+    Parameters
+    ----------
+    name : str
+        As the study calls it, mostly the method.
+    found : PatchSet
+
+    Returns
+    -------
+    dict
+        Plain values. ``changes`` holds a row per old and new subtype (names): before, after, instances, area_px.
+    """
+    header = found.header
+    patches = found.patches
+    attempts = patches["attempts"]
+    return {
+        "name": name,
+        "method": header.method,
+        "patches": len(found),
+        "size_px": header.size_px,
+        "mpp": header.mpp,
+        "seed": str(header.seed),  # of 64 bits: more than a number in JSON is sure to hold
+        "cohort": header.cohort,
+        "generator": header.generator,
+        "patients_seen": list(header.patients_seen),
+        "settings": header.settings,
+        "version": header.version,
+        "sources": {kind: int(patches[kind].nunique()) for kind in ("region", "slide", "patient")},
+        "drawn": int(attempts.sum()),
+        "rejected": int((attempts - 1).sum()),
+        "background_only": len(found) - int(found.instances["index"].nunique()),
+        "changes": _changes(found),
+    }
+
+
+def _changes(found: PatchSet) -> list[dict[str, Any]]:
+    taxonomy = found.header.taxonomy
+    known = found.instances[found.instances["subtype"].between(1, len(taxonomy.subtypes))]
+    rows: pd.DataFrame = (
+        known.groupby(["subtype_before", "subtype"])["area_px"].agg(["size", "sum"]).reset_index().astype("int64")
+    )
+    return [
+        {"before": taxonomy.name_of(before), "after": taxonomy.name_of(after), "instances": count, "area_px": area}
+        for before, after, count, area in rows.itertuples(index=False, name=None)
+    ]
+
+
+def training_records(done: Sequence[Cell], root: Path) -> list[dict[str, Any]]:
+    """Return a record of every finished training, in the plan's order.
+
+    Parameters
+    ----------
+    done : sequence of Cell
+        Finished cells; those that trained nothing are left out.
+    root : Path
+        The folder of all cells.
+    """
+    return [_record(cell, root) for cell in done if is_finished(root / cell.folder)]
+
+
+def _record(cell: Cell, root: Path) -> dict[str, Any]:
+    folder = root / cell.folder
+    header = read_header(folder)
+    logs = folder / LOG_FOLDER
+    return {
+        "name": cell.name,
+        "stage": cell.stage,
+        "sha256": header.sha256,
+        "steps": _steps(header),
+        "batch_size": int(header.config.get("training", {}).get("batch_size", 0)),
+        "patients_seen": len(header.patients_seen),
+        "seconds": float(read_json(folder / DONE_FILE)["seconds"]),
+        # Where its curves lie, from the study's folder.
+        "logs": logs.relative_to(root.parent).as_posix() if logs.is_dir() else "",
+    }
+
+
+def _steps(header: CheckpointHeader) -> int:
+    return int(header.notes.get("steps", header.config.get("training", {}).get("steps", 0)))

@@ -1,4 +1,4 @@
-"""What the cells of a study need of a machine, looked for before the first of them runs for hours."""
+"""Run a study: the cells that are not done yet, wherever the executor has them run, then the results."""
 
 from __future__ import annotations
 
@@ -26,28 +26,6 @@ from counterstain.study.results import write_results
 from counterstain.study.scheduler import run_cells, say
 from counterstain.study.stages import follow_cohort, is_done
 from counterstain.study.status import rows_of, write_plan
-
-
-def lacking(recipe: Recipe, cells: Iterable[Cell]) -> list[str]:
-    """Return what the cells will not find on this machine, a line for each package and file of weights.
-
-    Parameters
-    ----------
-    recipe : Recipe
-    cells : iterable of Cell
-        Those that are to run.
-    """
-    stages = {cell.stage for cell in cells}
-    lines: list[str] = []
-    if "segmenter" in stages:
-        lines += missing_file("segmenter.encoder_weights", recipe.segmenter.encoder_weights)
-    for stage, training in trainings().items():
-        if stage in stages:
-            lines += training.missing(recipe.settings_of(training))
-    return lines
-
-
-# Run a study: the cells that are not done yet, wherever the executor has them run, then the results.
 
 READ_BY_RESULTS = {"cohort", "synthetic", "evaluation"}
 
@@ -112,6 +90,25 @@ def _run(
         opened.stop()
 
 
+def lacking(recipe: Recipe, cells: Iterable[Cell]) -> list[str]:
+    """Return what the cells will not find on this machine, a line for each package and file of weights.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    cells : iterable of Cell
+        Those that are to run.
+    """
+    stages = {cell.stage for cell in cells}
+    lines: list[str] = []
+    if "segmenter" in stages:
+        lines += missing_file("segmenter.encoder_weights", recipe.segmenter.encoder_weights)
+    for stage, training in trainings().items():
+        if stage in stages:
+            lines += training.missing(recipe.settings_of(training))
+    return lines
+
+
 def whole_cells(cells: Sequence[Cell], root: Path) -> set[str]:
     """Return the folders of finished cells; those that are damaged are said and taken for not done.
 
@@ -148,9 +145,6 @@ def locked(out: Path) -> Iterator[None]:
         except OSError as error:
             raise MismatchError(f"{out}: another process is running this study; wait for it or stop it") from error
         yield
-
-
-# Folders of cells that a study's plan no longer refers to.
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a cell was made with: versions of packages, and the device."""
+"""What each kind of cell does: from its settings and its inputs' folders to its folder."""
 
 from __future__ import annotations
 
@@ -38,35 +38,6 @@ from counterstain.synthesis.synthesize import synthesize
 from counterstain.tracking import with_logger
 
 PACKAGES = ("counterstain", "torch", "lightning", "diffusers", "segmentation-models-pytorch", "numpy", "zarr")
-
-
-def software() -> dict[str, Any]:
-    """Return the versions of this process and its device."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
-    return {"versions": versions, "device": device}
-
-
-def merged(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what several cells were made with; where they differ, all of it."""
-    versions: dict[str, dict[str, None]] = {}
-    devices: dict[str, None] = {}
-    for record in records:
-        devices[record["device"]] = None
-        for package, number in record["versions"].items():
-            versions.setdefault(package, {})[number] = None
-    return {
-        "versions": {package: " and ".join(sorted(numbers)) for package, numbers in versions.items()},
-        "device": " and ".join(sorted(devices)),
-    }
-
-
-# What each kind of cell does, on its own: from its settings and its inputs' folders to its folder.
 
 
 def is_done(cell: Cell, root: Path) -> bool:
@@ -212,6 +183,32 @@ def _logged(kind: type[ConfigT], cell: Cell) -> ConfigT:
 
 def _size_and_seed(cell: Cell) -> dict[str, Any]:
     return {"size_px": int(cell.settings["size_px"]), "seed": int(cell.settings["seed"])}
+
+
+def software() -> dict[str, Any]:
+    """Return the versions of this process and its device."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU"
+    return {"versions": versions, "device": device}
+
+
+def merged(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what several cells were made with; where they differ, all of it."""
+    versions: dict[str, dict[str, None]] = {}
+    devices: dict[str, None] = {}
+    for record in records:
+        devices[record["device"]] = None
+        for package, number in record["versions"].items():
+            versions.setdefault(package, {})[number] = None
+    return {
+        "versions": {package: " and ".join(sorted(numbers)) for package, numbers in versions.items()},
+        "device": " and ".join(sorted(devices)),
+    }
 
 
 _WORK: dict[str, Callable[[Cell, Path], None]] = {
