@@ -60,8 +60,10 @@ class StageResources(Config):
 
 
 class Resources(Config):
-    """What cells may use, none of it part of their names. Results follow from the threads, not from how many cells run at
-    once, nor where."""
+    """What cells may use, none of it part of their names.
+
+    Results follow from the threads, not from how many cells run at once, nor where.
+    """
 
     threads: Annotated[int, Field(ge=1)] | None = None
     """Threads of each cell: sums round differently for another number of them. If not given: all that torch finds
