@@ -27,7 +27,7 @@ from counterstain.audit.judge import train_judge
 from counterstain.config import Config, build, read_yaml
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
-from counterstain.data.phantom.render import write_phantom
+from counterstain.data.phantom import write_phantom
 from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.sampling import PatchSampler
 from counterstain.data.split import SplitConfig, split_cohort

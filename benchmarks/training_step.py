@@ -33,7 +33,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from counterstain.data.cohort import Cohort
-from counterstain.data.phantom.render import write_phantom
+from counterstain.data.phantom import write_phantom
 from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.sampling import PatchSampler
 from counterstain.data.split import SplitConfig, split_cohort

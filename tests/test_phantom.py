@@ -3,9 +3,8 @@ import pytest
 
 from counterstain.config import build
 from counterstain.data.patches import label_mask
-from counterstain.data.phantom import render
+from counterstain.data.phantom import regions_of_slide, render
 from counterstain.data.phantom.layout import lay_out
-from counterstain.data.phantom.render import regions_of_slide
 from counterstain.data.phantom.styles import PhantomConfig, SlideStyle, index_of, slide_name, slide_style
 from counterstain.errors import ConfigError, InputError
 

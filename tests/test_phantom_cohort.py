@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from counterstain.cli import app
-from counterstain.data.phantom.render import write_phantom
+from counterstain.data.phantom import write_phantom
 from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.errors import ConfigError, MismatchError
 

@@ -9,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from counterstain.cli import app
-from counterstain.data.phantom.render import write_phantom
+from counterstain.data.phantom import write_phantom
 from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.relabel import RelabelConfig
 from counterstain.data.sampling import SamplingConfig

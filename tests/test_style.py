@@ -8,7 +8,7 @@ from drawn_requests import drawn_by
 
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
-from counterstain.data.phantom.render import write_phantom
+from counterstain.data.phantom import write_phantom
 from counterstain.data.phantom.styles import PhantomConfig, slide_style, style_from_vector, style_vector
 from counterstain.data.sampling import SamplingConfig
 from counterstain.data.split import SplitConfig, split_cohort

@@ -48,7 +48,8 @@ def make_phantom(
         Any other setting, for example purity=0.97.
     """
     from counterstain.config import build, parse_overrides
-    from counterstain.data.phantom import PhantomConfig, write_phantom
+    from counterstain.data.phantom import write_phantom
+    from counterstain.data.phantom.styles import PhantomConfig
     from counterstain.progress import bar
 
     options = {"slides": slides, "regions_per_slide": regions, "size_px": size, "mpp": mpp, "seed": seed}

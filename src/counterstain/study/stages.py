@@ -19,7 +19,7 @@ from counterstain.checkpoints import HEADER_FILE, read_header
 from counterstain.config import ConfigT, build
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
-from counterstain.data.phantom.render import write_phantom
+from counterstain.data.phantom import write_phantom
 from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.split import SplitConfig, keep_training_patients, link_cohort, link_packs, split_cohort
 from counterstain.errors import MismatchError

@@ -1,7 +1,8 @@
-"""Where the nests and ducts of a region lie: instances and their subtypes.
+"""Where nests, ducts, glands, vessels and fat cells of a region lie.
 
-Outlines are drawn on a coarse grid as signed distances and evaluated as smooth surfaces, so that they are as rounded
-as an annotator's polygons at any resolution. Shapes: H, W = rows and columns of the region, h, w = of the coarse grid.
+Outlines of nests are drawn on a coarse grid as signed distances and evaluated as smooth surfaces, so that they are as
+rounded as an annotator's polygons at any resolution. Shapes: H, W = rows and columns of the region, h, w = of the
+coarse grid, n = structures of a group.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from counterstain.data.phantom.noise import Ground, lookup, scatter, smooth_noise, upsample
+from counterstain.data.phantom.canvas import Canvas, lookup, scatter, smooth_noise, upsample
 from counterstain.data.phantom.styles import SlideStyle
 from counterstain.seeding import numpy_generator
 
@@ -23,17 +24,12 @@ TOUCHING_SHARE = 0.12  # nests that grow against their neighbours
 SMALLEST_UM2 = 500.0
 ATTEMPTS_PER_MM2 = 900
 
+Window = tuple[slice, slice]
+Member = tuple[str, np.ndarray, float, float]  # kind, offset in micrometres, radius, wall
+
 
 def lay_out(shape: tuple[int, int], style: SlideStyle, seed: int, mpp: float) -> tuple[np.ndarray, dict[int, int]]:
     """Place nests and ducts in a region.
-
-    Parameters
-    ----------
-    shape : (H, W)
-    style : SlideStyle
-    seed : int
-    mpp : float
-        Micrometres per pixel.
 
     Returns
     -------
@@ -99,9 +95,7 @@ def _outline(rng: np.random.Generator, coarse: tuple[int, int], style: SlideStyl
     return np.asarray(capsule + lumps * radius, np.float32)
 
 
-def _on_pixels(
-    outline_um: np.ndarray, shape: tuple[int, int], step_px: float
-) -> tuple[tuple[slice, slice], np.ndarray]:
+def _on_pixels(outline_um: np.ndarray, shape: tuple[int, int], step_px: float) -> tuple[Window, np.ndarray]:
     """Return a window of the region that holds the nest, and where in it the nest is."""
     inside = outline_um < 0
     windows = []
@@ -121,10 +115,7 @@ def _largest_part(outline_um: np.ndarray) -> np.ndarray:
     return np.where((parts == largest) | (parts == 0), outline_um, np.float32(STEP_UM))
 
 
-# Where glands, vessels and fat cells find room between the nests, and how large they are.
-#
-# Shapes: n = structures of a group.
-
+# Glands, vessels and fat cells find room between the nests.
 SPACING_UM = 78.0  # of the places where a structure or a group of them may lie
 REACH_UM = 36.0  # the largest group
 GLAND_RATE, FAT_RATE, VESSEL_RATE = 0.24, 0.10, 0.16  # share of the places, on the median slide
@@ -149,17 +140,17 @@ class Round:
         return np.asarray(self.radius_um * (1 + waves))
 
 
-def find_places(ground: Ground) -> Iterator[Round]:
+def find_places(canvas: Canvas) -> Iterator[Round]:
     """Yield every structure, those included that reach in from beyond the edges."""
-    style = ground.style
+    style = canvas.style
     rates = np.array([GLAND_RATE * style.benign, FAT_RATE * style.fat, VESSEL_RATE])
     limits = np.cumsum(rates / max(rates.sum(), 1.0))
-    rng = ground.rng("places")
-    centres = ground.scatter(rng, SPACING_UM, jitter=0.3, margin_um=REACH_UM)
+    rng = canvas.rng("places")
+    centres = canvas.scatter(rng, SPACING_UM, jitter=0.3, margin_um=REACH_UM)
     kinds = rng.random(len(centres))
-    rooms_um = np.minimum(lookup(ground.outside_um, centres) + 4.0, REACH_UM)
+    rooms_um = np.minimum(lookup(canvas.outside_um, centres) + 4.0, REACH_UM)
     for place in np.flatnonzero(kinds < limits[2]).tolist():
-        rng, room_um = ground.rng("place", place), float(rooms_um[place])
+        rng, room_um = canvas.rng("place", place), float(rooms_um[place])
         if kinds[place] < limits[0]:
             members = _glands(rng, room_um) if room_um > 12 else iter(())
         elif kinds[place] < limits[1]:
@@ -167,12 +158,9 @@ def find_places(ground: Ground) -> Iterator[Round]:
         else:
             members = _vessels(rng, room_um)
         for kind, offset_um, radius_um, wall_um in members:
-            centre, phase = centres[place] + offset_um / ground.mpp, rng.uniform(0, 2 * np.pi)
-            if lookup(ground.outside_um, centre[None])[0] > 0.8 * radius_um:
+            centre, phase = centres[place] + offset_um / canvas.mpp, rng.uniform(0, 2 * np.pi)
+            if lookup(canvas.outside_um, centre[None])[0] > 0.8 * radius_um:
                 yield Round(kind=kind, centre=centre, radius_um=radius_um, wall_um=wall_um, phase=phase)
-
-
-Member = tuple[str, np.ndarray, float, float]  # kind, offset in micrometres, radius, wall
 
 
 def _glands(rng: np.random.Generator, room_um: float) -> Iterator[Member]:

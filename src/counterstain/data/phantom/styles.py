@@ -24,6 +24,7 @@ GOLDEN = 0.6180339887498949  # its multiples fill 0..1 evenly, so any number of 
 # scanners show haematoxylin a little bluer and DAB a little less red.
 HAEMATOXYLIN = (0.698, 0.652, 0.296)
 DAB = (0.322, 0.571, 0.755)
+GLASS = (0.950, 0.947, 0.955)  # light that passes where there is no tissue
 
 
 class PhantomConfig(Config):
@@ -70,77 +71,44 @@ class PhantomConfig(Config):
 
 
 class SlideStyle(Config):
-    """Everything by which one slide differs from another."""
+    """Everything by which one slide differs from another; densities are optical densities, rates per 256 um square."""
 
-    dominant_score: Annotated[int, Field(ge=0, le=3)] = 2
-    """HER2 score of most nests."""
-    purity: Share = 0.9
-    """Probability that an invasive nest has the dominant score."""
-    duct_share: Share = 0.15
-    """Probability that an instance is an LCIS/DCIS duct."""
-    tumour_share: Share = 0.36
-    """Share of a region that is tumour, on average."""
-    nest_radius_um: Size = 24.0
-    """Half the width of a typical nest."""
-    nest_length: Factor = 1.0
-    """Length of the nests beyond their width, in radii: 0 = round, 4 = cords."""
-    haematoxylin_vector: Vector = HAEMATOXYLIN
-    """Optical density of red, green and blue at a unit of haematoxylin."""
-    dab_vector: Vector = DAB
-    """Optical density of red, green and blue at a unit of DAB."""
-    haematoxylin_strength: Factor = 1.0
-    """Factor on the counterstain."""
-    dab_strength: Factor = 1.0
-    """Factor on the membrane stain."""
-    dab_background: Factor = 0.03
-    """DAB that lies on everything, in optical density."""
-    edge_staining: Factor = 0.03
-    """DAB of stroma that is stained in places, in optical density."""
-    glass: Vector = (0.950, 0.947, 0.955)
-    """Light that passes where there is no tissue."""
-    haze: Factor = 0.03
-    """Share of the light that is veil."""
-    illumination: Factor = 0.02
-    """Rise of the light over a region."""
-    blur_um: Factor = 0.55
-    """Standard deviation of the optics' point spread."""
-    noise: Factor = 0.012
-    """Standard deviation of the camera's noise, as a share of the full scale."""
-    cell_size_um: Size = 13.5
-    """Distance of neighbouring tumour cells."""
-    nucleus_share: Factor = 0.32
-    """Radius of a tumour nucleus as a share of the cell size."""
-    pleomorphism: Factor = 0.18
-    """Spread of the logarithm of nuclear radii."""
-    nucleoli: Factor = 0.6
-    """Strength of nucleoli and coarse chromatin."""
-    cytoplasm: Factor = 0.11
-    """Counterstain of tumour cytoplasm, in optical density."""
-    clefts: Factor = 0.3
-    """How often nests have shrunk away from the stroma."""
-    stroma_density: Factor = 1.0
-    """Factor on the counterstain of fibres."""
-    fibre_wave_um: Factor = 9.0
-    """Amplitude of the waves of fibres."""
-    fibroblasts: Factor = 1.0
-    """Factor on the number of spindle cells."""
-    lymphocytes: Factor = 1.0
-    """Factor on the number of lymphocytes."""
-    benign: Factor = 1.0
-    """Factor on the number of benign glands."""
-    fat: Factor = 1.0
-    """Factor on the number of fat cells and gaps."""
-    smears: Factor = 0.25
-    """Brown smears, on average per 256 um square."""
-    folds: Factor = 0.06
-    """Folds, on average per 256 um square."""
-    defocus: Factor = 0.15
-    """Places out of focus, on average per 256 um square."""
-    precipitate: Factor = 0.3
-    """Clusters of DAB precipitate, on average per 256 um square."""
+    dominant_score: Annotated[int, Field(ge=0, le=3)] = 2  # HER2 score of most nests
+    purity: Share = 0.9  # probability that an invasive nest has the dominant score
+    duct_share: Share = 0.15  # probability that an instance is an LCIS/DCIS duct
+    tumour_share: Share = 0.36  # share of a region that is tumour, on average
+    nest_radius_um: Size = 24.0  # half the width of a typical nest
+    nest_length: Factor = 1.0  # length of the nests beyond their width, in radii: 0 = round, 4 = cords
+    haematoxylin_vector: Vector = HAEMATOXYLIN  # optical density of red, green and blue at a unit of haematoxylin
+    dab_vector: Vector = DAB  # optical density of red, green and blue at a unit of DAB
+    haematoxylin_strength: Factor = 1.0  # factor on the counterstain
+    dab_strength: Factor = 1.0  # factor on the membrane stain
+    dab_background: Factor = 0.03  # DAB that lies on everything
+    edge_staining: Factor = 0.03  # DAB of stroma that is stained in places
+    glass: Vector = GLASS  # light that passes where there is no tissue
+    haze: Factor = 0.03  # share of the light that is veil
+    illumination: Factor = 0.02  # rise of the light over a region
+    blur_um: Factor = 0.55  # standard deviation of the optics' point spread
+    noise: Factor = 0.012  # standard deviation of the camera's noise, as a share of the full scale
+    cell_size_um: Size = 13.5  # distance of neighbouring tumour cells
+    nucleus_share: Factor = 0.32  # radius of a tumour nucleus as a share of the cell size
+    pleomorphism: Factor = 0.18  # spread of the logarithm of nuclear radii
+    nucleoli: Factor = 0.6  # strength of nucleoli and coarse chromatin
+    cytoplasm: Factor = 0.11  # counterstain of tumour cytoplasm
+    clefts: Factor = 0.3  # how often nests have shrunk away from the stroma
+    stroma_density: Factor = 1.0  # factor on the counterstain of fibres
+    fibre_wave_um: Factor = 9.0  # amplitude of the waves of fibres
+    fibroblasts: Factor = 1.0  # factor on the number of spindle cells
+    lymphocytes: Factor = 1.0  # factor on the number of lymphocytes
+    benign: Factor = 1.0  # factor on the number of benign glands
+    fat: Factor = 1.0  # factor on the number of fat cells and gaps
+    smears: Factor = 0.25  # brown smears
+    folds: Factor = 0.06  # folds
+    defocus: Factor = 0.15  # places out of focus
+    precipitate: Factor = 0.3  # clusters of DAB precipitate
 
 
-# field: (median, spread of the logarithm over slides); the median is the default of SlideStyle
+# Spread of the logarithm over slides; the median is the default of SlideStyle.
 _SPREADS = {
     "tumour_share": 0.15, "nest_radius_um": 0.25, "nest_length": 0.7,
     "haematoxylin_strength": 0.28, "dab_strength": 0.16, "dab_background": 0.6, "edge_staining": 0.9,
@@ -174,13 +142,7 @@ def patient_name(seed: int, index: int) -> str:
 
 
 def index_of(slide: str) -> int:
-    """Return the number of a slide of this name.
-
-    Raises
-    ------
-    InputError
-        Not the name of a phantom's slide.
-    """
+    """Return the number of a slide from its name; raises InputError where a phantom has no slide of that name."""
     prefix, _, number = slide.rpartition("-")
     if prefix != "phantom" or not (number.isascii() and number.isdigit()):
         raise InputError(f"slide {slide!r}: not a slide of a phantom; expected a name such as {slide_name(7)}")
@@ -205,13 +167,14 @@ def slide_style(config: PhantomConfig, slide_index: int) -> SlideStyle:
         values[name] *= getattr(config, factor)
     values["duct_share"] = min(values["duct_share"], 1.0)
     values["tumour_share"] = min(values["tumour_share"], 0.9)
+    glass = np.clip(np.array(GLASS) + [0.012 * deviate(f"glass {c}") for c in "rgb"], 0.8, 0.99).round(6)
     return SlideStyle(
         **{name: round(float(value), 6) for name, value in values.items()},
         purity=config.purity,
         dominant_score=_dominant_score(config, slide_index),
         haematoxylin_vector=_tinted(HAEMATOXYLIN, [0.045 * deviate(f"haematoxylin {c}") for c in "rgb"]),
         dab_vector=_tinted(DAB, [0.04 * deviate(f"dab {c}") for c in "rgb"]),
-        glass=_tinted_glass([0.012 * deviate(f"glass {c}") for c in "rgb"]),
+        glass=tuple(glass.tolist()),
     )
 
 
@@ -235,17 +198,11 @@ def style_from_vector(vector: np.ndarray) -> SlideStyle:
 
 
 def _dominant_score(config: PhantomConfig, slide_index: int) -> int:
-    start = numpy_generator(config.seed, "scores").random()
-    place = (start + GOLDEN * slide_index) % 1.0
+    place = (numpy_generator(config.seed, "scores").random() + GOLDEN * slide_index) % 1.0
     return int(np.searchsorted(np.cumsum(config.prevalence)[:3], place, side="right"))
 
 
 def _tinted(vector: Vector, shift: list[float]) -> Vector:
     tinted = np.clip(np.array(vector) + shift, 0.05, None)
     red, green, blue = (tinted / np.linalg.norm(tinted)).round(6).tolist()
-    return red, green, blue
-
-
-def _tinted_glass(shift: list[float]) -> Vector:
-    red, green, blue = np.clip(np.array([0.950, 0.947, 0.955]) + shift, 0.8, 0.99).round(6).tolist()
     return red, green, blue

@@ -1,6 +1,6 @@
-"""Smooth random fields and scattered points, the raw material of procedural tissue.
+"""What tissue is drawn on: a mask with its distances, seeded smooth noise, scattered points, and two stains.
 
-Shapes: H, W = rows and columns in pixels, n = points. Points are (n, 2) arrays of row and column.
+Shapes: H, W = rows and columns of the region in pixels, n = points. Points are (n, 2) arrays of row and column.
 """
 
 from __future__ import annotations
@@ -18,20 +18,9 @@ _UNIT = 1.77  # cubic B-spline weights shrink white noise; this brings its sprea
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale_px: float, *, count: int = 1) -> np.ndarray:
-    """Draw smooth noise of mean 0 and spread about 1.
+    """Draw ``count`` fields of mean 0 and spread about 1, (count, H, W) float32.
 
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-    shape : (H, W)
-    scale_px : float
-        Distance of the random knots; white noise at 1 and below.
-    count : int
-        How many independent fields.
-
-    Returns
-    -------
-    (count, H, W) float32 array
+    ``scale_px`` is the distance of the random knots; at 1 and below the noise is white.
     """
     if scale_px <= 1.0:
         return white_noise(rng, (count, *shape))
@@ -49,17 +38,10 @@ def white_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def upsample(knots: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Evaluate cubic B-spline surfaces on a grid.
+    """Evaluate cubic B-spline surfaces, (..., h, w) float32, on a grid, (..., H, W) float32.
 
-    Parameters
-    ----------
-    knots : (..., h, w) float32 array
-    rows, columns : (H,), (W,) arrays
-        Where to evaluate, in distances of knots; 0 lies on the second knot, so that each place has two knots before it.
-
-    Returns
-    -------
-    (..., H, W) float32 array
+    ``rows`` (H,) and ``columns`` (W,) are in distances of knots; 0 lies on the second knot, so that each place has two
+    knots before it.
     """
     wide = _interpolate(np.moveaxis(knots, -1, 0), columns)  # (W, ..., h)
     whole = _interpolate(np.moveaxis(wide, (-1, 0), (0, -1)), rows)  # (H, ..., W)
@@ -83,22 +65,9 @@ def _interpolate(knots: np.ndarray, position: np.ndarray) -> np.ndarray:
 def scatter(
     rng: np.random.Generator, shape: tuple[int, int], spacing_px: float, *, jitter: float, margin_px: float = 0.0
 ) -> np.ndarray:
-    """Draw the points of a hexagonal lattice that is turned, shifted and shaken at random.
+    """Draw the points of a hexagonal lattice that is turned, shifted and shaken at random, (n, 2) float.
 
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-    shape : (H, W)
-    spacing_px : float
-        Distance of neighbours.
-    jitter : float
-        Largest displacement as a share of the spacing.
-    margin_px : float
-        How far beyond the edges points may lie.
-
-    Returns
-    -------
-    (n, 2) float array
+    ``jitter`` is the largest displacement as a share of the spacing; points may lie ``margin_px`` beyond the edges.
     """
     height, width = shape
     reach = np.hypot(height, width) / 2 + margin_px + spacing_px
@@ -138,10 +107,7 @@ def level_angle(field: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def look_up_wrapped(table: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Interpolate a table that repeats in both directions at fractional rows and columns.
-
-    The sides of the table are powers of two.
-    """
+    """Interpolate a table that repeats in both directions at fractional places; its sides are powers of two."""
     height, width = table.shape
     assert height & (height - 1) == 0
     assert width & (width - 1) == 0
@@ -155,10 +121,6 @@ def look_up_wrapped(table: np.ndarray, rows: np.ndarray, columns: np.ndarray) ->
     return np.asarray(upper + v * (lower - upper))
 
 
-# What the tissue of one region is drawn on: the mask, distances to its outlines, seeded noise, and the two stains.
-#
-# Shapes: H, W = rows and columns of the region in pixels.
-
 # Fields of smooth noise by their scale; those of one scale are drawn at once.
 SCALES_UM = {
     50.0: ("long waves", "oedema", "staining", "aggregates", "vigour", "necrosis"),
@@ -168,12 +130,11 @@ SCALES_UM = {
     1.5: ("grain",),
 }
 _SCALE_OF = {name: scale for scale, names in SCALES_UM.items() for name in names}
-
 FAR_UM = 500.0  # distance where there is nothing to be distant from
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ground:
+class Canvas:
     """The mask of a region, its scale, its style and its seed."""
 
     labels: np.ndarray  # (H, W) uint8, 0 = background, 1..4 = HER2 0..3+, 5 = LCIS/DCIS
@@ -221,8 +182,7 @@ class Ground:
 
     def scatter(self, rng: np.random.Generator, spacing_um: float, *, jitter: float, margin_um: float) -> np.ndarray:
         """Return points of a shaken lattice, (n, 2) rows and columns in pixels."""
-        margin_px = margin_um / self.mpp
-        return scatter(rng, self.shape, spacing_um / self.mpp, jitter=jitter, margin_px=margin_px)
+        return scatter(rng, self.shape, spacing_um / self.mpp, jitter=jitter, margin_px=margin_um / self.mpp)
 
     @cached_property
     def _fields(self) -> dict[float, np.ndarray]:
