@@ -6,12 +6,16 @@ import pandas as pd
 import pytest
 from drawn_results import DEMO_ARMS, HER2, draw_composition, draw_counts, draw_losses, draw_synthetic, results_of
 
+from counterstain.generators.methods import METHODS
 from counterstain.report import figures
-from counterstain.report.example_figures import examples
-from counterstain.report.figure_style import STYLE, colour_of, save_svg, svg_text
+from counterstain.report.figure_style import STYLE, colour_of, save_figure, svg_text
 from counterstain.report.results import Example
+from counterstain.report.tissue_figures import examples
+from counterstain.study.arms import Arm, read_arms
 from counterstain.taxonomy import Subtype, Taxonomy
 
+ARMS = read_arms({"arms": DEMO_ARMS})
+_, SUBTYPE, SPADE, *_ = ARMS
 LESION = Taxonomy(name="t", tissue_class="lesion", subtypes=(Subtype(id=1, name="a", colour="#112233"),))
 
 
@@ -28,7 +32,7 @@ def drawn():
     return counts, results_of(counts)
 
 
-def example(size=16, methods=("spade", "oracle")):
+def example(size=16, methods=("spade", "oracle (ceiling)")):
     image = np.full((size, size, 3), 200, np.uint8)
     return Example(real=image, mask=image.copy(), new_mask=image.copy(), images=dict.fromkeys(methods, image))
 
@@ -38,9 +42,9 @@ def all_figures():
     return {
         "composition": figures.composition(draw_composition(), HER2, mpp=0.5),
         "balance": figures.balance(draw_synthetic(), HER2),
-        "boxplots": figures.boxplots(results, HER2, arms=DEMO_ARMS, reference="subtype"),
-        "confusion": figures.confusion(counts, HER2, reference="subtype", arm="spade+100"),
-        "training": figures.training_curves(draw_losses(DEMO_ARMS, 1)),
+        "boxplots": figures.boxplots(results, HER2, arms=ARMS, reference=SUBTYPE),
+        "confusion": figures.confusion(counts, HER2, reference=SUBTYPE, arm=SPADE),
+        "training": figures.training_curves(draw_losses(DEMO_ARMS, 1), ARMS),
         "examples": examples([example()], HER2, mpp=0.5),
     }
 
@@ -66,7 +70,7 @@ def test_drawing_leaves_the_settings_of_matplotlib_alone():
 
 
 def test_svg_is_written_in_one_step(tmp_path):
-    save_svg(figures.composition(draw_composition(), HER2), tmp_path / "figure.svg")
+    save_figure(figures.composition(draw_composition(), HER2), tmp_path / "figure.svg")
     assert [file.name for file in tmp_path.iterdir()] == ["figure.svg"]
 
 
@@ -101,15 +105,16 @@ def test_balance_puts_methods_with_the_same_numbers_together():
 
 def test_boxplots_name_the_tissue_class_and_mark_the_oracle():
     _, results = drawn()
-    results["arm"] = results["arm"].replace("spade+100", "oracle+100")
-    written = texts(figures.boxplots(results, LESION, arms=["subtype", "oracle+100"], reference="subtype"))
+    oracle = Arm.of(method="oracle", amount=1.0)
+    results["arm"] = results["arm"].replace("spade+100", oracle.name)
+    written = texts(figures.boxplots(results, LESION, arms=[SUBTYPE, oracle], reference=SUBTYPE))
     assert "Lesion Dice" in written
     assert "oracle +100\N{NO-BREAK SPACE}% (ceiling)" in written
 
 
 def test_the_box_is_mean_and_sd_and_the_whiskers_are_the_extremes():
     _, results = drawn()
-    axes = figures.boxplots(results, HER2, arms=["subtype"], reference="subtype").axes[0]
+    axes = figures.boxplots(results, HER2, arms=[SUBTYPE], reference=SUBTYPE).axes[0]
     values = results.query("arm == 'subtype' and split == 'test'")["dice"].to_numpy()
     box = axes.patches[0]
     assert box.get_x() == pytest.approx(values.mean() - values.std(ddof=1))
@@ -119,12 +124,12 @@ def test_the_box_is_mean_and_sd_and_the_whiskers_are_the_extremes():
 
 def test_an_arm_without_results_is_shown_as_such():
     _, results = drawn()
-    assert "no result" in texts(figures.boxplots(results, HER2, arms=["subtype", "lost"], reference="subtype"))
+    assert "no result" in texts(figures.boxplots(results, HER2, arms=[SUBTYPE, Arm(name="lost")], reference=SUBTYPE))
 
 
 def test_confusion_shows_recall_averaged_over_repeats():
     counts, results = drawn()
-    written = texts(figures.confusion(counts, HER2, reference="subtype", arm="spade+100"))
+    written = texts(figures.confusion(counts, HER2, reference=SUBTYPE, arm=SPADE))
     recall = results.query("arm == 'subtype' and split == 'test'")["recall_HER2 0"].mean()
     assert f"{100 * recall:.1f}" in written
     assert "Difference (points)" in written
@@ -132,31 +137,31 @@ def test_confusion_shows_recall_averaged_over_repeats():
 
 def test_confusion_stands_alone_without_a_best_arm():
     counts, _ = drawn()
-    assert len(figures.confusion(counts, HER2, reference="subtype", arm=None).axes) == 1
+    assert len(figures.confusion(counts, HER2, reference=SUBTYPE, arm=None).axes) == 1
 
 
 def test_confusion_of_a_subtype_without_pixels_is_left_open():
     counts, _ = drawn()
     kept = counts[counts["subtype"] != 5]
-    assert "\N{EN DASH}" in texts(figures.confusion(kept, HER2, reference="subtype", arm="spade+100"))
+    assert "\N{EN DASH}" in texts(figures.confusion(kept, HER2, reference=SUBTYPE, arm=SPADE))
 
 
 def test_trainings_that_differ_by_arm_share_a_panel():
-    figure = figures.training_curves(draw_losses(DEMO_ARMS, 2))
+    figure = figures.training_curves(draw_losses(DEMO_ARMS, 2), ARMS)
     titles = [axes.get_title("left") for axes in figure.axes if axes.get_visible()]
     assert titles.count("segmenter: loss") == 1
     assert len(titles) == 7
 
 
 def test_long_curves_are_thinned():
-    figure = figures.training_curves(draw_losses((), 0, steps=20_000))
+    figure = figures.training_curves(draw_losses((), 0, steps=20_000), ())
     assert len(figure.axes[0].lines[0].get_xdata()) == 150
 
 
 def test_losses_that_are_not_finite_do_not_break_the_curves():
     losses = draw_losses((), 0)
     losses.loc[losses["step"] > 100, "value"] = np.nan
-    assert svg_text(figures.training_curves(losses))
+    assert svg_text(figures.training_curves(losses, ()))
 
 
 def test_examples_stand_beside_their_methods_with_a_scale_bar():
@@ -169,6 +174,5 @@ def test_large_examples_are_shrunk_for_the_page():
     assert figure.axes[0].images[0].get_array().shape == (256, 256, 3)
 
 
-def test_a_method_has_one_colour_in_all_amounts():
-    assert colour_of("diffusion+50") == colour_of("diffusion+400") == colour_of("diffusion")
-    assert len({colour_of(m) for m in ("spade", "diffusion", "inpainting", "subtype", "oracle")}) == 5
+def test_every_method_has_its_own_colour():
+    assert len({colour_of(method) for method in (None, *METHODS)}) == len(METHODS) + 1

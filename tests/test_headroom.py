@@ -11,7 +11,7 @@ from counterstain.config import build
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.split import keep_training_patients, link_cohort, order_patients
 from counterstain.errors import ConfigError, InputError
-from counterstain.report.example_figures import headroom_figure
+from counterstain.report.figures import headroom_figure
 from counterstain.segmentation.counts import dice
 from counterstain.study.config import StudyConfig
 from counterstain.study.headroom import (
@@ -176,7 +176,7 @@ def test_words_say_where_the_curve_is_steep():
 def drawn_curve(subtype):
     values = np.linspace(0.5, 0.9, 8).reshape(2, 4)
     step = Step(fewer=4, more=8, per_doubling=0.0, low=0.0, high=0.0)
-    return Curve(subtype=subtype, values=values, draws=values.T, steps=[step], predicted="too little")
+    return Curve(subtype=subtype, scores=values, draws=values.T, steps=[step], predicted="too little")
 
 
 def test_the_figure_has_the_colours_of_the_taxonomy_and_what_is_missing_is_named():

@@ -7,8 +7,8 @@ from drawn_results import draw_results
 from typer.testing import CliRunner
 
 from counterstain.cli import app
-from counterstain.report.effects import looks_sentence
 from counterstain.report.results import looked_at, read_results
+from counterstain.report.summary import looks_sentence
 from counterstain.storage import claim
 from counterstain.study.test_access_log import LOOKS_FILE, Look, read_looks, record_look, run_of, times_looked_at
 
@@ -41,7 +41,7 @@ def test_a_damaged_line_is_passed_over_and_the_next_look_is_kept(tmp_path):
 
 def test_no_record_is_no_look(tmp_path):
     assert read_looks(tmp_path) == ()
-    assert "not on record" in looks_sentence(())
+    assert "no record" in looks_sentence(())
 
 
 def test_a_place_that_cannot_be_written_to_is_no_reason_to_show_nothing(tmp_path):
@@ -62,8 +62,8 @@ def test_the_run_of_a_cell_is_found_and_a_foreign_run_json_is_passed_over(tmp_pa
 
 def test_the_sentence_says_how_often_and_by_which_command():
     said = looks_sentence([look("study run", "val", "test"), look("report", "val", "test"), look("evaluate", "val")])
-    assert "of the validation part 3 times (evaluate 1, report 1, study run 1)" in said
-    assert "of the test part twice (report 1, study run 1)" in said
+    assert "validation results 3 times (evaluate 1, report 1, study run 1)" in said
+    assert "test results twice (report 1, study run 1)" in said
     assert "since 2026-01-02" in said
 
 
@@ -77,7 +77,7 @@ def test_every_report_of_a_run_is_a_look_and_says_so(tmp_path):
     assert len(looked_at(read_results(run / "results"), "study run").looks) == 1
     result = CliRunner().invoke(app, ["report", str(run)])
     assert result.exit_code == 0, result.output
-    assert "of the test part twice (report 1, study run 1)" in (run / "report.html").read_text()
+    assert "test results twice (report 1, study run 1)" in (run / "report.html").read_text()
     assert not (run / "results" / LOOKS_FILE).exists()
 
 

@@ -86,7 +86,7 @@ def test_a_study_runs_with_a_method_of_another_package_and_reports_it(toy, tmp_p
     report = write_report(tmp_path / "run").read_text()
     assert "Toy: mean colours of 32 pixel patches." in report
     assert "Toy: drawn from the mask and noise" in report
-    assert colour_of("toy+100") == "#123456"
+    assert colour_of("toy") == "#123456"
 
 
 def test_settings_of_drawing_rename_the_set_and_not_the_training(toy, tmp_path):

@@ -218,8 +218,8 @@ def preview(
     seed : int
         Another number makes other random choices.
     """
-    from counterstain.report.example_figures import redrawn_as_every_subtype
     from counterstain.report.figure_style import figure_kind, save_figure
+    from counterstain.report.tissue_figures import redrawn_as_every_subtype
     from counterstain.synthesis.preview import preview as redrawn
 
     if not 1 <= per_subtype <= 20:

@@ -71,8 +71,8 @@ def headroom(
     """
     from counterstain.config import build
     from counterstain.progress import bar
-    from counterstain.report.example_figures import headroom_figure
     from counterstain.report.figure_style import save_figure
+    from counterstain.report.figures import headroom_figure
     from counterstain.study.headroom import HeadroomConfig, measure_headroom, sizes_of
 
     chosen = {"patients": numbers_of(patients, "patients"), "repeats": repeats, "split": split, "seed": seed}
@@ -267,8 +267,7 @@ def report(
     Path
         The page.
     """
-    from counterstain.report.files import write_figures, write_tables
-    from counterstain.report.page import write_report
+    from counterstain.report.page import write_figures, write_report, write_tables
 
     page = write_report(Path(run), None if out is None else Path(out))
     if figures is not None:

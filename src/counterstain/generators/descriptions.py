@@ -1,4 +1,7 @@
-"""How each generator is described in a methods section and in the data sheets of its sets."""
+"""How each generator is described in a methods section and in the data sheets of its sets.
+
+Paragraphs say what was done; a table of the report lists every setting with its value.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from counterstain.generators import autoencoder_config, spade_config
-from counterstain.generators.autoencoder_config import AutoencoderConfig
-from counterstain.generators.diffusion_config import (
-    NUCLEUS_UM,
-    CounterstainConfig,
-    DiffusionConfig,
-    InpaintingConfig,
-    SamplerConfig,
-)
-from counterstain.progress import PERCENT, TIMES, counted
-from counterstain.training_config import TrainingConfig
+from counterstain.generators.diffusion_config import NUCLEUS_UM, CounterstainConfig
+from counterstain.progress import PERCENT, TIMES
 
 SAMPLERS = {
     "ddim": "DDIM (Song et al. 2021)",
@@ -23,181 +18,113 @@ SAMPLERS = {
     "unipc": "UniPC (Zhao et al. 2023)",
     "few_step": "a distilled network (Salimans & Ho 2022)",
 }
-PREDICTIONS = {"epsilon": "the noise", "v_prediction": "the velocity", "sample": "the clean latents"}
-SCHEDULES = {
-    "scaled_linear": "linear in their square roots",
-    "linear": "linear",
-    "squaredcos_cap_v2": "along a squared cosine",
-}
+PREDICTIONS = {"epsilon": "noise", "v_prediction": "velocity", "sample": "clean latents"}
 LOSSES = {"l1": "L1 distance", "l2": "squared distance", "min-snr": "squared distance weighted by min(SNR, 5)"}
 
 
-def training_of(training: TrainingConfig) -> str:
-    """Say how long and in what batches a network was trained (``trained for 80 steps in batches of 16 …``)."""
-    precision = {"auto": "", "32": " in 32-bit", "bf16": " in bfloat16", "16": " in 16-bit"}[training.precision]
-    clip = f", gradients clipped to norm {training.gradient_clip:g}" if training.gradient_clip else ""
-    return f"trained for {training.steps:,} steps in batches of {training.batch_size}{precision}{clip}"
-
-
 def spade(recipe: Any) -> str:
-    """Describe SPADE's training."""
+    """Describe SPADE and its training."""
     config, style = recipe.spade, recipe.synthesis.style
-    terms = {
-        "feature matching": spade_config.FEATURE_WEIGHT,
-        "VGG19 features": config.vgg_weight,
-        "L1": config.l1_weight,
-        "Kullback-Leibler": spade_config.KL_WEIGHT if config.use_vae else 0.0,
-    }
+    terms = {"feature matching": spade_config.FEATURE_WEIGHT}
+    terms |= {"VGG19 features": config.vgg_weight, "L1": config.l1_weight}
+    terms["Kullback-Leibler"] = spade_config.KL_WEIGHT if config.use_vae else 0.0
     weights = ", ".join(f"{weight:g} {TIMES} {name}" for name, weight in terms.items() if weight)
-    edge = " and the borders between instances" if config.edge_channel else ""
-    noise = f" and {counted(config.noise_channels, 'channel')} of pixel noise" if config.noise_channels else ""
-    nuclei = _counterstain(config.counterstain)
-    values = "random latent values" if style.source == "none" else "the latent values of a patch in the style asked for"
-    vae = f"with its variational encoder ({config.latent} latent values)" if config.use_vae else "without an encoder"
+    latent = "random latent codes" if style.source == "none" else "the latent code of a patch with the requested style"
+    given = ["one-hot masks", "instance borders" if config.edge_channel else ""]
+    given.append("pixel noise" if config.noise_channels else "")
     return (
-        f"SPADE (Park et al. 2019) {vae}, {config.generator_width} features in the generator's last block, "
-        f"{config.discriminator_width} in the discriminator's first layer and {config.hidden} in the modulating "
-        f"layers, saw one-hot masks{edge}{noise}.{nuclei} It was {training_of(config.training)} with Adam "
-        f"(betas {_pair(spade_config.ADAM_BETAS)}; learning rates {config.lr_generator:g} for the generator "
-        f"and {config.lr_discriminator:g} for the discriminator), minimising the hinge loss + "
-        f"{weights}.{_average(config.ema_decay)} Images were drawn with {values}."
+        f"SPADE (Park et al. 2019) {'with' if config.use_vae else 'without'} its variational encoder received "
+        f"{_listed(given)}.{_counterstain(config.counterstain)} Generator and discriminator were trained with Adam "
+        f"(betas {_pair(spade_config.ADAM_BETAS)}), minimising the hinge loss + {weights}.{_average(config)} "
+        f"Images were drawn with {latent if config.use_vae else 'no latent code'}."
     )
 
 
 def autoencoder(recipe: Any) -> str:
     """Describe the first stage of latent diffusion."""
-    config: AutoencoderConfig = recipe.autoencoder
+    config = recipe.autoencoder
     start = (
-        f"First stage of latent diffusion (Rombach et al. 2022): images were shrunk {config.factor} times along each "
-        f"edge to {config.latent_channels} channels"
+        f"First stage of latent diffusion (Rombach et al. 2022): images were downsampled {config.factor} times to "
+        f"{config.latent_channels} latent channels"
     )
     if config.kind == "linear":
         return f"{start}, the principal components of blocks of {config.factor} {TIMES} {config.factor} pixels."
-    kind = {
-        "vq": f"a vector-quantised autoencoder with {config.codebook_size:,} codes",
-        "kl": f"a variational autoencoder (Kullback-Leibler weight {config.kl_weight:g})",
-    }[config.kind]
-    terms = [f"{config.lpips_weight:g} {TIMES} LPIPS"] if config.lpips_weight else []
-    if config.adversarial_weight:
-        since = f" from step {config.adversarial_start:,}" if config.adversarial_start else ""
-        terms.append(f"{config.adversarial_weight:g} {TIMES} adaptive patch GAN{since}")
-    losses = " + ".join(["L1", *terms])
+    kind = {"vq": "a vector-quantised autoencoder", "kl": "a variational autoencoder"}[config.kind]
+    terms = {"LPIPS": config.lpips_weight, "adaptive patch GAN": config.adversarial_weight}
+    losses = "".join(f" + {weight:g} {TIMES} {name}" for name, weight in terms.items() if weight)
     return (
-        f"{start} by {kind} with {config.channels} features at full size, {training_of(config.training)} with Adam "
-        f"(betas {_pair(autoencoder_config.ADAM_BETAS)}, learning rate {config.scaled_lr:g}), minimising {losses}."
+        f"{start} by {kind}, trained with Adam (betas {_pair(autoencoder_config.ADAM_BETAS)}), minimising L1{losses}."
     )
 
 
 def diffusion(recipe: Any) -> str:
-    """Describe the denoiser and its training."""
-    config: DiffusionConfig = recipe.diffusion
-    widths = ", ".join(str(config.channels * m) for m in config.multipliers)
-    noise = config.noise
-    dropout = (
-        f"; {100 * config.condition_dropout:g}{PERCENT} of the samples had no mask" if config.condition_dropout else ""
-    )
-    falls = ", falling to 0 along a cosine" if config.lr_schedule == "cosine" else ""
-    warm = f" after {config.warmup_steps:,} steps of warm-up" if config.warmup_steps else ""
+    """Describe the denoiser, its training and its sampler."""
+    config, sampler = recipe.diffusion, recipe.diffusion.sampler
+    guided = f"classifier-free guidance of {sampler.guidance:g} (Ho & Salimans 2022)"
+    style = context = ""
+    if config.style is not None:
+        style = (
+            " It was also given the style of the patch's slide: statistics of the background's optical density and a "
+            "learned code, averaged over other patches of the slide."
+        )
+    if config.context_share:
+        context = (
+            f" In {100 * config.context_share:g}{PERCENT} of the samples it received the latents around some instances "
+            "as extra channels, as in inpainting."
+        )
     return (
-        f"Denoiser: a U-Net with {widths} features and {counted(config.blocks, 'residual block')} a scale, "
-        f"{_attention(config)} ({config.heads} heads), saw the "
-        f"one-hot mask, brought to the latents' size, in extra channels{dropout}."
-        f"{_counterstain(config.counterstain)}{_style(config)} It predicted {PREDICTIONS[noise.prediction]} "
-        f"({noise.timesteps:,} timesteps, variances {noise.beta_start:g} to "
-        f"{noise.beta_end:g}, {SCHEDULES[noise.schedule]}) and was {training_of(config.training)} with AdamW "
-        f"(learning rate {config.scaled_lr:g}{warm}{falls}, no weight decay), minimising the "
-        f"{LOSSES[config.loss]}.{_average(config.ema_decay)}{_pool(config)}{_context(config)} "
-        f"{_sampler(config.sampler)}"
+        "Denoiser: a U-Net received the one-hot mask, resized to the latents, as extra channels."
+        f"{_counterstain(config.counterstain)}{style} It was trained with AdamW to predict the "
+        f"{PREDICTIONS[config.noise.prediction]}, minimising the {LOSSES[config.loss]}.{_average(config)}{context} "
+        f"Images were drawn by {SAMPLERS[sampler.name]} in {sampler.steps} steps, "
+        f"{guided if sampler.guidance != 1 else 'without guidance'}."
     )
 
 
 def _counterstain(shown: CounterstainConfig | None) -> str:
     if shown is None:
         return ""
-    dropout = f"; {100 * shown.dropout:g}{PERCENT} of the samples had none" if shown.dropout else ""
     other = {"dab": "DAB", "eosin": "eosin"}[shown.other_stain]
-    width = f"{NUCLEUS_UM:g} um" if shown.local_px is None else f"{shown.local_px:g} pixels"
-    unit = {"structure": "units of their spread", "contrast": "optical density"}[shown.shows]
+    width = f"{NUCLEUS_UM:g} µm" if shown.local_px is None else f"{shown.local_px:g} pixels"
+    unit = {"structure": "units of the local standard deviation", "contrast": "optical density"}[shown.shows]
     return (
-        f" It was also shown the haematoxylin of the real patch, unmixed from {other} with the colours of Ruifrok & "
-        f"Johnston (2001), as difference to the surroundings (a Gaussian of {width}) in {unit}, so that relabelled "
-        f"instances keep their nuclei{dropout}."
+        f" It also received the haematoxylin of the real patch, unmixed from {other} with the colours of Ruifrok & "
+        f"Johnston (2001), as the difference from its surroundings (Gaussian of {width}) in {unit}, so that relabelled "
+        "instances keep their nuclei."
     )
-
-
-def _style(config: DiffusionConfig) -> str:
-    style = config.style
-    if style is None:
-        return ""
-    dropout = f"; {100 * style.dropout:g}{PERCENT} of the samples had none" if style.dropout else ""
-    return (
-        f" It was also given the style of the patch's slide: statistics of the background's optical density and a "
-        f"learned code of {style.code} numbers, averaged over "
-        f"{counted(style.references, 'other patch', 'other patches')} of the slide{dropout}."
-    )
-
-
-def _pool(config: DiffusionConfig) -> str:
-    if not config.latent_pool:
-        return ""
-    return f" Its patches were cut and encoded once, {config.latent_pool:,} of them, from which each batch was drawn."
-
-
-def _context(config: DiffusionConfig) -> str:
-    if not config.context_share:
-        return ""
-    return (
-        f" In {100 * config.context_share:g}{PERCENT} of the samples it saw the latents around some instances in extra "
-        "channels, as when inpainting."
-    )
-
-
-def _attention(config: DiffusionConfig) -> str:
-    lowest = {0: "", 1: "the lowest scale and "}
-    scales = lowest.get(config.attention_scales, f"the {config.attention_scales} lowest scales and ")
-    return f"attention at {scales}the middle"
-
-
-def _sampler(config: SamplerConfig) -> str:
-    guidance = (
-        f"classifier-free guidance of {config.guidance:g} (Ho & Salimans 2022)"
-        if config.guidance != 1
-        else "without guidance"
-    )
-    eta = f", eta {config.eta:g}" if config.name == "ddim" else ""
-    return f"Images were drawn by {SAMPLERS[config.name]} in {config.steps} steps{eta}, {guidance}."
 
 
 def inpainting(recipe: Any) -> str:
     """Describe how instances are redrawn."""
-    config: InpaintingConfig = recipe.diffusion.inpainting
+    config = recipe.diffusion.inpainting
     wide = f", widened by {config.dilation_px} pixels" if config.dilation_px else ""
     kept = (
-        "the original pixels were put back outside of the instances"
+        "outside the instances the original pixels were restored"
         if config.composite
-        else "the whole image is what the first stage decoded"
+        else "the whole image was decoded by the first stage"
     )
-    stretch = counted(config.jump_length, "step")
-    again = f" Stretches of {stretch} were walked {config.resamples} times (RePaint, Lugmayr et al. 2022)."
-    start = f" Drawing began from the noised original, at {config.strength:g} of the noise."
-    ways = (again if config.resamples > 1 else "") + (start if config.start == "original" else "")
+    again = (
+        f" Each run of {config.jump_length} steps was repeated {config.resamples} times (RePaint, Lugmayr et al. 2022)."
+    )
+    start = f" Drawing started from the original, noised to {config.strength:g} of the schedule."
     return (
         f"Inpainting: the same denoiser redrew the relabelled instances{wide}; the other latents were those of the "
-        f"original, noised to the same level at each step, and {kept}.{ways}"
+        f"original, noised to the same level at each step, and {kept}."
+        f"{again if config.resamples > 1 else ''}{start if config.start == 'original' else ''}"
     )
-
-
-def _pair(values: tuple[float, float]) -> str:
-    return " and ".join(f"{value:g}" for value in values)
-
-
-def _average(decay: float | None) -> str:
-    return f" An exponential average of the weights was kept (decay {decay:g})." if decay else ""
 
 
 def oracle(_: Any) -> str:
     """Describe the phantom's renderer."""
     return "Oracle: images were drawn by the phantom's own renderer, a ceiling that no real cohort has."
+
+
+def _pair(values: tuple[float, float]) -> str:
+    return f"{values[0]:g} and {values[1]:g}"
+
+
+def _average(config: Any) -> str:
+    return f" The weights were averaged exponentially (decay {config.ema_decay:g})." if config.ema_decay else ""
 
 
 # What a data sheet says of a set: what its images are drawn from, and how. What of the real patch goes into an image

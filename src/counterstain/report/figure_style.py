@@ -1,4 +1,4 @@
-"""The look that all figures share, how a figure becomes deterministic SVG."""
+"""The style that all figures share, and how a figure is written to a file."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch as Key
 
 from counterstain.errors import InputError
 from counterstain.generators.methods import METHODS
-from counterstain.report.formatting import is_baseline, method_of
 from counterstain.storage import replacing, write_text
+from counterstain.taxonomy import Taxonomy
 
-WIDTH_IN = 7.2  # the two columns of a journal
+WIDTH_IN = 7.2  # two columns of a journal
 PNG_DPI = 150
 INK = "#1a1a1a"
 FAINT = "#8a8a8a"
+UNKNOWN = "#cc79a7"
+EDGE: dict[str, Any] = {"edgecolor": INK, "linewidth": 0.6}
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
     "font.size": 8.5,
@@ -41,25 +44,21 @@ STYLE: dict[Any, Any] = {
     "text.color": INK,
     "image.interpolation": "none",  # embedded pixel by pixel
 }
-_MORE_COLOURS = ("#cc79a7", "#e69f00", "#56b4e9")
 
 styled = rc_context(STYLE)
 """Decorator of functions that draw: they see the style, the caller's settings are left alone."""
 
 
-def new_figure(height_in: float, width_in: float = WIDTH_IN) -> Figure:
-    """Return an empty figure; sizes in inches."""
-    return Figure(figsize=(width_in, height_in), layout="constrained")
+def new_figure(height_in: float) -> Figure:
+    """Return an empty figure."""
+    return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
 
 
-def colour_of(arm_or_method: str) -> str:
-    """Return the colour of a method, the same in every figure; baselines are grey, the oracle nearly black."""
-    method = method_of(arm_or_method)
-    if method in METHODS:
-        return METHODS[method].colour
-    if is_baseline(method):
+def colour_of(method: str | None) -> str:
+    """Return the colour of a method, the same in every figure; arms without synthetic images are grey."""
+    if method is None:
         return FAINT
-    return _MORE_COLOURS[sum(method.encode()) % len(_MORE_COLOURS)]
+    return METHODS[method].colour if method in METHODS else UNKNOWN
 
 
 def empty(message: str) -> Figure:
@@ -75,6 +74,14 @@ def light_grid(axes: Axes, axis: str) -> None:
     axes.set_axisbelow(True)
 
 
+def subtype_key(figure: Figure, taxonomy: Taxonomy, *, background: bool = False) -> None:
+    """Write the key of the subtypes' colours under a figure, in as many rows as the names need."""
+    keys = [Key(facecolor="white", label="background", **EDGE)] if background else []
+    keys += [Key(facecolor=s.colour, label=s.name, **EDGE) for s in taxonomy.subtypes]
+    rows = -(-sum(len(str(key.get_label())) + 9 for key in keys) // 100)  # letters in a row
+    figure.legend(handles=keys, loc="outside lower center", ncols=min(-(-len(keys) // rows), 6))
+
+
 def svg_text(figure: Figure) -> str:
     """Return a figure as SVG, the same text for the same figure."""
     buffer = io.StringIO()
@@ -83,16 +90,11 @@ def svg_text(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def save_svg(figure: Figure, path: Path) -> None:
-    """Write a figure as SVG in one step."""
-    write_text(path, svg_text(figure))
-
-
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in one step, as the ending of its name says; the same bytes for the same figure, but as PDF."""
+    """Write a figure in one step, as SVG, PNG or PDF by its ending; except for PDF, always the same bytes."""
     kind = figure_kind(path)
     if kind == "svg":
-        save_svg(figure, path)
+        write_text(path, svg_text(figure))
         return
     with replacing(path) as partial:
         figure.savefig(partial, format=kind, dpi=PNG_DPI, metadata={"Software": None} if kind == "png" else None)
@@ -104,11 +106,11 @@ def figure_kind(path: Path) -> str:
     Raises
     ------
     InputError
-        It ends otherwise, or is the name of a folder.
+        It has another ending, or is the name of a folder.
     """
     kind = path.suffix.removeprefix(".").lower()
     if kind not in {"svg", "png", "pdf"}:
         raise InputError(f"{path}: unknown kind of figure {path.suffix!r}; expected .svg, .png or .pdf")
     if path.is_dir():
-        raise InputError(f"{path}: is a folder; give the name of a file")
+        raise InputError(f"{path}: is a folder; expected the name of a file")
     return kind

@@ -1,4 +1,4 @@
-"""What a study wrote about its trainings and synthetic sets, read for the report; older studies wrote less."""
+"""What a study left for its report: records, tables and pictures, read and checked; older studies wrote less."""
 
 from __future__ import annotations
 
@@ -6,21 +6,61 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from counterstain.errors import InputError, StorageError
+from counterstain.generators.methods import METHODS
+from counterstain.progress import PERCENT
 from counterstain.storage import read_json, stage_of
-from counterstain.study.arms import Arm, read_arms
+from counterstain.study.arms import Arm, Variant, read_arms
 from counterstain.study.test_access_log import Look, read_looks, record_look, run_of
 from counterstain.taxonomy import Taxonomy
 
+SPLITS = ("val", "test")
+AGAIN = "run the study's command again"
+CEILING = "ceiling, phantom only"
+"""Added to the name of a method that draws with the phantom's own renderer: no real cohort has a perfect generator."""
+WORDS: dict[Variant, str] = {
+    "weighted": "weighted loss",
+    "stain": "stain jitter",
+    "mixup": "mixup",
+    "copypaste": "copy-paste",
+    "filtered": "filtered",
+    "pretrain": "pre-training",
+    "anneal": "annealed",
+}
+
+
+def is_ceiling(method: str | None) -> bool:
+    """Whether a method's images come from the phantom's own renderer."""
+    found = METHODS.get(method) if method else None
+    return found is not None and found.ceiling
+
+
+def label_of(arm: Arm) -> str:
+    """Return an arm as texts and tables write it (``diffusion +100 %, filtered``)."""
+    if arm.method is None:
+        trained_on: str = arm.mode
+    elif arm.amount == 0:  # of a version whose names this one cannot read
+        return arm.name
+    else:
+        trained_on = f"{arm.method} only" if arm.only else f"{arm.method} +{100 * arm.amount:g}{PERCENT}"
+    return ", ".join([trained_on, *(WORDS[variant] for variant in arm.variants)])
+
+
+def figure_label_of(arm: Arm) -> str:
+    """Return an arm as figures write it, where no remark stands beside it."""
+    return f"{label_of(arm)} (ceiling)" if is_ceiling(arm.method) else label_of(arm)
+
 
 class _Record(BaseModel):
+    """A later version may write more."""
+
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
@@ -28,12 +68,10 @@ RecordT = TypeVar("RecordT", bound=_Record)
 
 
 class TrainingRecord(_Record):
-    """One training."""
+    """One training: its name, what was trained, and how long."""
 
     name: str
-    """As people read it."""
     stage: str
-    """What was trained."""
     sha256: str = ""
     """Hash of the weights."""
     steps: int
@@ -42,11 +80,11 @@ class TrainingRecord(_Record):
     patients_seen: int = 0
     seconds: float = 0.0
     logs: str = ""
-    """Folder of its curves, from the study's folder; empty where there is none."""
+    """Folder of its curves, relative to the study's folder; empty if there is none."""
 
 
 class Change(_Record):
-    """How many instances of one subtype became another, or stayed."""
+    """Instances that were relabelled from one subtype to another, or kept it."""
 
     before: str
     after: str
@@ -58,23 +96,22 @@ class SetRecord(_Record):
     """One synthetic set."""
 
     name: str
-    """As the study calls it."""
     method: str
     patches: int
     size_px: int
     mpp: float
     seed: str
     cohort: str
-    """Fingerprint of the cohort that gave the masks."""
+    """Fingerprint of the cohort that the masks come from."""
     generator: str
-    """Hash of the generator's weights; empty for the oracle."""
+    """Hash of the generator's weights; empty if it has none."""
     patients_seen: tuple[str, ...]
     """Patients behind the masks and the generator."""
     settings: dict[str, Any]
     """How it was drawn."""
     version: str
     sources: dict[str, int]
-    """Regions, slides and patients that gave masks."""
+    """Number of regions, slides and patients that the masks come from."""
     drawn: int
     rejected: int
     background_only: int
@@ -82,130 +119,79 @@ class SetRecord(_Record):
     changes: tuple[Change, ...]
 
 
-_TRAININGS = TypeAdapter(tuple[TrainingRecord, ...])
-_SETS = TypeAdapter(tuple[SetRecord, ...])
-
-
-def read_trainings(folder: Path) -> tuple[TrainingRecord, ...]:
-    """Read ``trainings.json`` of a results folder; nothing where it is missing.
-
-    Raises
-    ------
-    StorageError
-        It is damaged.
-    """
-    return _read(folder / "trainings.json", _TRAININGS)
-
-
-def read_sets(folder: Path) -> tuple[SetRecord, ...]:
-    """Read ``sets.json`` of a results folder; nothing where it is missing.
-
-    Raises
-    ------
-    StorageError
-        It is damaged.
-    """
-    return _read(folder / "sets.json", _SETS)
-
-
-def _read(path: Path, kind: TypeAdapter[tuple[RecordT, ...]]) -> tuple[RecordT, ...]:
-    if not path.exists():
-        return ()
-    try:
-        return kind.validate_python(read_json(path))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise StorageError(f"{path}: {place}: {first['msg']}; give the study's command again") from error
-
-
-# The reader of a study's results folder: everything is checked here, so that the page need not.
-
-SPLITS = ("val", "test")
-
-
-class _StudyRecord(BaseModel):
-    """What a study wrote about itself; a later version may write more."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class CohortRecord(_StudyRecord):
-    """The cohort a study ran on."""
+class CohortRecord(_Record):
+    """The cohort of a study: where it came from, its resolution, hash, regions, and patients by split."""
 
     source: str = ""
-    """Where it came from."""
     mpp: float | None = None
-    """Micrometres per pixel."""
     fingerprint: str = ""
-    """Hash of its tables and split."""
     regions: int = 0
-    """How many regions it has."""
     patients: dict[str, int] = Field(default_factory=dict)
-    """Patients by part."""
 
 
-class Failure(_StudyRecord):
-    """A cell of the study that did not finish."""
+class Failure(_Record):
+    """A cell of the study that did not finish, and why."""
 
     cell: str
-    """Its name."""
     why: str
-    """One line."""
 
 
-class FilterCount(_StudyRecord):
-    """What the filter of generated images did to one method."""
+class FilterCount(_Record):
+    """Images of one synthetic set that were drawn, and how many of them the filter rejected."""
 
     drawn: int = Field(ge=0)
-    """Images drawn, rejected ones included."""
     rejected: int = Field(ge=0)
-    """Images thrown away and drawn again."""
 
 
-class StudyRecord(_StudyRecord):
+def _arm(value: object) -> object:
+    """Read the name that stood for an arm before arms were records."""
+    return read_arms({"arms": [value]})[0] if isinstance(value, str) else value
+
+
+class StudyRecord(_Record):
     """``study.json``."""
 
     name: str
-    """The study's name."""
     preset: str = ""
-    """The preset it started from."""
     taxonomy: Taxonomy
-    """Subtypes, names, colours."""
     cohort: CohortRecord
-    """What it ran on."""
     config: dict[str, Any] = Field(default_factory=dict)
     """The resolved configuration."""
-    arms: tuple[str, ...] = Field(min_length=1)
-    """Names, in the order in which they are shown."""
-    arm_records: tuple[Arm, ...] = ()
-    """What each of them is."""
+    arms: tuple[Annotated[Arm, BeforeValidator(_arm)], ...] = Field(min_length=1)
+    """In the order in which they are shown."""
     reference: str
-    """The arm that the others are held against."""
+    """Name of the arm that the others are compared with."""
     repeats: int = Field(ge=1)
-    """Trainings of every arm."""
     versions: dict[str, str] = Field(default_factory=dict)
     """Package -> version."""
     seconds: dict[str, float] = Field(default_factory=dict)
     """Stage -> duration."""
     failed: tuple[Failure, ...] = ()
-    """Cells without a result."""
     filter: dict[str, FilterCount] = Field(default_factory=dict)
-    """Method -> what the filter rejected."""
+    """By synthetic set."""
     device: str = ""
-    """What it ran on."""
     notes: tuple[str, ...] = ()
-    """Anything the study has to say."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that draw images for its arms, in the registry's order."""
+        used = {arm.method for arm in self.arms}
+        return tuple(name for name in METHODS if name in used)
+
+    def set_label(self, name: str, ceiling: str = CEILING) -> str:
+        """Return the name of a synthetic set, with a remark if it is a ceiling."""
+        method = next((arm.method for arm in self.arms if arm.set_name == name), name)
+        return f"{name} ({ceiling})" if is_ceiling(method) else name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One patch, its new labels and what every method made of them."""
+    """One patch, its new labels and the image that every method drew for them."""
 
     real: np.ndarray  # (H, W, 3) uint8
     mask: np.ndarray  # (H, W, 3) uint8, coloured
     new_mask: np.ndarray  # (H, W, 3) uint8, coloured
-    images: dict[str, np.ndarray]  # method -> (H, W, 3) uint8
+    images: dict[str, np.ndarray]  # name of the set -> (H, W, 3) uint8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,16 +203,26 @@ class Results:
     results: pd.DataFrame  # a row per arm, repeat, split
     counts: pd.DataFrame  # a row per arm, repeat, split, slide, label
     composition: pd.DataFrame  # a row per slide and subtype
-    synthetic: pd.DataFrame  # a row per method and subtype
+    synthetic: pd.DataFrame  # a row per set and subtype
     losses: pd.DataFrame  # a row per stage, step, name
     examples: tuple[Example, ...]
-    looks: tuple[Look, ...] = ()  # who saw the figures of which part, oldest first
+    looks: tuple[Look, ...] = ()  # when the results of which split were shown, oldest first
 
     @property
-    def arms(self) -> tuple[str, ...]:
+    def arms(self) -> tuple[Arm, ...]:
         """The arms that have a result, in the order of the study."""
         found = set(self.results["arm"])
-        return tuple(arm for arm in self.study.arms if arm in found)
+        return tuple(arm for arm in self.study.arms if arm.name in found)
+
+    @property
+    def reference(self) -> Arm:
+        """The arm that the others are compared with."""
+        return next(arm for arm in self.study.arms if arm.name == self.study.reference)
+
+    @property
+    def others(self) -> tuple[Arm, ...]:
+        """All arms with a result but the reference."""
+        return tuple(arm for arm in self.arms if arm != self.reference)
 
     @property
     def recalls(self) -> tuple[str, ...]:
@@ -235,7 +231,7 @@ class Results:
 
 
 def find_results(run: Path) -> Path:
-    """Return the results folder of a run (``RUN/results``, or ``RUN`` itself).
+    """Return the results folder of a study (``RUN/results``, or ``RUN`` itself).
 
     Raises
     ------
@@ -243,54 +239,45 @@ def find_results(run: Path) -> Path:
         There is no such folder, or no finished study in it.
     """
     if not run.is_dir():
-        raise InputError(f"{run}: no such folder; give the folder of a study that has run")
+        raise InputError(f"{run}: no such folder; pass the folder of a study that has run")
     for folder in (run / "results", run):
         if (folder / "study.json").is_file():
             return folder
     if (run / "results").is_dir() or stage_of(run) == "study":
-        raise InputError(f"{run}: the study is not finished; give its command again, finished work is kept")
-    raise InputError(f"{run}: no results of a study in it (expected {run / 'results' / 'study.json'})")
+        raise InputError(f"{run}: the study is not finished; {AGAIN}, finished work is kept")
+    raise InputError(f"{run}: contains no results of a study (expected {run / 'results' / 'study.json'})")
 
 
 def read_results(run: Path) -> Results:
     """Read and check the results of a study.
 
-    Parameters
-    ----------
-    run : Path
-        Folder of the run, or its results folder.
+    ``run`` is its folder, or its results folder.
 
     Raises
     ------
     InputError
-        Something is missing, the study is not finished, or a table holds what it cannot.
+        Something is missing, the study is not finished, or a table holds an impossible value.
     StorageError
         A file is damaged.
     """
     folder = find_results(run)
     study = _read_study(folder / "study.json")
-    measures = ["dice", "subtype_variance", *(f"recall_{name}" for name in study.taxonomy.names)]
-    results = _read_table(folder / "results.csv", ["arm", "repeat", "split"], ["repeat"])
-    _require_columns(folder / "results.csv", results, measures)
-    results = _numeric(folder / "results.csv", results, [c for c in results.columns if c not in {"arm", "split"}])
-    _check_arms(folder / "results.csv", results, study)
+    file = folder / "results.csv"
+    results = _read_table(file, ["arm", "repeat", "split"], ["repeat"])
+    _require_columns(file, results, ["dice", "subtype_variance", *(f"recall_{name}" for name in study.taxonomy.names)])
+    results = _numeric(file, results, [c for c in results.columns if c not in {"arm", "split"}])
+    _check_arms(file, results, study)
     pixels = ["predicted_background", "predicted_tumour"]
-    counts = _read_table(
-        folder / "counts.parquet",
-        ["arm", "repeat", "split", "slide", "patient", "subtype", *pixels],
-        ["repeat", "subtype", *pixels],
-    )
+    keys = ["arm", "repeat", "split", "slide", "patient", "subtype"]
     amounts = ["instances", "area_px"]
-    before = ["instances_before", "area_px_before"]
+    both = [*amounts, "instances_before", "area_px_before"]
     return Results(
         folder=folder,
         study=study,
         results=results,
-        counts=counts,
+        counts=_read_table(folder / "counts.parquet", [*keys, *pixels], ["repeat", "subtype", *pixels]),
         composition=_read_table(folder / "composition.csv", ["split", "subtype", *amounts], amounts),
-        synthetic=_read_optional(
-            folder / "synthetic.csv", ["method", "subtype", *amounts, *before], [*amounts, *before]
-        ),
+        synthetic=_read_optional(folder / "synthetic.csv", ["method", "subtype", *both], both),
         losses=_read_optional(folder / "losses.csv", ["stage", "step", "name", "value"], ["step", "value"]),
         examples=_read_examples(folder / "examples"),
         looks=read_looks(run_of(folder) or folder),
@@ -298,9 +285,9 @@ def read_results(run: Path) -> Results:
 
 
 def looked_at(results: Results, command: str) -> Results:
-    """Put on record that a command shows the figures of all parts, and return the results with that record.
+    """Record that a command shows the results of all splits, and return the results with that record.
 
-    Results outside of the study's run (a copy) keep the record that they came with.
+    Copies of results, outside of the study's folder, keep the record that they came with.
     """
     run = run_of(results.folder)
     if run is None or not record_look(run, command, SPLITS):
@@ -308,45 +295,65 @@ def looked_at(results: Results, command: str) -> Results:
     return replace(results, looks=read_looks(run))
 
 
+def read_trainings(folder: Path) -> tuple[TrainingRecord, ...]:
+    """Read ``trainings.json`` of a results folder; empty if it is missing, StorageError if it is damaged."""
+    return _read_records(folder / "trainings.json", TypeAdapter(tuple[TrainingRecord, ...]))
+
+
+def read_sets(folder: Path) -> tuple[SetRecord, ...]:
+    """Read ``sets.json`` of a results folder; empty if it is missing, StorageError if it is damaged."""
+    return _read_records(folder / "sets.json", TypeAdapter(tuple[SetRecord, ...]))
+
+
+def damaged(path: Path, error: Exception) -> StorageError:
+    """Return the error that says that a table is damaged."""
+    reason = " ".join(str(error).split())[:120]
+    return StorageError(f"{path}: damaged ({reason}); delete it and {AGAIN}")
+
+
+def _read_records(path: Path, kind: TypeAdapter[tuple[RecordT, ...]]) -> tuple[RecordT, ...]:
+    try:
+        return kind.validate_python(read_json(path)) if path.exists() else ()
+    except ValidationError as error:
+        raise StorageError(f"{path}: {_first(error)}; {AGAIN}") from error
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or 'content'}: {first['msg']}"
+
+
 def _read_study(path: Path) -> StudyRecord:
     try:
-        study = StudyRecord.model_validate(_with_arms(read_json(path)))
+        study = StudyRecord.model_validate(read_json(path))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "content"
-        raise InputError(f"{path}: {place}: {first['msg']}; give the study's command again") from error
-    if study.reference not in study.arms:
-        raise InputError(f"{path}: reference: {study.reference!r} is not one of the arms {', '.join(study.arms)}")
+        raise InputError(f"{path}: {_first(error)}; {AGAIN}") from error
+    names = [arm.name for arm in study.arms]
+    if study.reference not in names:
+        raise InputError(f"{path}: reference: {study.reference!r} is not one of the arms {', '.join(names)}")
     return study
 
 
-def _with_arms(content: dict[str, Any]) -> dict[str, Any]:
-    if not content.get("arms"):
-        return content
-    arms = read_arms(content)
-    return content | {"arms": [arm.name for arm in arms], "arm_records": arms}
-
-
 def _check_arms(path: Path, results: pd.DataFrame, study: StudyRecord) -> None:
-    """Hold the rows against the plan: no strange arm or split, none twice, none lacking but those that failed."""
-    for column, known in (("arm", study.arms), ("split", SPLITS)):
-        strange = results.loc[~results[column].isin(known), column]
-        if len(strange):
+    """Compare the rows with the plan: no unknown arm or split, no duplicates, none missing except failures."""
+    for column, known in (("arm", [arm.name for arm in study.arms]), ("split", SPLITS)):
+        unknown = results.loc[~results[column].isin(known), column]
+        if len(unknown):
             raise InputError(
-                f"{path}: line {strange.index[0] + 2}: {column} is {strange.iloc[0]!r}; expected {', '.join(known)}"
+                f"{path}: line {unknown.index[0] + 2}: {column} is {unknown.iloc[0]!r}; expected {', '.join(known)}"
             )
     twice = results.duplicated(["arm", "repeat", "split"])
     if twice.any():
         row = results.loc[twice].iloc[0]
-        raise InputError(f"{path}: arm {row['arm']}, repeat {row['repeat']:g}, {row['split']} stands there twice")
-    if "test" not in set(results.loc[results["arm"] == study.reference, "split"]):
+        raise InputError(f"{path}: arm {row['arm']}, repeat {row['repeat']:g}, {row['split']} is listed twice")
+    tested = results.loc[results["split"] == "test", "arm"]
+    if study.reference not in set(tested):
         raise InputError(f"{path}: the reference arm {study.reference!r} has no test result; run the study again")
     planned = len(study.arms) * study.repeats
-    lacking = planned - len(results.loc[results["split"] == "test"])
-    if lacking > 0 and not study.failed:
+    if len(tested) < planned and not study.failed:
         raise InputError(
-            f"{path}: the study is not finished ({lacking} of {planned} cells have no result); "
-            "give its command again, finished work is kept"
+            f"{path}: the study is not finished ({planned - len(tested)} of {planned} cells have no result); "
+            f"{AGAIN}, finished work is kept"
         )
 
 
@@ -355,12 +362,9 @@ def _read_table(path: Path, columns: Sequence[str], numbers: Sequence[str]) -> p
     try:
         table = read(path)
     except FileNotFoundError as error:
-        raise InputError(
-            f"{path}: no such file; the study is not finished, give its command again, finished work is kept"
-        ) from error
+        raise InputError(f"{path}: no such file; the study is not finished, {AGAIN}, finished work is kept") from error
     except (ValueError, OSError) as error:  # pandas and Arrow derive theirs from these
-        reason = " ".join(str(error).split())[:120]
-        raise StorageError(f"{path}: damaged ({reason}); delete it and give the study's command again") from error
+        raise damaged(path, error) from error
     _require_columns(path, table, columns)
     return _numeric(path, table, numbers)
 
@@ -370,20 +374,19 @@ def _read_optional(path: Path, columns: Sequence[str], numbers: Sequence[str]) -
 
 
 def _require_columns(path: Path, table: pd.DataFrame, columns: Sequence[str]) -> None:
-    lacking = [column for column in columns if column not in table.columns]
-    if lacking:
-        raise InputError(f"{path}: no column {lacking[0]!r}; found {', '.join(map(str, table.columns))}")
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise InputError(f"{path}: no column {missing[0]!r}; found {', '.join(map(str, table.columns))}")
 
 
 def _numeric(path: Path, table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     numbers = {column: pd.to_numeric(table[column], errors="coerce") for column in columns}
     for column, values in numbers.items():
-        wrong = values.isna() & table[column].notna()
-        if wrong.any():
-            line = int(np.flatnonzero(wrong)[0])
+        wrong = np.flatnonzero(values.isna() & table[column].notna())
+        if len(wrong):
             raise StorageError(
-                f"{path}: line {line + 2}, column {column}: {table[column].iloc[line]!r} is not a number; "
-                "the file is damaged, delete it and give the study's command again"
+                f"{path}: line {wrong[0] + 2}, column {column}: {table[column].iloc[wrong[0]]!r} is not a number; "
+                f"the file is damaged, delete it and {AGAIN}"
             )
     return table.assign(**numbers)
 
@@ -395,25 +398,23 @@ def _read_examples(folder: Path) -> tuple[Example, ...]:
     try:
         return tuple(
             Example(
-                real=_read_image(folder, entry["real"]),
-                mask=_read_image(folder, entry["mask"]),
-                new_mask=_read_image(folder, entry["new_mask"]),
+                **{name: _read_image(folder, entry[name]) for name in ("real", "mask", "new_mask")},
                 images={method: _read_image(folder, name) for method, name in entry["images"].items()},
             )
             for entry in read_json(listing)
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise StorageError(f"{listing}: damaged ({error!r}); delete {folder} and run the study again") from error
+        raise StorageError(f"{listing}: damaged ({error!r}); delete {folder} and {AGAIN}") from error
 
 
 def _read_image(folder: Path, name: str) -> np.ndarray:
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{folder / 'examples.json'}: {name!r} lies outside of {folder}")
+        raise InputError(f"{folder / 'examples.json'}: {name!r} is outside {folder}")
     try:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such image; run the study again") from error
+        raise InputError(f"{path}: no such image; {AGAIN}") from error
     except (OSError, ValueError) as error:
-        raise StorageError(f"{path}: not an image ({error}); delete {folder} and run the study again") from error
+        raise StorageError(f"{path}: not an image ({error}); delete {folder} and {AGAIN}") from error

@@ -1,30 +1,64 @@
-"""What a study found, in plain words."""
+"""What a study found, in plain words: the arm that validation chooses, how it did on the test set, and cautions."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
 from counterstain.progress import PERCENT, counted
-from counterstain.report.effects import (
-    HIGHER_IS_BETTER,
+from counterstain.report.results import CEILING, Results, is_ceiling, label_of
+from counterstain.report.tables import (
     MAIN,
-    SIGNIFICANT,
+    NO_INTERVAL,
     UNDEFINED,
     Effect,
     Effects,
-    both_p_text,
-    looks_sentence,
+    fixed,
+    interval,
+    needed_text,
     p_text,
-    power_sentence,
-    preferred_baseline,
-    smallest_p_caution,
+    short_p,
+    signed,
 )
-from counterstain.report.formatting import CEILING, NO_INTERVAL, fixed, interval, is_oracle, label_of, signed
-from counterstain.report.results import Results
+from counterstain.study.arms import Arm
+from counterstain.study.statistics.permutation_test import smallest_p
+from counterstain.study.test_access_log import Look, times_looked_at
 
 ENOUGH_REPEATS = 5  # the paper's number
 ENOUGH_PATIENTS = 8  # the paper's number of test patients
+SIGNIFICANT = 0.05
+HIGHER_IS_BETTER = {"dice": 1, "subtype_variance": -1}
+
+
+def chosen_arm(results: Results) -> Arm | None:
+    """Return the arm with synthetic images that has the highest mean Dice on validation; None if there is none.
+
+    Ties go to the lower subtype variance. Arms without synthetic images cannot be chosen, as the choice is compared
+    with them (see :func:`preferred_baseline`), nor can ceilings, which no real cohort has.
+    """
+    means = _on_validation(results, [a for a in results.arms if a.method is not None and not is_ceiling(a.method)])
+    if means.empty:
+        return None
+    best = means.sort_values(list(MAIN), ascending=[False, True], kind="stable").index[0]
+    return next(arm for arm in results.arms if arm.name == best)
+
+
+def preferred_baseline(results: Results, chosen: Arm) -> tuple[Arm, float, float] | None:
+    """Return the baseline that validation ranks above the chosen arm, and the mean Dice of both there; None if none."""
+    arms = [chosen, *(arm for arm in results.arms if arm.method is None)]
+    means = _on_validation(results, arms)["dice"]
+    best = next(arm for arm in arms if arm.name == means.idxmax())
+    return None if best == chosen else (best, float(means[best.name]), float(means[chosen.name]))
+
+
+def _on_validation(results: Results, arms: Sequence[Arm]) -> pd.DataFrame:
+    """Return the means of the main measures over repeats, by arm."""
+    table = results.results
+    rows = table.loc[(table["split"] == "val") & table["arm"].isin([arm.name for arm in arms])]
+    return rows.groupby("arm")[list(MAIN)].mean().dropna(subset=["dice"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,46 +70,32 @@ class Summary:
     finding: str
     """One or two sentences."""
     power: str
-    """What it would take to see the chosen arm's differences; may be empty."""
+    """How large a study must be to detect the chosen arm's difference; may be empty."""
     looks: str
-    """How often the figures of each part were shown."""
+    """How often the results of each split were shown."""
     cautions: tuple[str, ...]
-    """Why not to believe too much."""
+    """Reasons for doubt."""
     arms: tuple[tuple[str, str], ...]
     """Label and sentence of every arm but the reference."""
 
 
-def summarise(results: Results, effects: Effects, chosen: str | None) -> Summary:
-    """Say what a study found.
-
-    Parameters
-    ----------
-    results : Results
-        The study.
-    effects : Effects
-        Of :func:`~counterstain.report.effects.effects_on_test`.
-    chosen : str, optional
-        Of :func:`~counterstain.report.effects.chosen_arm`.
-
-    Returns
-    -------
-    Summary
-    """
+def summarise(results: Results, effects: Effects, chosen: Arm | None) -> Summary:
+    """Say what a study found, given the differences on the test set and the arm that validation chose."""
     measured = {arm for arm, measure in effects if measure == "dice"}
-    verdict, finding = _finding(results, effects, chosen) if chosen in measured else _nothing_to_compare(results)
-    others = [arm for arm in results.arms if arm != results.study.reference and arm in measured]
+    compared = chosen if chosen is not None and chosen.name in measured else None
+    verdict, finding = _finding(results, effects, compared) if compared else _nothing_to_compare(results)
     return Summary(
         verdict=verdict,
         finding=finding,
-        power=_power(results, effects, chosen) if chosen in measured else "",
+        power=_power(results, effects, compared) if compared else "",
         looks=looks_sentence(results.looks),
         cautions=tuple(_cautions(results, effects)),
-        arms=tuple((label_of(arm), _arm_sentence(effects, arm)) for arm in others),
+        arms=tuple((label_of(arm), _arm_sentence(effects, arm)) for arm in results.others if arm.name in measured),
     )
 
 
 def judge(effect: Effect, measure: str) -> str:
-    """Return ``better``, ``worse`` (the interval leaves nought out) or ``unclear``."""
+    """Return ``better`` or ``worse`` if the interval excludes zero, otherwise ``unclear``."""
     sign = HIGHER_IS_BETTER[measure]
     ends = sorted([sign * effect.low, sign * effect.high])
     if not all(map(math.isfinite, ends)):
@@ -84,47 +104,38 @@ def judge(effect: Effect, measure: str) -> str:
 
 
 def _nothing_to_compare(results: Results) -> tuple[str, str]:
-    reference = label_of(results.study.reference)
     return "Nothing to compare", (
-        "No arm with images of a generator has results on validation and test, so none was chosen to be held against "
-        f"{reference}."
+        "No arm with generated images has results on both validation and test, so none could be compared with "
+        f"{label_of(results.reference)}."
     )
 
 
-def _finding(results: Results, effects: Effects, chosen: str) -> tuple[str, str]:
-    of_dice, of_variance = (effects.get((chosen, measure), UNDEFINED) for measure in MAIN)
-    n = of_dice.n
+def _finding(results: Results, effects: Effects, chosen: Arm) -> tuple[str, str]:
+    of_dice, of_variance = (effects.get((chosen.name, measure), UNDEFINED) for measure in MAIN)
     seen = (
-        f"Of the arms with synthetic images validation chose {label_of(chosen)}{_baseline_ahead(results, chosen)}. "
-        f"It differs from {label_of(results.study.reference)} on the "
-        f"test part by {_points(of_dice)} of {results.study.taxonomy.tissue_class} Dice "
+        f"Of the arms with synthetic images, {label_of(chosen)} was chosen on validation"
+        f"{_baseline_ahead(results, chosen)}. On the test set it differs from {label_of(results.reference)} by "
+        f"{_points(of_dice)} of {results.study.taxonomy.tissue_class} Dice "
         f"({_with_p(_named(_interval_points(of_dice)), p_text(of_dice.p))}) and by "
         f"{_percent(of_variance)} in subtype variance "
         f"({_with_p(_named(_interval_percent(of_variance)), p_text(of_variance.p))})."
     )
-    if n < ENOUGH_REPEATS:
+    if of_dice.n < ENOUGH_REPEATS:
         trend = "" if _gains(of_dice, of_variance) else "no improvement was seen, and "
         return (
-            "No improvement seen; too few repeats" if trend else "Too few repeats to conclude",
-            f"With {counted(n, 'repeat')} {trend}nothing can be concluded. {seen}",
+            "No improvement seen; too few repeats" if trend else "Too few repeats for a conclusion",
+            f"With {counted(of_dice.n, 'repeat')} {trend}nothing can be concluded. {seen}",
         )
     return _verdict(of_dice, of_variance, seen)
 
 
-def _baseline_ahead(results: Results, chosen: str) -> str:
-    """Say where validation would rather have no synthetic images at all."""
+def _baseline_ahead(results: Results, chosen: Arm) -> str:
+    """Say if validation prefers no synthetic images at all."""
     ahead = preferred_baseline(results, chosen)
     if ahead is None:
         return ""
     baseline, theirs, own = ahead
-    return f", but {label_of(baseline)} is ahead of it there (Dice {fixed(theirs, 4)} against {fixed(own, 4)})"
-
-
-def _power(results: Results, effects: Effects, chosen: str) -> str:
-    patients = results.counts.loc[results.counts["split"] == "test", "patient"].nunique()
-    names = {"dice": "Dice", "subtype_variance": "subtype variance"}
-    found = (power_sentence(effects.get((chosen, measure), UNDEFINED), names[measure], patients) for measure in MAIN)
-    return " ".join(sentence for sentence in found if sentence)
+    return f", where {label_of(baseline)} did better still (Dice {fixed(theirs, 4)} versus {fixed(own, 4)})"
 
 
 def _verdict(of_dice: Effect, of_variance: Effect, seen: str) -> tuple[str, str]:
@@ -136,15 +147,10 @@ def _verdict(of_dice: Effect, of_variance: Effect, seen: str) -> tuple[str, str]
     if better:
         return f"Improved {' and '.join(better)}", f"Synthetic images improved {' and '.join(better)}. {seen}"
     if worse or not _gains(of_dice, of_variance):
-        return "No improvement", f"There is no improvement by synthetic images. {seen}"
-    return "No improvement shown", f"No improvement can be shown: {_both_ways(of_dice, of_variance)}. {seen}"
-
-
-def _both_ways(of_dice: Effect, of_variance: Effect) -> str:
-    """Say why gains are not taken for shown, and whether the tests see it otherwise."""
-    seen = [name for name, effect in (("Dice", of_dice), ("variance", of_variance)) if _significant(effect.p)]
-    but = f", although the test of the {' and the '.join(seen)} alone would" if seen else ""
-    return f"both intervals reach over nought{but}"
+        return "No improvement", f"Synthetic images brought no improvement. {seen}"
+    significant = [name for name, e in (("Dice", of_dice), ("variance", of_variance)) if _significant(e.p)]
+    but = f", although the test of {' and '.join(significant)} alone is significant" if significant else ""
+    return "No improvement shown", f"No improvement is demonstrated: both intervals include zero{but}. {seen}"
 
 
 def _significant(p: float) -> bool:
@@ -152,18 +158,18 @@ def _significant(p: float) -> bool:
 
 
 def _gains(of_dice: Effect, of_variance: Effect) -> bool:
-    """Whether at least one of the two measures moved the right way."""
+    """Whether at least one of the two measures moved in the right direction."""
     return bool(of_dice.mean > 0 or of_variance.mean < 0)
 
 
-def _arm_sentence(effects: Effects, arm: str) -> str:
-    of_dice, of_variance = (effects.get((arm, measure), UNDEFINED) for measure in MAIN)
-    judged = (_in_words(of_dice, "dice"), _in_words(of_variance, "subtype_variance"))
+def _arm_sentence(effects: Effects, arm: Arm) -> str:
+    of_dice, of_variance = (effects.get((arm.name, measure), UNDEFINED) for measure in MAIN)
+    dice_p, variance_p = (p_text(effect.p, effect.p_holm) for effect in (of_dice, of_variance))
     return (
-        (f"{CEILING.capitalize()}. " if is_oracle(arm) else "")
-        + f"Dice {_points(of_dice)} ({_with_p(_interval_points(of_dice), both_p_text(of_dice))}): {judged[0]}. "
-        + f"Subtype variance {_percent(of_variance)} "
-        + f"({_with_p(_interval_percent(of_variance), both_p_text(of_variance))}): {judged[1]}."
+        (f"{CEILING.capitalize()}. " if is_ceiling(arm.method) else "")
+        + f"Dice {_points(of_dice)} ({_with_p(_interval_points(of_dice), dice_p)}): {_in_words(of_dice, 'dice')}. "
+        + f"Subtype variance {_percent(of_variance)} ({_with_p(_interval_percent(of_variance), variance_p)}): "
+        + f"{_in_words(of_variance, 'subtype_variance')}."
     )
 
 
@@ -174,49 +180,100 @@ def _in_words(effect: Effect, measure: str) -> str:
     if effect.n < ENOUGH_REPEATS:
         return "too few repeats to tell" if gain > 0 else "no improvement seen"
     if gain > 0 and not math.isfinite(effect.low):
-        return "whether by chance cannot be told"
-    unclear = "open, as interval and test disagree" if _significant(effect.p_holm) else "within chance"
+        return "cannot be distinguished from chance (no interval)"
+    unclear = "undecided: interval and test disagree" if _significant(effect.p_holm) else "within chance"
     words = {"better": "improved", "worse": "worse", "unclear": unclear if gain > 0 else "no improvement"}
     return words[judge(effect, measure)]
 
 
-def _cautions(results: Results, effects: Effects) -> list[str]:
-    study = results.study
+def _power(results: Results, effects: Effects, chosen: Arm) -> str:
+    named = zip(MAIN, ("Dice", "subtype variance"), strict=True)
+    said = [_needed(results, effects.get((chosen.name, measure), UNDEFINED), name) for measure, name in named]
+    return " ".join(filter(None, said))
+
+
+def _needed(results: Results, effect: Effect, name: str) -> str:
+    repeats, patients = effect.needed_repeats, effect.needed_patients
+    if math.isnan(repeats) or math.isnan(patients):
+        return ""
+    what = f"a difference in {name} of this size with 80{PERCENT} power"
+    ways = []
+    if math.isfinite(repeats):
+        ways.append(f"{needed_text(repeats, 'repeat')} with {counted(_test_patients(results), 'test patient')}")
+    if math.isfinite(patients):
+        ways.append(f"{needed_text(patients, 'patient')} with {counted(effect.n, 'repeat')}")
+    if not ways:
+        return f"Neither more repeats nor more test patients alone would be enough to detect {what}."
+    return f"Detecting {what} would take {', or '.join(ways)}."
+
+
+def _test_patients(results: Results) -> int:
+    return int(results.counts.loc[results.counts["split"] == "test", "patient"].nunique())
+
+
+def smallest_p_caution(patients: int, arms: int) -> str:
+    """Say how small p-values can become with few patients; empty if they can be significant."""
+    least = smallest_p(patients)
+    if arms * least <= SIGNIFICANT:
+        return ""
+    said = f"With {counted(patients, 'test patient')} no p-value can be below {short_p(least)}"
+    if arms > 1:
+        said += f", and corrected for {counted(arms, 'arm')} none below {short_p(min(arms * least, 1.0))}"
+    return f"{said}, however large the difference: rely on the intervals, or evaluate on more patients."
+
+
+def looks_sentence(looks: Sequence[Look]) -> str:
+    """Say how often the results of each split were shown."""
     said = []
+    for split, name in (("val", "validation"), ("test", "test")):
+        times = times_looked_at(looks, split)
+        by_command = ", ".join(f"{command} {count}" for command, count in sorted(times.items()))
+        if times:
+            total = {1: "once", 2: "twice"}.get(times.total(), f"{times.total()} times")
+            said.append(f"{name} results {total} ({by_command})")
+    if not said:
+        return "There is no record of how often the results of each split were viewed."
+    return (
+        f"Shown since {looks[0].time[:10]}, this page included: {'; '.join(said)}. "
+        "Changing a study after viewing its test results means selecting on the test set."
+    )
+
+
+def _cautions(results: Results, effects: Effects) -> list[str]:
+    study, said = results.study, []
     repeats = max((effect.n for effect in effects.values()), default=study.repeats)
     if repeats < ENOUGH_REPEATS:
         said.append(
-            f"{counted(repeats, 'repeat')} an arm: a difference of this size can come from the seed alone. "
-            f"Run at least {ENOUGH_REPEATS} repeats before you conclude anything."
+            f"{counted(repeats, 'repeat')} per arm: a difference of this size can come from the seed alone. "
+            f"Run at least {ENOUGH_REPEATS} repeats before drawing conclusions."
         )
-    patients = results.counts.loc[results.counts["split"] == "test", "patient"].nunique()
+    patients = _test_patients(results)
     if patients < ENOUGH_PATIENTS:
         said.append(
-            f"The test part has {counted(patients, 'patient')}: what holds for so few may not hold for the next ones."
+            f"The test set has {counted(patients, 'patient')}: results on so few may not generalise to other patients."
         )
     tested = len({arm for arm, _ in effects})
     if tested and (caution := smallest_p_caution(patients, tested)):
         said.append(caution)
     undefined = max((e.undefined for e in effects.values() if math.isfinite(e.undefined)), default=0.0)
     if undefined > 0.01:
-        share = fixed(100 * undefined, 0)
         said.append(
-            f"Some subtypes come from few test patients: up to {share}{PERCENT} of the bootstrap draws held none "
-            "of them and were left out of that interval."
+            f"Some subtypes are found in few test patients: up to {fixed(100 * undefined, 0)}{PERCENT} of the "
+            "bootstrap draws contained none of them and were excluded from that interval."
         )
-    if alone := _of_one_patient(results):
+    if single := _of_one_patient(results):
         said.append(
-            f"{', '.join(alone)}: from one test patient alone, whose like are unknown. Neither this recall nor the "
-            "subtype variance has an interval."
+            f"{', '.join(single)}: found in only one test patient, so the variation between patients is unknown. "
+            "Neither this recall nor the subtype variance has an interval."
         )
-    absent = [name for name, c in zip(study.taxonomy.names, results.recalls, strict=True) if _absent(results, c)]
-    if absent:
-        said.append(f"The test part has no pixel of {', '.join(absent)}: no recall, left out of the subtype variance.")
-    if len(results.arms) > 3:
+    test = results.results[results.results["split"] == "test"]
+    if absent := [n for n, c in zip(study.taxonomy.names, results.recalls, strict=True) if test[c].isna().all()]:
+        said.append(f"The test set contains no {', '.join(absent)}: no recall, excluded from the subtype variance.")
+    if len(results.others) > 2:
         said.append(
-            f"{counted(len(results.arms) - 1, 'arm')} are held against one reference: among so many, one may look "
-            "better by chance. The intervals are not corrected for that; the corrected p-values (Holm) are. The arm "
-            "chosen on validation is one test on the test part and needs no correction."
+            f"{counted(len(results.others), 'arm')} are compared with one reference: one of them may look better by "
+            "chance. The intervals are not corrected for that; the corrected p-values (Holm) are. The arm chosen on "
+            "validation is a single test on the test set and needs no correction."
         )
     if study.failed:
         said.append(f"{counted(len(study.failed), 'cell')} of the study failed and is missing here (see Failures).")
@@ -226,15 +283,11 @@ def _cautions(results: Results, effects: Effects) -> list[str]:
 def _of_one_patient(results: Results) -> list[str]:
     """Return the counted subtypes that only one of several test patients has."""
     test = results.counts[results.counts["split"] == "test"]
-    if test["patient"].nunique() == 1:
+    if _test_patients(results) == 1:
         return []
     seen = test[test["predicted_background"] + test["predicted_tumour"] > 0]
     patients = seen.groupby("subtype")["patient"].nunique()
     return [s.name for s in results.study.taxonomy.subtypes if s.counted and patients.get(s.id, 0) == 1]
-
-
-def _absent(results: Results, column: str) -> bool:
-    return bool(results.results.loc[results.results["split"] == "test", column].isna().all())
 
 
 def _points(effect: Effect) -> str:

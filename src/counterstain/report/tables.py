@@ -1,48 +1,162 @@
-"""The tables of the page, as records that its template writes out."""
+"""The numbers of a report: differences from the reference arm, tables, and how values are written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
+import pandas as pd
 
-from counterstain.progress import PERCENT
-from counterstain.report.effects import MAIN, UNDEFINED, Effects, both_p_text, needed_text
-from counterstain.report.formatting import (
-    CEILING,
-    NONE,
-    bracketed,
-    duration,
-    fixed,
-    is_baseline,
-    is_oracle,
-    label_of,
-    signed,
-    span,
-)
-from counterstain.report.results import Results
-from counterstain.study.statistics.arm_differences import measures_of, spread
+from counterstain.progress import PERCENT, counted
+from counterstain.report.results import CEILING, Results, is_ceiling, label_of
+from counterstain.segmentation.counts import dice, recalls, subtype_variance
+from counterstain.study.arms import Arm
+from counterstain.study.statistics.arm_differences import differences, effects_of, measures_of, spread
+from counterstain.study.statistics.bootstrap import Measure
+from counterstain.taxonomy import Taxonomy
+
+MAIN = ("dice", "subtype_variance")
+PARTS = {"test": "test set", "val": "validation set"}
+MINUS = "\N{MINUS SIGN}"
+NONE = "\N{EN DASH}"
+"""Written where there is no value."""
+NO_INTERVAL = "no interval"
+
+
+def fixed(value: float, digits: int) -> str:
+    """Write a number with so many decimals."""
+    if not math.isfinite(value):
+        return NONE
+    text = f"{value:.{digits}f}"
+    return (text.lstrip("-") if float(text) == 0 else text).replace("-", MINUS)
+
+
+def signed(value: float, digits: int) -> str:
+    """Write a difference with its sign, except for zero itself (``-0.0`` is slightly below)."""
+    if not math.isfinite(value):
+        return NONE
+    return f"{value:+.{digits}f}".replace("-", MINUS) if value else fixed(value, digits)
+
+
+def interval(low: float, high: float, digits: int, unit: str = "", form: str = "{} to {}") -> str:
+    """Write an interval of differences (``+0.4 to +1.2``), or that there is none."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return NO_INTERVAL
+    return form.format(signed(low, digits), signed(high, digits)) + unit
+
+
+def duration(seconds: float) -> str:
+    """Write a time as people say it (``3 h 5 min``)."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def short_p(p: float) -> str:
+    """Write a p-value without its name (``0.03``, ``< 0.001``)."""
+    return fixed(p, 2 if p >= 0.0995 else 3) if p >= 0.001 else "< 0.001"
+
+
+def p_text(p: float, corrected: float = math.nan) -> str:
+    """Write a p-value and the one corrected for the number of arms (``p = 0.03, corrected 0.21``); empty for NaN."""
+    if not math.isfinite(p):
+        return ""
+    also = f", corrected {short_p(corrected)}" if math.isfinite(corrected) and corrected != p else ""
+    return f"p {'' if p < 0.001 else '= '}{short_p(p)}{also}"
+
+
+def needed_text(number: float, thing: str) -> str:
+    """Write how many repeats or patients are needed (``9 repeats``); empty if that is unknown."""
+    if math.isnan(number):
+        return ""
+    return counted(int(number), thing) if math.isfinite(number) else f"not achievable with more {thing}s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """The difference of one arm from the reference arm in one measure, paired by repeat; NaN if unknown.
+
+    See :func:`~counterstain.study.statistics.arm_differences.differences` and
+    :func:`~counterstain.study.statistics.arm_differences.effects_of`.
+    """
+
+    n: int = 0
+    mean: float = math.nan
+    sd: float = math.nan
+    min: float = math.nan
+    max: float = math.nan
+    relative: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    relative_low: float = math.nan
+    relative_high: float = math.nan
+    undefined: float = math.nan
+    p: float = math.nan
+    p_holm: float = math.nan
+    detectable: float = math.nan
+    needed_repeats: float = math.nan
+    needed_patients: float = math.nan
+
+
+UNDEFINED = Effect()
+Effects = dict[tuple[str, str], Effect]
+"""By name of the arm and measure."""
+
+
+def effects_on_test(results: Results, *, draws: int = 10_000, seed: int = 0) -> Effects:
+    """Return the differences from the reference arm on the test set, with 95 % intervals, p-values and power.
+
+    Only Dice, subtype variance and recalls have the latter; other measures have only their differences.
+    """
+    study = results.study
+    paired = differences(results.results, study.reference)
+    counts = results.counts.loc[results.counts["split"] == "test"]
+    measures = _measures(study.taxonomy, counts)
+    labels = study.taxonomy.num_labels
+    tested = effects_of(counts, study.reference, measures, num_labels=labels, draws=draws, seed=seed)
+    joined = paired.loc[paired["split"] == "test"].merge(tested.drop(columns="n"), on=["arm", "measure"], how="left")
+    names = [field.name for field in fields(Effect)]
+    return {
+        (row["arm"], row["measure"]): Effect(**{name: row[name] for name in names})
+        for row in joined.to_dict(orient="records")
+    }
+
+
+def _measures(taxonomy: Taxonomy, counts: pd.DataFrame) -> dict[str, Measure]:
+    """Return the main measures; a draw without a subtype that the test set has is undefined."""
+    pixels = counts.groupby("subtype")[["predicted_background", "predicted_tumour"]].sum().sum(axis=1)
+    present = [k for k in taxonomy.counted_ids if pixels.get(k, 0) > 0]
+
+    def variance(table: np.ndarray) -> np.ndarray:
+        lacks_one = (table[..., present, :].sum(axis=-1) == 0).any(axis=-1)
+        return np.where(lacks_one, np.nan, subtype_variance(table, present))
+
+    found = {f"recall_{s.name}": _recall(s.id) for s in taxonomy.subtypes}
+    return {"dice": dice, "subtype_variance": variance, **found}
+
+
+def _recall(subtype: int) -> Measure:
+    return lambda table: recalls(table[..., [0, subtype], :])[..., 0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One cell."""
+    """One cell: its text, a small note under it, and the value that a column is sorted by."""
 
     text: str
     note: str = ""
-    """Small, under the text."""
     value: float | None = None
-    """What a column is sorted by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One row."""
+    """One row: its head with short remarks, and its cells."""
 
     head: str
     tags: tuple[str, ...] = ()
-    """Short remarks beside the head."""
     cells: tuple[Cell, ...]
 
 
@@ -55,131 +169,164 @@ class Table:
     rows: tuple[Row, ...]
 
 
-def results_table(results: Results, split: str, chosen: str | None) -> Table:
+def plain_table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """Return a table of plain values."""
+    return Table(
+        caption=caption,
+        columns=tuple(columns),
+        rows=tuple(Row(head=str(head), cells=tuple(Cell(text=str(v)) for v in values)) for head, *values in rows),
+    )
+
+
+def results_table(results: Results, split: str, chosen: Arm | None) -> Table:
     """Return mean and sd of the main measures by arm."""
-    columns = ["dice", "subtype_variance", *results.recalls]
-    part = {"test": "Test part", "val": "Validation part"}[split]
-    return _spread_table(results, split, chosen, columns, f"{part}: mean ± standard deviation over repeats")
+    caption = f"{PARTS[split].capitalize()}: mean ± standard deviation over repeats"
+    return _spread_table(results, split, chosen, ["dice", "subtype_variance", *results.recalls], caption)
 
 
-def variants_table(results: Results, split: str, chosen: str | None) -> Table | None:
+def variants_table(results: Results, split: str, chosen: Arm | None) -> Table | None:
     """Return mean and sd of every further measure by arm; None if there is none."""
-    main = {"dice", "subtype_variance", *results.recalls}
-    columns = [column for column in measures_of(results.results) if column not in main]
-    part = {"test": "test", "val": "validation"}[split]
-    return _spread_table(results, split, chosen, columns, f"Further measures, {part} part") if columns else None
+    columns = [c for c in measures_of(results.results) if c not in {*MAIN, *results.recalls}]
+    return _spread_table(results, split, chosen, columns, f"Further measures, {PARTS[split]}") if columns else None
 
 
-def differences_table(results: Results, effects: Effects, chosen: str | None) -> Table:
-    """Return the paired differences of every arm to the reference, with intervals."""
-    subtypes = zip(results.study.taxonomy.names, results.recalls, strict=True)
-    recalls = {f"{name} recall": column for name, column in subtypes}
-    heads = ["Dice", "Subtype variance", "Subtype variance, relative", *recalls]
+def _spread_table(results: Results, split: str, chosen: Arm | None, columns: Sequence[str], caption: str) -> Table:
+    part = spread(results.results[results.results["split"] == split]).to_dict(orient="records")
+    values = {(row["arm"], row["measure"]): (row["mean"], row["sd"]) for row in part}
     rows = [
         Row(
             head=label_of(arm),
             tags=_tags(results, arm, chosen),
-            cells=(
-                _points(effects, arm, "dice"),
-                _absolute(effects, arm),
-                _relative(effects, arm),
-                *(_points(effects, arm, column) for column in recalls.values()),
-            ),
+            cells=tuple(_mean_sd(*values[arm.name, c], digits=4 if "variance" in c else 3) for c in columns),
         )
         for arm in results.arms
-        if arm != results.study.reference
+        if (arm.name, columns[0]) in values
     ]
+    return Table(caption=caption, columns=("Arm", *map(_heading, columns)), rows=tuple(rows))
+
+
+def differences_table(results: Results, effects: Effects, chosen: Arm | None) -> Table:
+    """Return the paired differences of every arm from the reference, with intervals."""
+    rows = []
+    for arm in results.others:
+        dice_, variance, *others = (effects.get((arm.name, m)) for m in (*MAIN, *results.recalls))
+        cells = (_points(dice_), _difference(variance, 1, 4), _relative(variance), *map(_points, others))
+        rows.append(Row(head=label_of(arm), tags=_tags(results, arm, chosen), cells=cells))
     caption = (
-        f"Differences to {label_of(results.study.reference)} on the test part, paired by repeat: mean ± standard "
+        f"Differences from {label_of(results.reference)} on the test set, paired by repeat: mean ± standard "
         f"deviation (Dice and recall in points, 1 point = 0.01); smallest, largest repeat; [95{PERCENT} interval]; "
         "p-value, and corrected for the number of arms"
     )
-    return Table(caption=caption, columns=("Arm", *heads), rows=tuple(rows))
+    heads = ("Arm", "Dice", "Subtype variance", "Subtype variance, relative", *map(_heading, results.recalls))
+    return Table(caption=caption, columns=heads, rows=tuple(rows))
 
 
 def power_table(results: Results, effects: Effects) -> Table:
-    """Return what a study would have to be to see each arm's differences."""
+    """Return how large a study must be to detect each arm's differences."""
     rows = []
-    for arm in (arm for arm in results.arms if arm != results.study.reference):
+    for arm in results.others:
         cells = []
         for measure, scale, digits in zip(MAIN, (100, 1), (1, 4), strict=True):
-            effect = effects.get((arm, measure), UNDEFINED)
+            effect = effects.get((arm.name, measure), UNDEFINED)
             cells.append(Cell(text=fixed(scale * effect.detectable, digits), value=_finite(effect.detectable)))
             for needed, thing in ((effect.needed_repeats, "repeat"), (effect.needed_patients, "patient")):
                 cells.append(Cell(text=needed_text(needed, thing) or NONE, value=_finite(needed)))
         rows.append(Row(head=label_of(arm), cells=tuple(cells)))
-    heads = ("smallest difference seen", "repeats needed", "patients needed")
+    heads = ("smallest detectable difference", "repeats needed", "patients needed")
     columns = [f"{name}: {head}" for name in ("Dice", "Subtype variance") for head in heads]
     caption = (
-        f"Power: the smallest difference that this study sees in 80{PERCENT} of cases (Dice in points), and how many "
-        "repeats (with these patients) or patients (with these repeats) would see the observed difference"
+        f"Power: the smallest difference this study detects with 80{PERCENT} power (Dice in points), and the number of "
+        "repeats (with these patients) or patients (with these repeats) needed to detect the observed difference"
     )
     return Table(caption=caption, columns=("Arm", *columns), rows=tuple(rows))
 
 
 def filter_table(results: Results) -> Table:
-    """Return how many images of each method the filter rejected."""
+    """Return how many images of each synthetic set the filter rejected."""
+    study = results.study
     rows = [
-        Row(
-            head=f"{method} ({CEILING})" if is_oracle(method) else method,
-            cells=(
-                Cell(text=f"{count.drawn:,}", value=count.drawn),
-                Cell(text=f"{count.rejected:,}", value=count.rejected),
-                Cell(text=f"{100 * count.rejected / count.drawn:.1f}{PERCENT}" if count.drawn else NONE),
-            ),
-        )
-        for method, count in results.study.filter.items()
+        (study.set_label(name), f"{n.drawn:,}", f"{n.rejected:,}", _rate(n.rejected, n.drawn))
+        for name, n in study.filter.items()
     ]
-    judged = any("filtered" in name for name in results.study.filter)
-    of_judge = "; of filtered sets also those that the judge refused" if judged else ""
-    caption = f"Images that the filter rejected; it is the same for every method{of_judge}"
-    return Table(caption=caption, columns=("Method", "Drawn", "Rejected", "Rate"), rows=tuple(rows))
+    judged = any("filtered" in arm.variants for arm in study.arms)
+    also = "; for filtered sets, including those rejected by the judge" if judged else ""
+    caption = f"Images rejected by the filter, which is the same for every method{also}"
+    return plain_table(caption, ("Synthetic set", "Drawn", "Rejected", "Rate"), rows)
 
 
 def times_table(results: Results) -> Table:
     """Return how long each stage took."""
-    rows = [
-        Row(head=stage, cells=(Cell(text=duration(seconds), value=seconds),))
-        for stage, seconds in results.study.seconds.items()
-    ]
-    return Table(caption="Time by stage", columns=("Stage", "Time"), rows=tuple(rows))
+    rows = ((stage, duration(seconds)) for stage, seconds in results.study.seconds.items())
+    return plain_table("Time by stage", ("Stage", "Time"), rows)
 
 
 def versions_table(results: Results) -> Table:
     """Return the versions of the packages."""
-    rows = [Row(head=name, cells=(Cell(text=version),)) for name, version in results.study.versions.items()]
-    return Table(caption="Versions", columns=("Package", "Version"), rows=tuple(rows))
+    return plain_table("Versions", ("Package", "Version"), results.study.versions.items())
 
 
-def _spread_table(results: Results, split: str, chosen: str | None, columns: Sequence[str], caption: str) -> Table:
-    part = spread(results.results[results.results["split"] == split]).to_dict(orient="records")
-    values = {(row["arm"], row["measure"]): (row["mean"], row["sd"]) for row in part}
-    arms = [arm for arm in results.arms if (arm, columns[0]) in values]
-    rows = [
-        Row(
-            head=label_of(arm),
-            tags=_tags(results, arm, chosen),
-            cells=tuple(_mean_sd(*values[arm, column], digits=4 if "variance" in column else 3) for column in columns),
-        )
-        for arm in arms
-    ]
-    return Table(caption=caption, columns=("Arm", *map(_heading, columns)), rows=tuple(rows))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """A table as CSV with every digit, and as LaTeX (booktabs) as on the page."""
+
+    csv: str
+    latex: str
+
+
+def table_copies(results: Results, effects: Effects, chosen: Arm | None) -> dict[str, Copy]:
+    """Return what can be copied by name: ``results-test``, ``results-val`` and, with two arms or more, ``effects``."""
+    copies = {}
+    for split in ("test", "val"):
+        part = spread(results.results[results.results["split"] == split])
+        name = f"results-{split}"
+        copies[name] = Copy(csv=_csv(part), latex=latex(results_table(results, split, chosen), label=name))
+    if effects:
+        rows = [{"arm": arm, "measure": measure} | asdict(effect) for (arm, measure), effect in effects.items()]
+        text = latex(differences_table(results, effects, chosen), label="effects")
+        copies["effects"] = Copy(csv=_csv(pd.DataFrame(rows)), latex=text)
+    return copies
+
+
+def latex(table: Table, *, label: str) -> str:
+    """Write a table as LaTeX with booktabs, labelled ``tab:LABEL``; small notes get lines of their own."""
+    rows = []
+    for row in table.rows:
+        notes = [cell.note.split("\n") if cell.note else [] for cell in row.cells]
+        rows.append([row.head + (f" ({', '.join(row.tags)})" if row.tags else ""), *(cell.text for cell in row.cells)])
+        for number in range(max(map(len, notes), default=0)):
+            rows.append(["", *(note[number] if number < len(note) else "" for note in notes)])
+    caption = table.caption.replace("%", r"\%")
+    styler = pd.DataFrame(rows, columns=list(table.columns)).style.hide(axis="index")
+    styler = styler.format(escape="latex").format_index(escape="latex", axis=1)
+    text = styler.to_latex(
+        hrules=True,
+        column_format="l" + "r" * (len(table.columns) - 1),
+        caption=f"{caption}.",
+        label=f"tab:{label}",
+        environment="table*",
+        position_float="centering",
+    )
+    for character, written in {"\N{NO-BREAK SPACE}": "~", "±": r"$\pm$", MINUS: "$-$", NONE: "--"}.items():
+        text = text.replace(character, written)
+    return f"% needs \\usepackage{{booktabs}}\n{text}"
+
+
+def _csv(table: pd.DataFrame) -> str:
+    return str(table.to_csv(index=False, lineterminator="\n"))
 
 
 def _heading(column: str) -> str:
-    if column == "dice":
-        return "Dice"
     if column.startswith("recall_"):
         return f"{column.removeprefix('recall_')} recall"
     return column.replace("_", " ").capitalize()
 
 
-def _tags(results: Results, arm: str, chosen: str | None) -> tuple[str, ...]:
+def _tags(results: Results, arm: Arm, chosen: Arm | None) -> tuple[str, ...]:
     said = {
-        "reference": arm == results.study.reference,
-        "baseline": is_baseline(arm) and arm != results.study.reference,
+        "reference": arm == results.reference,
+        "baseline": arm.method is None and not arm.variants and arm != results.reference,
         "chosen on validation": arm == chosen,
-        CEILING: is_oracle(arm),
+        CEILING: is_ceiling(arm.method),
     }
     return tuple(tag for tag, holds in said.items() if holds)
 
@@ -188,34 +335,34 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
+def _rate(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f}{PERCENT}" if whole else NONE
+
+
 def _mean_sd(mean: float, sd: float, digits: int) -> Cell:
-    text = fixed(mean, digits) + (f" ± {fixed(sd, digits)}" if np.isfinite(sd) else "")
-    return Cell(text=text, value=mean if np.isfinite(mean) else None)
+    return Cell(text=fixed(mean, digits) + _plus_minus(sd, digits), value=_finite(mean))
 
 
-def _points(effects: Effects, arm: str, measure: str) -> Cell:
-    return _difference(effects, arm, measure, scale=100, digits=1)
+def _plus_minus(sd: float, digits: int) -> str:
+    return f" ± {fixed(sd, digits)}" if np.isfinite(sd) else ""
 
 
-def _absolute(effects: Effects, arm: str) -> Cell:
-    return _difference(effects, arm, "subtype_variance", scale=1, digits=4)
+def _points(effect: Effect | None) -> Cell:
+    return _difference(effect, 100, 1)
 
 
-def _difference(effects: Effects, arm: str, measure: str, *, scale: float, digits: int) -> Cell:
-    if (arm, measure) not in effects:
+def _difference(effect: Effect | None, scale: float, digits: int) -> Cell:
+    if effect is None:
         return Cell(text=NONE)
-    effect = effects[arm, measure]
-    sd = f" ± {fixed(scale * effect.sd, digits)}" if np.isfinite(effect.sd) else ""
-    text = signed(scale * effect.mean, digits) + sd
-    between = span(scale * effect.min, scale * effect.max, digits)
-    p = both_p_text(effect)
-    note = f"{between}\n{bracketed(scale * effect.low, scale * effect.high, digits)}" + (f"\n{p}" if p else "")
+    text = signed(scale * effect.mean, digits) + _plus_minus(scale * effect.sd, digits)
+    between = interval(scale * effect.min, scale * effect.max, digits, form="{}, {}")
+    ends = interval(scale * effect.low, scale * effect.high, digits, form="[{}, {}]")
+    note = "\n".join(filter(None, (between, ends, p_text(effect.p, effect.p_holm))))
     return Cell(text=text, note=note, value=effect.mean)
 
 
-def _relative(effects: Effects, arm: str) -> Cell:
-    if (arm, "subtype_variance") not in effects:
+def _relative(effect: Effect | None) -> Cell:
+    if effect is None:
         return Cell(text=NONE)
-    effect = effects[arm, "subtype_variance"]
-    note = bracketed(100 * effect.relative_low, 100 * effect.relative_high, 0, PERCENT)
+    note = interval(100 * effect.relative_low, 100 * effect.relative_high, 0, PERCENT, form="[{}, {}]")
     return Cell(text=f"{signed(100 * effect.relative, 1)}{PERCENT}", note=note, value=effect.relative)

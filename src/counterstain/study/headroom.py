@@ -213,10 +213,24 @@ class Curve:
     """The learning curve of Dice, or of the recall of a subtype."""
 
     subtype: str | None
-    values: np.ndarray  # (S, R)
+    scores: np.ndarray  # (S, R)
     draws: np.ndarray  # (n, S)
     steps: list[Step]
     predicted: Extrapolation | str
+
+    @property
+    def band(self) -> np.ndarray:
+        """Ends of the 95 % interval at each size, (2, S)."""
+        ends: np.ndarray = np.nanpercentile(self.draws, LEVELS, axis=0)
+        return ends
+
+    def fitted(self, sizes: Sequence[int], patients: np.ndarray) -> np.ndarray | None:
+        """Return the power law at some numbers of patients; None if it cannot be extrapolated."""
+        if isinstance(self.predicted, str):
+            return None
+        a, b, c = fit_power_law(sizes, self.scores.mean(axis=1))
+        fitted: np.ndarray = a - b * patients**-c
+        return fitted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,4 +380,4 @@ def _curve(subtype: str | None, measure: Measure, counts: np.ndarray, sizes: Seq
     repeats, patients = counts.shape[1:3]
     mean = values.mean(axis=1)
     predicted = extrapolate(sizes, mean, draws, repeats=repeats, patients=patients)
-    return Curve(subtype=subtype, values=values, draws=draws, steps=steps(sizes, mean, draws), predicted=predicted)
+    return Curve(subtype=subtype, scores=values, draws=draws, steps=steps(sizes, mean, draws), predicted=predicted)
