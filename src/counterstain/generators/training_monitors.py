@@ -1,6 +1,9 @@
-"""How well a first stage gives images back: PSNR, SSIM, LPIPS where it is had, and the use of the codebook.
+"""What is watched while a generator trains, logged beside the losses.
 
-Shapes: n = images, H, W = rows and columns in pixels.
+A first stage: how well it reconstructs images. SPADE: style codes that change nothing (the VAE's latents have
+collapsed), white images and repeated texture, both of which Öttl et al. (2023) saw in images of their GAN.
+
+Shapes: n = images or masks, k = codes for one mask, H, W = rows and columns in pixels.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
-from torch.nn import functional
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
@@ -29,30 +32,33 @@ from counterstain.training import Monitor
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # two batches (n, 3, H, W), -1..1 -> (n, 1, 1, 1)
 RANGE = 2.0  # of values in -1..1
-WINDOW_PX, WINDOW_SIGMA_PX = 11, 1.5
-K1, K2 = 0.01, 0.03
+WINDOW_PX = 11  # of SSIM
+HIGHEST_PSNR = 106.0  # dB; two equal images have no finite one
 BATCH = 8
+MONITORED_CODES = 4  # style codes that each mask is drawn with
+FAINTEST_DIVERSITY = 1.0  # grey levels: less than a display shows
+LARGEST_WHITE_SHARE = 0.1
+STRONGEST_REPETITION = 0.35  # a repeated tile is 1; tissue of the phantom is 0.17 at 128 px, 0.25 at 64 px
+PEAKS = 30  # of the autocorrelation that are looked at
+FLAT = 1.0  # grey levels: an image whose details vary less has no texture
+WHITE_LEVEL = 235.0  # mean grey level of an image without tissue
 
 
 def psnr(drawn: Tensor, real: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio in dB of each pair of (n, 3, H, W), -1..1: (n,)."""
-    squared = (drawn - real).pow(2).flatten(1).mean(1).clamp(min=1e-10)
-    return 10 * torch.log10(RANGE**2 / squared)
+    """Return the peak signal-to-noise ratio in dB, 106 at most, of each pair of (n, 3, H, W), -1..1: (n,)."""
+    ratio = peak_signal_noise_ratio(drawn, real, data_range=RANGE, dim=(1, 2, 3), reduction="none")
+    return ratio.clamp(max=HIGHEST_PSNR)
 
 
 def ssim(drawn: Tensor, real: Tensor) -> Tensor:
-    """Return the structural similarity of each pair of (n, 3, H, W), -1..1: (n,).
+    """Return the structural similarity of each pair of (n, 3, H, W), -1..1, where whole windows fit in: (n,).
 
-    Wang et al. (2004) with their Gaussian window, channel by channel, where the whole window is inside the image.
+    Wang et al. (2004) with their Gaussian window of 11 pixels, channel by channel.
     """
-    x, y = drawn.double(), real.double()
-    mean_x, mean_y = _blurred(x), _blurred(y)
-    var_x, var_y = _blurred(x * x) - mean_x**2, _blurred(y * y) - mean_y**2
-    covariance = _blurred(x * y) - mean_x * mean_y
-    c1, c2 = (K1 * RANGE) ** 2, (K2 * RANGE) ** 2
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    structure = (2 * covariance + c2) / (var_x + var_y + c2)
-    return (luminance * structure).flatten(1).mean(1)
+    _, maps = structural_similarity_index_measure(
+        drawn.double(), real.double(), sigma=1.5, data_range=RANGE, reduction="none", return_full_image=True
+    )
+    return maps[..., WINDOW_PX // 2 : -(WINDOW_PX // 2), WINDOW_PX // 2 : -(WINDOW_PX // 2)].flatten(1).mean(1)
 
 
 @torch.no_grad()
@@ -90,30 +96,6 @@ def reconstruction_figures(model: Autoencoder, images: np.ndarray, lpips: Distan
         used, perplexity = usage_of(torch.cat(chosen), model.config.codebook_size)
         figures |= {"codebook_usage": used, "codebook_perplexity": perplexity}
     return figures
-
-
-def _blurred(images: Tensor) -> Tensor:
-    offsets = torch.arange(WINDOW_PX, dtype=images.dtype, device=images.device) - WINDOW_PX // 2
-    window = torch.exp(-0.5 * (offsets / WINDOW_SIGMA_PX) ** 2)
-    window = (window / window.sum()).expand(images.shape[1], 1, -1)
-    rows = functional.conv2d(images, window[:, :, :, None], groups=images.shape[1])
-    return functional.conv2d(rows, window[:, :, None, :], groups=images.shape[1])
-
-
-# Monitors of a generator in training: style codes that change nothing, white images, repeated texture.
-#
-# All of them look at drawn images alone, as uint8 arrays. Öttl et al. (2023) saw repeated texture and plain white
-# background in GAN images; codes that change nothing are the collapse of the VAE's latents (z collapse).
-#
-# Shapes: n = masks, k = codes for one mask, H, W = rows and columns in pixels.
-
-MONITORED_CODES = 4  # style codes that each mask is drawn with
-FAINTEST_DIVERSITY = 1.0  # grey levels: less than a display shows
-LARGEST_WHITE_SHARE = 0.1
-STRONGEST_REPETITION = 0.35  # a repeated tile is 1; tissue of the phantom is 0.17 at 128 px, 0.25 at 64 px
-PEAKS = 30  # of the autocorrelation that are looked at
-FLAT = 1.0  # grey levels: an image whose details vary less has no texture
-WHITE_LEVEL = 235.0  # mean grey level of an image without tissue
 
 
 def code_diversity(images: np.ndarray) -> float:
@@ -217,9 +199,6 @@ def _autocorrelation(values: np.ndarray) -> np.ndarray:
     correlation = summed[inside] / counts[inside]
     normalised: np.ndarray = correlation / correlation[quarter[0], quarter[1]]
     return normalised
-
-
-# What is watched while a generator trains: figures on fixed patches, logged beside the losses.
 
 
 def watch_autoencoder(model: Autoencoder, cohort: Cohort, size_px: int, seed: int) -> Monitor | None:
