@@ -48,7 +48,7 @@ def run_without_work(cells: list[Cell], run: Path) -> None:
     from counterstain.study.scheduler import run_cells
 
     print(f"libraries of the stages imported: {memory_mb():.0f} MB")
-    stages._WORK.update(dict.fromkeys(stages._WORK, lambda *_: None))  # noqa: SLF001 - the work itself is left out
+    stages._WORK.update(dict.fromkeys({cell.stage for cell in cells}, lambda *_: None))  # noqa: SLF001 - the work itself is left out
     start = time.perf_counter()
     run_cells(cells, set(), run / "cells", InProcessExecutor(run / "cells", 1), retries=0)
     show("running them without their work", start)

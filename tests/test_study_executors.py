@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -13,12 +14,12 @@ from small_study import small_study
 
 from counterstain.errors import ConfigError, DivergenceError, StorageError
 from counterstain.storage import write_json
-from counterstain.study import journal, stages
+from counterstain.study import journal
 from counterstain.study.config import Resources, load_study
 from counterstain.study.executors import ExecutorConfig, Outcome, ProcessExecutor, attempt
 from counterstain.study.plan import Cell, cells_of
 from counterstain.study.run import leftovers, remove, run_study, whole_cells
-from counterstain.study.scheduler import Frontier, run_cells
+from counterstain.study.scheduler import run_cells
 from counterstain.study.status import (
     failures,
     plan_tree,
@@ -52,14 +53,19 @@ class Recorder:
     name, slots, queue = "recorder", 2, 2
 
     def __init__(self, ends=None):
-        self.ends, self.order, self.taken = ends or {}, [], []
+        self.ends, self.log, self.taken = ends or {}, [], []
+
+    @property
+    def order(self):
+        return [line.removeprefix("start ") for line in self.log if line.startswith("start")]
 
     def start(self, cell):
-        self.order.append(cell.name)
+        self.log.append(f"start {cell.name}")
         self.taken.append(cell)
 
     def wait(self):
         cell = self.taken.pop(0)
+        self.log.append(f"end {cell.name}")
         ends = self.ends.get(cell.name, [])
         return [ends.pop(0)(cell) if ends else Outcome(cell, seconds=1.0)]
 
@@ -80,15 +86,10 @@ def finished(tmp_path_factory):
     return folder
 
 
-def test_a_cell_is_ready_when_all_that_it_needs_is_done():
-    frontier = Frontier(DIAMOND, done=set())
-    assert (frontier.take(), frontier.take()) == (A, None)
-    frontier.finish(A.folder)
-    assert (frontier.take(), frontier.take(), frontier.take()) == (B, C, None)
-    frontier.finish(C.folder)
-    assert frontier.take() is None
-    frontier.finish(B.folder)
-    assert frontier.take() == D
+def test_a_cell_starts_when_all_that_it_needs_is_done(tmp_path):
+    executor = Recorder()
+    assert run_cells(DIAMOND, {A.folder}, tmp_path / "cells", executor, retries=0) == {}
+    assert executor.log == ["start b", "start c", "end b", "end c", "start d", "end d"]
 
 
 def test_a_failed_cell_takes_along_only_what_depends_on_it(tmp_path):
@@ -121,9 +122,9 @@ def test_a_set_drawn_in_shards_by_several_cells_is_the_same_set(finished, tmp_pa
     whole = tmp_path / "run" / "cells"
     shutil.copytree(finished / "run" / "cells", whole, ignore=shutil.ignore_patterns("synthetic-*", "shards-*"))
     assert attempt(drawn[0], whole, 1).error is None
-    files = stages.notes_of(whole / drawn[0].folder)
+    files = journal.notes_of(whole / drawn[0].folder)
     assert sum(name.endswith("hashes.json") for name in files) > 1
-    assert files == stages.notes_of(finished / "run" / "cells" / drawn[0].folder)
+    assert files == journal.notes_of(finished / "run" / "cells" / drawn[0].folder)
     assert study.resources.synthesis_shards is None
 
 
@@ -234,7 +235,7 @@ def test_a_process_that_dies_loses_its_cell_alone(tmp_path):
     executor = ProcessExecutor(tmp_path / "cells", 1, threads=1)
     try:
         executor.start(A)
-        executor._workers[0].process.kill()
+        multiprocessing.active_children()[0].kill()
         assert executor.wait() == [Outcome(A, lost=True)]
         executor.start(A)
         error = executor.wait()[0].error

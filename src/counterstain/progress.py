@@ -86,3 +86,12 @@ def duration(seconds: float) -> str:
 def counted(number: int, thing: str, things: str = "") -> str:
     """Write a number with its noun (``1 repeat``, ``5 repeats``)."""
     return f"{number:,} {thing if number == 1 else things or thing + 's'}"
+
+
+def size(size_bytes: float) -> str:
+    """Write a number of bytes as people read it."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"

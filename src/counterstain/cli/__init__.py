@@ -120,7 +120,7 @@ def _clean(
     settings: Changes = None,
 ) -> None:
     """Delete the folders of cells that the study's plan no longer refers to, after asking."""
-    from counterstain.study.status import size
+    from counterstain.progress import size
 
     found = studies.clean_study(study, out=out, dry_run=True, settings=settings)
     for leftover in found:

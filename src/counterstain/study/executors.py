@@ -1,4 +1,7 @@
-"""One attempt at a cell, the same in every executor: alone, noted in the journal, with the threads it was given."""
+"""Where cells run: in this process, in processes beside it, or on a Ray cluster; the results are the same.
+
+An attempt at a cell is the same everywhere: alone, noted in the journal, with the threads that it was given.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from counterstain.storage import disk_errors_named
 from counterstain.study import journal
 from counterstain.study.config import Resources
 from counterstain.study.plan import Cell
-from counterstain.study.stages import is_done, run_cell
+from counterstain.study.stages import run_cell
 
 LOCK_FILE = ".cells.lock"
 
@@ -52,16 +55,17 @@ class CellCrashError(RuntimeError):
 
 def attempt(cell: Cell, root: Path, threads: int | None = None) -> Outcome:
     """Make a cell, unless it is done by now; errors come back in the outcome."""
-    about = {"cell": cell.folder, "name": cell.name, "stage": cell.stage}
+    about = journal.about(cell)
     try:
         with _alone(cell, root), _with_threads(threads), disk_errors_named(root / cell.folder):
-            if is_done(cell, root):
+            if journal.is_done(cell, root):
                 return Outcome(cell)  # the process of a driver that was killed had finished it
             journal.record(root.parent, "start", **about)
             done = run_cell(cell, root)
             journal.record(root.parent, "finish", seconds=done.seconds, bytes=done.size_bytes, **about)
     except Exception as error:  # noqa: BLE001 - the driver decides what to do about it
-        _note_failure(root, about, error)
+        with contextlib.suppress(StorageError):  # the disk is full: the error itself is what the user must see
+            journal.record(root.parent, "fail", why=str(error) or type(error).__name__, **about)
         return Outcome(cell, error)
     return Outcome(cell, seconds=done.seconds)
 
@@ -72,13 +76,6 @@ def attempt_elsewhere(cell: Cell, root: Path, threads: int | None) -> Outcome:
     if outcome.error is None or isinstance(outcome.error, CounterstainError):
         return outcome
     return Outcome(cell, CellCrashError(f"{cell.name}\n{''.join(traceback.format_exception(outcome.error))}"))
-
-
-def _note_failure(root: Path, about: dict[str, str], error: Exception) -> None:
-    try:
-        journal.record(root.parent, "fail", why=str(error) or type(error).__name__, **about)
-    except StorageError:
-        return  # the disk is full: the error itself is what the user must see
 
 
 @contextmanager
@@ -105,9 +102,6 @@ def _with_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# What the scheduler asks of an executor.
-
-
 class Executor(Protocol):
     """Runs cells whose inputs are there."""
 
@@ -128,11 +122,8 @@ class Executor(Protocol):
         """End at once whatever runs; cells survive being killed."""
 
 
-# Cells one after another in the calling process.
-
-
 class InProcessExecutor:
-    """The simplest executor."""
+    """Runs cells one after another in the calling process."""
 
     name, slots, queue = "local", 1, 1
 
@@ -152,8 +143,6 @@ class InProcessExecutor:
         """Nothing runs outside the calling process."""
 
 
-# Cells in processes of this machine, each with its threads; a process that dies costs its cell's attempt only.
-
 SPAWN = multiprocessing.get_context("spawn")  # a forked process could use neither CUDA nor OpenMP
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 SECONDS_TO_END = 2.0
@@ -168,7 +157,7 @@ class _Worker:
 
 
 class ProcessExecutor:
-    """A fixed number of processes that take cells one by one."""
+    """A fixed number of processes that take cells one by one; one that dies costs only its cell's attempt."""
 
     def __init__(self, root: Path, processes: int, threads: int) -> None:
         self.name = f"local, {processes} processes x {threads} {'thread' if threads == 1 else 'threads'}"
@@ -228,7 +217,7 @@ class ProcessExecutor:
         devices = torch.cuda.device_count()
         device = number % devices if devices > 1 else None
         process = SPAWN.Process(target=_work, args=(theirs, self._root, self._threads, log, device))
-        with _threads_of_children(self._threads), _interrupts_held_back():
+        with _children_inherit(self._threads):
             process.start()
         theirs.close()
         return _Worker(process, ours)
@@ -262,35 +251,35 @@ def _end_with_the_driver() -> None:
 
 
 @contextmanager
-def _threads_of_children(threads: int) -> Iterator[None]:
-    """NumPy reads its number of threads once, when it is imported."""
+def _children_inherit(threads: int) -> Iterator[None]:
+    """Start children with their threads, which NumPy reads when it is imported, and with Ctrl-C blocked.
+
+    Ctrl-C then reaches the driver alone, which ends them.
+    """
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    os.environ.update(_thread_variables(threads))
     try:
         yield
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Children inherit the mask: Ctrl-C reaches the driver alone, which then ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _thread_variables(threads: int) -> dict[str, str]:
+    return dict.fromkeys(THREAD_VARIABLES, str(threads))
 
-
-# Cells as tasks of a Ray cluster: on this machine, on Slurm, on Kubernetes. The nodes share the study's folder.
 
 LOCALHOST = "127.0.0.1"
 QUEUED_PER_CPU = 4
 
 
 class RayExecutor:
-    """One Ray task for each attempt at a cell; Ray finds a node with the processors that it asks for."""
+    """One Ray task for each attempt at a cell: on this machine, on Slurm, on Kubernetes.
+
+    Ray finds a node with the processors that it asks for; the nodes share the study's folder.
+    """
 
     def __init__(self, root: Path, resources: Resources, address: str | None = None) -> None:
         self._ray = _ray(alone=address is None)
@@ -338,14 +327,12 @@ class RayExecutor:
         return outcome
 
     def _connect(self, address: str | None) -> None:
-        variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(self._threads))
-        options: dict[str, Any] = {"log_to_driver": False, "runtime_env": {"env_vars": variables}}
-        if address is None:
-            options |= {"address": "local", "_node_ip_address": LOCALHOST, "include_dashboard": False}
-        else:
-            options |= {"address": address}
+        variables = _thread_variables(self._threads)
+        alone = {"_node_ip_address": LOCALHOST, "include_dashboard": False} if address is None else {}
         try:
-            self._ray.init(**options)
+            self._ray.init(
+                address=address or "local", log_to_driver=False, runtime_env={"env_vars": variables}, **alone
+            )
         except (ConnectionError, ValueError) as error:
             raise InputError(f"--address {address}: no Ray cluster answers there ({error}); start one first") from error
 
@@ -361,9 +348,6 @@ def _ray(*, alone: bool) -> Any:
     except ImportError as error:
         raise ConfigError("--executor ray: Ray is not installed; pip install 'counterstain[ray]'") from error
     return ray
-
-
-# Where cells run: in this process, in processes beside it, or on a Ray cluster. The results are the same.
 
 
 class ExecutorConfig(Config):

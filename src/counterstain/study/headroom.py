@@ -21,9 +21,10 @@ from counterstain.recipe import Recipe
 from counterstain.seeding import derive, numpy_generator
 from counterstain.segmentation.counts import by_slide, dice, measures, recalls
 from counterstain.storage import claim, write_csv, write_parquet, write_text
+from counterstain.study.journal import is_done
 from counterstain.study.plan import Cell, cells_folder, cohort_with_fewer
 from counterstain.study.run import locked
-from counterstain.study.stages import follow_cohort, is_done, run_cell
+from counterstain.study.stages import follow_cohort, run_cell
 from counterstain.study.statistics.bootstrap import Measure
 from counterstain.taxonomy import Taxonomy
 

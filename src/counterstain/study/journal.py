@@ -1,9 +1,9 @@
-"""What is on record about the cells of a study: events, the files of finished cells, how long the rest will take.
+"""The record of a study's cells: what happened to each, and which files a finished one has.
 
-Events are append-only lines of JSON that any process can read while the study runs:
-``RUN/journal/<host>.jsonl`` has a line per event: ``study`` (a run began), ``start``, ``finish``, ``fail`` (of a cell)
-and ``lost`` (its process or machine is gone). Each machine writes a file of its own: on network drives, lines that
-two machines append to one file can overwrite each other.
+``RUN/journal/<host>.jsonl`` has a line of JSON per event, readable while the study runs: ``study`` (a run began),
+``start``, ``finish``, ``fail`` (of a cell) and ``lost`` (its process or machine is gone). Each machine has its own
+file: on network drives, lines that two machines append to one file can overwrite each other.
+A finished cell has ``cell.json``: what it was made from and took, and the size and hash of each of its files.
 """
 
 from __future__ import annotations
@@ -12,19 +12,36 @@ import json
 import os
 import socket
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from counterstain.progress import duration
 from counterstain.storage import RUN_FILE, disk_errors_named, read_json, sha256_of
+from counterstain.study.plan import Cell
 from counterstain.tracking import LOG_FOLDER
 
 DONE_FILE = "cell.json"
 UNNOTED = {DONE_FILE, RUN_FILE}
 Kind = Literal["study", "start", "finish", "fail", "lost"]
+
+
+@dataclass(frozen=True)
+class CellRow:
+    """A cell as the plan's file holds it."""
+
+    folder: str
+    name: str
+    stage: str
+    arm: str
+    needs: tuple[str, ...]
+    count: int
+    """Patches that a synthetic set must have at least."""
+
+
+def about(cell: Cell) -> dict[str, str]:
+    """Return what every event of a cell says of it."""
+    return {"cell": cell.folder, "name": cell.name, "stage": cell.stage}
 
 
 def record(run: Path, kind: Kind, **content: Any) -> None:
@@ -86,6 +103,12 @@ def fold(events: list[dict[str, Any]]) -> Journal:
     return journal
 
 
+def is_done(cell: Cell | CellRow, root: Path) -> bool:
+    """Whether a cell's result is there; a synthetic set must also be long enough."""
+    note = root / cell.folder / DONE_FILE
+    return note.exists() and (not cell.count or int(read_json(note).get("count", 0)) >= cell.count)
+
+
 def notes_of(folder: Path) -> dict[str, list[Any]]:
     """Return name -> [size in bytes, SHA-256] of a cell's files; partial ones and logs are left out."""
     files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
@@ -117,56 +140,3 @@ def _as_noted(file: Path, note: Iterable[Any], *, hashes: bool) -> bool:
     if not file.is_file() or file.stat().st_size != size:
         return False
     return not hashes or sha256_of(file) == sha256
-
-
-class Planned(Protocol):
-    """What an estimate needs to know of a cell."""
-
-    @property
-    def folder(self) -> str:
-        """Name of its folder."""
-
-    @property
-    def stage(self) -> str:
-        """What kind of work it is."""
-
-    @property
-    def needs(self) -> Sequence[str]:
-        """Folders of the cells before it."""
-
-
-class TimeLeft:
-    """A running estimate while cells finish."""
-
-    def __init__(self, known: Mapping[str, float], left: Mapping[str, int], slots: int) -> None:
-        self._seconds = {stage: [mean] for stage, mean in known.items()}
-        self._left, self._slots = Counter(left), slots
-
-    def finish(self, stage: str, seconds: float | None) -> None:
-        """Count a cell as done."""
-        self._left[stage] -= 1
-        if seconds is not None:
-            self._seconds.setdefault(stage, []).append(seconds)
-
-    def __str__(self) -> str:
-        """Return ', about m:ss left', or nothing while a stage is still unknown."""
-        left = {stage: count for stage, count in self._left.items() if count}
-        if not left or any(stage not in self._seconds for stage in left):
-            return ""
-        total = sum(count * sum(self._seconds[stage]) / len(self._seconds[stage]) for stage, count in left.items())
-        return f", about {duration(total / self._slots)} left"
-
-
-def seconds_left(todo: Sequence[Planned], known: Mapping[str, float], slots: int) -> float:
-    """Return a lower bound of the time of cells, each after its needs: all slots busy, or the longest chain."""
-    total = sum(known.get(cell.stage, 0.0) for cell in todo)
-    return max(total / slots, longest_chain(todo, known))
-
-
-def longest_chain(cells: Sequence[Planned], known: Mapping[str, float]) -> float:
-    """Return the time that no number of processes undercuts: cells that wait for each other."""
-    ends: dict[str, float] = {}
-    for cell in cells:
-        start = max((ends.get(need, 0.0) for need in cell.needs), default=0.0)
-        ends[cell.folder] = start + known.get(cell.stage, 0.0)
-    return max(ends.values(), default=0.0)

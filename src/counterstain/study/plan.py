@@ -58,6 +58,11 @@ class Cell:
         """Folders of all cells that must be done before."""
         return (*self.inputs.values(), *self.after)
 
+    @property
+    def count(self) -> int:
+        """Patches that a synthetic set must have at least."""
+        return int(self.details.get("count", 0))
+
     @cached_property
     def folder(self) -> str:
         """Name of the cell's folder."""

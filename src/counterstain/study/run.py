@@ -20,11 +20,11 @@ from counterstain.segmentation.model import Segmenter
 from counterstain.storage import claim, write_text
 from counterstain.study.config import StudyConfig, trainings
 from counterstain.study.executors import ExecutorConfig, open_executor
-from counterstain.study.journal import DONE_FILE, damage
+from counterstain.study.journal import DONE_FILE, damage, is_done
 from counterstain.study.plan import Cell, cells_folder, cells_of
 from counterstain.study.results import write_results
 from counterstain.study.scheduler import run_cells, say
-from counterstain.study.stages import follow_cohort, is_done
+from counterstain.study.stages import follow_cohort
 from counterstain.study.status import rows_of, write_plan
 
 READ_BY_RESULTS = {"cohort", "synthetic", "evaluation"}

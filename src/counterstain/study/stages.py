@@ -40,15 +40,6 @@ from counterstain.tracking import with_logger
 PACKAGES = ("counterstain", "torch", "lightning", "diffusers", "segmentation-models-pytorch", "numpy", "zarr")
 
 
-def is_done(cell: Cell, root: Path) -> bool:
-    """Whether a cell's result is there; a synthetic set must also be long enough."""
-    done = root / cell.folder / DONE_FILE
-    if not done.exists():
-        return False
-    count = int(cell.details.get("count", 0))
-    return not count or int(read_json(done).get("count", 0)) >= count
-
-
 @dataclass(frozen=True, kw_only=True)
 class Done:
     """What a cell took."""

@@ -1,11 +1,12 @@
-"""What of a study is done, runs, failed and is left; read from its files, so that any process can ask at any time.
+"""The state of every cell of a study, read from its files, so that any process can ask at any time.
 
-The driver writes ``plan.json`` (the cells, each after all that it needs); cells write ``cell.json`` when they are done
-and lines of the journal. Nothing here loads a model or its libraries.
+The driver writes ``plan.json`` (the cells, each after all that it needs); a cell writes ``cell.json`` when it is done
+and lines of the journal. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -20,26 +21,14 @@ from rich.table import Table
 from rich.tree import Tree
 
 from counterstain.errors import InputError
-from counterstain.progress import duration
+from counterstain.progress import duration, size
 from counterstain.storage import read_json, write_text
 from counterstain.study.config import stages
-from counterstain.study.journal import DONE_FILE, Journal, fold, read, seconds_left
+from counterstain.study.journal import CellRow, Journal, fold, is_done, read
+from counterstain.study.plan import Cell
 
 PLAN_FILE = "plan.json"
 State = Literal["done", "running", "failed", "left"]
-
-
-@dataclass(frozen=True)
-class CellRow:
-    """A cell as the plan's file holds it."""
-
-    folder: str
-    name: str
-    stage: str
-    arm: str
-    needs: tuple[str, ...]
-    count: int
-    """Patches that a synthetic set must have at least."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +54,19 @@ class StudyState:
         return str(self.journal.last[row.folder].get("why", "")).partition("\n")[0]
 
     def unknown_stages(self) -> list[str]:
-        """Return the stages that are to do and of which no cell has finished yet, so that nothing is known of them."""
+        """Return the open stages of which no cell has finished yet, so that their time is unknown."""
         return sorted({row.stage for row in self.rows if self._is_open(row)} - self.journal.seconds.keys())
 
     def seconds_left(self, slots: int) -> float:
-        """Estimate the rest of the study with so many cells at once."""
-        spent = sum(min(self.elapsed(row), self.journal.seconds.get(row.stage, 0.0)) for row in self.of("running"))
-        todo = [row for row in self.rows if self._is_open(row)]
-        return max(0.0, seconds_left(todo, self.journal.seconds, slots) - spent / slots)
+        """Return a lower bound of the time that the rest takes: all slots are busy, or cells wait for each other."""
+        known = self.journal.seconds
+        spent = sum(min(self.elapsed(row), known.get(row.stage, 0.0)) for row in self.of("running"))
+        total, ends = 0.0, {"": 0.0}
+        for row in filter(self._is_open, self.rows):  # each after its needs
+            seconds = known.get(row.stage, 0.0)
+            total += seconds
+            ends[row.folder] = seconds + max((ends.get(need, 0.0) for need in row.needs), default=0.0)
+        return max(0.0, max(total / slots, *ends.values()) - spent / slots)
 
     def bytes_left(self) -> float:
         """Estimate what the cells that are to do will write."""
@@ -82,18 +76,13 @@ class StudyState:
         return self.states[row.folder] in {"left", "running"}
 
 
-def rows_of(cells: Iterable[Any]) -> list[CellRow]:
+def rows_of(cells: Iterable[Cell]) -> list[CellRow]:
     """Return cells as rows of the plan's file."""
-    return [
-        CellRow(cell.folder, cell.name, cell.stage, cell.arm, cell.needs, int(cell.details.get("count", 0)))
-        for cell in cells
-    ]
+    return [CellRow(cell.folder, cell.name, cell.stage, cell.arm, cell.needs, cell.count) for cell in cells]
 
 
 def write_plan(run: Path, rows: Sequence[CellRow]) -> None:
     """Write the plan's file, a line a cell."""
-    import json
-
     lines = [json.dumps([*vars(row).values()], ensure_ascii=False) for row in rows]
     write_text(run / PLAN_FILE, "[\n" + ",\n".join(lines) + "\n]\n")
 
@@ -127,14 +116,6 @@ def state_of(run: Path, rows: Sequence[CellRow]) -> StudyState:
     return StudyState(rows, states, journal, time.time())
 
 
-def is_done(row: CellRow, root: Path) -> bool:
-    """Whether a cell's result is there; a synthetic set must also be long enough."""
-    done = root / row.folder / DONE_FILE
-    if not row.count:
-        return done.exists()
-    return done.exists() and int(read_json(done).get("count", 0)) >= row.count
-
-
 def _state(row: CellRow, run: Path, journal: Journal) -> State:
     if is_done(row, run / "cells"):
         return "done"
@@ -158,8 +139,6 @@ def _lives(event: dict[str, Any]) -> bool:
         return True
     return True
 
-
-# The state of a study as people read it: a tree of what follows from what, tables, and lines of text.
 
 STATES: tuple[State, ...] = ("done", "running", "failed", "left")
 
@@ -217,7 +196,7 @@ def what_it_takes(state: StudyState, run: Path, slots: int) -> str:
 
 
 def time_left(state: StudyState, slots: int) -> str:
-    """Say how long the rest takes, and of which stages nothing is known yet."""
+    """Say how long the rest takes, and for which stages that is not known yet."""
     counts = Counter(state.states.values())
     if not counts["left"] and not counts["running"]:
         return "nothing is left to run"
@@ -231,30 +210,22 @@ def time_left(state: StudyState, slots: int) -> str:
 
 def running(state: StudyState, most: int) -> list[str]:
     """Say which cells run and for how long."""
-    rows = state.of("running")
     known = state.journal.seconds
     lines = [
         f"running: {row.name}, {duration(state.elapsed(row))}"
         + (f" of about {duration(known[row.stage])}" if row.stage in known else "")
-        for row in rows[:most]
+        for row in state.of("running")
     ]
-    return lines + ([f"… and {len(rows) - most} more"] if len(rows) > most else [])
+    return _first(lines, most)
 
 
 def failures(state: StudyState, most: int) -> list[str]:
     """Say which cells failed and why."""
-    rows = state.of("failed")
-    lines = [f"failed: {row.name}: {state.why(row)}" for row in rows[:most]]
-    return lines + ([f"… and {len(rows) - most} more"] if len(rows) > most else [])
+    return _first([f"failed: {row.name}: {state.why(row)}" for row in state.of("failed")], most)
 
 
-def size(size_bytes: float) -> str:
-    """Write a number of bytes as people read it."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.1f} TB"
+def _first(lines: list[str], most: int) -> list[str]:
+    return lines if len(lines) <= most else [*lines[:most], f"… and {len(lines) - most} more"]
 
 
 def _group_line(key: tuple[str, str], rows: list[CellRow], state: StudyState) -> str:
