@@ -1,4 +1,7 @@
-"""Which instances of a synthetic set were drawn for a new subtype, and which relabelling kept."""
+"""Adherence: what drawn instances look like, to a judge and in their stain, beside instances of real patches.
+
+Shapes: H, W = rows and columns in pixels.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +45,6 @@ def kept_subtypes(patch_set: PatchSet) -> frozenset[int]:
 
 
 # Stain and seams of instances, measured in the image itself, without a network.
-#
-# Shapes: H, W = rows and columns in pixels.
 
 Stain = Literal["dab", "eosin"]
 

@@ -1,4 +1,4 @@
-"""Sheets of patches, each pixel a square of pixels, with names beside the rows and captions above the columns."""
+"""Audit of synthetic sets: fidelity, adherence to the subtypes asked for, and copies, as tables and pictures."""
 
 from __future__ import annotations
 
@@ -143,9 +143,6 @@ def _every_second_patient(cohort: Cohort, seed: int) -> set[str]:
     return set(table.sort_values("score", kind="stable").index[::2])
 
 
-# Do a judge, synthetic sets and a cohort belong together?
-
-
 def require_auditable(sets: Mapping[str, PatchSet], cohort: Cohort, judge_folder: Path) -> CheckpointHeader:
     """Check that a judge, sets and a cohort belong together; return what is known about the judge.
 
@@ -197,8 +194,6 @@ def _require_cohort(what: str, fingerprint: str, cohort: Cohort) -> None:
         )
 
 
-# Audit a synthetic set: fidelity, adherence to the asked subtypes, and copies of training patches.
-#
 # Two rows of real patches stand beside the sets. Two halves of the training patients say how far real tissue of other
 # patients is from real tissue: below that no difference means anything. The held-out patches are other patients as
 # well, whose instances keep their subtypes; the masks of a set are of training patients, relabelled. So they are

@@ -1,4 +1,4 @@
-"""How far two clouds of features are apart, and how much of one the other covers.
+"""Fidelity: how far the features of drawn images are from those of real ones, with intervals over patients.
 
 Shapes: n, m = number of images, d = number of features.
 """
@@ -127,8 +127,6 @@ def _check(real: np.ndarray, drawn: np.ndarray) -> None:
 
 
 # The features in which drawn and real images are compared: the judge's, or those of a network from a local file.
-#
-# Shapes: B = batch, H, W = rows and columns in pixels, n = patches, d = number of features.
 
 JUDGE, TIMM = "judge", "timm:"
 Features = Callable[[Sequence[Patch]], np.ndarray]
@@ -211,8 +209,6 @@ class _Preparation:
 #
 # Patches of one patient are alike, so patients, not patches, are what another study would draw anew. An interval is
 # made by leaving out one patient after the other (the jackknife for groups of unequal size, Busing et al. 1999).
-#
-# Shapes: n, m = number of images, d = number of features, g = groups of a sample.
 
 Distance = Callable[[np.ndarray, np.ndarray], float]
 FEWEST_PATIENTS = 6  # with fewer the interval is taken over regions, and only holds for these patients

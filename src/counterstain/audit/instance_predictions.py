@@ -1,4 +1,4 @@
-"""What the judge takes every instance for.
+"""What the judge takes each instance for, and the filter that keeps an image if the judge agrees with it.
 
 Shapes: L = labels (background and subtypes), H, W = rows and columns in pixels.
 """

@@ -1,4 +1,5 @@
-"""Upkeep of a codebook: how often each code is used, codes as moving averages, dead codes revived.
+"""The first stage of latent diffusion: a VQ or KL autoencoder with a patch GAN and the upkeep of its codebook (Rombach
+et al. 2022, appendix G), or principal components that need no training.
 
 Shapes: B = batch, K = codes, z = latent channels, h, w = rows and columns of the latents, n = B·h·w.
 """
@@ -122,11 +123,6 @@ def _over_all_devices(tensor: Tensor) -> Tensor:
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(tensor)
     return tensor
-
-
-# The first stage of latent diffusion: a VQ or KL autoencoder with a patch GAN (Rombach et al. 2022, appendix G).
-#
-# Shapes: B = batch, z = latent channels, H, W = rows and columns in pixels, h, w = H, W divided by the factor.
 
 
 def build_network(config: AutoencoderConfig) -> nn.Module:

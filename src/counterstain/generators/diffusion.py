@@ -1,4 +1,5 @@
-"""What a denoiser is fed: patches, or their latents encoded once, with the references of styles.
+"""Latent diffusion conditioned on label masks (Rombach et al. 2022): the denoiser, its loss, and the batches of latents
+that it learns from.
 
 Shapes: B = batch, z = latent channels, h, w = rows and columns of the latents.
 """
@@ -93,10 +94,6 @@ def _pooled(model: Diffusion, sampler: PatchSampler, pool: int, references: Styl
 
     return batch
 
-
-# Latent diffusion conditioned on label masks (Rombach et al. 2022), for whole images and for inpainting.
-#
-# Shapes: B = batch, L = labels, z = latent channels, h, w = rows and columns of the latents, H, W = of the image.
 
 TILE_OVERLAP_PX = 64  # what tiles of the first stage share, blended
 MIN_SNR_GAMMA = 5.0  # Hang et al. 2023

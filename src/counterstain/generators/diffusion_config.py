@@ -1,7 +1,4 @@
-"""How a trained denoiser draws: the sampler, what inpainting keeps, images larger than its training patches.
-
-These belong to what is drawn, not to the network: other settings need no other training.
-"""
+"""Settings of latent diffusion: the noise, the denoiser and its training, style, nuclei, and how images are drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trained weights that a new training starts from."""
+"""Train a generator on the training part of a cohort, anew or from given weights, and save it with what it saw."""
 
 from __future__ import annotations
 
@@ -107,8 +107,6 @@ def require_fit(folder: Path, header: CheckpointHeader, cohort: Cohort) -> None:
         )
     check_no_leak(header.patients_seen, cohort, f"{header.kind} {folder}")
 
-
-# Train a generator on the training part of a cohort and save it with what it saw.
 
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
 MOST_PATCHES_OF_COMPONENTS = 4096  # some million blocks of pixels

@@ -1,8 +1,4 @@
-"""How a large image is cut into tiles so that no pixel's probability depends on the tile that it was computed in.
-
-All tiles take their windows from one grid over the whole image. A tile answers for the pixels all of whose windows it
-holds; neighbouring tiles share the windows on their seam. Tiles, not the whole image, are in memory.
-"""
+"""Sliding-window inference over images of any size, cut so that no pixel depends on the tile it was computed in."""
 
 from __future__ import annotations
 

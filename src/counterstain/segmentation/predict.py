@@ -1,4 +1,4 @@
-"""What predictions on slides and on cohorts have in common."""
+"""Outline tumour in the regions of a cohort with a trained segmenter: a GeoJSON file for each slide."""
 
 from __future__ import annotations
 
@@ -103,9 +103,6 @@ def summary(path: Path, areas: Sequence[Outlined]) -> Prediction:
 def silent(_label: str, _total: int) -> Iterator[Callable[[int], None]]:
     """Show no progress."""
     yield lambda _steps: None
-
-
-# Outline tumour in the regions of a cohort with a trained segmenter: a GeoJSON file for each slide.
 
 
 def predict_cohort(

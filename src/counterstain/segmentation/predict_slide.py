@@ -1,4 +1,4 @@
-"""Where on a slide tumour is sought: on all tissue, in squares placed on tissue, or in listed regions."""
+"""Outline tumour on a slide with a trained segmenter: on all tissue, in squares on tissue, or in listed regions."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A first stage without training: the principal components of small blocks of pixels.
-
-The best linear autoencoder in the squared error (Baldi & Hornik 1989), found in closed form. On tissue at cell scale,
-8 components of 4 x 4 pixels keep more than a convolutional autoencoder learns in minutes.
+"""Small encoders: the linear first stage of principal components, and the network of styles.
 
 Shapes: B = batch, z = latent channels, f = factor, H, W = rows and columns in pixels, h, w = H / f, W / f.
 """

@@ -1,4 +1,4 @@
-"""Spectral norms of weights that were not reached by training steps, such as averaged ones."""
+"""The SPADE generator (Park et al. 2019, section 3 and appendix A), the encoder of its VAE, and spectral norms."""
 
 from __future__ import annotations
 
