@@ -20,11 +20,10 @@ from counterstain.report.page import write_report
 from counterstain.report.results import read_results
 from counterstain.study import executors as attempt_module
 from counterstain.study import results as results_module
-from counterstain.study import run as run_module
 from counterstain.study import stages
 from counterstain.study.config import load_study
 from counterstain.study.plan import plan_study
-from counterstain.study.run import run_study
+from counterstain.study.run import locked, run_study
 
 RECIPE = SMALL["recipe"] | {"segmenter": SMALL["recipe"]["segmenter"] | {"mixing": {"epoch_patches": 8}}}
 TINY = SMALL | {
@@ -191,10 +190,7 @@ def test_the_folder_of_another_study_is_not_cleaned(finished, tmp_path):
 
 
 def test_a_second_process_on_the_same_study_is_refused(finished):
-    with (
-        run_module.locked(finished / "run"),
-        pytest.raises(MismatchError, match="another process is running this study"),
-    ):
+    with locked(finished / "run"), pytest.raises(MismatchError, match="another process is running this study"):
         run_study(load(finished), finished / "run")
 
 
