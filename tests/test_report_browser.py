@@ -127,7 +127,7 @@ def test_a_table_is_copied(page):
     button = page.get_by_role("button", name="Copy LaTeX").first
     button.click()
     assert "\\toprule" in page.evaluate("getSelection().toString()")
-    assert page.locator("button.copier", has_text="Copied").count() == 1
+    page.locator("button.copier", has_text="Copied").wait_for()
 
 
 @pytest.mark.parametrize("width", [400, 1280])

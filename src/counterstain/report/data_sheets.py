@@ -1,25 +1,22 @@
-"""Data sheets of the synthetic sets, and whether the arms of a study were treated equally."""
+"""What a study recorded of its trainings and synthetic sets: data sheets, and whether its arms were treated equally."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pandas as pd
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
+from counterstain.errors import StorageError
 from counterstain.generators.methods import METHODS
 from counterstain.progress import PERCENT, TIMES, counted
-from counterstain.report.results import (
-    CEILING,
-    SetRecord,
-    StudyRecord,
-    TrainingRecord,
-    damaged,
-    is_ceiling,
-)
+from counterstain.report.results import AGAIN, CEILING, Record, StudyRecord, damaged, first_problem, is_ceiling
 from counterstain.report.tables import NONE, Cell, Row, Table
+from counterstain.storage import read_json
 from counterstain.study.fairness import COLUMNS, FAIRNESS_FILE, departures, fairness_of
 
 INTENDED_USE = (
@@ -33,6 +30,78 @@ LIMITS = (
     "The images inherit the biases of the training patients: scanner, stain, laboratory, population.",
     "They may reproduce parts of training images, and do where background or nuclei are kept: treat as patient data.",
 )
+
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+class TrainingRecord(Record):
+    """One training: its name, what was trained, and how long."""
+
+    name: str
+    stage: str
+    sha256: str = ""
+    """Hash of the weights."""
+    steps: int
+    """Optimiser steps."""
+    batch_size: int
+    patients_seen: int = 0
+    seconds: float = 0.0
+    logs: str = ""
+    """Folder of its curves, relative to the study's folder; empty if there is none."""
+
+
+class Change(Record):
+    """Instances that were relabelled from one subtype to another, or kept it."""
+
+    before: str
+    after: str
+    instances: int
+    area_px: int
+
+
+class SetRecord(Record):
+    """One synthetic set."""
+
+    name: str
+    method: str
+    patches: int
+    size_px: int
+    mpp: float
+    seed: str
+    cohort: str
+    """Fingerprint of the cohort that the masks come from."""
+    generator: str
+    """Hash of the generator's weights; empty if it has none."""
+    patients_seen: tuple[str, ...]
+    """Patients behind the masks and the generator."""
+    settings: dict[str, Any]
+    """How it was drawn."""
+    version: str
+    sources: dict[str, int]
+    """Number of regions, slides and patients that the masks come from."""
+    drawn: int
+    rejected: int
+    background_only: int
+    """Patches without an instance."""
+    changes: tuple[Change, ...]
+
+
+def read_trainings(folder: Path) -> tuple[TrainingRecord, ...]:
+    """Read ``trainings.json`` of a results folder; empty if it is missing, StorageError if it is damaged."""
+    return _read_records(folder / "trainings.json", TypeAdapter(tuple[TrainingRecord, ...]))
+
+
+def read_sets(folder: Path) -> tuple[SetRecord, ...]:
+    """Read ``sets.json`` of a results folder; empty if it is missing, StorageError if it is damaged."""
+    return _read_records(folder / "sets.json", TypeAdapter(tuple[SetRecord, ...]))
+
+
+def _read_records(path: Path, kind: TypeAdapter[tuple[RecordT, ...]]) -> tuple[RecordT, ...]:
+    try:
+        return kind.validate_python(read_json(path)) if path.exists() else ()
+    except ValidationError as error:
+        raise StorageError(f"{path}: {first_problem(error)}; {AGAIN}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

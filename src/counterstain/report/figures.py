@@ -93,14 +93,10 @@ def balance(table: pd.DataFrame, taxonomy: Taxonomy) -> Figure:
     Parameters
     ----------
     table : DataFrame
-        Columns method (name of the set), subtype (name), instances, area_px, instances_before, area_px_before.
+        Columns method (name of the set), subtype (name), instances, area_px, instances_before, area_px_before. Sets
+        with the same numbers share a row of the figure.
     taxonomy : Taxonomy
         Order and colours of the subtypes.
-
-    Returns
-    -------
-    Figure
-        A row for every group of sets with the same numbers: instances on the left, area on the right.
     """
     groups = _same_balance(table)
     if not groups:
@@ -189,8 +185,7 @@ def _few_figures(value: float) -> str:
 def boxplots(results: pd.DataFrame, taxonomy: Taxonomy, *, arms: Sequence[Arm], reference: Arm) -> Figure:
     """Draw Dice and subtype variance of every arm on the test set (the paper's figure 5).
 
-    Box = mean and standard deviation, whiskers = minimum and maximum, dots = repeats, dashed line = the reference's
-    mean.
+    Box = mean and standard deviation, whiskers = minimum and maximum, dots = repeats, dashed line = reference.
 
     Parameters
     ----------
@@ -198,9 +193,8 @@ def boxplots(results: pd.DataFrame, taxonomy: Taxonomy, *, arms: Sequence[Arm], 
         A row per arm, repeat and split; columns dice and subtype_variance.
     taxonomy : Taxonomy
         For the name of the tissue class.
-    arms : sequence of Arm
-        From top to bottom.
-    reference : Arm
+    arms, reference
+        From top to bottom; the dashed line.
     """
     figure = new_figure(1.0 + 0.29 * len(arms))
     left, right = figure.subplots(1, 2, sharey=True)
@@ -301,7 +295,7 @@ def _heat(
 
 @styled
 def training_curves(losses: pd.DataFrame, arms: Sequence[Arm]) -> Figure:
-    """Draw the losses of every training, with a panel for each loss.
+    """Draw the losses of every training, with a panel for each loss that has several steps.
 
     Parameters
     ----------
@@ -315,8 +309,8 @@ def training_curves(losses: pd.DataFrame, arms: Sequence[Arm]) -> Figure:
         return empty("no training curves")
     of_stage = {stage: _method_of(stage, arms) for stage in losses["stage"].astype(str).unique()}
     table = losses.assign(family=losses["stage"].astype(str).str.partition(" ")[0])
-    panels = list(table.groupby(["family", "name"], sort=False))
-    rows = -(-len(panels) // COLUMNS)
+    panels = [panel for panel in table.groupby(["family", "name"], sort=False) if np.ptp(panel[1]["step"]) > 0]
+    rows = max(-(-len(panels) // COLUMNS), 1)
     figure = new_figure(0.4 + 1.55 * rows)
     grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes, ((family, name), part) in zip(grid, panels, strict=False):
@@ -340,7 +334,8 @@ def _method_of(stage: str, arms: Sequence[Arm]) -> str | None:
     words = stage.split()
     if len(words) > 1:
         return of_arm.get(words[1])
-    return next((name for name, method in METHODS.items() if method.kind == stage), "")
+    makes = ((name, method.trainings[-1]) for name, method in METHODS.items() if method.trainings)
+    return next((name for name, training in makes if stage in {training.stage, training.title}), "")
 
 
 def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str, width: float) -> None:
@@ -351,7 +346,7 @@ def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str, width
     means = [(s.mean(), v.mean()) for s, v in zip(*both, strict=True) if len(s)]
     if means:
         x, y = zip(*means, strict=True)
-        axes.plot(x, y, color=colour, linewidth=width, alpha=0.85, marker="o" if len(x) == 1 else "", markersize=3)
+        axes.plot(x, y, color=colour, linewidth=width, alpha=0.85)
 
 
 def _log_if_wide(axes: Axes, values: np.ndarray) -> None:

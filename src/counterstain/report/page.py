@@ -20,20 +20,26 @@ from matplotlib.figure import Figure
 from counterstain.errors import InputError
 from counterstain.progress import counted
 from counterstain.report import figures, tables
-from counterstain.report.data_sheets import INTENDED_USE, LIMITS, data_sheets, fairness_sentences, read_fairness
+from counterstain.report.data_sheets import (
+    INTENDED_USE,
+    LIMITS,
+    TrainingRecord,
+    data_sheets,
+    fairness_sentences,
+    read_fairness,
+    read_sets,
+    read_trainings,
+)
 from counterstain.report.figure_style import save_figure, svg_text
 from counterstain.report.methods_section import methods_paragraphs, settings_table
 from counterstain.report.results import (
     CEILING,
     Results,
-    TrainingRecord,
     damaged,
     is_ceiling,
     label_of,
     looked_at,
     read_results,
-    read_sets,
-    read_trainings,
 )
 from counterstain.report.summary import chosen_arm, summarise
 from counterstain.report.tables import duration, effects_on_test

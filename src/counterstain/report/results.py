@@ -6,12 +6,12 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from counterstain.errors import InputError, StorageError
 from counterstain.generators.methods import METHODS
@@ -58,68 +58,13 @@ def figure_label_of(arm: Arm) -> str:
     return f"{label_of(arm)} (ceiling)" if is_ceiling(arm.method) else label_of(arm)
 
 
-class _Record(BaseModel):
-    """A later version may write more."""
+class Record(BaseModel):
+    """What a study wrote; a later version may write more."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-RecordT = TypeVar("RecordT", bound=_Record)
-
-
-class TrainingRecord(_Record):
-    """One training: its name, what was trained, and how long."""
-
-    name: str
-    stage: str
-    sha256: str = ""
-    """Hash of the weights."""
-    steps: int
-    """Optimiser steps."""
-    batch_size: int
-    patients_seen: int = 0
-    seconds: float = 0.0
-    logs: str = ""
-    """Folder of its curves, relative to the study's folder; empty if there is none."""
-
-
-class Change(_Record):
-    """Instances that were relabelled from one subtype to another, or kept it."""
-
-    before: str
-    after: str
-    instances: int
-    area_px: int
-
-
-class SetRecord(_Record):
-    """One synthetic set."""
-
-    name: str
-    method: str
-    patches: int
-    size_px: int
-    mpp: float
-    seed: str
-    cohort: str
-    """Fingerprint of the cohort that the masks come from."""
-    generator: str
-    """Hash of the generator's weights; empty if it has none."""
-    patients_seen: tuple[str, ...]
-    """Patients behind the masks and the generator."""
-    settings: dict[str, Any]
-    """How it was drawn."""
-    version: str
-    sources: dict[str, int]
-    """Number of regions, slides and patients that the masks come from."""
-    drawn: int
-    rejected: int
-    background_only: int
-    """Patches without an instance."""
-    changes: tuple[Change, ...]
-
-
-class CohortRecord(_Record):
+class CohortRecord(Record):
     """The cohort of a study: where it came from, its resolution, hash, regions, and patients by split."""
 
     source: str = ""
@@ -129,14 +74,14 @@ class CohortRecord(_Record):
     patients: dict[str, int] = Field(default_factory=dict)
 
 
-class Failure(_Record):
+class Failure(Record):
     """A cell of the study that did not finish, and why."""
 
     cell: str
     why: str
 
 
-class FilterCount(_Record):
+class FilterCount(Record):
     """Images of one synthetic set that were drawn, and how many of them the filter rejected."""
 
     drawn: int = Field(ge=0)
@@ -148,7 +93,7 @@ def _arm(value: object) -> object:
     return read_arms({"arms": [value]})[0] if isinstance(value, str) else value
 
 
-class StudyRecord(_Record):
+class StudyRecord(Record):
     """``study.json``."""
 
     name: str
@@ -295,30 +240,14 @@ def looked_at(results: Results, command: str) -> Results:
     return replace(results, looks=read_looks(run))
 
 
-def read_trainings(folder: Path) -> tuple[TrainingRecord, ...]:
-    """Read ``trainings.json`` of a results folder; empty if it is missing, StorageError if it is damaged."""
-    return _read_records(folder / "trainings.json", TypeAdapter(tuple[TrainingRecord, ...]))
-
-
-def read_sets(folder: Path) -> tuple[SetRecord, ...]:
-    """Read ``sets.json`` of a results folder; empty if it is missing, StorageError if it is damaged."""
-    return _read_records(folder / "sets.json", TypeAdapter(tuple[SetRecord, ...]))
-
-
 def damaged(path: Path, error: Exception) -> StorageError:
     """Return the error that says that a table is damaged."""
     reason = " ".join(str(error).split())[:120]
     return StorageError(f"{path}: damaged ({reason}); delete it and {AGAIN}")
 
 
-def _read_records(path: Path, kind: TypeAdapter[tuple[RecordT, ...]]) -> tuple[RecordT, ...]:
-    try:
-        return kind.validate_python(read_json(path)) if path.exists() else ()
-    except ValidationError as error:
-        raise StorageError(f"{path}: {_first(error)}; {AGAIN}") from error
-
-
-def _first(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
+    """Return the place and the message of the first error."""
     first = error.errors(include_url=False)[0]
     return f"{'.'.join(str(part) for part in first['loc']) or 'content'}: {first['msg']}"
 
@@ -327,7 +256,7 @@ def _read_study(path: Path) -> StudyRecord:
     try:
         study = StudyRecord.model_validate(read_json(path))
     except ValidationError as error:
-        raise InputError(f"{path}: {_first(error)}; {AGAIN}") from error
+        raise InputError(f"{path}: {first_problem(error)}; {AGAIN}") from error
     names = [arm.name for arm in study.arms]
     if study.reference not in names:
         raise InputError(f"{path}: reference: {study.reference!r} is not one of the arms {', '.join(names)}")

@@ -20,6 +20,7 @@ from counterstain.taxonomy import Taxonomy
 MAIN = ("dice", "subtype_variance")
 PARTS = {"test": "test set", "val": "validation set"}
 MINUS = "\N{MINUS SIGN}"
+SPACE = "\N{NO-BREAK SPACE}"
 NONE = "\N{EN DASH}"
 """Written where there is no value."""
 NO_INTERVAL = "no interval"
@@ -65,14 +66,14 @@ def p_text(p: float, corrected: float = math.nan) -> str:
     if not math.isfinite(p):
         return ""
     also = f", corrected {short_p(corrected)}" if math.isfinite(corrected) and corrected != p else ""
-    return f"p {'' if p < 0.001 else '= '}{short_p(p)}{also}"
+    return f"p{SPACE}{'' if p < 0.001 else f'={SPACE}'}{short_p(p)}{also}"
 
 
 def needed_text(number: float, thing: str) -> str:
     """Write how many repeats or patients are needed (``9 repeats``); empty if that is unknown."""
     if math.isnan(number):
         return ""
-    return counted(int(number), thing) if math.isfinite(number) else f"not achievable with more {thing}s"
+    return counted(int(number), thing) if math.isfinite(number) else "not achievable"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,7 +307,7 @@ def latex(table: Table, *, label: str) -> str:
         environment="table*",
         position_float="centering",
     )
-    for character, written in {"\N{NO-BREAK SPACE}": "~", "±": r"$\pm$", MINUS: "$-$", NONE: "--"}.items():
+    for character, written in {SPACE: "~", "±": r"$\pm$", MINUS: "$-$", NONE: "--"}.items():
         text = text.replace(character, written)
     return f"% needs \\usepackage{{booktabs}}\n{text}"
 
