@@ -77,3 +77,10 @@ def test_the_tutorial_runs_as_it_stands(tmp_path, monkeypatch):
     assert len(code) >= 5
     exec(compile("\n".join(code), "docs/tutorial.md", "exec"), {})
     assert (tmp_path / "preview.png").stat().st_size > 10_000
+
+
+def test_the_tree_of_the_architecture_lists_every_module():
+    tree = (DOCS / "architecture.md").read_text(encoding="utf-8").partition("## The rooms")[2].split("```")[1]
+    modules = [path.name for path in Path(cs.__file__).parent.rglob("*.py") if not path.name.startswith("__")]
+    listed = [line.split()[0] for line in tree.splitlines() if line.split()[:1] and line.split()[0].endswith(".py")]
+    assert sorted(listed) == sorted([*modules, "__init__.py"])

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from counterstain.api.cohorts import export, inspect, make_phantom, split
-    from counterstain.api.generators import Generator, audit, load_generator, preview, redraw, synthesize, train
+    from counterstain.api.evaluation import audit, evaluate, predict, segment
+    from counterstain.api.generators import Generator, load_generator, preview, redraw, synthesize, train
     from counterstain.api.imports import import_exact, import_labels, import_slides, import_table, import_weights
-    from counterstain.api.segmenters import evaluate, predict, segment
     from counterstain.api.settings import config_explain, config_reference, config_schema, config_show, config_taxonomy
     from counterstain.api.studies import clean_study, demo, headroom, plan_study, report, run_study, study_status
     from counterstain.data.cohort import Cohort, CohortWriter
@@ -54,9 +54,9 @@ __version__ = "0.1.0"
 # Loaded on first use, so that the command line's --help does not wait for torch.
 _HOMES = {
     "api.cohorts": ("export", "inspect", "make_phantom", "split"),
-    "api.generators": ("Generator", "audit", "load_generator", "preview", "redraw", "synthesize", "train"),
+    "api.generators": ("Generator", "load_generator", "preview", "redraw", "synthesize", "train"),
     "api.imports": ("import_exact", "import_labels", "import_slides", "import_table", "import_weights"),
-    "api.segmenters": ("evaluate", "predict", "segment"),
+    "api.evaluation": ("audit", "evaluate", "predict", "segment"),
     "api.settings": ("config_explain", "config_reference", "config_schema", "config_show", "config_taxonomy"),
     "api.studies": ("clean_study", "demo", "headroom", "plan_study", "report", "run_study", "study_status"),
     "data.cohort": ("Cohort", "CohortWriter"),

@@ -1,4 +1,4 @@
-"""Generators: train one, draw with it, look at what it draws, audit what it drew."""
+"""Generators: train one, draw with it, look at what it draws."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from counterstain.api import PathLike, Settings, assignments, open_cohort, recipe_of
-from counterstain.errors import ConfigError, CounterstainWarning, InputError
+from counterstain.errors import ConfigError, CounterstainWarning
 
 if TYPE_CHECKING:
-    from counterstain.audit.adherence import Audit
     from counterstain.data.cohort import Cohort
     from counterstain.data.patch_set import PatchSet
     from counterstain.data.patches import Patch
@@ -275,92 +274,6 @@ def redraw(
 
     tissue, drawer, recipe = _opened(cohort, method, generator, preset=preset, config=config, settings=settings)
     return redraw_regions(drawer, tissue, Path(out), recipe.synthesis, seed=seed, regions=region or ())
-
-
-def audit(
-    sets: Sequence[PathLike],
-    *,
-    cohort: PathLike | Cohort,
-    judge: PathLike,
-    out: PathLike,
-    patches: int = 2000,
-    features: str = "judge",
-    weights: PathLike | None = None,
-    stain: str = "dab",
-    copies: int = 300,
-    device: str = "auto",
-    batch_size: int = 32,
-    seed: int = 0,
-) -> Audit:
-    """Audit synthetic sets: do the images look real, do they show the subtype asked for, are they copies?
-
-    Every figure stands beside the same figure of real patches of held-out patients, distances also beside those
-    between two halves of the training patients.
-
-    Parameters
-    ----------
-    sets : sequence of str or Path
-        Synthetic sets of one cohort, side by side.
-    cohort : str, Path or Cohort
-        The cohort that they were made from.
-    judge : str or Path
-        Made by 'counterstain train judge' on that cohort.
-    out : str or Path
-        Folder of the tables and pictures.
-    patches : int
-        Patches of each kind at most, 50 or more.
-    features : str
-        What distances are measured in: judge, or timm:NAME.
-    weights : str or Path, optional
-        State dict of the timm network; nothing is downloaded.
-    stain : str
-        The stain beside haematoxylin: dab or eosin.
-    copies : int
-        Patches of each kind that are searched for copies.
-    device : str
-        Where the networks run: auto, cpu or cuda.
-    batch_size : int
-        Patches that go through the networks at once.
-    seed : int
-        Of the real patches.
-    """
-    from counterstain.audit.adherence import AuditConfig
-    from counterstain.audit.audit import audit_identity, audit_sets, require_auditable, write_audit
-    from counterstain.config import build
-    from counterstain.data.patch_set import PatchSet
-    from counterstain.progress import bar
-    from counterstain.storage import claimed
-
-    options = {
-        "patches": patches,
-        "features": features,
-        "weights": weights,
-        "stain": stain,
-        "copies": copies,
-        "device": device,
-        "batch_size": batch_size,
-        "seed": seed,
-    }
-    wanted = build(AuditConfig, options, "audit")
-    folders = [sets] if isinstance(sets, str | Path) else sets
-    opened = {name: PatchSet.open(folder) for name, folder in _named([Path(folder) for folder in folders]).items()}
-    tissue, judge, out = open_cohort(cohort), Path(judge), Path(out)
-    require_auditable(opened, tissue, judge)
-    with claimed(out, "audit", audit_identity(opened, tissue, judge, wanted)):
-        with bar("audit", len(opened) + 2) as advance:
-            result = audit_sets(opened, tissue, judge, wanted, advance)
-        write_audit(result, opened, wanted, out)
-    return result
-
-
-def _named(sets: list[Path]) -> dict[str, Path]:
-    """Name sets by their folders' names, by their paths where those are not unique."""
-    names = [folder.name for folder in sets]
-    if len(set(names)) < len(names):
-        names = ["-".join(folder.parts[-2:]) for folder in sets]
-    if len(set(names)) < len(names):
-        raise InputError(f"{sets[0]}: the same set is given twice; give each set once")
-    return dict(zip(names, sets, strict=True))
 
 
 @dataclass(frozen=True)

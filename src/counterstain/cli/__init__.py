@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from counterstain import __version__
-from counterstain.api import cohorts, generators, imports, segmenters, settings, studies
+from counterstain.api import cohorts, evaluation, generators, imports, settings, studies
 from counterstain.cli import printing
 from counterstain.cli.commands import Show, Verb, command_of
 from counterstain.cli.doctor import doctor
@@ -71,10 +71,10 @@ COMMANDS = (  # in the order of the help
     Command(app, "preview", generators.preview, printing.show_preview),
     Command(app, "synthesize", generators.synthesize, printing.show_set),
     Command(app, "redraw", generators.redraw, printing.show_redrawn),
-    Command(app, "audit", generators.audit, printing.show_audit),
-    Command(app, "segment", segmenters.segment, printing.show_segmenter),
-    Command(app, "evaluate", segmenters.evaluate, printing.show_scores),
-    Command(app, "predict", segmenters.predict, printing.show_predictions),
+    Command(app, "audit", evaluation.audit, printing.show_audit),
+    Command(app, "segment", evaluation.segment, printing.show_segmenter),
+    Command(app, "evaluate", evaluation.evaluate, printing.show_scores),
+    Command(app, "predict", evaluation.predict, printing.show_predictions),
     Command(app, "export", cohorts.export, printing.show_export),
     Command(study_app, "run", studies.run_study, printing.show_study),
     Command(study_app, "status", studies.study_status, printing.show_status),
