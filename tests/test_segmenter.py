@@ -283,7 +283,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(cohort, tmp_path, monkey
     settings = config(steps=5, lr_schedule="cosine", ema_decay=0.9, **changes)
     train_segmenter(cohort, settings, tmp_path / "whole", size_px=PX, seed=0)
     with monkeypatch.context() as patched:
-        patched.setattr(training_module, "patch_batches", _killed_at_step_3)
+        patched.setattr(training_module, "PatchBatches", _killed_at_step_3)
         with pytest.raises(RuntimeError, match="killed"):
             train_segmenter(cohort, settings, tmp_path / "resumed", size_px=PX, seed=0)
     assert (tmp_path / "resumed" / "last.ckpt").exists()
@@ -294,9 +294,9 @@ def test_a_resumed_training_equals_an_uninterrupted_one(cohort, tmp_path, monkey
 
 
 def _killed_at_step_3(source, batch_size):
-    from counterstain.data.sampling import patch_batches
+    from counterstain.data.sampling import PatchBatches
 
-    batches = patch_batches(source, batch_size)
+    batches = PatchBatches(source, batch_size)
 
     def batch(step):
         if step == 3:

@@ -25,7 +25,7 @@ from counterstain.checkpoints import CheckpointHeader, is_finished, load_checkpo
 from counterstain.config import build_stored
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
-from counterstain.data.sampling import PatchSampler, patch_batches
+from counterstain.data.sampling import PatchBatches, PatchSampler
 from counterstain.generators.interface import evaluation_device
 from counterstain.seeding import derive
 from counterstain.storage import claim, released_on_error
@@ -148,7 +148,7 @@ def train_judge(cohort: Cohort, config: JudgeConfig, out: Path, *, size_px: int,
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, "initialisation"))
         judge = Judge(config, cohort.taxonomy.num_labels)
-    batches = patch_batches(sampler, config.training.batch_size)
+    batches = PatchBatches(sampler, config.training.batch_size)
     fit(judge, batches, out, config.training, ema_decay=config.ema_decay, label="judge")
     header = CheckpointHeader(
         kind="judge",

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from counterstain.config import Config
 from counterstain.data.cohort import Cohort
-from counterstain.data.patches import Patch
+from counterstain.data.patches import Box, Patch
 from counterstain.data.sampling import PatchSource, SamplingConfig, vary
 from counterstain.data.split import check_no_leak
 from counterstain.errors import InputError
@@ -47,26 +47,14 @@ class _Donor:
 
     position: int  # of its region in the cohort
     instance: int
-    box: tuple[int, int, int, int]  # y0, x0, y1, x1; ends excluded
+    box: Box
 
 
 class PastedPatches:
     """Real patches, some with instances of other training regions on their background; ``[i]`` follows from the seed.
 
-    Pasted instances never cover others: outside the background that they fall on, every byte and label is kept.
-
-    Parameters
-    ----------
-    real : PatchSource
-        Patches of the training part.
-    cohort : Cohort
-        Instances are cut out of its training part alone.
-    size_px : int
-        Edge of the patches; larger instances are cropped to it.
-    config : CopyPasteConfig
-    sampling : SamplingConfig
-        Cut-outs are stained as patches are; they are always mirrored and turned at random.
-    seed : int
+    Pasted instances never cover others: outside the background that they fall on, every byte and label is kept. They
+    are cut out of the training part, stained as patches are, and always mirrored and turned at random.
 
     Attributes
     ----------
@@ -139,21 +127,10 @@ class PastedPatches:
 
 
 def pasted(patch: Patch, cut_out: Patch, min_visible: float, rng: np.random.Generator) -> Patch:
-    """Lay the one instance of a cut-out on the background of a patch.
+    """Lay the one instance of a cut-out, (h, w), on the background of a patch, (H, W).
 
-    Parameters
-    ----------
-    patch : Patch
-        (H, W); its source is kept, its arrays are not written into.
-    cut_out : Patch
-        (h, w) with one instance.
-    min_visible : float
-        Share of the instance that must fall on background.
-
-    Returns
-    -------
-    Patch
-        With one instance more, or the same patch where no place was found.
+    At least the share ``min_visible`` of the instance must fall on background; the same patch is returned where no
+    place was found. The patch's source is kept, its arrays are not written into.
     """
     mask = cut_out.instances != BACKGROUND
     height, width = mask.shape

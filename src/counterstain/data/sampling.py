@@ -3,7 +3,9 @@
 Half of the patches (``background_share``) are centred on background. The others are centred on the tissue class:
 ``tumor`` draws a slide, then one of its tumour pixels; ``subtype`` draws a subtype first, then a slide that has it,
 then one of that subtype's pixels there. Every choice is uniform. No list of pixels is held: an instance is drawn by
-its area, then a pixel of it by rejection inside its bounding box.
+its area, then a pixel of it by rejection inside its bounding box. The patch is shifted to lie inside its region.
+
+Shapes: B = batch, H, W = rows and columns of a patch in pixels.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pydantic import Field
 
 from counterstain.config import Config
 from counterstain.data.cohort import Cohort
-from counterstain.data.patches import Patch, turn
+from counterstain.data.patches import Box, Patch, turn
 from counterstain.data.stains import Stains, jitter_stains
 from counterstain.errors import InputError, StorageError
 from counterstain.seeding import numpy_generator
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
 
 
 TRIES = 32  # positions drawn at once; nearly every instance fills more than a tenth of its box
-
-Box = tuple[int, int, int, int]  # y0, x0, y1, x1; ends excluded
 
 
 class SamplingConfig(Config):
@@ -64,20 +64,10 @@ class SamplingConfig(Config):
 class PatchSampler:
     """Draw patches from one part of a cohort; ``sampler[i]`` depends on the seed and on ``i`` alone.
 
-    Parameters
-    ----------
-    cohort : Cohort
-    part : str
-        ``train``, ``val`` or ``test``.
-    size_px : int
-        Edge of the patches, H = W = ``size_px``.
-    config : SamplingConfig
-    seed : int
-
     Attributes
     ----------
     missing_subtypes : tuple of str
-        Subtypes that should be drawn but of which the part has no pixel.
+        Subtypes that should be drawn but that the part does not contain.
 
     Raises
     ------
@@ -85,10 +75,6 @@ class PatchSampler:
         The part is empty, has no pixel to centre on, or has a region smaller than a patch.
     TaxonomyError
         ``config.subtypes`` names a subtype that the taxonomy does not have.
-
-    Notes
-    -----
-    A patch is centred on the drawn pixel, then shifted to lie inside its region.
 
     Examples
     --------
@@ -100,11 +86,7 @@ class PatchSampler:
     """
 
     def __init__(self, cohort: Cohort, part: str, size_px: int, config: SamplingConfig, seed: int) -> None:
-        self.cohort = cohort
-        self.part = part
-        self.size_px = size_px
-        self.config = config
-        self.seed = seed
+        self.cohort, self.part, self.size_px, self.config, self.seed = cohort, part, size_px, config, seed
         regions = cohort.regions.iloc[cohort.part(part)].assign(position=cohort.part(part))
         check_patch_size(cohort, regions, size_px)
         wanted = cohort.taxonomy.names if config.subtypes is None else config.subtypes
@@ -165,7 +147,7 @@ def vary(patch: Patch, config: SamplingConfig, rng: np.random.Generator) -> Patc
     flipped = config.flip and rng.random() < 0.5
     quarter_turns = int(rng.integers(4)) if config.quarter_turns else 0
     image = turn(patch.image, flipped=flipped, quarter_turns=quarter_turns)
-    # A mirror turns the turns before it round.
+    # mirroring reverses the turns before it
     turned_before = -patch.source.quarter_turns if flipped else patch.source.quarter_turns
     return replace(
         patch,
@@ -207,17 +189,13 @@ def _pool(places: pd.DataFrame) -> list[_SlidePlaces]:
 
 
 def _background(regions: pd.DataFrame, instances: pd.DataFrame) -> pd.DataFrame:
-    """Return what is left of every region as if it were an instance: id 0, box = the whole region."""
+    """Return the uncovered rest of every region as if it were an instance: id 0, box = the whole region."""
     covered = instances.groupby("region")["area_px"].sum().reindex(regions["region"], fill_value=0).to_numpy()
-    left = regions.assign(
-        instance=BACKGROUND,
-        area_px=regions["height_px"] * regions["width_px"] - covered,
-        y0=0,
-        x0=0,
-        y1=regions["height_px"],
-        x1=regions["width_px"],
-    )
-    return left[left["area_px"] > 0]
+    height, width = regions["height_px"], regions["width_px"]
+    rest = regions.assign(
+        instance=BACKGROUND, area_px=height * width - covered, y0=0, x0=0, y1=height, x1=width
+    )  # fmt: skip
+    return rest[rest["area_px"] > 0]
 
 
 def _pixel(instances: np.ndarray, instance: int, box: Box, rng: np.random.Generator) -> tuple[int, int]:
@@ -253,13 +231,8 @@ def check_patch_size(cohort: Cohort, regions: pd.DataFrame, size_px: int) -> Non
         )
 
 
-# Batches of patches by step number, as the training loop asks for them.
-#
-# Shapes: B = batch, H, W = rows and columns of a patch in pixels.
-
-
 class PatchSource(Protocol):
-    """Anything that gives the patch of a number: a sampler, a synthetic set, a mixture."""
+    """Gives the patch of a number: a sampler, a synthetic set, a mixture."""
 
     def __getitem__(self, index: int, /) -> Patch: ...
 
@@ -277,7 +250,7 @@ def stack(patches: Sequence[Patch]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class PatchBatches:
-    """The function step -> batch, where step s holds the patches s·B … (s+1)·B - 1 of the source."""
+    """The function step -> batch, where step s has the patches s·B … (s+1)·B - 1 of the source."""
 
     source: PatchSource
     batch_size: int
@@ -287,11 +260,6 @@ class PatchBatches:
         return self.part(step, 0, self.batch_size)
 
     def part(self, step: int, start: int, stop: int) -> dict[str, Tensor]:
-        """Return the patches at the places start … stop - 1 of a step's batch, preparing no others."""
+        """Return only the patches at the places start … stop - 1 of a step's batch."""
         first = step * self.batch_size
         return stack([self.source[i] for i in range(first + start, first + stop)])
-
-
-def patch_batches(source: PatchSource, batch_size: int) -> PatchBatches:
-    """Return the batches of a source."""
-    return PatchBatches(source, batch_size)

@@ -1,4 +1,7 @@
-"""The check that nothing synthetic carries a held-out patient into training or evaluation."""
+"""Which patients are in train, val and test, and the check that no synthetic data leaks val or test into training.
+
+Splits are by patient and stratified by score.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,8 @@ from counterstain.storage import replacing
 
 PATIENTS_SEEN_FILE = "patients_seen.txt"  # beside exported generated images
 NAMED = 3  # patients that a message names
-RETRAIN = (
-    "train the generator on this cohort's training part only, or split the cohort as it was when the generator was "
-    "trained"
-)
+RETRAIN = "train the generator on this cohort's training part only, or restore the split that it was trained on"
+TABLES = ("regions.parquet", "instances.parquet", "cohort.json")  # the last one makes a cohort of the folder
 
 
 def check_no_leak(
@@ -40,17 +41,15 @@ def check_no_leak(
     patients_seen : iterable of str
         As recorded in a checkpoint or a patch set.
     cohort : Cohort
-    what : str
-        The checkpoint or patch set, as the message is to name it.
+    what, remedy : str
+        The checkpoint or patch set, and what to do, as the message names them.
     parts : iterable of str
         Parts that it must not have seen; ``all`` is the whole cohort.
-    remedy : str
-        What to do, as the message is to say it.
 
     Raises
     ------
     LeakageError
-        Names what, the part, up to three patients and the remedy.
+        Names up to three patients and their part.
     """
     seen = set(patients_seen)
     for part in parts:
@@ -62,24 +61,16 @@ def check_no_leak(
 
 
 def read_patients_seen(path: Path) -> tuple[str, ...]:
-    """Read a text file with a patient a line.
-
-    Raises
-    ------
-    InputError
-        There is no such file, it is not text, or it names no patient.
-    """
+    """Read a text file with one patient per line; raises InputError where there is no text or no patient."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: expected a text file with a patient a line") from error
+        raise InputError(f"{path}: expected a text file with one patient per line") from error
     patients = tuple(line.strip() for line in lines if line.strip())
     if not patients:
         raise InputError(f"{path}: names no patient")
     return patients
 
-
-# The split of a cohort into train, val and test: by patient, stratified by score.
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -94,7 +85,7 @@ class SplitConfig(Config):
     test: Amount = 0.2
     """Patients that only the final evaluation sees."""
     seed: int = 0
-    """Another seed deals the patients of a score out in another way."""
+    """Another seed distributes the patients of a score differently."""
 
     @property
     def amounts(self) -> dict[str, float]:
@@ -105,13 +96,13 @@ class SplitConfig(Config):
 def split_patients(
     patients: Sequence[str], scores: Sequence[str | None], amounts: Mapping[str, float], seed: int
 ) -> dict[str, str]:
-    """Deal patients out to parts, each part with its share of every score.
+    """Distribute patients over parts, each part with its share of every score.
 
     Parameters
     ----------
     patients : sequence of str, all different
     scores : sequence of str or None
-        One for each patient; None is a score as any other.
+        One for each patient; None counts as a score of its own.
     amounts : mapping
         Part -> number of patients (all whole numbers) or share (all at most 1, in all 1).
     seed : int
@@ -119,7 +110,7 @@ def split_patients(
     Returns
     -------
     dict
-        Patient -> part. The sizes of the parts are exact; the number of a score in a part is the exact proportion,
+        Patient -> part. Sizes of parts are exact; how many patients of a score are in a part is the exact proportion,
         rounded up or down.
 
     Raises
@@ -141,19 +132,10 @@ def split_patients(
 
 
 def split_cohort(cohort: Cohort, config: SplitConfig, *, force: bool = False) -> tuple[Cohort, list[str]]:
-    """Split a cohort and store the split.
+    """Split a cohort, store the split, and warn of every part that lacks a subtype.
 
-    Parameters
-    ----------
-    cohort : Cohort
-    config : SplitConfig
-    force : bool
-        Replace a split that is there already. What was trained on the old one then counts as having seen its patients.
-
-    Returns
-    -------
-    cohort, warnings
-        The cohort with its split; a line for every part that lacks a subtype.
+    ``force`` replaces a split that is there already; what was trained on the old one then counts as having seen its
+    patients.
 
     Raises
     ------
@@ -188,13 +170,7 @@ def patient_scores(cohort: Cohort) -> dict[str, str | None]:
 
 
 def check_disjoint(cohort: Cohort) -> None:
-    """Check that no patient is in two parts.
-
-    Raises
-    ------
-    InputError
-        Names the patient and the parts.
-    """
+    """Raise InputError where a patient is in two parts."""
     pairs = cohort.regions[["patient", "split"]].dropna().drop_duplicates()
     for patient, parts in pairs.groupby("patient")["split"]:
         if len(parts) > 1:
@@ -231,15 +207,8 @@ def _totals(count: int, amounts: Mapping[str, float]) -> dict[str, int]:
 
 
 def _rounded(rows: Sequence[int], columns: Sequence[int], seed: int) -> np.ndarray:
-    """Fill a table of whole numbers, each cell its exact proportion rounded up or down, from the sums of both sides.
+    """Fill a table of whole numbers from the sums of its rows and columns, each cell its proportion rounded up or down.
 
-    Parameters
-    ----------
-    rows, columns : sequences of int
-        Patients of every score and of every part; both sum to the number of patients.
-
-    Notes
-    -----
     Which cells are rounded up is a transport problem, whose best solution is always whole. Cells with the largest
     remainders are preferred; equal ones are decided by the seed.
     """
@@ -261,24 +230,10 @@ def _sizes(cohort: Cohort) -> str:
     return ", ".join(f"{part} {len(cohort.patients(part))}" for part in PARTS)
 
 
-# A cohort that trains on fewer patients: which ones, and how it shares the pixels of the whole cohort.
-
-FILES = ("regions.parquet", "instances.parquet", "cohort.json")  # the last one makes a cohort of the folder
-
-
 def order_patients(scores: Mapping[str, str | None], seed: int) -> list[str]:
-    """Order patients so that the first n are a stratified choice, for any n; larger choices hold smaller ones.
+    """Order patients so that the first n are a stratified choice, for any n; larger choices contain smaller ones.
 
-    Parameters
-    ----------
-    scores : mapping
-        Patient -> score; None is a score as any other.
-    seed : int
-
-    Returns
-    -------
-    list of str
-        All patients. Among the first n each score has its share of n, to within one patient.
+    Among the first n each score (None counts as one) has its share of n, to within one patient.
     """
     by_score: dict[str, list[str]] = {}
     for patient in sorted(scores):
@@ -300,13 +255,7 @@ def order_patients(scores: Mapping[str, str | None], seed: int) -> list[str]:
 
 
 def keep_training_patients(cohort: Cohort, count: int, seed: int) -> Cohort:
-    """Take all but ``count`` training patients out of the split, by score; validation and test stay as they are.
-
-    Raises
-    ------
-    InputError
-        The training part has fewer patients.
-    """
+    """Take all but ``count`` training patients out of the split, stratified by score; val and test stay as they are."""
     check_count(cohort, count)
     scores = patient_scores(cohort)
     kept = order_patients({patient: scores[patient] for patient in _training(cohort)}, seed)[:count]
@@ -315,12 +264,12 @@ def keep_training_patients(cohort: Cohort, count: int, seed: int) -> Cohort:
 
 
 def _training(cohort: Cohort) -> list[str]:
-    """Return the patients of the training part's own regions, without those behind generated images."""
+    """Return the patients of the training part's own regions, without those that a generator of its images saw."""
     return sorted({*cohort.regions.loc[cohort.regions["split"] == "train", "patient"]})
 
 
 def check_count(cohort: Cohort, count: int) -> None:
-    """Raise InputError unless the training part has so many patients."""
+    """Raise InputError unless the training part has at least ``count`` patients."""
     available = len(_training(cohort))
     if count > available:
         raise InputError(
@@ -330,17 +279,17 @@ def check_count(cohort: Cohort, count: int) -> None:
 
 
 def link_cohort(cohort: Cohort, folder: Path) -> Cohort:
-    """Make a cohort with tables of its own whose pixels are those of another one; the other must stay in its place."""
+    """Make a cohort with its own tables and the pixels of another one, which must stay where it is."""
     folder.mkdir(parents=True, exist_ok=True)
     link_packs(cohort.folder, folder)
-    for name in FILES:
+    for name in TABLES:
         with replacing(folder / name) as partial:
             shutil.copyfile(cohort.folder / name, partial)
     return Cohort.open(folder)
 
 
 def link_packs(whole: Path, folder: Path) -> None:
-    """Let a cohort made by :func:`link_cohort` find the pixels of the whole one, which may have been moved."""
+    """Point a cohort made by :func:`link_cohort` to the pixels of the whole one, which may have been moved."""
     packs = folder / "packs"
     packs.unlink(missing_ok=True)
     packs.symlink_to((whole / "packs").resolve(), target_is_directory=True)

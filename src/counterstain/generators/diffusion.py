@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import functional
 
-from counterstain.data.sampling import PatchSampler, patch_batches, stack
+from counterstain.data.sampling import PatchBatches, PatchSampler, stack
 from counterstain.generators import nuclei as nuclei_map
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.conditioning import Condition, kept_samples, one_hot, shrink, to_tensor
@@ -59,7 +59,7 @@ def diffusion_batches(model: Diffusion, sampler: PatchSampler, size_px: int, see
         return _pooled(model, sampler, config.latent_pool, references)
     if config.style is not None and references is not None:
         return styled_batches(sampler, references, config.style.references, config.training.batch_size)
-    return patch_batches(sampler, config.training.batch_size)
+    return PatchBatches(sampler, config.training.batch_size)
 
 
 def _pooled(model: Diffusion, sampler: PatchSampler, pool: int, references: StyleReferences | None) -> Batches:

@@ -108,7 +108,7 @@ class StyleReferences:
 def styled_batches(
     source: Any, references: StyleReferences, count: int, batch_size: int
 ) -> Callable[[int], dict[str, Tensor]]:
-    """Return the function step -> batch as :func:`counterstain.data.sampling.patch_batches` with references."""
+    """Return the function step -> batch as :func:`counterstain.data.sampling.PatchBatches` with references."""
 
     def batch(step: int) -> dict[str, Tensor]:
         numbers = range(step * batch_size, (step + 1) * batch_size)

@@ -21,7 +21,7 @@ from counterstain.checkpoints import (
 )
 from counterstain.config import Config, build_stored
 from counterstain.data.cohort import Cohort
-from counterstain.data.sampling import PatchSampler, SamplingConfig, patch_batches
+from counterstain.data.sampling import PatchBatches, PatchSampler, SamplingConfig
 from counterstain.data.split import check_no_leak
 from counterstain.errors import ConfigError, MismatchError
 from counterstain.generators.autoencoder import Autoencoder
@@ -143,7 +143,7 @@ def train_spade(
         run_in_processes(config.training.devices, train_spade, cohort, config, out, **options)
     else:
         model = run.initialised(lambda: Spade(config, cohort.taxonomy.num_labels, size_px, seed))
-        batches = patch_batches(run.sampler(config.sampling), config.training.batch_size)
+        batches = PatchBatches(run.sampler(config.sampling), config.training.batch_size)
         monitor = watch_spade(model, cohort, size_px, seed)
         figures = fit(model, batches, out, config.training, ema_decay=config.ema_decay, monitor=monitor, label="SPADE")
         run.save(dict(model.state_dict()), notes={"monitors": figures, "warnings": warnings_of(figures)})
@@ -164,7 +164,7 @@ def train_autoencoder(
         model = run.initialised(lambda: Autoencoder(config, size_px, seed))
         if run.initial is not None and "codebook.sums" not in run.initial.state:
             model.begin_from_given_codes()
-        batches = patch_batches(run.sampler(config.sampling), config.training.batch_size)
+        batches = PatchBatches(run.sampler(config.sampling), config.training.batch_size)
         monitor = watch_autoencoder(model, cohort, size_px, seed)
         if config.kind == "linear":
             enough = -(-MOST_PATCHES_OF_COMPONENTS // config.training.batch_size)

@@ -17,7 +17,7 @@ from counterstain.checkpoints import CheckpointHeader, is_finished, save_checkpo
 from counterstain.data.augmentation import PastedPatches
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
-from counterstain.data.sampling import PatchSampler, PatchSource, patch_batches
+from counterstain.data.sampling import PatchBatches, PatchSampler, PatchSource
 from counterstain.data.split import check_no_leak
 from counterstain.errors import InputError, MismatchError
 from counterstain.processes import rank, run_in_processes
@@ -114,7 +114,7 @@ def train_segmenter(
     patches = MixedPatches(real, synthetic or (), config.sampling, count=count, share=schedule, seed=mixing_seed)
     weights = _label_weights(patches, cohort, config, steps * training.batch_size)
     segmenter, start = _initialised(config, steps, seed, weights)
-    batches: Batches = patch_batches(patches, training.batch_size)
+    batches: Batches = PatchBatches(patches, training.batch_size)
     if config.mixup_alpha is not None:
         batches = MixupBatches(batches, config.mixup_alpha, derive(seed, "mixup"))
     fit(segmenter, batches, out, training, ema_decay=config.ema_decay, label=label)
