@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from counterstain.config import build
+from counterstain.config import build, build_stored
 from counterstain.data.patches import label_mask
 from counterstain.data.phantom import regions_of_slide, render
 from counterstain.data.phantom.layout import lay_out
@@ -164,3 +164,10 @@ def test_bad_settings_are_one_line(setting, message):
     with pytest.raises(ConfigError, match=message) as error:
         build(PhantomConfig, setting, "phantom")
     assert "\n" not in str(error.value)
+
+
+def test_phantoms_that_an_earlier_version_made_are_still_known():
+    stored = PhantomConfig(seed=3).model_dump(mode="json")
+    assert build_stored(PhantomConfig, stored | {"haze": 1.0, "duct_share": 0.15}) == PhantomConfig(seed=3)
+    with pytest.raises(ConfigError, match=r"haze is 2\.0, but is always 1\.0"):
+        build_stored(PhantomConfig, stored | {"haze": 2.0})

@@ -37,6 +37,11 @@ REMOVED_SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "DiffusionConfig": {"weight_decay": (0.0,)},
     "WindowsConfig": {"decode_overlap_px": (64,)},
+    "PhantomConfig": {
+        "duct_share": (0.15,),
+        "tumour_share": (0.36,),
+        **dict.fromkeys(("artefact_rate", "mimic_rate", "blur", "haze", "noise"), (1.0,)),
+    },
     "SegmenterConfig": {"betas": ([0.9, 0.999],), "require_weights": (False, True)},
 }
 """Settings that earlier versions saved and that are constants now: by configuration, with the values that mean the

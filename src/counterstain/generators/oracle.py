@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from counterstain.config import build
+from counterstain.config import build_stored
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
 from counterstain.data.phantom import render
@@ -40,7 +40,7 @@ class OracleGenerator:
             raise InputError(
                 f"{cohort.folder}: the oracle renders phantoms only; use spade, diffusion or inpainting on real tissue"
             )
-        self._config = build(PhantomConfig, cohort.source["config"], cohort.folder)
+        self._config = build_stored(PhantomConfig, cohort.source["config"], cohort.folder)
         self._mpp = cohort.mpp
         self.settings: Mapping[str, Any] = {}
 

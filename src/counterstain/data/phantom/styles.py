@@ -44,22 +44,8 @@ class PhantomConfig(Config):
     """Share of the slides whose dominant score is 0, 1+, 2+, 3+; they sum to 1."""
     purity: Share = 0.9
     """Probability that an invasive nest has the dominant score of its slide."""
-    duct_share: Share = 0.15
-    """Share of the instances that are LCIS/DCIS ducts, on average over slides."""
-    tumour_share: Annotated[float, Field(gt=0, le=0.8)] = 0.36
-    """Share of a region that is tumour, on average."""
     style_strength: Factor = 1.0
     """How strongly slides differ: 0 = all alike."""
-    artefact_rate: Factor = 1.0
-    """Factor on smears, folds, precipitate and places out of focus."""
-    mimic_rate: Factor = 1.0
-    """Factor on what a stainless tumour is mistaken for: benign epithelium and lymphoid aggregates."""
-    blur: Factor = 1.0
-    """Factor on the blur of the optics."""
-    haze: Factor = 1.0
-    """Factor on the veil that lowers contrast."""
-    noise: Factor = 1.0
-    """Factor on the noise of the camera."""
     pleomorphism: Factor = 1.0
     """Factor on how much tumour nuclei differ from benign ones in size and texture; smaller is harder."""
 
@@ -119,12 +105,6 @@ _SPREADS = {
     "smears": 0.7, "folds": 0.5, "defocus": 0.6, "precipitate": 0.7, "duct_share": 0.5,
 }  # fmt: skip
 
-_FACTORS = {  # field of SlideStyle: the field of PhantomConfig that multiplies it
-    "haze": "haze", "noise": "noise", "blur_um": "blur", "benign": "mimic_rate", "lymphocytes": "mimic_rate",
-    "pleomorphism": "pleomorphism", "nucleoli": "pleomorphism",
-    "smears": "artefact_rate", "folds": "artefact_rate", "defocus": "artefact_rate", "precipitate": "artefact_rate",
-}  # fmt: skip
-
 _OF_LAYOUT = {"tumour_share", "nest_radius_um", "nest_length", "duct_share"}
 _VISIBLE = tuple(name for name in _SPREADS if name not in _OF_LAYOUT)
 _COLOURS = ("haematoxylin_vector", "dab_vector", "glass")
@@ -156,15 +136,13 @@ def slide_style(config: PhantomConfig, slide_index: int) -> SlideStyle:
         rng = numpy_generator(config.seed, "style", slide_index, name)
         return float(np.clip(rng.standard_normal(), -2, 2)) * config.style_strength
 
-    defaults = SlideStyle(
-        duct_share=config.duct_share, tumour_share=config.tumour_share, purity=config.purity
-    ).model_dump()
+    defaults = SlideStyle().model_dump()
     values: dict[str, Any] = {
         name: defaults[name] * np.exp(spread * deviate(name) - (spread**2 / 2 if name == "duct_share" else 0))
         for name, spread in _SPREADS.items()
     }
-    for name, factor in _FACTORS.items():
-        values[name] *= getattr(config, factor)
+    values["pleomorphism"] *= config.pleomorphism
+    values["nucleoli"] *= config.pleomorphism
     values["duct_share"] = min(values["duct_share"], 1.0)
     values["tumour_share"] = min(values["tumour_share"], 0.9)
     glass = np.clip(np.array(GLASS) + [0.012 * deviate(f"glass {c}") for c in "rgb"], 0.8, 0.99).round(6)
