@@ -1,5 +1,6 @@
 """The public API: what it holds, how it answers, and what the documents say of it."""
 
+import importlib
 import inspect
 import json
 from pathlib import Path
@@ -20,6 +21,13 @@ def test_every_command_is_a_public_function_with_the_same_arguments():
         printed = CliRunner().invoke(app, [*path_of(command), "--help"]).output
         for name in inspect.signature(command.verb).parameters:
             assert name.upper() in printed or f"--{'set' if name == 'settings' else name.replace('_', '-')}" in printed
+
+
+def test_functions_keep_their_names_when_the_packages_of_these_names_are_imported():
+    importlib.import_module("counterstain.audit.audit")
+    importlib.import_module("counterstain.report.page")
+    assert inspect.isfunction(cs.audit)
+    assert inspect.isfunction(cs.report)
 
 
 def path_of(command):

@@ -4,6 +4,7 @@ import torch
 from drawn_cohort import HER2, draw_cohort
 from drawn_requests import FakeGenerator
 
+from counterstain.audit import instance_predictions
 from counterstain.audit.instance_predictions import JudgeFilter
 from counterstain.audit.judge_config import JudgeFilterConfig
 from counterstain.checkpoints import CheckpointHeader
@@ -151,6 +152,6 @@ def test_a_verdict_does_not_depend_on_the_other_images(cohort, tmp_path):
 
 
 def test_a_judge_of_another_size_is_refused(cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr("counterstain.audit.instance_predictions.load_judge", lambda _: (Eye(), judge()._header))
+    monkeypatch.setattr(instance_predictions, "load_judge", lambda _: (Eye(), judge()._header))
     with pytest.raises(MismatchError, match=r"the judge learnt from 32 px .* the images are of 64 px"):
         JudgeFilter.load(tmp_path, cohort, JudgeFilterConfig(), size_px=64)

@@ -16,6 +16,8 @@ Below them are the records that they take and return (:class:`Cohort`, :class:`P
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -148,6 +150,17 @@ __all__ = [
     "synthesize",
     "train",
 ]
+
+
+class _Package(ModuleType):
+    """Keeps ``audit`` and ``report`` functions once the packages of these names are imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
