@@ -1,4 +1,5 @@
 import errno
+import os
 import shutil
 import signal
 import subprocess
@@ -250,7 +251,7 @@ def test_a_full_disk_leaves_no_half_pack(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(region_store, "_create_array", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="the disk is full"):
         out.add("s1", [region("a")])
     assert not any((tmp_path / "cohort" / "packs").iterdir())

@@ -72,7 +72,7 @@ def test_instances_are_mirrored_and_turned_by_right_angles(cohort):
     stream = paste(cohort)
     found = set()
     for i in range(50):
-        cut_out = stream._cut_out("nowhere", np.random.default_rng(i))
+        cut_out = stream.cut_out("nowhere", np.random.default_rng(i))
         found.add((cut_out.source.flipped, cut_out.source.quarter_turns))
         original = cohort.patch(_position(cohort, cut_out), cut_out.source.y_px, cut_out.source.x_px, PX)
         height, width = cut_out.image.shape[:2]

@@ -53,13 +53,7 @@ def sweep(path: Path) -> None:
 
 @contextmanager
 def committing(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``folder`` to fill; on success it becomes ``folder`` in one step.
-
-    Raises
-    ------
-    StorageError
-        The disk is full. Nothing is left behind.
-    """
+    """Yield an empty folder beside ``folder`` to fill; on success it becomes ``folder`` in one step."""
     _make_folder(folder.parent)
     for left_over in folder.parent.glob(f".{folder.name}.partial-*"):
         shutil.rmtree(left_over, ignore_errors=True)
@@ -90,15 +84,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file that counterstain wrote.
-
-    Raises
-    ------
-    InputError
-        The file is missing.
-    StorageError
-        It is not JSON.
-    """
+    """Read a JSON file that counterstain wrote; raises InputError where it is missing, StorageError where damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -132,12 +118,9 @@ def fingerprint(content: Any) -> str:
 
 
 def claim(folder: Path, stage: str, settings: Any) -> None:
-    """Make ``folder`` the home of one run, told from others by its stage and its settings.
+    """Reserve ``folder`` for one run, identified by its stage and settings.
 
-    Raises
-    ------
-    MismatchError
-        The folder holds something else. It is left as it was.
+    Raises MismatchError, and leaves the folder as it was, where it holds something else.
     """
     identity = {"stage": stage, "settings": settings, "fingerprint": fingerprint([stage, settings])}
     run_file = folder / RUN_FILE
@@ -157,13 +140,7 @@ def claim(folder: Path, stage: str, settings: Any) -> None:
 
 @contextmanager
 def claimed(folder: Path, stage: str, settings: Any) -> Iterator[None]:
-    """Claim a folder; give it back where one of our errors ends the block before anything is written to it.
-
-    Raises
-    ------
-    MismatchError
-        As :func:`claim`.
-    """
+    """Claim a folder as :func:`claim`; release it where one of our errors ends the block before anything is written."""
     claim(folder, stage, settings)
     with released_on_error(folder):
         yield
@@ -171,7 +148,7 @@ def claimed(folder: Path, stage: str, settings: Any) -> Iterator[None]:
 
 @contextmanager
 def released_on_error(folder: Path) -> Iterator[None]:
-    """Give a claimed folder back where one of our errors ends the block and it holds nothing but its claim."""
+    """Release a claimed folder where one of our errors ends the block and the folder holds nothing but its claim."""
     try:
         yield
     except CounterstainError:
@@ -207,13 +184,13 @@ def _short(value: Any) -> str:
 
 
 def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            reason = NO_ROOM[error.errno]
-            raise StorageError(f"{folder}: {reason}; free some space, then the same command goes on") from error
-        raise StorageError(f"{folder}: cannot be made ({error.strerror}); give another output folder") from error
+    with disk_errors_named(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise
+            raise StorageError(f"{folder}: cannot be made ({error.strerror}); give another output folder") from error
 
 
 def _partial(path: Path) -> Path:
@@ -230,23 +207,15 @@ def _fsync(path: Path) -> None:
 
 @contextmanager
 def disk_errors_named(path: Path) -> Iterator[None]:
-    """Raise what a disk that takes no more does as a StorageError of one line.
-
-    Raises
-    ------
-    StorageError
-        The disk is full, the quota is used up, or the place cannot be written to.
-    """
+    """Turn the errors of a full disk, a quota or a place without write permission into a StorageError of one line."""
     try:
         yield
     except OSError as error:
         if isinstance(error, CounterstainError):
             raise
         if error.errno in NO_ROOM:
-            reason = NO_ROOM[error.errno]
-            raise StorageError(
-                f"{path}: {reason}; free some space and give the same command again, finished work is kept"
-            ) from error
+            remedy = "free some space and give the same command again, finished work is kept"
+            raise StorageError(f"{path}: {NO_ROOM[error.errno]}; {remedy}") from error
         if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
             raise StorageError(f"{path}: cannot be written ({error.strerror}); give another output folder") from error
         raise

@@ -97,12 +97,12 @@ class PastedPatches:
         if rng.random() >= self._config.share:
             return patch
         for _ in range(int(rng.integers(1, self._config.instances + 1))):
-            cut_out = self._cut_out(patch.source.region, rng)
+            cut_out = self.cut_out(patch.source.region, rng)
             if cut_out is not None:
                 patch = pasted(patch, cut_out, self._config.min_visible, rng)
         return patch
 
-    def _cut_out(self, region: str, rng: np.random.Generator) -> Patch | None:
+    def cut_out(self, region: str, rng: np.random.Generator) -> Patch | None:
         """Draw an instance of another region: its box, with the instance alone in its map."""
         subtype = int(rng.choice(list(self.shares), p=list(self.shares.values())))
         slides = self._donors[subtype]

@@ -253,9 +253,8 @@ class PatchSet(Sequence[Patch]):
 
 
 def _patch_row(patch: SyntheticPatch) -> dict[str, Any]:
-    source = asdict(patch.patch.source)
     style = {"style_slides": [s for s, _ in patch.style], "style_weights": [w for _, w in patch.style]}
-    row = {"index": patch.index, "seed": patch.seed, "attempts": patch.attempts} | source
+    row = {"index": patch.index, "seed": patch.seed, "attempts": patch.attempts} | asdict(patch.patch.source)
     return row | (style if patch.style else {})
 
 

@@ -1,4 +1,4 @@
-"""The stains of an image: their colours, and a random change of how strongly each of them took.
+"""Stains of an image: their colours, unmixing, and random changes of their strength.
 
 Shapes: H, W = rows and columns in pixels. Optical density is the natural logarithm of white over the grey level.
 """
@@ -21,21 +21,15 @@ _DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255).astype(np.float32)  # (2
 
 
 def jitter_stains(image: np.ndarray, stains: Stains, sd: float, rng: np.random.Generator) -> np.ndarray:
-    """Scale and shift the optical density of each stain, at random, once for the whole image.
+    """Scale and shift the optical density of each stain, at random, once for the whole image, (H, W, 3) uint8.
 
     Parameters
     ----------
-    image : (H, W, 3) uint8 array
     stains : {"channels", "dab", "eosin", "macenko"}
-        What is changed: each colour channel; haematoxylin and DAB or eosin (what these two do not explain is kept);
-        or two stains whose colours are read off the image (Macenko et al., ISBI 2009), the channels where it shows no
-        two stains.
+        What is changed: each colour channel; haematoxylin and DAB or eosin (the residual is kept); or two stains whose
+        colours are estimated from the image (Macenko et al., ISBI 2009), the channels where there are no two stains.
     sd : float
         Standard deviation of the factor (around 1) and of the offset (around 0).
-
-    Returns
-    -------
-    (H, W, 3) uint8 array
     """
     vectors = None if stains == "channels" else _vectors(image, stains)
     if vectors is None:

@@ -98,7 +98,7 @@ def render(label_mask: np.ndarray, instances: np.ndarray, style: SlideStyle, see
     Raises
     ------
     InputError
-        The arrays differ in shape or hold a label that the phantom cannot draw.
+        The arrays differ in shape or contain a label that the phantom cannot draw.
     """
     if label_mask.shape != instances.shape or label_mask.ndim != 2:
         raise InputError(f"label mask of shape {label_mask.shape}, instances of {instances.shape}: expected one (H, W)")
