@@ -7,22 +7,26 @@ torchrun did not start them.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
-import time
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.multiprocessing.spawn import ProcessContext, ProcessException, start_processes
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from counterstain.errors import ConfigError, CounterstainError, InputError, StorageError
 from counterstain.training_config import TrainingConfig
 
 START_METHOD = "spawn"  # a forked process could use neither CUDA nor OpenMP where its parent has
-SECONDS_TO_END = 5
 
 
 def choose_device(choice: str = "auto") -> torch.device:
@@ -49,8 +53,30 @@ def started_processes() -> int:
     return int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
 
 
-def on_gpu(config: TrainingConfig) -> bool:
-    """Whether a training runs on GPUs."""
+def precision(config: TrainingConfig) -> str:
+    """Return Lightning's name of the arithmetic of a training."""
+    fast_bf16 = _on_gpu(config) or torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 - torch has no public name for it
+    auto = "bf16-mixed" if fast_bf16 else "32-true"
+    return {"auto": auto, "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[config.precision]
+
+
+def open_fabric(config: TrainingConfig) -> Fabric:
+    """Open the device of this process, and its connection to the other processes."""
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # not which arithmetic it uses
+    several = config.devices * config.num_nodes > 1  # a single process takes no notice of a cluster around it
+    fabric = Fabric(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy="ddp" if several else "auto",
+        precision=precision(config),  # type: ignore[arg-type]
+        plugins=[TorchElasticEnvironment() if several else LightningEnvironment()],
+    )
+    fabric.launch()
+    return fabric
+
+
+def _on_gpu(config: TrainingConfig) -> bool:
     return config.accelerator != "cpu" and torch.cuda.is_available()
 
 
@@ -63,7 +89,7 @@ def starts_processes(config: TrainingConfig) -> bool:
         There are fewer GPUs; more than one node without torchrun; torchrun started another number of processes.
     """
     devices, nodes, started = config.devices, config.num_nodes, started_processes()
-    if on_gpu(config) and devices > torch.cuda.device_count():
+    if _on_gpu(config) and devices > torch.cuda.device_count():
         raise ConfigError(f"devices {devices}: this machine has {torch.cuda.device_count()}; set it to that")
     if started == devices * nodes:
         return False
@@ -113,7 +139,8 @@ def run_in_processes(count: int, function: Callable[..., Any], *args: Any, **opt
             raise StorageError(f"{ended}; perhaps memory ran out; the same command goes on from what is done") from None
         raise
     finally:
-        _end(started)
+        for process in started.processes:
+            process.terminate()
 
 
 def _work(number: int, world: dict[str, str], threads: int, errors: Any, function: Callable[[], Any]) -> None:
@@ -127,16 +154,6 @@ def _work(number: int, world: dict[str, str], threads: int, errors: Any, functio
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
-
-
-def _end(started: ProcessContext) -> None:
-    deadline = time.monotonic() + SECONDS_TO_END
-    for process in started.processes:
-        process.terminate()
-    for process in started.processes:
-        process.join(max(0, deadline - time.monotonic()))
-        if process.is_alive():
-            process.kill()
 
 
 class _Summed(torch.autograd.Function):
@@ -173,5 +190,17 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         return
     message = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(message.div_(started_processes()))
-    for gradient, mean in zip(gradients, message.split([gradient.numel() for gradient in gradients]), strict=True):
+    means = torch.split(message, [gradient.numel() for gradient in gradients])
+    for gradient, mean in zip(gradients, means, strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+def share_batch_statistics(model: nn.Module, fabric: Fabric) -> None:
+    """Let batch norm see the batches of all GPUs; on CPUs, which torch's cannot, say that it does not."""
+    if fabric.world_size == 1:
+        return
+    if fabric.device.type == "cuda":
+        convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm  # without types of its own
+        convert(model)
+    elif fabric.is_global_zero and any(isinstance(part, _BatchNorm) for part in model.modules()):
+        sys.stderr.write("notice: on CPUs, batch norm sees each process's part of the batch, not the whole batch\n")

@@ -11,28 +11,33 @@ import io
 import math
 import os
 import signal
-import sys
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 import pandas as pd
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-from lightning.fabric.strategies import DDPStrategy
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from counterstain.data.sampling import PatchBatches
-from counterstain.devices import average_gradients, on_gpu, rank, starts_processes
+from counterstain.devices import (
+    average_gradients,
+    open_fabric,
+    precision,
+    rank,
+    share_batch_statistics,
+    starts_processes,
+)
 from counterstain.errors import ConfigError, DivergenceError, StorageError
 from counterstain.progress import bar
 from counterstain.storage import released_on_error, replacing, sweep, write_csv
@@ -48,23 +53,24 @@ FORMAT = "counterstain 2"
 class Trainable(nn.Module):
     """A network with its losses: what the loop trains."""
 
-    updates_per_step = 1
-    """2 for a GAN, whose steps can neither be accumulated nor clipped."""
+    updates_itself = False
+    """Whether :meth:`training_step` does more than minimise one loss, as a GAN's; its gradients are neither accumulated
+    nor clipped."""
 
     def optimizers(self) -> Sequence[Optimizer]:
-        """Return one optimiser for each update of a step."""
+        """Return the optimisers, two for a GAN."""
         raise NotImplementedError
 
-    def learning_rate(self, step: int) -> float:  # noqa: ARG002
+    def learning_rate(self, _step: int) -> float:
         """Return the learning rate of a step, relative to that of the optimisers."""
         return 1.0
 
     def losses(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Return the losses of a batch; ``loss`` is minimised, the others are recorded."""
+        """Return the losses of a batch; all are recorded, ``loss`` is minimised."""
         raise NotImplementedError
 
     def training_step(self, batch: Batch, minimise: Minimise) -> Mapping[str, Any]:
-        """Minimise what is to be minimised, by ``minimise(loss)`` or ``minimise(loss, optimiser)``; return the record."""
+        """Call ``minimise(loss, number of the optimiser)`` for each update; return what is recorded."""
         losses = self.losses(batch)
         minimise(losses["loss"])
         return losses
@@ -75,7 +81,17 @@ class Trainable(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return next(self.parameters()).device
+        return next(chain(self.parameters(), self.buffers())).device
+
+
+def cosine(step: int, steps: int) -> float:
+    """Return a learning rate that falls from 1 to 0 along half a cosine."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+
+
+def fused_optimizers(config: TrainingConfig) -> bool:
+    """Whether Adam may update all weights in one call; its gradients cannot be clipped in mixed precision."""
+    return config.gradient_clip is None or precision(config) == "32-true"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,68 +148,78 @@ def fit(
         _check(model, config)
 
     # The device of this process; torchrun or run_in_processes started one process for each.
-    fabric = _fabric(config)
-    model.to(fabric.device)
-    if fabric.world_size > 1:
-        _share_batch_statistics(model, fabric)
-    state = _State(model, [fabric.setup_optimizers(optimizer) for optimizer in model.optimizers()])
-    if ema_decay is not None:
-        state.average = [tensor.clone() for tensor in state.tensors()]
+    fabric = open_fabric(config)
+    share_batch_statistics(model.to(fabric.device), fabric)
 
-    # Go on where an interrupted training stopped, with the data of that step.
+    # Go on where an interrupted training stopped.
+    run = _Run(model, config, fabric, [fabric.setup_optimizers(each) for each in model.optimizers()])
+    run.average = None if ema_decay is None else [tensor.clone() for tensor in run.tensors()]
     with fabric.rank_zero_first():
-        state.load(folder / PROGRESS_FILE, fabric)
-    loader = _Parts(batches, config, fabric.global_rank).loader(state.step, fabric)
+        run.load(folder / PROGRESS_FILE)
 
     first, settings = fabric.is_global_zero, getattr(model, "config", config)
     with (
-        bar(label, config.steps, state.step) if first else nullcontext(lambda _: None) as advance,
-        Curves(folder, label, config.logger, settings, state.rows) if first else nullcontext() as curves,
+        bar(label, config.steps, run.step) if first else nullcontext(lambda _: None) as advance,
+        Curves(folder, label, config.logger, settings, run.rows) if first else nullcontext() as run.curves,
     ):
         with _Interruption(listens=fabric.world_size == 1) as stop:
-            while state.step < config.steps:
-                # Minimise the losses of the whole batch, in micro-batches where memory is short.
-                for optimizer in state.optimizers:
-                    for group in optimizer.param_groups:
-                        group["lr"] = optimizer.defaults["lr"] * model.learning_rate(state.step)
-                for micro in range(config.accumulate):
-                    batch = fabric.to_device(next(loader))
-                    with fabric.autocast():
-                        torch.set_autocast_cache_enabled(False)  # a GAN's first update would leave it out of date
-                        losses = model.training_step(batch, _minimiser(fabric, state, config, micro))
-
-                # The average follows the weights.
-                if ema_decay is not None:
-                    state.follow(ema_decay)
-                state.step += 1
-                under_way = state.step < config.steps
-
-                # Record the losses, and what the monitor sees.
-                if state.step % config.log_every_steps == 0 or not under_way:
-                    state.note(_over_processes(losses, fabric), curves)
-                    _require_finite(state)
-                if monitor is not None and first and under_way and state.step % monitor.every_steps == 0:
-                    state.note(_figures(model, monitor), curves)
-
-                # Save the state; obey Ctrl-C and SIGTERM.
-                if under_way and (stop.waits or state.step % config.checkpoint_every_steps == 0):
-                    state.save(folder / PROGRESS_FILE, fabric)
-                advance(1)
-                if under_way and stop.waits:
-                    raise KeyboardInterrupt
-
-            # Leave the average of the weights in the model.
-            with torch.no_grad():
-                for tensor, mean in zip(state.tensors(), state.average or (), strict=False):
-                    tensor.copy_(mean)
-            model.finish()
+            loader = _Parts(batches, config, fabric.global_rank).loader(run.step)
+            _loop(
+                run,
+                loader,
+                folder / PROGRESS_FILE,
+                ema_decay=ema_decay,
+                monitor=monitor,
+                advance=advance,
+                stop=stop,
+            )
+            run.leave_average()
         model.eval()
-        figures = _figures(model, monitor) if monitor is not None and first else {}
-        state.note(figures, curves)
+        figures = run.watch(monitor) if monitor is not None and first else {}
     if first:
-        write_csv(folder / "losses.csv", pd.DataFrame(state.rows, columns=["step", "name", "value"]))
+        write_csv(folder / "losses.csv", pd.DataFrame(run.rows, columns=["step", "name", "value"]))
     model.cpu()
     return figures
+
+
+def _loop(
+    run: _Run,
+    loader: Iterator[Batch],
+    progress_file: Path,
+    *,
+    ema_decay: float | None,
+    monitor: Monitor | None,
+    advance: Callable[[int], None],
+    stop: _Interruption,
+) -> None:
+    config, fabric = run.config, run.fabric
+    while run.step < config.steps:
+        # Minimise the losses of the whole batch, in micro-batches where memory is short.
+        run.set_learning_rates()
+        for micro in range(config.accumulate):
+            batch = fabric.to_device(next(loader))
+            with fabric.autocast():
+                torch.set_autocast_cache_enabled(False)  # a GAN's first update would leave it out of date
+                losses = run.model.training_step(batch, run.minimiser(micro))
+
+        # The average follows the weights.
+        if ema_decay is not None:
+            run.follow(ema_decay)
+        run.step += 1
+        under_way = run.step < config.steps
+
+        # Record the losses, and what the monitor sees.
+        if run.step % config.log_every_steps == 0 or not under_way:
+            run.record(losses)
+        if monitor is not None and under_way and fabric.is_global_zero and run.step % monitor.every_steps == 0:
+            run.watch(monitor)
+
+        # Save the state; obey Ctrl-C and SIGTERM.
+        if under_way and (stop.waits or run.step % config.checkpoint_every_steps == 0) and fabric.is_global_zero:
+            run.save(progress_file)
+        advance(1)
+        if under_way and stop.waits:
+            raise KeyboardInterrupt
 
 
 def _check(model: Trainable, config: TrainingConfig) -> None:
@@ -206,168 +232,143 @@ def _check(model: Trainable, config: TrainingConfig) -> None:
             f"batch_size {config.batch_size} cannot be shared among {slices} micro-batches; choose a multiple"
         )
     if config.accumulate > 1 and model.updates_itself:
-        raise ConfigError(f"accumulate {config.accumulate}: {name} updates its weights itself; use 1")
+        raise ConfigError(f"accumulate {config.accumulate}: {name} cannot accumulate gradients; use 1")
     if config.gradient_clip and model.updates_itself:
         raise ConfigError(f"gradient_clip {config.gradient_clip:g}: {name} clips no gradients; use null")
     if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError("accelerator gpu: this machine has none that torch can use; set it to auto or cpu")
 
 
-def _fabric(config: TrainingConfig) -> Fabric:
-    several = config.devices * config.num_nodes > 1  # a single process takes no notice of a cluster around it
-    fabric = Fabric(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        strategy="ddp" if several else "auto",
-        precision=_precision(config),  # type: ignore[arg-type]
-        plugins=TorchElasticEnvironment() if several else LightningEnvironment(),
-    )
-    fabric.launch()
-    return fabric
-
-
-def _precision(config: TrainingConfig) -> str:
-    fast_bf16 = on_gpu(config) or torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 - torch has no public name for it
-    auto = "bf16-mixed" if fast_bf16 else "32-true"
-    return {"auto": auto, "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[config.precision]
-
-
-def fused_optimizers(config: TrainingConfig) -> bool:
-    """Whether Adam may update all weights in one call; its gradients cannot be clipped in mixed precision."""
-    return config.gradient_clip is None or _precision(config) == "32-true"
-
-
-def _share_batch_statistics(model: nn.Module, fabric: Fabric) -> None:
-    if fabric.device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    elif fabric.is_global_zero and any(isinstance(part, _BatchNorm) for part in model.modules()):
-        sys.stderr.write("notice: on CPUs, batch norm sees each process's part of the batch, not the whole batch\n")
-
-
-def _minimiser(fabric: Fabric, state: _State, config: TrainingConfig, micro: int) -> Minimise:
-    """Return what minimises a loss in a micro-batch; weights change after the last one."""
-
-    def minimise(loss: Tensor, number: int = 0) -> None:
-        optimizer = state.optimizers[number]
-        with torch.autocast(fabric.device.type, enabled=False):
-            if micro == 0:
-                optimizer.zero_grad()
-            fabric.backward(loss / config.accumulate)
-            if micro < config.accumulate - 1:
-                return
-            average_gradients(weights for group in optimizer.param_groups for weights in group["params"])
-            if config.gradient_clip:
-                fabric.clip_gradients(state.model, optimizer, max_norm=config.gradient_clip, error_if_nonfinite=False)
-            optimizer.step()
-
-    return minimise
-
-
-def _over_processes(losses: Mapping[str, Any], fabric: Fabric) -> dict[str, float]:
-    values = {name: torch.as_tensor(value, dtype=torch.float32).to(fabric.device) for name, value in losses.items()}
-    return {name: float(fabric.all_reduce(value.detach(), reduce_op="mean")) for name, value in values.items()}
-
-
-def _require_finite(state: _State) -> None:
-    for step, name, value in state.rows:
-        if step == state.step and not math.isfinite(value):
-            raise DivergenceError(f"step {step}: {name} is {value}; lower the learning rate")
-
-
-def _figures(model: Trainable, monitor: Monitor) -> dict[str, float]:
-    training = [part for part in model.modules() if part.training]
-    model.eval()
-    figures = {name: float(value) for name, value in monitor.measure().items()}
-    for part in training:
-        part.training = True
-    return figures
-
-
 @dataclass
-class _State:
-    """All that a training is resumed from."""
+class _Run:
+    """A training under way; optimisers, average, step and rows are what it is resumed from."""
 
     model: Trainable
+    config: TrainingConfig
+    fabric: Fabric
     optimizers: list[Any]
     average: list[Tensor] | None = None  # of weights and buffers
     step: int = 0
     rows: list[tuple[int, str, float]] = field(default_factory=list)
+    curves: Curves | None = None
+
+    def set_learning_rates(self) -> None:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * self.model.learning_rate(self.step)
+
+    def minimiser(self, micro: int) -> Minimise:
+        """Return what minimises a loss in a micro-batch; weights change after the last one."""
+
+        def minimise(loss: Tensor, number: int = 0) -> None:
+            optimizer, clip = self.optimizers[number], self.config.gradient_clip
+            with torch.autocast(self.fabric.device.type, enabled=False):
+                if micro == 0:
+                    optimizer.zero_grad()
+                self.fabric.backward(loss / self.config.accumulate)
+                if micro < self.config.accumulate - 1:
+                    return
+                average_gradients(weights for group in optimizer.param_groups for weights in group["params"])
+                if clip is not None:
+                    self.fabric.clip_gradients(self.model, optimizer, max_norm=clip, error_if_nonfinite=False)
+                optimizer.step()
+
+        return minimise
 
     def tensors(self) -> list[Tensor]:
         return [tensor.detach() for tensor in (*self.model.parameters(), *self.model.buffers())]
 
-    @torch.no_grad()
     def follow(self, decay: float) -> None:
-        assert self.average is not None
         # The first step sets the average, whatever the initial weights were.
         weight = 1.0 - min(decay, (1 + self.step) / (10 + self.step)) if self.step else 1.0
-        for mean, value in zip(self.average, self.tensors(), strict=True):
+        for mean, value in zip(self.average or (), self.tensors(), strict=True):
             if mean.is_floating_point():
                 mean.lerp_(value, weight)
             else:
                 mean.copy_(value)
 
-    def note(self, values: Mapping[str, float], curves: Curves | None) -> None:
-        self.rows += [(self.step, name, value) for name, value in values.items()]
-        if curves is not None and values:
-            curves.log(values, self.step)
+    def leave_average(self) -> None:
+        if self.average is not None:
+            for tensor, mean in zip(self.tensors(), self.average, strict=True):
+                tensor.copy_(mean)
+        self.model.finish()
 
-    def save(self, file: Path, fabric: Fabric) -> None:
-        if not fabric.is_global_zero:
-            return
-        parts = {"model": self.model, "scaler": fabric.strategy.precision}
+    def record(self, losses: Mapping[str, Any]) -> None:
+        """Note losses, as means over the processes."""
+        values: dict[str, float] = {}
+        for name, loss in losses.items():
+            here = torch.as_tensor(loss, dtype=torch.float32, device=self.fabric.device).detach()
+            values[name] = float(torch.as_tensor(self.fabric.all_reduce(here, reduce_op="mean")))
+        self._note(values)
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise DivergenceError(f"step {self.step}: {name} is {value}; lower the learning rate")
+
+    def watch(self, monitor: Monitor) -> dict[str, float]:
+        """Take the monitor's figures of the model as it is now."""
+        training = [part for part in self.model.modules() if part.training]
+        self.model.eval()
+        figures = {name: float(value) for name, value in monitor.measure().items()}
+        self._note(figures)
+        for part in training:
+            part.training = True
+        return figures
+
+    def _note(self, values: Mapping[str, float]) -> None:
+        self.rows += [(self.step, name, value) for name, value in values.items()]
+        if self.curves is not None:
+            self.curves.log(values, self.step)
+
+    def save(self, file: Path) -> None:
         content = {"format": FORMAT, "step": self.step, "rows": self.rows, "average": self.average}
-        content |= {name: part.state_dict() for name, part in parts.items()}
-        content["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
+        content |= {"model": self.model.state_dict(), "scaler": self.fabric.strategy.precision.state_dict()}
         buffer = io.BytesIO()  # torch's own writer hides that a disk is full
-        torch.save(content, buffer)
+        torch.save(content | {"optimizers": [each.state_dict() for each in self.optimizers]}, buffer)
         sweep(file)  # each as large as the whole
         with replacing(file) as partial:
             partial.write_bytes(buffer.getbuffer())
 
-    def load(self, file: Path, fabric: Fabric) -> None:
+    def load(self, file: Path) -> None:
         content = _read(file)
         if content is None:
             return
-        self.step, self.rows = content["step"], [tuple(row) for row in content["rows"]]
+        self.step, self.rows = content["step"], content["rows"]
         self.model.load_state_dict(content["model"])
+        self.fabric.strategy.precision.load_state_dict(content["scaler"])
         for optimizer, given in zip(self.optimizers, content["optimizers"], strict=True):
             optimizer.load_state_dict(given)
         for mean, given in zip(self.average or (), content["average"] or (), strict=True):
             mean.copy_(given)
-        fabric.strategy.precision.load_state_dict(content["scaler"])
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    """Read a state; None where there is none, or none that can be used, which is set aside and said."""
+    """Read a state; None where there is none. One that is torn is set aside; a reading error changes nothing."""
     if not file.exists():
         return None
     try:
         content: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:
         if not _is_torn(file):
-            reason = str(error).partition("\n")[0]
-            raise StorageError(f"{file}: cannot be read ({reason}); it is left as it is, run the command again") from error
-        fault = "torn"
+            why = str(error).partition("\n")[0]
+            raise StorageError(f"{file}: cannot be read ({why}) and is left as it is; run the command again") from error
+        fault = "is torn"
     else:
-        if isinstance(content, dict) and content.get("format") == FORMAT:
+        if content.get("format") == FORMAT:
             return content
-        fault = "of another version of counterstain"
+        fault = "was written by another version of counterstain"
     aside = file.with_name(f"{file.name}.set-aside")
     file.replace(aside)
-    warnings.warn(f"{file}: is {fault}; it is now {aside.name}, and training starts anew", stacklevel=4)
+    warnings.warn(f"{file}: {fault}; it is now called {aside.name}, and training starts anew", stacklevel=4)
     return None
 
 
 def _is_torn(file: Path) -> bool:
-    """Whether a state is no whole zip archive; a disk that cannot be read says nothing about it."""
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is not None
     except (zipfile.BadZipFile, EOFError):
         return True
-    except OSError:
+    except OSError:  # says nothing about the file
         return False
 
 
@@ -385,31 +386,22 @@ class _Parts(Dataset[Batch]):
         self._last: tuple[int, Batch] | None = None
 
     def __getitem__(self, item: int) -> Batch:
-        config = self._config
-        step, micro = divmod(item, config.accumulate)
+        config, (step, micro) = self._config, divmod(item, self._config.accumulate)
         size = config.batch_size // (config.accumulate * config.devices * config.num_nodes)
-        first = (self._rank * config.accumulate + micro) * size
-        part = self._part(step, first, first + size)
-        return part | {"step": torch.tensor(step), "position": torch.arange(first, first + size)}
-
-    def _part(self, step: int, start: int, stop: int) -> Batch:
+        start = (self._rank * config.accumulate + micro) * size
         if isinstance(self._batches, PatchBatches):
-            return self._batches.part(step, start, stop)
-        if self._last is None or self._last[0] != step:
-            self._last = (step, self._batches(step))
-        return {name: tensor[start:stop] for name, tensor in self._last[1].items()}
+            part = self._batches.part(step, start, start + size)
+        else:
+            if self._last is None or self._last[0] != step:
+                self._last = (step, self._batches(step))
+            part = {name: tensor[start : start + size] for name, tensor in self._last[1].items()}
+        return part | {"step": torch.tensor(step), "position": torch.arange(start, start + size)}
 
-    def loader(self, step: int, fabric: Fabric) -> Iterator[Batch]:
-        config = self._config
-        loader = DataLoader(
-            self,
-            batch_size=None,
-            sampler=range(step * config.accumulate, config.steps * config.accumulate),
-            num_workers=config.workers,
-            worker_init_fn=_ignore_ctrl_c,
-            pin_memory=fabric.device.type == "cuda",
-        )
-        return iter(loader)
+    def loader(self, step: int) -> Iterator[Batch]:
+        items = range(step * self._config.accumulate, self._config.steps * self._config.accumulate)
+        given = {"num_workers": self._config.workers, "worker_init_fn": _ignore_ctrl_c}
+        pin = torch.cuda.is_available()
+        return iter(DataLoader(self, batch_size=None, sampler=items, pin_memory=pin, **given))  # type: ignore[arg-type]
 
 
 def _ignore_ctrl_c(_worker: int) -> None:
@@ -431,11 +423,11 @@ class _Interruption:
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM) if self._listens else ():
-            if signal.getsignal(number) not in {None, signal.SIG_IGN}:  # as a shell's background processes ignore Ctrl-C
+            if signal.getsignal(number) not in {None, signal.SIG_IGN}:  # a shell's background jobs ignore Ctrl-C
                 self._before[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(self, kind: Any, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self.waits and kind is None:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -117,12 +117,14 @@ class Curves:
         for logger in self._loggers:
             logger.log_metrics(dict(values), step)
 
-    def close(self, status: Literal["success", "failed"]) -> None:
-        """Write out what is still held in memory; nothing is logged after it."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for logger in self._loggers:
-            logger.finalize(status)
+            logger.finalize("failed" if kind else "success")
         if self._wandb_run is not None:  # the next training of this process is another run
-            self._wandb_run.finish(exit_code=int(status == "failed"))
+            self._wandb_run.finish(exit_code=int(kind is not None))
 
 
 def _opened(name: LoggerName, folder: Path, label: str, settings: Config | None) -> Logger:
