@@ -300,7 +300,7 @@ def test_every_loss_is_finite_and_trains_the_denoiser_alone(loss, prediction):
     model = Diffusion(tiny(loss=loss, noise=NoiseConfig(prediction=prediction)), first_stage(), 6)
     masks, images, _ = inputs(2)
     batch = {"images": torch.from_numpy(images), "labels": torch.from_numpy(masks), "position": torch.arange(2)}
-    value = model.loss(batch | {"step": torch.tensor(0)})
+    value = model.losses(batch | {"step": torch.tensor(0)})["loss"]
     value.backward()
     assert math.isfinite(value.item())
     assert all(p.grad is not None for p in model.unet.parameters())

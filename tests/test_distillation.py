@@ -3,7 +3,6 @@ import pytest
 import torch
 from drawn_cohort import draw_cohort
 from drawn_requests import drawn_by
-from lightning.pytorch import LightningModule
 
 from counterstain.checkpoints import read_header
 from counterstain.errors import ConfigError, MismatchError
@@ -15,14 +14,14 @@ from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.samplers import power_spacing, sample
 from counterstain.generators.train import train_autoencoder, train_diffusion, train_distilled
 from counterstain.seeding import torch_generator
-from counterstain.training import fit
+from counterstain.training import Trainable, fit
 from counterstain.training_config import TrainingConfig
 
 CENTRES = torch.tensor([[1.5, 0.0], [-1.5, 0.0], [0.0, 1.5]])  # of the labels 0, 1, 2
 SD = 0.3
 
 
-class Exact(LightningModule):
+class Exact(Trainable):
     """The best denoiser of a mixture of three Gaussians in the plane; a label says which one, no label all three."""
 
     style = None
@@ -171,14 +170,14 @@ def test_a_distillation_that_was_stopped_in_its_second_halving_ends_like_one_tha
     trained, tmp_path, monkeypatch
 ):
     whole = read_header(distil(trained, tmp_path / "whole"))
-    loss = Distillation.loss
+    losses = Distillation.losses
 
     def stopped(self, batch):
         if int(batch["step"]) == 4:
             raise KeyboardInterrupt
-        return loss(self, batch)
+        return losses(self, batch)
 
-    monkeypatch.setattr(Distillation, "loss", stopped)
+    monkeypatch.setattr(Distillation, "losses", stopped)
     with pytest.raises(KeyboardInterrupt):
         distil(trained, tmp_path / "stopped")
     monkeypatch.undo()

@@ -74,7 +74,7 @@ def test_diffusion_of_the_paper_takes_a_step_and_draws_at_512_px():
     first_stage = Autoencoder(without_downloads(PAPER.autoencoder), 512)
     model = Diffusion(PAPER.diffusion, first_stage, 6)
     batch = paper_batch()
-    loss = model.loss(batch)
+    loss = model.losses(batch)["loss"]
     loss.backward()
     assert loss.isfinite()
     sampler = PAPER.diffusion.sampler.model_copy(update={"steps": 2, "compute_batch": 1})

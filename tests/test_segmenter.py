@@ -450,7 +450,7 @@ def test_a_damaged_or_unfinished_checkpoint_is_named(trained, cohort, tmp_path) 
 def test_an_unknown_part_or_device_is_refused(trained, cohort) -> None:
     with pytest.raises(InputError, match="part 'tset': expected one of train, val, test, all"):
         evaluate(trained, cohort, "tset")
-    with pytest.raises(InputError, match="device 'tpu': not here; there are auto, cpu"):
+    with pytest.raises(InputError, match="device 'tpu': not found"):
         evaluate(trained, cohort, "test", device="tpu")
 
 

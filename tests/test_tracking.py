@@ -6,7 +6,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training import Line, trained
 
-from counterstain import tracking
+from counterstain import training_config
 from counterstain.api import check_logger
 from counterstain.errors import ConfigError, DivergenceError
 from counterstain.storage import fingerprint
@@ -49,8 +49,8 @@ class Told:
 @pytest.fixture
 def told(monkeypatch):
     logger = Told()
-    monkeypatch.setitem(tracking._OPEN, "mlflow", lambda *_: logger)
-    monkeypatch.setattr(tracking, "find_spec", lambda _: True)
+    monkeypatch.setitem(training_config.OPENERS, "mlflow", lambda *_: logger)
+    monkeypatch.setattr(training_config, "find_spec", lambda _: True)
     return logger
 
 
@@ -110,7 +110,7 @@ def test_a_server_that_cannot_be_used_is_named_with_the_remedy(tmp_path, monkeyp
     def offline(folder, label):
         raise OSError("no route")
 
-    monkeypatch.setattr(tracking, "find_spec", lambda _: True)
-    monkeypatch.setitem(tracking._OPEN, "wandb", offline)
+    monkeypatch.setattr(training_config, "find_spec", lambda _: True)
+    monkeypatch.setitem(training_config.OPENERS, "wandb", offline)
     with pytest.raises(ConfigError, match=r"--logger wandb: cannot be used \(no route\); .*WANDB_MODE=offline"):
         trained(tmp_path / "a", logger="wandb")

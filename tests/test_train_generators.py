@@ -124,8 +124,8 @@ def test_spade_without_an_encoder_is_read_back(cohort, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"gradient_clip": 1.0}, "gradient_clip 1: Spade clips none"),
-        ({"accumulate": 2}, "accumulate 2: Spade steps by"),
+        ({"gradient_clip": 1.0}, "gradient_clip 1: Spade clips no gradients"),
+        ({"accumulate": 2}, "accumulate 2: Spade cannot accumulate"),
     ],
 )
 def test_what_a_gan_cannot_be_trained_with_leaves_its_folder_free(cohort, tmp_path, changes, message):
@@ -189,10 +189,10 @@ def test_a_first_stage_with_averaged_codes_that_was_stopped_ends_like_one_that_r
     whole = load_checkpoint(train_autoencoder(cohort, config, tmp_path / "whole", **COMMON), "autoencoder")[1]
     step = Autoencoder.training_step
 
-    def stopped(self, batch, batch_idx):
+    def stopped(self, batch, minimise):
         if int(batch["step"]) == 3:
             raise KeyboardInterrupt
-        step(self, batch, batch_idx)
+        return step(self, batch, minimise)
 
     monkeypatch.setattr(Autoencoder, "training_step", stopped)
     with pytest.raises(KeyboardInterrupt):

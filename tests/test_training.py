@@ -3,16 +3,14 @@ import signal
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
 
-from counterstain.errors import ConfigError, DivergenceError
+from counterstain.errors import ConfigError, DivergenceError, StorageError
 from counterstain.seeding import torch_generator
-from counterstain.training import fit
+from counterstain.training import Trainable, fit
 from counterstain.training_config import TrainingConfig
-from counterstain.training_state import steps_done
 
 
-class Line(LightningModule):
+class Line(Trainable):
     """A linear regression whose inputs are noised; stops itself where a test wants it to, at once or with signals."""
 
     def __init__(self, stop_at=None, diverge_at=None, signals=()):
@@ -22,7 +20,7 @@ class Line(LightningModule):
             self.layer = torch.nn.Linear(4, 1)
         self.stop_at, self.diverge_at, self.signals = stop_at, diverge_at, signals
 
-    def training_step(self, batch, batch_idx):
+    def losses(self, batch):
         step = int(batch["step"])
         if step == self.stop_at:
             self.stop_at = None
@@ -35,11 +33,10 @@ class Line(LightningModule):
         loss = self.layer(batch["x"] + noise).pow(2).mean()
         if step == self.diverge_at:
             loss = loss * float("nan")
-        self.log("loss", loss)
-        return loss
+        return {"loss": loss}
 
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), 1e-2)
+    def optimizers(self):
+        return [torch.optim.Adam(self.parameters(), 1e-2)]
 
 
 def batches(step):
@@ -49,6 +46,10 @@ def batches(step):
 def config(**changes):
     settings = {"steps": 12, "batch_size": 8, "accelerator": "cpu", "precision": "32"}
     return TrainingConfig(**settings | {"checkpoint_every_steps": 5, "log_every_steps": 1} | changes)
+
+
+def steps_done(folder):
+    return torch.load(folder / "last.ckpt", weights_only=True)["step"]
 
 
 def trained(folder, model=None, **changes):
@@ -91,7 +92,7 @@ def test_a_signal_ends_training_after_its_step_with_the_state_saved(tmp_path, nu
     whole = trained(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "stopped", Line(stop_at=2, signals=[number]), **changes)
-    assert steps_done(tmp_path / "stopped" / "last.ckpt") == 3
+    assert steps_done(tmp_path / "stopped") == 3
     resumed = trained(tmp_path / "stopped", **changes)
     assert torch.allclose(whole[0], resumed[0], atol=1e-6)
 
@@ -100,14 +101,14 @@ def test_a_signal_ends_training_after_its_step_with_the_state_saved(tmp_path, nu
 def test_sigterm_of_a_cluster_and_then_of_the_driver_saves_the_state(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, Line(stop_at=7, signals=[signal.SIGTERM, signal.SIGTERM]))
-    assert steps_done(tmp_path / "last.ckpt") == 8
+    assert steps_done(tmp_path) == 8
 
 
 @pytest.mark.usefixtures("signals_are_heard")
 def test_a_second_ctrl_c_ends_training_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, Line(stop_at=7, signals=[signal.SIGINT, signal.SIGINT]))
-    assert steps_done(tmp_path / "last.ckpt") == 5
+    assert steps_done(tmp_path) == 5
 
 
 @pytest.mark.usefixtures("signals_are_heard")
@@ -127,13 +128,50 @@ def test_worker_processes_change_nothing(tmp_path):
     assert torch.equal(alone[0], helped[0])
 
 
-def test_a_damaged_state_is_said_so_and_training_starts_anew(tmp_path):
-    whole = trained(tmp_path / "whole")
-    (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / "last.ckpt").write_bytes(b"not a checkpoint")
-    with pytest.warns(UserWarning, match="damaged .* training starts anew"):
-        again = trained(tmp_path / "damaged")
+def stopped(folder):
+    with pytest.raises(KeyboardInterrupt):
+        trained(folder, Line(stop_at=8))
+    return folder / "last.ckpt"
+
+
+def torn(state):
+    return state[: len(state) // 2]
+
+
+def with_a_flipped_bit(state):
+    return state[:600] + bytes([state[600] ^ 1]) + state[601:]
+
+
+@pytest.mark.parametrize("damage", [torn, with_a_flipped_bit, lambda _: b"not a checkpoint"])
+def test_a_torn_state_is_set_aside_and_training_starts_anew(tmp_path, damage):
+    whole, file = trained(tmp_path / "whole"), stopped(tmp_path / "again")
+    file.write_bytes(damage(file.read_bytes()))
+    found = file.read_bytes()
+    with pytest.warns(UserWarning, match="is torn; it is now called last.ckpt.set-aside"):
+        again = trained(tmp_path / "again")
     assert torch.equal(whole[0], again[0])
+    assert file.with_name("last.ckpt.set-aside").read_bytes() == found
+
+
+def test_a_state_of_another_version_is_set_aside(tmp_path):
+    torch.save({"callbacks": {}}, tmp_path / "last.ckpt")
+    with pytest.warns(UserWarning, match="another version of counterstain"):
+        trained(tmp_path)
+    assert (tmp_path / "last.ckpt.set-aside").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), RuntimeError("not enough memory")])
+def test_a_reading_error_costs_no_step(tmp_path, monkeypatch, error):
+    def unreadable(*_, **__):
+        raise error
+
+    whole, file = trained(tmp_path / "whole"), stopped(tmp_path / "again")
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "load", unreadable)
+        with pytest.raises(StorageError, match=r"last.ckpt: cannot be read .* run the command again"):
+            trained(tmp_path / "again")
+    assert steps_done(file.parent) == 5
+    assert torch.equal(whole[0], trained(tmp_path / "again")[0])
 
 
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path):

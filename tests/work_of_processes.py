@@ -4,8 +4,8 @@ import os
 import signal
 from pathlib import Path
 
+from counterstain.devices import rank, started_processes
 from counterstain.errors import DivergenceError
-from counterstain.processes import rank, started_processes
 
 
 def note_the_rank(folder: Path) -> None:

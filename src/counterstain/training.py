@@ -1,54 +1,97 @@
-"""The one training loop: Lightning's Trainer, fed by step number, resumable at any step with the same result.
+"""The one training loop: by step number, resumable at any step with the same result.
 
-A model is a ``LightningModule`` that logs its losses and draws its noise from generators derived from the step
-(``batch["step"]``) and the place of a sample in the batch (``batch["position"]``). So a training that was killed and
-resumed, or spread over micro-batches and devices, sees the very same data and noise as one that ran through.
+Models draw their noise from generators derived from the step (``batch["step"]``) and the place of a sample in the batch
+(``batch["position"]``). So a training that was killed and resumed, or spread over micro-batches and devices, sees the
+very same data and noise as one that ran through.
 """
 
 from __future__ import annotations
 
-import logging
+import io
 import math
+import os
+import signal
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from types import FrameType
+from typing import Any, Self
 
 import pandas as pd
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
 
-from counterstain.batch_norm import synchronisation
 from counterstain.data.sampling import PatchBatches
-from counterstain.errors import ConfigError, DivergenceError
-from counterstain.interrupts import Interruption, ignore_ctrl_c
-from counterstain.processes import are_to_be_started, rank
+from counterstain.devices import (
+    average_gradients,
+    open_fabric,
+    precision,
+    rank,
+    share_batch_statistics,
+    starts_processes,
+)
+from counterstain.errors import ConfigError, DivergenceError, StorageError
 from counterstain.progress import bar
-from counterstain.storage import released_on_error, write_csv
-from counterstain.tracking import Curves, Row
-from counterstain.training_config import TrainingConfig
-from counterstain.training_state import PROGRESS_FILE, AtomicCheckpointIO, forget_progress, steps_done
+from counterstain.storage import released_on_error, replacing, sweep, write_csv
+from counterstain.training_config import Curves, TrainingConfig
 
-__all__ = [
-    "Batch",
-    "Batches",
-    "Monitor",
-    "TrainingConfig",
-    "fit",
-    "forget_progress",
-    "fused_optimizers",
-    "starts_processes",
-]
 Batch = dict[str, Tensor]
 Batches = Callable[[int], Batch]
+Minimise = Callable[..., None]
+PROGRESS_FILE = "last.ckpt"
+FORMAT = "counterstain 2"
+
+
+class Trainable(nn.Module):
+    """A network with its losses: what the loop trains."""
+
+    updates_itself = False
+    """Whether :meth:`training_step` does more than minimise one loss, as a GAN's; its gradients are neither accumulated
+    nor clipped."""
+
+    def optimizers(self) -> Sequence[Optimizer]:
+        """Return the optimisers, two for a GAN."""
+        raise NotImplementedError
+
+    def learning_rate(self, _step: int) -> float:
+        """Return the learning rate of a step, relative to that of the optimisers."""
+        return 1.0
+
+    def losses(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the losses of a batch; all are recorded, ``loss`` is minimised."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Batch, minimise: Minimise) -> Mapping[str, Any]:
+        """Call ``minimise(loss, number of the optimiser)`` for each update; return what is recorded."""
+        losses = self.losses(batch)
+        minimise(losses["loss"])
+        return losses
+
+    def finish(self) -> None:
+        """Put in order what depends on the weights, after they were replaced by their averages."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(chain(self.parameters(), self.buffers())).device
+
+
+def cosine(step: int, steps: int) -> float:
+    """Return a learning rate that falls from 1 to 0 along half a cosine."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+
+
+def fused_optimizers(config: TrainingConfig) -> bool:
+    """Whether Adam may update all weights in one call; its gradients cannot be clipped in mixed precision."""
+    return config.gradient_clip is None or precision(config) == "32-true"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +104,7 @@ class Monitor:
 
 
 def fit(
-    module: LightningModule,
+    model: Trainable,
     batches: Batches,
     folder: Path,
     config: TrainingConfig,
@@ -70,24 +113,22 @@ def fit(
     monitor: Monitor | None = None,
     label: str = "training",
 ) -> dict[str, float]:
-    """Train ``module`` in place; resume from what ``folder`` holds of an earlier, interrupted call.
+    """Train ``model`` in place; resume from what ``folder`` holds of an earlier, interrupted call.
 
     Parameters
     ----------
-    module : LightningModule
-        Logs losses with ``self.log``; may set ``optimizers_per_step`` (2 for a GAN).
+    model : Trainable
     batches : callable
         Step number -> the whole batch of that step, a dict of tensors of equal first length.
     folder : Path
         Gets ``last.ckpt`` and ``logs`` while training runs and ``losses.csv`` (step, name, value) at its end.
         On one device Ctrl-C and SIGTERM save the state too, after the step that is under way.
     ema_decay : float, optional
-        Leave the exponential moving average of the weights in ``module`` instead of the last ones; the decay warms
+        Leave the exponential moving average of the weights in ``model`` instead of the last ones; the decay warms
         up as (1 + n) / (10 + n), so that short trainings are not averages with their initial weights.
-
     monitor : Monitor, optional
         Its figures join ``losses.csv``: while training those of the last weights, at the end those of what is left in
-        ``module``.
+        ``model``.
 
     Returns
     -------
@@ -98,90 +139,246 @@ def fit(
     ------
     DivergenceError
         A loss is not a number.
+    StorageError
+        The state of the interrupted call cannot be read; it is left as it is.
     KeyboardInterrupt
         Ctrl-C or SIGTERM; the state is saved.
     """
     with released_on_error(folder) if rank() == 0 else nullcontext():
-        _check(module, config)
-    progress_file = folder / PROGRESS_FILE
-    start = steps_done(progress_file)
-    with _bar_of_first_process(label, config.steps, start) as advance, _quiet_lightning():
-        curves = partial(Curves, folder, label, logger=config.logger, settings=getattr(module, "config", config))
-        history = _History(config, progress_file, advance, monitor, curves)
-        averaging = [] if ema_decay is None else [WeightAveraging(multi_avg_fn=_warmed_average(ema_decay))]
-        trainer = _trainer(module, config, folder, [*averaging, history])
-        dataset = _Slices(batches, config, trainer.global_rank)
-        loader = DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=_From(start * config.accumulate),
-            num_workers=config.workers,
-            persistent_workers=config.workers > 0,
-            worker_init_fn=ignore_ctrl_c,
-            pin_memory=torch.cuda.is_available(),
-        )
-        resume = progress_file if progress_file.exists() else None
-        with history.closed():
-            with nullcontext() if config.devices * config.num_nodes > 1 else history.stop.held_back():
-                _run(trainer, module, loader, resume)
-            module.eval()
-            figures = history.watch(module) if monitor is not None and trainer.is_global_zero else {}
-    if trainer.is_global_zero:
-        write_csv(folder / "losses.csv", pd.DataFrame(history.rows, columns=["step", "name", "value"]))
+        _check(model, config)
+
+    # The device of this process; torchrun or run_in_processes started one process for each.
+    fabric = open_fabric(config)
+    share_batch_statistics(model.to(fabric.device), fabric)
+
+    # Go on where an interrupted training stopped.
+    run = _Run(model, config, fabric, [fabric.setup_optimizers(each) for each in model.optimizers()])
+    run.average = None if ema_decay is None else [tensor.clone() for tensor in run.tensors()]
+    with fabric.rank_zero_first():
+        run.load(folder / PROGRESS_FILE)
+
+    first, settings = fabric.is_global_zero, getattr(model, "config", config)
+    with (
+        bar(label, config.steps, run.step) if first else nullcontext(lambda _: None) as advance,
+        Curves(folder, label, config.logger, settings, run.rows) if first else nullcontext() as run.curves,
+    ):
+        with _Interruption(listens=fabric.world_size == 1) as stop:
+            loader = _Parts(batches, config, fabric.global_rank).loader(run.step)
+            _loop(
+                run,
+                loader,
+                folder / PROGRESS_FILE,
+                ema_decay=ema_decay,
+                monitor=monitor,
+                advance=advance,
+                stop=stop,
+            )
+            run.leave_average()
+        model.eval()
+        figures = run.watch(monitor) if monitor is not None and first else {}
+    if first:
+        write_csv(folder / "losses.csv", pd.DataFrame(run.rows, columns=["step", "name", "value"]))
+    model.cpu()
     return figures
 
 
-def _check(module: LightningModule, config: TrainingConfig) -> None:
+def _loop(
+    run: _Run,
+    loader: Iterator[Batch],
+    progress_file: Path,
+    *,
+    ema_decay: float | None,
+    monitor: Monitor | None,
+    advance: Callable[[int], None],
+    stop: _Interruption,
+) -> None:
+    config, fabric = run.config, run.fabric
+    while run.step < config.steps:
+        # Minimise the losses of the whole batch, in micro-batches where memory is short.
+        run.set_learning_rates()
+        for micro in range(config.accumulate):
+            batch = fabric.to_device(next(loader))
+            with fabric.autocast():
+                torch.set_autocast_cache_enabled(False)  # a GAN's first update would leave it out of date
+                losses = run.model.training_step(batch, run.minimiser(micro))
+
+        # The average follows the weights.
+        if ema_decay is not None:
+            run.follow(ema_decay)
+        run.step += 1
+        under_way = run.step < config.steps
+
+        # Record the losses, and what the monitor sees.
+        if run.step % config.log_every_steps == 0 or not under_way:
+            run.record(losses)
+        if monitor is not None and under_way and fabric.is_global_zero and run.step % monitor.every_steps == 0:
+            run.watch(monitor)
+
+        # Save the state; obey Ctrl-C and SIGTERM.
+        if under_way and (stop.waits or run.step % config.checkpoint_every_steps == 0) and fabric.is_global_zero:
+            run.save(progress_file)
+        advance(1)
+        if under_way and stop.waits:
+            raise KeyboardInterrupt
+
+
+def _check(model: Trainable, config: TrainingConfig) -> None:
     """Raise ConfigError where a model cannot be trained in the way that is asked for."""
+    name, slices = type(model).__name__, config.accumulate * config.devices * config.num_nodes
     if starts_processes(config):
-        raise ConfigError(f"devices {config.devices}: {type(module).__name__} trains on one device; use 1")
-    slices = config.accumulate * config.devices * config.num_nodes
+        raise ConfigError(f"devices {config.devices}: {name} trains on one device; use 1")
     if config.batch_size % slices:
         raise ConfigError(
             f"batch_size {config.batch_size} cannot be shared among {slices} micro-batches; choose a multiple"
         )
-    if config.accumulate > 1 and not module.automatic_optimization:
-        raise ConfigError(f"accumulate {config.accumulate}: {type(module).__name__} steps by itself; use 1")
-    if config.gradient_clip and not module.automatic_optimization:
-        raise ConfigError(f"gradient_clip {config.gradient_clip:g}: {type(module).__name__} clips none; use null")
+    if config.accumulate > 1 and model.updates_itself:
+        raise ConfigError(f"accumulate {config.accumulate}: {name} cannot accumulate gradients; use 1")
+    if config.gradient_clip and model.updates_itself:
+        raise ConfigError(f"gradient_clip {config.gradient_clip:g}: {name} clips no gradients; use null")
     if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError("accelerator gpu: this machine has none that torch can use; set it to auto or cpu")
 
 
-def _trainer(module: LightningModule, config: TrainingConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
-    return Trainer(
-        max_steps=config.steps * int(getattr(module, "optimizers_per_step", 1)),
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        strategy=_strategy(config, module),
-        precision=_precision(config),  # type: ignore[arg-type]
-        accumulate_grad_batches=config.accumulate,
-        gradient_clip_val=config.gradient_clip,
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO(), *_of_many_processes(config)],
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+@dataclass
+class _Run:
+    """A training under way; optimisers, average, step and rows are what it is resumed from."""
+
+    model: Trainable
+    config: TrainingConfig
+    fabric: Fabric
+    optimizers: list[Any]
+    average: list[Tensor] | None = None  # of weights and buffers
+    step: int = 0
+    rows: list[tuple[int, str, float]] = field(default_factory=list)
+    curves: Curves | None = None
+
+    def set_learning_rates(self) -> None:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * self.model.learning_rate(self.step)
+
+    def minimiser(self, micro: int) -> Minimise:
+        """Return what minimises a loss in a micro-batch; weights change after the last one."""
+
+        def minimise(loss: Tensor, number: int = 0) -> None:
+            optimizer, clip = self.optimizers[number], self.config.gradient_clip
+            with torch.autocast(self.fabric.device.type, enabled=False):
+                if micro == 0:
+                    optimizer.zero_grad()
+                self.fabric.backward(loss / self.config.accumulate)
+                if micro < self.config.accumulate - 1:
+                    return
+                average_gradients(weights for group in optimizer.param_groups for weights in group["params"])
+                if clip is not None:
+                    self.fabric.clip_gradients(self.model, optimizer, max_norm=clip, error_if_nonfinite=False)
+                optimizer.step()
+
+        return minimise
+
+    def tensors(self) -> list[Tensor]:
+        return [tensor.detach() for tensor in (*self.model.parameters(), *self.model.buffers())]
+
+    def follow(self, decay: float) -> None:
+        # The first step sets the average, whatever the initial weights were.
+        weight = 1.0 - min(decay, (1 + self.step) / (10 + self.step)) if self.step else 1.0
+        for mean, value in zip(self.average or (), self.tensors(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, weight)
+            else:
+                mean.copy_(value)
+
+    def leave_average(self) -> None:
+        if self.average is not None:
+            for tensor, mean in zip(self.tensors(), self.average, strict=True):
+                tensor.copy_(mean)
+        self.model.finish()
+
+    def record(self, losses: Mapping[str, Any]) -> None:
+        """Note losses, as means over the processes."""
+        values: dict[str, float] = {}
+        for name, loss in losses.items():
+            here = torch.as_tensor(loss, dtype=torch.float32, device=self.fabric.device).detach()
+            values[name] = float(torch.as_tensor(self.fabric.all_reduce(here, reduce_op="mean")))
+        self._note(values)
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise DivergenceError(f"step {self.step}: {name} is {value}; lower the learning rate")
+
+    def watch(self, monitor: Monitor) -> dict[str, float]:
+        """Take the monitor's figures of the model as it is now."""
+        training = [part for part in self.model.modules() if part.training]
+        self.model.eval()
+        figures = {name: float(value) for name, value in monitor.measure().items()}
+        self._note(figures)
+        for part in training:
+            part.training = True
+        return figures
+
+    def _note(self, values: Mapping[str, float]) -> None:
+        self.rows += [(self.step, name, value) for name, value in values.items()]
+        if self.curves is not None:
+            self.curves.log(values, self.step)
+
+    def save(self, file: Path) -> None:
+        content = {"format": FORMAT, "step": self.step, "rows": self.rows, "average": self.average}
+        content |= {"model": self.model.state_dict(), "scaler": self.fabric.strategy.precision.state_dict()}
+        buffer = io.BytesIO()  # torch's own writer hides that a disk is full
+        torch.save(content | {"optimizers": [each.state_dict() for each in self.optimizers]}, buffer)
+        sweep(file)  # each as large as the whole
+        with replacing(file) as partial:
+            partial.write_bytes(buffer.getbuffer())
+
+    def load(self, file: Path) -> None:
+        content = _read(file)
+        if content is None:
+            return
+        self.step, self.rows = content["step"], content["rows"]
+        self.model.load_state_dict(content["model"])
+        self.fabric.strategy.precision.load_state_dict(content["scaler"])
+        for optimizer, given in zip(self.optimizers, content["optimizers"], strict=True):
+            optimizer.load_state_dict(given)
+        for mean, given in zip(self.average or (), content["average"] or (), strict=True):
+            mean.copy_(given)
 
 
-def fused_optimizers(config: TrainingConfig) -> bool:
-    """Whether Adam may update all weights in one call; Lightning cannot clip its gradients in mixed precision."""
-    return config.gradient_clip is None or _precision(config) == "32-true"
-
-
-def _run(trainer: Trainer, module: LightningModule, loader: DataLoader[Batch], resume: Path | None) -> None:
+def _read(file: Path) -> dict[str, Any] | None:
+    """Read a state; None where there is none. One that is torn is set aside; a reading error changes nothing."""
+    if not file.exists():
+        return None
     try:
-        trainer.fit(module, loader, ckpt_path=resume, weights_only=True)
-    except SystemExit as stop:  # what Lightning makes of KeyboardInterrupt
-        raise KeyboardInterrupt from stop
+        content: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+    except Exception as error:
+        if not _is_torn(file):
+            why = str(error).partition("\n")[0]
+            raise StorageError(f"{file}: cannot be read ({why}) and is left as it is; run the command again") from error
+        fault = "is torn"
+    else:
+        if content.get("format") == FORMAT:
+            return content
+        fault = "was written by another version of counterstain"
+    aside = file.with_name(f"{file.name}.set-aside")
+    file.replace(aside)
+    warnings.warn(f"{file}: {fault}; it is now called {aside.name}, and training starts anew", stacklevel=4)
+    return None
 
 
-class _Slices(Dataset[Batch]):
+def _is_torn(file: Path) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is not None
+    except (zipfile.BadZipFile, EOFError):
+        return True
+    except OSError:  # says nothing about the file
+        return False
+
+
+def forget_progress(folder: Path) -> None:
+    """Delete the state of a training whose result is saved."""
+    sweep(folder / PROGRESS_FILE)
+    (folder / PROGRESS_FILE).unlink(missing_ok=True)
+
+
+class _Parts(Dataset[Batch]):
     """Item m = the part of the batch of step ``m // accumulate`` that this device and micro-batch work on."""
 
     def __init__(self, batches: Batches, config: TrainingConfig, rank: int) -> None:
@@ -189,198 +386,56 @@ class _Slices(Dataset[Batch]):
         self._last: tuple[int, Batch] | None = None
 
     def __getitem__(self, item: int) -> Batch:
-        step, micro = divmod(item, self._config.accumulate)
-        size = self._config.batch_size // (self._config.accumulate * self._config.devices * self._config.num_nodes)
-        first = (self._rank * self._config.accumulate + micro) * size
-        part = self._part(step, first, first + size)
-        return part | {"step": torch.tensor(step), "position": torch.arange(first, first + size)}
-
-    def _part(self, step: int, start: int, stop: int) -> Batch:
+        config, (step, micro) = self._config, divmod(item, self._config.accumulate)
+        size = config.batch_size // (config.accumulate * config.devices * config.num_nodes)
+        start = (self._rank * config.accumulate + micro) * size
         if isinstance(self._batches, PatchBatches):
-            return self._batches.part(step, start, stop)
-        if self._last is None or self._last[0] != step:
-            self._last = (step, self._batches(step))
-        return {name: tensor[start:stop] for name, tensor in self._last[1].items()}
+            part = self._batches.part(step, start, start + size)
+        else:
+            if self._last is None or self._last[0] != step:
+                self._last = (step, self._batches(step))
+            part = {name: tensor[start : start + size] for name, tensor in self._last[1].items()}
+        return part | {"step": torch.tensor(step), "position": torch.arange(start, start + size)}
+
+    def loader(self, step: int) -> Iterator[Batch]:
+        items = range(step * self._config.accumulate, self._config.steps * self._config.accumulate)
+        given = {"num_workers": self._config.workers, "worker_init_fn": _ignore_ctrl_c}
+        pin = torch.cuda.is_available()
+        return iter(DataLoader(self, batch_size=None, sampler=items, pin_memory=pin, **given))  # type: ignore[arg-type]
 
 
-class _From(Sampler[int]):
-    """first, first + 1, … without end; without a length, so that Lightning neither counts nor ends epochs."""
-
-    def __init__(self, first: int) -> None:
-        self._first = first
-
-    def __iter__(self) -> Iterator[int]:
-        item = self._first
-        while True:
-            yield item
-            item += 1
+def _ignore_ctrl_c(_worker: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to all processes, to the one that this process helps."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class _History(Callback):
-    """Collects losses, counts steps, saves the state; all of it travels with the checkpoint."""
+class _Interruption:
+    """Holds back Ctrl-C and SIGTERM (``kill``, a cluster that wants its node back) until the state is saved.
 
-    def __init__(
-        self,
-        config: TrainingConfig,
-        progress_file: Path,
-        advance: Callable[[int], None],
-        monitor: Monitor | None,
-        open_curves: Callable[..., Curves],
-    ) -> None:
-        self._config, self._progress_file, self._advance, self._monitor = config, progress_file, advance, monitor
-        self._open_curves = open_curves
-        self._curves: Curves | None = None
-        self.stop = Interruption()
-        self.rows: list[Row] = []
-        self.step = 0
+    A second Ctrl-C stops at once. A second SIGTERM does not: a cluster sends it to all processes of a study, and its
+    driver sends it once more.
+    """
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
-        self.stop.listen()  # Lightning would end at SIGTERM between two micro-batches
-        if trainer.is_global_zero:
-            self._curves = self._open_curves(earlier=self.rows)
+    def __init__(self, *, listens: bool) -> None:
+        self._listens = listens and threading.current_thread() is threading.main_thread()
+        self._before: dict[int, Any] = {}
+        self.waits = False
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        del outputs
-        if (batch_idx + 1) % self._config.accumulate:
-            return
-        self.step = int(batch["step"]) + 1
-        if self.step % self._config.log_every_steps == 0 or self.step == self._config.steps:
-            self._record(_over_processes(trainer))
-        under_way = self.step < self._config.steps
-        if self._monitor and under_way and self.step % self._monitor.every_steps == 0 and trainer.is_global_zero:
-            self.watch(pl_module)
-        if under_way and (self.stop.waits or self.step % self._config.checkpoint_every_steps == 0):
-            trainer.save_checkpoint(self._progress_file)
-        self._advance(1)
-        if under_way and self.stop.waits:
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM) if self._listens else ():
+            if signal.getsignal(number) not in {None, signal.SIG_IGN}:  # a shell's background jobs ignore Ctrl-C
+                self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self.waits and kind is None:
             raise KeyboardInterrupt
 
-    def watch(self, module: LightningModule) -> dict[str, float]:
-        """Take the monitor's figures of the module as it is now."""
-        assert self._monitor is not None
-        training = [part for part in module.modules() if part.training]
-        module.eval()
-        figures = {name: float(value) for name, value in self._monitor.measure().items()}
-        self._note(figures)
-        for part in training:
-            part.training = True
-        return figures
-
-    @contextmanager
-    def closed(self) -> Iterator[None]:
-        """Close the curves at the end, however it comes."""
-        status: Literal["success", "failed"] = "failed"
-        try:
-            yield
-            status = "success"
-        finally:
-            if self._curves is not None:
-                self._curves.close(status)
-
-    def _record(self, metrics: Mapping[str, Tensor]) -> None:
-        values = {name: float(value) for name, value in metrics.items()}
-        self._note(values)
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise DivergenceError(f"step {self.step}: {name} is {value}; lower the learning rate")
-
-    def _note(self, values: Mapping[str, float]) -> None:
-        self.rows += [(self.step, name, value) for name, value in values.items()]
-        if self._curves is not None:
-            self._curves.log(values, self.step)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": [list(row) for row in self.rows], "step": self.step}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = [(int(step), str(name), float(value)) for step, name, value in state_dict["rows"]]
-        self.step = int(state_dict["step"])
-
-
-def starts_processes(config: TrainingConfig) -> bool:
-    """Whether the caller must train with :func:`counterstain.processes.run_in_processes`, a process for each device.
-
-    Raises
-    ------
-    ConfigError
-        There are fewer GPUs; or see :func:`counterstain.processes.are_to_be_started`.
-    """
-    if _on_gpu(config) and config.devices > torch.cuda.device_count():
-        raise ConfigError(f"devices {config.devices}: this machine has {torch.cuda.device_count()}; set it to that")
-    return are_to_be_started(config.devices, config.num_nodes)
-
-
-def _strategy(config: TrainingConfig, module: LightningModule) -> str:
-    if config.devices * config.num_nodes == 1:
-        return "auto"
-    if config.strategy != "auto":
-        return config.strategy
-    return "ddp" if module.automatic_optimization else "ddp_find_unused_parameters_true"
-
-
-def _of_many_processes(config: TrainingConfig) -> list[Any]:
-    """Return the plugins by which processes find each other; a single one takes no notice of a cluster around it."""
-    if config.devices * config.num_nodes == 1:
-        return [LightningEnvironment()]
-    return [TorchElasticEnvironment(), synchronisation(on_gpu=_on_gpu(config))]
-
-
-def _over_processes(trainer: Trainer) -> dict[str, Tensor]:
-    """Return the mean of every loss over the processes."""
-    return {name: trainer.strategy.reduce(value, reduce_op="mean") for name, value in trainer.callback_metrics.items()}
-
-
-@contextmanager
-def _bar_of_first_process(label: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
-    if rank() > 0:
-        yield lambda _steps: None
-        return
-    with bar(label, total, done) as advance:
-        yield advance
-
-
-def _on_gpu(config: TrainingConfig) -> bool:
-    return config.accelerator != "cpu" and torch.cuda.is_available()
-
-
-def _precision(config: TrainingConfig) -> str:
-    fast_bf16 = _on_gpu(config) or torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 - torch has no public name for it
-    auto = "bf16-mixed" if fast_bf16 else "32-true"
-    return {"auto": auto, "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[config.precision]
-
-
-def _warmed_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    @torch.no_grad()
-    def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
-        n = int(num_averaged)
-        weight = 1.0 - min(decay, (1 + n) / (10 + n))
-        pairs = list(zip(averaged, current, strict=True))
-        continuous = [(mean, value.to(mean.dtype)) for mean, value in pairs if mean.is_floating_point()]
-        if continuous:
-            torch._foreach_lerp_([mean for mean, _ in continuous], [value for _, value in continuous], weight)
-        for mean, value in pairs:
-            if not mean.is_floating_point():
-                mean.copy_(value)
-
-    return average
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        # Advice about workers, epochs and devices that does not apply to a loop without epochs.
-        warnings.filterwarnings("ignore", module=r"lightning\..*")
-        warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
-        warnings.filterwarnings("ignore", message=r".*lr_scheduler\.step\(\).*")
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if self.waits and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.waits = True
+        if number == signal.SIGINT:  # a person waits; print() must not be called where it may be under way already
+            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")

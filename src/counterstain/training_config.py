@@ -1,13 +1,33 @@
-"""Settings that all trainings share."""
+"""Settings that all trainings share, and where their curves go: TensorBoard and CSV always, MLflow or W&B on demand.
+
+Loggers are given what has been computed anyway, so they change no result and are no part of what names a training.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field
 
-from counterstain.config import Config
-from counterstain.tracking import LoggerName
+from counterstain.config import Config, ConfigT
+from counterstain.errors import ConfigError
+from counterstain.storage import fingerprint
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+LoggerName = Literal["mlflow", "wandb"]
+LOG_FOLDER = "logs"
+PROJECT = "counterstain"
+REMEDIES: dict[LoggerName, str] = {
+    "mlflow": "set MLFLOW_TRACKING_URI to a server or a folder, or leave --logger out",
+    "wandb": "run 'wandb login', set WANDB_MODE=offline, or leave --logger out",
+}
 
 
 class TrainingConfig(Config):
@@ -24,13 +44,10 @@ class TrainingConfig(Config):
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Device type."""
     devices: Annotated[int, Field(ge=1)] = 1
-    """Devices per node, a process for each. The batch is shared among them and its losses and statistics are those of
-    the whole batch, so that their number changes results by rounding alone."""
+    """Devices per node, a process for each. The batch is shared among them and its losses are those of the whole
+    batch, as are the statistics of batch norm on GPUs, so that their number changes results by rounding alone."""
     num_nodes: Annotated[int, Field(ge=1)] = 1
     """Nodes; more than one are started with torchrun."""
-    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = "auto"
-    """How Lightning brings devices together; ``auto`` is DDP, which looks for weights without a gradient where a model
-    has two optimisers."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that prepare batches beside the training; 0 = none."""
     checkpoint_every_steps: Annotated[int, Field(ge=1)] = 500
@@ -41,3 +58,102 @@ class TrainingConfig(Config):
     """Largest norm of the gradient."""
     logger: Annotated[LoggerName | None, Field(exclude=True)] = None
     """Where curves go beside TensorBoard and CSV; changes no result, so it is no part of what is saved or compared."""
+
+
+def with_logger(config: ConfigT, logger: LoggerName | None) -> ConfigT:
+    """Return the configuration of a network whose ``training`` has a logger."""
+    old: Any = config
+    return config.model_copy(update={"training": old.training.model_copy(update={"logger": logger})})
+
+
+def require_logger(logger: LoggerName) -> None:
+    """Raise ConfigError unless the extra of a logger is installed."""
+    if find_spec(logger) is None:
+        raise ConfigError(f"--logger {logger}: is not installed; run: pip install 'counterstain[{logger}]'")
+
+
+class Curves:
+    """The loggers of one training; event files and ``metrics.csv`` go to its folder ``logs``.
+
+    ``earlier`` has what was logged before an interruption, as (step, name, value); it is logged again.
+
+    Raises
+    ------
+    ConfigError
+        The extra of the third logger is not installed, or its server cannot be reached.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        label: str,
+        logger: LoggerName | None = None,
+        settings: Config | None = None,
+        earlier: Iterable[tuple[int, str, float]] = (),
+    ) -> None:
+        from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+        for events in (folder / LOG_FOLDER).glob("events.out.tfevents.*"):
+            events.unlink()  # a killed process may have logged more than its last state knows
+        csv = CSVLogger(folder, name="", version=LOG_FOLDER, flush_logs_every_n_steps=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it replaces metrics.csv, which is wanted
+            csv.experiment  # noqa: B018 - opens the file
+        self._loggers: list[Any] = [
+            csv,
+            TensorBoardLogger(folder, name="", version=LOG_FOLDER, default_hp_metric=False),
+            *([_opened(logger, folder, label, settings)] if logger else ()),
+        ]
+        self._wandb_run = self._loggers[-1].experiment if logger == "wandb" else None
+        by_step: dict[int, dict[str, float]] = {}
+        for step, name, value in earlier:
+            by_step.setdefault(step, {})[name] = value
+        for target in self._loggers[:2] if logger == "wandb" else self._loggers:  # W&B kept its rows
+            for step, values in by_step.items():
+                target.log_metrics(values, step)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Log the values of a step."""
+        for logger in self._loggers:
+            logger.log_metrics(dict(values), step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for logger in self._loggers:
+            logger.finalize("failed" if kind else "success")
+        if self._wandb_run is not None:  # the next training of this process is another run
+            self._wandb_run.finish(exit_code=int(kind is not None))
+
+
+def _opened(name: LoggerName, folder: Path, label: str, settings: Config | None) -> Logger:
+    require_logger(name)
+    try:
+        logger = OPENERS[name](folder, label)
+        logger.log_hyperparams({} if settings is None else settings.model_dump(mode="json"))
+    except Exception as error:  # whatever a server or its client raises, the remedy is the same
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"--logger {name}: cannot be used ({reason}); {REMEDIES[name]}") from error
+    return logger
+
+
+def _mlflow(folder: Path, label: str) -> Logger:
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+    server = os.environ.get("MLFLOW_TRACKING_URI")
+    return MLFlowLogger(experiment, run_name=label, tracking_uri=server, tags={"folder": str(folder.resolve())})
+
+
+def _wandb(folder: Path, label: str) -> Logger:
+    from lightning.pytorch.loggers import WandbLogger
+
+    identity = fingerprint(str(folder.resolve()))[:16]
+    project = os.environ.get("WANDB_PROJECT", PROJECT)
+    logger = WandbLogger(name=label, save_dir=folder / LOG_FOLDER, project=project, id=identity, resume="allow")
+    assert logger.experiment is not None  # begins the run
+    return logger
+
+
+OPENERS: dict[LoggerName, Callable[[Path, str], Logger]] = {"mlflow": _mlflow, "wandb": _wandb}

@@ -19,8 +19,9 @@ from counterstain.checkpoints import CheckpointHeader, require_taxonomy
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
 from counterstain.data.split import check_no_leak
+from counterstain.devices import choose_device
 from counterstain.errors import MismatchError
-from counterstain.generators.interface import evaluation_device, fixed_batches, on_device
+from counterstain.generators.interface import fixed_batches, on_device
 from counterstain.synthesis.synthesize import Verdict
 from counterstain.taxonomy import BACKGROUND, IGNORE
 
@@ -100,7 +101,7 @@ class JudgeFilter:
     """
 
     def __init__(self, judge: Judge, header: CheckpointHeader, config: JudgeFilterConfig) -> None:
-        self._judge = judge.eval().to(evaluation_device())
+        self._judge = judge.eval().to(choose_device())
         self._header, self._config = header, config
 
     @classmethod

@@ -8,15 +8,13 @@ Shapes: B = batch, H, W = rows and columns in pixels, L = labels (background and
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,12 +24,11 @@ from counterstain.config import build_stored
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
 from counterstain.data.sampling import PatchBatches, PatchSampler
-from counterstain.generators.interface import evaluation_device
+from counterstain.devices import choose_device
 from counterstain.seeding import derive
 from counterstain.storage import claim, released_on_error
 from counterstain.taxonomy import BACKGROUND, IGNORE
-from counterstain.training import fit, fused_optimizers
-from counterstain.training_state import forget_progress
+from counterstain.training import Trainable, cosine, fit, forget_progress, fused_optimizers
 
 Device = Literal["auto", "cpu", "cuda"]
 GREY_MEAN, GREY_SD = 0.5, 0.25
@@ -39,7 +36,7 @@ BATCH = 32
 LEAST_AREA_PX = 32  # of an instance that the judge learns from as a whole
 
 
-class Judge(LightningModule):
+class Judge(Trainable):
     """A U-Net with one output per label.
 
     Parameters
@@ -70,32 +67,24 @@ class Judge(LightningModule):
         scales: Sequence[Tensor] = self.network.encoder(_normalised(images))
         return torch.cat([scale.mean((2, 3)) for scale in scales[-2:]], dim=1)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Cross-entropy over all pixels that are not to be ignored, and over instances."""
-        del batch_idx
         logits, labels = self(batch["images"]).float(), batch["labels"].long()
-        loss = functional.cross_entropy(logits, labels, ignore_index=IGNORE)
-        self.log("loss_pixels", loss)
-        if self.config.instance_weight:
-            of_instances = instance_loss(logits, labels, batch["instances"])
-            self.log("loss_instances", of_instances)
-            loss = loss + self.config.instance_weight * of_instances
-        self.log("loss", loss)
-        return loss
+        of_pixels = functional.cross_entropy(logits, labels, ignore_index=IGNORE)
+        if not self.config.instance_weight:
+            return {"loss_pixels": of_pixels, "loss": of_pixels}
+        of_instances = instance_loss(logits, labels, batch["instances"])
+        loss = of_pixels + self.config.instance_weight * of_instances
+        return {"loss_pixels": of_pixels, "loss_instances": of_instances, "loss": loss}
 
-    def configure_optimizers(self) -> Any:
-        """AdamW whose rate rises along a line and falls along a cosine."""
-        config = self.config
-        optimizer = torch.optim.AdamW(
-            self.parameters(), config.lr, weight_decay=config.weight_decay, fused=fused_optimizers(config.training)
-        )
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """AdamW."""
+        config, fused = self.config, fused_optimizers(self.config.training)
+        return [torch.optim.AdamW(self.parameters(), config.lr, weight_decay=config.weight_decay, fused=fused)]
 
-        def rate(step: int) -> float:
-            falling = 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.training.steps)))
-            return falling * min(1.0, (step + 1) / (config.warmup_steps + 1))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def learning_rate(self, step: int) -> float:
+        """Rise along a line and fall along a cosine."""
+        return cosine(step, self.config.training.steps) * min(1.0, (step + 1) / (self.config.warmup_steps + 1))
 
 
 def instance_loss(logits: Tensor, labels: Tensor, instances: Tensor) -> Tensor:
@@ -171,7 +160,7 @@ def load_judge(folder: Path, device: Device = "auto") -> tuple[Judge, Checkpoint
     header, state = load_checkpoint(folder, "judge")
     judge = Judge(build_stored(JudgeConfig, header.config, folder), header.taxonomy.num_labels)
     judge.load_state_dict(state)
-    return judge.eval().to(evaluation_device(device)), header
+    return judge.eval().to(choose_device(device)), header
 
 
 @torch.no_grad()

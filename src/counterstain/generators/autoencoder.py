@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, VQModel
-from lightning.pytorch import LightningModule
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
@@ -23,7 +22,7 @@ from counterstain.generators.networks.discriminators import PatchDiscriminator, 
 from counterstain.generators.networks.encoders import LinearAutoencoder
 from counterstain.generators.perceptual import lpips_distance
 from counterstain.seeding import torch_generator
-from counterstain.training import fused_optimizers
+from counterstain.training import Minimise, Trainable, fused_optimizers
 
 CODEBOOK_DECAY = 0.99  # of the moving averages of codes and of their use
 SMOOTHING = 1e-5  # of the usage, so that a code without latents is not divided by 0
@@ -156,7 +155,7 @@ class _Reconstruction:
     codes: Tensor | None = None  # (B·h·w,)
 
 
-class Autoencoder(LightningModule):
+class Autoencoder(Trainable):
     """Encoder, decoder and, in training, the patch GAN's discriminator.
 
     Parameters
@@ -168,15 +167,15 @@ class Autoencoder(LightningModule):
         Of the latents drawn in training (``kl``).
     """
 
+    updates_itself = True
+
     def __init__(self, config: AutoencoderConfig, size_px: int, seed: int = 0) -> None:
         super().__init__()
         config.check_size(size_px)
-        self.automatic_optimization = False
         self.config, self.seed = config, seed
         self.network = build_network(config)
         self.codebook = self._codebook_upkeep()
         self.discriminator = PatchDiscriminator(config.discriminator_width) if config.adversarial_weight else None
-        self.optimizers_per_step = 2 if self.discriminator else 1
         # In a list, so that the fixed network is neither trained nor saved.
         self._lpips = [lpips_distance(config.lpips_weights)] if config.lpips_weight else []
 
@@ -220,29 +219,25 @@ class Autoencoder(LightningModule):
         assert isinstance(self.network, LinearAutoencoder)
         return self.network.fit(to_tensor(images) for images in batches)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """One step of the autoencoder, then one of the discriminator."""
-        del batch_idx
+    def training_step(self, batch: dict[str, Tensor], minimise: Minimise) -> dict[str, Any]:
+        """Update the autoencoder, then the discriminator."""
         real, step = to_tensor(batch["images"]), int(batch["step"])
-        optimizers: Any = self.optimizers()
-        first = optimizers[0] if self.discriminator else optimizers
         found = self._reconstruct(real, batch)
         loss, logged = self._loss(real, found, step)
-        first.zero_grad()
-        self.manual_backward(loss)
-        first.step()
+        minimise(loss, 0)
         if self.codebook is not None and found.codes is not None:
             codes = cast("Any", self.network).quantize.embedding.weight.data
             generator = torch_generator(self.seed, "revived codes", step)
             logged["codes_revived"] = self.codebook.update(codes, found.latents, found.codes, generator)
         if self.discriminator is not None:
-            adversarial = step >= self.config.adversarial_start
-            logged["loss_d"] = self._discriminator_step(optimizers[1], real, found.decoded.detach(), adversarial)
+            decoded = found.decoded.detach()
+            loss_d = 0.5 * hinge_discriminator_loss(self.discriminator(real), self.discriminator(decoded))
+            logged["loss_d"] = loss_d if step >= self.config.adversarial_start else 0.0 * loss_d
+            minimise(logged["loss_d"], 1)
         logged["psnr"] = 10 * torch.log10(4.0 / functional.mse_loss(found.decoded.detach(), real))
         if found.codes is not None:
             logged["codebook_usage"], logged["codebook_perplexity"] = usage_of(found.codes, self.config.codebook_size)
-        device = self.device  # where processes can add them up
-        self.log_dict({n: torch.as_tensor(value, dtype=torch.float32, device=device) for n, value in logged.items()})
+        return logged
 
     def _loss(self, real: Tensor, found: _Reconstruction, step: int) -> tuple[Tensor, dict[str, Any]]:
         """Return the autoencoder's loss, and its parts for the record."""
@@ -260,7 +255,7 @@ class Autoencoder(LightningModule):
             logged |= {"loss_gan": gan.detach(), "adaptive_weight": weight}
         return loss, logged
 
-    def configure_optimizers(self) -> Any:
+    def optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam for the autoencoder and, with a GAN, for the discriminator."""
         parts = [self.network] if self.discriminator is None else [self.network, self.discriminator]
         fused = fused_optimizers(self.config.training)
@@ -290,12 +285,3 @@ class Autoencoder(LightningModule):
         of_gan = torch.autograd.grad(gan, last, retain_graph=True)[0].norm()
         weight: Tensor = of_distance / (of_gan + 1e-4)
         return weight.clamp(0.0, 1e4).detach()
-
-    def _discriminator_step(self, optimizer: Any, real: Tensor, decoded: Tensor, adversarial: bool) -> Tensor:
-        assert self.discriminator is not None
-        loss = 0.5 * hinge_discriminator_loss(self.discriminator(real), self.discriminator(decoded))
-        loss = loss if adversarial else 0.0 * loss
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
-        return loss.detach()

@@ -9,12 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,7 +28,7 @@ from counterstain.generators.style import StyleReferences, references_of, styled
 from counterstain.generators.windows import WindowGrid, in_tiles
 from counterstain.progress import bar
 from counterstain.seeding import torch_generator
-from counterstain.training import Batches, fused_optimizers
+from counterstain.training import Batches, Trainable, cosine, fused_optimizers
 
 ENCODE_BATCH = 64
 
@@ -116,7 +114,7 @@ def build_denoiser(config: DiffusionConfig, latent_channels: int, condition_chan
     )
 
 
-class Diffusion(LightningModule):
+class Diffusion(Trainable):
     """A denoiser of the latents of a trained autoencoder.
 
     Parameters
@@ -259,14 +257,7 @@ class Diffusion(LightningModule):
         prediction: Tensor = self.unet(torch.cat([latents, condition.cat()], dim=1), timesteps, style).sample
         return prediction
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Compute and log the loss of a batch."""
-        del batch_idx
-        loss = self.loss(batch)
-        self.log("loss", loss)
-        return loss
-
-    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Noise the latents, predict, compare; the batch holds ``latents`` or ``images``, and ``labels``."""
         latents = self.clean_latents(batch)
         timesteps, noise, keep = self._draws(batch, latents)
@@ -279,25 +270,18 @@ class Diffusion(LightningModule):
             "sample": lambda: latents,
         }
         target = targets[self.config.noise.prediction]()
-        return self._distance(prediction, target, timesteps)
+        return {"loss": self._distance(prediction, target, timesteps)}
 
-    def configure_optimizers(self) -> Any:
-        """AdamW (Adam without decay), warm-up, then constant or cosine."""
-        config = self.config
-        optimizer = torch.optim.AdamW(
-            [*self.unet.parameters(), *(self.style.parameters() if self.style else ())],
-            config.scaled_lr,
-            weight_decay=0.0,
-            fused=fused_optimizers(config.training),
-        )
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """AdamW without decay, which is Adam."""
+        weights = [*self.unet.parameters(), *(self.style.parameters() if self.style else ())]
+        fused = fused_optimizers(self.config.training)
+        return [torch.optim.AdamW(weights, self.config.scaled_lr, weight_decay=0.0, fused=fused)]
 
-        def rate(step: int) -> float:
-            rising = min(1.0, (step + 1) / (config.warmup_steps + 1))
-            falling = 0.5 * (1 + math.cos(math.pi * min(1.0, step / config.training.steps)))
-            return rising * (falling if config.lr_schedule == "cosine" else 1.0)
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def learning_rate(self, step: int) -> float:
+        """Warm-up, then constant or cosine."""
+        rising = min(1.0, (step + 1) / (self.config.warmup_steps + 1))
+        return rising * (cosine(step, self.config.training.steps) if self.config.lr_schedule == "cosine" else 1.0)
 
     def _draws(self, batch: dict[str, Tensor], latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Timesteps (B,), noise (B, z, h, w) and whether each sample keeps its mask, (B, 1, 1, 1)."""

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from counterstain.generators.conditioning import Condition
@@ -21,6 +20,7 @@ from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import DiffusionConfig, DistillationConfig, SamplerConfig
 from counterstain.generators.samplers import FEW_STEP_POWER, fresh_noise, power_spacing
 from counterstain.seeding import torch_generator
+from counterstain.training import Trainable
 
 Levels = tuple[Tensor, Tensor]  # alpha, sigma: (B, 1, 1, 1) each
 
@@ -78,7 +78,7 @@ def target_of_one_step(noisy: Tensor, reached: Tensor, before: Levels, after: Le
     return (reached - ratio * noisy) / (after[0] - ratio * before[0])
 
 
-class Distillation(LightningModule):
+class Distillation(Trainable):
     """Trains ``student``; the halving follows from the number of the training step.
 
     Parameters
@@ -107,28 +107,12 @@ class Distillation(LightningModule):
         self._alphas = torch.cat([alphas.sqrt(), torch.ones(1)])
         self._sigmas = torch.cat([(1 - alphas).sqrt(), torch.zeros(1)])
 
-    def halving(self, step: int) -> int:
-        """Return the number of the halving, from 0, that a training step belongs to."""
-        return step // self.config.training.steps
-
-    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Make the student the next teacher where a halving begins."""
-        del batch_idx
-        step = int(batch["step"])
-        if step and step % self.config.training.steps == 0:
-            self.teacher.load_state_dict(self.student.state_dict())
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Compute and log the loss of a batch."""
-        del batch_idx
-        loss = self.loss(batch)
-        self.log("loss", loss)
-        return loss
-
-    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compare one step of the student with two of the teacher, in clean latents, weighted by max(SNR, 1)."""
+        halving, within = divmod(int(batch["step"]), self.config.training.steps)
+        if halving and not within:  # the student is the teacher of the next one
+            self.teacher.load_state_dict(self.student.state_dict())
         latents, condition = self.student.clean_latents(batch), self.student.training_condition(batch)
-        halving = self.halving(int(batch["step"]))
         noisy, first = self._noised(latents, batch, halving)
         before, student_kind = self._levels(first), self.student.config.noise.prediction
         with torch.no_grad():
@@ -139,19 +123,16 @@ class Distillation(LightningModule):
         prediction = self.student.predict(noisy, self._timesteps(first), condition).float()
         clean, _ = clean_and_noise(prediction, noisy, *before, student_kind)
         weight = (before[0] / before[1]).square().clamp(min=1.0)
-        return (weight * (clean - target).square()).mean()
+        return {"loss": (weight * (clean - target).square()).mean()}
 
-    def configure_optimizers(self) -> Any:
-        """Adam for the student; the rate falls to 0 in each halving."""
-        config = self.config
-        optimizer = torch.optim.Adam(self.student.unet.parameters(), config.lr)
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Adam for the student."""
+        return [torch.optim.Adam(self.student.unet.parameters(), self.config.lr)]
 
-        def rate(step: int) -> float:
-            within = step % config.training.steps
-            return min(1.0, (within + 1) / (config.warmup_steps + 1)) * (1 - within / config.training.steps)
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def learning_rate(self, step: int) -> float:
+        """Rise, then fall to 0, in each halving."""
+        within = step % self.config.training.steps
+        return min(1.0, (within + 1) / (self.config.warmup_steps + 1)) * (1 - within / self.config.training.steps)
 
     def _noised(self, latents: Tensor, batch: dict[str, Tensor], halving: int) -> tuple[Tensor, Tensor]:
         """Noise latents to a step of the student's grid, (B,) numbers on the first teacher's grid."""

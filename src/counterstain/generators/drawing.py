@@ -18,6 +18,7 @@ from counterstain.checkpoints import CheckpointHeader, load_checkpoint
 from counterstain.config import build, build_stored
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
+from counterstain.devices import choose_device
 from counterstain.errors import ConfigError, InputError, MismatchError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
@@ -25,7 +26,7 @@ from counterstain.generators.conditioning import Condition, to_images
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import DiffusionConfig, InpaintingConfig, SamplerConfig, WindowsConfig
 from counterstain.generators.inpainting import KnownLatents, composite, dilated, latent_redraw_mask, step_walk
-from counterstain.generators.interface import DrawRequest, evaluation_device, fixed_batches, on_device, stacked
+from counterstain.generators.interface import DrawRequest, fixed_batches, on_device, stacked
 from counterstain.generators.samplers import Denoiser, build_scheduler, sample
 from counterstain.generators.style import describe
 from counterstain.generators.windows import WindowGrid, extended, windowed
@@ -47,7 +48,7 @@ class DiffusionGenerator:
         trained_px: int | None = None,
         header: CheckpointHeader | None = None,
     ) -> None:
-        self.model = model.eval().to(device or evaluation_device())
+        self.model = model.eval().to(device or choose_device())
         self.method, self.trained_px, self.header = method, trained_px, header
         own = model.config
         self.draw_with(sampler or own.sampler, inpainting or own.inpainting, windows or own.windows)

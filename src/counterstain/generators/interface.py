@@ -137,13 +137,6 @@ def on_device(array: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
-def evaluation_device(choice: Any = "auto") -> torch.device:
-    """Return the device to draw on: the given one, or the GPU where there is one."""
-    if choice != "auto":
-        return torch.device(str(choice))
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def load_generator(
     method: str, checkpoint: Path | None, cohort: Cohort, settings: Mapping[str, Any] | None = None
 ) -> ImageGenerator:

@@ -12,7 +12,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
@@ -21,21 +20,21 @@ from counterstain.checkpoints import CheckpointHeader, load_checkpoint
 from counterstain.config import build_stored
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
+from counterstain.devices import choose_device, started_processes
 from counterstain.errors import ConfigError, MismatchError
 from counterstain.generators import nuclei as nuclei_map
 from counterstain.generators.conditioning import edges, kept_samples, one_hot, to_images, to_tensor
-from counterstain.generators.interface import DrawRequest, evaluation_device, fixed_batches, on_device, stacked
+from counterstain.generators.interface import DrawRequest, fixed_batches, on_device, stacked
 from counterstain.generators.networks.discriminators import MultiscaleDiscriminator, hinge_discriminator_loss
 from counterstain.generators.networks.spade import ImageEncoder, SpadeGeneratorNetwork, settle_spectral_norms
 from counterstain.generators.perceptual import VggDistance
 from counterstain.generators.spade_config import ADAM_BETAS, FEATURE_WEIGHT, KL_WEIGHT, SpadeConfig
 from counterstain.generators.style import without_tumour
-from counterstain.processes import started_processes
 from counterstain.seeding import torch_generator
-from counterstain.training import fused_optimizers
+from counterstain.training import Minimise, Trainable, fused_optimizers
 
 
-class Spade(LightningModule):
+class Spade(Trainable):
     """Generator, encoder and discriminator with their losses.
 
     Parameters
@@ -49,12 +48,11 @@ class Spade(LightningModule):
         Of the codes drawn in training.
     """
 
-    optimizers_per_step = 2
+    updates_itself = True
 
     def __init__(self, config: SpadeConfig, num_labels: int, size_px: int, seed: int = 0) -> None:
         super().__init__()
         config.check_size(size_px)
-        self.automatic_optimization = False
         self.config, self.num_labels, self.size_px, self.seed = config, num_labels, size_px, seed
         channels = num_labels + int(config.edge_channel) + (nuclei_map.channels(1) if config.counterstain else 0)
         self.generator = SpadeGeneratorNetwork(
@@ -97,29 +95,20 @@ class Spade(LightningModule):
         noise = torch.stack([torch.randn(shape, generator=torch_generator(*key, "pixels")) for key in keys])
         return torch.cat([labels, noise.to(labels)], dim=1)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """One step of the generator, then one of the discriminator."""
-        del batch_idx
+    def training_step(self, batch: dict[str, Tensor], minimise: Minimise) -> dict[str, Tensor]:
+        """Update the generator, then the discriminator."""
         real = to_tensor(batch["images"])
         labels = self.training_condition(batch)
-        optimizers: Any = self.optimizers()
-        generator_optimizer, discriminator_optimizer = optimizers
-
         losses = self.generator_losses(real, labels, batch)
-        generator_optimizer.zero_grad()
-        self.manual_backward(torch.stack(list(losses.values())).sum())
-        generator_optimizer.step()
+        minimise(torch.stack(list(losses.values())).sum(), 0)
 
         with torch.no_grad():
             drawn, _ = self._draw(real, labels, batch)
         verdict_drawn, verdict_real = self._judge(drawn, real, labels)
-        loss = sum(
-            hinge_discriminator_loss(r[-1], f[-1]) for r, f in zip(verdict_real, verdict_drawn, strict=True)
-        ) / len(verdict_real)
-        discriminator_optimizer.zero_grad()
-        self.manual_backward(loss)  # type: ignore[arg-type]
-        discriminator_optimizer.step()
-        self.log_dict({f"loss_{name}": value.detach() for name, value in losses.items()} | {"loss_d": loss})
+        scales = [hinge_discriminator_loss(r[-1], f[-1]) for r, f in zip(verdict_real, verdict_drawn, strict=True)]
+        loss = torch.stack(scales).sum() / len(scales)
+        minimise(loss, 1)
+        return {f"loss_{name}": value for name, value in losses.items()} | {"loss_d": loss}
 
     def generator_losses(self, real: Tensor, labels: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Hinge, feature matching, VGG and Kullback-Leibler terms, each with its weight."""
@@ -138,20 +127,20 @@ class Spade(LightningModule):
             losses["kl"] = KL_WEIGHT * kl
         return losses
 
-    def on_train_end(self) -> None:
-        """Bring the spectral norms of averaged weights in order; the averages are in place by now."""
+    def finish(self) -> None:
+        """Bring the spectral norms of averaged weights in order."""
         if self.config.ema_decay is not None:
             settle_spectral_norms(self)
 
-    def configure_optimizers(self) -> Any:
+    def optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam for generator and encoder, and for the discriminator, each at its own rate."""
         config = self.config
         drawing = [*self.generator.parameters(), *(self.encoder.parameters() if self.encoder else ())]
         fused = fused_optimizers(config.training)
-        return (
+        return [
             torch.optim.Adam(drawing, config.lr_generator, ADAM_BETAS, fused=fused),
             torch.optim.Adam(self.discriminator.parameters(), config.lr_discriminator, ADAM_BETAS, fused=fused),
-        )
+        ]
 
     def _draw(self, real: Tensor, labels: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Images (B, 3, H, W) in the style of real ones, and the divergence of their codes from the prior."""
@@ -167,7 +156,7 @@ class Spade(LightningModule):
             return noise, None
         mean, log_variance = self.encoder(real)
         kl = -0.5 * torch.sum(1 + log_variance - mean.pow(2) - log_variance.exp())
-        # A sum over the batch, whereas DDP takes means over the processes.
+        # A sum over the batch, whereas gradients are averaged over the processes.
         return mean + noise * torch.exp(0.5 * log_variance), kl * started_processes()
 
     def code(self, *keys: Any) -> Tensor:
@@ -198,7 +187,7 @@ class SpadeGenerator:
     def __init__(
         self, model: Spade, device: torch.device | None = None, header: CheckpointHeader | None = None
     ) -> None:
-        self.model = model.eval().to(device or evaluation_device())
+        self.model = model.eval().to(device or choose_device())
         self.header = header
 
     @classmethod

@@ -23,6 +23,7 @@ from counterstain.config import Config, build_stored
 from counterstain.data.cohort import Cohort
 from counterstain.data.sampling import PatchBatches, PatchSampler, SamplingConfig
 from counterstain.data.split import check_no_leak
+from counterstain.devices import rank, run_in_processes, starts_processes
 from counterstain.errors import ConfigError, MismatchError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
@@ -33,11 +34,9 @@ from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.spade import Spade
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.generators.training_monitors import warnings_of, watch_autoencoder, watch_spade
-from counterstain.processes import rank, run_in_processes
 from counterstain.seeding import derive
 from counterstain.storage import claim, released_on_error
-from counterstain.training import fit, starts_processes
-from counterstain.training_state import forget_progress
+from counterstain.training import fit, forget_progress
 
 MAY_DIFFER = ("encoder.", "discriminator.", "codebook.")  # parts that one training has and another has not
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from counterstain.checkpoints import CheckpointHeader, require_taxonomy
 from counterstain.data.cohort import PARTS, Cohort
 from counterstain.data.patches import label_mask
 from counterstain.data.split import check_no_leak
+from counterstain.devices import choose_device
 from counterstain.errors import InputError, MismatchError
 from counterstain.progress import bar
 from counterstain.segmentation.counts import add_by_slide, count
@@ -100,12 +100,3 @@ def _counts(cohort: Cohort, position: int, probability: np.ndarray, advance: Cal
     mask = label_mask(cohort.read(position)[1], cohort.subtypes(position))
     advance(1)
     return count(mask, probability > 0.5, cohort.taxonomy.num_labels)
-
-
-def choose_device(choice: str) -> torch.device:
-    """Return the device called ``auto``, ``cpu`` or ``cuda``; raises InputError where it is not here."""
-    cuda = torch.cuda.is_available()
-    devices = {"auto": "cuda" if cuda else "cpu", "cpu": "cpu"} | ({"cuda": "cuda"} if cuda else {})
-    if choice not in devices:
-        raise InputError(f"device {choice!r}: not here; there are {', '.join(devices)}")
-    return torch.device(devices[choice])

@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import difflib
 import functools
-import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional
 
 from counterstain.checkpoints import CheckpointHeader, load_checkpoint, read_state
 from counterstain.config import build_stored
+from counterstain.devices import summed
 from counterstain.errors import ConfigError, InputError
-from counterstain.processes import summed
 from counterstain.seeding import derive
 from counterstain.segmentation.segmenter_config import ADAM_BETAS, SegmenterConfig
 from counterstain.storage import sha256_of
 from counterstain.taxonomy import BACKGROUND, IGNORE
-from counterstain.training import fused_optimizers
+from counterstain.training import Trainable, cosine, fused_optimizers
 
 IMAGENET = "imagenet"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -36,7 +34,7 @@ DECODER_CHANNELS = (256, 128, 64, 32, 16)
 DECODERS_WITH_CHANNELS = ("unet", "unetplusplus", "manet")
 
 
-class Segmenter(LightningModule):
+class Segmenter(Trainable):
     """A network with two outputs per pixel, background and tumour.
 
     Parameters
@@ -83,9 +81,8 @@ class Segmenter(LightningModule):
         """Images (B, H, W, 3) uint8, on any device -> probability of tumour (B, H, W) float."""
         return torch.sigmoid(self.tumour_logits(images))
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Dice and cross-entropy of a batch; logs them and their weighted sum."""
-        del batch_idx
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Dice and cross-entropy of a batch, and their weighted sum."""
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             # Dropout draws from the global state: give it one that depends on the step alone.
@@ -98,31 +95,22 @@ class Segmenter(LightningModule):
             dice = share * dice + (1 - share) * mixed_dice
             cross_entropy = share * cross_entropy + (1 - share) * mixed_cross_entropy
         loss = self.config.dice_weight * dice + self.config.cross_entropy_weight * cross_entropy
-        self.log_dict({"loss": loss, "loss_dice": dice, "loss_cross_entropy": cross_entropy})
-        return loss
+        return {"loss": loss, "loss_dice": dice, "loss_cross_entropy": cross_entropy}
 
     def _losses(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         weights = None if self.label_weights is None else self.label_weights[labels.long()]
         return dice_loss(logits, labels, weights), cross_entropy_loss(logits, labels, weights)
 
-    def configure_optimizers(self) -> Any:
-        """Adam or AdamW, with the learning rate's schedule."""
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Adam or AdamW."""
         config = self.config
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-        optimizer = kind(
-            self.parameters(),
-            lr=config.lr,
-            betas=ADAM_BETAS,
-            weight_decay=config.weight_decay,
-            fused=fused_optimizers(config.training),
-        )
-        if config.lr_schedule == "constant":
-            return optimizer
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._cosine)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        fused = fused_optimizers(config.training)
+        return [kind(self.parameters(), config.lr, ADAM_BETAS, weight_decay=config.weight_decay, fused=fused)]
 
-    def _cosine(self, step: int) -> float:
-        return 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1.0)))
+    def learning_rate(self, step: int) -> float:
+        """Constant, or falling to 0 along a cosine."""
+        return 1.0 if self.config.lr_schedule == "constant" else cosine(step, self.steps)
 
 
 def dice_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:

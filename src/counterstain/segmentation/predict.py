@@ -14,10 +14,10 @@ from pydantic import Field
 from counterstain.checkpoints import CheckpointHeader
 from counterstain.config import Config
 from counterstain.data.cohort import Cohort
+from counterstain.devices import choose_device
 from counterstain.errors import InputError, MismatchError
 from counterstain.io.export_contents import file_names
 from counterstain.io.regions import Box
-from counterstain.segmentation.evaluate import choose_device
 from counterstain.segmentation.inference import Span, predict_each
 from counterstain.segmentation.model import Segmenter, load_segmenter
 from counterstain.segmentation.outlines import DECIMALS, Area, ObjectType, Outlined, join, pieces, write_geojson

@@ -15,11 +15,11 @@ import shapely
 
 from counterstain.checkpoints import CheckpointHeader
 from counterstain.data.region_store import ImageWindow
+from counterstain.devices import choose_device
 from counterstain.errors import InputError, MismatchError
 from counterstain.io.regions import Box, Extent, place_boxes, read_region_table
 from counterstain.io.slide_plan import slide_name
 from counterstain.io.slides import Slide, SlideWindow, tissue_mask
-from counterstain.segmentation.evaluate import choose_device
 from counterstain.segmentation.inference import Span, TumourModel, predict_each, spans
 from counterstain.segmentation.model import Segmenter, load_segmenter
 from counterstain.segmentation.outlines import Outlined, Piece, is_written, join, mask_polygons, pieces, write_geojson

@@ -19,8 +19,8 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.sampling import PatchBatches, PatchSampler, PatchSource
 from counterstain.data.split import check_no_leak
+from counterstain.devices import rank, run_in_processes, starts_processes
 from counterstain.errors import InputError, MismatchError
-from counterstain.processes import rank, run_in_processes
 from counterstain.seeding import derive, numpy_generator
 from counterstain.segmentation.mixing import (
     MixedPatches,
@@ -33,8 +33,7 @@ from counterstain.segmentation.model import Segmenter, load_encoder_weights
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.storage import claim, fingerprint
 from counterstain.taxonomy import BACKGROUND
-from counterstain.training import Batch, Batches, fit, starts_processes
-from counterstain.training_state import forget_progress
+from counterstain.training import Batch, Batches, fit, forget_progress
 
 COUNTED_PATCHES = 512  # from which the frequencies of subtypes are estimated
 

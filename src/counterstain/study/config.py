@@ -17,7 +17,7 @@ from counterstain.errors import ConfigError
 from counterstain.generators.methods import DEFAULT_METHODS, METHODS, Lazy, Training
 from counterstain.recipe import Recipe, recipe_from
 from counterstain.study.arms import Arm, parse_arm
-from counterstain.tracking import LoggerName
+from counterstain.training_config import LoggerName
 
 JUDGE = Training(
     stage="judge",

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from counterstain.storage import RUN_FILE, disk_errors_named, read_json, sha256_of
 from counterstain.study.plan import Cell
-from counterstain.tracking import LOG_FOLDER
+from counterstain.training_config import LOG_FOLDER
 
 DONE_FILE = "cell.json"
 UNNOTED = {DONE_FILE, RUN_FILE}

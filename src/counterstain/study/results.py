@@ -32,7 +32,7 @@ from counterstain.study.plan import REFERENCE, Cell, cells_folder
 from counterstain.study.stages import merged, open_cohort, software
 from counterstain.synthesis.synthesize import rejections
 from counterstain.taxonomy import Taxonomy
-from counterstain.tracking import LOG_FOLDER
+from counterstain.training_config import LOG_FOLDER
 
 POINTS_PER_CURVE, DIGITS_PER_POINT = 100, 5  # finer than any plot shows; a study has some hundred curves
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from counterstain.config import to_yaml
+from counterstain.devices import started_processes
 from counterstain.errors import ConfigError, MismatchError
 from counterstain.generators.methods import missing_file
-from counterstain.processes import started_processes
 from counterstain.recipe import Recipe
 from counterstain.segmentation.model import Segmenter
 from counterstain.storage import claim, write_text

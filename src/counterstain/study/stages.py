@@ -35,7 +35,7 @@ from counterstain.study.journal import DONE_FILE, notes_of
 from counterstain.study.plan import Cell
 from counterstain.synthesis.masks import SynthesisConfig
 from counterstain.synthesis.synthesize import synthesize
-from counterstain.tracking import with_logger
+from counterstain.training_config import with_logger
 
 PACKAGES = ("counterstain", "torch", "lightning", "diffusers", "segmentation-models-pytorch", "numpy", "zarr")
 
