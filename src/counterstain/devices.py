@@ -62,7 +62,8 @@ def precision(config: TrainingConfig) -> str:
 
 def open_fabric(config: TrainingConfig) -> Fabric:
     """Open the device of this process, and its connection to the other processes."""
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # not which arithmetic it uses
+    for name in ("lightning.fabric", "lightning.pytorch"):  # whichever of them logs it
+        logging.getLogger(name).setLevel(logging.WARNING)  # not which arithmetic it uses
     several = config.devices * config.num_nodes > 1  # a single process takes no notice of a cluster around it
     fabric = Fabric(
         accelerator=config.accelerator,
