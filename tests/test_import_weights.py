@@ -166,7 +166,7 @@ def test_a_file_that_cannot_be_used_is_one_line(run, tmp_path, capsys, content, 
         ({"--size": 64}, "draws images of 32 px, not 64; give --size 32"),
         ({"--kind": "gan"}, "--kind gan: expected one of spade, autoencoder, diffusion"),
         ({"--kind": "diffusion"}, "3 files: expected one"),
-        ({"--patients-seen": "nobody.txt"}, "expected a text file .*; say none"),
+        ({"--patients-seen": "nobody.txt"}, "expected a text file with one patient per line; say none"),
         ({"--taxonomy": "tumour.yaml"}, "was trained on 7 label channels; taxonomy two has 2 labels"),
     ],
 )
