@@ -7,8 +7,7 @@ import torch
 from torch.nn import functional
 
 from counterstain.errors import MismatchError
-from counterstain.generators.networks.discriminators import MultiscaleDiscriminator
-from counterstain.generators.networks.spade import ImageEncoder, SpadeGeneratorNetwork
+from counterstain.generators.networks import ImageEncoder, MultiscaleDiscriminator, SpadeGeneratorNetwork
 from counterstain.generators.published_layouts import (
     SPADE,
     spade_completed,

@@ -6,9 +6,8 @@ from drawn_requests import drawn_by
 from counterstain.errors import ConfigError, InputError
 from counterstain.generators.conditioning import edges, one_hot
 from counterstain.generators.diffusion_config import CounterstainConfig
-from counterstain.generators.networks.discriminators import MultiscaleDiscriminator
-from counterstain.generators.networks.spade import ImageEncoder, SpadeGeneratorNetwork
-from counterstain.generators.networks.spade import Spade as SpadeNorm
+from counterstain.generators.networks import ImageEncoder, MultiscaleDiscriminator, SpadeGeneratorNetwork
+from counterstain.generators.networks import Spade as SpadeNorm
 from counterstain.generators.nuclei import counterstain_map
 from counterstain.generators.perceptual import VggDistance
 from counterstain.generators.spade import Spade, SpadeGenerator

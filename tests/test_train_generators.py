@@ -23,7 +23,7 @@ from counterstain.generators.diffusion_config import (
 from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.interface import DrawRequest
 from counterstain.generators.methods import METHODS
-from counterstain.generators.networks.spade import settle_spectral_norms
+from counterstain.generators.networks import settle_spectral_norms
 from counterstain.generators.spade import SpadeGenerator
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.generators.train import load_autoencoder, train_autoencoder, train_diffusion, train_spade

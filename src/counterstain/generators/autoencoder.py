@@ -18,8 +18,7 @@ from torch.nn import functional
 
 from counterstain.generators.autoencoder_config import ADAM_BETAS, AutoencoderConfig
 from counterstain.generators.conditioning import to_tensor
-from counterstain.generators.networks.discriminators import PatchDiscriminator, hinge_discriminator_loss
-from counterstain.generators.networks.encoders import LinearAutoencoder
+from counterstain.generators.networks import LinearAutoencoder, PatchDiscriminator, hinge_discriminator_loss
 from counterstain.generators.perceptual import lpips_distance
 from counterstain.seeding import torch_generator
 from counterstain.training import Minimise, Trainable, fused_optimizers

@@ -22,7 +22,7 @@ from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.conditioning import Condition, kept_samples, one_hot, shrink, to_tensor
 from counterstain.generators.diffusion_config import DiffusionConfig, WindowsConfig
 from counterstain.generators.inpainting import draw_redrawn, surroundings
-from counterstain.generators.networks.encoders import StyleNetwork
+from counterstain.generators.networks import StyleNetwork
 from counterstain.generators.samplers import fresh_noise
 from counterstain.generators.style import StyleReferences, references_of, styled_batches
 from counterstain.generators.windows import WindowGrid, in_tiles

@@ -11,6 +11,10 @@ from counterstain.data.sampling import SamplingConfig
 from counterstain.errors import ConfigError
 from counterstain.training_config import TrainingConfig
 
+Shrinking = Literal["area", "bilinear"]
+NUCLEUS_UM = 8.0
+REFERENCES_OF_A_SLIDE = 64  # that those of a style are chosen from
+
 
 class SamplerConfig(Config):
     """How images are drawn."""
@@ -69,11 +73,6 @@ class WindowsConfig(Config):
     """Edge of the tiles in which the first stage encodes and decodes larger images."""
 
 
-# Settings of the counterstain that a denoiser is shown.
-
-NUCLEUS_UM = 8.0
-
-
 class CounterstainConfig(Config):
     """A denoiser that is also shown where the nuclei of the real patch lie."""
 
@@ -91,11 +90,6 @@ class CounterstainConfig(Config):
     def at(self, mpp: float) -> CounterstainConfig:
         """Return these settings with a width in pixels, at a scale in micrometres per pixel."""
         return self if self.local_px is not None else self.model_copy(update={"local_px": NUCLEUS_UM / mpp})
-
-
-# Settings of style: how a denoiser learns it, and whose style images are drawn in.
-
-REFERENCES_OF_A_SLIDE = 64  # that those of a style are chosen from
 
 
 class StyleConfig(Config):
@@ -121,11 +115,6 @@ class StyleChoice(Config):
     one training slide through a second and past it."""
     step: Annotated[float, Field(gt=0, le=2)] = 0.3
     """How far past the second slide ``beyond`` goes, as a share of the way between the two."""
-
-
-# Settings of latent diffusion: the noise, the denoiser and its training.
-
-Shrinking = Literal["area", "bilinear"]
 
 
 class NoiseConfig(Config):
@@ -241,9 +230,6 @@ class DiffusionConfig(Config):
     def scaled_lr(self) -> float:
         """The rate that the optimiser gets."""
         return self.lr * (self.training.batch_size if self.lr_scaling == "batch" else 1)
-
-
-# Settings of few-step drawing.
 
 
 class DistillationConfig(Config):

@@ -1,8 +1,10 @@
-"""Redrawing instances inside a real image: blended latents while drawing, the original pixels put back after it.
+"""Redrawing instances inside a real image: blended latents while drawing, the original pixels put back afterwards.
+
+Latents are blended after Rombach et al. 2022 and Avrahami et al. 2023; the composite is ours, so that the background
+equals the original's byte for byte. A denoiser that was trained for inpainting is also shown the surroundings that are
+kept (the extra channels of Rombach et al. 2022).
 
 Shapes: B = batch, z = latent channels, h, w = rows and columns of the latents, H, W = of the image in pixels.
-Source: latent blending after Rombach et al. 2022 and Avrahami et al. 2023; the composite is ours, so that the
-background is the original's byte for byte.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from torch.nn import functional
 from counterstain.generators.diffusion_config import InpaintingConfig
 from counterstain.generators.samplers import fresh_noise
 from counterstain.taxonomy import BACKGROUND
+
+BLANK = 128  # mid-grey, 0 as a network's input
+Encode = Callable[[Tensor], Tensor]  # images (B, H, W, 3) uint8 -> latents (B, z, h, w)
 
 
 def dilated(redraw: Tensor, dilation_px: int) -> Tensor:
@@ -102,18 +107,11 @@ def composite(drawn: np.ndarray, images: np.ndarray, redraw: np.ndarray) -> np.n
     return np.where(redraw[..., None], drawn, images)
 
 
-# What a denoiser that was trained for inpainting sees of the kept surroundings: masked latents and the redraw mask.
-#
-# Shapes: B = batch, z = latent channels, h, w = rows and columns of the latents, H, W = of the image in pixels. The
-# pixels to be redrawn are blanked before encoding: an encoder sees beyond a latent's own pixels, and the old stain
-# would reach the latents around an instance. Source: the extra channels of inpainting in Rombach et al. 2022.
-
-BLANK = 128  # mid-grey, 0 as a network's input
-Encode = Callable[[Tensor], Tensor]  # images (B, H, W, 3) uint8 -> latents (B, z, h, w)
-
-
 def surroundings(encode: Encode, images: Tensor, redraw: Tensor, factor: int) -> Tensor:
     """Return the channels that show what is kept.
+
+    The pixels to be redrawn are blanked before encoding: an encoder sees beyond a latent's own pixels, and the old
+    stain would reach the latents around an instance.
 
     Parameters
     ----------

@@ -25,8 +25,13 @@ from counterstain.errors import ConfigError, MismatchError
 from counterstain.generators import nuclei as nuclei_map
 from counterstain.generators.conditioning import edges, kept_samples, one_hot, to_images, to_tensor
 from counterstain.generators.interface import DrawRequest, fixed_batches, on_device, stacked
-from counterstain.generators.networks.discriminators import MultiscaleDiscriminator, hinge_discriminator_loss
-from counterstain.generators.networks.spade import ImageEncoder, SpadeGeneratorNetwork, settle_spectral_norms
+from counterstain.generators.networks import (
+    ImageEncoder,
+    MultiscaleDiscriminator,
+    SpadeGeneratorNetwork,
+    hinge_discriminator_loss,
+    settle_spectral_norms,
+)
 from counterstain.generators.perceptual import VggDistance
 from counterstain.generators.spade_config import ADAM_BETAS, FEATURE_WEIGHT, KL_WEIGHT, SpadeConfig
 from counterstain.generators.style import without_tumour

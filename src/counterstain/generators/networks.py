@@ -1,0 +1,340 @@
+"""Our own networks: SPADE's and its discriminator, the patch GAN's, the linear first stage, the encoder of styles.
+
+Shapes: B = batch, C = label channels (one-hot labels and the edge channel), z = latent channels, n = references of a
+style, S = length of a style vector (the learned code, six stain statistics, and 1 where a style is given), H, W = rows
+and columns in pixels, h, w = of a layer's features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm
+
+from counterstain.generators.spade_config import UPSAMPLINGS
+
+LEAK = 0.2
+ENCODED_PX, LAST_PX = 256, 4  # SPADE's encoder shrinks images to the first size and halves them to the second
+POWER_ITERATIONS = 50
+STAIN_VALUES = 6
+STYLE_HALVINGS = 4
+
+
+# SPADE (Park et al. 2019, section 3 and appendix A)
+
+
+class Spade(nn.Module):
+    """Normalise without parameters, then scale and shift by what the label map says (equation 1)."""
+
+    def __init__(self, features: int, label_channels: int, hidden: int) -> None:
+        super().__init__()
+        self.param_free_norm = nn.BatchNorm2d(features, affine=False)
+        self.mlp_shared = nn.Sequential(nn.Conv2d(label_channels, hidden, 3, padding=1), nn.ReLU())
+        self.mlp_gamma = nn.Conv2d(hidden, features, 3, padding=1)
+        self.mlp_beta = nn.Conv2d(hidden, features, 3, padding=1)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Modulate ``x`` (B, features, h, w) by ``labels`` (B, C, H, W), shrunk to its size."""
+        hidden = self.mlp_shared(functional.interpolate(labels, size=x.shape[2:], mode="nearest"))
+        modulated: Tensor = self.param_free_norm(x) * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)
+        return modulated
+
+
+class SpadeResBlock(nn.Module):
+    """Two modulated convolutions beside a (learned, where the width changes) shortcut (figure 4)."""
+
+    def __init__(self, fin: int, fout: int, label_channels: int, hidden: int) -> None:
+        super().__init__()
+        middle = min(fin, fout)
+        self.learned_shortcut = fin != fout
+        self.conv_0 = spectral_norm(nn.Conv2d(fin, middle, 3, padding=1))
+        self.conv_1 = spectral_norm(nn.Conv2d(middle, fout, 3, padding=1))
+        self.norm_0 = Spade(fin, label_channels, hidden)
+        self.norm_1 = Spade(middle, label_channels, hidden)
+        if self.learned_shortcut:
+            self.conv_s = spectral_norm(nn.Conv2d(fin, fout, 1, bias=False))
+            self.norm_s = Spade(fin, label_channels, hidden)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """(B, fin, h, w) -> (B, fout, h, w)."""
+        shortcut = self.conv_s(self.norm_s(x, labels)) if self.learned_shortcut else x
+        y = self.conv_0(functional.leaky_relu(self.norm_0(x, labels), LEAK))
+        y = self.conv_1(functional.leaky_relu(self.norm_1(y, labels), LEAK))
+        out: Tensor = shortcut + y
+        return out
+
+
+class SpadeGeneratorNetwork(nn.Module):
+    """A latent code, grown to an image, with the label map fed in at every scale.
+
+    Parameters
+    ----------
+    label_channels : int
+        C.
+    size_px : int
+        Edge of the images, a multiple of 32.
+    width : int
+        ``ngf``.
+    latent : int
+        Length of the latent code.
+    hidden : int
+        Width of the modulating networks.
+    """
+
+    def __init__(self, label_channels: int, size_px: int, width: int, latent: int, hidden: int) -> None:
+        super().__init__()
+        self.start_px, self.top = size_px // 2**UPSAMPLINGS, 16 * width
+
+        def block(fin: int, fout: int) -> SpadeResBlock:
+            return SpadeResBlock(fin * width, fout * width, label_channels, hidden)
+
+        self.fc = nn.Linear(latent, self.top * self.start_px**2)
+        self.head_0 = block(16, 16)
+        self.G_middle_0 = block(16, 16)
+        self.G_middle_1 = block(16, 16)
+        self.up_0 = block(16, 8)
+        self.up_1 = block(8, 4)
+        self.up_2 = block(4, 2)
+        self.up_3 = block(2, 1)
+        self.conv_img = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(self, labels: Tensor, z: Tensor) -> Tensor:
+        """Labels (B, C, H, W) and codes (B, latent) -> images (B, 3, H, W) float, -1..1."""
+        x = self.fc(z).view(-1, self.top, self.start_px, self.start_px)
+        x = self.head_0(x, labels)
+        x = self.G_middle_0(_double(x), labels)
+        x = self.G_middle_1(x, labels)
+        for up in (self.up_0, self.up_1, self.up_2, self.up_3):
+            x = up(_double(x), labels)
+        return torch.tanh(self.conv_img(functional.leaky_relu(x, LEAK)))
+
+
+def _double(x: Tensor) -> Tensor:
+    return functional.interpolate(x, scale_factor=2, mode="nearest")
+
+
+class ImageEncoder(nn.Module):
+    """Stride-2 convolutions down to 4 x 4 (six at 256 px), then a mean and a log-variance.
+
+    Parameters
+    ----------
+    size_px : int
+        Edge of the images; it is encoded at the nearest power of two times 4 that is not above 256 px.
+    width : int
+        ``ngf``: features of the first layer.
+    latent : int
+        Length of the latent code.
+    """
+
+    def __init__(self, size_px: int, width: int, latent: int) -> None:
+        super().__init__()
+        halvings = (min(size_px, ENCODED_PX) // LAST_PX).bit_length() - 1
+        self.encode_px = LAST_PX * 2**halvings
+        features = [3, *(width * min(2**i, 8) for i in range(halvings))]
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                spectral_norm(nn.Conv2d(fin, fout, 3, stride=2, padding=1, bias=False)), nn.InstanceNorm2d(fout)
+            )
+            for fin, fout in pairwise(features)
+        )
+        self.fc_mu = nn.Linear(features[-1] * LAST_PX**2, latent)
+        self.fc_var = nn.Linear(features[-1] * LAST_PX**2, latent)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W), -1..1 -> mean and log-variance, (B, latent) each."""
+        x = images
+        if x.shape[-1] != self.encode_px:
+            x = functional.interpolate(x, size=(self.encode_px, self.encode_px), mode="bilinear")
+        for i, layer in enumerate(self.layers):
+            x = layer(x if i == 0 else functional.leaky_relu(x, LEAK))
+        x = functional.leaky_relu(x, LEAK).flatten(1)
+        return self.fc_mu(x), self.fc_var(x)
+
+
+@torch.no_grad()
+def settle_spectral_norms(network: nn.Module) -> None:
+    """Find the singular vectors of the weights as they are, in place, by power iterations.
+
+    A training step follows them by one iteration. An average of weights needs vectors of its own: averages of the
+    vectors are shorter than 1, which makes the norm too small and the weight too large.
+    """
+    for module in network.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            was_training = module.training
+            module.train()
+            for _ in range(POWER_ITERATIONS):
+                _ = module.weight  # an iteration each time it is looked at
+            module.train(was_training)
+
+
+# Discriminators that judge patches (Park et al. 2019, after pix2pixHD; Isola et al. 2017)
+
+
+class ScaleDiscriminator(nn.Module):
+    """4 x 4 convolutions with spectral and instance norm; returns the features of every layer, the verdict last."""
+
+    def __init__(self, channels: int, width: int, layers: int) -> None:
+        super().__init__()
+        features = [min(width * 2**i, width * 8) for i in range(layers)]
+        stages: list[nn.Module] = [nn.Sequential(_conv(channels, features[0], 2), nn.LeakyReLU(LEAK))]
+        for i in range(1, layers):
+            conv = spectral_norm(_conv(features[i - 1], features[i], 1 if i == layers - 1 else 2, bias=False))
+            stages.append(nn.Sequential(conv, nn.InstanceNorm2d(features[i]), nn.LeakyReLU(LEAK)))
+        stages.append(_conv(features[-1], 1, 1))
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, channels, H, W) -> features of every layer; the last is the verdict on each patch."""
+        outputs = []
+        for stage in self.stages:
+            x = stage(x)
+            outputs.append(x)
+        return outputs
+
+
+class MultiscaleDiscriminator(nn.Module):
+    """The same discriminator at full and at half size."""
+
+    def __init__(self, channels: int, width: int, layers: int = 4, scales: int = 2) -> None:
+        super().__init__()
+        self.discriminators = nn.ModuleList(ScaleDiscriminator(channels, width, layers) for _ in range(scales))
+
+    def forward(self, x: Tensor) -> list[list[Tensor]]:
+        """(B, channels, H, W) -> for each scale the features of every layer, the verdict last."""
+        outputs = []
+        for discriminator in self.discriminators:
+            outputs.append(discriminator(x))
+            x = functional.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
+        return outputs
+
+
+class PatchDiscriminator(nn.Sequential):
+    """PatchGAN: (B, 3, H, W) -> a verdict on each of overlapping patches, (B, 1, h, w).
+
+    Its weights start from a normal distribution of standard deviation 0.02 (Radford et al. 2016).
+    """
+
+    def __init__(self, width: int = 64, layers: int = 3) -> None:
+        features = [min(width * 2**i, width * 8) for i in range(layers + 1)]
+        stages: list[nn.Module] = [_patch_conv(3, features[0], 2, bias=True), nn.LeakyReLU(LEAK)]
+        for i in range(1, layers + 1):
+            conv = _patch_conv(features[i - 1], features[i], 1 if i == layers else 2, bias=False)
+            stages += [conv, nn.BatchNorm2d(features[i]), nn.LeakyReLU(LEAK)]
+        super().__init__(*stages, _patch_conv(features[-1], 1, 1, bias=True))
+        for stage in self:
+            if isinstance(stage, nn.Conv2d | nn.BatchNorm2d):
+                nn.init.normal_(stage.weight, 1.0 if isinstance(stage, nn.BatchNorm2d) else 0.0, 0.02)
+
+
+def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Hinge loss of the verdicts on real and drawn images."""
+    return functional.relu(1 - real).mean() + functional.relu(1 + fake).mean()
+
+
+def _conv(fin: int, fout: int, stride: int, *, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(fin, fout, 4, stride=stride, padding=2, bias=bias)
+
+
+def _patch_conv(fin: int, fout: int, stride: int, *, bias: bool) -> nn.Conv2d:
+    return nn.Conv2d(fin, fout, 4, stride=stride, padding=1, bias=bias)
+
+
+# The first stage that needs no training, and the encoder of styles
+
+
+class LinearAutoencoder(nn.Module):
+    """A first stage without training: blocks of f x f pixels, projected to z principal components and back.
+
+    The best linear autoencoder in the squared error (Baldi & Hornik 1989), found in closed form. On tissue at cell
+    scale, 8 components of 4 x 4 pixels keep more than a convolutional autoencoder learns in minutes.
+
+    Parameters
+    ----------
+    factor : int
+    latent_channels : int
+        At most 3 f².
+    """
+
+    basis: Tensor
+    mean: Tensor
+
+    def __init__(self, factor: int, latent_channels: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.register_buffer("basis", torch.zeros(latent_channels, 3, factor, factor))
+        self.register_buffer("mean", torch.zeros(3, factor, factor))
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[Tensor]) -> float:
+        """Find the components of batches of images (B, 3, H, W), -1..1; return the share of the variance they keep.
+
+        Batches are seen one at a time: their scatter matrices are added up (Chan et al. 1979).
+        """
+        f = self.factor
+        count, mean, scatter = 0, torch.zeros(3 * f * f).double(), torch.zeros(3 * f * f, 3 * f * f).double()
+        for images in batches:
+            blocks = functional.unfold(images.double(), f, stride=f).movedim(1, 2).reshape(-1, 3 * f * f)
+            shift = blocks.mean(0) - mean
+            centred = blocks - blocks.mean(0)
+            total = count + len(blocks)
+            scatter += centred.T @ centred + torch.outer(shift, shift) * count * len(blocks) / total
+            mean += shift * len(blocks) / total
+            count = total
+        variances, components = torch.linalg.eigh(scatter)
+        kept = components[:, -self.basis.shape[0] :].flip(1).T
+        # The sign of a component is arbitrary: let its largest entry be positive, on every machine.
+        largest = kept.gather(1, kept.abs().argmax(1, keepdim=True))
+        self.basis.copy_((kept * largest.sign()).reshape(self.basis.shape))
+        self.mean.copy_(mean.reshape(self.mean.shape))
+        return float(variances[-self.basis.shape[0] :].sum() / variances.sum())
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> components (B, z, h, w)."""
+        offset = (self.basis * self.mean).sum((1, 2, 3))
+        return functional.conv2d(images, self.basis, -offset, stride=self.factor)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Components (B, z, h, w) -> images (B, 3, H, W)."""
+        blocks = functional.conv_transpose2d(latents, self.basis, stride=self.factor)
+        return blocks + self.mean.repeat(1, latents.shape[-2], latents.shape[-1])
+
+
+class StyleNetwork(nn.Module):
+    """Encode references, and embed styles for a denoiser.
+
+    Parameters
+    ----------
+    width : int
+        Features of the encoder's first layer.
+    code : int
+        Length of the learned code.
+    embedding : int
+        Length of the denoiser's embedding of the timestep, to which a style's is added.
+    """
+
+    def __init__(self, width: int, code: int, embedding: int) -> None:
+        super().__init__()
+        self.length = code + STAIN_VALUES + 1
+        features = [3, *(width * 2**i for i in range(STYLE_HALVINGS))]
+        layers = [
+            nn.Sequential(nn.Conv2d(fin, fout, 3, stride=2, padding=1), nn.GroupNorm(1, fout), nn.SiLU())
+            for fin, fout in pairwise(features)
+        ]
+        self.encoder = nn.Sequential(*layers)
+        self.code = nn.Linear(features[-1], code)
+        last = nn.Linear(embedding, embedding)
+        nn.init.zeros_(last.weight)  # training starts from a network without a style
+        nn.init.zeros_(last.bias)
+        self.embedding = nn.Sequential(nn.Linear(self.length, embedding), nn.SiLU(), last)
+
+    def forward(self, seen: Tensor, stain: Tensor) -> Tensor:
+        """Background as optical density (B, n, 3, s, s) and its statistics (B, n, 6) -> style vectors (B, S)."""
+        features = self.encoder(seen.to(stain.dtype).flatten(0, 1)).mean((2, 3))
+        code = self.code(features.reshape(*seen.shape[:2], -1).mean(1))
+        stain = stain.mean(1)
+        return torch.cat([code, stain, torch.ones_like(stain[:, :1])], dim=1)
