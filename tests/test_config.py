@@ -1,3 +1,5 @@
+import json
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -14,6 +16,9 @@ from counterstain.config import (
     to_yaml,
 )
 from counterstain.errors import ConfigError
+from counterstain.recipe import Recipe
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
 class Training(Config):
@@ -113,3 +118,8 @@ def test_saved_settings_may_hold_what_is_a_constant_now(monkeypatch):
     saved["training"]["momentum"] = 0.5
     with pytest.raises(ConfigError, match=r"model\.json: momentum is 0\.5, but is always 0\.9 since this version"):
         build_stored(Study, saved, "model.json")
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*/study.json")), ids=lambda file: file.parent.name)
+def test_recipes_of_earlier_versions_still_open(file):
+    assert build_stored(Recipe, json.loads(file.read_text())["config"]["recipe"], file).size_px >= 32

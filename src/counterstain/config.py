@@ -37,6 +37,7 @@ REMOVED_SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "DiffusionConfig": {"weight_decay": (0.0,)},
     "WindowsConfig": {"decode_overlap_px": (64,)},
+    "TrainingConfig": {"strategy": ("auto", "ddp", "ddp_find_unused_parameters_true")},
     "PhantomConfig": {
         "duct_share": (0.15,),
         "tumour_share": (0.36,),
