@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -37,6 +37,7 @@ from counterstain.generators.training_monitors import warnings_of, watch_autoenc
 from counterstain.seeding import derive
 from counterstain.storage import claim, released_on_error
 from counterstain.training import fit, forget_progress
+from counterstain.training_config import TrainingConfig
 
 MAY_DIFFER = ("encoder.", "discriminator.", "codebook.")  # parts that one training has and another has not
 
@@ -134,18 +135,14 @@ def train_spade(
         ``out`` belongs to another run, or ``init`` does not fit.
     """
     config = config.at(cohort.mpp)
-    run = _Run.of(cohort, "spade", config, out, size_px=size_px, seed=seed, init=init)
-    if run.finished():
+    run = _Run.of(cohort, "spade", config, out, init, size_px=size_px, seed=seed)
+    if run.finished() or run.spread(train_spade, config.training, init=init):
         return out
-    if starts_processes(config.training):
-        options = {"size_px": size_px, "seed": seed, "init": init}
-        run_in_processes(config.training.devices, train_spade, cohort, config, out, **options)
-    else:
-        model = run.initialised(lambda: Spade(config, cohort.taxonomy.num_labels, size_px, seed))
-        batches = PatchBatches(run.sampler(config.sampling), config.training.batch_size)
-        monitor = watch_spade(model, cohort, size_px, seed)
-        figures = fit(model, batches, out, config.training, ema_decay=config.ema_decay, monitor=monitor, label="SPADE")
-        run.save(dict(model.state_dict()), notes={"monitors": figures, "warnings": warnings_of(figures)})
+    model = run.initialised(lambda: Spade(config, cohort.taxonomy.num_labels, size_px, seed))
+    batches = PatchBatches(run.sampler(config.sampling), config.training.batch_size)
+    monitor = watch_spade(model, cohort, size_px, seed)
+    figures = fit(model, batches, out, config.training, ema_decay=config.ema_decay, monitor=monitor, label="SPADE")
+    run.save(model, {"monitors": figures, "warnings": warnings_of(figures)})
     return out
 
 
@@ -153,25 +150,22 @@ def train_autoencoder(
     cohort: Cohort, config: AutoencoderConfig, out: Path, *, size_px: int, seed: int, init: Path | None = None
 ) -> Path:
     """Train the first stage of latent diffusion; a finished checkpoint is left as it is."""
-    run = _Run.of(cohort, "autoencoder", config, out, size_px=size_px, seed=seed, init=init)
-    if run.finished():
+    run = _Run.of(cohort, "autoencoder", config, out, init, size_px=size_px, seed=seed)
+    linear = config.kind == "linear"  # has no training that devices could share
+    if run.finished() or (not linear and run.spread(train_autoencoder, config.training, init=init)):
         return out
-    if config.kind != "linear" and starts_processes(config.training):
-        options = {"size_px": size_px, "seed": seed, "init": init}
-        run_in_processes(config.training.devices, train_autoencoder, cohort, config, out, **options)
+    model = run.initialised(lambda: Autoencoder(config, size_px, seed))
+    if run.initial is not None and "codebook.sums" not in run.initial.state:
+        model.begin_from_given_codes()
+    batches = PatchBatches(run.sampler(config.sampling), config.training.batch_size)
+    monitor = watch_autoencoder(model, cohort, size_px, seed)
+    if linear:
+        enough = -(-MOST_PATCHES_OF_COMPONENTS // config.training.batch_size)
+        model.fit_components(batches(step)["images"] for step in range(min(config.training.steps, enough)))
+        figures = dict(monitor.measure()) if monitor else {}
     else:
-        model = run.initialised(lambda: Autoencoder(config, size_px, seed))
-        if run.initial is not None and "codebook.sums" not in run.initial.state:
-            model.begin_from_given_codes()
-        batches = PatchBatches(run.sampler(config.sampling), config.training.batch_size)
-        monitor = watch_autoencoder(model, cohort, size_px, seed)
-        if config.kind == "linear":
-            enough = -(-MOST_PATCHES_OF_COMPONENTS // config.training.batch_size)
-            model.fit_components(batches(step)["images"] for step in range(min(config.training.steps, enough)))
-            figures = dict(monitor.measure()) if monitor else {}
-        else:
-            figures = fit(model, batches, out, config.training, monitor=monitor, label="autoencoder")
-        run.save(dict(model.state_dict()), notes={"validation": figures})
+        figures = fit(model, batches, out, config.training, monitor=monitor, label="autoencoder")
+    run.save(model, {"validation": figures})
     return out
 
 
@@ -209,16 +203,11 @@ def train_diffusion(
     require_fit(autoencoder, first_header, cohort)
     config.check_size(size_px, first_stage.config.factor)
     config = config.at(cohort.mpp)
-    run = _Run.of(
-        cohort, "diffusion", config, out, size_px=size_px, seed=seed, init=init, first_stage=first_header.sha256
-    )
+    names = {"first_stage": first_header.sha256}
+    run = _Run.of(cohort, "diffusion", config, out, init, size_px=size_px, seed=seed, names=names)
     if run.initial is not None:
         run.initial.require_first_stage(first_stage, autoencoder)
-    if run.finished():
-        return out
-    if starts_processes(config.training):
-        options = {"autoencoder": autoencoder, "size_px": size_px, "seed": seed, "init": init}
-        run_in_processes(config.training.devices, train_diffusion, cohort, config, out, **options)
+    if run.finished() or run.spread(train_diffusion, config.training, autoencoder=autoencoder, init=init):
         return out
     model = run.initialised(lambda: Diffusion(config, first_stage, cohort.taxonomy.num_labels, seed))
     sampler = run.sampler(config.sampling)
@@ -226,9 +215,8 @@ def train_diffusion(
         measure_latents(model, sampler)
     batches = diffusion_batches(model, sampler, size_px, seed)
     fit(model, batches, out, config.training, ema_decay=config.ema_decay, label="diffusion")
-    state = model.state_dict() | {f"first_stage.{name}": value for name, value in first_stage.state_dict().items()}
     notes = {"first_stage": first_header.config, "first_stage_sha256": first_header.sha256}
-    run.save(state, notes=notes, seen=first_header.patients_seen)
+    run.save(model, notes, first_stage=first_stage, seen=first_header.patients_seen)
     return out
 
 
@@ -258,18 +246,17 @@ def train_distilled(cohort: Cohort, config: DistillationConfig, out: Path, *, te
     if config.guidance != 1.0 and not model.config.condition_dropout:
         raise ConfigError(f"{teacher}: was trained without condition_dropout; set distillation.guidance to 1")
     student = student_config(model.config, config)
-    run = _Run(cohort, "diffusion", student, out, header.size_px, seed, teacher=header.sha256, distillation=config)
+    names = {"first_stage": "", "teacher": header.sha256, "distillation": config.model_dump(mode="json")}
+    run = _Run(cohort, "diffusion", student, out, header.size_px, seed, names=names)
     if run.finished():
         return out
-    untrained = run.initialised(lambda: Diffusion(student, model.first_stage, cohort.taxonomy.num_labels, seed))
-    distillation = Distillation(config, model, untrained, seed)
-    batches = diffusion_batches(untrained, run.sampler(student.sampling), header.size_px, seed)
+    network = run.initialised(lambda: Diffusion(student, model.first_stage, cohort.taxonomy.num_labels, seed))
+    distillation = Distillation(config, model, network, seed)
+    batches = diffusion_batches(network, run.sampler(student.sampling), header.size_px, seed)
     fit(distillation, batches, out, student.training, label="distillation")
-    trained = distillation.student
-    first_stage = {f"first_stage.{name}": value for name, value in trained.first_stage.state_dict().items()}
     notes = {name: value for name, value in header.notes.items() if name.startswith("first_stage")}
     notes |= {"teacher_sha256": header.sha256, "distillation": config.model_dump(mode="json")}
-    run.save(trained.state_dict() | first_stage, notes=notes, seen=header.patients_seen)
+    run.save(network, notes, first_stage=network.first_stage, seen=header.patients_seen)
     return out
 
 
@@ -283,26 +270,14 @@ class _Run:
     out: Path
     size_px: int
     seed: int
-    first_stage: str = ""
     initial: InitialWeights | None = None
-    teacher: str = ""
-    distillation: DistillationConfig | None = None
+    names: Mapping[str, Any] = field(default_factory=lambda: {"first_stage": ""})
+    """What tells it from other trainings beside cohort, settings, size and seed."""
 
     @classmethod
-    def of(
-        cls,
-        cohort: Cohort,
-        kind: Kind,
-        config: Config,
-        out: Path,
-        *,
-        size_px: int,
-        seed: int,
-        init: Path | None,
-        first_stage: str = "",
-    ) -> Self:
-        initial = InitialWeights.open(init, kind, cohort) if init is not None else None
-        return cls(cohort, kind, config, out, size_px, seed, first_stage, initial)
+    def of(cls, cohort: Cohort, kind: Kind, config: Config, out: Path, init: Path | None, **rest: Any) -> Self:
+        initial = None if init is None else InitialWeights.open(init, kind, cohort)
+        return cls(cohort, kind, config, out, initial=initial, **rest)
 
     def finished(self) -> bool:
         """Claim the folder, which processes of one training share; say whether it holds the result already."""
@@ -311,13 +286,19 @@ class _Run:
             "config": self.config.model_dump(mode="json"),
             "size_px": self.size_px,
             "seed": self.seed,
-            "first_stage": self.first_stage,
+            **self.names,
         } | ({"init": self.initial.header.sha256} if self.initial else {})
-        if self.distillation is not None:
-            settings |= {"teacher": self.teacher, "distillation": self.distillation.model_dump(mode="json")}
         if rank() == 0:
             claim(self.out, f"train {self.kind}", settings)
         return is_finished(self.out)
+
+    def spread(self, train: Callable[..., Path], training: TrainingConfig, **options: Any) -> bool:
+        """Let new processes train, one for each device; say whether it needed them."""
+        needed = starts_processes(training)
+        if needed:
+            given = {"size_px": self.size_px, "seed": self.seed, **options}
+            run_in_processes(training.devices, train, self.cohort, self.config, self.out, **given)
+        return needed
 
     def initialised(self, make: Callable[[], ModuleT]) -> ModuleT:
         with self._released_on_error():
@@ -337,13 +318,19 @@ class _Run:
         return released_on_error(self.out) if rank() == 0 else nullcontext()
 
     def save(
-        self, state: dict[str, Tensor], *, notes: dict[str, Any] | None = None, seen: tuple[str, ...] = ()
+        self, model: nn.Module, notes: dict[str, Any], *, first_stage: nn.Module | None = None, seen: Sequence[str] = ()
     ) -> None:
+        """Save a model, with the first stage that it draws with, and forget the state of its training."""
         if rank() > 0:
             return
+        state = dict(model.state_dict())
+        if first_stage is not None:
+            state |= {f"first_stage.{name}": value for name, value in first_stage.state_dict().items()}
         if self.initial is not None:
-            notes = (notes or {}) | {"init_sha256": self.initial.header.sha256}
-            seen = (*seen, *self.initial.header.patients_seen)
+            notes, seen = (
+                notes | {"init_sha256": self.initial.header.sha256},
+                (*seen, *self.initial.header.patients_seen),
+            )
         header = CheckpointHeader(
             kind=self.kind,
             taxonomy=self.cohort.taxonomy,
@@ -353,7 +340,7 @@ class _Run:
             seed=self.seed,
             patients_seen=tuple(sorted({*self.cohort.patients("train"), *seen})),
             cohort=self.cohort.fingerprint,
-            notes=notes or {},
+            notes=notes,
         )
         save_checkpoint(self.out, state, header)
         forget_progress(self.out)
