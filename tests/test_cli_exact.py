@@ -25,9 +25,12 @@ def asked(monkeypatch):
 
 def test_what_is_fetched_is_saved_for_the_import_of_slides(run, asked, tmp_path):
     out = tmp_path / "a.json"
-    status, printed, _ = run("import", "exact", "--server", "https://exact.example", "--images", "1, 2", "--out", out)
+    status, printed, told = run(
+        "import", "exact", "--server", "https://exact.example", "--images", "1, 2", "--out", out
+    )
     assert status == 0
     assert printed.startswith(f"{out}: 1 annotations\nnext: counterstain import labels {out} --format exact")
+    assert told == "\rimages: 2 of 2\n"
     assert (asked[0].images, asked[0].image_set) == ((1, 2), None)
     assert read_annotations(out, "exact").labels == {"Tumour": 1}
 

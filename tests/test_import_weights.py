@@ -1,5 +1,3 @@
-import sys
-
 import numpy as np
 import published_layouts as published
 import pytest
@@ -8,26 +6,11 @@ from drawn_cohort import HER2
 from drawn_requests import drawn_by
 
 from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint
-from counterstain.cli import main
 from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.spade import SpadeGenerator
 
 STAGE = {"ch": 32, "ch_mult": (1, 2), "z": 3, "n_embed": 20, "blocks": 1}
 COMMON = ("--taxonomy", "her2", "--mpp", 0.5, "--size", 32, "--patients-seen", "none")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command line and return its exit status, output and errors."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["counterstain", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return run
 
 
 def saved(path, state):

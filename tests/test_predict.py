@@ -1,5 +1,4 @@
 import json
-import sys
 from collections import Counter
 
 import numpy as np
@@ -12,7 +11,6 @@ from PIL import Image
 from shapely import Point
 
 from counterstain.checkpoints import CheckpointHeader, save_checkpoint
-from counterstain.cli import main
 from counterstain.config import build
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.region_store import Region
@@ -403,20 +401,6 @@ def test_a_cohort_of_another_resolution_or_origin_is_refused(checkpoint, tmp_pat
 
 
 # The command line
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command line and return its exit status, output and errors."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["counterstain", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return run
 
 
 def test_the_command_says_what_it_wrote(run, checkpoint, slide, tmp_path):

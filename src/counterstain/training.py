@@ -38,7 +38,7 @@ from counterstain.devices import (
     share_batch_statistics,
     starts_processes,
 )
-from counterstain.errors import ConfigError, DivergenceError, StorageError
+from counterstain.errors import ConfigError, CounterstainWarning, DivergenceError, StorageError
 from counterstain.progress import bar
 from counterstain.storage import released_on_error, replacing, sweep, write_csv
 from counterstain.training_config import Curves, TrainingConfig
@@ -358,7 +358,9 @@ def _read(file: Path) -> dict[str, Any] | None:
         fault = "was written by another version of counterstain"
     aside = file.with_name(f"{file.name}.set-aside")
     file.replace(aside)
-    warnings.warn(f"{file}: {fault}; it is now called {aside.name}, and training starts anew", stacklevel=4)
+    warnings.warn(
+        f"{file}: {fault}; it is now called {aside.name}, and training starts anew", CounterstainWarning, stacklevel=4
+    )
     return None
 
 

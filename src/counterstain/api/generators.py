@@ -183,7 +183,7 @@ def preview(
     cohort: PathLike | Cohort,
     *,
     method: str,
-    out: PathLike | None = None,
+    out: PathLike,
     generator: PathLike | None = None,
     per_subtype: int = 2,
     size_px: int | None = None,
@@ -200,7 +200,7 @@ def preview(
         A cohort with a split.
     method : str
         How to draw: spade, diffusion, inpainting or oracle (phantoms only).
-    out : str or Path, optional
+    out : str or Path
         Picture to write (svg, png or pdf).
     generator : str or Path, optional
         Checkpoint to draw with; none for the oracle.
@@ -223,13 +223,11 @@ def preview(
 
     if not 1 <= per_subtype <= 20:
         raise ConfigError(f"--per-subtype {per_subtype}: expected 1 to 20 patches")
-    if out is not None:
-        figure_kind(Path(out))
+    figure_kind(Path(out))
     tissue, drawer, recipe = _opened(cohort, method, generator, preset=preset, config=config, settings=settings)
     size_px = size_px or recipe.size_px
     rows = redrawn(drawer, tissue, recipe.synthesis, size_px=size_px, seed=seed, per_subtype=per_subtype)
-    if out is not None:
-        save_figure(redrawn_as_every_subtype(rows, tissue.taxonomy, mpp=tissue.mpp), Path(out))
+    save_figure(redrawn_as_every_subtype(rows, tissue.taxonomy, mpp=tissue.mpp), Path(out))
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -240,7 +241,6 @@ def import_exact(
     """
     from counterstain.config import build
     from counterstain.io.annotations.exact_server import ExactServer, fetch_exact
-    from counterstain.progress import bar
     from counterstain.storage import write_json
 
     out = Path(out)
@@ -248,9 +248,14 @@ def import_exact(
         raise InputError(f"--out {out}: expected the name of a file that ends in .json")
     chosen = {"image_set": image_set, "images": tuple(numbers_of(images, "images") or ()), "ca_file": ca_file}
     config = build(ExactServer, {"url": server, **chosen}, "import exact")
-    with bar("images", len(config.images) or 1) as advance:
-        write_json(out, fetch_exact(config, told=lambda _done, _images: advance(1)))
+    write_json(out, fetch_exact(config, told=_tell))
     return out
+
+
+def _tell(done: int, images: int) -> None:
+    """Say how many images are fetched, over one line of a terminal; a log file gets only the end."""
+    if sys.stderr.isatty() or done == images:
+        sys.stderr.write(f"\rimages: {done:,} of {images:,}" + ("\n" if done == images else ""))
 
 
 def import_weights(
@@ -284,7 +289,7 @@ def import_weights(
     size : int
         Edge of the training patches in pixels.
     patients_seen : str
-        none, or a file with a patient a line: whose tissue the weights were trained on. Synthetic images drawn with
+        none, or a file with one patient per line: whose tissue the weights were trained on. Synthetic images drawn with
         them are refused where one of these patients is in validation or test.
     taxonomy : str, optional
         her2 or a YAML file: the labels, in order.
@@ -345,8 +350,6 @@ def _facts(taxonomy: str | None, cohort: Cohort | None, mpp: float | None, size_
         seen = () if patients_seen == NOBODY else read_patients_seen(Path(patients_seen))
     except InputError as error:
         raise InputError(f"--patients-seen {error}; say {NOBODY} if nobody of yours was seen") from error
-    if cohort is not None and seen and not set(seen) & set(cohort.regions["patient"]):
-        warnings.warn(f"none of the {len(seen)} patients seen is of {cohort.folder}", CounterstainWarning, stacklevel=3)
     labels = cohort.taxonomy if taxonomy is None and cohort is not None else Taxonomy.load(str(taxonomy))
     return Facts(taxonomy=labels, mpp=spacing, size_px=size_px, patients_seen=seen)
 

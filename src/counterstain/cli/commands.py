@@ -55,12 +55,11 @@ def command_of(verb: Verb, show: Show) -> Callable[..., None]:
 
     def command(**arguments: Any) -> None:
         options = dict(arguments)
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings():
             warnings.simplefilter("always", CounterstainWarning)
+            warnings.showwarning = _print_warning
             result = verb(*[options.pop(name) for name in positional], **options)
         show(result, arguments)
-        for warning in caught:
-            typer.secho(f"warning: {warning.message}", err=True, fg=typer.colors.YELLOW)
 
     parameters = [_parameter(p, described[p.name]) for p in signature]
     command.__name__ = verb.__name__
@@ -70,11 +69,22 @@ def command_of(verb: Verb, show: Show) -> Callable[..., None]:
     return command
 
 
+_show_warning = warnings.showwarning
+
+
+def _print_warning(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+    """Print our own warnings as one line each, others as Python does."""
+    if issubclass(category, CounterstainWarning):
+        typer.secho(f"warning: {message}", err=True, fg=typer.colors.YELLOW)
+    else:
+        _show_warning(message, category, *where, **options)
+
+
 def _parameter(parameter: inspect.Parameter, text: str) -> inspect.Parameter:
     """Return a parameter as Typer reads it."""
     kind = TYPES[str(parameter.annotation).split(" | ")[0]]
     optional = parameter.default is None
-    name, _, _ = parameter.name.partition("=")
+    name = parameter.name
     info: Any
     if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
         info = typer.Argument(metavar=name.upper() + ("…" if kind == list[Path] else ""), help=text)

@@ -136,6 +136,11 @@ def show_weights(header: Any, arguments: Arguments) -> None:
     """Print what weights were taken for."""
     names, seen = header.taxonomy.names, len(header.patients_seen)
     typer.echo(f"{arguments['out']}: {header.kind} of {len(names)} subtypes, {header.size_px} px at {header.mpp} um/px")
+    if seen and arguments["cohort"] is not None:
+        from counterstain.data.cohort import Cohort
+
+        known = set(Cohort.open(arguments["cohort"]).regions["patient"])
+        typer.echo(f"{len(known & set(header.patients_seen))} of {seen} patients seen are of {arguments['cohort']}")
     typer.echo(f"it counts as trained on {seen} patients" if seen else "it counts as trained on no patient of yours")
 
 
@@ -342,4 +347,4 @@ def show_report(page: Path, arguments: Arguments) -> None:
     typer.echo(f"report: {page}")
     for name in ("figures", "tables"):
         if arguments[name] is not None:
-            typer.echo(f"{name}: {len(list(arguments[name].iterdir()))} files in {arguments[name]}")
+            typer.echo(f"{name}: {arguments[name]}")
