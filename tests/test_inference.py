@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from counterstain.errors import ConfigError
-from counterstain.segmentation.inference import predict, predict_each, window_weight
+from counterstain.segmentation.evaluate import sliding_window_inference
+from counterstain.segmentation.segmenter_config import Windows
 
 
 class Redness:
@@ -30,6 +30,10 @@ def region(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def predict(segmenter, *images: np.ndarray, size_px: int = 32, overlap_px: int = 8, batch_size: int = 4):
+    return list(sliding_window_inference(segmenter, images, Windows(size_px, overlap_px, batch_size)))
+
+
 def expected(image: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-(image[..., 0].astype(np.float64) - 128) / 32))
 
@@ -37,7 +41,7 @@ def expected(image: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(32, 32), (96, 64), (77, 41), (5, 90), (1, 1), (33, 32)])
 def test_every_pixel_of_any_region_gets_the_probability_of_its_logit(shape) -> None:
     image = region(*shape)
-    found = predict(Redness(), image, size_px=32, overlap_px=8, batch_size=4)
+    (found,) = predict(Redness(), image)
     assert found.shape == shape
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected(image), atol=1e-5)
@@ -45,39 +49,28 @@ def test_every_pixel_of_any_region_gets_the_probability_of_its_logit(shape) -> N
 
 def test_regions_come_back_in_their_order_and_as_if_alone() -> None:
     images = [region(40 + 30 * i, 50, seed=i) for i in range(4)]
-    together = list(predict_each(Redness(), images, size_px=32, batch_size=5))
-    alone = [predict(Redness(), image, size_px=32, batch_size=5) for image in images]
+    together = predict(Redness(), *images, batch_size=5)
+    alone = [predict(Redness(), image, batch_size=5)[0] for image in images]
     assert all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True))
 
 
 def test_small_regions_share_full_batches() -> None:
     model = Redness()
-    list(predict_each(model, [region(32, 32) for _ in range(10)], size_px=32, batch_size=4))
+    predict(model, *(region(32, 32) for _ in range(10)))
     assert model.batches == [4, 4, 4]
 
 
 def test_no_region_gives_nothing() -> None:
-    assert list(predict_each(Redness(), [], size_px=32)) == []
+    assert predict(Redness()) == []
 
 
 def test_regions_are_read_as_they_are_needed() -> None:
     read = []
     regions = (read.append(i) or region(32, 32) for i in range(9))
-    next(predict_each(Redness(), regions, size_px=32, batch_size=2))
+    next(sliding_window_inference(Redness(), regions, Windows(32, 8, 2)))
     assert len(read) == 2
 
 
 def test_the_middle_of_a_window_outweighs_the_edge_of_its_neighbour() -> None:
-    found = predict(Position(), region(96, 96), size_px=64, overlap_px=32)
+    (found,) = predict(Position(), region(96, 96), size_px=64, overlap_px=32)
     assert (found[10:-10, 10:-10] < 0.5).all()
-
-
-def test_the_weight_is_symmetric_and_never_zero() -> None:
-    weight = window_weight(64)
-    np.testing.assert_allclose(weight, weight[::-1], atol=1e-6)
-    assert weight.min() > 1e-4
-
-
-def test_an_overlap_as_large_as_the_window_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"overlap_px 32: expected less than the window of 32 px"):
-        predict(Redness(), region(64, 64), size_px=32, overlap_px=32)

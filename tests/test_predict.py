@@ -17,14 +17,20 @@ from counterstain.data.region_store import Region
 from counterstain.errors import ConfigError, InputError, MismatchError
 from counterstain.io.annotations import read_annotations
 from counterstain.io.regions import Box, place, rasterise
-from counterstain.segmentation import predict as cohort_module
-from counterstain.segmentation import predict_slide as slide_module
-from counterstain.segmentation.inference import Span, predict_each, spans
+from counterstain.io.slides import Slide
+from counterstain.segmentation import predict as predict_module
+from counterstain.segmentation.evaluate import sliding_window_inference
 from counterstain.segmentation.model import Segmenter
-from counterstain.segmentation.outlines import join, mask_polygons, pieces
-from counterstain.segmentation.predict import PredictConfig, Windows, predict_cohort
-from counterstain.segmentation.predict_slide import Tissue, predict_slide, predicted_boxes, row_pieces
-from counterstain.segmentation.segmenter_config import SegmenterConfig
+from counterstain.segmentation.outlines import Span, join, mask_polygons, pieces, spans
+from counterstain.segmentation.predict import (
+    PredictConfig,
+    Tissue,
+    predict_cohort,
+    predict_slide,
+    predicted_boxes,
+    row_pieces,
+)
+from counterstain.segmentation.segmenter_config import SegmenterConfig, Windows
 from counterstain.taxonomy import Taxonomy
 
 HER2 = Taxonomy.named("her2")
@@ -131,7 +137,7 @@ def test_probabilities_do_not_depend_on_the_tiles():
         for row in rows:
             for column in columns:
                 view = Window(image).read(row.read_from, column.read_from, row.read_px, column.read_px)
-                (probability,) = predict_each(Context(), [view], **WINDOWS.as_options())
+                (probability,) = sliding_window_inference(Context(), [view], WINDOWS)
                 y, x = ((span.start - span.read_from, span.stop - span.start) for span in (row, column))
                 own = probability[y[0] : y[0] + y[1], x[0] : x[0] + x[1]]
                 found[row.start : row.stop, column.start : column.stop] = own
@@ -224,8 +230,7 @@ def checkpoint(tmp_path, monkeypatch):
         patients_seen=(), cohort="",
     )  # fmt: skip
     header = save_checkpoint(folder, Segmenter(config).state_dict(), header)
-    for module in (slide_module, cohort_module):
-        monkeypatch.setattr(module, "load_segmenter", lambda _folder: (Darkness(), header))
+    monkeypatch.setattr(predict_module, "load_segmenter", lambda _folder: (Darkness(), header))
     return folder
 
 
@@ -280,7 +285,7 @@ def test_small_areas_are_left_out(checkpoint, slide, tmp_path):
 
 
 def test_glass_is_not_looked_at(slide):
-    with slide_module.Slide.open(slide) as opened:
+    with Slide.open(slide) as opened:
         tissue, (box,) = Tissue.of(opened), predicted_boxes(opened, "whole", PredictConfig())
         view = opened.window(box, 1.0)
     rows = Span(0, 99, 100, 150)
@@ -298,7 +303,7 @@ def test_an_interrupted_prediction_goes_on_and_ends_the_same(checkpoint, slide, 
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    monkeypatch.setattr(slide_module, "row_pieces", stop_at_the_second)
+    monkeypatch.setattr(predict_module, "row_pieces", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         predict_slide(checkpoint, slide, tmp_path / "cut.geojson", PredictConfig())
     assert not (tmp_path / "cut.geojson").exists()
@@ -312,7 +317,7 @@ def test_a_file_that_is_there_is_kept_or_refused(checkpoint, slide, tmp_path):
     out = tmp_path / "x.geojson"
     predict_slide(checkpoint, slide, out, PredictConfig())
     assert predict_slide(checkpoint, slide, out, PredictConfig()).areas is None
-    with pytest.raises(MismatchError, match="holds something else already; give another --out, or delete it"):
+    with pytest.raises(MismatchError, match="contains something else already; give another --out, or delete it"):
         predict_slide(checkpoint, slide, out, PredictConfig(threshold=0.7))
 
 
@@ -332,7 +337,7 @@ def test_listed_regions_alone_are_predicted(checkpoint, slide, tmp_path):
 
 
 def test_regions_are_placed_on_tissue(slide):
-    with slide_module.Slide.open(slide) as opened:
+    with Slide.open(slide) as opened:
         boxes = predicted_boxes(opened, "auto", PredictConfig(regions_per_slide=2, region_size_um=150))
         tissue = Tissue.of(opened)
     assert len(boxes) == 2
@@ -349,7 +354,7 @@ def test_coordinates_count_from_the_scanned_area_or_from_the_canvas(checkpoint, 
         predict_slide(checkpoint, path, tmp_path / f"{origin}.geojson", PredictConfig(origin=origin))
         (annotation,) = read_back(tmp_path / f"{origin}.geojson")
         corners[origin] = np.array(annotation.polygon.bounds[:2])
-    with slide_module.Slide.open(path) as opened:
+    with Slide.open(path) as opened:
         x, y, _, _ = opened.bounds_level0_px
     assert (x, y) != (0, 0)
     np.testing.assert_allclose(corners["bounds"], (100, 70), atol=2)

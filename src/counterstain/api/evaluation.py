@@ -194,8 +194,7 @@ def predict(
     """
     from counterstain.config import build
     from counterstain.progress import bar
-    from counterstain.segmentation.predict import PredictConfig, predict_cohort
-    from counterstain.segmentation.predict_slide import predict_slide
+    from counterstain.segmentation.predict import PredictConfig, predict_cohort, predict_slide
 
     settings = {
         "threshold": threshold,

@@ -203,7 +203,7 @@ def _segmenter(study: StudyRecord, recipe: Recipe, starts: Sequence[str]) -> str
     config = recipe.segmenter
     requested = "random" if config.encoder_weights is None else config.encoder_weights
     weights = " or ".join(_start(start) for start in dict.fromkeys(starts or [requested]))
-    window, overlap = config.inference.edges(recipe.size_px)
+    windows = config.inference.windows(recipe.size_px)
     average = "An exponential average of the weights was" if config.ema_decay else "The last weights were"
     times = {1: "once", 2: "twice"}.get(study.repeats, f"{study.repeats} times, with different seeds")
     return (
@@ -213,8 +213,8 @@ def _segmenter(study: StudyRecord, recipe: Recipe, starts: Sequence[str]) -> str
         f"(betas {ADAM_BETAS[0]:g} and {ADAM_BETAS[1]:g}, learning rate {config.lr:g}), minimising "
         f"{config.dice_weight:g} {TIMES} Dice loss + {config.cross_entropy_weight:g} {TIMES} cross-entropy. {average} "
         f"evaluated. Hyper-parameters were the same in all arms. Each arm was trained {times}; repeat r has the same "
-        f"initial weights and the same order of data in all arms. Regions were segmented in windows of {window} pixels "
-        f"that overlap by at least {overlap} pixels, blended."
+        f"initial weights and the same order of data in all arms. Regions were segmented in windows of "
+        f"{windows.size_px} pixels that overlap by at least {windows.overlap_px} pixels, blended."
     )
 
 

@@ -1,12 +1,22 @@
-"""Score a trained segmenter on a part of any cohort of the same subtypes: one count table per slide."""
+"""Evaluate a segmenter on whole regions: sliding-window inference, then one table of pixel counts per slide.
+
+Shapes: H, W = rows and columns of a region in pixels, S = edge of a window, B = windows in a batch, K = number of
+subtypes. Windows of several regions share batches of one size, so that many small regions cost no more than few large
+ones.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from counterstain.checkpoints import CheckpointHeader, require_taxonomy
 from counterstain.data.cohort import PARTS, Cohort
@@ -16,33 +26,33 @@ from counterstain.devices import choose_device
 from counterstain.errors import InputError, MismatchError
 from counterstain.progress import bar
 from counterstain.segmentation.counts import add_by_slide, count
-from counterstain.segmentation.inference import predict_each
 from counterstain.segmentation.model import load_segmenter
-from counterstain.segmentation.segmenter_config import InferenceConfig
+from counterstain.segmentation.segmenter_config import InferenceConfig, Windows
 
 ALL = "all"
 
 
 def evaluate(
-    folder: Path,
+    segmenter: str | Path,
     cohort: Cohort,
-    part: str,
+    part: str = "test",
     *,
     inference: InferenceConfig | None = None,
     device: str = "auto",
     label: str = "evaluating",
 ) -> pd.DataFrame:
-    """Segment every region of a part and count its pixels.
+    """Segment every region of a part of a cohort and count its pixels.
 
     Parameters
     ----------
-    folder : Path
+    segmenter : str or Path
         Checkpoint of a segmenter.
     cohort : Cohort
+        Any cohort of the same subtypes and resolution.
     part : str
         ``train``, ``val``, ``test`` or ``all``.
     inference : InferenceConfig, optional
-        Instead of what the segmenter was configured with.
+        Replaces the segmenter's own.
     device : str
         ``auto``, ``cpu``, ``cuda``.
     label : str
@@ -51,52 +61,143 @@ def evaluate(
     Returns
     -------
     DataFrame
-        The long form of :mod:`counterstain.segmentation.counts`.
+        Counts by slide, for :func:`counterstain.segmentation.counts.measures`.
 
     Raises
     ------
     MismatchError
         The segmenter was trained on other subtypes, or at an mpp that differs by more than 5 %.
     LeakageError
-        The part is not the training part and holds a patient that the segmenter saw.
+        The part is not the training part and contains a patient that the segmenter saw.
     InputError
         There is no such part or it is empty, or there is no finished segmenter.
     """
-    segmenter, header = load_segmenter(folder)
+    folder = Path(segmenter)
+    model, header = load_segmenter(folder)
     check_evaluable(folder, header, cohort, part)
     positions: list[int] = list(range(len(cohort))) if part == ALL else cohort.part(part).tolist()
-    segmenter.to(choose_device(device))
-    settings = inference or segmenter.config.inference
-    window_px, overlap_px = settings.edges(header.size_px)
-    probabilities = predict_each(
-        segmenter,
-        (cohort.read(position)[0] for position in positions),
-        size_px=window_px,
-        overlap_px=overlap_px,
-        batch_size=settings.batch_size,
-    )
+    windows = (inference or model.config.inference).windows(header.size_px)
+    images = (cohort.read(position)[0] for position in positions)
+    probabilities = sliding_window_inference(model.to(choose_device(device)), images, windows)
+    counts = []
     with bar(label, len(positions)) as advance:
-        counts = np.stack([_counts(cohort, *pair, advance) for pair in zip(positions, probabilities, strict=True)])
-    return add_by_slide(cohort.regions.iloc[positions], counts)
+        for position, probability in zip(positions, probabilities, strict=True):
+            mask = label_mask(cohort.read(position)[1], cohort.subtypes(position))
+            counts.append(count(mask, probability > 0.5, cohort.taxonomy.num_labels))
+            advance(1)
+    return add_by_slide(cohort.regions.iloc[positions], np.stack(counts))
 
 
 def check_evaluable(folder: Path, header: CheckpointHeader, cohort: Cohort, part: str) -> None:
-    """Check that a segmenter may be scored on a part of a cohort; raises what :func:`evaluate` does."""
+    """Check that a segmenter may be evaluated on a part of a cohort; raises what :func:`evaluate` does."""
     if part not in {*PARTS, ALL}:
         raise InputError(f"part {part!r}: expected one of {', '.join((*PARTS, ALL))}")
     require_taxonomy(folder, header, cohort.taxonomy)
-    if not cohort.is_at(header.mpp):
-        raise MismatchError(
-            f"{folder}: was trained at {header.mpp:g} um/px, {cohort.folder} is at {cohort.mpp:g} um/px; "
-            f"import the cohort at {header.mpp:g} um/px"
-        )
+    require_mpp(folder, header, cohort)
     if part != "train":
         remedy = "evaluate it on patients that it has not seen"
         check_no_leak(header.patients_seen, cohort, str(folder), parts=[part], remedy=remedy)
 
 
-def _counts(cohort: Cohort, position: int, probability: np.ndarray, advance: Callable[[int], None]) -> np.ndarray:
-    """Return the (K + 1, 2) table of a region."""
-    mask = label_mask(cohort.read(position)[1], cohort.subtypes(position))
-    advance(1)
-    return count(mask, probability > 0.5, cohort.taxonomy.num_labels)
+def require_mpp(folder: Path, header: CheckpointHeader, cohort: Cohort) -> None:
+    """Raise MismatchError unless a cohort has the resolution that a segmenter was trained at."""
+    if not cohort.is_at(header.mpp):
+        raise MismatchError(
+            f"{folder}: was trained at {header.mpp:g} um/px, {cohort.folder} is at {cohort.mpp:g} um/px; "
+            f"import the cohort at {header.mpp:g} um/px"
+        )
+
+
+class TumourModel(Protocol):
+    """What inference needs of a segmenter."""
+
+    def tumour_logits(self, images: Tensor) -> Tensor:
+        """Return (B, S, S) float logits of tumour for (B, S, S, 3) uint8 images."""
+        ...
+
+
+def sliding_window_inference(
+    segmenter: TumourModel, images: Iterable[np.ndarray], windows: Windows
+) -> Iterator[np.ndarray]:
+    """Yield the tumour probability, (H, W) float32, of every region, (H, W, 3) uint8, in their order.
+
+    The result of a region does not depend on the others: every batch is full, the last one padded with blank windows.
+    A region smaller than a window is padded by reflection. Logits of overlapping windows are averaged with a Hann
+    window as weight.
+
+    Parameters
+    ----------
+    segmenter : TumourModel
+    images : iterable of (H, W, 3) uint8 arrays
+        Any sizes; read one at a time, as their windows are needed.
+    windows : Windows
+    """
+    waiting: deque[_Canvas] = deque()
+
+    def placed() -> Iterator[tuple[_Canvas, int, int]]:
+        for image in images:
+            canvas = _Canvas(image, windows)
+            waiting.append(canvas)
+            for y, x in canvas.corners:
+                yield canvas, y, x
+
+    remaining = placed()
+    while group := list(islice(remaining, windows.batch_size)):
+        logits = _logits(segmenter, [canvas.window(y, x) for canvas, y, x in group], windows.batch_size)
+        for (canvas, y, x), of_window in zip(group, logits, strict=True):
+            canvas.add(y, x, of_window)
+        while waiting and waiting[0].missing == 0:
+            yield waiting.popleft().probability()
+
+
+class _Canvas:
+    """A region whose logits are collected window by window."""
+
+    def __init__(self, image: np.ndarray, windows: Windows) -> None:
+        self._height, self._width = image.shape[:2]
+        size = self._size_px = windows.size_px
+        padding = [(0, max(size - length, 0)) for length in (self._height, self._width)]
+        self._image = np.pad(image, [*padding, (0, 0)], mode="reflect") if np.any(padding) else image
+        shape = self._image.shape[:2]
+        rows, columns = (_starts(length, size, windows.overlap_px) for length in shape)
+        self.corners = [(y, x) for y in rows for x in columns]
+        self.missing = len(self.corners)
+        weight = np.sin(np.pi * (np.arange(size, dtype=np.float32) + 0.5) / size) ** 2  # Hann, never zero
+        self._weight = np.outer(weight, weight)
+        self._total = np.outer(_total_weight(rows, weight, shape[0]), _total_weight(columns, weight, shape[1]))
+        self._sum = np.zeros(shape, np.float32)
+
+    def window(self, y: int, x: int) -> np.ndarray:
+        return self._image[y : y + self._size_px, x : x + self._size_px]
+
+    def add(self, y: int, x: int, logits: np.ndarray) -> None:
+        self._sum[y : y + self._size_px, x : x + self._size_px] += self._weight * logits
+        self.missing -= 1
+
+    def probability(self) -> np.ndarray:
+        logits = torch.from_numpy(self._sum / self._total)
+        probability: np.ndarray = torch.sigmoid(logits)[: self._height, : self._width].numpy()
+        return probability
+
+
+def _logits(segmenter: TumourModel, windows: list[np.ndarray], batch_size: int) -> np.ndarray:
+    """Return (n, S, S) float32 for n windows, computed in a batch of ``batch_size``."""
+    batch = np.zeros((batch_size, *windows[0].shape), np.uint8)
+    batch[: len(windows)] = windows
+    with torch.inference_mode():
+        logits: np.ndarray = segmenter.tumour_logits(torch.from_numpy(batch)).float().cpu().numpy()
+    return logits[: len(windows)]
+
+
+def _starts(length: int, size_px: int, overlap_px: int) -> list[int]:
+    """Return evenly spaced starts of windows that cover ``length`` and overlap by at least ``overlap_px``."""
+    steps = -(-(length - size_px) // (size_px - overlap_px))
+    starts: list[int] = np.linspace(0, length - size_px, steps + 1).astype(int).tolist()
+    return starts
+
+
+def _total_weight(starts: list[int], weight: np.ndarray, length: int) -> np.ndarray:
+    total = np.zeros(length, np.float32)
+    for start in starts:
+        total[start : start + len(weight)] += weight
+    return total

@@ -1,4 +1,6 @@
-"""Probabilities to outlines: one polygon for each area of tumour, whole across tiles, holes kept.
+"""Outlines of tumour: from probabilities, tile by tile, to polygons in a GeoJSON file.
+
+An area is one polygon, across tiles and with its holes. Only one tile is in memory at a time.
 
 Shapes: h, w = rows and columns of samples, n = pieces. Coordinates are pixels of the image, x to the right, y
 downwards; pixel (row 0, column 0) covers x 0..1 and y 0..1, its probability is that of its centre.
@@ -19,24 +21,72 @@ from contourpy import FillType, contour_generator
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from shapely import Polygon
+from shapely.geometry import mapping
 
 from counterstain.io.annotations.outlines import polygonal
 from counterstain.io.regions import rasterise
-from counterstain.segmentation.inference import Span
 from counterstain.storage import replacing
 
-# Outlines may move by this much to have a sixth of the corners. Half a pixel would take twice as many away, and a tenth
-# off the area of something 5 px wide.
+TILE_WINDOWS = 8  # windows of a tile along one axis
+# Outlines may move by this much, which leaves a sixth of their corners. Half a pixel would halve these again, but take
+# a tenth off the area of something 5 px wide.
 SIMPLIFY_PX = 0.25
 ABOVE_ALL = 2.0  # no probability is above it
 
 
+class Span(NamedTuple):
+    """A tile along one axis, in pixels of the image."""
+
+    read_from: int
+    """First pixel that is read; negative before the edge of the image."""
+    read_px: int
+    """Pixels that are read: whole windows."""
+    start: int
+    """First pixel of the tile's own."""
+    stop: int
+    """End of the tile's own pixels; pixel ``stop`` itself is known too unless the image ends, so that outlines meet."""
+    last: bool = True
+    """Whether the image ends here."""
+
+
+def spans(length: int, size_px: int, overlap_px: int, tile_windows: int = TILE_WINDOWS) -> list[Span]:
+    """Cut one axis of an image into tiles, such that no pixel's probability depends on its tile.
+
+    All tiles take their windows from one grid over the image. A tile owns the pixels all of whose windows it reads;
+    neighbouring tiles share the windows on their seam. The first window begins ``overlap_px`` before the image.
+
+    Parameters
+    ----------
+    length : int
+        Pixels of the image.
+    size_px : int
+        Edge of a window.
+    overlap_px : int
+        Pixels that neighbouring windows share, below ``size_px``.
+    tile_windows : int
+        Windows of a tile; more if windows overlap so much that a tile would make no progress.
+    """
+    stride = size_px - overlap_px
+    windows = max(1, -(-(length + overlap_px - size_px) // stride) + 1)
+    per_tile = max(tile_windows, 2 * -(-size_px // stride))
+    found: list[Span] = []
+    first = start = 0
+    while not found or not found[-1].last:
+        last = min(first + per_tile, windows) - 1
+        ends = last == windows - 1
+        stop = length if ends else (last + 1) * stride - overlap_px - 1
+        found.append(Span(first * stride - overlap_px, (last - first) * stride + size_px, start, stop, ends))
+        start = stop
+        first = max(0, (stop + overlap_px - size_px) // stride + 1)  # the first window that shows pixel ``stop``
+    return found
+
+
 class Piece(NamedTuple):
-    """What one tile shows of an area of tumour."""
+    """The part of an area of tumour in one tile."""
 
     polygon: Polygon
     probability_sum: float
-    """Over the pixels whose centre it covers."""
+    """Over the pixels whose centres it covers."""
     pixels: int
 
 
@@ -48,9 +98,9 @@ class Area(NamedTuple):
 
 
 def pieces(probability: np.ndarray, rows: Span, columns: Span, threshold: float) -> Iterator[Piece]:
-    """Outline what is at or above a threshold in one tile.
+    """Outline the pixels at or above a threshold in one tile.
 
-    Outlines follow the threshold between pixel centres, so that exactly the pixels above it have their centre inside
+    Outlines interpolate between pixel centres, so that exactly the pixels above the threshold have their centres inside
     (a pixel at the threshold has it on the outline). Tiles meet on the line through the centres of their shared pixels.
 
     Parameters
@@ -58,13 +108,13 @@ def pieces(probability: np.ndarray, rows: Span, columns: Span, threshold: float)
     probability : (read_px, read_px) float array
         Of all pixels that were read.
     rows, columns : Span
-        Which pixels of the image these are.
+        Where in the image these pixels are.
     threshold : float
     """
     known = probability[_known(rows, len(probability)), _known(columns, probability.shape[1])]
     if known.max() < threshold:
         return
-    y, x = _centres(rows, known.shape[0]), _centres(columns, known.shape[1])
+    y, x = (span.start + 0.5 + np.arange(length) for span, length in zip((rows, columns), known.shape, strict=True))
     sides = [(int(rows.start == 0), int(rows.last)), (int(columns.start == 0), int(columns.last))]
     polygons = _filled(np.pad(known, sides, mode="edge"), _to_edge(y, sides[0]), _to_edge(x, sides[1]), threshold)
     own = known[: rows.stop - rows.start, : columns.stop - columns.start]
@@ -98,7 +148,7 @@ def join(found: Sequence[Piece], simplify_px: float = SIMPLIFY_PX) -> list[Area]
 
 
 def _united(polygons: np.ndarray) -> np.ndarray:
-    """Unite what meets, (n,) -> (m,) polygons or multipolygons; one union of them all takes hours on a large slide."""
+    """Unite polygons that touch, (n,) -> (m,); one union of all would take hours on a large slide."""
     first, second = shapely.STRtree(polygons).query(polygons, predicate="intersects")
     links = coo_array((np.ones(len(first), bool), (first, second)), shape=(len(polygons),) * 2)
     _, group = connected_components(links, directed=False)
@@ -115,17 +165,13 @@ def mask_polygons(mask: np.ndarray) -> list[Polygon]:
 
 
 def _known(span: Span, length: int) -> slice:
-    """Return the samples of a tile, with the one that it shares with the next tile."""
+    """Return the samples of a tile, including the one that it shares with the next tile."""
     stop = span.stop if span.last else span.stop + 1
     return slice(span.start - span.read_from, min(stop - span.read_from, length))
 
 
-def _centres(span: Span, count: int) -> np.ndarray:
-    return span.start + 0.5 + np.arange(count)
-
-
 def _to_edge(centres: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
-    """Add the image's edge where the tile reaches it: the outermost pixels reach half a pixel beyond their centre."""
+    """Extend the centres by half a pixel at the edges of the image."""
     before, after = [centres[0] - 0.5] * sides[0], [centres[-1] + 0.5] * sides[1]
     return np.concatenate([before, centres, after])
 
@@ -141,11 +187,6 @@ def _filled(samples: np.ndarray, y: np.ndarray, x: np.ndarray, threshold: float)
         found += [part for part in shapely.get_parts(valid) if part.area > 0]
     return found
 
-
-# Areas of tumour as GeoJSON that QuPath opens (File > Import objects, or by dropping the file on the slide).
-#
-# Measurements are a list of name and value, as QuPath wrote it before version 0.4: newer ones read both, older ones
-# no other.
 
 ObjectType = Literal["annotation", "detection"]
 DECIMALS = 2  # of a level-0 pixel
@@ -164,6 +205,20 @@ class Outlined(NamedTuple):
     region: str
 
 
+def on_slide(
+    areas: Sequence[Area], *, corner_xy_level0_px: tuple[float, float], mpp: float, mpp_level0: float, region: str
+) -> Iterator[Outlined]:
+    """Convert areas from pixels of a region to level-0 pixels, rounded as they will be written.
+
+    Parts too small to have an area after rounding are dropped.
+    """
+    for area in areas:
+        moved = shapely.transform(area.polygon, lambda xy: xy * (mpp / mpp_level0) + corner_xy_level0_px)
+        for part in shapely.get_parts(shapely.set_precision(moved, 10.0**-DECIMALS)):
+            if part.area > 0:
+                yield Outlined(part, area.mean_probability, part.area * mpp_level0**2, region)
+
+
 def write_geojson(
     path: Path,
     areas: Iterable[Outlined],
@@ -173,55 +228,44 @@ def write_geojson(
     offset_xy_level0_px: tuple[int, int],
     about: dict[str, Any],
 ) -> None:
-    """Write areas in one step.
+    """Write areas as GeoJSON that QuPath opens (File > Import objects, or dropped on the slide), in one step.
 
     Parameters
     ----------
     path : Path
     areas : iterable of Outlined
     label : str
-        Class of all of them.
+        Class of all areas.
     object_type : ``annotation`` or ``detection``
     offset_xy_level0_px : x, y
-        Where the coordinates of the file begin on the canvas.
+        Origin of the file's coordinates on the canvas.
     about : dict
-        Where they come from; stands at the beginning, QuPath passes over it.
+        How the areas were made; written first, ignored by QuPath.
     """
     head = json.dumps({"type": "FeatureCollection", "counterstain": about}, ensure_ascii=False)
+    shared = {"objectType": object_type, "classification": {"name": label, "color": list(TUMOUR_COLOUR)}}
     with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write(head[:-1] + ', "features": [')
         for number, area in enumerate(areas):
-            feature = _feature(area, offset_xy_level0_px, str(uuid.uuid5(_NAMESPACE, f"{about} {number}")))
-            feature["properties"] |= {
-                "objectType": object_type,
-                "classification": {"name": label, "color": list(TUMOUR_COLOUR)},
-            }
+            identifier = str(uuid.uuid5(_NAMESPACE, f"{about} {number}"))
+            feature = _feature(area, offset_xy_level0_px, identifier, shared)
             file.write((",\n" if number else "\n") + json.dumps(feature, ensure_ascii=False, allow_nan=False))
         file.write("\n]}\n")
 
 
 def is_written(path: Path, fingerprint: str) -> bool:
-    """Whether a file holds the areas that this fingerprint, part of its ``about``, stands for."""
+    """Whether a file begins with an ``about`` that has this fingerprint."""
     with path.open("rb") as file:
         return fingerprint.encode() in file.read(HEAD_BYTES)
 
 
-def _feature(area: Outlined, offset: tuple[int, int], identifier: str) -> dict[str, Any]:
-    rings = [area.polygon.exterior, *area.polygon.interiors]
-    measurements = {
-        "Mean probability": round(area.mean_probability, 4),
-        "Area um^2": round(area.area_um2, 2),
+def _feature(area: Outlined, offset: tuple[int, int], identifier: str, shared: dict[str, Any]) -> dict[str, Any]:
+    # QuPath before 0.4 reads measurements only as a list of names and values; later versions read that as well.
+    measurements = {"Mean probability": round(area.mean_probability, 4), "Area um^2": round(area.area_um2, 2)}
+    properties = {
+        "isLocked": False,
+        "measurements": [{"name": name, "value": value} for name, value in measurements.items()],
+        "metadata": {"region": area.region},
     }
-    return {
-        "type": "Feature",
-        "id": identifier,
-        "geometry": {
-            "type": "Polygon",
-            "coordinates": [np.round(np.asarray(ring.coords) - offset, DECIMALS).tolist() for ring in rings],
-        },
-        "properties": {
-            "isLocked": False,
-            "measurements": [{"name": name, "value": value} for name, value in measurements.items()],
-            "metadata": {"region": area.region},
-        },
-    }
+    polygon = shapely.transform(area.polygon, lambda xy: np.round(xy - offset, DECIMALS))
+    return {"type": "Feature", "id": identifier, "geometry": mapping(polygon), "properties": properties | shared}

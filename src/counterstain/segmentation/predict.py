@@ -1,29 +1,53 @@
-"""Outline tumour in the regions of a cohort with a trained segmenter: a GeoJSON file for each slide."""
+"""Predict tumour with a trained segmenter, on a slide or in a cohort, as outlines for QuPath.
+
+A slide is read tile by tile, so memory does not grow with its size. The pieces of every row of tiles are kept on disk
+until the slide is done, so that an interrupted prediction continues where it stopped.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import math
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
+import pandas as pd
 import shapely
 from pydantic import Field
 
 from counterstain.checkpoints import CheckpointHeader
 from counterstain.config import Config
 from counterstain.data.cohort import Cohort
+from counterstain.data.region_store import ImageWindow
 from counterstain.devices import choose_device
 from counterstain.errors import InputError, MismatchError
 from counterstain.io.export_contents import file_names
-from counterstain.io.regions import Box
-from counterstain.segmentation.inference import Span, predict_each
-from counterstain.segmentation.model import Segmenter, load_segmenter
-from counterstain.segmentation.outlines import DECIMALS, Area, ObjectType, Outlined, join, pieces, write_geojson
-from counterstain.storage import claim, fingerprint
+from counterstain.io.regions import Box, Extent, place_boxes, read_region_table
+from counterstain.io.slide_plan import slide_name
+from counterstain.io.slides import Slide, SlideWindow, tissue_mask
+from counterstain.progress import Progress, silent
+from counterstain.segmentation.evaluate import TumourModel, require_mpp, sliding_window_inference
+from counterstain.segmentation.model import load_segmenter
+from counterstain.segmentation.outlines import (
+    ObjectType,
+    Outlined,
+    Piece,
+    Span,
+    is_written,
+    join,
+    mask_polygons,
+    on_slide,
+    pieces,
+    spans,
+    write_geojson,
+)
+from counterstain.segmentation.segmenter_config import Windows
+from counterstain.storage import claim, fingerprint, write_parquet
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+TISSUE_PX = 2048  # longer side of the thumbnail in which tissue is detected
+WHOLE, AUTO = "whole", "auto"
 
 
 class PredictConfig(Config):
@@ -34,193 +58,314 @@ class PredictConfig(Config):
     min_area_um2: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Smaller areas are left out, in square micrometres."""
     object_type: ObjectType = "annotation"
-    """What QuPath is to make of them: annotations can be edited, detections are light."""
+    """Type of the objects in QuPath: annotations can be edited, detections are lighter."""
     origin: Literal["bounds", "canvas"] | None = None
-    """Coordinates count from the corner of the scanned area, as QuPath's, or of the whole canvas; None = bounds for a
-    slide, canvas for a cohort, which does not know where its slides were scanned."""
+    """Origin of the coordinates: the corner of the scanned area, as in QuPath, or that of the whole canvas; null =
+    bounds for a slide, canvas for a cohort, which does not know the scanned areas of its slides."""
     regions_per_slide: Annotated[int, Field(ge=1, le=10_000)] = 10
-    """Regions placed on tissue: how many at most."""
+    """Most regions placed on tissue."""
     region_size_um: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1500.0
-    """Regions placed on tissue: edge in micrometres."""
+    """Edge of the regions placed on tissue, in micrometres."""
 
 
 class Prediction(NamedTuple):
-    """What was written."""
+    """A file of predicted areas."""
 
     path: Path
     areas: int | None
-    """Outlined areas; None where the file was there already."""
+    """Outlined areas; None if the file existed already."""
     area_um2: float | None
-    """Their area in all."""
+    """Their total area."""
 
 
-class WindowOptions(TypedDict):
-    """Options of :func:`counterstain.segmentation.inference.predict_each`."""
-
-    size_px: int
-    overlap_px: int
-    batch_size: int
-
-
-class Windows(NamedTuple):
-    """How images are cut into windows."""
-
-    size_px: int
-    overlap_px: int
-    batch_size: int
-
-    @classmethod
-    def of(cls, segmenter: Segmenter, header: CheckpointHeader) -> Self:
-        """Return what a segmenter was configured with."""
-        chosen = segmenter.config.inference
-        return cls(*chosen.edges(header.size_px), chosen.batch_size)
-
-    def as_options(self) -> WindowOptions:
-        """Return them by name."""
-        return {"size_px": self.size_px, "overlap_px": self.overlap_px, "batch_size": self.batch_size}
-
-
-def on_slide(
-    areas: Sequence[Area], *, corner_xy_level0_px: tuple[float, float], mpp: float, mpp_level0: float, region: str
-) -> Iterator[Outlined]:
-    """Move areas from the pixels of a region to those of its slide, as exactly as they will be written.
-
-    What is too small to be written has no area any more and is left out.
-    """
-    for area in areas:
-        moved = shapely.transform(area.polygon, lambda xy: xy * (mpp / mpp_level0) + corner_xy_level0_px)
-        for part in shapely.get_parts(shapely.set_precision(moved, 10.0**-DECIMALS)):
-            if part.area > 0:
-                yield Outlined(part, area.mean_probability, part.area * mpp_level0**2, region)
-
-
-def summary(path: Path, areas: Sequence[Outlined]) -> Prediction:
-    """Return how many areas were written, and how large they are."""
-    return Prediction(path, len(areas), sum(area.area_um2 for area in areas))
-
-
-@contextmanager
-def silent(_label: str, _total: int) -> Iterator[Callable[[int], None]]:
-    """Show no progress."""
-    yield lambda _steps: None
-
-
-def predict_cohort(
-    folder: Path,
-    cohort: Cohort,
-    out: Path,
-    config: PredictConfig,
+def predict_slide(
+    segmenter: str | Path,
+    slide: str | Path,
+    out: str | Path,
+    config: PredictConfig | None = None,
     *,
+    regions: str | Path = WHOLE,
+    mpp_level0: float | None = None,
     device: str = "auto",
-    progress: Progress | None = None,
-) -> list[Prediction]:
-    """Outline tumour in all regions of a cohort.
-
-    Probabilities are those of :func:`counterstain.segmentation.evaluate.evaluate`. Coordinates are level-0 pixels of
-    the slide's canvas. A slide whose regions overlap, such as images that were cut out without their place, has a
-    file for each region.
+    progress: Progress = silent,
+) -> Prediction:
+    """Outline tumour on a slide, at the resolution that the segmenter was trained at.
 
     Parameters
     ----------
-    folder : Path
+    segmenter : str or Path
         Checkpoint of a segmenter.
-    cohort : Cohort
-    out : Path
-        Folder; files in it that are finished are kept.
-    config : PredictConfig
+    slide : str or Path
+    out : str or Path
+        GeoJSON file to be written; an existing one of the same prediction is kept.
+    config : PredictConfig, optional
+    regions : ``whole``, ``auto`` or the path of a CSV table
+        All tissue; squares placed on tissue; or the regions that a table lists for this slide. Outlines end at the
+        edge of a region.
+    mpp_level0 : float, optional
+        Micrometres per level-0 pixel, if the slide does not have it.
     device : ``auto``, ``cpu`` or ``cuda``
-    progress : callable, optional
-        As :func:`counterstain.progress.bar`.
+    progress : Progress
 
     Raises
     ------
     InputError
-        There is no such segmenter, or coordinates are to count from the scanned area.
+        There is no such segmenter, slide or region, the resolution is unknown, or ``out`` is not named like GeoJSON.
     MismatchError
-        The cohort has another resolution, or ``out`` holds something else.
+        ``out`` contains something else.
     """
+    out, config = Path(out), config or PredictConfig()
+    if out.suffix not in {".geojson", ".json"} or out.is_dir():
+        raise InputError(f"--out {out}: expected the name of a file that ends in .geojson, which QuPath knows")
+    with Slide.open(slide, mpp_level0) as opened:
+        model, header = load_segmenter(segmenter)
+        boxes = predicted_boxes(opened, str(regions), config)
+        windows = model.config.inference.windows(header.size_px)
+        about = _about_slide(opened, header, config, windows, boxes)
+        if out.exists():
+            if not is_written(out, fingerprint(about)):
+                raise MismatchError(f"{out}: contains something else already; give another --out, or delete it")
+            return Prediction(out, None, None)
+        unfinished = out.with_name(f".{out.name}.unfinished")
+        claim(unfinished, "predict", about)
+        model.to(choose_device(device))
+        views = [opened.window(box, header.mpp) for box in boxes]
+        tissue = Tissue.of(opened) if regions == WHOLE else None
+        found = _pieces_of(views, model, tissue, unfinished, progress, windows=windows, threshold=config.threshold)
+        areas: list[Outlined] = []
+        for box, view, of_view in zip(boxes, views, found, strict=True):
+            corner = (view.x_level0_px, view.y_level0_px)
+            mpp = {"mpp": header.mpp, "mpp_level0": opened.mpp_level0}
+            areas += on_slide(join(of_view), corner_xy_level0_px=corner, **mpp, region=box.name)
+        origin = (0, 0) if config.origin == "canvas" else opened.bounds_level0_px[:2]
+    about = {"fingerprint": fingerprint(about)} | {key: about[key] for key in about if key != "regions"}
+    label = header.taxonomy.tissue_class
+    prediction = _write(out, areas, config, label=label, offset_xy_level0_px=origin, about=about)
+    shutil.rmtree(unfinished)
+    return prediction
+
+
+def predict_cohort(
+    segmenter: str | Path,
+    cohort: Cohort,
+    out: str | Path,
+    config: PredictConfig | None = None,
+    *,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> list[Prediction]:
+    """Outline tumour in all regions of a cohort, with the probabilities of :func:`counterstain.evaluate`.
+
+    Coordinates are level-0 pixels of the slide's canvas. A slide whose regions overlap, such as images that were cut
+    out without their position, gets a file per region.
+
+    Parameters
+    ----------
+    segmenter : str or Path
+        Checkpoint of a segmenter.
+    cohort : Cohort
+    out : str or Path
+        Folder of a GeoJSON file per slide; finished files are kept.
+    config : PredictConfig, optional
+    device : ``auto``, ``cpu`` or ``cuda``
+    progress : Progress
+
+    Raises
+    ------
+    InputError
+        There is no such segmenter, or coordinates from the scanned area are requested.
+    MismatchError
+        The cohort has another resolution, or ``out`` contains something else.
+    """
+    out, config = Path(out), config or PredictConfig()
     if config.origin == "bounds":
         raise InputError(
             f"{cohort.folder}: a cohort does not know where its slides were scanned; give --origin canvas, "
             "or predict on the slide itself"
         )
-    segmenter, header = load_segmenter(folder)
-    _check_mpp(folder, header, cohort)
-    windows = Windows.of(segmenter, header)
-    about: dict[str, Any] = {
-        "segmenter": header.sha256,
-        "cohort": fingerprint(cohort.regions.drop(columns="split").astype(str).to_dict("records")),
-        "mpp": cohort.mpp,
-        **config.model_dump(mode="json", include={"threshold", "min_area_um2", "object_type"}),
-        **windows._asdict(),
-    }
+    model, header = load_segmenter(segmenter)
+    require_mpp(Path(segmenter), header, cohort)
+    windows = model.config.inference.windows(header.size_px)
+    known = cohort.regions.drop(columns="split").astype(str).to_dict("records")
+    about = {"segmenter": header.sha256, "cohort": fingerprint(known), "mpp": cohort.mpp, **_settings(config, windows)}
     claim(out, "predict", about)
-    segmenter.to(choose_device(device))
-    written = []
-    with (progress or silent)("regions", len(cohort)) as advance:
+    model.to(choose_device(device))
+    label, written = header.taxonomy.tissue_class, []
+    with progress("regions", len(cohort)) as advance:
         for name, positions in _files(cohort).items():
             path = out / f"{name}.geojson"
             if path.exists():
                 written.append(Prediction(path, None, None))
             else:
-                found = _outline(segmenter, cohort, positions, windows, config)
-                write_geojson(
-                    path,
-                    found,
-                    label=header.taxonomy.tissue_class,
-                    object_type=config.object_type,
-                    offset_xy_level0_px=(0, 0),
-                    about={"file": name, "origin": "canvas", **about},
-                )
-                written.append(summary(path, found))
+                images = (cohort.read(position)[0] for position in positions)
+                probabilities = sliding_window_inference(model, images, windows)
+                areas: list[Outlined] = []
+                for position, probability in zip(positions, probabilities, strict=True):
+                    areas += _areas(cohort, position, probability, config.threshold)
+                of_file = {"file": name, "origin": "canvas", **about}
+                written.append(_write(path, areas, config, label=label, offset_xy_level0_px=(0, 0), about=of_file))
             advance(len(positions))
     return written
 
 
-def _check_mpp(folder: Path, header: CheckpointHeader, cohort: Cohort) -> None:
-    if not cohort.is_at(header.mpp):
-        raise MismatchError(
-            f"{folder}: was trained at {header.mpp:g} um/px, {cohort.folder} is at {cohort.mpp:g} um/px; "
-            f"import the cohort at {header.mpp:g} um/px"
-        )
+def _write(path: Path, areas: Iterable[Outlined], config: PredictConfig, **options: Any) -> Prediction:
+    large = [area for area in areas if area.area_um2 >= config.min_area_um2]
+    write_geojson(path, large, object_type=config.object_type, **options)
+    return Prediction(path, len(large), sum(area.area_um2 for area in large))
 
 
-def _outline(
-    segmenter: Segmenter, cohort: Cohort, positions: Sequence[int], windows: Windows, config: PredictConfig
-) -> list[Outlined]:
-    images = (cohort.read(position)[0] for position in positions)
-    areas: list[Outlined] = []
-    for position, probability in zip(positions, predict_each(segmenter, images, **windows.as_options()), strict=True):
-        areas += _areas(cohort, position, probability, config)
-    return areas
+def _settings(config: PredictConfig, windows: Windows) -> dict[str, Any]:
+    chosen = config.model_dump(mode="json", include={"threshold", "min_area_um2", "object_type"})
+    return chosen | windows._asdict()
 
 
-def _areas(cohort: Cohort, position: int, probability: np.ndarray, config: PredictConfig) -> list[Outlined]:
-    """Return the areas of one region on its slide."""
-    region = cohort.regions.iloc[position]
-    rows, columns = (Span(0, length, 0, length) for length in probability.shape)
-    outlined = on_slide(
-        join(list(pieces(probability, rows, columns, config.threshold))),
-        corner_xy_level0_px=(int(region["x_level0_px"]), int(region["y_level0_px"])),
-        mpp=cohort.mpp,
-        mpp_level0=_mpp_level0(cohort, position),
-        region=str(region["region"]),
+# Slides: where tumour is predicted, and tile by tile
+
+
+class Tissue(NamedTuple):
+    """Where a slide shows tissue."""
+
+    mask: np.ndarray  # (H, W) bool
+    x_level0_px: int
+    y_level0_px: int
+    """Its upper left corner on the canvas."""
+    downsample: float
+
+    @classmethod
+    def of(cls, slide: Slide) -> Self:
+        """Detect the tissue of a slide."""
+        thumbnail = slide.thumbnail(TISSUE_PX)
+        return cls(tissue_mask(thumbnail.image), *thumbnail[1:])
+
+    def shown(self, view: SlideWindow, rows: Span, columns: Span) -> bool:
+        """Whether a tile of a window shows tissue, or tissue lies within one pixel of the mask."""
+        y = self._slice(view.y_level0_px + rows.start * view.step - self.y_level0_px, rows, view.step)
+        x = self._slice(view.x_level0_px + columns.start * view.step - self.x_level0_px, columns, view.step)
+        return bool(self.mask[y, x].any())
+
+    def _slice(self, start: float, span: Span, step: float) -> slice:
+        first = math.floor(start / self.downsample) - 1
+        stop = math.ceil((start + (span.stop - span.start) * step) / self.downsample) + 1
+        return slice(max(first, 0), max(stop, 0))
+
+
+def predicted_boxes(slide: Slide, regions: str, config: PredictConfig) -> list[Box]:
+    """Return the rectangles of an open slide in which tumour is predicted; ``regions`` as in :func:`predict_slide`.
+
+    Raises
+    ------
+    InputError
+        There is no tissue, or the table has no region of this slide or one that lies off it.
+    """
+    if regions == WHOLE:
+        x, y, width, height = slide.bounds_level0_px
+        return [Box(name="slide", x=x, y=y, width=width, height=height)]
+    return _placed(slide, config) if regions == AUTO else _listed(slide, Path(regions))
+
+
+def _placed(slide: Slide, config: PredictConfig) -> list[Box]:
+    tissue = Tissue.of(slide)
+    edge = max(1, round(config.region_size_um / slide.mpp_level0))
+    corner = (tissue.x_level0_px, tissue.y_level0_px)
+    boxes = place_boxes(
+        [shapely.transform(p, lambda xy: xy * tissue.downsample + corner) for p in mask_polygons(tissue.mask)],
+        count=config.regions_per_slide,
+        width=edge,
+        height=edge,
+        extent=Extent(*slide.bounds_level0_px),
     )
-    return [area for area in outlined if area.area_um2 >= config.min_area_um2]
+    if not boxes:
+        raise InputError(f"{slide.path}: no tissue found on it; give --regions whole, or a table of regions")
+    return boxes
 
 
-def _mpp_level0(cohort: Cohort, position: int) -> float:
-    """Return the slide's resolution; where it is not known, the region's is that of level 0."""
-    known = cohort.regions["mpp_level0"].iloc[position]
-    return float(known) if known is not None and known > 0 else cohort.mpp
+def _listed(slide: Slide, table: Path) -> list[Box]:
+    name = slide_name(slide.path)
+    boxes = [box for key, of_slide in read_region_table(table).items() if slide_name(key) == name for box in of_slide]
+    if not boxes:
+        raise InputError(f"{table}: no region of slide {name!r}; add a row for it, or give --regions whole")
+    width, height = slide.size_level0_px
+    canvas = Box(name="", x=0, y=0, width=width, height=height)
+    for box in boxes:
+        if not box.overlaps(canvas):
+            raise InputError(
+                f"{table}: region {box.name} of slide {name} at x {box.x}, y {box.y} lies off its "
+                f"{width} x {height} px; regions are given in level-0 pixels of the whole canvas"
+            )
+    return boxes
+
+
+def _about_slide(
+    slide: Slide, header: CheckpointHeader, config: PredictConfig, windows: Windows, boxes: Sequence[Box]
+) -> dict[str, Any]:
+    """Return what identifies a prediction."""
+    return {
+        "segmenter": header.sha256,
+        "slide": slide.path.name,
+        "size_level0_px": list(slide.size_level0_px),
+        "mpp_level0": slide.mpp_level0,
+        "mpp": header.mpp,
+        "origin": config.origin or "bounds",
+        **_settings(config, windows),
+        "regions": [[box.name, box.x, box.y, box.width, box.height] for box in boxes],
+    }
+
+
+def _pieces_of(
+    views: Sequence[SlideWindow],
+    model: TumourModel,
+    tissue: Tissue | None,
+    unfinished: Path,
+    progress: Progress,
+    *,
+    windows: Windows,
+    threshold: float,
+) -> list[list[Piece]]:
+    """Return the pieces of every view; those of finished rows of tiles come from the folder ``unfinished``."""
+    grids = [[spans(length, windows.size_px, windows.overlap_px) for length in view.shape[:2]] for view in views]
+    found: list[list[Piece]] = [[] for _ in views]
+    with progress("tiles", sum(len(rows) * len(columns) for rows, columns in grids)) as advance:
+        for number, (view, (rows, columns)) in enumerate(zip(views, grids, strict=True)):
+            for row in rows:
+                file = unfinished / f"{number:04d}-{row.start:09d}.parquet"
+                if not file.exists():
+                    wanted = [c for c in columns if tissue is None or tissue.shown(view, row, c)]
+                    _save(file, row_pieces(model, view, row, wanted, windows=windows, threshold=threshold))
+                found[number] += _load(file)
+                advance(len(columns))
+    return found
+
+
+def row_pieces(
+    segmenter: TumourModel, view: ImageWindow, row: Span, columns: Sequence[Span], *, windows: Windows, threshold: float
+) -> list[Piece]:
+    """Outline tumour in a row of tiles; see :func:`counterstain.segmentation.outlines.pieces`."""
+    images = (view.read(row.read_from, column.read_from, row.read_px, column.read_px) for column in columns)
+    probabilities = sliding_window_inference(segmenter, images, windows)
+    tiles = zip(columns, probabilities, strict=True)
+    return [piece for column, probability in tiles for piece in pieces(probability, row, column, threshold)]
+
+
+def _save(file: Path, found: Sequence[Piece]) -> None:
+    table = pd.DataFrame(found, columns=list(Piece._fields))
+    write_parquet(file, table.assign(polygon=[shapely.to_wkb(piece.polygon) for piece in found]))
+
+
+def _load(file: Path) -> list[Piece]:
+    columns = (pd.read_parquet(file)[name].tolist() for name in Piece._fields)
+    return [Piece(shapely.from_wkb(wkb), total, pixels) for wkb, total, pixels in zip(*columns, strict=True)]
+
+
+# Cohorts: the regions of every file, and their areas on the slide
 
 
 def _files(cohort: Cohort) -> dict[str, list[int]]:
-    """Return the regions of every file."""
+    """Return the positions of the regions of every file, by name."""
     groups: dict[str, list[int]] = {}
     for slide, found in cohort.regions.groupby("slide", sort=True).indices.items():
         positions: list[int] = np.asarray(found).tolist()
-        if _overlap([_box(cohort, position) for position in positions]):
+        boxes = [_box(cohort, position) for position in positions]
+        if any(box.overlaps(other) for number, box in enumerate(boxes) for other in boxes[:number]):
             groups |= {str(cohort.regions["region"].iloc[position]): [position] for position in positions}
         else:
             groups[str(slide)] = positions
@@ -230,11 +375,24 @@ def _files(cohort: Cohort) -> dict[str, list[int]]:
 def _box(cohort: Cohort, position: int) -> Box:
     region, step = cohort.regions.iloc[position], cohort.mpp / _mpp_level0(cohort, position)
     width, height = (max(1, round(int(region[side]) * step)) for side in ("width_px", "height_px"))
-    return Box(
-        name=str(region["region"]), x=int(region["x_level0_px"]), y=int(region["y_level0_px"]),
-        width=width, height=height,
-    )  # fmt: skip
+    x, y = int(region["x_level0_px"]), int(region["y_level0_px"])
+    return Box(name=str(region["region"]), x=x, y=y, width=width, height=height)
 
 
-def _overlap(boxes: Sequence[Box]) -> bool:
-    return any(box.overlaps(other) for number, box in enumerate(boxes) for other in boxes[:number])
+def _areas(cohort: Cohort, position: int, probability: np.ndarray, threshold: float) -> Iterable[Outlined]:
+    """Return the areas of one region on its slide."""
+    region = cohort.regions.iloc[position]
+    rows, columns = (Span(0, length, 0, length) for length in probability.shape)
+    return on_slide(
+        join(list(pieces(probability, rows, columns, threshold))),
+        corner_xy_level0_px=(int(region["x_level0_px"]), int(region["y_level0_px"])),
+        mpp=cohort.mpp,
+        mpp_level0=_mpp_level0(cohort, position),
+        region=str(region["region"]),
+    )
+
+
+def _mpp_level0(cohort: Cohort, position: int) -> float:
+    """Return the slide's resolution; if unknown, the region's own, as if it were at level 0."""
+    known = cohort.regions["mpp_level0"].iloc[position]
+    return float(known) if known is not None and known > 0 else cohort.mpp

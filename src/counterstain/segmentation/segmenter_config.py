@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -17,18 +17,29 @@ SIZE_MULTIPLE = 32  # the encoders halve an image five times
 ADAM_BETAS = (0.9, 0.999)
 
 
+class Windows(NamedTuple):
+    """How regions are cut into windows."""
+
+    size_px: int
+    """Edge of a window."""
+    overlap_px: int
+    """Pixels that neighbouring windows share at least."""
+    batch_size: int
+    """Windows in a batch."""
+
+
 class InferenceConfig(Config):
-    """How a region is cut into windows."""
+    """How regions are cut into windows."""
 
     window_px: Annotated[int, Field(ge=32, multiple_of=32)] | None = None
-    """Edge of the windows, a multiple of 32; None = the edge of the training patches."""
+    """Edge of the windows, a multiple of 32; null = the edge of the training patches."""
     overlap_px: Annotated[int, Field(ge=0)] | None = None
-    """Pixels that neighbouring windows share at least; None = a quarter of the window."""
+    """Pixels that neighbouring windows share at least; null = a quarter of the window."""
     batch_size: Annotated[int, Field(ge=1)] = 16
-    """Windows that pass the network at once."""
+    """Windows in a batch."""
 
-    def edges(self, patch_px: int) -> tuple[int, int]:
-        """Return the edge of the windows and their overlap in pixels, for training patches of that edge.
+    def windows(self, patch_px: int) -> Windows:
+        """Return the windows of a segmenter with training patches of that edge.
 
         Raises
         ------
@@ -39,7 +50,7 @@ class InferenceConfig(Config):
         overlap = window // 4 if self.overlap_px is None else self.overlap_px
         if overlap >= window:
             raise ConfigError(f"overlap_px {overlap}: expected less than the window of {window} px")
-        return window, overlap
+        return Windows(window, overlap, self.batch_size)
 
 
 class SegmenterConfig(Config):
@@ -88,12 +99,12 @@ class SegmenterConfig(Config):
     """Evaluate an exponential average of the weights; null = the last ones."""
 
     def check_size(self, size_px: int) -> None:
-        """Raise ConfigError where patches of that edge cannot be segmented."""
+        """Raise ConfigError if patches of that edge cannot be segmented."""
         if size_px % SIZE_MULTIPLE:
             raise ConfigError(
                 f"size_px {size_px}: a segmenter needs patches whose edge is a multiple of {SIZE_MULTIPLE}"
             )
-        self.inference.edges(size_px)
+        self.inference.windows(size_px)
 
     @model_validator(mode="after")
     def _a_block_for_each_halving(self) -> Self:
