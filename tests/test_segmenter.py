@@ -337,7 +337,7 @@ def test_a_set_that_was_made_longer_is_the_same_set(cohort, tmp_path) -> None:
 
 
 def test_synthetic_patches_alone_train_a_segmenter(cohort, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(training_module, "PatchSampler", _NoRealPatch)
+    monkeypatch.setattr("counterstain.training_run.PatchSampler", _NoRealPatch)
     train_segmenter(
         cohort, config(), tmp_path / "out", size_px=PX, seed=0, synthetic=make_set(tmp_path / "set"), amount=1, share=1
     )

@@ -19,16 +19,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from counterstain.audit.judge_config import JudgeConfig
-from counterstain.checkpoints import CheckpointHeader, is_finished, load_checkpoint, save_checkpoint
+from counterstain.checkpoints import CheckpointHeader, load_checkpoint
 from counterstain.config import build_stored
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
-from counterstain.data.sampling import PatchBatches, PatchSampler
+from counterstain.data.sampling import PatchBatches
 from counterstain.devices import choose_device
-from counterstain.seeding import derive
-from counterstain.storage import claim, released_on_error
 from counterstain.taxonomy import BACKGROUND, IGNORE
-from counterstain.training import Trainable, cosine, fit, forget_progress, fused_optimizers
+from counterstain.training import Trainable, cosine, fit, fused_optimizers
+from counterstain.training_run import TrainingRun
 
 Device = Literal["auto", "cpu", "cuda"]
 GREY_MEAN, GREY_SD = 0.5, 0.25
@@ -123,36 +122,14 @@ def train_judge(cohort: Cohort, config: JudgeConfig, out: Path, *, size_px: int,
     MismatchError
         ``out`` belongs to another run.
     """
-    settings = {
-        "cohort": cohort.fingerprint,
-        "config": config.model_dump(mode="json"),
-        "size_px": size_px,
-        "seed": seed,
-    }
-    claim(out, "train judge", settings)
-    if is_finished(out):
+    run = TrainingRun(cohort=cohort, kind="judge", config=config, out=out, size_px=size_px, seed=seed)
+    if run.finished():
         return out
-    with released_on_error(out):
-        sampler = PatchSampler(cohort, "train", size_px, config.sampling, derive(seed, "data"))
-    with torch.random.fork_rng():
-        torch.manual_seed(derive(seed, "initialisation"))
-        judge = Judge(config, cohort.taxonomy.num_labels)
+    sampler = run.sampler(config.sampling)
+    judge = run.initialised(lambda: Judge(config, cohort.taxonomy.num_labels))
     batches = PatchBatches(sampler, config.training.batch_size)
     fit(judge, batches, out, config.training, ema_decay=config.ema_decay, label="judge")
-    header = CheckpointHeader(
-        kind="judge",
-        taxonomy=cohort.taxonomy,
-        size_px=size_px,
-        mpp=cohort.mpp,
-        config=config.model_dump(mode="json"),
-        seed=seed,
-        patients_seen=tuple(cohort.patients("train")),
-        cohort=cohort.fingerprint,
-        notes={"missing_subtypes": list(sampler.missing_subtypes)},
-    )
-    save_checkpoint(out, dict(judge.state_dict()), header)
-    forget_progress(out)
-    return out
+    return run.save(judge.state_dict(), {"missing_subtypes": list(sampler.missing_subtypes)})
 
 
 def load_judge(folder: Path, device: Device = "auto") -> tuple[Judge, CheckpointHeader]:

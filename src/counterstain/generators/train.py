@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from counterstain.checkpoints import (
-    CheckpointHeader,
-    Kind,
-    is_finished,
-    load_checkpoint,
-    require_taxonomy,
-    save_checkpoint,
-)
+from counterstain.checkpoints import CheckpointHeader, Kind, load_checkpoint, require_taxonomy
 from counterstain.config import Config, build_stored
 from counterstain.data.cohort import Cohort
-from counterstain.data.sampling import PatchBatches, PatchSampler, SamplingConfig
+from counterstain.data.sampling import PatchBatches
 from counterstain.data.split import check_no_leak
-from counterstain.devices import rank, run_in_processes, starts_processes
 from counterstain.errors import ConfigError, MismatchError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
@@ -34,10 +25,8 @@ from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.spade import Spade
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.generators.training_monitors import warnings_of, watch_autoencoder, watch_spade
-from counterstain.seeding import derive
-from counterstain.storage import claim, released_on_error
-from counterstain.training import fit, forget_progress
-from counterstain.training_config import TrainingConfig
+from counterstain.training import fit
+from counterstain.training_run import ModuleT, TrainingRun
 
 MAY_DIFFER = ("encoder.", "discriminator.", "codebook.")  # parts that one training has and another has not
 
@@ -51,8 +40,8 @@ class InitialWeights:
     state: dict[str, Tensor]
 
     @classmethod
-    def open(cls, folder: Path, kind: Kind, cohort: Cohort) -> Self:
-        """Open a checkpoint to start from.
+    def open(cls, folder: Path | None, kind: Kind, cohort: Cohort) -> Self | None:
+        """Open a checkpoint to start from; None where none is given.
 
         Raises
         ------
@@ -61,6 +50,8 @@ class InitialWeights:
         MismatchError
             It is of another kind, taxonomy or mpp.
         """
+        if folder is None:
+            return None
         header, state = load_checkpoint(folder, kind)
         require_fit(folder, header, cohort)
         return cls(folder, header, state)
@@ -108,7 +99,6 @@ def require_fit(folder: Path, header: CheckpointHeader, cohort: Cohort) -> None:
     check_no_leak(header.patients_seen, cohort, f"{header.kind} {folder}")
 
 
-ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
 MOST_PATCHES_OF_COMPONENTS = 4096  # some million blocks of pixels
 
 
@@ -135,27 +125,28 @@ def train_spade(
         ``out`` belongs to another run, or ``init`` does not fit.
     """
     config = config.at(cohort.mpp)
-    run = _Run.of(cohort, "spade", config, out, init, size_px=size_px, seed=seed)
+    initial = InitialWeights.open(init, "spade", cohort)
+    run = _run(cohort, "spade", config, out, initial, size_px=size_px, seed=seed)
     if run.finished() or run.spread(train_spade, config.training, init=init):
         return out
-    model = run.initialised(lambda: Spade(config, cohort.taxonomy.num_labels, size_px, seed))
+    model = _begun(run, initial, lambda: Spade(config, cohort.taxonomy.num_labels, size_px, seed))
     batches = PatchBatches(run.sampler(config.sampling), config.training.batch_size)
     monitor = watch_spade(model, cohort, size_px, seed)
     figures = fit(model, batches, out, config.training, ema_decay=config.ema_decay, monitor=monitor, label="SPADE")
-    run.save(model, {"monitors": figures, "warnings": warnings_of(figures)})
-    return out
+    return run.save(model.state_dict(), {"monitors": figures, "warnings": warnings_of(figures)})
 
 
 def train_autoencoder(
     cohort: Cohort, config: AutoencoderConfig, out: Path, *, size_px: int, seed: int, init: Path | None = None
 ) -> Path:
     """Train the first stage of latent diffusion; a finished checkpoint is left as it is."""
-    run = _Run.of(cohort, "autoencoder", config, out, init, size_px=size_px, seed=seed)
+    initial = InitialWeights.open(init, "autoencoder", cohort)
+    run = _run(cohort, "autoencoder", config, out, initial, size_px=size_px, seed=seed)
     linear = config.kind == "linear"  # has no training that devices could share
     if run.finished() or (not linear and run.spread(train_autoencoder, config.training, init=init)):
         return out
-    model = run.initialised(lambda: Autoencoder(config, size_px, seed))
-    if run.initial is not None and "codebook.sums" not in run.initial.state:
+    model = _begun(run, initial, lambda: Autoencoder(config, size_px, seed))
+    if initial is not None and "codebook.sums" not in initial.state:
         model.begin_from_given_codes()
     batches = PatchBatches(run.sampler(config.sampling), config.training.batch_size)
     monitor = watch_autoencoder(model, cohort, size_px, seed)
@@ -165,8 +156,7 @@ def train_autoencoder(
         figures = dict(monitor.measure()) if monitor else {}
     else:
         figures = fit(model, batches, out, config.training, monitor=monitor, label="autoencoder")
-    run.save(model, {"validation": figures})
-    return out
+    return run.save(model.state_dict(), {"validation": figures})
 
 
 def load_autoencoder(folder: Path) -> tuple[Autoencoder, CheckpointHeader]:
@@ -203,21 +193,20 @@ def train_diffusion(
     require_fit(autoencoder, first_header, cohort)
     config.check_size(size_px, first_stage.config.factor)
     config = config.at(cohort.mpp)
-    names = {"first_stage": first_header.sha256}
-    run = _Run.of(cohort, "diffusion", config, out, init, size_px=size_px, seed=seed, names=names)
-    if run.initial is not None:
-        run.initial.require_first_stage(first_stage, autoencoder)
+    initial = InitialWeights.open(init, "diffusion", cohort)
+    run = _run(cohort, "diffusion", config, out, initial, size_px=size_px, seed=seed, first_stage=first_header)
+    if initial is not None:
+        initial.require_first_stage(first_stage, autoencoder)
     if run.finished() or run.spread(train_diffusion, config.training, autoencoder=autoencoder, init=init):
         return out
-    model = run.initialised(lambda: Diffusion(config, first_stage, cohort.taxonomy.num_labels, seed))
+    model = _begun(run, initial, lambda: Diffusion(config, first_stage, cohort.taxonomy.num_labels, seed))
     sampler = run.sampler(config.sampling)
-    if config.normalise_latents != "none" and run.initial is None:
+    if config.normalise_latents != "none" and initial is None:
         measure_latents(model, sampler)
     batches = diffusion_batches(model, sampler, size_px, seed)
     fit(model, batches, out, config.training, ema_decay=config.ema_decay, label="diffusion")
     notes = {"first_stage": first_header.config, "first_stage_sha256": first_header.sha256}
-    run.save(model, notes, first_stage=first_stage, seen=first_header.patients_seen)
-    return out
+    return run.save(_with_first_stage(model, first_stage), notes)
 
 
 def train_distilled(cohort: Cohort, config: DistillationConfig, out: Path, *, teacher: Path, seed: int) -> Path:
@@ -246,8 +235,16 @@ def train_distilled(cohort: Cohort, config: DistillationConfig, out: Path, *, te
     if config.guidance != 1.0 and not model.config.condition_dropout:
         raise ConfigError(f"{teacher}: was trained without condition_dropout; set distillation.guidance to 1")
     student = student_config(model.config, config)
-    names = {"first_stage": "", "teacher": header.sha256, "distillation": config.model_dump(mode="json")}
-    run = _Run(cohort, "diffusion", student, out, header.size_px, seed, names=names)
+    run = TrainingRun(
+        cohort=cohort,
+        kind="diffusion",
+        config=student,
+        out=out,
+        size_px=header.size_px,
+        seed=seed,
+        names={"first_stage": "", "teacher": header.sha256, "distillation": config.model_dump(mode="json")},
+        seen=header.patients_seen,
+    )
     if run.finished():
         return out
     network = run.initialised(lambda: Diffusion(student, model.first_stage, cohort.taxonomy.num_labels, seed))
@@ -256,91 +253,44 @@ def train_distilled(cohort: Cohort, config: DistillationConfig, out: Path, *, te
     fit(distillation, batches, out, student.training, label="distillation")
     notes = {name: value for name, value in header.notes.items() if name.startswith("first_stage")}
     notes |= {"teacher_sha256": header.sha256, "distillation": config.model_dump(mode="json")}
-    run.save(network, notes, first_stage=network.first_stage, seen=header.patients_seen)
-    return out
+    return run.save(_with_first_stage(network, network.first_stage), notes)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One training: where it writes, what it is named by, what it saves."""
+def _run(
+    cohort: Cohort,
+    kind: Kind,
+    config: Config,
+    out: Path,
+    initial: InitialWeights | None,
+    *,
+    size_px: int,
+    seed: int,
+    first_stage: CheckpointHeader | None = None,
+) -> TrainingRun:
+    """Return the run of a training, which its initial weights and its first stage are part of."""
+    parts = [part for part in (first_stage, None if initial is None else initial.header) if part is not None]
+    init = {} if initial is None else {"init": initial.header.sha256}
+    return TrainingRun(
+        cohort=cohort,
+        kind=kind,
+        config=config,
+        out=out,
+        size_px=size_px,
+        seed=seed,
+        names={"first_stage": "" if first_stage is None else first_stage.sha256} | init,
+        seen=[patient for part in parts for patient in part.patients_seen],
+        notes={f"{name}_sha256": value for name, value in init.items()},
+    )
 
-    cohort: Cohort
-    kind: Kind
-    config: Config
-    out: Path
-    size_px: int
-    seed: int
-    initial: InitialWeights | None = None
-    names: Mapping[str, Any] = field(default_factory=lambda: {"first_stage": ""})
-    """What tells it from other trainings beside cohort, settings, size and seed."""
 
-    @classmethod
-    def of(cls, cohort: Cohort, kind: Kind, config: Config, out: Path, init: Path | None, **rest: Any) -> Self:
-        initial = None if init is None else InitialWeights.open(init, kind, cohort)
-        return cls(cohort, kind, config, out, initial=initial, **rest)
+def _begun(run: TrainingRun, initial: InitialWeights | None, make: Callable[[], ModuleT]) -> ModuleT:
+    """Return a new model, with the weights that it starts from."""
+    model = run.initialised(make)
+    if initial is not None:
+        with run.released_on_error():
+            initial.load_into(model)
+    return model
 
-    def finished(self) -> bool:
-        """Claim the folder, which processes of one training share; say whether it holds the result already."""
-        settings = {
-            "cohort": self.cohort.fingerprint,
-            "config": self.config.model_dump(mode="json"),
-            "size_px": self.size_px,
-            "seed": self.seed,
-            **self.names,
-        } | ({"init": self.initial.header.sha256} if self.initial else {})
-        if rank() == 0:
-            claim(self.out, f"train {self.kind}", settings)
-        return is_finished(self.out)
 
-    def spread(self, train: Callable[..., Path], training: TrainingConfig, **options: Any) -> bool:
-        """Let new processes train, one for each device; say whether it needed them."""
-        needed = starts_processes(training)
-        if needed:
-            given = {"size_px": self.size_px, "seed": self.seed, **options}
-            run_in_processes(training.devices, train, self.cohort, self.config, self.out, **given)
-        return needed
-
-    def initialised(self, make: Callable[[], ModuleT]) -> ModuleT:
-        with self._released_on_error():
-            with torch.random.fork_rng():
-                torch.manual_seed(derive(self.seed, "initialisation"))
-                model = make()
-            if self.initial is not None:
-                self.initial.load_into(model)
-            return model
-
-    def sampler(self, sampling: SamplingConfig) -> PatchSampler:
-        with self._released_on_error():
-            return PatchSampler(self.cohort, "train", self.size_px, sampling, derive(self.seed, "data"))
-
-    def _released_on_error(self) -> AbstractContextManager[None]:
-        """Return what frees the folder where settings turn out not to fit after it was claimed."""
-        return released_on_error(self.out) if rank() == 0 else nullcontext()
-
-    def save(
-        self, model: nn.Module, notes: dict[str, Any], *, first_stage: nn.Module | None = None, seen: Sequence[str] = ()
-    ) -> None:
-        """Save a model, with the first stage that it draws with, and forget the state of its training."""
-        if rank() > 0:
-            return
-        state = dict(model.state_dict())
-        if first_stage is not None:
-            state |= {f"first_stage.{name}": value for name, value in first_stage.state_dict().items()}
-        if self.initial is not None:
-            notes, seen = (
-                notes | {"init_sha256": self.initial.header.sha256},
-                (*seen, *self.initial.header.patients_seen),
-            )
-        header = CheckpointHeader(
-            kind=self.kind,
-            taxonomy=self.cohort.taxonomy,
-            size_px=self.size_px,
-            mpp=self.cohort.mpp,
-            config=self.config.model_dump(mode="json"),
-            seed=self.seed,
-            patients_seen=tuple(sorted({*self.cohort.patients("train"), *seen})),
-            cohort=self.cohort.fingerprint,
-            notes=notes,
-        )
-        save_checkpoint(self.out, state, header)
-        forget_progress(self.out)
+def _with_first_stage(model: nn.Module, first_stage: nn.Module) -> dict[str, Tensor]:
+    return model.state_dict() | {f"first_stage.{name}": value for name, value in first_stage.state_dict().items()}

@@ -13,13 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from counterstain.checkpoints import CheckpointHeader, is_finished, save_checkpoint
 from counterstain.data.augmentation import PastedPatches
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
-from counterstain.data.sampling import PatchBatches, PatchSampler, PatchSource
+from counterstain.data.sampling import PatchBatches, PatchSource
 from counterstain.data.split import check_no_leak
-from counterstain.devices import rank, run_in_processes, starts_processes
 from counterstain.errors import InputError, MismatchError
 from counterstain.seeding import derive, numpy_generator
 from counterstain.segmentation.mixing import (
@@ -31,9 +29,10 @@ from counterstain.segmentation.mixing import (
 )
 from counterstain.segmentation.model import Segmenter, load_encoder_weights
 from counterstain.segmentation.segmenter_config import SegmenterConfig
-from counterstain.storage import claim, fingerprint
+from counterstain.storage import fingerprint
 from counterstain.taxonomy import BACKGROUND
-from counterstain.training import Batch, Batches, fit, forget_progress
+from counterstain.training import Batch, Batches, fit
+from counterstain.training_run import TrainingRun
 
 COUNTED_PATCHES = 512  # from which the frequencies of subtypes are estimated
 
@@ -56,27 +55,16 @@ def train_segmenter(
 
     Parameters
     ----------
-    cohort : Cohort
-    config : SegmenterConfig
     out : str or Path
-        Checkpoint folder.
-    size_px : int
-        Edge of the patches, a multiple of 32.
+        Checkpoint folder, which is returned.
     seed : int
         Of the initial weights and the order of the data. Arms with equal seeds share both.
     synthetic : PatchSet, optional
-        Its first ``amount`` x ``config.mixing.epoch_patches`` patches are mixed in.
-    amount : float
-        1.0 is +100 %.
+        Its first ``amount`` x ``config.mixing.epoch_patches`` patches are mixed in; an amount of 1.0 is +100 %.
     share : float, optional
         Share of synthetic patches in training, amount / (1 + amount) by default; 1.0 trains on them alone.
     label : str
         Of the progress bar.
-
-    Returns
-    -------
-    Path
-        The checkpoint folder, ``out``.
 
     Raises
     ------
@@ -89,90 +77,70 @@ def train_segmenter(
     InputError
         The set has fewer patches than the amount asks for; an amount without a set, or a set without an amount.
     """
-    out, count = Path(out), synthetic_count(amount, config.mixing)
-    share = synthetic_share(amount, share)
+    count, share = synthetic_count(amount, config.mixing), synthetic_share(amount, share)
     config.check_size(size_px)
-    seen = _checked(synthetic, count, share, cohort, size_px)
-    sampler = PatchSampler(cohort, "train", size_px, config.sampling, derive(seed, "data"))
-    if rank() == 0:
-        settings = _settings(cohort, config, synthetic, size_px, seed)
-        claim(out, "train segmenter", settings | {"amount": amount, "share": share})
-    if is_finished(out):
-        return out
-    if starts_processes(config.training):
-        options: dict[str, Any] = {"size_px": size_px, "seed": seed, "synthetic": synthetic, "amount": amount}
-        devices = config.training.devices
-        run_in_processes(devices, train_segmenter, cohort, config, out, **options, share=share, label=label)
-        return out
+    run = TrainingRun(
+        cohort=cohort,
+        kind="segmenter",
+        config=config,
+        out=Path(out),
+        size_px=size_px,
+        seed=seed,
+        names={"synthetic": _identity(synthetic), "amount": amount, "share": share},
+        seen=_patients_behind(synthetic, count, share, cohort, size_px),
+    )
+    options = {"synthetic": synthetic, "amount": amount, "share": share, "label": label}
+    if run.finished() or run.spread(train_segmenter, config.training, **options):
+        return run.out
 
+    # The stream of patches, real and synthetic.
     steps = training_steps(config.training.steps, amount, config.mixing)
     training = config.training.model_copy(update={"steps": steps})
+    sampler = run.sampler(config.sampling)
     schedule = ShareSchedule(share=share, steps=steps, batch_size=training.batch_size, config=config.mixing)
-    real = _augmented(sampler, cohort, config, size_px, seed)
-    mixing_seed = derive(seed, "mixing")
-    patches = MixedPatches(real, synthetic or (), config.sampling, count=count, share=schedule, seed=mixing_seed)
-    weights = _label_weights(patches, cohort, config, steps * training.batch_size)
-    segmenter, start = _initialised(config, steps, seed, weights)
+    patches = MixedPatches(
+        _pasted(sampler, cohort, config, size_px, seed),
+        synthetic or (),
+        config.sampling,
+        count=count,
+        share=schedule,
+        seed=derive(seed, "mixing"),
+    )
     batches: Batches = PatchBatches(patches, training.batch_size)
     if config.mixup_alpha is not None:
         batches = MixupBatches(batches, config.mixup_alpha, derive(seed, "mixup"))
-    fit(segmenter, batches, out, training, ema_decay=config.ema_decay, label=label)
-    if rank() > 0:
-        return out
 
-    notes = {"encoder_starts_from": start, "missing_subtypes": list(sampler.missing_subtypes), "steps": steps}
-    notes |= _of_set(synthetic, count, schedule.mean()) | {"label_weights": _by_subtype(weights, cohort)}
-    header = _header(cohort, config, size_px=size_px, seed=seed, seen=seen, notes=notes)
-    save_checkpoint(out, segmenter.state_dict(), header)
-    forget_progress(out)
-    return out
-
-
-def _header(
-    cohort: Cohort, config: SegmenterConfig, *, size_px: int, seed: int, seen: set[str], notes: dict[str, Any]
-) -> CheckpointHeader:
-    return CheckpointHeader(
-        kind="segmenter",
-        taxonomy=cohort.taxonomy,
-        size_px=size_px,
-        mpp=cohort.mpp,
-        config=config.model_dump(mode="json"),
-        seed=seed,
-        patients_seen=tuple(sorted({*cohort.patients("train"), *seen})),
-        cohort=cohort.fingerprint,
-        notes=notes,
+    # The network.
+    weights = _label_weights(patches, cohort, config, steps * training.batch_size)
+    segmenter = run.initialised(
+        lambda: Segmenter(config, steps=steps, seed=derive(seed, "training"), label_weights=weights)
     )
+    encoder: Any = segmenter.network.encoder
+    with run.released_on_error():
+        start = load_encoder_weights(encoder, config.encoder, config.encoder_weights)
+    fit(segmenter, batches, run.out, training, ema_decay=config.ema_decay, label=label)
+    notes = {
+        "encoder_starts_from": start,
+        "missing_subtypes": list(sampler.missing_subtypes),
+        "steps": steps,
+        "synthetic": None if synthetic is None else synthetic.header.model_dump(mode="json"),
+        "synthetic_patches": count,
+        "synthetic_share": schedule.mean(),
+        "label_weights": None if weights is None else {s.name: float(weights[s.id]) for s in cohort.taxonomy.subtypes},
+    }
+    return run.save(segmenter.state_dict(), notes)
 
 
-def _settings(
-    cohort: Cohort, config: SegmenterConfig, synthetic: PatchSet | None, size_px: int, seed: int
-) -> dict[str, Any]:
-    """Return what determines a training."""
-    identity = None if synthetic is None else _identity(synthetic)
-    settings = {"cohort": cohort.fingerprint, "config": config.model_dump(mode="json"), "synthetic": identity}
-    return settings | {"size_px": size_px, "seed": seed}
+def _identity(synthetic: PatchSet | None) -> str | None:
+    """Return what identifies a set's patches; a set that was made longer still begins with the same ones."""
+    return None if synthetic is None else fingerprint(synthetic.header.model_dump(mode="json", exclude={"count"}))
 
 
-def _of_set(synthetic: PatchSet | None, count: int, share: float) -> dict[str, Any]:
-    header = None if synthetic is None else synthetic.header.model_dump(mode="json")
-    return {"synthetic": header, "synthetic_patches": count, "synthetic_share": share}
-
-
-def _augmented(sampler: PatchSampler, cohort: Cohort, config: SegmenterConfig, size_px: int, seed: int) -> PatchSource:
+def _pasted(real: PatchSource, cohort: Cohort, config: SegmenterConfig, size_px: int, seed: int) -> PatchSource:
     if config.copy_paste is None:
-        return sampler
-    return PastedPatches(
-        sampler,
-        cohort,
-        size_px=size_px,
-        config=config.copy_paste,
-        sampling=config.sampling,
-        seed=derive(seed, "copy-paste"),
-    )
-
-
-def _by_subtype(weights: Tensor | None, cohort: Cohort) -> dict[str, float] | None:
-    return None if weights is None else {s.name: float(weights[s.id]) for s in cohort.taxonomy.subtypes}
+        return real
+    options: dict[str, Any] = {"config": config.copy_paste, "sampling": config.sampling}
+    return PastedPatches(real, cohort, size_px=size_px, seed=derive(seed, "copy-paste"), **options)
 
 
 def _label_weights(patches: PatchSource, cohort: Cohort, config: SegmenterConfig, total: int) -> Tensor | None:
@@ -185,17 +153,8 @@ def _label_weights(patches: PatchSource, cohort: Cohort, config: SegmenterConfig
     return weights
 
 
-def _initialised(config: SegmenterConfig, steps: int, seed: int, weights: Tensor | None) -> tuple[Segmenter, str]:
-    with torch.random.fork_rng():
-        torch.manual_seed(derive(seed, "initialisation"))
-        segmenter = Segmenter(config, steps=steps, seed=derive(seed, "training"), label_weights=weights)
-    encoder: Any = segmenter.network.encoder
-    start = load_encoder_weights(encoder, config.encoder, config.encoder_weights)
-    return segmenter, start
-
-
-def _checked(synthetic: PatchSet | None, count: int, share: float, cohort: Cohort, size_px: int) -> set[str]:
-    """Check that a set may and can be used; return the patients behind it."""
+def _patients_behind(synthetic: PatchSet | None, count: int, share: float, cohort: Cohort, size_px: int) -> set[str]:
+    """Return the patients behind a set, after checking that the set may and can be used."""
     if synthetic is None:
         if count or share:
             raise InputError(
@@ -230,11 +189,6 @@ def _checked(synthetic: PatchSet | None, count: int, share: float, cohort: Cohor
     seen = {*header.patients_seen, *synthetic.patches["patient"]}
     check_no_leak(seen, cohort, f"synthetic set {folder}")
     return seen
-
-
-def _identity(synthetic: PatchSet) -> str:
-    """Return what names a set's patches; a set that was made longer still begins with the same ones."""
-    return fingerprint(synthetic.header.model_dump(mode="json", exclude={"count"}))
 
 
 def label_weights(pixels: np.ndarray, strength: float) -> np.ndarray:
