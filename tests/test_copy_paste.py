@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 from drawn_cohort import HER2, draw_cohort
 
-from counterstain.data.augmentation import CopyPasteConfig, PastedPatches
 from counterstain.data.patches import turn
-from counterstain.data.sampling import PatchSampler, SamplingConfig
+from counterstain.data.sampling import CopyPasteConfig, PastedPatches, PatchSampler, SamplingConfig
 from counterstain.errors import InputError, LeakageError, TaxonomyError
 from counterstain.taxonomy import BACKGROUND
 

@@ -4,7 +4,7 @@ import pytest
 from counterstain.config import build, build_stored
 from counterstain.data.patches import label_mask
 from counterstain.data.phantom import regions_of_slide, render
-from counterstain.data.phantom.layout import lay_out
+from counterstain.data.phantom.nests import lay_out
 from counterstain.data.phantom.styles import PhantomConfig, SlideStyle, index_of, slide_name, slide_style
 from counterstain.errors import ConfigError, InputError
 

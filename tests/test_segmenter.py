@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 from counterstain.checkpoints import load_checkpoint, read_header
 from counterstain.cli import app
 from counterstain.config import build
-from counterstain.data.augmentation import CopyPasteConfig
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.patch_set import PatchSet, PatchSetHeader, PatchSetWriter, SyntheticPatch
 from counterstain.data.patches import Patch, Source
 from counterstain.data.region_store import Region
+from counterstain.data.sampling import CopyPasteConfig
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
 from counterstain.segmentation import train as training_module
 from counterstain.segmentation.counts import by_slide, measures, pooled

@@ -49,14 +49,7 @@ CACHE_BYTES = 4 * 2**30
 class CohortWriter:
     """Write a cohort pack by pack; each pack is whole or absent, finished ones are kept when the command runs again.
 
-    Parameters
-    ----------
-    folder : str or Path
-    taxonomy : Taxonomy
-    mpp : float
-        Micrometres per pixel.
-    source : dict
-        Where the regions come from: with the taxonomy and the mpp, the identity of the cohort.
+    ``source`` says where the regions come from: with the taxonomy and the mpp, the identity of the cohort.
 
     Raises
     ------
@@ -77,10 +70,9 @@ class CohortWriter:
     """
 
     def __init__(self, folder: str | Path, taxonomy: Taxonomy, mpp: float, source: dict[str, Any]) -> None:
-        self.folder, self.taxonomy, self.mpp, self.source = Path(folder), taxonomy, mpp, source
-        self._settings = {
-            "format": FORMAT, "taxonomy": taxonomy.model_dump(mode="json"), "mpp": mpp, "source": source
-        }  # fmt: skip
+        self.folder, self.taxonomy, self.mpp = Path(folder), taxonomy, mpp
+        known = {"taxonomy": taxonomy.model_dump(mode="json"), "mpp": mpp, "source": source}
+        self._settings = {"format": FORMAT} | known
         claim(self.folder, "cohort", self._settings)
 
     @property
@@ -94,22 +86,14 @@ class CohortWriter:
 
     def add(self, name: str, regions: Sequence[Region]) -> None:
         """Write regions that belong together, one pack for each size among them."""
-        by_size: dict[tuple[int, int], list[Region]] = {}
+        by_size: dict[tuple[int, ...], list[Region]] = {}
         for region in regions:
-            by_size.setdefault((region.image.shape[0], region.image.shape[1]), []).append(region)
+            by_size.setdefault(region.instances.shape, []).append(region)
         rows: dict[str, list[dict[str, Any]]] = {"regions": [], "instances": []}
         for (height, width), members in by_size.items():
             pack = _safe_name(name) if len(by_size) == 1 else f"{_safe_name(name)}@{height}x{width}"
             with committing(self.folder / "packs" / f"{pack}.ome.zarr") as store:
-                write_pack(
-                    store,
-                    name=pack,
-                    images=[region.image for region in members],
-                    instances=[region.instances for region in members],
-                    regions=[region.region for region in members],
-                    mpp=self.mpp,
-                    taxonomy=self.taxonomy.name,
-                )
+                write_pack(store, pack, members, mpp=self.mpp, taxonomy=self.taxonomy.name)
             for index, region in enumerate(members):
                 rows["regions"].append(region_row(region, pack, index))
                 rows["instances"].extend(instance_rows(region))
@@ -122,12 +106,10 @@ class CohortWriter:
         parts = [read_json(file) for file in sorted((self.folder / "parts").glob("[!.]*.json"))]
         if not parts:
             raise InputError(f"{self.folder}: the cohort is empty; no region was given")
-        for table, columns, keys in (
-            ("regions", REGION_COLUMNS, ["region"]),
-            ("instances", INSTANCE_COLUMNS, ["region", "instance"]),
-        ):
+        for table, columns in (("regions", REGION_COLUMNS), ("instances", INSTANCE_COLUMNS)):
             rows = pd.DataFrame([row for part in parts for row in part[table]], columns=list(columns))
             rows = rows.astype({name: "int64" for name in INTEGER_COLUMNS if name in rows})
+            keys = [name for name in ("region", "instance") if name in rows]
             write_parquet(self.folder / f"{table}.parquet", rows.sort_values(keys, ignore_index=True))
         write_json(self.folder / "cohort.json", self._settings)
         shutil.rmtree(self.folder / "parts")
@@ -142,8 +124,6 @@ class Cohort:
 
     Attributes
     ----------
-    folder : Path
-    taxonomy : Taxonomy
     mpp : float
         Micrometres per pixel.
     source : dict
@@ -172,9 +152,7 @@ class Cohort:
         self.source: dict[str, Any] = settings["source"]
         self.regions = pd.read_parquet(folder / "regions.parquet")
         self.instances = pd.read_parquet(folder / "instances.parquet")
-        self._settings = settings
-        self._cache_bytes = cache_bytes
-        self._cached_bytes = 0
+        self._settings, self._cache_bytes, self._cached_bytes = settings, cache_bytes, 0
         self._cache: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
     @classmethod
@@ -234,10 +212,7 @@ class Cohort:
     def part(self, part: str) -> np.ndarray:
         """Return the positions of a part's regions in :attr:`regions`.
 
-        Raises
-        ------
-        InputError
-            The part has no region.
+        Raises InputError where the part has no region.
         """
         positions = np.flatnonzero((self.regions["split"] == part).to_numpy())
         if not len(positions):
@@ -247,10 +222,7 @@ class Cohort:
     def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Return a region's image, (H, W, 3) uint8, and instances, (H, W) int32. Do not write into them.
 
-        Raises
-        ------
-        StorageError
-            A file of the pack is missing or damaged.
+        Raises StorageError where a file of the pack is missing or damaged.
         """
         if position in self._cache:
             self._cache.move_to_end(position)
@@ -261,7 +233,10 @@ class Cohort:
             image, instances = read_pack(self.folder / "packs" / f"{pack}.ome.zarr", int(row["index"]))
         except (OSError, ValueError, KeyError, RuntimeError) as error:  # what zarr and its codecs raise
             raise StorageError(f"{self.folder}: pack {pack} is missing or damaged; import the cohort again") from error
-        self._remember(position, image, instances)
+        self._cached_bytes += image.nbytes + instances.nbytes
+        while self._cache and self._cached_bytes > self._cache_bytes:
+            self._cached_bytes -= sum(array.nbytes for array in self._cache.popitem(last=False)[1])
+        self._cache[position] = (image, instances)
         return image, instances
 
     def subtypes(self, position: int) -> dict[int, int]:
@@ -298,25 +273,20 @@ class Cohort:
 
     @cached_property
     def _names(self) -> list[tuple[str, str, str]]:
-        """Region, slide and patient by position."""
-        names = self.regions[["region", "slide", "patient"]].astype(str)
-        return list(names.itertuples(index=False, name=None))
+        return list(self.regions[["region", "slide", "patient"]].astype(str).itertuples(index=False, name=None))
 
     @cached_property
     def _subtypes_by_region(self) -> dict[str, dict[int, int]]:
-        tables: dict[str, dict[int, int]] = {}
-        columns = (self.instances[name].tolist() for name in ("region", "instance", "subtype"))
-        for region, instance, subtype in zip(*columns, strict=True):
-            tables.setdefault(region, {})[instance] = subtype
-        return tables
+        return subtypes_by(self.instances, "region")
 
-    def _remember(self, position: int, image: np.ndarray, instances: np.ndarray) -> None:
-        size = image.nbytes + instances.nbytes
-        while self._cache and self._cached_bytes + size > self._cache_bytes:
-            _, (old_image, old_instances) = self._cache.popitem(last=False)
-            self._cached_bytes -= old_image.nbytes + old_instances.nbytes
-        self._cache[position] = (image, instances)
-        self._cached_bytes += size
+
+def subtypes_by(instances: pd.DataFrame, column: str) -> dict[Any, dict[int, int]]:
+    """Return instance -> subtype for every value of a column of a table of instances."""
+    tables: dict[Any, dict[int, int]] = {}
+    columns = (instances[name].tolist() for name in (column, "instance", "subtype"))
+    for key, instance, subtype in zip(*columns, strict=True):
+        tables.setdefault(key, {})[instance] = subtype
+    return tables
 
 
 def parts_table(cohort: Cohort) -> pd.DataFrame:
@@ -325,10 +295,8 @@ def parts_table(cohort: Cohort) -> pd.DataFrame:
         part=_named_parts(cohort.regions["split"]),
         area_mm2=cohort.regions["height_px"] * cohort.regions["width_px"] * (cohort.mpp / 1000) ** 2,
     )
-    table = regions.groupby("part", observed=True).agg(
-        patients=("patient", "nunique"), slides=("slide", "nunique"), regions=("region", "size"),
-        area_mm2=("area_mm2", "sum"),
-    )  # fmt: skip
+    how = {"patients": ("patient", "nunique"), "slides": ("slide", "nunique"), "regions": ("region", "size")}
+    table = regions.groupby("part").agg(**how, area_mm2=("area_mm2", "sum"))
     return table.reindex([part for part in (*PARTS, UNSPLIT) if part in table.index]).reset_index()
 
 
@@ -342,9 +310,8 @@ def subtypes_table(cohort: Cohort) -> pd.DataFrame:
     grouped = counts.groupby(["part", "subtype"]).agg(
         slides=("slide", "nunique"), instances=("instances", "sum"), area_px=("area_px", "sum")
     )
-    every = pd.MultiIndex.from_product(
-        [parts_table(cohort)["part"], cohort.taxonomy.names], names=["part", "subtype"]
-    )  # pixels to be ignored are no subtype
+    parts, names = parts_table(cohort)["part"], cohort.taxonomy.names  # pixels to be ignored are no subtype
+    every = pd.MultiIndex.from_product([parts, names], names=["part", "subtype"])
     table = grouped.reindex(every, fill_value=0).reset_index()
     for column, share in (("instances", "instance_share"), ("area_px", "area_share")):
         total = table.groupby("part")[column].transform("sum")

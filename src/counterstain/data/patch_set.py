@@ -25,6 +25,7 @@ import pandas as pd
 import zarr
 
 from counterstain.config import Config, build
+from counterstain.data.cohort import subtypes_by
 from counterstain.data.patches import Patch, Source
 from counterstain.errors import InputError, StorageError
 from counterstain.storage import committing, read_json, sha256_of, write_json
@@ -32,6 +33,7 @@ from counterstain.taxonomy import Taxonomy
 
 SHARD_PATCHES = 64
 HEADER_FILE, HASHES_FILE = "set.json", "hashes.json"
+INSTANCE_COLUMNS = dict.fromkeys(("index", "instance", "subtype_before", "subtype", "area_px"), "int64")
 JUDGED_COLUMNS = {"index": "int64", "drawing": "int64", "subtype": "int64", "agreed": "bool", "kept": "bool"}
 
 
@@ -105,33 +107,27 @@ class PatchSetWriter:
 
     def missing_shards(self) -> list[int]:
         """Return the numbers of the shards that are not on disk or whose files are damaged."""
-        return [shard for shard in range(self.num_shards) if not _is_whole(self.shard_folder(shard))]
+        return [shard for shard in range(self.num_shards) if not _is_whole(_folder_of(self.folder, shard))]
 
     def indices(self, shard: int) -> range:
         """Return the numbers of a shard's patches; the last shard is full as well, so that a set can grow."""
         return range(shard * SHARD_PATCHES, (shard + 1) * SHARD_PATCHES)
 
-    def shard_folder(self, shard: int) -> Path:
-        """Return where a shard lies."""
-        return self.folder / "shards" / f"{shard:05d}"
-
     def write(self, shard: int, patches: Sequence[SyntheticPatch]) -> None:
         """Write one shard in one step."""
         if [p.index for p in patches] != list(self.indices(shard)):
             raise ValueError(f"shard {shard} holds the patches {self.indices(shard)}")
-        with committing(self.shard_folder(shard)) as folder:
+        with committing(_folder_of(self.folder, shard)) as folder:
             _write_array(folder / "images.zarr", np.stack([p.patch.image for p in patches]))
             _write_array(folder / "instances.zarr", np.stack([p.patch.instances for p in patches]))
             table = pd.DataFrame([_patch_row(p) for p in patches])
             if "filter" in self.header.settings:
                 table["kept"] = [p.kept for p in patches]
+                judged = [(p.index, *asdict(verdict).values()) for p in patches for verdict in p.judged]
+                _table(judged, JUDGED_COLUMNS).to_parquet(folder / "judged.parquet")
             table.to_parquet(folder / "patches.parquet")
             rows = [row for p in patches for row in _instance_rows(p)]
-            columns = ["index", "instance", "subtype_before", "subtype", "area_px"]
-            pd.DataFrame(rows, columns=columns).astype("int64").to_parquet(folder / "instances.parquet")
-            if "filter" in self.header.settings:
-                judged = pd.DataFrame([row for p in patches for row in _judged_rows(p)], columns=list(JUDGED_COLUMNS))
-                judged.astype(JUDGED_COLUMNS).to_parquet(folder / "judged.parquet")
+            _table(rows, INSTANCE_COLUMNS).to_parquet(folder / "instances.parquet")
             write_json(folder / HASHES_FILE, _hashes(folder))
 
     def finish(self) -> PatchSet:
@@ -162,13 +158,7 @@ class PatchSet(Sequence[Patch]):
 
     @classmethod
     def open(cls, folder: str | Path) -> PatchSet:
-        """Open a set.
-
-        Raises
-        ------
-        InputError
-            There is no set, or one that is not finished.
-        """
+        """Open a set; raises InputError where there is none, or one that is not finished."""
         folder = Path(folder)
         if not (folder / HEADER_FILE).exists():
             state = "is not finished; give the same command again" if (folder / "shards").exists() else "no such set"
@@ -210,18 +200,18 @@ class PatchSet(Sequence[Patch]):
     def judged(self) -> pd.DataFrame:
         """A row per drawn instance that a filter judged: index, drawing, subtype, agreed, kept; empty without one."""
         if "filter" not in self.header.settings:
-            return pd.DataFrame(columns=list(JUDGED_COLUMNS)).astype(JUDGED_COLUMNS)
+            return _table([], JUDGED_COLUMNS)
         return self._table("judged")
 
     def balance(self) -> pd.DataFrame:
         """Return a row per subtype: subtype (name), instances, area_px, instances_before, area_px_before."""
         taxonomy = self.header.taxonomy
-        rows = []
-        for subtype in taxonomy.subtypes:
-            after = self.instances[self.instances["subtype"] == subtype.id]
-            before = self.instances[self.instances["subtype_before"] == subtype.id]
-            rows.append((subtype.name, len(after), after["area_px"].sum(), len(before), before["area_px"].sum()))
-        return pd.DataFrame(rows, columns=["subtype", "instances", "area_px", "instances_before", "area_px_before"])
+        table = pd.DataFrame({"subtype": taxonomy.names}, index=[subtype.id for subtype in taxonomy.subtypes])
+        for column, suffix in (("subtype", ""), ("subtype_before", "_before")):
+            areas = self.instances.groupby(column)["area_px"]
+            for name, values in (("instances", areas.size()), ("area_px", areas.sum())):
+                table[name + suffix] = values.reindex(table.index, fill_value=0)
+        return table.reset_index(drop=True)
 
     def _table(self, name: str) -> pd.DataFrame:
         files = sorted((self.folder / "shards").glob(f"[0-9]*/{name}.parquet"))
@@ -229,16 +219,12 @@ class PatchSet(Sequence[Patch]):
         return table[table["index"] < len(self)]
 
     def _read(self, shard: int) -> list[Patch]:
-        folder = self.folder / "shards" / f"{shard:05d}"
+        folder = _folder_of(self.folder, shard)
         if not _is_whole(folder):
             raise StorageError(f"{folder}: missing or damaged; give the command that made the set again")
         images = np.asarray(zarr.open_array(folder / "images.zarr", mode="r")[:])
         instances = np.asarray(zarr.open_array(folder / "instances.zarr", mode="r")[:])
-        table = pd.read_parquet(folder / "instances.parquet")
-        subtypes: dict[int, dict[int, int]] = {}
-        columns = (table[name].tolist() for name in ("index", "instance", "subtype"))
-        for index, instance, subtype in zip(*columns, strict=True):
-            subtypes.setdefault(index, {})[instance] = subtype
+        subtypes = subtypes_by(pd.read_parquet(folder / "instances.parquet"), "index")
         rows = pd.read_parquet(folder / "patches.parquet").to_dict("records")
         return [
             Patch(
@@ -264,9 +250,12 @@ def _instance_rows(patch: SyntheticPatch) -> Iterator[tuple[int, int, int, int, 
         yield patch.index, instance, before, after, area
 
 
-def _judged_rows(patch: SyntheticPatch) -> Iterator[tuple[int, int, int, bool, bool]]:
-    for judged in patch.judged:
-        yield patch.index, judged.drawing, judged.subtype, judged.agreed, judged.kept
+def _table(rows: Sequence[tuple[Any, ...]], columns: dict[str, str]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(columns)).astype(columns)
+
+
+def _folder_of(folder: Path, shard: int) -> Path:
+    return folder / "shards" / f"{shard:05d}"
 
 
 def _write_array(path: Path, array: np.ndarray) -> None:
@@ -280,6 +269,4 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _is_whole(folder: Path) -> bool:
-    if not (folder / HASHES_FILE).exists():
-        return False
-    return bool(_hashes(folder) == read_json(folder / HASHES_FILE))
+    return (folder / HASHES_FILE).exists() and bool(_hashes(folder) == read_json(folder / HASHES_FILE))

@@ -85,16 +85,8 @@ class Patch:
     def relabelled(self, changes: Mapping[Any, int | str]) -> Patch:
         """Return the same patch with other subtypes.
 
-        Parameters
-        ----------
-        changes : mapping
-            Instance (id) or subtype (name, meaning all its instances) -> new subtype (id or name). Other instances
-            keep their subtype.
-
-        Raises
-        ------
-        InputError
-            The patch does not show such an instance, or there is no such subtype.
+        ``changes`` maps instances (ids) or subtypes (names, meaning all their instances) to new subtypes (ids or
+        names). Raises InputError where the patch does not show such an instance, or there is no such subtype.
         """
         shown = sorted(self.subtypes)
         unknown = [i for i in changes if not isinstance(i, str) and i not in self.subtypes]
@@ -134,43 +126,21 @@ class Patch:
 
 
 def label_mask(instances: np.ndarray, subtypes: Mapping[int, int]) -> np.ndarray:
-    """Look the subtype of every pixel up.
-
-    Parameters
-    ----------
-    instances : (H, W) integer array
-        0 = background.
-    subtypes : mapping
-        Instance id -> subtype. Every id of ``instances`` must be in it.
-
-    Returns
-    -------
-    (H, W) uint8 array
-    """
-    ids = np.fromiter(sorted(subtypes), dtype=instances.dtype, count=len(subtypes))
-    values = np.array([BACKGROUND, *(subtypes[i] for i in ids.tolist())], np.uint8)
-    if not len(ids):
-        return np.zeros(instances.shape, np.uint8)
-    position = np.searchsorted(ids, instances)
-    return np.where(instances == BACKGROUND, BACKGROUND, values[np.minimum(position + 1, len(ids))]).astype(np.uint8)
+    """Look up the subtype of every pixel of an (H, W) map of instances, all of which the table must hold; uint8."""
+    ids = np.array([BACKGROUND, *sorted(subtypes)], instances.dtype)
+    values = np.array([BACKGROUND, *(subtypes[i] for i in ids[1:].tolist())], np.uint8)
+    return values[np.minimum(np.searchsorted(ids, instances), len(subtypes))]
 
 
 def turn(array: np.ndarray, *, flipped: bool, quarter_turns: int) -> np.ndarray:
     """Mirror and turn an (H, W, …) array as :class:`Source` describes; returns a copy."""
-    return _copied(_rotated(array[:, ::-1] if flipped else array, quarter_turns))
+    return _copied(np.rot90(array[:, ::-1] if flipped else array, quarter_turns))
 
 
 def turn_back(array: np.ndarray, *, flipped: bool, quarter_turns: int) -> np.ndarray:
     """Undo :func:`turn`."""
-    turned = _rotated(array, -quarter_turns)
+    turned = np.rot90(array, -quarter_turns)
     return _copied(turned[:, ::-1] if flipped else turned)
-
-
-def _rotated(array: np.ndarray, quarter_turns: int) -> np.ndarray:
-    """Return :func:`numpy.rot90` of the first two axes, without the cost of its checks."""
-    quarter = quarter_turns % 4
-    turned = array[::-1, ::-1] if quarter >= 2 else array
-    return turned.swapaxes(0, 1)[::-1] if quarter % 2 else turned
 
 
 def _copied(view: np.ndarray) -> np.ndarray:
@@ -196,14 +166,9 @@ class Components:
 
 
 def components(label_image: np.ndarray, min_area_px: int = 0) -> Components:
-    """Find the connected components of every label, numbered by label, then from top to bottom.
+    """Find the connected components of every label of an (H, W) uint8 image, numbered by label, then top to bottom.
 
-    Parameters
-    ----------
-    label_image : (H, W) uint8 array
-        0 = background, 255 = ignore.
-    min_area_px : int
-        Smaller components become background, except those to be ignored.
+    Components smaller than ``min_area_px`` become background, except those to be ignored (255).
     """
     instances = np.zeros(label_image.shape, np.int32)
     labels: dict[int, int] = {}
@@ -223,13 +188,7 @@ def components(label_image: np.ndarray, min_area_px: int = 0) -> Components:
 
 
 def instance_boxes(instances: np.ndarray) -> Iterator[tuple[int, int, Box]]:
-    """Yield id, area in pixels and box of every instance of an (H, W) map.
-
-    Raises
-    ------
-    InputError
-        An id is negative.
-    """
+    """Yield id, area in pixels and box of every instance of an (H, W) map; raises InputError for a negative id."""
     if instances.min(initial=0) < 0:
         raise InputError(f"instance id {instances.min()}: ids are 1, 2, 3, … and 0 is background")
     if instances.max(initial=0) > instances.size:  # ids with gaps wider than the image

@@ -6,6 +6,7 @@ Shapes: H, W = rows and columns of a region in pixels, n = regions of a pack.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +28,13 @@ SHARD_BYTES = 64 * 2**20  # packs up to this size are one file each
 
 
 class ImageWindow(Protocol):
-    """An image that is read piece by piece, such as a region of a slide."""
+    """An image of ``shape`` H, W, 3 that is read piece by piece, such as a region of a slide."""
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """H, W, 3."""
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
 
     def read(self, y_px: int, x_px: int, height_px: int, width_px: int) -> np.ndarray:
-        """Return a piece at a place in the image, (height_px, width_px, 3) uint8."""
+        """Return a piece of the image, (height_px, width_px, 3) uint8."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -73,11 +73,9 @@ class Region:
 
 def region_row(region: Region, pack: str, index: int) -> dict[str, Any]:
     """Return the row of a region in ``regions.parquet``."""
-    named = {name: getattr(region, name) for name in ("region", "slide", "patient", "score", "split", "mpp_level0")}
-    height, width = region.image.shape[:2]
-    x, y = region.origin_xy_level0_px
-    place = {"height_px": height, "width_px": width, "x_level0_px": x, "y_level0_px": y}
-    return named | place | {"pack": pack, "index": index}
+    named = (region.region, region.slide, region.patient, region.score, region.split)
+    values = (*named, *region.image.shape[:2], region.mpp_level0, *region.origin_xy_level0_px, pack, index)
+    return dict(zip(REGION_COLUMNS, values, strict=True))
 
 
 def instance_rows(region: Region) -> Iterator[dict[str, Any]]:
@@ -87,56 +85,40 @@ def instance_rows(region: Region) -> Iterator[dict[str, Any]]:
         yield dict(zip(INSTANCE_COLUMNS, values, strict=True))
 
 
-def write_pack(
-    store: Path,
-    *,
-    name: str,
-    images: Sequence[np.ndarray | ImageWindow],
-    instances: Sequence[np.ndarray],
-    regions: Sequence[str],
-    mpp: float,
-    taxonomy: str,
-) -> None:
-    """Write images, n of (H, W, 3) uint8, and instances, n of (H, W) int32, with the regions' names as metadata.
+def write_pack(store: Path, name: str, regions: Sequence[Region], *, mpp: float, taxonomy: str) -> None:
+    """Write the pixels of regions of one size.
 
     Packs too large for one file are written in bands, so that an image that is read piece by piece is never in memory
     as a whole.
     """
-    height, width = instances[0].shape
-    n = len(images)
+    n, (height, width) = len(regions), regions[0].instances.shape
     root = zarr.open_group(store, mode="w", zarr_format=3)
     root.attrs["ome"] = _multiscales(name, "czyx", mpp) | {"omero": _OMERO}
-    root.attrs["counterstain"] = {"regions": list(regions)}
+    root.attrs["counterstain"] = {"regions": [region.region for region in regions]}
     image = _create_array(root, "0", (3, n, height, width), "uint8", "czyx")
     labels = root.create_group("labels")
     labels.attrs["ome"] = {"version": "0.5", "labels": ["instances"]}
-    instance_group = labels.create_group("instances")
-    instance_group.attrs["ome"] = _multiscales("instances", "zyx", mpp) | {
-        "image-label": {"source": {"image": "../../"}}
-    }
-    instance_group.attrs["counterstain"] = {"taxonomy": taxonomy}
-    instance_map = _create_array(instance_group, "0", (n, height, width), "int32", "zyx")
+    group = labels.create_group("instances")
+    group.attrs["ome"] = _multiscales("instances", "zyx", mpp) | {"image-label": {"source": {"image": "../../"}}}
+    group.attrs["counterstain"] = {"taxonomy": taxonomy}
+    instances = _create_array(group, "0", (n, height, width), "int32", "zyx")
     if image.shards:  # one file: written in one piece
-        image[:] = np.stack([np.moveaxis(_rows(pixels, 0, height), -1, 0) for pixels in images], axis=1)
+        image[:] = np.stack([_rows(region.image, 0, height) for region in regions], axis=1)
     else:
-        for index, pixels in enumerate(images):
-            for y in range(0, height, CHUNK_PX):
-                stop = min(y + CHUNK_PX, height)
-                image[:, index, y:stop] = np.moveaxis(_rows(pixels, y, stop), -1, 0)
-    if instance_map.shards:
-        instance_map[:] = np.stack(instances)
+        for index, y in itertools.product(range(n), range(0, height, CHUNK_PX)):
+            stop = min(y + CHUNK_PX, height)
+            image[:, index, y:stop] = _rows(regions[index].image, y, stop)
+    if instances.shards:
+        instances[:] = np.stack([region.instances for region in regions])
     else:
-        for index, pixels in enumerate(instances):
-            instance_map[index] = pixels
+        for index, region in enumerate(regions):
+            instances[index] = region.instances
 
 
 def read_pack(store: Path, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Read one region: image, (H, W, 3) uint8, and instances, (H, W) int32.
 
-    Raises
-    ------
-    OSError, ValueError, KeyError, RuntimeError
-        A file of the pack is missing or damaged; which one depends on zarr and its codecs.
+    Raises OSError, ValueError, KeyError or RuntimeError, as zarr and its codecs do, where a file is missing or damaged.
     """
     group: Any = zarr.open_group(store, mode="r")
     stored = group["0"], group["labels/instances/0"]
@@ -147,10 +129,10 @@ def read_pack(store: Path, index: int) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(np.moveaxis(channels, 0, -1)), instances
 
 
-def _rows(image: np.ndarray | ImageWindow, start: int, stop: int) -> np.ndarray:
+def _rows(image: np.ndarray | ImageWindow, start: int, stop: int) -> np.ndarray:  # (3, rows, W)
     if isinstance(image, np.ndarray):
-        return image[start:stop]
-    return image.read(start, 0, stop - start, image.shape[1])
+        return np.moveaxis(image[start:stop], -1, 0)
+    return np.moveaxis(image.read(start, 0, stop - start, image.shape[1]), -1, 0)
 
 
 _OMERO = {
@@ -161,33 +143,26 @@ _OMERO = {
 }
 
 
+_AXES = {
+    "c": {"name": "c", "type": "channel"},
+    "z": {"name": "z", "type": "space"},
+    "y": {"name": "y", "type": "space", "unit": "micrometer"},
+    "x": {"name": "x", "type": "space", "unit": "micrometer"},
+}
+
+
 def _multiscales(name: str, axes: str, mpp: float) -> dict[str, Any]:
-    kinds: dict[str, dict[str, str]] = {
-        "c": {"name": "c", "type": "channel"},
-        "z": {"name": "z", "type": "space"},
-        "y": {"name": "y", "type": "space", "unit": "micrometer"},
-        "x": {"name": "x", "type": "space", "unit": "micrometer"},
-    }
     scale = [mpp if axis in "yx" else 1.0 for axis in axes]
     dataset = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}
-    return {
-        "version": "0.5",
-        "multiscales": [{"name": name, "axes": [kinds[axis] for axis in axes], "datasets": [dataset]}],
-    }
+    multiscale = {"name": name, "axes": [_AXES[axis] for axis in axes], "datasets": [dataset]}
+    return {"version": "0.5", "multiscales": [multiscale]}
 
 
 def _create_array(group: zarr.Group, path: str, shape: tuple[int, ...], dtype: str, axes: str) -> Any:
-    chunk = tuple(
-        {"c": length, "z": 1}.get(axis, min(length, CHUNK_PX)) for axis, length in zip(axes, shape, strict=True)
-    )
+    sizes = dict(zip(axes, shape, strict=True))
+    chunk = tuple({"c": n, "z": 1}.get(axis, min(n, CHUNK_PX)) for axis, n in sizes.items())
     whole = tuple(-(-length // size) * size for length, size in zip(shape, chunk, strict=True))
-    fits = np.prod(shape) * np.dtype(dtype).itemsize <= SHARD_BYTES
-    return group.create_array(
-        path,
-        shape=shape,
-        dtype=dtype,
-        chunks=chunk,
-        shards=whole if fits else None,
-        dimension_names=tuple(axes),
-        config={"write_empty_chunks": True},  # so that a chunk that is missing later is known to be lost
-    )
+    shards = whole if np.prod(shape) * np.dtype(dtype).itemsize <= SHARD_BYTES else None
+    layout: Any = {"chunks": chunk, "shards": shards, "dimension_names": tuple(axes)}
+    # empty chunks are written, so that a chunk that is missing later is known to be lost
+    return group.create_array(path, shape=shape, dtype=dtype, config={"write_empty_chunks": True}, **layout)

@@ -86,19 +86,9 @@ class Instance:
 def relabel(
     instances: Sequence[Instance], config: RelabelConfig, taxonomy: Taxonomy, seed: int, block: int
 ) -> dict[tuple[int, int], int]:
-    """Give the instances of a block new subtypes.
+    """Give the instances of a block new subtypes: (patch, instance) -> new subtype, for every instance given.
 
-    Parameters
-    ----------
-    instances : sequence of Instance
-        All instances of the block; their order does not matter.
-    seed, block : int
-        The draw depends on these two alone.
-
-    Returns
-    -------
-    dict
-        (patch, instance) -> new subtype, for every instance given.
+    All instances of the block must be given, in any order; the draw depends on the seed and the block alone.
     """
     kept = config.kept(taxonomy)
     free = sorted((i for i in instances if i.subtype not in kept), key=lambda i: (i.patch, i.instance))

@@ -5,7 +5,11 @@ Half of the patches (``background_share``) are centred on background. The others
 then one of that subtype's pixels there. Every choice is uniform. No list of pixels is held: an instance is drawn by
 its area, then a pixel of it by rejection inside its bounding box. The patch is shifted to lie inside its region.
 
-Shapes: B = batch, H, W = rows and columns of a patch in pixels.
+Copy-paste lays instances of other patches on the background (Ghiasi et al., "Simple Copy-Paste is a Strong Data
+Augmentation Method for Instance Segmentation", CVPR 2021), with right angles instead of free turns and scales, so that
+pixels are copied and never blended or resampled.
+
+Shapes: B = batch, H, W = rows and columns of a patch in pixels, h, w = those of a cut-out, at most H and W.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from pydantic import Field
 from counterstain.config import Config
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Box, Patch, turn
+from counterstain.data.split import check_no_leak
 from counterstain.data.stains import Stains, jitter_stains
 from counterstain.errors import InputError, StorageError
 from counterstain.seeding import numpy_generator
@@ -30,8 +35,8 @@ from counterstain.taxonomy import BACKGROUND
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 TRIES = 32  # positions drawn at once; nearly every instance fills more than a tenth of its box
+PASTE_TRIES = 8  # instances of another region, and places for one, that are drawn before one is left out
 
 
 class SamplingConfig(Config):
@@ -87,11 +92,10 @@ class PatchSampler:
 
     def __init__(self, cohort: Cohort, part: str, size_px: int, config: SamplingConfig, seed: int) -> None:
         self.cohort, self.part, self.size_px, self.config, self.seed = cohort, part, size_px, config, seed
-        regions = cohort.regions.iloc[cohort.part(part)].assign(position=cohort.part(part))
+        regions, instances = _of_part(cohort, part)
         check_patch_size(cohort, regions, size_px)
         wanted = cohort.taxonomy.names if config.subtypes is None else config.subtypes
         ids = [cohort.taxonomy.id_of(name) for name in wanted]
-        instances = cohort.instances.merge(regions[["region", "slide", "position"]], on="region")
         tumour = instances[instances["subtype"].isin(ids)]
         by_subtype = [_pool(tumour[tumour["subtype"] == subtype]) for subtype in ids]
         self.missing_subtypes = tuple(name for name, pool in zip(wanted, by_subtype, strict=True) if not pool)
@@ -99,8 +103,7 @@ class PatchSampler:
         self._tumour = [pool for pool in pools if pool]
         self._background = _pool(_background(regions, instances))
         self._check_pixels()
-        self._heights = cohort.regions["height_px"].tolist()
-        self._widths = cohort.regions["width_px"].tolist()
+        self._shapes = list(cohort.regions[["height_px", "width_px"]].itertuples(index=False, name=None))
 
     def __getitem__(self, index: int) -> Patch:
         """Draw the patch of a number, 0, 1, 2, … without end."""
@@ -125,13 +128,10 @@ class PatchSampler:
         else:
             pool = self._tumour[rng.integers(len(self._tumour))]
         position, instance, box = pool[rng.integers(len(pool))].draw(rng)
-        y, x = _pixel(self.cohort.read(position)[1], instance, box, rng)
-        return self.cohort.patch(
-            position,
-            _shifted(y, self.size_px, self._heights[position]),
-            _shifted(x, self.size_px, self._widths[position]),
-            self.size_px,
-        )
+        centre = _pixel(self.cohort.read(position)[1], instance, box, rng)
+        size = self.size_px
+        y, x = (min(max(c - size // 2, 0), n - size) for c, n in zip(centre, self._shapes[position], strict=True))
+        return self.cohort.patch(position, y, x, size)
 
     def _check_pixels(self) -> None:
         where = f"{self.cohort.folder}: part {self.part!r}"
@@ -149,52 +149,51 @@ def vary(patch: Patch, config: SamplingConfig, rng: np.random.Generator) -> Patc
     image = turn(patch.image, flipped=flipped, quarter_turns=quarter_turns)
     # mirroring reverses the turns before it
     turned_before = -patch.source.quarter_turns if flipped else patch.source.quarter_turns
+    turns = (turned_before + quarter_turns) % 4
     return replace(
         patch,
         image=jitter_stains(image, config.stains, config.stain_jitter, rng) if config.stain_jitter else image,
         instances=turn(patch.instances, flipped=flipped, quarter_turns=quarter_turns),
-        source=replace(
-            patch.source,
-            flipped=flipped != patch.source.flipped,
-            quarter_turns=(turned_before + quarter_turns) % 4,
-        ),
+        source=replace(patch.source, flipped=flipped != patch.source.flipped, quarter_turns=turns),
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _SlidePlaces:
-    """The instances of one slide that a patch can be centred on; its arrays have one entry each."""
+Place = tuple[int, int, Box]  # position of the region in the cohort, instance, box of the instance
 
-    positions: list[int]  # of the region in the cohort
-    instances: list[int]
-    boxes: list[Box]
+
+@dataclass(frozen=True, slots=True)
+class _SlidePlaces:
+    """The instances of one slide that a patch can be centred on."""
+
+    places: list[Place]
     area_until_px: np.ndarray  # (n,) int64, sum of the areas up to and with this one
 
-    def draw(self, rng: np.random.Generator) -> tuple[int, int, Box]:
+    def draw(self, rng: np.random.Generator) -> Place:
         pixel = int(rng.integers(self.area_until_px[-1]))
-        i = int(np.searchsorted(self.area_until_px, pixel, side="right"))
-        return self.positions[i], self.instances[i], self.boxes[i]
+        return self.places[int(np.searchsorted(self.area_until_px, pixel, side="right"))]
 
 
-def _pool(places: pd.DataFrame) -> list[_SlidePlaces]:
-    return [
-        _SlidePlaces(
-            positions=slide["position"].tolist(),
-            instances=slide["instance"].tolist(),
-            boxes=list(slide[["y0", "x0", "y1", "x1"]].itertuples(index=False, name=None)),
-            area_until_px=slide["area_px"].to_numpy(np.int64).cumsum(),
-        )
-        for _, slide in places.groupby("slide", sort=True)
-    ]
+def _of_part(cohort: Cohort, part: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the regions of a part with their positions in the cohort, and their instances."""
+    positions = cohort.part(part)
+    regions = cohort.regions.iloc[positions].assign(position=positions)
+    return regions, cohort.instances.merge(regions[["region", "slide", "position"]], on="region")
+
+
+def _pool(instances: pd.DataFrame) -> list[_SlidePlaces]:
+    pool = []
+    for _, slide in instances.groupby("slide", sort=True):
+        boxes = slide[["y0", "x0", "y1", "x1"]].itertuples(index=False, name=None)
+        places = list(zip(slide["position"].tolist(), slide["instance"].tolist(), boxes, strict=True))
+        pool.append(_SlidePlaces(places, slide["area_px"].to_numpy(np.int64).cumsum()))
+    return pool
 
 
 def _background(regions: pd.DataFrame, instances: pd.DataFrame) -> pd.DataFrame:
     """Return the uncovered rest of every region as if it were an instance: id 0, box = the whole region."""
     covered = instances.groupby("region")["area_px"].sum().reindex(regions["region"], fill_value=0).to_numpy()
     height, width = regions["height_px"], regions["width_px"]
-    rest = regions.assign(
-        instance=BACKGROUND, area_px=height * width - covered, y0=0, x0=0, y1=height, x1=width
-    )  # fmt: skip
+    rest = regions.assign(instance=BACKGROUND, area_px=height * width - covered, y0=0, x0=0, y1=height, x1=width)
     return rest[rest["area_px"] > 0]
 
 
@@ -212,10 +211,6 @@ def _pixel(instances: np.ndarray, instance: int, box: Box, rng: np.random.Genera
         raise StorageError(f"instance {instance} is in the table but not in its region; import the cohort again")
     chosen = int(rng.integers(len(rows)))
     return y0 + int(rows[chosen]), x0 + int(columns[chosen])
-
-
-def _shifted(centre: int, size: int, length: int) -> int:
-    return min(max(centre - size // 2, 0), length - size)
 
 
 def check_patch_size(cohort: Cohort, regions: pd.DataFrame, size_px: int) -> None:
@@ -263,3 +258,123 @@ class PatchBatches:
         """Return only the patches at the places start … stop - 1 of a step's batch."""
         first = step * self.batch_size
         return stack([self.source[i] for i in range(first + start, first + stop)])
+
+
+class CopyPasteConfig(Config):
+    """Which instances are pasted, and how many."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the real patches that get instances of other regions."""
+    instances: Annotated[int, Field(ge=1)] = 3
+    """Most instances that a patch gets; their number is drawn from 1 to this."""
+    target: Literal["inverse", "uniform"] | dict[str, Annotated[float, Field(ge=0)]] = "inverse"
+    """How often each subtype is pasted: in inverse proportion to the training part's instances of it, equally often,
+    or shares by name; names that are left out are not pasted."""
+    min_visible: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of a cut-out that must find background under it; if not, other places are tried, 8 in all."""
+
+
+class PastedPatches:
+    """Real patches, some with instances of other training regions on their background; ``[i]`` follows from the seed.
+
+    Pasted instances never cover others: outside the background that they fall on, every byte and label is kept. They
+    are cut out of the training part, stained as patches are, and always mirrored and turned at random.
+
+    Attributes
+    ----------
+    shares : dict
+        Subtype (id) -> how often it is drawn.
+
+    Raises
+    ------
+    InputError
+        The training part has no instance of what is to be pasted.
+    TaxonomyError
+        ``config.target`` names a subtype that the taxonomy does not have.
+    LeakageError
+        A training region is of a validation or test patient.
+    """
+
+    def __init__(
+        self,
+        real: PatchSource,
+        cohort: Cohort,
+        *,
+        size_px: int,
+        config: CopyPasteConfig,
+        sampling: SamplingConfig,
+        seed: int,
+    ) -> None:
+        self._real, self._cohort, self._size_px, self._config, self._seed = real, cohort, size_px, config, seed
+        self._sampling = sampling.model_copy(update={"flip": True, "quarter_turns": True})
+        regions, instances = _of_part(cohort, "train")
+        check_no_leak(regions["patient"], cohort, f"{cohort.folder}: its training part")
+        self.shares = _shares(instances, config, cohort)
+        self._donors = {subtype: _pool(instances[instances["subtype"] == subtype]) for subtype in self.shares}
+
+    def __getitem__(self, index: int) -> Patch:
+        """Return the patch number ``index`` (0, 1, 2, … without end)."""
+        patch = self._real[index]
+        rng = numpy_generator(self._seed, "copy-paste", index)
+        if rng.random() >= self._config.share:
+            return patch
+        for _ in range(int(rng.integers(1, self._config.instances + 1))):
+            cut_out = self.cut_out(patch.source.region, rng)
+            if cut_out is not None:
+                patch = _pasted(patch, cut_out, self._config.min_visible, rng)
+        return patch
+
+    def cut_out(self, region: str, rng: np.random.Generator) -> Patch | None:
+        """Draw an instance of another region: its box, with the instance alone in its map."""
+        subtype = int(rng.choice(list(self.shares), p=list(self.shares.values())))
+        slides = self._donors[subtype]
+        for _ in range(PASTE_TRIES):
+            donors = slides[int(rng.integers(len(slides)))].places
+            position, instance, (y0, x0, y1, x1) = donors[int(rng.integers(len(donors)))]
+            if str(self._cohort.regions["region"].iloc[position]) == region:
+                continue
+            height, width = min(y1 - y0, self._size_px), min(x1 - x0, self._size_px)  # of a large box, a window in it
+            y = y0 + int(rng.integers(y1 - y0 - height + 1))
+            x = x0 + int(rng.integers(x1 - x0 - width + 1))
+            square = self._cohort.patch(position, y, x, max(height, width))
+            instances = square.instances[:height, :width]
+            alone = np.where(instances == instance, instances, BACKGROUND)
+            patch = replace(square, image=square.image[:height, :width], instances=alone, subtypes={instance: subtype})
+            return vary(patch, self._sampling, rng)
+        return None
+
+
+def _pasted(patch: Patch, cut_out: Patch, min_visible: float, rng: np.random.Generator) -> Patch:
+    """Lay the one instance of a cut-out on the background of a patch; return the same patch where it finds no place."""
+    mask = cut_out.instances != BACKGROUND
+    height, width = mask.shape
+    for _ in range(PASTE_TRIES):
+        y = int(rng.integers(patch.image.shape[0] - height + 1))
+        x = int(rng.integers(patch.image.shape[1] - width + 1))
+        window = np.s_[y : y + height, x : x + width]
+        visible = mask & (patch.instances[window] == BACKGROUND)
+        if visible.any() and visible.sum() >= min_visible * mask.sum():
+            new = max(patch.subtypes, default=BACKGROUND) + 1
+            image, instances = patch.image.copy(), patch.instances.copy()
+            image[window][visible] = cut_out.image[visible]
+            instances[window][visible] = new
+            (subtype,) = cut_out.subtypes.values()
+            return replace(patch, image=image, instances=instances, subtypes=patch.subtypes | {new: subtype})
+    return patch
+
+
+def _shares(instances: pd.DataFrame, config: CopyPasteConfig, cohort: Cohort) -> dict[int, float]:
+    """Return how often each subtype is drawn; those without a training instance are left out."""
+    taxonomy = cohort.taxonomy
+    counts = instances["subtype"].value_counts()
+    known = [s.id for s in taxonomy.subtypes if counts.get(s.id, 0)]
+    if isinstance(config.target, dict):
+        wanted = {taxonomy.id_of(name): share for name, share in config.target.items() if share > 0}
+    else:
+        wanted = {i: 1 / float(counts[i]) if config.target == "inverse" else 1.0 for i in known}
+    found = {subtype: share for subtype, share in wanted.items() if subtype in known}
+    if not found:
+        names = ", ".join(taxonomy.name_of(i) for i in wanted) or "any subtype"
+        raise InputError(f"{cohort.folder}: the training part has no instance of {names} to paste; choose others")
+    total = sum(found.values())
+    return {subtype: share / total for subtype, share in found.items()}

@@ -40,7 +40,6 @@ def check_no_leak(
     ----------
     patients_seen : iterable of str
         As recorded in a checkpoint or a patch set.
-    cohort : Cohort
     what, remedy : str
         The checkpoint or patch set, and what to do, as the message names them.
     parts : iterable of str
@@ -100,12 +99,12 @@ def split_patients(
 
     Parameters
     ----------
-    patients : sequence of str, all different
+    patients : sequence of str
+        All different.
     scores : sequence of str or None
         One for each patient; None counts as a score of its own.
     amounts : mapping
         Part -> number of patients (all whole numbers) or share (all at most 1, in all 1).
-    seed : int
 
     Returns
     -------
@@ -119,23 +118,27 @@ def split_patients(
         The amounts do not fit the number of patients.
     """
     totals = _totals(len(patients), amounts)
-    by_score: dict[str, list[str]] = {}
-    for patient, score in sorted(zip(patients, scores, strict=True), key=lambda pair: pair[0]):
-        by_score.setdefault("" if score is None else str(score), []).append(patient)
-    names = sorted(by_score)
-    table = _rounded([len(by_score[name]) for name in names], list(totals.values()), seed)
+    by_score = _by_score(dict(zip(patients, scores, strict=True)))
+    table = _rounded([len(members) for members in by_score.values()], list(totals.values()), seed)
     split: dict[str, str] = {}
-    for name, counts in zip(names, table.tolist(), strict=True):
-        members = numpy_generator(seed, "split", name).permutation(np.array(by_score[name], dtype=object))
-        split |= dict(zip(members, np.repeat(list(totals), counts).tolist(), strict=True))
+    for (score, members), counts in zip(by_score.items(), table.tolist(), strict=True):
+        shuffled = numpy_generator(seed, "split", score).permutation(np.array(members, dtype=object))
+        split |= dict(zip(shuffled, np.repeat(list(totals), counts).tolist(), strict=True))
     return split
+
+
+def _by_score(scores: Mapping[str, str | None]) -> dict[str, list[str]]:
+    """Return the patients of each score, all sorted; "" stands for none."""
+    by_score: dict[str, list[str]] = {score: [] for score in sorted({score or "" for score in scores.values()})}
+    for patient in sorted(scores):
+        by_score[scores[patient] or ""].append(patient)
+    return by_score
 
 
 def split_cohort(cohort: Cohort, config: SplitConfig, *, force: bool = False) -> tuple[Cohort, list[str]]:
     """Split a cohort, store the split, and warn of every part that lacks a subtype.
 
-    ``force`` replaces a split that is there already; what was trained on the old one then counts as having seen its
-    patients.
+    ``force`` replaces a split that is there already; what was trained on the old one has still seen its patients.
 
     Raises
     ------
@@ -149,9 +152,10 @@ def split_cohort(cohort: Cohort, config: SplitConfig, *, force: bool = False) ->
     if cohort.regions["split"].notna().any() and not force:
         found = dict(zip(cohort.regions["patient"], cohort.regions["split"], strict=True))
         if found != split:
+            sizes = ", ".join(f"{part} {len(cohort.patients(part))}" for part in PARTS)
             raise MismatchError(
-                f"{cohort.folder}: has another split already ({_sizes(cohort)}); give --force to replace it, and train "
-                "anew what was trained on it"
+                f"{cohort.folder}: has another split already ({sizes}); give --force to replace it, and train anew "
+                "what was trained on it"
             )
         return cohort, missing_subtypes(cohort)
     cohort = cohort.write_split(split)
@@ -226,31 +230,21 @@ def _rounded(rows: Sequence[int], columns: Sequence[int], seed: int) -> np.ndarr
     return table
 
 
-def _sizes(cohort: Cohort) -> str:
-    return ", ".join(f"{part} {len(cohort.patients(part))}" for part in PARTS)
-
-
 def order_patients(scores: Mapping[str, str | None], seed: int) -> list[str]:
     """Order patients so that the first n are a stratified choice, for any n; larger choices contain smaller ones.
 
     Among the first n each score (None counts as one) has its share of n, to within one patient.
     """
-    by_score: dict[str, list[str]] = {}
-    for patient in sorted(scores):
-        by_score.setdefault(scores[patient] or "", []).append(patient)
     waiting = {
         score: numpy_generator(seed, "training patients", score).permutation(members).tolist()
-        for score, members in by_score.items()
+        for score, members in _by_score(scores).items()
     }
-    shares = {score: len(members) / len(scores) for score, members in by_score.items()}
-    ties = dict(zip(sorted(shares), numpy_generator(seed, "scores").permutation(len(shares)).tolist(), strict=True))
+    sizes = {score: len(members) for score, members in waiting.items()}
+    ties = dict(zip(sizes, numpy_generator(seed, "scores").permutation(len(sizes)).tolist(), strict=True))
     ordered: list[str] = []
-    taken = dict.fromkeys(shares, 0)
     for number in range(1, len(scores) + 1):
-        left = [score for score in shares if waiting[score]]
-        score = max(left, key=lambda name: (shares[name] * number - taken[name], ties[name]))
-        ordered.append(waiting[score].pop())
-        taken[score] += 1
+        lacks = {s: sizes[s] / len(scores) * number - (sizes[s] - len(left)) for s, left in waiting.items() if left}
+        ordered.append(waiting[max(lacks, key=lambda score: (lacks[score], ties[score]))].pop())
     return ordered
 
 
@@ -264,7 +258,7 @@ def keep_training_patients(cohort: Cohort, count: int, seed: int) -> Cohort:
 
 
 def _training(cohort: Cohort) -> list[str]:
-    """Return the patients of the training part's own regions, without those that a generator of its images saw."""
+    """Return the patients of the training part, without those whom a generator of its images saw."""
     return sorted({*cohort.regions.loc[cohort.regions["split"] == "train", "patient"]})
 
 
@@ -279,7 +273,7 @@ def check_count(cohort: Cohort, count: int) -> None:
 
 
 def link_cohort(cohort: Cohort, folder: Path) -> Cohort:
-    """Make a cohort with its own tables and the pixels of another one, which must stay where it is."""
+    """Make a cohort with its own tables and the pixels of another, which must stay where it is."""
     folder.mkdir(parents=True, exist_ok=True)
     link_packs(cohort.folder, folder)
     for name in TABLES:

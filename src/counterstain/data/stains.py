@@ -31,7 +31,9 @@ def jitter_stains(image: np.ndarray, stains: Stains, sd: float, rng: np.random.G
     sd : float
         Standard deviation of the factor (around 1) and of the offset (around 0).
     """
-    vectors = None if stains == "channels" else _vectors(image, stains)
+    if stains == "channels":
+        return _jitter_channels(image, sd, rng)
+    vectors = macenko_vectors(image) if stains == "macenko" else _pure(stains)
     if vectors is None:
         return _jitter_channels(image, sd, rng)
     basis = _with_residual(vectors)
@@ -43,13 +45,10 @@ def jitter_stains(image: np.ndarray, stains: Stains, sd: float, rng: np.random.G
 
 
 def unmixing(other: Literal["dab", "eosin"]) -> np.ndarray:
-    """Return what turns optical density into amounts of stains by the colours of Ruifrok & Johnston (2001).
+    """Return the matrix that turns optical density into amounts of stains (Ruifrok & Johnston 2001), (3, 3) float.
 
-    Returns
-    -------
-    (3, 3) float array
-        ``density @ unmixing(other)`` has the amounts of haematoxylin, of the other stain and of the residual at a right
-        angle to both; negative where a colour lies outside.
+    ``density @ unmixing(other)`` has the amounts of haematoxylin, of the other stain and of the residual at a right
+    angle to both; negative where a colour lies outside.
     """
     return np.asarray(np.linalg.inv(_with_residual(_pure(other))))
 
@@ -57,11 +56,8 @@ def unmixing(other: Literal["dab", "eosin"]) -> np.ndarray:
 def macenko_vectors(image: np.ndarray) -> np.ndarray | None:
     """Read the colours of two stains off an image (Macenko et al., ISBI 2009).
 
-    Returns
-    -------
-    (2, 3) float array or None
-        Unit vectors of optical density, the bluer (redder-absorbing) stain first; None where too few pixels are
-        stained or all have one colour.
+    Returns unit vectors of optical density, (2, 3) float, the bluer (redder-absorbing) stain first; None where too few
+    pixels are stained or all have one colour.
     """
     density = _DENSITY[image].reshape(-1, 3).astype(np.float64)
     stained = density[(density > STAINED_DENSITY).all(axis=1)]
@@ -75,12 +71,6 @@ def macenko_vectors(image: np.ndarray) -> np.ndarray | None:
         return None
     vectors = np.array([[np.cos(angle), np.sin(angle)] for angle in (low, high)]) @ plane.T
     return np.asarray(vectors[np.argsort(-vectors[:, 0], kind="stable")])
-
-
-def _vectors(image: np.ndarray, stains: Stains) -> np.ndarray | None:
-    if stains == "macenko":
-        return macenko_vectors(image)
-    return _pure(stains)
 
 
 def _pure(other: str) -> np.ndarray:

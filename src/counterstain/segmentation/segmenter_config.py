@@ -7,8 +7,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from counterstain.config import Config
-from counterstain.data.augmentation import CopyPasteConfig
-from counterstain.data.sampling import SamplingConfig
+from counterstain.data.sampling import CopyPasteConfig, SamplingConfig
 from counterstain.errors import ConfigError
 from counterstain.segmentation.mixing import MixingConfig
 from counterstain.training_config import TrainingConfig

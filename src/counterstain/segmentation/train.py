@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from counterstain.data.augmentation import PastedPatches
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
-from counterstain.data.sampling import PatchBatches, PatchSource
+from counterstain.data.sampling import PastedPatches, PatchBatches, PatchSource
 from counterstain.data.split import check_no_leak
 from counterstain.errors import InputError, MismatchError
 from counterstain.seeding import derive, numpy_generator

@@ -9,8 +9,8 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from counterstain.audit.judge_config import JudgeConfig, JudgeFilterConfig
 from counterstain.config import Config, build, merge, parse_overrides, read_yaml
-from counterstain.data.augmentation import CopyPasteConfig
 from counterstain.data.phantom.styles import PhantomConfig
+from counterstain.data.sampling import CopyPasteConfig
 from counterstain.data.split import SplitConfig
 from counterstain.data.stains import Stains
 from counterstain.errors import ConfigError

@@ -11,8 +11,7 @@ from scipy import ndimage
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.patches import label_mask
 from counterstain.data.phantom.canvas import Canvas, Stains, white_noise
-from counterstain.data.phantom.layout import DUCT, lay_out
-from counterstain.data.phantom.nests import draw_nests
+from counterstain.data.phantom.nests import DUCT, draw_nests, lay_out
 from counterstain.data.phantom.styles import PhantomConfig, SlideStyle, patient_name, slide_name, slide_style
 from counterstain.data.phantom.surroundings import (
     FOCUS_LOSS_UM,
@@ -34,22 +33,15 @@ REGION_STEP_PX = 4096  # regions lie so far apart on their slide
 def photograph(canvas: Canvas, stains: Stains) -> np.ndarray:
     """Return the picture of stained tissue, (H, W, 3) uint8: light through the dyes, optics, veil and camera.
 
-    Dyes absorb as in Ruifrok & Johnston (2001): the optical density (to base 10) of a channel is the sum over dyes of
-    amount times the dye's vector.
+    The optical density (to base 10) of a channel is the sum over dyes of amount times vector (Ruifrok & Johnston 2001).
     """
     style, rng = canvas.style, canvas.rng("camera")
     dyes = np.array([style.haematoxylin_vector, style.dab_vector], np.float32) * np.float32(-np.log(10))
     counter = stains.haematoxylin * np.float32(style.haematoxylin_strength)
-    light = dyes[0, :, None, None] * counter  # (3, H, W), as all below
-    light += dyes[1, :, None, None] * stains.dab
-    np.exp(light, out=light)
-    light *= np.array(style.glass, np.float32)[:, None, None]
-    light = _through_optics(canvas, light)
-    light *= 1 - style.haze
-    light += 0.93 * style.haze
-    light *= _illumination(canvas, rng)
-    noise = white_noise(rng, light.shape)
-    noise += white_noise(rng, light.shape)
+    density = dyes[0, :, None, None] * counter + dyes[1, :, None, None] * stains.dab  # (3, H, W), as all below
+    light = _through_optics(canvas, np.exp(density) * np.array(style.glass, np.float32)[:, None, None])
+    light = (light * (1 - style.haze) + 0.93 * style.haze) * _illumination(canvas, rng)
+    noise = white_noise(rng, light.shape) + white_noise(rng, light.shape)
     light += style.noise * np.sqrt(0.5) * (0.4 + 0.6 * light) * noise
     picture = np.minimum(np.maximum(np.rint(light * 255), 0), 255).astype(np.uint8)
     return np.ascontiguousarray(np.moveaxis(picture, 0, -1))
@@ -58,13 +50,11 @@ def photograph(canvas: Canvas, stains: Stains) -> np.ndarray:
 def _through_optics(canvas: Canvas, light: np.ndarray) -> np.ndarray:
     blur_px = float(np.hypot(canvas.style.blur_um / canvas.mpp, 0.35))
     sharp = ndimage.gaussian_filter(light, (0, blur_px, blur_px), truncate=3.0)
-    out_of_focus = focus_loss(canvas)
+    out_of_focus, more_px = focus_loss(canvas), FOCUS_LOSS_UM / canvas.mpp
     if out_of_focus is None:
         return np.asarray(sharp)
-    more_px = FOCUS_LOSS_UM / canvas.mpp
-    return np.asarray(
-        sharp + out_of_focus * (ndimage.gaussian_filter(sharp, (0, more_px, more_px), truncate=2.5) - sharp)
-    )
+    blurred = ndimage.gaussian_filter(sharp, (0, more_px, more_px), truncate=2.5)
+    return np.asarray(sharp + out_of_focus * (blurred - sharp))
 
 
 def _illumination(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
@@ -77,8 +67,8 @@ def _illumination(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
 def render(label_mask: np.ndarray, instances: np.ndarray, style: SlideStyle, seed: int, *, mpp: float) -> np.ndarray:
     """Draw tissue for a mask, which may be relabelled, cropped or not drawn by the phantom at all.
 
-    The picture depends on the arguments only. The same seed and instances with other labels keep the cells where they
-    are; only their stain changes, and the inside of what is or was a duct.
+    The picture depends on the arguments alone. Relabelled instances keep their cells where they are; only the stain
+    changes, and the inside of what is or was a duct.
 
     Parameters
     ----------
@@ -86,8 +76,6 @@ def render(label_mask: np.ndarray, instances: np.ndarray, style: SlideStyle, see
         0 = background, 1..4 = HER2 0..3+, 5 = LCIS/DCIS; 255 (ignore) is drawn as background.
     instances : (H, W) integer array
         0 = background. Nests of the same id share the hidden score of a duct.
-    style : SlideStyle
-    seed : int
     mpp : float
         Micrometres per pixel; all sizes follow from it.
 
@@ -119,11 +107,10 @@ def render(label_mask: np.ndarray, instances: np.ndarray, style: SlideStyle, see
 def regions_of_slide(config: PhantomConfig, slide_index: int) -> list[Region]:
     """Draw the regions of a slide; they follow from the configuration and the number of the slide alone."""
     style = slide_style(config, slide_index)
-    shape = (config.size_px, config.size_px)
     regions = []
     for number in range(config.regions_per_slide):
         seed = derive(config.seed, "region", slide_index, number)
-        instances, subtypes = lay_out(shape, style, seed, config.mpp)
+        instances, subtypes = lay_out((config.size_px, config.size_px), style, seed, config.mpp)
         image = render(label_mask(instances, subtypes), instances, style, seed, mpp=config.mpp)
         regions.append(
             Region(
@@ -144,13 +131,7 @@ def regions_of_slide(config: PhantomConfig, slide_index: int) -> list[Region]:
 def write_phantom(config: PhantomConfig, out: str | Path, progress: Callable[[], None] | None = None) -> Cohort:
     """Write a phantom as a cohort; finished slides are kept when it is interrupted and run again.
 
-    Parameters
-    ----------
-    config : PhantomConfig
-    out : str or Path
-        Folder of the cohort.
-    progress : callable, optional
-        Called after every slide.
+    ``progress`` is called after every slide.
 
     Raises
     ------

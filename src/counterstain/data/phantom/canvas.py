@@ -1,6 +1,7 @@
-"""What tissue is drawn on: a mask with its distances, seeded smooth noise, scattered points, and two stains.
+"""What tissue is drawn on and with: a mask with its distances, seeded noise, scattered points, nuclei, and two stains.
 
-Shapes: H, W = rows and columns of the region in pixels, n = points. Points are (n, 2) arrays of row and column.
+Shapes: H, W = rows and columns of the region in pixels, n = points or nuclei, k = pixels of the window that the largest
+nucleus needs. Points are (n, 2) arrays of row and column.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from scipy import ndimage
 from counterstain.data.phantom.styles import SlideStyle
 from counterstain.seeding import numpy_generator
 
+Window = tuple[slice, slice]
 _UNIT = 1.77  # cubic B-spline weights shrink white noise; this brings its spread back to about 1
 
 
@@ -40,8 +42,7 @@ def white_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 def upsample(knots: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Evaluate cubic B-spline surfaces, (..., h, w) float32, on a grid, (..., H, W) float32.
 
-    ``rows`` (H,) and ``columns`` (W,) are in distances of knots; 0 lies on the second knot, so that each place has two
-    knots before it.
+    ``rows`` (H,) and ``columns`` (W,) are in knots from the second one, so that each place has two knots before it.
     """
     wide = _interpolate(np.moveaxis(knots, -1, 0), columns)  # (W, ..., h)
     whole = _interpolate(np.moveaxis(wide, (-1, 0), (0, -1)), rows)  # (H, ..., W)
@@ -49,7 +50,6 @@ def upsample(knots: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.nda
 
 
 def _interpolate(knots: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Evaluate along the first axis."""
     knots = np.ascontiguousarray(knots)
     first = position.astype(np.intp)
     t = (position - first).astype(np.float32).reshape(-1, *[1] * (knots.ndim - 1))
@@ -92,33 +92,18 @@ def smoothstep(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def lookup(field: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Return the values of an (H, W, …) field at the pixels nearest to (n, 2) points, clamped to the edges."""
+    """Return the values of an (H, W, …) field at the pixels nearest to points, clamped to the edges."""
     nearest = (points + 0.5).astype(np.intp)
     nearest = np.minimum(np.maximum(nearest, 0), np.array(field.shape[:2]) - 1)
     return np.asarray(field[nearest[:, 0], nearest[:, 1]])
 
 
 def level_angle(field: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Return the angle of the level lines of an (H, W) field at (n, 2) points, 0 = along a row."""
+    """Return the angle of the level lines of an (H, W) field at points, 0 = along a row."""
     down, right = np.array([2.0, 0.0]), np.array([0.0, 2.0])
     rows = lookup(field, points + down) - lookup(field, points - down)
     columns = lookup(field, points + right) - lookup(field, points - right)
     return np.asarray(np.arctan2(rows, columns) + np.pi / 2)
-
-
-def look_up_wrapped(table: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Interpolate a table that repeats in both directions at fractional places; its sides are powers of two."""
-    height, width = table.shape
-    assert height & (height - 1) == 0
-    assert width & (width - 1) == 0
-    y, x = (np.floor(values).astype(np.int32) for values in (rows, columns))
-    v, u = (rows - y).astype(np.float32), (columns - x).astype(np.float32)
-    flat = table.ravel()
-    here, below = (((y + i) & (height - 1)) * width for i in (0, 1))
-    left, right = ((x + i) & (width - 1) for i in (0, 1))
-    upper = flat[here + left] * (1 - u) + flat[here + right] * u
-    lower = flat[below + left] * (1 - u) + flat[below + right] * u
-    return np.asarray(upper + v * (lower - upper))
 
 
 # Fields of smooth noise by their scale; those of one scale are drawn at once.
@@ -151,8 +136,7 @@ class Canvas:
     @cached_property
     def depth_um(self) -> np.ndarray:
         """Distance of a pixel of a nest to its outline; the edges of the region are no outline. (H, W) float32."""
-        inner = self.labels != 0
-        ids = self.instances
+        inner, ids = self.labels != 0, self.instances
         inner[1:] &= ids[1:] == ids[:-1]
         inner[:, 1:] &= ids[:, 1:] == ids[:, :-1]
         return self._distance_um(inner)
@@ -168,7 +152,7 @@ class Canvas:
         return y.astype(np.float32)[:, None], x.astype(np.float32)[None]
 
     def rng(self, name: str, *keys: int) -> np.random.Generator:
-        """Return the generator of one thing that is drawn; it does not depend on labels."""
+        """Return the generator for one thing that is drawn; it does not depend on labels."""
         return numpy_generator(self.seed, name, *keys)
 
     def noise(self, name: str) -> np.ndarray:
@@ -181,7 +165,7 @@ class Canvas:
         return np.asarray(self._fields[scale_um][names.index(name)])
 
     def scatter(self, rng: np.random.Generator, spacing_um: float, *, jitter: float, margin_um: float) -> np.ndarray:
-        """Return points of a shaken lattice, (n, 2) rows and columns in pixels."""
+        """Return points of a shaken lattice in pixels; see :func:`scatter`."""
         return scatter(rng, self.shape, spacing_um / self.mpp, jitter=jitter, margin_px=margin_um / self.mpp)
 
     @cached_property
@@ -206,3 +190,81 @@ class Stains:
         """Lay something over what is there; ``coverage`` 1 hides it, 0 leaves it."""
         self.haematoxylin[...] += coverage * (haematoxylin - self.haematoxylin)
         self.dab[...] += coverage * (dab - self.dab)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nuclei:
+    """Nuclei of one kind, one entry each."""
+
+    points: np.ndarray  # (n, 2) rows and columns in pixels
+    radius_um: np.ndarray  # (n,), of a circle of the same area
+    stretch: np.ndarray  # (n,), long axis over short axis
+    angle: np.ndarray  # (n,), of the long axis, 0 = along a row
+    amount: np.ndarray  # (n,), haematoxylin in optical density
+    lumps: np.ndarray  # (n, 2), amplitudes of the outline's waves
+    rim: float = 0.3
+    """How much darker the rim is than the middle."""
+
+    def chosen(self, keep: np.ndarray) -> Nuclei:
+        """Return the nuclei that a mask or an index picks."""
+        names = ("points", "radius_um", "stretch", "angle", "amount", "lumps")
+        return Nuclei(**{name: getattr(self, name)[keep] for name in names}, rim=self.rim)
+
+
+def make_nuclei(
+    rng: np.random.Generator,
+    points: np.ndarray,
+    *,
+    radius_um: float,
+    spread: float,
+    amount: float,
+    stretch: tuple[float, float] = (1.0, 1.5),
+    angle: np.ndarray | None = None,
+    lumpiness: float = 0.06,
+    rim: float = 0.3,
+) -> Nuclei:
+    """Draw nuclei about a typical size; ``spread`` is that of the logarithm of the radius."""
+    n = len(points)
+    return Nuclei(
+        points=points,
+        radius_um=radius_um * np.exp(spread * np.clip(rng.standard_normal(n), -2, 2)),
+        stretch=rng.uniform(*stretch, n),
+        angle=rng.uniform(0, np.pi, n) if angle is None else angle + rng.normal(0, 0.15, n),
+        amount=amount * np.exp(rng.normal(0, 0.18, n)),
+        lumps=rng.normal(0, lumpiness, (n, 2)),
+        rim=rim,
+    )
+
+
+def stamp(nuclei: Nuclei, shape: tuple[int, int], mpp: float) -> tuple[np.ndarray, np.ndarray]:
+    """Draw nuclei: coverage, 0..1, and haematoxylin in optical density, (H, W) float32 each; the stronger shows."""
+    coverage, amount = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    if not len(nuclei.points):
+        return coverage, amount
+    reach = int(np.ceil(float((nuclei.radius_um * np.sqrt(nuclei.stretch)).max()) * 1.15 / mpp)) + 1
+    window = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)  # (2, k)
+    nearest = np.rint(nuclei.points).astype(np.int32)
+    y, x = (nearest[:, i, None] + window[i].astype(np.int32) for i in (0, 1))  # (n, k)
+    rho = _radii(nuclei, y, x, mpp)
+    softness = np.maximum(mpp, 0.7) / nuclei.radius_um[:, None].astype(np.float32)
+    inside = np.clip((1 - rho) / softness + 0.5, 0, 1)
+    shade = 1 - nuclei.rim / 2 + nuclei.rim * np.exp(-(((rho - 0.85) / 0.2) ** 2))
+    hit = (inside > 0) & (y >= 0) & (x >= 0) & (y < shape[0]) & (x < shape[1])
+    flat = (y * shape[1] + x)[hit]
+    np.maximum.at(coverage.reshape(-1), flat, inside[hit])
+    np.maximum.at(amount.reshape(-1), flat, (inside * shade * nuclei.amount[:, None].astype(np.float32))[hit])
+    return coverage, amount
+
+
+def _radii(nuclei: Nuclei, y: np.ndarray, x: np.ndarray, mpp: float) -> np.ndarray:
+    """Return the distance of window pixels to the middle in units of the radius there, (n, k) float32."""
+    points = nuclei.points.astype(np.float32)
+    dy, dx = ((of_pixel - points[:, i, None]) * np.float32(mpp) for i, of_pixel in enumerate((y, x)))
+    cos, sin = (f(nuclei.angle)[:, None].astype(np.float32) for f in (np.cos, np.sin))
+    axis = np.sqrt(nuclei.stretch)[:, None].astype(np.float32)
+    u, v = (cos * dx + sin * dy) / axis, (cos * dy - sin * dx) * axis
+    square = u * u + v * v + np.float32(1e-6)
+    r = np.sqrt(square)
+    lumps, radius = nuclei.lumps.astype(np.float32), nuclei.radius_um[:, None].astype(np.float32)
+    waves = ((3 * u * u - v * v) * v / r * lumps[:, :1] + 2 * u * v * lumps[:, 1:]) / square
+    return np.asarray(r / radius * (1 + waves))

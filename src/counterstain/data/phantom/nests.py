@@ -1,8 +1,9 @@
-"""Tumour nests and ducts: cells, their nuclei, and membranes whose DAB follows the subtype.
+"""Tumour nests and ducts: where they lie, their cells and nuclei, and membranes whose DAB follows the subtype.
 
-Positions, sizes and nuclei follow from instances and seed alone; the label decides how membranes stain and whether a
-nest has the lumina and the rim of a duct. Shapes: n = nuclei or cells, p = pixels of nests, k = pixels of the window
-that the largest nucleus needs.
+Outlines are drawn on a coarse grid as signed distances and evaluated as smooth surfaces, so that they are as rounded as
+an annotator's polygons at any resolution. Positions, sizes and nuclei follow from instances and seed alone; the label
+decides how membranes stain and whether a nest has the lumina and the rim of a duct. Shapes: H, W = rows and columns of
+the region, h, w = of the coarse grid, n = cells, p = pixels of nests, k = cells near a pixel.
 """
 
 from __future__ import annotations
@@ -13,94 +14,35 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from counterstain.data.phantom.canvas import Canvas, Stains, level_angle, lookup, smoothstep
-from counterstain.data.phantom.layout import DUCT
+from counterstain.data.phantom.canvas import (
+    Canvas,
+    Nuclei,
+    Stains,
+    Window,
+    level_angle,
+    lookup,
+    make_nuclei,
+    smooth_noise,
+    smoothstep,
+    stamp,
+    upsample,
+)
+from counterstain.data.phantom.styles import SlideStyle
 from counterstain.seeding import numpy_generator
 
-
-@dataclass(frozen=True, kw_only=True)
-class Nuclei:
-    """Nuclei of one kind."""
-
-    points: np.ndarray  # (n, 2) rows and columns in pixels
-    radius_um: np.ndarray  # (n,), of a circle of the same area
-    stretch: np.ndarray  # (n,), long axis over short axis
-    angle: np.ndarray  # (n,), of the long axis, 0 = along a row
-    amount: np.ndarray  # (n,), haematoxylin in optical density
-    lumps: np.ndarray  # (n, 2), amplitudes of the outline's waves
-    rim: float = 0.3
-    """How much darker the rim is than the middle."""
-
-    def chosen(self, keep: np.ndarray) -> Nuclei:
-        """Return the nuclei that a mask or an index picks."""
-        names = ("points", "radius_um", "stretch", "angle", "amount", "lumps")
-        return Nuclei(**{name: getattr(self, name)[keep] for name in names}, rim=self.rim)
-
-
-def make_nuclei(
-    rng: np.random.Generator,
-    points: np.ndarray,
-    *,
-    radius_um: float,
-    spread: float,
-    amount: float,
-    stretch: tuple[float, float] = (1.0, 1.5),
-    angle: np.ndarray | None = None,
-    lumpiness: float = 0.06,
-    rim: float = 0.3,
-) -> Nuclei:
-    """Draw nuclei about a typical size; ``spread`` is that of the logarithm of the radius."""
-    n = len(points)
-    return Nuclei(
-        points=points,
-        radius_um=radius_um * np.exp(spread * np.clip(rng.standard_normal(n), -2, 2)),
-        stretch=rng.uniform(*stretch, n),
-        angle=rng.uniform(0, np.pi, n) if angle is None else angle + rng.normal(0, 0.15, n),
-        amount=amount * np.exp(rng.normal(0, 0.18, n)),
-        lumps=rng.normal(0, lumpiness, (n, 2)),
-        rim=rim,
-    )
-
-
-def stamp(nuclei: Nuclei, shape: tuple[int, int], mpp: float) -> tuple[np.ndarray, np.ndarray]:
-    """Draw nuclei: coverage, 0..1, and haematoxylin in optical density, (H, W) float32 each; the stronger shows."""
-    coverage, amount = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    if not len(nuclei.points):
-        return coverage, amount
-    reach = int(np.ceil(float((nuclei.radius_um * np.sqrt(nuclei.stretch)).max()) * 1.15 / mpp)) + 1
-    window = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)  # (2, k)
-    nearest = np.rint(nuclei.points).astype(np.int32)
-    y, x = (nearest[:, i, None] + window[i].astype(np.int32) for i in (0, 1))  # (n, k)
-    rho = _radii(nuclei, y, x, mpp)
-    softness = np.maximum(mpp, 0.7) / nuclei.radius_um[:, None].astype(np.float32)
-    inside = np.clip((1 - rho) / softness + 0.5, 0, 1)
-    shade = 1 - nuclei.rim / 2 + nuclei.rim * np.exp(-(((rho - 0.85) / 0.2) ** 2))
-    hit = (inside > 0) & (y >= 0) & (x >= 0) & (y < shape[0]) & (x < shape[1])
-    flat = (y * shape[1] + x)[hit]
-    np.maximum.at(coverage.reshape(-1), flat, inside[hit])
-    np.maximum.at(amount.reshape(-1), flat, (inside * shade * nuclei.amount[:, None].astype(np.float32))[hit])
-    return coverage, amount
-
-
-def _radii(nuclei: Nuclei, y: np.ndarray, x: np.ndarray, mpp: float) -> np.ndarray:
-    """Return the distance of window pixels to the middle in units of the radius there, (n, k) float32."""
-    points = nuclei.points.astype(np.float32)
-    dy, dx = ((of_pixel - points[:, i, None]) * np.float32(mpp) for i, of_pixel in enumerate((y, x)))
-    cos, sin = (f(nuclei.angle)[:, None].astype(np.float32) for f in (np.cos, np.sin))
-    axis = np.sqrt(nuclei.stretch)[:, None].astype(np.float32)
-    u, v = (cos * dx + sin * dy) / axis, (cos * dy - sin * dx) * axis
-    square = u * u + v * v + np.float32(1e-6)
-    r = np.sqrt(square)
-    lumps, radius = nuclei.lumps.astype(np.float32), nuclei.radius_um[:, None].astype(np.float32)
-    waves = ((3 * u * u - v * v) * v / r * lumps[:, :1] + 2 * u * v * lumps[:, 1:]) / square
-    return np.asarray(r / radius * (1 + waves))
-
+DUCT = 5  # LCIS/DCIS in the taxonomy her2; 1..4 are HER2 0..3+
+STEP_UM = 4.0  # of the coarse grid
+GAP_UM = 9.0  # stroma between nests
+TOUCHING_SHARE = 0.12  # nests that grow against their neighbours
+SMALLEST_UM2 = 500.0
+ATTEMPTS_PER_MM2 = 900
 
 # By HER2 score 0, 1+, 2+, 3+; values between scores (hidden scores of ducts) are interpolated.
 SCORES = (0.0, 1.0, 2.0, 3.0)
 MEMBRANE_DAB = (0.0, 0.26, 0.58, 1.35)  # optical density at the middle of the membrane
 MEMBRANE_WIDTH_UM = (0.7, 0.75, 1.0, 1.6)
 COMPLETE_SHARE = (0.0, 0.45, 0.86, 1.0)  # of a cell's circumference
+PRESENT_ABOVE = (0.0, 0.16, 0.5, 0.84, 0.98, 1.0), (3.0, 1.0, 0.0, -1.0, -2.2, -9.0)  # that share -> value of the noise
 CYTOPLASM_DAB = (0.0, 0.035, 0.10, 0.27)
 STAINED_CELLS = (0.0, 0.75, 0.96, 1.0)
 DARK_SHARE = 0.03  # of nuclei are mitotic or shrunken
@@ -108,9 +50,7 @@ DUCT_SCORES = (1.0, 1.6, 2.2, 2.7, 3.0)  # DCIS is HER2-positive more often than
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cells:
-    """Tumour cells."""
-
+class _Cells:
     points: np.ndarray  # (n, 2) rows and columns in pixels
     labels: np.ndarray  # (n,) label of the nest
     instances: np.ndarray  # (n,)
@@ -118,11 +58,11 @@ class Cells:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bodies:
+class _Bodies:
     """Pixels of nests and the cell that each belongs to."""
 
     where: tuple[np.ndarray, ...]  # rows and columns, (p,) each
-    cell: np.ndarray  # (p,) index into Cells
+    cell: np.ndarray  # (p,) index into the cells
     margin_um: np.ndarray  # (p,) distance to the cell's own membrane, negative outside of all cells
 
 
@@ -130,32 +70,32 @@ def draw_nests(canvas: Canvas, stains: Stains) -> np.ndarray:
     """Draw all nests; return where there is room for stroma cells, (H, W) bool."""
     if not canvas.labels.any():
         return np.ones(canvas.shape, bool)
-    cells = place_cells(canvas)
+    cells = _place_cells(canvas)
     lumen = _lumina(canvas)
     bodies = _bodies(canvas, cells)
     body, membrane = _draw_bodies(canvas, stains, cells, bodies)
     _draw_nuclei(canvas, stains, cells, body, lumen)
-    _draw_lumina(canvas, stains, lumen)
+    if lumen.any():
+        debris = smoothstep(canvas.noise("necrosis"), 0.0, 0.6) * smoothstep(canvas.noise("grain"), -0.5, 1.5)
+        stains.cover(lumen, haematoxylin=0.01 + 0.22 * debris, dab=0.5 * canvas.style.dab_background + 0.12 * debris)
     _draw_rim(canvas, stains)
     return (body < 0.2) & (lumen < 0.2) & (membrane < 0.05)
 
 
-def place_cells(canvas: Canvas) -> Cells:
+def _place_cells(canvas: Canvas) -> _Cells:
     """Place cells on a shaken lattice, a little inside the outlines; every nest has one at least."""
     size = canvas.style.cell_size_um
     points = canvas.scatter(canvas.rng("cells"), size, jitter=0.3, margin_um=size)
     slack = 0.8 + 0.8 * np.abs(lookup(canvas.noise("slack"), points))
-    keep = (lookup(canvas.labels, points) > 0) & (lookup(canvas.depth_um, points) > 0.48 * size + slack)
-    points = points[keep]
+    points = points[(lookup(canvas.labels, points) > 0) & (lookup(canvas.depth_um, points) > 0.48 * size + slack)]
     points = np.concatenate([points, _centres_of_empty(canvas, lookup(canvas.instances, points))])
     labels, instances = lookup(canvas.labels, points), lookup(canvas.instances, points)
-    return Cells(points=points, labels=labels, instances=instances, score=_scores(canvas, labels, instances))
+    return _Cells(points=points, labels=labels, instances=instances, score=_scores(canvas, labels, instances))
 
 
 def _centres_of_empty(canvas: Canvas, filled: np.ndarray) -> np.ndarray:
     """Return the deepest pixels of the instances that are too slight for the lattice, (m, 2)."""
-    ids = np.unique(canvas.instances[canvas.labels > 0])
-    empty = np.setdiff1d(ids, filled)
+    empty = np.setdiff1d(canvas.instances[canvas.labels > 0], filled)
     if not len(empty):
         return np.zeros((0, 2))
     return np.array(ndimage.maximum_position(canvas.depth_um, canvas.instances, empty), float).reshape(-1, 2)
@@ -170,7 +110,7 @@ def _scores(canvas: Canvas, labels: np.ndarray, instances: np.ndarray) -> np.nda
     return scores
 
 
-def _bodies(canvas: Canvas, cells: Cells) -> Bodies:
+def _bodies(canvas: Canvas, cells: _Cells) -> _Bodies:
     """Find the cell of every pixel and the distance to its membrane: half-planes between neighbours (Voronoi)."""
     where = np.nonzero(canvas.labels)
     size_px = canvas.style.cell_size_um / canvas.mpp
@@ -186,7 +126,7 @@ def _bodies(canvas: Canvas, cells: Cells) -> Bodies:
     to_outside = np.float32(0.62 * size_px) - np.sqrt(own_square[0])
     margin_um = np.minimum(to_membrane, to_outside) * np.float32(canvas.mpp)
     margin_um = np.minimum(margin_um, canvas.depth_um[where] - np.float32(1.2))  # no cell crosses its nest's outline
-    return Bodies(where=where, cell=own[0], margin_um=margin_um)
+    return _Bodies(where=where, cell=own[0], margin_um=margin_um)
 
 
 def _near_cells(
@@ -203,31 +143,25 @@ def _near_cells(
     return np.asarray(near.reshape(len(blocks), k).T[:, needed[y, x]])
 
 
-def _draw_bodies(canvas: Canvas, stains: Stains, cells: Cells, bodies: Bodies) -> tuple[np.ndarray, np.ndarray]:
+def _draw_bodies(canvas: Canvas, stains: Stains, cells: _Cells, bodies: _Bodies) -> tuple[np.ndarray, np.ndarray]:
     """Draw cytoplasm and membranes; return their coverage, (H, W) float32 each."""
     blur_um = 0.45 * canvas.mpp
-    inside = smoothstep(bodies.margin_um, -0.6 * canvas.mpp, 0.6 * canvas.mpp).astype(np.float32)
-    rng = canvas.rng("membranes")
-    count = len(cells.points)
+    rng, count = canvas.rng("membranes"), len(cells.points)
     vigour = np.exp(0.22 * rng.standard_normal(count)) * np.exp(0.2 * lookup(canvas.noise("vigour"), cells.points))
     stained = rng.random(count) < np.interp(cells.score, SCORES, STAINED_CELLS)
     strength = canvas.style.dab_strength * vigour * stained
-    of_pixel = bodies.cell
-    score = cells.score[of_pixel]
+    score, strength = cells.score[bodies.cell], strength[bodies.cell]
     width = np.interp(score, SCORES, MEMBRANE_WIDTH_UM)
     profile = np.exp(-np.square(bodies.margin_um) / (width**2 + blur_um**2)) * width / np.hypot(width, blur_um)
-    broken = canvas.noise("fragments")[bodies.where]
-    complete = np.interp(score, SCORES, COMPLETE_SHARE)
-    present = smoothstep(broken - _gap_threshold(complete), -0.35, 0.35)
-    membrane = np.interp(score, SCORES, MEMBRANE_DAB) * profile * present * strength[of_pixel]
+    gap_threshold = np.interp(np.interp(score, SCORES, COMPLETE_SHARE), *PRESENT_ABOVE)
+    present = smoothstep(canvas.noise("fragments")[bodies.where] - gap_threshold, -0.35, 0.35)
+    membrane = np.interp(score, SCORES, MEMBRANE_DAB) * profile * present * strength
     granular = 1 + 0.3 * canvas.noise("grain")[bodies.where]
-    cytoplasm = np.interp(score, SCORES, CYTOPLASM_DAB) * strength[of_pixel] * granular
-    counter = canvas.style.cytoplasm * granular * (1 - 0.3 * profile)
-    body, shown = np.zeros(canvas.shape, np.float32), np.zeros(canvas.shape, np.float32)
-    body[bodies.where] = inside
+    cytoplasm = np.interp(score, SCORES, CYTOPLASM_DAB) * strength * granular
+    body, shown, haematoxylin, dab = np.zeros((4, *canvas.shape), np.float32)
+    body[bodies.where] = smoothstep(bodies.margin_um, -0.6 * canvas.mpp, 0.6 * canvas.mpp)
     shown[bodies.where] = membrane
-    haematoxylin, dab = np.zeros(canvas.shape, np.float32), np.zeros(canvas.shape, np.float32)
-    haematoxylin[bodies.where] = counter
+    haematoxylin[bodies.where] = canvas.style.cytoplasm * granular * (1 - 0.3 * profile)
     dab[bodies.where] = cytoplasm + 0.6 * canvas.style.dab_background
     _draw_clefts(canvas, stains)
     stains.cover(body, haematoxylin=haematoxylin, dab=dab)
@@ -242,12 +176,7 @@ def _draw_clefts(canvas: Canvas, stains: Stains) -> None:
     stains.cover((0.9 * open_here * along).astype(np.float32), haematoxylin=0.01, dab=0.3 * canvas.style.dab_background)
 
 
-def _gap_threshold(complete: np.ndarray) -> np.ndarray:
-    """Return above which value of unit noise a membrane must appear so that ``complete`` of it does."""
-    return np.asarray(np.interp(complete, (0.0, 0.16, 0.5, 0.84, 0.98, 1.0), (3.0, 1.0, 0.0, -1.0, -2.2, -9.0)))
-
-
-def _draw_nuclei(canvas: Canvas, stains: Stains, cells: Cells, body: np.ndarray, lumen: np.ndarray) -> None:
+def _draw_nuclei(canvas: Canvas, stains: Stains, cells: _Cells, body: np.ndarray, lumen: np.ndarray) -> None:
     nuclei = _tumour_nuclei(canvas, cells)
     coverage, amount = stamp(nuclei, canvas.shape, canvas.mpp)
     coverage *= body * (1 - lumen)
@@ -257,43 +186,28 @@ def _draw_nuclei(canvas: Canvas, stains: Stains, cells: Cells, body: np.ndarray,
     stains.haematoxylin[...] += spots * coverage * spot_amount
 
 
-def _tumour_nuclei(canvas: Canvas, cells: Cells) -> Nuclei:
-    style = canvas.style
-    rng = canvas.rng("tumour nuclei")
+def _tumour_nuclei(canvas: Canvas, cells: _Cells) -> Nuclei:
+    style, rng = canvas.style, canvas.rng("tumour nuclei")
     offset = rng.normal(0, 0.07 * style.cell_size_um / canvas.mpp, cells.points.shape)
     nuclei = make_nuclei(
-        rng,
-        cells.points + offset,
-        radius_um=style.nucleus_share * style.cell_size_um,
-        spread=style.pleomorphism,
-        amount=0.42,
-        stretch=(1.0, 1.0 + 3 * style.pleomorphism),
-        lumpiness=0.35 * style.pleomorphism,
-        rim=0.5,
-    )
+        rng, cells.points + offset, radius_um=style.nucleus_share * style.cell_size_um, spread=style.pleomorphism,
+        amount=0.42, stretch=(1.0, 1.0 + 3 * style.pleomorphism), lumpiness=0.35 * style.pleomorphism, rim=0.5,
+    )  # fmt: skip
     dark = rng.random(len(cells.points)) < DARK_SHARE
-    return replace(
-        nuclei,
-        amount=nuclei.amount * np.where(dark, 1.9, 1.0),
-        radius_um=nuclei.radius_um * np.where(dark, 0.75, 1.0),
-    )
+    darker, smaller = np.where(dark, 1.9, 1.0), np.where(dark, 0.75, 1.0)
+    return replace(nuclei, amount=nuclei.amount * darker, radius_um=nuclei.radius_um * smaller)
 
 
 def _nucleoli(canvas: Canvas, nuclei: Nuclei) -> Nuclei:
-    rng = canvas.rng("nucleoli")
-    count = len(nuclei.points)
+    rng, count = canvas.rng("nucleoli"), len(nuclei.points)
     offset = rng.uniform(-0.4, 0.4, (count, 2)) * nuclei.radius_um[:, None] / canvas.mpp
-    shown = rng.random(count) < 0.8
-    spots = make_nuclei(
-        rng, nuclei.points + offset, radius_um=1.0, spread=0.25, amount=0.35 * canvas.style.nucleoli, rim=0.0
-    )
-    return spots.chosen(shown)
+    shown, amount = rng.random(count) < 0.8, 0.35 * canvas.style.nucleoli
+    return make_nuclei(rng, nuclei.points + offset, radius_um=1.0, spread=0.25, amount=amount, rim=0.0).chosen(shown)
 
 
 def _lumina(canvas: Canvas) -> np.ndarray:
     """Return where ducts are hollow, (H, W) float32: round spaces far enough from the outline."""
-    lumen = np.zeros(canvas.shape, np.float32)
-    ducts = canvas.labels == DUCT
+    lumen, ducts = np.zeros(canvas.shape, np.float32), canvas.labels == DUCT
     if not ducts.any():
         return lumen
     rng = canvas.rng("lumina")
@@ -310,13 +224,6 @@ def _lumina(canvas: Canvas) -> np.ndarray:
     return lumen
 
 
-def _draw_lumina(canvas: Canvas, stains: Stains, lumen: np.ndarray) -> None:
-    if not lumen.any():
-        return
-    debris = smoothstep(canvas.noise("necrosis"), 0.0, 0.6) * smoothstep(canvas.noise("grain"), -0.5, 1.5)
-    stains.cover(lumen, haematoxylin=0.01 + 0.22 * debris, dab=0.5 * canvas.style.dab_background + 0.12 * debris)
-
-
 def _draw_rim(canvas: Canvas, stains: Stains) -> None:
     """Draw the myoepithelium of ducts: flat dark nuclei along the outline."""
     if not (canvas.labels == DUCT).any():
@@ -331,3 +238,90 @@ def _draw_rim(canvas: Canvas, stains: Stains) -> None:
     membrane = 0.12 * np.exp(-np.square(canvas.depth_um - np.float32(1.2))) * (canvas.labels == DUCT)
     stains.haematoxylin[...] += membrane
     stains.cover(coverage, haematoxylin=amount, dab=stains.dab * np.float32(0.6))
+
+
+def lay_out(shape: tuple[int, int], style: SlideStyle, seed: int, mpp: float) -> tuple[np.ndarray, dict[int, int]]:
+    """Place nests and ducts in a region.
+
+    Returns
+    -------
+    instances : (H, W) int32 array
+        0 = background.
+    subtypes : dict
+        Instance -> 1..4 for HER2 0..3+, 5 for LCIS/DCIS.
+    """
+    step_px = STEP_UM / mpp
+    coarse = (int(shape[0] / step_px) + 5, int(shape[1] / step_px) + 5)
+    rng = numpy_generator(seed, "layout")
+    wanted = style.tumour_share * rng.uniform(0.6, 1.2) * coarse[0] * coarse[1]
+    attempts = 8 + int(ATTEMPTS_PER_MM2 * coarse[0] * coarse[1] * STEP_UM**2 * 1e-6)
+    instances = np.zeros(shape, np.int32)
+    subtypes: dict[int, int] = {}
+    taken_um = np.full(coarse, np.inf, np.float32)
+    for attempt in range(attempts):
+        if np.count_nonzero(taken_um < 0) >= wanted:
+            break
+        nest = numpy_generator(seed, "nest", attempt)
+        subtype = _draw_subtype(numpy_generator(seed, "subtype", len(subtypes)), style)  # the same until it fits
+        whole_um = _outline(nest, coarse, style, duct=subtype == DUCT)
+        gap_um = 0.0 if nest.random() < TOUCHING_SHARE else GAP_UM
+        outline_um = _largest_part(np.maximum(whole_um, gap_um - taken_um))
+        whole, left = (np.count_nonzero(outline < 0) for outline in (whole_um, outline_um))
+        if left * STEP_UM**2 < SMALLEST_UM2 or left < whole * (0.85 if subtype == DUCT else 0.5):
+            continue
+        window, inside = _on_pixels(outline_um, shape, step_px)
+        inside &= instances[window] == 0
+        if np.count_nonzero(inside) * mpp**2 >= SMALLEST_UM2 / 2:
+            subtypes[len(subtypes) + 1] = subtype
+            instances[window][inside] = len(subtypes)
+            taken_um = np.minimum(taken_um, outline_um)
+    return instances, subtypes
+
+
+def _draw_subtype(rng: np.random.Generator, style: SlideStyle) -> int:
+    is_duct, is_dominant = rng.random(2) < (style.duct_share, style.purity)
+    others = [score for score in range(4) if score != style.dominant_score]
+    other = others[int(rng.integers(3))]
+    if is_duct:
+        return DUCT
+    return 1 + (style.dominant_score if is_dominant else other)
+
+
+def _outline(rng: np.random.Generator, coarse: tuple[int, int], style: SlideStyle, *, duct: bool) -> np.ndarray:
+    """Return the signed distance to a bent, lumpy capsule in micrometres, negative inside, (h, w)."""
+    radius = style.nest_radius_um * np.exp(rng.normal(0.3 if duct else 0.0, 0.25))
+    length = radius * (rng.uniform(0, 0.5) if duct else style.nest_length * rng.uniform(0.0, 2.5))
+    extent = np.array(coarse) * STEP_UM
+    centre = rng.uniform(-0.5 * radius, extent + 0.5 * radius)
+    angle, bend = rng.uniform(0, 2 * np.pi), rng.normal(0, 0.9)
+    along = np.linspace(-0.5, 0.5, 9)
+    heading = angle + bend * along
+    path = centre + np.cumsum(np.stack([np.sin(heading), np.cos(heading)], axis=1), axis=0) * length / 9
+    widths = radius * np.exp((0.0 if duct else 0.1) * rng.standard_normal(9).cumsum())
+    widths = np.clip(widths, 11.0, 2.0 * radius)
+    y, x = (np.arange(n, dtype=np.float32) * np.float32(STEP_UM) for n in coarse)
+    path, widths = path.astype(np.float32)[..., None, None], widths.astype(np.float32)[:, None, None]
+    squares = np.square(y[:, None] - path[:, 0]) + np.square(x - path[:, 1])  # (9, h, w)
+    capsule = (np.sqrt(squares) - widths).min(axis=0)
+    lumps = smooth_noise(rng, coarse, 28.0 / STEP_UM)[0] * (0.1 if duct else 0.3)
+    return np.asarray(capsule + lumps * radius, np.float32)
+
+
+def _on_pixels(outline_um: np.ndarray, shape: tuple[int, int], step_px: float) -> tuple[Window, np.ndarray]:
+    """Return a window of the region that holds the nest, and where in it the nest is."""
+    inside = outline_um < 0
+    windows = []
+    for axis, length in enumerate(shape):
+        knots = np.flatnonzero(inside.any(axis=1 - axis))
+        first, last = int((knots[0] - 3) * step_px), int((knots[-1] + 2) * step_px)
+        windows.append(slice(max(first, 0), max(min(last, length), 0)))
+    rows, columns = (np.arange(window.start, window.stop) / step_px for window in windows)
+    return (windows[0], windows[1]), upsample(outline_um, rows, columns) < 0
+
+
+def _largest_part(outline_um: np.ndarray) -> np.ndarray:
+    parts, count = ndimage.label(outline_um < 0)
+    if count <= 1:
+        return outline_um
+    largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+    return np.where((parts == largest) | (parts == 0), outline_um, np.float32(STEP_UM))

@@ -122,7 +122,7 @@ def patient_name(seed: int, index: int) -> str:
 
 
 def index_of(slide: str) -> int:
-    """Return the number of a slide from its name; raises InputError where a phantom has no slide of that name."""
+    """Return the number of a slide from its name; raises InputError where no slide of a phantom has such a name."""
     prefix, _, number = slide.rpartition("-")
     if prefix != "phantom" or not (number.isascii() and number.isdigit()):
         raise InputError(f"slide {slide!r}: not a slide of a phantom; expected a name such as {slide_name(7)}")
@@ -130,7 +130,7 @@ def index_of(slide: str) -> int:
 
 
 def slide_style(config: PhantomConfig, slide_index: int) -> SlideStyle:
-    """Draw the style of a slide from the seed and the number of the slide."""
+    """Draw the style of a slide."""
 
     def deviate(name: str) -> float:
         rng = numpy_generator(config.seed, "style", slide_index, name)

@@ -1,39 +1,117 @@
 """What surrounds tumour nests: fibres, stroma cells, glands, vessels and fat, and what goes wrong at bench and scanner.
 
-Shapes: H, W = rows and columns of the region, n = nuclei.
+Shapes: H, W = rows and columns of the region, n = nuclei or structures of a group.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from counterstain.data.phantom.canvas import (
     Canvas,
+    Nuclei,
     Stains,
+    Window,
     level_angle,
-    look_up_wrapped,
     lookup,
+    make_nuclei,
+    scatter,
     smoothstep,
+    stamp,
     white_noise,
 )
-from counterstain.data.phantom.layout import Round, Window, find_places
-from counterstain.data.phantom.nests import Nuclei, make_nuclei, stamp
 
 GLAND_NUCLEUS_UM, GLAND_SPACING_UM = 2.9, 6.6
 BLOOD_CELL_UM, BLOOD_SPACING_UM = 2.6, 5.0
-
 LYMPHOCYTE_RADIUS_UM = 2.9
 WITHIN_NESTS_SHARE = 0.12  # of the lymphocytes at the edge of a nest that also lie in it
-FIBRE_TABLE = (64, 64)  # random values across and along fibres; wraps around
+FIBRE_TABLE_SIDE = 64  # random values across and along fibres; wraps around
 RATE_AREA_UM2 = 256.0**2  # rates of artefacts in SlideStyle are per such area
 FOCUS_LOSS_UM = 1.8  # standard deviation of the blur where focus is lost
+SPACING_UM = 78.0  # of the places where a structure or a group of them may lie
+REACH_UM = 36.0  # the largest group
+GLAND_RATE, FAT_RATE, VESSEL_RATE = 0.24, 0.10, 0.16  # share of the places, on the median slide
+
+Member = tuple[str, np.ndarray, float, float]  # kind, offset in micrometres, radius, wall
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Round:
+    """A round structure with a wall."""
+
+    kind: str  # gland, vessel or fat
+    centre: np.ndarray  # (2,) row and column in pixels
+    radius_um: float
+    wall_um: float  # all of the radius = no lumen
+    phase: float  # turns the waves of the outline
+
+    def outline_um(self, angle: np.ndarray) -> np.ndarray:
+        waves = 0.10 * np.cos(2 * angle + self.phase) + 0.06 * np.cos(3 * angle + 2 * self.phase)
+        return np.asarray(self.radius_um * (1 + waves))
+
+
+def _find_places(canvas: Canvas) -> Iterator[_Round]:
+    """Yield every structure that finds room between the nests, also those that reach in from beyond the edges."""
+    style, rng = canvas.style, canvas.rng("places")
+    rates = np.array([GLAND_RATE * style.benign, FAT_RATE * style.fat, VESSEL_RATE])
+    limits = np.cumsum(rates / max(rates.sum(), 1.0))
+    centres = canvas.scatter(rng, SPACING_UM, jitter=0.3, margin_um=REACH_UM)
+    kinds = rng.random(len(centres))
+    rooms_um = np.minimum(lookup(canvas.outside_um, centres) + 4.0, REACH_UM)
+    for place in np.flatnonzero(kinds < limits[2]).tolist():
+        rng, room_um = canvas.rng("place", place), float(rooms_um[place])
+        if kinds[place] < limits[0]:
+            members = _glands(rng, room_um) if room_um > 12 else iter(())
+        elif kinds[place] < limits[1]:
+            members = _fat_cells(rng, room_um)
+        else:
+            members = _vessels(rng, room_um)
+        for kind, offset_um, radius_um, wall_um in members:
+            centre, phase = centres[place] + offset_um / canvas.mpp, rng.uniform(0, 2 * np.pi)
+            if lookup(canvas.outside_um, centre[None])[0] > 0.8 * radius_um:
+                yield _Round(kind=kind, centre=centre, radius_um=radius_um, wall_um=wall_um, phase=phase)
+
+
+def _glands(rng: np.random.Generator, room_um: float) -> Iterator[Member]:
+    kind, middle = rng.random(), np.zeros(2)
+    if kind < 0.35:  # one duct
+        yield "gland", middle, room_um * rng.uniform(0.6, 1), rng.uniform(8, 12)
+    elif kind < 0.55:  # a duct that is filled with regular cells
+        radius_um = room_um * rng.uniform(0.5, 0.9)
+        yield "gland", middle, radius_um, radius_um
+    else:  # a lobule
+        size_um = rng.uniform(9, 13)
+        for offset in _group(rng, room_um, 2.3 * size_um):
+            yield "gland", offset, size_um * rng.uniform(0.8, 1.1), rng.uniform(6.5, size_um)
+
+
+def _fat_cells(rng: np.random.Generator, room_um: float) -> Iterator[Member]:
+    size_um = rng.uniform(14, 26)
+    for offset in _group(rng, room_um, 2.05 * size_um):
+        yield "fat", offset, size_um * rng.uniform(0.8, 1.02), 0.0
+
+
+def _vessels(rng: np.random.Generator, room_um: float) -> Iterator[Member]:
+    for offset in _group(rng, room_um, 30.0)[: int(rng.integers(1, 4))]:
+        yield "vessel", offset, min(rng.uniform(4.5, 13), room_um), rng.uniform(1.5, 3.5)
+
+
+def _group(rng: np.random.Generator, room_um: float, spacing_um: float) -> np.ndarray:
+    """Return offsets from the middle of a group in micrometres, (n, 2)."""
+    edge = int(2 * room_um)
+    offsets = scatter(rng, (edge, edge), spacing_um, jitter=0.1) - room_um
+    near = offsets[np.hypot(*offsets.T) < room_um - 0.3 * spacing_um]
+    return near if len(near) else np.zeros((1, 2))
 
 
 def draw_benign(canvas: Canvas, stains: Stains) -> np.ndarray:
     """Draw glands, vessels and fat into the background; return where nothing was drawn, (H, W) bool."""
     taken = np.zeros(canvas.shape, np.float32)
     outside = smoothstep(canvas.outside_um, 1.0, 4.0).astype(np.float32)
-    structures = list(find_places(canvas))
+    structures = list(_find_places(canvas))
     blood = _blood(canvas, structures)
     for structure in structures:
         window, distance_um = _signed_distance(canvas, structure)
@@ -48,7 +126,7 @@ def draw_benign(canvas: Canvas, stains: Stains) -> np.ndarray:
     return taken < 0.3
 
 
-def _fill(structure: Round, distance_um: np.ndarray, coverage: np.ndarray, stains: Stains, blood: np.ndarray) -> None:
+def _fill(structure: _Round, distance_um: np.ndarray, coverage: np.ndarray, stains: Stains, blood: np.ndarray) -> None:
     """Draw the wall and the lumen of a structure into its window."""
     lumen = smoothstep(-distance_um - structure.wall_um, -0.7, 0.7)
     if structure.kind == "fat":
@@ -60,10 +138,10 @@ def _fill(structure: Round, distance_um: np.ndarray, coverage: np.ndarray, stain
         stains.cover(coverage, haematoxylin=0.13 * (1 - lumen) + 0.005, dab=stains.dab * (1 - lumen))
 
 
-def _nuclei(canvas: Canvas, structures: list[Round]) -> list[Nuclei]:
+def _nuclei(canvas: Canvas, structures: list[_Round]) -> list[Nuclei]:
     """Return the nuclei of epithelium and of the inner skin of vessels."""
     rng = canvas.rng("benign nuclei")
-    rings = [ring for gland in structures if gland.kind == "gland" for ring in _epithelium(gland, canvas.mpp)]
+    rings = [_ring(g, d, GLAND_SPACING_UM, canvas.mpp) for g in structures if g.kind == "gland" for d in _depths_um(g)]
     skins = [_ring(v, 1.0, 11.0, canvas.mpp) for v in structures if v.kind == "vessel"]
     kinds = []
     if rings:
@@ -75,14 +153,14 @@ def _nuclei(canvas: Canvas, structures: list[Round]) -> list[Nuclei]:
     return kinds
 
 
-def _epithelium(gland: Round, mpp: float) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return rings of nuclei from the outline inwards."""
+def _depths_um(gland: _Round) -> list[float]:
+    """Return how deep below the outline the rings of nuclei lie."""
     first = GLAND_NUCLEUS_UM + 0.6
-    depths = np.arange(first, max(gland.wall_um - 1.5, first + 0.1), 0.95 * GLAND_SPACING_UM)
-    return [_ring(gland, depth, GLAND_SPACING_UM, mpp) for depth in depths.tolist()]
+    depths: list[float] = np.arange(first, max(gland.wall_um - 1.5, first + 0.1), 0.95 * GLAND_SPACING_UM).tolist()
+    return depths
 
 
-def _ring(structure: Round, depth_um: float, spacing_um: float, mpp: float) -> tuple[np.ndarray, np.ndarray]:
+def _ring(structure: _Round, depth_um: float, spacing_um: float, mpp: float) -> tuple[np.ndarray, np.ndarray]:
     """Return points inside the outline, (n, 2) in pixels, and the angle of the wall at each, (n,)."""
     radius_um = max(structure.radius_um - depth_um, 0.0)
     count = max(int(2 * np.pi * radius_um / spacing_um), 1)
@@ -92,7 +170,7 @@ def _ring(structure: Round, depth_um: float, spacing_um: float, mpp: float) -> t
     return points, angle + np.pi / 2
 
 
-def _blood(canvas: Canvas, structures: list[Round]) -> np.ndarray:
+def _blood(canvas: Canvas, structures: list[_Round]) -> np.ndarray:
     """Return where red cells lie in and around vessels, (H, W) float32."""
     vessels = np.zeros(canvas.shape, bool)
     for structure in structures:
@@ -107,7 +185,7 @@ def _blood(canvas: Canvas, structures: list[Round]) -> np.ndarray:
     return stamp(cells, canvas.shape, canvas.mpp)[0]
 
 
-def _signed_distance(canvas: Canvas, structure: Round) -> tuple[Window, np.ndarray]:
+def _signed_distance(canvas: Canvas, structure: _Round) -> tuple[Window, np.ndarray]:
     """Return a window and the distance to the outline in micrometres, negative inside, of float32."""
     reach = structure.radius_um * 1.2 / canvas.mpp + 2
     low = np.maximum(np.floor(structure.centre - reach), 0).astype(int)
@@ -119,13 +197,8 @@ def _signed_distance(canvas: Canvas, structure: Round) -> tuple[Window, np.ndarr
 
 
 def draw_fibres(canvas: Canvas) -> tuple[Stains, np.ndarray]:
-    """Draw the fibres that everything else lies on.
-
-    Also returns the coordinate across them in micrometres, (H, W) float32: its gradient gives spindle cells their
-    direction.
-    """
-    style = canvas.style
-    rng = canvas.rng("fibres")
+    """Draw the fibres that everything else lies on; also return the coordinate across them in um, (H, W) float32."""
+    style, rng = canvas.style, canvas.rng("fibres")
     theta = rng.uniform(0, np.pi)
     y, x = (np.arange(n, dtype=np.float32) * np.float32(canvas.mpp) for n in canvas.shape)
     cos, sin = np.float32(np.cos(theta)), np.float32(np.sin(theta))
@@ -160,8 +233,16 @@ def draw_stroma_cells(canvas: Canvas, stains: Stains, across_um: np.ndarray, fre
 
 
 def _fibre_texture(rng: np.random.Generator, across: np.ndarray, along: np.ndarray) -> np.ndarray:
-    table = white_noise(rng, FIBRE_TABLE)
-    return look_up_wrapped(table, across, along + 0.15 * across) * np.float32(1.4)
+    """Interpolate a table of noise that repeats in both directions."""
+    table = white_noise(rng, (FIBRE_TABLE_SIDE, FIBRE_TABLE_SIDE)).ravel()
+    rows, columns = across, along + 0.15 * across
+    y, x = (np.floor(values).astype(np.int32) for values in (rows, columns))
+    v, u = (rows - y).astype(np.float32), (columns - x).astype(np.float32)
+    here, below = ((y + i) % FIBRE_TABLE_SIDE * FIBRE_TABLE_SIDE for i in (0, 1))
+    left, right = ((x + i) % FIBRE_TABLE_SIDE for i in (0, 1))
+    upper = table[here + left] * (1 - u) + table[here + right] * u
+    lower = table[below + left] * (1 - u) + table[below + right] * u
+    return np.asarray(upper + v * (lower - upper)) * np.float32(1.4)
 
 
 def _fibroblasts(canvas: Canvas, across_um: np.ndarray) -> Nuclei:
@@ -189,28 +270,11 @@ def _lymphocytes(canvas: Canvas) -> Nuclei:
 
 def draw_artefacts(canvas: Canvas, stains: Stains) -> None:
     """Draw smears, folds and precipitate upon the stains."""
-    _draw_smears(canvas, stains)
-    _draw_folds(canvas, stains)
-    _draw_precipitate(canvas, stains)
-
-
-def focus_loss(canvas: Canvas) -> np.ndarray | None:
-    """Return how far out of focus each pixel is, (H, W) float32 of 0..1, or None where all is sharp."""
-    places = _places(canvas, "defocus", canvas.style.defocus, reach_um=60.0)
-    if not len(places):
-        return None
-    return np.asarray(np.max([_spot(canvas, centre, radius_um=55.0) for centre in places], axis=0))
-
-
-def _draw_smears(canvas: Canvas, stains: Stains) -> None:
     for number, centre in enumerate(_places(canvas, "smears", canvas.style.smears, reach_um=40.0)):
         rng = canvas.rng("smear", number)
         spot = _spot(canvas, centre, radius_um=rng.uniform(15, 60))
         streaks = smoothstep(canvas.noise("streaks") + 1.5 * spot, 0.2, 2.0)
         stains.dab[...] += rng.uniform(0.08, 0.35) * streaks * spot
-
-
-def _draw_folds(canvas: Canvas, stains: Stains) -> None:
     for number, centre in enumerate(_places(canvas, "folds", canvas.style.folds, reach_um=30.0)):
         rng = canvas.rng("fold", number)
         theta, width = rng.uniform(0, np.pi), rng.uniform(5, 12)
@@ -220,15 +284,20 @@ def _draw_folds(canvas: Canvas, stains: Stains) -> None:
         fold = 1 + 0.9 * smoothstep(width - np.abs(across), -1.0, 2.5)
         for stain in (stains.haematoxylin, stains.dab):
             stain[...] = stain * fold + 0.03 * (fold - 1)
-
-
-def _draw_precipitate(canvas: Canvas, stains: Stains) -> None:
     for number, centre in enumerate(_places(canvas, "precipitate", canvas.style.precipitate, reach_um=10.0)):
         rng = canvas.rng("grains", number)
         points = centre + rng.normal(0, 14 / canvas.mpp, (int(rng.integers(2, 14)), 2))
         grains = make_nuclei(rng, points, radius_um=1.1, spread=0.45, amount=1.2, lumpiness=0.15, rim=0.0)
         coverage, amount = stamp(grains, canvas.shape, canvas.mpp)
         stains.cover(coverage, haematoxylin=stains.haematoxylin, dab=amount)
+
+
+def focus_loss(canvas: Canvas) -> np.ndarray | None:
+    """Return how far out of focus each pixel is, (H, W) float32 of 0..1, or None where all is sharp."""
+    places = _places(canvas, "defocus", canvas.style.defocus, reach_um=60.0)
+    if not len(places):
+        return None
+    return np.asarray(np.max([_spot(canvas, centre, radius_um=55.0) for centre in places], axis=0))
 
 
 def _places(canvas: Canvas, name: str, rate: float, *, reach_um: float) -> np.ndarray:
