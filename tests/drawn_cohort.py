@@ -14,6 +14,22 @@ HER2 = Taxonomy.named("her2")
 SPLIT = ("train", "train", "train", "val", "test")
 
 
+def boxes(name: str, *drawn: tuple[int, ...], shape: tuple[int, int] = (64, 64), **known) -> Region:
+    """A region of noise with boxes of (subtype, y0, x0, y1, x1); every patient has one slide."""
+    instances = np.zeros(shape, np.int32)
+    for i, (_, y0, x0, y1, x1) in enumerate(drawn, start=1):
+        instances[y0:y1, x0:x1] = i
+    image = np.random.default_rng([*name.encode(), *shape]).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    known = {"slide": "s1", "split": "train", "subtypes": {i: box[0] for i, box in enumerate(drawn, start=1)}} | known
+    return Region(region=name, **({"patient": known["slide"]} | known), image=image, instances=instances)
+
+
+def store(folder: Path, *regions: Region, mpp: float = 0.5) -> Cohort:
+    writer = CohortWriter(folder, HER2, mpp, {"kind": "drawn"})
+    writer.add("all", regions)
+    return writer.finish()
+
+
 def draw_region(rng: np.random.Generator, name: str, patient: str, size_px: int = 96) -> Region:
     """Nine discs on bright ground; the darker, the higher the subtype."""
     y, x = np.mgrid[:size_px, :size_px]

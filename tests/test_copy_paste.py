@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from drawn_cohort import HER2, draw_cohort
 
-from counterstain.data.patches import turn
+from counterstain.data.patches import turn_back
 from counterstain.data.sampling import CopyPasteConfig, PastedPatches, PatchSampler, SamplingConfig
 from counterstain.errors import InputError, LeakageError, TaxonomyError
 from counterstain.taxonomy import BACKGROUND
@@ -25,16 +25,16 @@ def paste(cohort, config=ALWAYS, sampling=PLAIN, seed=0, source=None):
     return PastedPatches(source or real(cohort), cohort, size_px=PX, config=config, sampling=sampling, seed=seed)
 
 
-def new_pixels(before, after):
-    return after.instances != before.instances
+def pairs(n, stream, source):
+    """Yield patches before and after, and which pixels are new."""
+    for i in range(n):
+        before, after = source[i], stream[i]
+        yield before, after, after.instances != before.instances
 
 
 def test_outside_what_was_pasted_every_byte_is_kept(cohort):
-    source, stream = real(cohort), paste(cohort)
     changed = 0
-    for i in range(40):
-        before, after = source[i], stream[i]
-        inside = new_pixels(before, after)
+    for before, after, inside in pairs(40, paste(cohort), real(cohort)):
         changed += inside.any()
         assert np.array_equal(before.image[~inside], after.image[~inside])
         assert (before.instances[inside] == BACKGROUND).all()  # no instance is covered
@@ -43,51 +43,31 @@ def test_outside_what_was_pasted_every_byte_is_kept(cohort):
 
 
 def test_a_pasted_instance_has_its_pixels_and_its_label_from_one_training_instance(cohort):
-    train = cohort.part("train").tolist()
-    source, stream = real(cohort), paste(cohort)
-    shown = 0
-    for i in range(20):
-        before, after = source[i], stream[i]
-        inside = new_pixels(before, after)
-        if inside.any():
-            (new,) = np.unique(after.instances[inside])
-            pixels = {tuple(p) for p in after.image[inside].tolist()}
-            assert any(_holds(cohort, position, after.subtypes[int(new)], pixels) for position in train)
-            shown += 1
-    assert shown > 5
-
-
-def _holds(cohort, position, subtype, pixels):
-    image, instances = cohort.read(position)
-    table = cohort.subtypes(position)
-    return any(
-        pixels <= {tuple(p) for p in image[instances == instance].tolist()}
-        for instance, found in table.items()
-        if found == subtype
-    )
+    donors = [
+        (subtype, {tuple(p) for p in image[instances == instance].tolist()})
+        for position in cohort.part("train").tolist()
+        for image, instances in [cohort.read(position)]
+        for instance, subtype in cohort.subtypes(position).items()
+    ]
+    shown = [(after, inside) for _, after, inside in pairs(20, paste(cohort), real(cohort)) if inside.any()]
+    assert len(shown) > 5
+    for after, inside in shown:
+        (new,) = np.unique(after.instances[inside]).tolist()
+        pixels = {tuple(p) for p in after.image[inside].tolist()}
+        assert any(subtype == after.subtypes[new] and pixels <= donor for subtype, donor in donors)
 
 
 def test_instances_are_mirrored_and_turned_by_right_angles(cohort):
-    stream = paste(cohort)
-    found = set()
+    stream, found, regions = paste(cohort), set(), cohort.regions["region"].tolist()
     for i in range(50):
         cut_out = stream.cut_out("nowhere", np.random.default_rng(i))
-        found.add((cut_out.source.flipped, cut_out.source.quarter_turns))
-        original = cohort.patch(_position(cohort, cut_out), cut_out.source.y_px, cut_out.source.x_px, PX)
-        height, width = cut_out.image.shape[:2]
-        if cut_out.source.quarter_turns % 2:
-            height, width = width, height
-        turned = turn(
-            original.image[:height, :width],
-            flipped=cut_out.source.flipped,
-            quarter_turns=cut_out.source.quarter_turns,
-        )
-        assert np.array_equal(turned, cut_out.image)
+        source = cut_out.source
+        turns = {"flipped": source.flipped, "quarter_turns": source.quarter_turns}
+        found.add(tuple(turns.values()))
+        original = cohort.patch(regions.index(source.region), source.y_px, source.x_px, PX).image
+        straight = turn_back(cut_out.image, **turns)
+        assert np.array_equal(straight, original[: len(straight), : straight.shape[1]])
     assert len(found) == 8
-
-
-def _position(cohort, patch):
-    return cohort.regions["region"].tolist().index(patch.source.region)
 
 
 def test_a_patch_follows_from_the_seed_and_its_number(cohort):
@@ -113,8 +93,8 @@ def test_cut_outs_are_stained_as_patches_are(cohort):
 
 
 def test_the_share_of_changed_patches_follows_the_setting(cohort):
-    source, stream = real(cohort), paste(cohort, CopyPasteConfig(share=0.3, min_visible=0.05))
-    changed = [new_pixels(source[i], stream[i]).any() for i in range(200)]
+    stream = paste(cohort, CopyPasteConfig(share=0.3, min_visible=0.05))
+    changed = [inside.any() for *_, inside in pairs(200, stream, real(cohort))]
     assert np.mean(changed) == pytest.approx(0.3, abs=0.1)
 
 

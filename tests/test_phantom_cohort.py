@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,25 +17,10 @@ def run(*arguments):
     return CliRunner().invoke(app, ["phantom", *(str(argument) for argument in arguments)])
 
 
-class Killed(BaseException):
-    """Stands for the end of a process."""
-
-
-def kill_after(slides):
-    calls = []
-
-    def progress():
-        calls.append(None)
-        if len(calls) == slides:
-            raise Killed
-
-    return progress
-
-
 def test_a_cohort_resumed_after_a_kill_equals_an_uninterrupted_one(tmp_path):
     whole = write_phantom(SMALL, tmp_path / "whole")
-    with pytest.raises(Killed):
-        write_phantom(SMALL, tmp_path / "resumed", kill_after(2))
+    with pytest.raises(KeyboardInterrupt):
+        write_phantom(SMALL, tmp_path / "resumed", Mock(side_effect=[None, KeyboardInterrupt]))
     resumed = write_phantom(SMALL, tmp_path / "resumed")
     pd.testing.assert_frame_equal(whole.regions, resumed.regions)
     pd.testing.assert_frame_equal(whole.instances, resumed.instances)
@@ -49,11 +36,10 @@ def test_a_larger_cohort_begins_with_the_slides_of_a_smaller_one(tmp_path):
 
 
 def test_progress_is_called_for_every_slide_also_when_all_is_done(tmp_path):
-    calls = []
+    progress = Mock()
     for _ in range(2):
-        cohort = write_phantom(SMALL, tmp_path / "cohort", lambda: calls.append(None))
-    assert len(calls) == 6
-    assert len(cohort) == 6
+        cohort = write_phantom(SMALL, tmp_path / "cohort", progress)
+    assert progress.call_count == len(cohort) == 6
 
 
 def test_a_folder_of_another_phantom_is_left_alone(tmp_path):

@@ -12,11 +12,6 @@ def instances(n=2000, seed=0, subtype=4):
     return [Instance(patch=i // 4, instance=i % 4 + 1, subtype=subtype, area_px=int(a)) for i, a in enumerate(areas)]
 
 
-def shares(labels, weights=None):
-    values = np.array(list(labels.values()))
-    return np.bincount(values, weights, minlength=6)[1:6] / (len(values) if weights is None else weights.sum())
-
-
 def blockwise(members, config, size=50):
     labels = {}
     for block in range(0, len(members), size):
@@ -24,22 +19,16 @@ def blockwise(members, config, size=50):
     return labels
 
 
-def test_relabelled_instances_are_balanced_by_count():
-    labels = blockwise(instances(), RelabelConfig())
-    assert np.abs(shares(labels) - 0.2).max() < 0.02
-
-
-def test_a_target_distribution_is_met():
-    target = {"HER2 0": 3, "HER2 3+": 1}
-    labels = blockwise(instances(), RelabelConfig(target=target))
-    assert np.abs(shares(labels) - [0.75, 0, 0, 0.25, 0]).max() < 0.02
-
-
-def test_balance_by_area_balances_areas():
+@pytest.mark.parametrize(
+    ("target", "expected"), [("uniform", 0.2), ({"HER2 0": 3, "HER2 3+": 1}, [0.75, 0, 0, 0.25, 0])]
+)
+@pytest.mark.parametrize("balance", ["count", "area"])
+def test_a_target_distribution_of_instances_or_areas_is_met(target, expected, balance):
     members = instances()
-    areas = np.array([i.area_px for i in members], float)
-    by_area = blockwise(members, RelabelConfig(balance="area"))
-    assert np.abs(shares(by_area, areas) - 0.2).max() < 0.02
+    weights = [i.area_px if balance == "area" else 1 for i in members]
+    labels = blockwise(members, RelabelConfig(target=target, balance=balance))
+    found = np.bincount(list(labels.values()), weights, minlength=6)[1:] / sum(weights)
+    assert np.abs(found - expected).max() < 0.02
 
 
 def test_every_instance_is_as_likely_to_get_a_subtype_as_the_target_says():
@@ -60,26 +49,23 @@ def test_ignored_instances_stay_ignored():
     assert relabel(members, RelabelConfig(), HER2, 0, 0) == {(0, 1): IGNORE}
 
 
-def test_labels_do_not_depend_on_the_order_of_the_instances():
+def test_labels_follow_from_seed_and_block_and_not_from_the_order_of_the_instances():
     members = instances(40)
-    assert relabel(members, RelabelConfig(), HER2, 7, 3) == relabel(members[::-1], RelabelConfig(), HER2, 7, 3)
+    first, other_seed, other_block = (relabel(members, RelabelConfig(), HER2, *at) for at in ((0, 0), (1, 0), (0, 1)))
+    assert relabel(members[::-1], RelabelConfig(), HER2, 0, 0) == first
+    assert other_seed != first != other_block
 
 
-def test_other_seeds_and_blocks_give_other_labels():
-    members = instances(40)
-    drawn = [relabel(members, RelabelConfig(), HER2, seed, block) for seed, block in ((0, 0), (1, 0), (0, 1))]
-    assert drawn[0] != drawn[1]
-    assert drawn[0] != drawn[2]
-
-
-def test_an_unknown_subtype_in_the_target_is_named():
-    with pytest.raises(TaxonomyError, match="unknown subtype 'HER2 4'"):
-        RelabelConfig(target={"HER2 4": 1}).shares(HER2)
-
-
-def test_keeping_every_subtype_leaves_nothing_to_draw():
-    with pytest.raises(ConfigError, match="nothing is left to draw from"):
-        RelabelConfig(keep=HER2.names).shares(HER2)
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"target": {"HER2 4": 1}}, TaxonomyError, "unknown subtype 'HER2 4'"),
+        ({"keep": HER2.names}, ConfigError, "nothing is left to draw from"),
+    ],
+)
+def test_a_target_that_the_taxonomy_cannot_meet_is_an_error(settings, error, message):
+    with pytest.raises(error, match=message):
+        RelabelConfig(**settings).shares(HER2)
 
 
 @pytest.mark.parametrize("target", [{"HER2 0": 0.0}, {"HER2 0": -1.0}])

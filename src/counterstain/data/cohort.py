@@ -49,12 +49,8 @@ CACHE_BYTES = 4 * 2**30
 class CohortWriter:
     """Write a cohort pack by pack; each pack is whole or absent, finished ones are kept when the command runs again.
 
-    ``source`` says where the regions come from: with the taxonomy and the mpp, the identity of the cohort.
-
-    Raises
-    ------
-    MismatchError
-        The folder holds something else.
+    ``source`` says where the regions come from: with the taxonomy and the mpp (micrometres per pixel), the identity of
+    the cohort. Raises MismatchError where the folder holds something else.
 
     Examples
     --------
@@ -122,14 +118,8 @@ class CohortWriter:
 class Cohort:
     """A cohort, read region by region; recently used regions are kept in memory.
 
-    Attributes
-    ----------
-    mpp : float
-        Micrometres per pixel.
-    source : dict
-        Where the regions come from.
-    regions, instances : DataFrame
-        A row per region and per instance, as described at the top of this file.
+    ``mpp`` is in micrometres per pixel, ``source`` says where the regions come from; ``regions`` and ``instances`` are
+    tables with a row each, as described at the top of this file.
 
     Examples
     --------
@@ -159,12 +149,8 @@ class Cohort:
     def open(cls, folder: str | Path, *, cache_bytes: int = CACHE_BYTES) -> Cohort:
         """Open a cohort; decoded regions may take ``cache_bytes`` of memory.
 
-        Raises
-        ------
-        InputError
-            There is no cohort, or its import was interrupted, or another version wrote it.
-        StorageError
-            A table is damaged.
+        Raises InputError where there is no cohort, its import was interrupted or another version wrote it, and
+        StorageError where a table is damaged.
         """
         folder = Path(folder)
         if not folder.is_dir():

@@ -63,35 +63,25 @@ class PatchSetHeader(Config):
 class JudgedInstance:
     """A filter's verdict on one instance in one drawing of a patch."""
 
-    drawing: int
-    """0 = the first image drawn for the patch, 1 = the next."""
-    subtype: int
-    """The subtype that was asked for."""
-    agreed: bool
-    """It looks like that subtype."""
-    kept: bool
-    """The image passed the filter."""
+    drawing: int  # 0 = the first image drawn for the patch, 1 = the next
+    subtype: int  # the subtype that was asked for
+    agreed: bool  # it looks like that subtype
+    kept: bool  # the image passed the filter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyntheticPatch:
     """A generated image for a relabelled mask."""
 
-    index: int
-    """Number in its set."""
-    patch: Patch
-    """Generated image, instances, new subtypes, and the source of the mask."""
+    index: int  # number in its set
+    patch: Patch  # generated image, instances, new subtypes, and the source of the mask
     subtypes_before: dict[int, int]
-    seed: int
-    """Seed of the image."""
-    attempts: int = 1
-    """How many images were drawn until one passed the filter."""
+    seed: int  # seed of the image
+    attempts: int = 1  # how many images were drawn until one passed the filter
     style: tuple[tuple[str, float], ...] = ()
     """Slides whose style it is drawn in, with their weights; empty without a style."""
-    judged: tuple[JudgedInstance, ...] = ()
-    """Every instance of every drawing that a filter judged, in that order."""
-    kept: bool = True
-    """Whether the image passed the filter, or none judged it."""
+    judged: tuple[JudgedInstance, ...] = ()  # every instance of every drawing that a filter judged, in that order
+    kept: bool = True  # whether the image passed the filter, or none judged it
 
 
 class PatchSetWriter:

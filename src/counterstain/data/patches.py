@@ -35,14 +35,10 @@ class Source:
     region: str
     slide: str
     patient: str
-    y_px: int
-    """Row of the upper edge in the region."""
-    x_px: int
-    """Column of the left edge in the region."""
-    flipped: bool = False
-    """Mirrored left to right, before it is turned."""
-    quarter_turns: int = 0
-    """How many times it is turned counter-clockwise by 90 degrees."""
+    y_px: int  # row of the upper edge in the region
+    x_px: int  # column of the left edge in the region
+    flipped: bool = False  # mirrored left to right, before it is turned
+    quarter_turns: int = 0  # counter-clockwise, by 90 degrees each
 
     def __repr__(self) -> str:
         turned = f", turned by {90 * self.quarter_turns} degrees" if self.quarter_turns else ""
@@ -65,11 +61,9 @@ class Patch:
 
     image: np.ndarray  # (H, W, 3) uint8
     instances: np.ndarray  # (H, W) int32, 0 = background
-    subtypes: dict[int, int]
-    """Subtype of every instance that the patch shows (255 = to be ignored)."""
+    subtypes: dict[int, int]  # subtype of every instance that the patch shows (255 = to be ignored)
     source: Source
-    taxonomy: Taxonomy | None = None
-    """Names and colours of the subtypes."""
+    taxonomy: Taxonomy | None = None  # names and colours of the subtypes
 
     @property
     def label_mask(self) -> np.ndarray:
@@ -102,11 +96,9 @@ class Patch:
     def _subtype(self, subtype: int | str) -> int:
         if self.taxonomy is not None:
             return self.taxonomy.id_of(subtype)
-        if isinstance(subtype, str) or not BACKGROUND < subtype <= IGNORE:
-            raise InputError(
-                f"unknown subtype {subtype!r}; this patch has no taxonomy, give ids (1..254, 255 = ignore)"
-            )
-        return subtype
+        if not isinstance(subtype, str) and BACKGROUND < subtype <= IGNORE:
+            return subtype
+        raise InputError(f"unknown subtype {subtype!r}; this patch has no taxonomy, give ids (1..254, 255 = ignore)")
 
     def __repr__(self) -> str:
         name = str if self.taxonomy is None else self.taxonomy.name_of
@@ -158,10 +150,8 @@ class Components:
     """The instances of one label image."""
 
     instances: np.ndarray  # (H, W) int32, 0 = background, ids 1, 2, 3, …
-    labels: dict[int, int]
-    """Label of every instance."""
-    dropped: int
-    """Components below the smallest area, now background."""
+    labels: dict[int, int]  # label of every instance
+    dropped: int  # components below the smallest area, now background
     dropped_px: int
 
 

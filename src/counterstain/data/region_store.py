@@ -50,18 +50,14 @@ class Region:
     Region(r1 of slide s1, patient p1: 64 x 96 px, 1 instance)
     """
 
-    region: str
-    """Name, unique in the cohort."""
+    region: str  # name, unique in the cohort
     slide: str
     patient: str
     image: np.ndarray | ImageWindow  # (H, W, 3) uint8
     instances: np.ndarray  # (H, W) int32, 0 = background, ids unique in the region
-    subtypes: dict[int, int]
-    """Subtype of every instance."""
-    score: str | None = None
-    """Score of the slide; splits are stratified by it."""
-    split: str | None = None
-    """``train``, ``val``, ``test`` or None."""
+    subtypes: dict[int, int]  # subtype of every instance
+    score: str | None = None  # score of the slide; splits are stratified by it
+    split: str | None = None  # train, val, test or None
     mpp_level0: float | None = None
     origin_xy_level0_px: tuple[int, int] = (0, 0)
 

@@ -76,8 +76,7 @@ def redrawn_pixels(instances: np.ndarray, subtypes: Mapping[int, int], kept: Col
 class Instance:
     """One instance that may be relabelled."""
 
-    patch: int
-    """Number of its patch."""
+    patch: int  # number of its patch
     instance: int
     subtype: int
     area_px: int

@@ -69,17 +69,10 @@ class SamplingConfig(Config):
 class PatchSampler:
     """Draw patches from one part of a cohort; ``sampler[i]`` depends on the seed and on ``i`` alone.
 
-    Attributes
-    ----------
-    missing_subtypes : tuple of str
-        Subtypes that should be drawn but that the part does not contain.
+    ``missing_subtypes`` are those that should be drawn but that the part does not contain.
 
-    Raises
-    ------
-    InputError
-        The part is empty, has no pixel to centre on, or has a region smaller than a patch.
-    TaxonomyError
-        ``config.subtypes`` names a subtype that the taxonomy does not have.
+    Raises InputError where the part is empty, has no pixel to centre on, or has a region smaller than a patch, and
+    TaxonomyError where ``config.subtypes`` names a subtype that the taxonomy does not have.
 
     Examples
     --------
@@ -147,28 +140,25 @@ def vary(patch: Patch, config: SamplingConfig, rng: np.random.Generator) -> Patc
     flipped = config.flip and rng.random() < 0.5
     quarter_turns = int(rng.integers(4)) if config.quarter_turns else 0
     image = turn(patch.image, flipped=flipped, quarter_turns=quarter_turns)
-    # mirroring reverses the turns before it
-    turned_before = -patch.source.quarter_turns if flipped else patch.source.quarter_turns
-    turns = (turned_before + quarter_turns) % 4
+    before = -patch.source.quarter_turns if flipped else patch.source.quarter_turns  # mirroring reverses earlier turns
     return replace(
         patch,
         image=jitter_stains(image, config.stains, config.stain_jitter, rng) if config.stain_jitter else image,
         instances=turn(patch.instances, flipped=flipped, quarter_turns=quarter_turns),
-        source=replace(patch.source, flipped=flipped != patch.source.flipped, quarter_turns=turns),
+        source=replace(
+            patch.source, flipped=flipped != patch.source.flipped, quarter_turns=(before + quarter_turns) % 4
+        ),
     )
-
-
-Place = tuple[int, int, Box]  # position of the region in the cohort, instance, box of the instance
 
 
 @dataclass(frozen=True, slots=True)
 class _SlidePlaces:
     """The instances of one slide that a patch can be centred on."""
 
-    places: list[Place]
+    places: list[tuple[int, int, Box]]  # position of the region in the cohort, instance, box of the instance
     area_until_px: np.ndarray  # (n,) int64, sum of the areas up to and with this one
 
-    def draw(self, rng: np.random.Generator) -> Place:
+    def draw(self, rng: np.random.Generator) -> tuple[int, int, Box]:
         pixel = int(rng.integers(self.area_until_px[-1]))
         return self.places[int(np.searchsorted(self.area_until_px, pixel, side="right"))]
 
@@ -280,19 +270,9 @@ class PastedPatches:
     Pasted instances never cover others: outside the background that they fall on, every byte and label is kept. They
     are cut out of the training part, stained as patches are, and always mirrored and turned at random.
 
-    Attributes
-    ----------
-    shares : dict
-        Subtype (id) -> how often it is drawn.
-
-    Raises
-    ------
-    InputError
-        The training part has no instance of what is to be pasted.
-    TaxonomyError
-        ``config.target`` names a subtype that the taxonomy does not have.
-    LeakageError
-        A training region is of a validation or test patient.
+    ``shares`` says how often each subtype (id) is drawn. Raises InputError where the training part has no instance of
+    what is to be pasted, TaxonomyError where ``config.target`` names an unknown subtype, and LeakageError where a
+    training region is of a validation or test patient.
     """
 
     def __init__(
@@ -313,7 +293,7 @@ class PastedPatches:
         self._donors = {subtype: _pool(instances[instances["subtype"] == subtype]) for subtype in self.shares}
 
     def __getitem__(self, index: int) -> Patch:
-        """Return the patch number ``index`` (0, 1, 2, … without end)."""
+        """Return the patch of a number, 0, 1, 2, … without end."""
         patch = self._real[index]
         rng = numpy_generator(self._seed, "copy-paste", index)
         if rng.random() >= self._config.share:

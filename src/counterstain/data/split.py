@@ -34,21 +34,10 @@ def check_no_leak(
     parts: Iterable[str] = ("val", "test"),
     remedy: str = RETRAIN,
 ) -> None:
-    """Check that a checkpoint, or what it made, has seen no patient of the held-out parts of a cohort.
+    """Raise LeakageError where a checkpoint, or what it made, has seen a patient of ``parts`` of a cohort.
 
-    Parameters
-    ----------
-    patients_seen : iterable of str
-        As recorded in a checkpoint or a patch set.
-    what, remedy : str
-        The checkpoint or patch set, and what to do, as the message names them.
-    parts : iterable of str
-        Parts that it must not have seen; ``all`` is the whole cohort.
-
-    Raises
-    ------
-    LeakageError
-        Names up to three patients and their part.
+    ``what`` and ``remedy`` are the checkpoint or patch set and what to do, as the message says them; a part ``all`` is
+    the whole cohort.
     """
     seen = set(patients_seen)
     for part in parts:
@@ -86,23 +75,14 @@ class SplitConfig(Config):
     seed: int = 0
     """Another seed distributes the patients of a score differently."""
 
-    @property
-    def amounts(self) -> dict[str, float]:
-        """Counts or shares by part."""
-        return {"train": self.train, "val": self.val, "test": self.test}
 
-
-def split_patients(
-    patients: Sequence[str], scores: Sequence[str | None], amounts: Mapping[str, float], seed: int
-) -> dict[str, str]:
+def split_patients(scores: Mapping[str, str | None], amounts: Mapping[str, float], seed: int) -> dict[str, str]:
     """Distribute patients over parts, each part with its share of every score.
 
     Parameters
     ----------
-    patients : sequence of str
-        All different.
-    scores : sequence of str or None
-        One for each patient; None counts as a score of its own.
+    scores : mapping
+        Patient -> score; None counts as a score of its own.
     amounts : mapping
         Part -> number of patients (all whole numbers) or share (all at most 1, in all 1).
 
@@ -117,8 +97,7 @@ def split_patients(
     InputError
         The amounts do not fit the number of patients.
     """
-    totals = _totals(len(patients), amounts)
-    by_score = _by_score(dict(zip(patients, scores, strict=True)))
+    totals, by_score = _totals(len(scores), amounts), _by_score(scores)
     table = _rounded([len(members) for members in by_score.values()], list(totals.values()), seed)
     split: dict[str, str] = {}
     for (score, members), counts in zip(by_score.items(), table.tolist(), strict=True):
@@ -136,19 +115,12 @@ def _by_score(scores: Mapping[str, str | None]) -> dict[str, list[str]]:
 
 
 def split_cohort(cohort: Cohort, config: SplitConfig, *, force: bool = False) -> tuple[Cohort, list[str]]:
-    """Split a cohort, store the split, and warn of every part that lacks a subtype.
+    """Split a cohort and store the split; also return a warning for every part that lacks a subtype.
 
     ``force`` replaces a split that is there already; what was trained on the old one has still seen its patients.
-
-    Raises
-    ------
-    MismatchError
-        The cohort has another split already.
-    InputError
-        The amounts do not fit the number of patients.
+    Raises MismatchError where the cohort has another split, and InputError where the amounts do not fit.
     """
-    scores = patient_scores(cohort)
-    split = split_patients(list(scores), list(scores.values()), config.amounts, config.seed)
+    split = split_patients(patient_scores(cohort), {part: getattr(config, part) for part in PARTS}, config.seed)
     if cohort.regions["split"].notna().any() and not force:
         found = dict(zip(cohort.regions["patient"], cohort.regions["split"], strict=True))
         if found != split:
@@ -157,9 +129,8 @@ def split_cohort(cohort: Cohort, config: SplitConfig, *, force: bool = False) ->
                 f"{cohort.folder}: has another split already ({sizes}); give --force to replace it, and train anew "
                 "what was trained on it"
             )
-        return cohort, missing_subtypes(cohort)
-    cohort = cohort.write_split(split)
-    check_disjoint(cohort)
+    else:
+        cohort = cohort.write_split(split)
     return cohort, missing_subtypes(cohort)
 
 
@@ -253,7 +224,7 @@ def keep_training_patients(cohort: Cohort, count: int, seed: int) -> Cohort:
     check_count(cohort, count)
     scores = patient_scores(cohort)
     kept = order_patients({patient: scores[patient] for patient in _training(cohort)}, seed)[:count]
-    parts = {part: cohort.patients(part) for part in PARTS} | {"train": kept}
+    parts = {"train": kept, "val": cohort.patients("val"), "test": cohort.patients("test")}
     return cohort.write_split({patient: part for part, patients in parts.items() for patient in patients})
 
 

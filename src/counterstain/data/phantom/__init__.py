@@ -65,7 +65,7 @@ def _illumination(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
 
 
 def render(label_mask: np.ndarray, instances: np.ndarray, style: SlideStyle, seed: int, *, mpp: float) -> np.ndarray:
-    """Draw tissue for a mask, which may be relabelled, cropped or not drawn by the phantom at all.
+    """Draw tissue, (H, W, 3) uint8, for a mask, which may be relabelled, cropped or not drawn by the phantom at all.
 
     The picture depends on the arguments alone. Relabelled instances keep their cells where they are; only the stain
     changes, and the inside of what is or was a duct.
@@ -78,10 +78,6 @@ def render(label_mask: np.ndarray, instances: np.ndarray, style: SlideStyle, see
         0 = background. Nests of the same id share the hidden score of a duct.
     mpp : float
         Micrometres per pixel; all sizes follow from it.
-
-    Returns
-    -------
-    (H, W, 3) uint8 array
 
     Raises
     ------
@@ -131,14 +127,8 @@ def regions_of_slide(config: PhantomConfig, slide_index: int) -> list[Region]:
 def write_phantom(config: PhantomConfig, out: str | Path, progress: Callable[[], None] | None = None) -> Cohort:
     """Write a phantom as a cohort; finished slides are kept when it is interrupted and run again.
 
-    ``progress`` is called after every slide.
-
-    Raises
-    ------
-    MismatchError
-        The folder holds something else.
-    StorageError
-        The disk is full.
+    ``progress`` is called after every slide. Raises MismatchError where the folder holds something else, and
+    StorageError where the disk is full.
     """
     source = {"kind": "phantom", "config": config.model_dump(mode="json")}
     writer = CohortWriter(out, taxonomy=Taxonomy.named("her2"), mpp=config.mpp, source=source)

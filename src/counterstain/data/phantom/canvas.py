@@ -202,8 +202,7 @@ class Nuclei:
     angle: np.ndarray  # (n,), of the long axis, 0 = along a row
     amount: np.ndarray  # (n,), haematoxylin in optical density
     lumps: np.ndarray  # (n, 2), amplitudes of the outline's waves
-    rim: float = 0.3
-    """How much darker the rim is than the middle."""
+    rim: float = 0.3  # how much darker the rim is than the middle
 
     def chosen(self, keep: np.ndarray) -> Nuclei:
         """Return the nuclei that a mask or an index picks."""
