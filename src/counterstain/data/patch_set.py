@@ -40,22 +40,16 @@ JUDGED_COLUMNS = {"index": "int64", "drawing": "int64", "subtype": "int64", "agr
 class PatchSetHeader(Config):
     """What is known about a synthetic set: enough to make it again."""
 
-    method: str
-    """How the images were drawn: spade, diffusion, inpainting or oracle."""
+    method: str  # how the images were drawn, for example spade
     taxonomy: Taxonomy
     size_px: int
     mpp: float
-    count: int
-    """Number of patches."""
+    count: int  # number of patches
     seed: int
-    cohort: str
-    """Fingerprint of the cohort whose masks were relabelled."""
-    generator: str
-    """SHA-256 of the generator's weights; empty for the oracle."""
-    patients_seen: tuple[str, ...]
-    """Patients that the generator or the masks come from."""
-    settings: dict[str, Any]
-    """Sampling, relabelling and drawing settings."""
+    cohort: str  # fingerprint of the cohort whose masks were relabelled
+    generator: str  # SHA-256 of the generator's weights; empty where a method needs none
+    patients_seen: tuple[str, ...]  # patients that the generator or the masks come from
+    settings: dict[str, Any]  # of sampling, relabelling and drawing
     version: str
 
 

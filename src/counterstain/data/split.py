@@ -1,7 +1,4 @@
-"""Which patients are in train, val and test, and the check that no synthetic data leaks val or test into training.
-
-Splits are by patient and stratified by score.
-"""
+"""Which patients are in train, val and test, stratified by score, and the check that no synthetic data leaks them."""
 
 from __future__ import annotations
 
@@ -34,10 +31,9 @@ def check_no_leak(
     parts: Iterable[str] = ("val", "test"),
     remedy: str = RETRAIN,
 ) -> None:
-    """Raise LeakageError where a checkpoint, or what it made, has seen a patient of ``parts`` of a cohort.
+    """Raise LeakageError where a checkpoint, or what it made, has seen a patient of the parts (``all``: of any).
 
-    ``what`` and ``remedy`` are the checkpoint or patch set and what to do, as the message says them; a part ``all`` is
-    the whole cohort.
+    The message says ``what`` it is, for example ``the judge FOLDER``, and the ``remedy``.
     """
     seen = set(patients_seen)
     for part in parts:
@@ -77,25 +73,11 @@ class SplitConfig(Config):
 
 
 def split_patients(scores: Mapping[str, str | None], amounts: Mapping[str, float], seed: int) -> dict[str, str]:
-    """Distribute patients over parts, each part with its share of every score.
+    """Distribute patients over parts, each part with its share of every score: patient -> part.
 
-    Parameters
-    ----------
-    scores : mapping
-        Patient -> score; None counts as a score of its own.
-    amounts : mapping
-        Part -> number of patients (all whole numbers) or share (all at most 1, in all 1).
-
-    Returns
-    -------
-    dict
-        Patient -> part. Sizes of parts are exact; how many patients of a score are in a part is the exact proportion,
-        rounded up or down.
-
-    Raises
-    ------
-    InputError
-        The amounts do not fit the number of patients.
+    ``scores`` has every patient's score (None counts as one), ``amounts`` for each part the number of patients (all
+    whole numbers) or their share (all at most 1, in all 1). Sizes of parts are exact; how many patients of a score are
+    in a part is the exact proportion, rounded up or down. Raises InputError where the amounts do not fit.
     """
     totals, by_score = _totals(len(scores), amounts), _by_score(scores)
     table = _rounded([len(members) for members in by_score.values()], list(totals.values()), seed)
@@ -108,10 +90,8 @@ def split_patients(scores: Mapping[str, str | None], amounts: Mapping[str, float
 
 def _by_score(scores: Mapping[str, str | None]) -> dict[str, list[str]]:
     """Return the patients of each score, all sorted; "" stands for none."""
-    by_score: dict[str, list[str]] = {score: [] for score in sorted({score or "" for score in scores.values()})}
-    for patient in sorted(scores):
-        by_score[scores[patient] or ""].append(patient)
-    return by_score
+    names = sorted({score or "" for score in scores.values()})
+    return {name: sorted(patient for patient, score in scores.items() if (score or "") == name) for name in names}
 
 
 def split_cohort(cohort: Cohort, config: SplitConfig, *, force: bool = False) -> tuple[Cohort, list[str]]:
@@ -136,9 +116,8 @@ def split_cohort(cohort: Cohort, config: SplitConfig, *, force: bool = False) ->
 
 def patient_scores(cohort: Cohort) -> dict[str, str | None]:
     """Return every patient's score: the commonest among the slides, of equally common ones the first by name."""
-    slides = cohort.regions.drop_duplicates("slide")
     scores: dict[str, str | None] = {}
-    for patient, score in slides.groupby("patient", sort=True)["score"]:
+    for patient, score in cohort.regions.drop_duplicates("slide").groupby("patient", sort=True)["score"]:
         commonest = score.dropna().mode()
         scores[str(patient)] = str(commonest.iloc[0]) if len(commonest) else None
     return scores
@@ -221,26 +200,24 @@ def order_patients(scores: Mapping[str, str | None], seed: int) -> list[str]:
 
 def keep_training_patients(cohort: Cohort, count: int, seed: int) -> Cohort:
     """Take all but ``count`` training patients out of the split, stratified by score; val and test stay as they are."""
-    check_count(cohort, count)
     scores = patient_scores(cohort)
-    kept = order_patients({patient: scores[patient] for patient in _training(cohort)}, seed)[:count]
+    kept = order_patients({patient: scores[patient] for patient in training_patients(cohort, count)}, seed)[:count]
     parts = {"train": kept, "val": cohort.patients("val"), "test": cohort.patients("test")}
     return cohort.write_split({patient: part for part, patients in parts.items() for patient in patients})
 
 
-def _training(cohort: Cohort) -> list[str]:
-    """Return the patients of the training part, without those whom a generator of its images saw."""
-    return sorted({*cohort.regions.loc[cohort.regions["split"] == "train", "patient"]})
+def training_patients(cohort: Cohort, count: int) -> list[str]:
+    """Return the patients of the training part, without those whom a generator of its images saw.
 
-
-def check_count(cohort: Cohort, count: int) -> None:
-    """Raise InputError unless the training part has at least ``count`` patients."""
-    available = len(_training(cohort))
-    if count > available:
+    Raises InputError where there are fewer than ``count``.
+    """
+    patients = sorted({*cohort.regions.loc[cohort.regions["split"] == "train", "patient"]})
+    if count > len(patients):
         raise InputError(
-            f"{cohort.folder}: {count} training patients are asked for, its training part has {available}; "
-            f"give {available} at most"
+            f"{cohort.folder}: {count} training patients are asked for, its training part has {len(patients)}; "
+            f"give {len(patients)} at most"
         )
+    return patients
 
 
 def link_cohort(cohort: Cohort, folder: Path) -> Cohort:

@@ -23,17 +23,13 @@ _DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255).astype(np.float32)  # (2
 def jitter_stains(image: np.ndarray, stains: Stains, sd: float, rng: np.random.Generator) -> np.ndarray:
     """Scale and shift the optical density of each stain, at random, once for the whole image, (H, W, 3) uint8.
 
-    Parameters
-    ----------
-    stains : {"channels", "dab", "eosin", "macenko"}
-        What is changed: each colour channel; haematoxylin and DAB or eosin (the residual is kept); or two stains whose
-        colours are estimated from the image (Macenko et al., ISBI 2009), the channels where there are no two stains.
-    sd : float
-        Standard deviation of the factor (around 1) and of the offset (around 0).
+    What is changed is each colour channel; or haematoxylin and DAB or eosin (the residual is kept); or two stains whose
+    colours are estimated from the image, each channel where there are no two. ``sd`` is the standard deviation of the
+    factor (around 1) and of the offset (around 0).
     """
-    if stains == "channels":
-        return _jitter_channels(image, sd, rng)
-    vectors = macenko_vectors(image) if stains == "macenko" else _pure(stains)
+    vectors = None
+    if stains != "channels":
+        vectors = macenko_vectors(image) if stains == "macenko" else _pure(stains)
     if vectors is None:
         return _jitter_channels(image, sd, rng)
     basis = _with_residual(vectors)

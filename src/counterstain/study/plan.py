@@ -16,7 +16,7 @@ from counterstain.config import merge
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import SHARD_PATCHES
 from counterstain.data.sampling import check_patch_size
-from counterstain.data.split import check_count
+from counterstain.data.split import training_patients
 from counterstain.generators.methods import METHODS, Method, Training
 from counterstain.recipe import Recipe
 from counterstain.seeding import derive
@@ -144,7 +144,7 @@ def cohort_with_fewer(cohort: Cohort, train_patients: int, seed: int) -> Cell:
     InputError
         The training part has fewer patients than that.
     """
-    check_count(cohort, train_patients)
+    training_patients(cohort, train_patients)
     chosen = {"train_patients": train_patients, "train_patients_seed": seed}
     return Cell(
         name=f"cohort of {train_patients} training patients",

@@ -40,7 +40,10 @@ def photograph(canvas: Canvas, stains: Stains) -> np.ndarray:
     counter = stains.haematoxylin * np.float32(style.haematoxylin_strength)
     density = dyes[0, :, None, None] * counter + dyes[1, :, None, None] * stains.dab  # (3, H, W), as all below
     light = _through_optics(canvas, np.exp(density) * np.array(style.glass, np.float32)[:, None, None])
-    light = (light * (1 - style.haze) + 0.93 * style.haze) * _illumination(canvas, rng)
+    angle = rng.uniform(0, 2 * np.pi)
+    y, x = (np.linspace(-0.5, 0.5, n, dtype=np.float32) for n in canvas.shape)
+    slope = np.float32(np.sin(angle)) * y[:, None] + np.float32(np.cos(angle)) * x
+    light = (light * (1 - style.haze) + 0.93 * style.haze) * (1 + np.float32(style.illumination) * slope)
     noise = white_noise(rng, light.shape) + white_noise(rng, light.shape)
     light += style.noise * np.sqrt(0.5) * (0.4 + 0.6 * light) * noise
     picture = np.minimum(np.maximum(np.rint(light * 255), 0), 255).astype(np.uint8)
@@ -55,13 +58,6 @@ def _through_optics(canvas: Canvas, light: np.ndarray) -> np.ndarray:
         return np.asarray(sharp)
     blurred = ndimage.gaussian_filter(sharp, (0, more_px, more_px), truncate=2.5)
     return np.asarray(sharp + out_of_focus * (blurred - sharp))
-
-
-def _illumination(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
-    angle = rng.uniform(0, 2 * np.pi)
-    y, x = (np.linspace(-0.5, 0.5, n, dtype=np.float32) for n in canvas.shape)
-    slope = np.float32(np.sin(angle)) * y[:, None] + np.float32(np.cos(angle)) * x
-    return np.asarray(1 + np.float32(canvas.style.illumination) * slope)
 
 
 def render(label_mask: np.ndarray, instances: np.ndarray, style: SlideStyle, seed: int, *, mpp: float) -> np.ndarray:

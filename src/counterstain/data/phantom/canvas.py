@@ -6,7 +6,7 @@ nucleus needs. Points are (n, 2) arrays of row and column.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -127,6 +127,7 @@ class Canvas:
     style: SlideStyle
     seed: int
     mpp: float
+    _fields: dict[float, np.ndarray] = field(default_factory=dict)  # those of a scale that are drawn already
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -167,10 +168,6 @@ class Canvas:
     def scatter(self, rng: np.random.Generator, spacing_um: float, *, jitter: float, margin_um: float) -> np.ndarray:
         """Return points of a shaken lattice in pixels; see :func:`scatter`."""
         return scatter(rng, self.shape, spacing_um / self.mpp, jitter=jitter, margin_px=margin_um / self.mpp)
-
-    @cached_property
-    def _fields(self) -> dict[float, np.ndarray]:
-        return {}
 
     def _distance_um(self, inside: np.ndarray) -> np.ndarray:
         if inside.all():

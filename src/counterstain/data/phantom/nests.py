@@ -8,7 +8,7 @@ the region, h, w = of the coarse grid, n = cells, p = pixels of nests, k = cells
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from scipy import ndimage
@@ -49,31 +49,12 @@ DARK_SHARE = 0.03  # of nuclei are mitotic or shrunken
 DUCT_SCORES = (1.0, 1.6, 2.2, 2.7, 3.0)  # DCIS is HER2-positive more often than not
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Cells:
-    points: np.ndarray  # (n, 2) rows and columns in pixels
-    labels: np.ndarray  # (n,) label of the nest
-    instances: np.ndarray  # (n,)
-    score: np.ndarray  # (n,) 0..3, for ducts hidden and continuous
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Bodies:
-    """Pixels of nests and the cell that each belongs to."""
-
-    where: tuple[np.ndarray, ...]  # rows and columns, (p,) each
-    cell: np.ndarray  # (p,) index into the cells
-    margin_um: np.ndarray  # (p,) distance to the cell's own membrane, negative outside of all cells
-
-
 def draw_nests(canvas: Canvas, stains: Stains) -> np.ndarray:
     """Draw all nests; return where there is room for stroma cells, (H, W) bool."""
     if not canvas.labels.any():
         return np.ones(canvas.shape, bool)
-    cells = _place_cells(canvas)
-    lumen = _lumina(canvas)
-    bodies = _bodies(canvas, cells)
-    body, membrane = _draw_bodies(canvas, stains, cells, bodies)
+    cells, lumen = _place_cells(canvas), _lumina(canvas)
+    body, membrane = _draw_bodies(canvas, stains, cells)
     _draw_nuclei(canvas, stains, cells, body, lumen)
     if lumen.any():
         debris = smoothstep(canvas.noise("necrosis"), 0.0, 0.6) * smoothstep(canvas.noise("grain"), -0.5, 1.5)
@@ -82,27 +63,20 @@ def draw_nests(canvas: Canvas, stains: Stains) -> np.ndarray:
     return (body < 0.2) & (lumen < 0.2) & (membrane < 0.05)
 
 
-def _place_cells(canvas: Canvas) -> _Cells:
-    """Place cells on a shaken lattice, a little inside the outlines; every nest has one at least."""
+def _place_cells(canvas: Canvas) -> np.ndarray:
+    """Place cells on a shaken lattice, a little inside the outlines, (n, 2); every nest has one at least."""
     size = canvas.style.cell_size_um
     points = canvas.scatter(canvas.rng("cells"), size, jitter=0.3, margin_um=size)
     slack = 0.8 + 0.8 * np.abs(lookup(canvas.noise("slack"), points))
     points = points[(lookup(canvas.labels, points) > 0) & (lookup(canvas.depth_um, points) > 0.48 * size + slack)]
-    points = np.concatenate([points, _centres_of_empty(canvas, lookup(canvas.instances, points))])
-    labels, instances = lookup(canvas.labels, points), lookup(canvas.instances, points)
-    return _Cells(points=points, labels=labels, instances=instances, score=_scores(canvas, labels, instances))
+    empty = np.setdiff1d(canvas.instances[canvas.labels > 0], lookup(canvas.instances, points))
+    deepest = ndimage.maximum_position(canvas.depth_um, canvas.instances, empty) if len(empty) else []
+    return np.concatenate([points, np.array(deepest, float).reshape(-1, 2)])
 
 
-def _centres_of_empty(canvas: Canvas, filled: np.ndarray) -> np.ndarray:
-    """Return the deepest pixels of the instances that are too slight for the lattice, (m, 2)."""
-    empty = np.setdiff1d(canvas.instances[canvas.labels > 0], filled)
-    if not len(empty):
-        return np.zeros((0, 2))
-    return np.array(ndimage.maximum_position(canvas.depth_um, canvas.instances, empty), float).reshape(-1, 2)
-
-
-def _scores(canvas: Canvas, labels: np.ndarray, instances: np.ndarray) -> np.ndarray:
-    """Return the HER2 score of every cell; that of a duct is drawn for the instance, (n,) float."""
+def _scores(canvas: Canvas, cells: np.ndarray) -> np.ndarray:
+    """Return the HER2 score of every cell, (n,) float; that of a duct is continuous and drawn for the instance."""
+    labels, instances = lookup(canvas.labels, cells), lookup(canvas.instances, cells)
     scores = labels.astype(float) - 1
     for duct in np.unique(instances[labels == DUCT]).tolist():
         rng = numpy_generator(canvas.seed, "hidden score", duct)
@@ -110,14 +84,16 @@ def _scores(canvas: Canvas, labels: np.ndarray, instances: np.ndarray) -> np.nda
     return scores
 
 
-def _bodies(canvas: Canvas, cells: _Cells) -> _Bodies:
-    """Find the cell of every pixel and the distance to its membrane: half-planes between neighbours (Voronoi)."""
-    where = np.nonzero(canvas.labels)
+def _bodies(canvas: Canvas, cells: np.ndarray, where: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Find the cell of every pixel of nests, (p,), and the distance to its membrane in micrometres, (p,) float32.
+
+    Membranes are half-planes between neighbours (Voronoi); the distance is negative outside of all cells.
+    """
     size_px = canvas.style.cell_size_um / canvas.mpp
-    near = _near_cells(canvas.shape, where, cells.points, block_px=max(1, int(0.3 * size_px)))  # (k, p)
+    near = _near_cells(canvas.shape, where, cells, block_px=max(1, int(0.3 * size_px)))  # (k, p)
     wobble = (canvas.noise(f"wobble {axis}")[where] * np.float32(0.8 / canvas.mpp) for axis in "yx")
     y, x = (pixels.astype(np.float32) + shift for pixels, shift in zip(where, wobble, strict=True))
-    cell_y, cell_x = (column.astype(np.float32)[near] for column in cells.points.T)  # (k, p)
+    cell_y, cell_x = (column.astype(np.float32)[near] for column in cells.T)  # (k, p)
     square = np.square(cell_y - y) + np.square(cell_x - x)
     nearest = np.argmin(square, axis=0)[None]
     own_y, own_x, own_square, own = (np.take_along_axis(a, nearest, axis=0) for a in (cell_y, cell_x, square, near))
@@ -125,8 +101,7 @@ def _bodies(canvas: Canvas, cells: _Cells) -> _Bodies:
     to_membrane = np.where(between > 0, (square - own_square) / np.maximum(2 * between, 1e-3), np.inf).min(axis=0)
     to_outside = np.float32(0.62 * size_px) - np.sqrt(own_square[0])
     margin_um = np.minimum(to_membrane, to_outside) * np.float32(canvas.mpp)
-    margin_um = np.minimum(margin_um, canvas.depth_um[where] - np.float32(1.2))  # no cell crosses its nest's outline
-    return _Bodies(where=where, cell=own[0], margin_um=margin_um)
+    return own[0], np.minimum(margin_um, canvas.depth_um[where] - np.float32(1.2))  # cells do not cross the outline
 
 
 def _near_cells(
@@ -143,26 +118,28 @@ def _near_cells(
     return np.asarray(near.reshape(len(blocks), k).T[:, needed[y, x]])
 
 
-def _draw_bodies(canvas: Canvas, stains: Stains, cells: _Cells, bodies: _Bodies) -> tuple[np.ndarray, np.ndarray]:
+def _draw_bodies(canvas: Canvas, stains: Stains, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Draw cytoplasm and membranes; return their coverage, (H, W) float32 each."""
+    where, scores = np.nonzero(canvas.labels), _scores(canvas, cells)
+    cell, margin_um = _bodies(canvas, cells, where)
     blur_um = 0.45 * canvas.mpp
-    rng, count = canvas.rng("membranes"), len(cells.points)
-    vigour = np.exp(0.22 * rng.standard_normal(count)) * np.exp(0.2 * lookup(canvas.noise("vigour"), cells.points))
-    stained = rng.random(count) < np.interp(cells.score, SCORES, STAINED_CELLS)
+    rng, count = canvas.rng("membranes"), len(cells)
+    vigour = np.exp(0.22 * rng.standard_normal(count)) * np.exp(0.2 * lookup(canvas.noise("vigour"), cells))
+    stained = rng.random(count) < np.interp(scores, SCORES, STAINED_CELLS)
     strength = canvas.style.dab_strength * vigour * stained
-    score, strength = cells.score[bodies.cell], strength[bodies.cell]
+    score, strength = scores[cell], strength[cell]
     width = np.interp(score, SCORES, MEMBRANE_WIDTH_UM)
-    profile = np.exp(-np.square(bodies.margin_um) / (width**2 + blur_um**2)) * width / np.hypot(width, blur_um)
+    profile = np.exp(-np.square(margin_um) / (width**2 + blur_um**2)) * width / np.hypot(width, blur_um)
     gap_threshold = np.interp(np.interp(score, SCORES, COMPLETE_SHARE), *PRESENT_ABOVE)
-    present = smoothstep(canvas.noise("fragments")[bodies.where] - gap_threshold, -0.35, 0.35)
+    present = smoothstep(canvas.noise("fragments")[where] - gap_threshold, -0.35, 0.35)
     membrane = np.interp(score, SCORES, MEMBRANE_DAB) * profile * present * strength
-    granular = 1 + 0.3 * canvas.noise("grain")[bodies.where]
+    granular = 1 + 0.3 * canvas.noise("grain")[where]
     cytoplasm = np.interp(score, SCORES, CYTOPLASM_DAB) * strength * granular
     body, shown, haematoxylin, dab = np.zeros((4, *canvas.shape), np.float32)
-    body[bodies.where] = smoothstep(bodies.margin_um, -0.6 * canvas.mpp, 0.6 * canvas.mpp)
-    shown[bodies.where] = membrane
-    haematoxylin[bodies.where] = canvas.style.cytoplasm * granular * (1 - 0.3 * profile)
-    dab[bodies.where] = cytoplasm + 0.6 * canvas.style.dab_background
+    body[where] = smoothstep(margin_um, -0.6 * canvas.mpp, 0.6 * canvas.mpp)
+    shown[where] = membrane
+    haematoxylin[where] = canvas.style.cytoplasm * granular * (1 - 0.3 * profile)
+    dab[where] = cytoplasm + 0.6 * canvas.style.dab_background
     _draw_clefts(canvas, stains)
     stains.cover(body, haematoxylin=haematoxylin, dab=dab)
     stains.dab[...] += shown
@@ -176,7 +153,7 @@ def _draw_clefts(canvas: Canvas, stains: Stains) -> None:
     stains.cover((0.9 * open_here * along).astype(np.float32), haematoxylin=0.01, dab=0.3 * canvas.style.dab_background)
 
 
-def _draw_nuclei(canvas: Canvas, stains: Stains, cells: _Cells, body: np.ndarray, lumen: np.ndarray) -> None:
+def _draw_nuclei(canvas: Canvas, stains: Stains, cells: np.ndarray, body: np.ndarray, lumen: np.ndarray) -> None:
     nuclei = _tumour_nuclei(canvas, cells)
     coverage, amount = stamp(nuclei, canvas.shape, canvas.mpp)
     coverage *= body * (1 - lumen)
@@ -186,14 +163,14 @@ def _draw_nuclei(canvas: Canvas, stains: Stains, cells: _Cells, body: np.ndarray
     stains.haematoxylin[...] += spots * coverage * spot_amount
 
 
-def _tumour_nuclei(canvas: Canvas, cells: _Cells) -> Nuclei:
+def _tumour_nuclei(canvas: Canvas, cells: np.ndarray) -> Nuclei:
     style, rng = canvas.style, canvas.rng("tumour nuclei")
-    offset = rng.normal(0, 0.07 * style.cell_size_um / canvas.mpp, cells.points.shape)
+    offset = rng.normal(0, 0.07 * style.cell_size_um / canvas.mpp, cells.shape)
     nuclei = make_nuclei(
-        rng, cells.points + offset, radius_um=style.nucleus_share * style.cell_size_um, spread=style.pleomorphism,
+        rng, cells + offset, radius_um=style.nucleus_share * style.cell_size_um, spread=style.pleomorphism,
         amount=0.42, stretch=(1.0, 1.0 + 3 * style.pleomorphism), lumpiness=0.35 * style.pleomorphism, rim=0.5,
     )  # fmt: skip
-    dark = rng.random(len(cells.points)) < DARK_SHARE
+    dark = rng.random(len(cells)) < DARK_SHARE
     darker, smaller = np.where(dark, 1.9, 1.0), np.where(dark, 0.75, 1.0)
     return replace(nuclei, amount=nuclei.amount * darker, radius_um=nuclei.radius_um * smaller)
 
@@ -241,15 +218,7 @@ def _draw_rim(canvas: Canvas, stains: Stains) -> None:
 
 
 def lay_out(shape: tuple[int, int], style: SlideStyle, seed: int, mpp: float) -> tuple[np.ndarray, dict[int, int]]:
-    """Place nests and ducts in a region.
-
-    Returns
-    -------
-    instances : (H, W) int32 array
-        0 = background.
-    subtypes : dict
-        Instance -> 1..4 for HER2 0..3+, 5 for LCIS/DCIS.
-    """
+    """Place nests and ducts in a region: instances, (H, W) int32, and the subtype of each, as in the taxonomy her2."""
     step_px = STEP_UM / mpp
     coarse = (int(shape[0] / step_px) + 5, int(shape[1] / step_px) + 5)
     rng = numpy_generator(seed, "layout")

@@ -145,11 +145,12 @@ def slide_style(config: PhantomConfig, slide_index: int) -> SlideStyle:
     values["nucleoli"] *= config.pleomorphism
     values["duct_share"] = min(values["duct_share"], 1.0)
     values["tumour_share"] = min(values["tumour_share"], 0.9)
+    place = (numpy_generator(config.seed, "scores").random() + GOLDEN * slide_index) % 1.0
     glass = np.clip(np.array(GLASS) + [0.012 * deviate(f"glass {c}") for c in "rgb"], 0.8, 0.99).round(6)
     return SlideStyle(
         **{name: round(float(value), 6) for name, value in values.items()},
         purity=config.purity,
-        dominant_score=_dominant_score(config, slide_index),
+        dominant_score=int(np.searchsorted(np.cumsum(config.prevalence)[:3], place, side="right")),
         haematoxylin_vector=_tinted(HAEMATOXYLIN, [0.045 * deviate(f"haematoxylin {c}") for c in "rgb"]),
         dab_vector=_tinted(DAB, [0.04 * deviate(f"dab {c}") for c in "rgb"]),
         glass=tuple(glass.tolist()),
@@ -173,11 +174,6 @@ def style_from_vector(vector: np.ndarray) -> SlideStyle:
         dab_vector=_tinted(dab, [0.0] * 3),
         glass=glass,
     )
-
-
-def _dominant_score(config: PhantomConfig, slide_index: int) -> int:
-    place = (numpy_generator(config.seed, "scores").random() + GOLDEN * slide_index) % 1.0
-    return int(np.searchsorted(np.cumsum(config.prevalence)[:3], place, side="right"))
 
 
 def _tinted(vector: Vector, shift: list[float]) -> Vector:
