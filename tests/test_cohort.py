@@ -43,12 +43,6 @@ def test_regions_come_back_as_they_were_store(tmp_path):
     assert cohort.instances[["y0", "x0", "y1", "x1"]].iloc[1].tolist() == [10, 20, 15, 25]
 
 
-def test_an_opened_cohort_has_the_same_fingerprint(tmp_path):
-    cohort = store(tmp_path / "cohort", region("a"))
-    assert Cohort.open(cohort.folder).fingerprint == cohort.fingerprint
-    assert store(tmp_path / "other", region("b")).fingerprint != cohort.fingerprint
-
-
 def test_a_patch_shows_a_window_and_its_instances(tmp_path):
     cohort = store(tmp_path / "cohort", region("a"))
     patch = cohort.patch(0, 8, 12, 10)
@@ -56,11 +50,6 @@ def test_a_patch_shows_a_window_and_its_instances(tmp_path):
     assert patch.subtypes == {2: 4}
     assert patch.label_mask[3, 9] == 4
     assert patch.source == type(patch.source)(region="a", slide="s1", patient="p-s1", y_px=8, x_px=12)
-
-
-def test_many_small_regions_are_few_files(tmp_path):
-    cohort = store(tmp_path / "cohort", *(region(f"r{i}") for i in range(50)))
-    assert sum(path.is_file() for path in cohort.folder.rglob("*")) < 15
 
 
 def test_a_region_larger_than_a_chunk_comes_back(tmp_path, monkeypatch):
@@ -77,8 +66,9 @@ def test_regions_without_instances_are_kept(tmp_path):
     assert cohort.composition().empty
 
 
-def test_memory_holds_no_more_regions_than_it_may(tmp_path, monkeypatch):
-    folder = store(tmp_path / "cohort", *(region(f"r{i}") for i in range(6))).folder
+def test_many_small_regions_are_few_files_and_memory_holds_no_more_of_them_than_it_may(tmp_path, monkeypatch):
+    folder = store(tmp_path / "cohort", *(region(f"r{i:02d}") for i in range(50))).folder
+    assert sum(path.is_file() for path in folder.rglob("*")) < 15
     cohort = Cohort.open(str(folder), cache_bytes=2 * 20 * 30 * 7)
     read = []
     original = module.read_pack
@@ -171,29 +161,24 @@ def test_an_interrupted_import_says_so_and_goes_on(tmp_path):
     assert len(again.finish()) == 2
 
 
-def test_another_cohort_may_not_be_written_over_this_one(tmp_path):
-    writer(tmp_path / "cohort")
+def test_a_folder_holds_one_cohort_with_a_region_at_least(tmp_path):
+    with pytest.raises(InputError, match="the cohort is empty"):
+        writer(tmp_path / "cohort").finish()
     with pytest.raises(MismatchError, match=r"another run \(cohort: mpp was 0\.5, now 0\.25\)"):
         writer(tmp_path / "cohort", mpp=0.25)
 
 
-def test_a_cohort_without_a_region_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="the cohort is empty"):
-        writer(tmp_path / "cohort").finish()
-
-
-def test_another_format_is_an_error(tmp_path):
+@pytest.mark.parametrize(
+    ("file", "content", "error", "message"),
+    [
+        ("cohort.json", b'{"format": 99}', InputError, "cohort format 99, this version reads 1; import it again"),
+        ("instances.parquet", b"PAR1", StorageError, "a table is damaged .* import the cohort again"),
+    ],
+)
+def test_a_cohort_of_another_format_or_with_a_damaged_table_is_an_error(tmp_path, file, content, error, message):
     cohort = store(tmp_path / "cohort", region("a"))
-    file = cohort.folder / "cohort.json"
-    file.write_text(file.read_text().replace('"format": 1', '"format": 99'))
-    with pytest.raises(InputError, match="cohort format 99, this version reads 1; import it again"):
-        Cohort.open(cohort.folder)
-
-
-def test_a_damaged_table_is_an_error(tmp_path):
-    cohort = store(tmp_path / "cohort", region("a"))
-    (cohort.folder / "instances.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(StorageError, match=r"a table is damaged .* import the cohort again"):
+    (cohort.folder / file).write_bytes(content)
+    with pytest.raises(error, match=message):
         Cohort.open(cohort.folder)
 
 
@@ -235,12 +220,13 @@ def test_a_full_disk_leaves_no_half_pack(tmp_path, monkeypatch):
 
 
 def test_a_stored_split_is_read_back(tmp_path):
-    cohort = store(tmp_path / "cohort", region("a", split=None), region("b", slide="s2", split=None))
-    before = cohort.fingerprint
-    cohort = cohort.write_split({"p-s1": "train", "p-s2": "test"})
-    assert cohort.regions["split"].tolist() == ["train", "test"]
-    assert cohort.fingerprint != before
-    pd.testing.assert_frame_equal(Cohort.open(cohort.folder).regions, cohort.regions)
+    unsplit = store(tmp_path / "cohort", region("a", split=None), region("b", slide="s2", split=None))
+    before = unsplit.fingerprint
+    split = unsplit.write_split({"p-s1": "train", "p-s2": "test"})
+    assert split.regions["split"].tolist() == ["train", "test"]
+    again = Cohort.open(split.folder)
+    assert again.fingerprint == split.fingerprint != before
+    pd.testing.assert_frame_equal(again.regions, split.regions)
 
 
 KILLED = """

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -67,12 +65,8 @@ def test_the_sentence_says_how_often_and_by_which_command():
     assert "since 2026-01-02" in said
 
 
-def drawn_run(tmp_path):
-    return draw_results(tmp_path / "run", ("subtype", "spade+100"), 2, patients=2, methods=("spade",))
-
-
 def test_every_report_of_a_run_is_a_look_and_says_so(tmp_path):
-    run = drawn_run(tmp_path)
+    run = draw_results(tmp_path / "run", ("subtype", "spade+100"), 2, patients=2, methods=("spade",))
     (run / "run.json").write_text(json.dumps({"stage": "study", "settings": {}, "fingerprint": ""}))
     assert len(looked_at(read_results(run / "results"), "study run").looks) == 1
     result = CliRunner().invoke(app, ["report", str(run)])
@@ -82,7 +76,7 @@ def test_every_report_of_a_run_is_a_look_and_says_so(tmp_path):
 
 
 def test_a_copy_of_the_results_keeps_the_record_that_it_came_with(tmp_path):
-    copy = drawn_run(tmp_path) / "results"
+    copy = draw_results(tmp_path / "run", ("subtype",), 2, patients=2) / "results"
     record_look(copy, "report", ["test"])
     before = read_looks(copy)
     assert looked_at(read_results(copy), "report").looks == before == read_looks(copy)

@@ -3,13 +3,12 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
+from drawn_cohort import HER2
 from PIL import Image
 
-from counterstain.data.patches import Patch, Source, label_mask, turn, turn_back
+from counterstain.data.patches import Patch, Source, components, instance_boxes, label_mask, turn, turn_back
 from counterstain.errors import InputError
-from counterstain.taxonomy import Taxonomy, colours
-
-HER2 = Taxonomy.named("her2")
+from counterstain.taxonomy import IGNORE, colours
 
 TURNS = [(flipped, quarter_turns) for flipped in (False, True) for quarter_turns in range(-1, 5)]
 SOURCE = Source(region="r", slide="s", patient="p", y_px=0, x_px=0)
@@ -86,3 +85,39 @@ def test_patches_and_their_sources_are_shown_in_a_line():
     assert repr(drawn()) == "Patch(2 x 2 px of region r: 1 HER2 0, 2 HER2 1+)"
     assert repr(drawn({}, None)) == "Patch(2 x 2 px of region r: background)"
     assert repr(SOURCE) == "Source(region r of slide s, patient p, at y=0, x=0)"
+
+
+def test_pixels_that_touch_at_a_corner_are_one_instance():
+    found = components(np.array([[1, 0, 0], [0, 1, 0], [0, 0, 0]], np.uint8))
+    assert found.labels == {1: 1}
+    assert found.instances.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_neighbours_of_different_labels_are_different_instances():
+    found = components(np.array([[2, 1, 0, 1]], np.uint8))
+    assert found.instances.tolist() == [[3, 1, 0, 2]]
+    assert found.labels == {1: 1, 2: 1, 3: 2}
+
+
+def test_small_components_become_background_and_are_counted_unless_they_are_to_be_ignored():
+    found = components(np.array([[1, 0, 2, 2, 0, 1], [0, 0, 2, 2, 0, 1]], np.uint8), min_area_px=3)
+    assert found.labels == {1: 2}
+    assert (found.dropped, found.dropped_px) == (2, 3)
+    assert found.instances.tolist() == [[0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0]]
+    assert components(np.array([[IGNORE, 0, 1]], np.uint8), min_area_px=9).labels == {1: IGNORE}
+
+
+@pytest.mark.parametrize("factor", [1, 1_000_003])
+def test_boxes_and_areas_equal_those_counted_by_hand(factor):
+    instances = np.random.default_rng(0).integers(0, 9, (12, 15)).astype(np.int32) * factor
+    boxes = {i: (area, box) for i, area, box in instance_boxes(instances)}
+    assert set(boxes) == set(np.unique(instances).tolist()) - {0}
+    for i, (area, box) in boxes.items():
+        y, x = np.nonzero(instances == i)
+        assert (area, box) == (len(y), (y.min(), x.min(), y.max() + 1, x.max() + 1))
+
+
+def test_maps_of_instances_may_be_empty_but_not_negative():
+    assert list(instance_boxes(components(np.zeros((3, 3), np.uint8)).instances)) == []
+    with pytest.raises(InputError, match="instance id -1: ids are 1, 2, 3"):
+        list(instance_boxes(np.array([[-1, 0]], np.int32)))

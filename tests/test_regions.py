@@ -24,12 +24,12 @@ def test_regions_cover_what_is_annotated():
     nests = [shapely.Point(x, y).buffer(300) for x, y in [(5000, 4000), (9000, 9000), (18_000, 1500)]]
     boxes = place(nests)
     assert [max(covered(box, nest) for box in boxes) for nest in nests] == pytest.approx([1, 1, 1])
+    assert place(nests) == boxes
 
 
 def test_a_lone_instance_lies_in_the_middle_of_its_region():
     (box,) = place([shapely.Point(9000, 5000).buffer(200)])
-    assert abs(box.x + 1000 - 9000) < 100
-    assert abs(box.y + 1000 - 5000) < 100
+    assert (box.x, box.y) == pytest.approx((8000, 4000), abs=100)
 
 
 def test_the_region_with_the_most_annotated_area_comes_first():
@@ -37,9 +37,9 @@ def test_the_region_with_the_most_annotated_area_comes_first():
     assert boxes[0].x > 10_000 > boxes[1].x
 
 
-def test_there_are_no_more_regions_than_annotated_places():
+def test_there_are_no_more_regions_than_annotated_places_on_the_slide():
     assert len(place([shapely.Point(4000, 4000).buffer(200)], count=10)) == 1
-    assert place([]) == []
+    assert place([]) == place([shapely.box(-900, -900, -100, -100)]) == []
 
 
 def test_regions_lie_side_by_side_and_stay_on_the_scanned_area():
@@ -64,12 +64,6 @@ def test_an_instance_at_the_far_corner_is_covered():
     assert covered(box, corner) == 1
 
 
-def test_the_same_input_gives_the_same_regions():
-    rng = np.random.default_rng(0)
-    nests = [shapely.Point(*xy).buffer(150) for xy in rng.uniform((1500, 800), (20_000, 10_000), (200, 2))]
-    assert place(nests, count=10) == place(nests, count=10)
-
-
 def test_weights_bring_rare_subtypes_in():
     common, rare = shapely.Point(4000, 4000).buffer(600), shapely.Point(15_000, 6000).buffer(200)
     assert place([common, rare], count=1)[0].x < 10_000
@@ -88,10 +82,6 @@ def test_a_slide_smaller_than_a_region_is_one_region():
     small = Extent(10, 20, 700, 500)
     (box,) = place_boxes([shapely.box(50, 50, 90, 90)], count=3, width=2000, height=2000, extent=small)
     assert (box.x, box.y, box.width, box.height) == (10, 20, 700, 500)
-
-
-def test_an_instance_off_the_slide_draws_no_region():
-    assert place([shapely.box(-900, -900, -100, -100)]) == []
 
 
 def test_drawn_rectangles_are_numbered_from_the_top():

@@ -32,6 +32,7 @@ from counterstain.storage import committing, read_json, sha256_of, write_json
 from counterstain.taxonomy import Taxonomy
 
 SHARD_PATCHES = 64
+ARRAYS = {"image": "images.zarr", "instances": "instances.zarr"}
 HEADER_FILE, HASHES_FILE = "set.json", "hashes.json"
 INSTANCE_COLUMNS = dict.fromkeys(("index", "instance", "subtype_before", "subtype", "area_px"), "int64")
 JUDGED_COLUMNS = {"index": "int64", "drawing": "int64", "subtype": "int64", "agreed": "bool", "kept": "bool"}
@@ -102,23 +103,23 @@ class PatchSetWriter:
         if [p.index for p in patches] != list(self.indices(shard)):
             raise ValueError(f"shard {shard} holds the patches {self.indices(shard)}")
         with committing(_folder_of(self.folder, shard)) as folder:
-            _write_array(folder / "images.zarr", np.stack([p.patch.image for p in patches]))
-            _write_array(folder / "instances.zarr", np.stack([p.patch.instances for p in patches]))
+            for name in ("image", "instances"):
+                array = np.stack([getattr(p.patch, name) for p in patches])
+                zarr.create_array(folder / ARRAYS[name], data=array, chunks=array.shape, zarr_format=3)
             table = pd.DataFrame([_patch_row(p) for p in patches])
             if "filter" in self.header.settings:
                 table["kept"] = [p.kept for p in patches]
                 judged = [(p.index, *asdict(verdict).values()) for p in patches for verdict in p.judged]
-                _table(judged, JUDGED_COLUMNS).to_parquet(folder / "judged.parquet")
+                _typed(judged, JUDGED_COLUMNS).to_parquet(folder / "judged.parquet")
             table.to_parquet(folder / "patches.parquet")
             rows = [row for p in patches for row in _instance_rows(p)]
-            _table(rows, INSTANCE_COLUMNS).to_parquet(folder / "instances.parquet")
+            _typed(rows, INSTANCE_COLUMNS).to_parquet(folder / "instances.parquet")
             write_json(folder / HASHES_FILE, _hashes(folder))
 
     def finish(self) -> PatchSet:
         """Write the header, of the longer set where one is there already, and open the set."""
-        if (self.folder / HEADER_FILE).exists() and len(PatchSet.open(self.folder)) > self.header.count:
-            return PatchSet.open(self.folder)
-        write_json(self.folder / HEADER_FILE, self.header.model_dump(mode="json"))
+        if not (self.folder / HEADER_FILE).exists() or len(PatchSet.open(self.folder)) <= self.header.count:
+            write_json(self.folder / HEADER_FILE, self.header.model_dump(mode="json"))
         return PatchSet.open(self.folder)
 
 
@@ -184,7 +185,7 @@ class PatchSet(Sequence[Patch]):
     def judged(self) -> pd.DataFrame:
         """A row per drawn instance that a filter judged: index, drawing, subtype, agreed, kept; empty without one."""
         if "filter" not in self.header.settings:
-            return _table([], JUDGED_COLUMNS)
+            return _typed([], JUDGED_COLUMNS)
         return self._table("judged")
 
     def balance(self) -> pd.DataFrame:
@@ -206,8 +207,7 @@ class PatchSet(Sequence[Patch]):
         folder = _folder_of(self.folder, shard)
         if not _is_whole(folder):
             raise StorageError(f"{folder}: missing or damaged; give the command that made the set again")
-        images = np.asarray(zarr.open_array(folder / "images.zarr", mode="r")[:])
-        instances = np.asarray(zarr.open_array(folder / "instances.zarr", mode="r")[:])
+        images, instances = (np.asarray(zarr.open_array(folder / name, mode="r")[:]) for name in ARRAYS.values())
         subtypes = subtypes_by(pd.read_parquet(folder / "instances.parquet"), "index")
         rows = pd.read_parquet(folder / "patches.parquet").to_dict("records")
         return [
@@ -234,17 +234,12 @@ def _instance_rows(patch: SyntheticPatch) -> Iterator[tuple[int, int, int, int, 
         yield patch.index, instance, before, after, area
 
 
-def _table(rows: Sequence[tuple[Any, ...]], columns: dict[str, str]) -> pd.DataFrame:
+def _typed(rows: Sequence[tuple[Any, ...]], columns: dict[str, str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(columns)).astype(columns)
 
 
 def _folder_of(folder: Path, shard: int) -> Path:
     return folder / "shards" / f"{shard:05d}"
-
-
-def _write_array(path: Path, array: np.ndarray) -> None:
-    stored = zarr.create_array(path, shape=array.shape, dtype=array.dtype, chunks=array.shape, zarr_format=3)
-    stored[:] = array
 
 
 def _hashes(folder: Path) -> dict[str, str]:
