@@ -5,7 +5,7 @@ from counterstain.config import build, build_stored
 from counterstain.data.patches import label_mask
 from counterstain.data.phantom import regions_of_slide, render
 from counterstain.data.phantom.nests import lay_out
-from counterstain.data.phantom.styles import PhantomConfig, SlideStyle, index_of, slide_name, slide_style
+from counterstain.data.phantom.styles import PhantomConfig, SlideStyle, index_of, slide_style
 from counterstain.errors import ConfigError, InputError
 
 
@@ -121,16 +121,13 @@ def test_pure_slides_hold_their_score_and_ducts():
 
 
 def test_names_lead_back_to_slides():
-    assert index_of(slide_name(17)) == 17
-    with pytest.raises(InputError, match="not a slide of a phantom; expected a name such as phantom-007"):
-        index_of("case-17")
-
-
-def test_regions_are_named_after_their_slide():
     regions = regions_of_slide(PhantomConfig(regions_per_slide=2, size_px=48), 3)
     assert [region.region for region in regions] == ["phantom-003-r00", "phantom-003-r01"]
     assert {(region.slide, region.patient) for region in regions} == {("phantom-003", "P0-003")}
     assert regions[0].score in {"0", "1+", "2+", "3+"}
+    assert index_of(regions[0].slide) == 3
+    with pytest.raises(InputError, match="not a slide of a phantom; expected a name such as phantom-007"):
+        index_of("case-17")
 
 
 @pytest.mark.parametrize(

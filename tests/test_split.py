@@ -55,6 +55,8 @@ def test_a_split_depends_on_the_seed_and_not_on_the_order_of_patients():
     split = split_patients(ALIKE, COUNTS, 3)
     assert split_patients(dict(reversed(ALIKE.items())), COUNTS, 3) == split
     assert split_patients(ALIKE, COUNTS, 4) != split
+    unscored = split_patients(dict.fromkeys(FORTY), SHARES, 3)
+    assert Counter(unscored.values()) == COUNTS
 
 
 @pytest.mark.parametrize(
@@ -68,10 +70,6 @@ def test_a_split_depends_on_the_seed_and_not_on_the_order_of_patients():
 def test_amounts_that_do_not_fit_are_an_error(patients, amounts, message):
     with pytest.raises(InputError, match=message):
         split_patients(dict.fromkeys(FORTY[:patients], "x"), amounts, 0)
-
-
-def test_patients_without_a_score_are_dealt_out_as_well():
-    assert Counter(split_patients(dict.fromkeys(FORTY), SHARES, 0).values()) == COUNTS
 
 
 def test_a_patients_score_is_the_commonest_of_the_slides(tmp_path):

@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 
@@ -37,15 +39,11 @@ def test_jitter_follows_from_its_generator_and_its_spread_alone(stains):
 
 def test_jitter_of_stains_keeps_the_hue_of_a_pure_stain():
     image = stained(brown=0.0)  # pure haematoxylin on white
-    changed = density(jitter_stains(image, "dab", 0.2, _FactorsAlone()))[:, :32].reshape(-1, 3)
+    factors = Mock(**{"standard_normal.return_value": np.array([[2.5, 0.0], [0.0, 0.0]])})
+    changed = density(jitter_stains(image, "dab", 0.2, factors))[:, :32].reshape(-1, 3)
     along = changed @ unit("haematoxylin")
     assert np.abs(changed - along[:, None] * unit("haematoxylin")).max() < 0.02
     assert along.mean() == pytest.approx(1.5 * (density(image)[:, :32] @ unit("haematoxylin")).mean(), rel=0.02)
-
-
-class _FactorsAlone:
-    def standard_normal(self, shape):
-        return np.array([[2.5, 0.0], [0.0, 0.0]])
 
 
 def test_the_colours_of_two_stains_are_read_off_an_image():

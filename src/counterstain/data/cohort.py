@@ -42,7 +42,6 @@ from counterstain.taxonomy import BACKGROUND, Taxonomy
 FORMAT = 1
 PARTS = ("train", "val", "test")
 UNSPLIT = "no part"  # in tables, for patients that are in none
-MPP_TOLERANCE = 0.05  # scales that differ by less than this share count as the same
 CACHE_BYTES = 4 * 2**30
 
 
@@ -161,9 +160,8 @@ class Cohort:
             raise InputError(f"{folder}: {state} (cohort.json is missing)")
         settings = read_json(folder / "cohort.json")
         if settings.get("format") != FORMAT:
-            raise InputError(
-                f"{folder}: cohort format {settings.get('format')}, this version reads {FORMAT}; import it again"
-            )
+            found = settings.get("format")
+            raise InputError(f"{folder}: cohort format {found}, this version reads {FORMAT}; import it again")
         try:
             return cls(folder, settings, cache_bytes=cache_bytes)
         except (OSError, ValueError) as error:
@@ -185,7 +183,7 @@ class Cohort:
 
     def is_at(self, mpp: float) -> bool:
         """Whether what was made at ``mpp`` micrometres per pixel may be used with this cohort: 5 % are allowed."""
-        return abs(mpp - self.mpp) <= MPP_TOLERANCE * self.mpp
+        return abs(mpp - self.mpp) <= 0.05 * self.mpp
 
     def patients(self, part: str) -> list[str]:
         """Return the patients of ``train``, ``val`` or ``test``, sorted.
@@ -196,17 +194,14 @@ class Cohort:
         return sorted({*self.regions.loc[self.regions["split"] == part, "patient"], *behind})
 
     def part(self, part: str) -> np.ndarray:
-        """Return the positions of a part's regions in :attr:`regions`.
-
-        Raises InputError where the part has no region.
-        """
+        """Return the positions of a part's regions in :attr:`regions`; raises InputError where there is none."""
         positions = np.flatnonzero((self.regions["split"] == part).to_numpy())
         if not len(positions):
             raise InputError(f"{self.folder}: no region in part {part!r}; run 'counterstain split {self.folder}' first")
         return positions
 
     def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a region's image, (H, W, 3) uint8, and instances, (H, W) int32. Do not write into them.
+        """Return a region's image, (H, W, 3) uint8, and instances, (H, W) int32; do not write into them.
 
         Raises StorageError where a file of the pack is missing or damaged.
         """
@@ -233,8 +228,7 @@ class Cohort:
         """Cut a square out of a region; its arrays are views that must not be written into."""
         image, instances = self.read(position)
         window = np.s_[y_px : y_px + size_px, x_px : x_px + size_px]
-        region, slide, patient = self._names[position]
-        table = self.subtypes(position)
+        (region, slide, patient), table = self._names[position], self.subtypes(position)
         return Patch(
             image=image[window],
             instances=instances[window],
@@ -278,7 +272,7 @@ def subtypes_by(instances: pd.DataFrame, column: str) -> dict[Any, dict[int, int
 def parts_table(cohort: Cohort) -> pd.DataFrame:
     """Return a row per part in use: part, patients, slides, regions, area_mm2."""
     regions = cohort.regions.assign(
-        part=_named_parts(cohort.regions["split"]),
+        part=cohort.regions["split"].fillna(UNSPLIT),
         area_mm2=cohort.regions["height_px"] * cohort.regions["width_px"] * (cohort.mpp / 1000) ** 2,
     )
     how = {"patients": ("patient", "nunique"), "slides": ("slide", "nunique"), "regions": ("region", "size")}
@@ -291,8 +285,7 @@ def subtypes_table(cohort: Cohort) -> pd.DataFrame:
 
     Columns part, subtype, slides, instances, instance_share, area_mm2, area_share; shares are of the part, 0 to 1.
     """
-    counts = cohort.composition()
-    counts["part"] = _named_parts(counts["split"])
+    counts = cohort.composition().fillna({"split": UNSPLIT}).rename(columns={"split": "part"})
     grouped = counts.groupby(["part", "subtype"]).agg(
         slides=("slide", "nunique"), instances=("instances", "sum"), area_px=("area_px", "sum")
     )
@@ -315,10 +308,6 @@ def missing_subtypes(cohort: Cohort) -> list[str]:
         f"{'it' if len(rows) == 1 else 'them'}; move a patient there that has some"
         for part, rows in missing.groupby("part", sort=False)
     ]
-
-
-def _named_parts(split: pd.Series) -> pd.Series:
-    return split.astype(object).where(split.notna(), UNSPLIT)
 
 
 def _ids(instances: np.ndarray) -> list[int]:

@@ -1,7 +1,6 @@
 """Patches: one image, one map of instances, one table with the subtype of each instance.
 
-Shapes: H, W = rows and columns of a patch or a label image in pixels. Real and synthetic patches are the same record,
-so code that reads patches does not depend on where they come from. Pixels are connected to all eight neighbours.
+Real and synthetic patches are the same record. Shapes: H, W = rows and columns of a patch or a label image in pixels.
 """
 
 from __future__ import annotations
@@ -156,9 +155,10 @@ class Components:
 
 
 def components(label_image: np.ndarray, min_area_px: int = 0) -> Components:
-    """Find the connected components of every label of an (H, W) uint8 image, numbered by label, then top to bottom.
+    """Find the components of every label of an (H, W) uint8 image, numbered by label, then from top to bottom.
 
-    Components smaller than ``min_area_px`` become background, except those to be ignored (255).
+    Pixels that touch at a corner are connected. Components smaller than ``min_area_px`` become background, except those
+    to be ignored (255).
     """
     instances = np.zeros(label_image.shape, np.int32)
     labels: dict[int, int] = {}

@@ -1,7 +1,6 @@
 """Regions of slides, and the packs that hold their pixels: OME-Zarr images with labels, few files for many regions.
 
-A pack holds regions of one size. Axes c, z, y, x; z steps through the regions.
-Shapes: H, W = rows and columns of a region in pixels, n = regions of a pack.
+A pack holds n regions of one size, H x W pixels, along the axis z of c, z, y, x.
 """
 
 from __future__ import annotations

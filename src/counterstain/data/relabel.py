@@ -1,9 +1,9 @@
 """New subtypes for instances: the idea of the paper, as a change of one table.
 
-Labels are assigned block by block. A block is a fixed run of consecutive patches, so the labels of a patch follow from
-the seed and its number alone, while the shares of the subtypes inside each block match the target as closely as whole
-instances allow. Every instance is as likely to get a subtype as the target says (Öttl et al., ISBI 2023: uniform);
-stratified drawing only reduces the variance.
+Labels are assigned block by block, a block being a fixed run of consecutive patches: so the labels of a patch follow
+from the seed and its number alone, and the shares of the subtypes inside each block match the target as closely as
+whole instances allow. Every instance is as likely to get a subtype as the target says (Öttl et al., ISBI 2023:
+uniform); stratified drawing only reduces the variance.
 """
 
 from __future__ import annotations
@@ -89,24 +89,19 @@ def relabel(
 
     All instances of the block must be given, in any order; the draw depends on the seed and the block alone.
     """
-    kept = config.kept(taxonomy)
+    kept, shares, rng = config.kept(taxonomy), config.shares(taxonomy), numpy_generator(seed, "relabel", block)
     free = sorted((i for i in instances if i.subtype not in kept), key=lambda i: (i.patch, i.instance))
-    shares = config.shares(taxonomy)
-    rng = numpy_generator(seed, "relabel", block)
-    if config.balance == "count":
-        drawn = _balanced_by_count(len(free), shares, rng)
-    else:
-        drawn = _balanced_by_area(np.array([i.area_px for i in free], float), shares, rng)
+    balanced = _balanced_by_count if config.balance == "count" else _balanced_by_area
+    drawn = balanced(np.array([i.area_px for i in free], float), shares, rng).tolist()
     labels = {(i.patch, i.instance): i.subtype for i in instances}
-    labels.update({(i.patch, i.instance): int(new) for i, new in zip(free, drawn, strict=True)})
-    return labels
+    return labels | {(i.patch, i.instance): new for i, new in zip(free, drawn, strict=True)}
 
 
-def _balanced_by_count(n: int, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _balanced_by_count(areas: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     # Systematic sampling: n equidistant points with a random start on the cumulated shares, then shuffled. Each
     # subtype's count is its expectation rounded up or down, and each instance's own distribution is exactly `shares`.
     order = rng.permutation(len(shares))
-    points = (np.arange(n) + rng.random()) / max(n, 1)
+    points = (np.arange(len(areas)) + rng.random()) / max(len(areas), 1)
     drawn = order[np.searchsorted(np.cumsum(shares[order])[:-1], points, side="right")] + 1
     return rng.permutation(drawn)
 

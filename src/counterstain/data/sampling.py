@@ -5,9 +5,8 @@ Half of the patches (``background_share``) are centred on background. The others
 then one of that subtype's pixels there. Every choice is uniform. No list of pixels is held: an instance is drawn by
 its area, then a pixel of it by rejection inside its bounding box. The patch is shifted to lie inside its region.
 
-Copy-paste lays instances of other patches on the background (Ghiasi et al., "Simple Copy-Paste is a Strong Data
-Augmentation Method for Instance Segmentation", CVPR 2021), with right angles instead of free turns and scales, so that
-pixels are copied and never blended or resampled.
+Copy-paste lays instances of other regions on the background (Ghiasi et al., CVPR 2021), at right angles and unscaled,
+so that pixels are copied and never blended or resampled.
 
 Shapes: B = batch, H, W = rows and columns of a patch in pixels, h, w = those of a cut-out, at most H and W.
 """
@@ -92,8 +91,7 @@ class PatchSampler:
         tumour = instances[instances["subtype"].isin(ids)]
         by_subtype = [_pool(tumour[tumour["subtype"] == subtype]) for subtype in ids]
         self.missing_subtypes = tuple(name for name, pool in zip(wanted, by_subtype, strict=True) if not pool)
-        pools = [_pool(tumour)] if config.mode == "tumor" else by_subtype
-        self._tumour = [pool for pool in pools if pool]
+        self._tumour = [pool for pool in ([_pool(tumour)] if config.mode == "tumor" else by_subtype) if pool]
         self._background = _pool(_background(regions, instances))
         self._check_pixels()
         self._shapes = list(cohort.regions[["height_px", "width_px"]].itertuples(index=False, name=None))
@@ -116,10 +114,8 @@ class PatchSampler:
         return map(self.__getitem__, itertools.count(start))
 
     def _cut(self, rng: np.random.Generator) -> Patch:
-        if rng.random() < self.config.background_share:
-            pool = self._background
-        else:
-            pool = self._tumour[rng.integers(len(self._tumour))]
+        on_background = rng.random() < self.config.background_share
+        pool = self._background if on_background else self._tumour[rng.integers(len(self._tumour))]
         position, instance, box = pool[rng.integers(len(pool))].draw(rng)
         centre = _pixel(self.cohort.read(position)[1], instance, box, rng)
         size = self.size_px
@@ -180,7 +176,7 @@ def _pool(instances: pd.DataFrame) -> list[_SlidePlaces]:
 
 
 def _background(regions: pd.DataFrame, instances: pd.DataFrame) -> pd.DataFrame:
-    """Return the uncovered rest of every region as if it were an instance: id 0, box = the whole region."""
+    """Return the rest of every region as if it were an instance: id 0, box = the whole region."""
     covered = instances.groupby("region")["area_px"].sum().reindex(regions["region"], fill_value=0).to_numpy()
     height, width = regions["height_px"], regions["width_px"]
     rest = regions.assign(instance=BACKGROUND, area_px=height * width - covered, y0=0, x0=0, y1=height, x1=width)

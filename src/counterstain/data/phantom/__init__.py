@@ -30,7 +30,7 @@ SCORE_NAMES = ("0", "1+", "2+", "3+")
 REGION_STEP_PX = 4096  # regions lie so far apart on their slide
 
 
-def photograph(canvas: Canvas, stains: Stains) -> np.ndarray:
+def _photograph(canvas: Canvas, stains: Stains) -> np.ndarray:
     """Return the picture of stained tissue, (H, W, 3) uint8: light through the dyes, optics, veil and camera.
 
     The optical density (to base 10) of a channel is the sum over dyes of amount times vector (Ruifrok & Johnston 2001).
@@ -93,7 +93,7 @@ def render(label_mask: np.ndarray, instances: np.ndarray, style: SlideStyle, see
     free &= draw_nests(canvas, stains)
     draw_stroma_cells(canvas, stains, across_um, free)
     draw_artefacts(canvas, stains)
-    return photograph(canvas, stains)
+    return _photograph(canvas, stains)
 
 
 def regions_of_slide(config: PhantomConfig, slide_index: int) -> list[Region]:

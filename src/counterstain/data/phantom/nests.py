@@ -140,17 +140,13 @@ def _draw_bodies(canvas: Canvas, stains: Stains, cells: np.ndarray) -> tuple[np.
     shown[where] = membrane
     haematoxylin[where] = canvas.style.cytoplasm * granular * (1 - 0.3 * profile)
     dab[where] = cytoplasm + 0.6 * canvas.style.dab_background
-    _draw_clefts(canvas, stains)
+    # Clefts open where a nest shrinks away from the stroma.
+    clefts = smoothstep(canvas.noise("clefts") - 1.6 + 2 * min(canvas.style.clefts, 1.5), -0.2, 0.6)
+    clefts = (0.9 * clefts * smoothstep(canvas.depth_um, 0.5, 2.0)).astype(np.float32)
+    stains.cover(clefts, haematoxylin=0.01, dab=0.3 * canvas.style.dab_background)
     stains.cover(body, haematoxylin=haematoxylin, dab=dab)
     stains.dab[...] += shown
     return body, shown
-
-
-def _draw_clefts(canvas: Canvas, stains: Stains) -> None:
-    """Draw the gaps that open where a nest shrinks away from the stroma."""
-    open_here = smoothstep(canvas.noise("clefts") - 1.6 + 2 * min(canvas.style.clefts, 1.5), -0.2, 0.6)
-    along = smoothstep(canvas.depth_um, 0.5, 2.0)
-    stains.cover((0.9 * open_here * along).astype(np.float32), haematoxylin=0.01, dab=0.3 * canvas.style.dab_background)
 
 
 def _draw_nuclei(canvas: Canvas, stains: Stains, cells: np.ndarray, body: np.ndarray, lumen: np.ndarray) -> None:

@@ -34,7 +34,6 @@ FOCUS_LOSS_UM = 1.8  # standard deviation of the blur where focus is lost
 SPACING_UM = 78.0  # of the places where a structure or a group of them may lie
 REACH_UM = 36.0  # the largest group
 GLAND_RATE, FAT_RATE, VESSEL_RATE = 0.24, 0.10, 0.16  # share of the places, on the median slide
-
 Member = tuple[str, np.ndarray, float, float]  # kind, offset in micrometres, radius, wall
 
 
@@ -63,19 +62,16 @@ def _find_places(canvas: Canvas) -> Iterator[_Round]:
     rooms_um = np.minimum(lookup(canvas.outside_um, centres) + 4.0, REACH_UM)
     for place in np.flatnonzero(kinds < limits[2]).tolist():
         rng, room_um = canvas.rng("place", place), float(rooms_um[place])
-        if kinds[place] < limits[0]:
-            members = _glands(rng, room_um) if room_um > 12 else iter(())
-        elif kinds[place] < limits[1]:
-            members = _fat_cells(rng, room_um)
-        else:
-            members = _vessels(rng, room_um)
-        for kind, offset_um, radius_um, wall_um in members:
+        members = (_glands, _fat_cells, _vessels)[np.searchsorted(limits, kinds[place], side="right")]
+        for kind, offset_um, radius_um, wall_um in members(rng, room_um):
             centre, phase = centres[place] + offset_um / canvas.mpp, rng.uniform(0, 2 * np.pi)
             if lookup(canvas.outside_um, centre[None])[0] > 0.8 * radius_um:
                 yield _Round(kind=kind, centre=centre, radius_um=radius_um, wall_um=wall_um, phase=phase)
 
 
 def _glands(rng: np.random.Generator, room_um: float) -> Iterator[Member]:
+    if room_um <= 12:
+        return
     kind, middle = rng.random(), np.zeros(2)
     if kind < 0.35:  # one duct
         yield "gland", middle, room_um * rng.uniform(0.6, 1), rng.uniform(8, 12)
@@ -138,19 +134,17 @@ def _fill(structure: _Round, distance_um: np.ndarray, coverage: np.ndarray, stai
         stains.cover(coverage, haematoxylin=0.13 * (1 - lumen) + 0.005, dab=stains.dab * (1 - lumen))
 
 
-def _nuclei(canvas: Canvas, structures: list[_Round]) -> list[Nuclei]:
-    """Return the nuclei of epithelium and of the inner skin of vessels."""
+def _nuclei(canvas: Canvas, structures: list[_Round]) -> Iterator[Nuclei]:
+    """Yield the nuclei of epithelium and of the inner skin of vessels."""
     rng = canvas.rng("benign nuclei")
     rings = [_ring(g, d, GLAND_SPACING_UM, canvas.mpp) for g in structures if g.kind == "gland" for d in _depths_um(g)]
     skins = [_ring(v, 1.0, 11.0, canvas.mpp) for v in structures if v.kind == "vessel"]
-    kinds = []
     if rings:
         points = np.concatenate([points for points, _ in rings])
-        kinds.append(make_nuclei(rng, points, radius_um=GLAND_NUCLEUS_UM, spread=0.1, amount=0.5, stretch=(1.0, 1.6)))
+        yield make_nuclei(rng, points, radius_um=GLAND_NUCLEUS_UM, spread=0.1, amount=0.5, stretch=(1.0, 1.6))
     if skins:
         points, angle = (np.concatenate(parts) for parts in zip(*skins, strict=True))
-        kinds.append(make_nuclei(rng, points, radius_um=1.9, spread=0.15, amount=0.5, stretch=(2.0, 4.0), angle=angle))
-    return kinds
+        yield make_nuclei(rng, points, radius_um=1.9, spread=0.15, amount=0.5, stretch=(2.0, 4.0), angle=angle)
 
 
 def _depths_um(gland: _Round) -> list[float]:
@@ -173,9 +167,8 @@ def _ring(structure: _Round, depth_um: float, spacing_um: float, mpp: float) -> 
 def _blood(canvas: Canvas, structures: list[_Round]) -> np.ndarray:
     """Return where red cells lie in and around vessels, (H, W) float32."""
     vessels = np.zeros(canvas.shape, bool)
-    for structure in structures:
-        if structure.kind == "vessel":
-            vessels[_signed_distance(canvas, structure)[0]] = True
+    for vessel in (structure for structure in structures if structure.kind == "vessel"):
+        vessels[_signed_distance(canvas, vessel)[0]] = True
     if not vessels.any():
         return vessels.astype(np.float32)
     rng = canvas.rng("blood")
