@@ -272,7 +272,7 @@ def subtypes_by(instances: pd.DataFrame, column: str) -> dict[Any, dict[int, int
 def parts_table(cohort: Cohort) -> pd.DataFrame:
     """Return a row per part in use: part, patients, slides, regions, area_mm2."""
     regions = cohort.regions.assign(
-        part=cohort.regions["split"].fillna(UNSPLIT),
+        part=cohort.regions["split"].astype(object).fillna(UNSPLIT),
         area_mm2=cohort.regions["height_px"] * cohort.regions["width_px"] * (cohort.mpp / 1000) ** 2,
     )
     how = {"patients": ("patient", "nunique"), "slides": ("slide", "nunique"), "regions": ("region", "size")}
@@ -285,7 +285,8 @@ def subtypes_table(cohort: Cohort) -> pd.DataFrame:
 
     Columns part, subtype, slides, instances, instance_share, area_mm2, area_share; shares are of the part, 0 to 1.
     """
-    counts = cohort.composition().fillna({"split": UNSPLIT}).rename(columns={"split": "part"})
+    counts = cohort.composition()
+    counts["part"] = counts["split"].astype(object).fillna(UNSPLIT)
     grouped = counts.groupby(["part", "subtype"]).agg(
         slides=("slide", "nunique"), instances=("instances", "sum"), area_px=("area_px", "sum")
     )
