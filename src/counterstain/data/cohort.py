@@ -24,22 +24,21 @@ import numpy as np
 import pandas as pd
 
 from counterstain.config import build
-from counterstain.data.patches import Patch, Source
-from counterstain.data.region_store import (
-    INSTANCE_COLUMNS,
-    INTEGER_COLUMNS,
-    REGION_COLUMNS,
-    Region,
-    instance_rows,
-    read_pack,
-    region_row,
-    write_pack,
-)
+from counterstain.data.patches import Patch, Source, instance_boxes
+from counterstain.data.region_store import Region, read_pack, write_pack
 from counterstain.errors import InputError, StorageError
 from counterstain.storage import claim, committing, fingerprint, read_json, sha256_of, write_json, write_parquet
 from counterstain.taxonomy import BACKGROUND, Taxonomy
 
 FORMAT = 1
+COLUMNS = {
+    "regions": (
+        "region", "slide", "patient", "score", "split", "height_px", "width_px", "mpp_level0", "x_level0_px",
+        "y_level0_px", "pack", "index",
+    ),
+    "instances": ("region", "instance", "subtype", "area_px", "y0", "x0", "y1", "x1"),
+}  # fmt: skip
+INTEGER_COLUMNS = (*COLUMNS["instances"][1:], "height_px", "width_px", "index")
 PARTS = ("train", "val", "test")
 UNSPLIT = "no part"  # in tables, for patients that are in none
 CACHE_BYTES = 4 * 2**30
@@ -84,14 +83,18 @@ class CohortWriter:
         by_size: dict[tuple[int, ...], list[Region]] = {}
         for region in regions:
             by_size.setdefault(region.instances.shape, []).append(region)
-        rows: dict[str, list[dict[str, Any]]] = {"regions": [], "instances": []}
+        rows: dict[str, list[dict[str, Any]]] = {table: [] for table in COLUMNS}
         for (height, width), members in by_size.items():
             pack = _safe_name(name) if len(by_size) == 1 else f"{_safe_name(name)}@{height}x{width}"
             with committing(self.folder / "packs" / f"{pack}.ome.zarr") as store:
                 write_pack(store, pack, members, mpp=self.mpp, taxonomy=self.taxonomy.name)
-            for index, region in enumerate(members):
-                rows["regions"].append(region_row(region, pack, index))
-                rows["instances"].extend(instance_rows(region))
+            for index, r in enumerate(members):
+                place = (height, width, r.mpp_level0, *r.origin_xy_level0_px, pack, index)
+                known = (r.region, r.slide, r.patient, r.score, r.split, *place)
+                rows["regions"].append(dict(zip(COLUMNS["regions"], known, strict=True)))
+                for instance, area, box in instance_boxes(r.instances):
+                    values = (r.region, instance, r.subtypes[instance], area, *box)
+                    rows["instances"].append(dict(zip(COLUMNS["instances"], values, strict=True)))
         write_json(self._tables(name), rows)
 
     def finish(self) -> Cohort:
@@ -101,7 +104,7 @@ class CohortWriter:
         parts = [read_json(file) for file in sorted((self.folder / "parts").glob("[!.]*.json"))]
         if not parts:
             raise InputError(f"{self.folder}: the cohort is empty; no region was given")
-        for table, columns in (("regions", REGION_COLUMNS), ("instances", INSTANCE_COLUMNS)):
+        for table, columns in COLUMNS.items():
             rows = pd.DataFrame([row for part in parts for row in part[table]], columns=list(columns))
             rows = rows.astype({name: "int64" for name in INTEGER_COLUMNS if name in rows})
             keys = [name for name in ("region", "instance") if name in rows]

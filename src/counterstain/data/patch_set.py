@@ -154,9 +154,9 @@ class PatchSet(Sequence[Patch]):
         return self.header.count
 
     def __repr__(self) -> str:
-        known = self.header
-        what = f"{known.count} patches of {known.size_px} px by {known.method}"
-        return f"PatchSet({self.folder}: {what}, {known.taxonomy.name}, {known.mpp:g} um/px)"
+        h = self.header
+        what = f"{h.count} patches of {h.size_px} px by {h.method}, {h.taxonomy.name}, {h.mpp:g} um/px"
+        return f"PatchSet({self.folder}: {what})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PatchSet, (self.folder, self.header)  # without what is in memory
@@ -184,9 +184,7 @@ class PatchSet(Sequence[Patch]):
     @cached_property
     def judged(self) -> pd.DataFrame:
         """A row per drawn instance that a filter judged: index, drawing, subtype, agreed, kept; empty without one."""
-        if "filter" not in self.header.settings:
-            return _typed([], JUDGED_COLUMNS)
-        return self._table("judged")
+        return self._table("judged") if "filter" in self.header.settings else _typed([], JUDGED_COLUMNS)
 
     def balance(self) -> pd.DataFrame:
         """Return a row per subtype: subtype (name), instances, area_px, instances_before, area_px_before."""
@@ -223,8 +221,8 @@ class PatchSet(Sequence[Patch]):
 
 
 def _patch_row(patch: SyntheticPatch) -> dict[str, Any]:
-    style = {"style_slides": [s for s, _ in patch.style], "style_weights": [w for _, w in patch.style]}
     row = {"index": patch.index, "seed": patch.seed, "attempts": patch.attempts} | asdict(patch.patch.source)
+    style = {"style_slides": [s for s, _ in patch.style], "style_weights": [w for _, w in patch.style]}
     return row | (style if patch.style else {})
 
 

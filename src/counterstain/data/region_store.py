@@ -6,7 +6,7 @@ A pack holds n regions of one size, H x W pixels, along the axis z of c, z, y, x
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,14 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 import zarr
 
-from counterstain.data.patches import instance_boxes
-
-REGION_COLUMNS = (
-    "region", "slide", "patient", "score", "split", "height_px", "width_px",
-    "mpp_level0", "x_level0_px", "y_level0_px", "pack", "index",
-)  # fmt: skip
-INSTANCE_COLUMNS = ("region", "instance", "subtype", "area_px", "y0", "x0", "y1", "x1")
-INTEGER_COLUMNS = (*INSTANCE_COLUMNS[1:], "height_px", "width_px", "index")
 CHUNK_PX = 512
 SHARD_BYTES = 64 * 2**20  # packs up to this size are one file each
 
@@ -64,20 +56,6 @@ class Region:
         height, width = self.image.shape[:2]
         shown = f"{height} x {width} px, {len(self.subtypes)} instance{'' if len(self.subtypes) == 1 else 's'}"
         return f"Region({self.region} of slide {self.slide}, patient {self.patient}: {shown})"
-
-
-def region_row(region: Region, pack: str, index: int) -> dict[str, Any]:
-    """Return the row of a region in ``regions.parquet``."""
-    named = (region.region, region.slide, region.patient, region.score, region.split)
-    values = (*named, *region.image.shape[:2], region.mpp_level0, *region.origin_xy_level0_px, pack, index)
-    return dict(zip(REGION_COLUMNS, values, strict=True))
-
-
-def instance_rows(region: Region) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a region's instances in ``instances.parquet``."""
-    for instance, area, box in instance_boxes(region.instances):
-        values = (region.region, instance, region.subtypes[instance], area, *box)
-        yield dict(zip(INSTANCE_COLUMNS, values, strict=True))
 
 
 def write_pack(store: Path, name: str, regions: Sequence[Region], *, mpp: float, taxonomy: str) -> None:

@@ -288,9 +288,8 @@ def draw_artefacts(canvas: Canvas, stains: Stains) -> None:
 def focus_loss(canvas: Canvas) -> np.ndarray | None:
     """Return how far out of focus each pixel is, (H, W) float32 of 0..1, or None where all is sharp."""
     places = _places(canvas, "defocus", canvas.style.defocus, reach_um=60.0)
-    if not len(places):
-        return None
-    return np.asarray(np.max([_spot(canvas, centre, radius_um=55.0) for centre in places], axis=0))
+    spots = [_spot(canvas, centre, radius_um=55.0) for centre in places]
+    return np.asarray(np.max(spots, axis=0)) if spots else None
 
 
 def _places(canvas: Canvas, name: str, rate: float, *, reach_um: float) -> np.ndarray:
