@@ -39,7 +39,13 @@ def _photograph(canvas: Canvas, stains: Stains) -> np.ndarray:
     dyes = np.array([style.haematoxylin_vector, style.dab_vector], np.float32) * np.float32(-np.log(10))
     counter = stains.haematoxylin * np.float32(style.haematoxylin_strength)
     density = dyes[0, :, None, None] * counter + dyes[1, :, None, None] * stains.dab  # (3, H, W), as all below
-    light = _through_optics(canvas, np.exp(density) * np.array(style.glass, np.float32)[:, None, None])
+    light = np.exp(density) * np.array(style.glass, np.float32)[:, None, None]
+    sharp_px, blurred_px = float(np.hypot(style.blur_um / canvas.mpp, 0.35)), FOCUS_LOSS_UM / canvas.mpp
+    light = ndimage.gaussian_filter(light, (0, sharp_px, sharp_px), truncate=3.0)
+    out_of_focus = focus_loss(canvas)
+    if out_of_focus is not None:
+        blurred = ndimage.gaussian_filter(light, (0, blurred_px, blurred_px), truncate=2.5)
+        light = light + out_of_focus * (blurred - light)
     angle = rng.uniform(0, 2 * np.pi)
     y, x = (np.linspace(-0.5, 0.5, n, dtype=np.float32) for n in canvas.shape)
     slope = np.float32(np.sin(angle)) * y[:, None] + np.float32(np.cos(angle)) * x
@@ -48,16 +54,6 @@ def _photograph(canvas: Canvas, stains: Stains) -> np.ndarray:
     light += style.noise * np.sqrt(0.5) * (0.4 + 0.6 * light) * noise
     picture = np.minimum(np.maximum(np.rint(light * 255), 0), 255).astype(np.uint8)
     return np.ascontiguousarray(np.moveaxis(picture, 0, -1))
-
-
-def _through_optics(canvas: Canvas, light: np.ndarray) -> np.ndarray:
-    blur_px = float(np.hypot(canvas.style.blur_um / canvas.mpp, 0.35))
-    sharp = ndimage.gaussian_filter(light, (0, blur_px, blur_px), truncate=3.0)
-    out_of_focus, more_px = focus_loss(canvas), FOCUS_LOSS_UM / canvas.mpp
-    if out_of_focus is None:
-        return np.asarray(sharp)
-    blurred = ndimage.gaussian_filter(sharp, (0, more_px, more_px), truncate=2.5)
-    return np.asarray(sharp + out_of_focus * (blurred - sharp))
 
 
 def render(label_mask: np.ndarray, instances: np.ndarray, style: SlideStyle, seed: int, *, mpp: float) -> np.ndarray:

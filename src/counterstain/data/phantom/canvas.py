@@ -33,10 +33,7 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], scale_px: flo
 
 def white_noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Draw evenly spread noise of mean 0 and spread 1, float32; ten times as fast as normal noise."""
-    noise = rng.random(shape, dtype=np.float32)
-    noise -= np.float32(0.5)
-    noise *= np.float32(np.sqrt(12))
-    return noise
+    return (rng.random(shape, dtype=np.float32) - np.float32(0.5)) * np.float32(np.sqrt(12))
 
 
 def upsample(knots: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
