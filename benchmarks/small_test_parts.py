@@ -15,7 +15,7 @@ import pandas as pd
 from counterstain.report.results import read_results
 from counterstain.seeding import numpy_generator
 from counterstain.segmentation.counts import dice, subtype_variance
-from counterstain.study.statistics.bootstrap import CountArray
+from counterstain.study.statistics.arm_differences import CountArray
 
 DRAWS = 2_000
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from counterstain.segmentation.counts import dice, recalls
-from counterstain.study.statistics.permutation_test import (
+from counterstain.study.statistics.power import components_of
+from counterstain.study.statistics.significance import (
     exchange_p_value,
     exchanged_halves,
     exchanges,
     holm,
     smallest_p,
 )
-from counterstain.study.statistics.power import components_of
 
 
 def recall(counts):

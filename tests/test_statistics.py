@@ -8,7 +8,7 @@ from drawn_results import DEMO_ARMS, HER2, draw_counts, results_of
 from counterstain.errors import InputError
 from counterstain.segmentation.counts import dice, recalls
 from counterstain.study.statistics.arm_differences import differences, effects_of, measures_of, spread
-from counterstain.study.statistics.permutation_test import holm
+from counterstain.study.statistics.significance import holm
 
 MEASURES = {"dice": dice, "recall_HER2 0": lambda counts: recalls(counts)[..., 0]}
 

@@ -31,7 +31,7 @@ from counterstain.report.results import figure_label_of, is_ceiling
 from counterstain.report.tables import PARTS, fixed, signed
 from counterstain.seeding import numpy_generator
 from counterstain.study.arms import Arm
-from counterstain.study.statistics.bootstrap import CountArray
+from counterstain.study.statistics.arm_differences import CountArray
 from counterstain.taxonomy import Taxonomy
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from counterstain.report.tables import (
     signed,
 )
 from counterstain.study.arms import Arm
-from counterstain.study.statistics.permutation_test import smallest_p
+from counterstain.study.statistics.significance import smallest_p
 from counterstain.study.test_access_log import Look, times_looked_at
 
 ENOUGH_REPEATS = 5  # the paper's number

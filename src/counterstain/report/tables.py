@@ -14,7 +14,7 @@ from counterstain.report.results import CEILING, Results, is_ceiling, label_of
 from counterstain.segmentation.counts import dice, recalls, subtype_variance
 from counterstain.study.arms import Arm
 from counterstain.study.statistics.arm_differences import differences, effects_of, measures_of, spread
-from counterstain.study.statistics.bootstrap import Measure
+from counterstain.study.statistics.significance import Measure
 from counterstain.taxonomy import Taxonomy
 
 MAIN = ("dice", "subtype_variance")

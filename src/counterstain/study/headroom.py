@@ -25,7 +25,7 @@ from counterstain.study.journal import is_done
 from counterstain.study.plan import Cell, cells_folder, cohort_with_fewer
 from counterstain.study.run import locked
 from counterstain.study.stages import follow_cohort, run_cell
-from counterstain.study.statistics.bootstrap import Measure
+from counterstain.study.statistics.significance import Measure
 from counterstain.taxonomy import Taxonomy
 
 SMALLEST = 4  # patients; the default curve halves down to about this number

@@ -1,30 +1,35 @@
 """The differences between the arms of a study and its reference arm: paired by repeat, with interval, test and power.
 
-Shapes: R repeats, P patients, L labels (background and every subtype), B bootstrap draws.
+Shapes: A arms, R repeats, P patients, L labels (background and every subtype), B bootstrap draws.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
 
 from counterstain.errors import InputError
-from counterstain.study.statistics.bootstrap import (
+from counterstain.study.statistics.power import components_of, need
+from counterstain.study.statistics.significance import (
     ENDS,
-    CountArray,
     Measure,
     bootstrap_interval,
     bootstrap_weights,
+    exchange_p_value,
+    exchanged_halves,
+    exchanges,
+    holm,
     pooled_draws,
 )
-from counterstain.study.statistics.permutation_test import exchange_p_value, exchanged_halves, exchanges, holm
-from counterstain.study.statistics.power import components_of, need
 
 KEYS = ["arm", "repeat", "split"]
-EFFECT = ["arm", "split", "measure", "n", "reference", "value", "mean", "sd", "min", "max", "relative"]
+CASE = ["arm", "split", "measure"]
+EFFECT = [*CASE, "n", "reference", "value", "mean", "sd", "min", "max", "relative"]
+SIZES = ("arm", "measure", "n", "patients")
+TESTED = ("undefined", "p", "detectable", "needed_repeats", "needed_patients")
 
 
 def measures_of(results: pd.DataFrame) -> list[str]:
@@ -38,7 +43,11 @@ def _long(results: pd.DataFrame) -> pd.DataFrame:
 
 def spread(results: pd.DataFrame) -> pd.DataFrame:
     """Return mean, sd (ddof 1), min, max and n over the repeats: a row per arm, split and measure."""
-    groups = _long(results).groupby(["arm", "split", "measure"], sort=False)["value"]
+    return _spread(_long(results), "value")
+
+
+def _spread(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    groups = table.groupby(CASE, sort=False)[column]
     return groups.agg(mean="mean", sd="std", min="min", max="max", n="count").reset_index()
 
 
@@ -69,21 +78,61 @@ def differences(results: pd.DataFrame, reference: str) -> pd.DataFrame:
     of_reference = long.loc[long["arm"] == reference].drop(columns="arm").rename(columns={"value": "reference"})
     pairs = long.loc[long["arm"] != reference].merge(of_reference, on=["repeat", "split", "measure"])
     pairs["difference"] = pairs["value"] - pairs["reference"]
-    table = (
-        pairs.groupby(["arm", "split", "measure"], sort=False)
-        .agg(
-            n=("difference", "size"),
-            reference=("reference", "mean"),
-            value=("value", "mean"),
-            mean=("difference", "mean"),
-            sd=("difference", "std"),
-            min=("difference", "min"),
-            max=("difference", "max"),
-        )
-        .reset_index()
-    )
+    means = pairs.groupby(CASE, sort=False)[["reference", "value"]].mean().reset_index()
+    table = means.merge(_spread(pairs, "difference"), on=CASE)
     table["relative"] = table["mean"] / table["reference"].where(table["reference"] != 0)
     return table[EFFECT]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountArray:
+    """The count tables of a study as one array."""
+
+    counts: np.ndarray  # (A, R, P, L, 2) int64 pixels
+    present: np.ndarray  # (A, R) bool, whether that cell of the study has counts
+    arms: tuple[str, ...]
+    patients: tuple[str, ...]
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, num_labels: int) -> CountArray:
+        """Add up the slides of every patient.
+
+        Parameters
+        ----------
+        table : DataFrame
+            Columns arm, repeat, patient, subtype (label), predicted_background, predicted_tumour (pixels).
+        num_labels : int
+            L.
+
+        Raises
+        ------
+        InputError
+            A label is out of range, or a cell lacks a patient that another one has.
+        """
+        outside = table.loc[~table["subtype"].between(0, num_labels - 1), "subtype"]
+        if len(outside):
+            raise InputError(f"counts: label {outside.iloc[0]} found, the taxonomy has 0 to {num_labels - 1}")
+        arm, arms = pd.factorize(table["arm"])
+        repeat, repeats = pd.factorize(table["repeat"], sort=True)
+        patient, patients = pd.factorize(table["patient"], sort=True)
+        counts = np.zeros((len(arms), len(repeats), len(patients), num_labels, 2), np.int64)
+        place = (arm, repeat, patient, table["subtype"].to_numpy(np.int64))
+        np.add.at(counts, place, table[["predicted_background", "predicted_tumour"]].to_numpy(np.int64))
+        seen = np.zeros(counts.shape[:3], bool)
+        seen[place[:3]] = True
+        present = np.asarray(seen.any(axis=2))
+        for a, r, p in np.argwhere(present[..., None] & ~seen)[:1].tolist():
+            raise InputError(
+                f"counts: arm {arms[a]}, repeat {repeats[r]} has no counts for patient {patients[p]}, unlike other "
+                "cells; evaluate all arms on the same patients"
+            )
+        return cls(counts=counts, present=present, arms=tuple(arms), patients=tuple(patients))
+
+    def pair(self, reference: str, arm: str) -> np.ndarray:
+        """Return the counts of two arms in the repeats that both have, (2, R, P, L, 2) float, the reference first."""
+        rows = [self.arms.index(reference), self.arms.index(arm)]
+        both: np.ndarray = self.counts[rows][:, self.present[rows].all(axis=0)].astype(float)
+        return both
 
 
 def effects_of(
@@ -106,18 +155,16 @@ def effects_of(
     measures : mapping
         Name -> function of (..., L, 2) counts.
     num_labels : int
-        L: background and every subtype.
+        L.
     draws : int
-        Bootstrap draws.
-    seed : int
-        Determines all random numbers.
+        B.
 
     Returns
     -------
     DataFrame
         A row per arm and measure: ``n`` repeats, ``patients``; ``low``, ``high``, ``relative_low``, ``relative_high``
-        and ``undefined`` (:func:`~counterstain.study.statistics.bootstrap.bootstrap_interval`, 95 %); ``p``
-        (:func:`~counterstain.study.statistics.permutation_test.exchange_p_value`) and ``p_holm``, corrected for the
+        and ``undefined`` (:func:`~counterstain.study.statistics.significance.bootstrap_interval`, 95 %); ``p``
+        (:func:`~counterstain.study.statistics.significance.exchange_p_value`) and ``p_holm``, corrected for the
         number of arms within a measure; ``detectable``, ``needed_repeats`` and ``needed_patients``
         (:func:`~counterstain.study.statistics.power.need`). With one patient or one repeat, interval and test ignore
         the unknown variance of that source; a subtype found in only one patient has no interval.
@@ -140,10 +187,9 @@ def effects_of(
         of_repeats = bootstrap_weights(seed, "repeats", pair.shape[1], draws)
         drawn, exchanged = pooled_draws(pair, of_patients), exchanged_halves(pair, signs)
         for name, measure in measures.items():
-            row = {"arm": arm, "measure": name, "n": pair.shape[1], "patients": patients}
-            rows.append(row | _effect(pair, drawn, of_repeats, exchanged, measure))
-    sizes, tested = ("arm", "measure", "n", "patients"), ("p", "detectable", "needed_repeats", "needed_patients")
-    table = pd.DataFrame(rows, columns=[*sizes, *ENDS, "undefined", *tested])
+            found = dict(zip(SIZES, (arm, name, pair.shape[1], patients), strict=True))
+            rows.append(found | _effect(pair, drawn, of_repeats, exchanged, measure))
+    table = pd.DataFrame(rows, columns=[*SIZES, *ENDS, *TESTED])
     table["p_holm"] = table.groupby("measure")["p"].transform(lambda p: holm(p.to_numpy(float)))
     return table
 
@@ -152,10 +198,9 @@ def _effect(
     pair: np.ndarray,  # (2, R, P, L, 2)
     drawn: np.ndarray,  # (2, B, R, L, 2)
     of_repeats: np.ndarray,  # (B, R)
-    exchanged: np.ndarray,  # (2, exchanges, R, L, 2)
+    exchanged: np.ndarray,  # (2, permutations, R, L, 2)
     measure: Measure,
 ) -> dict[str, float]:
-    """Return interval, p-value and power of one arm in one measure."""
     components = components_of(pair, measure)
     interval = bootstrap_interval(pair, drawn, of_repeats, measure, own_of_repeats=components.own_of_repeats)
     if pair.shape[2] > 1 and not np.isfinite(components.patients):  # only one patient counts: its variance is unknown

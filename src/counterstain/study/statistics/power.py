@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from counterstain.study.statistics.bootstrap import Measure, student_width
+from counterstain.study.statistics.significance import Measure, student_width
 
 POWER = 0.8
 MOST = 1_000  # repeats or patients; beyond that a study is taken as impossible
@@ -21,14 +21,14 @@ MOST = 1_000  # repeats or patients; beyond that a study is taken as impossible
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Components:
-    """The variance of a mean difference, by source; NaN if it cannot be estimated."""
+    """The variance of a mean difference, by source; NaN if it cannot be estimated (the residual: 0)."""
 
     patients: float
     """Variance over patients (jackknife): the patients' own part and the residual."""
     repeats: float
     """Variance over repeats: the repeats' own part and the residual."""
     both: float
-    """The residual (patients x repeats); 0 if it cannot be estimated."""
+    """The residual (patients x repeats)."""
     num_patients: int
     num_repeats: int
 
@@ -55,23 +55,12 @@ class Components:
 
 
 def components_of(pair: np.ndarray, measure: Measure) -> Components:
-    """Split the variance of a mean difference by a two-way analysis of jackknife pseudo-values.
+    """Split the variance of a mean difference, of (2, R, P, L, 2) counts, by a two-way analysis of pseudo-values.
 
-    A pseudo-value P m(all) - (P - 1) m(all but one) is the contribution of one patient to a measure that is not a mean
-    (Tukey 1958; Arvesen, Ann. Math. Stat. 40, 1969). The table of their differences, repeats x patients, has one value
-    per cell, so its rows, columns and residuals give three variances.
-
-    Parameters
-    ----------
-    pair : (2, R, P, L, 2) array
-        Counts of the reference and of the arm.
-    measure : callable
-        (..., L, 2) counts -> (...) values.
-
-    Returns
-    -------
-    Components
-        The variance over patients is NaN if only one patient has what the measure needs.
+    A pseudo-value of the jackknife, P m(all) - (P - 1) m(all but one), is the contribution of one patient to a measure
+    that is not a mean (Tukey 1958; Arvesen, Ann. Math. Stat. 40, 1969). The table of their differences, repeats x
+    patients, has one value per cell, so its rows, columns and residuals give three variances. That over patients is
+    NaN if only one patient has what the measure needs.
     """
     repeats, patients = pair.shape[1:3]
     total = measure(pair.sum(axis=2))  # (2, R)
@@ -105,14 +94,7 @@ class Need:
 def need(difference: float, components: Components, half_width: float) -> Need:
     """Return how large a study must be to detect a difference; NaN for one patient or repeat.
 
-    Parameters
-    ----------
-    difference : float
-        The difference to be detected.
-    components : Components
-        Of the study at hand.
-    half_width : float
-        Half the width of its interval.
+    ``components`` and ``half_width``, half the width of the interval, are those of the study at hand.
     """
     patients, repeats = components.num_patients, components.num_repeats
     error = standard_error(components, patients, repeats)
@@ -130,19 +112,11 @@ def need(difference: float, components: Components, half_width: float) -> Need:
 
 
 def power(difference: float, components: Components, half_width: float, patients: int, repeats: int) -> float:
-    """Return the chance that a study of another size detects a difference: that its interval excludes zero.
+    """Return the chance that a study of P' patients and R' repeats, 2 or more of each, detects a true difference.
 
-    Its interval is rescaled from that of the study at hand by Student quantiles
-    (:func:`~counterstain.study.statistics.bootstrap.student_width`); the mean difference is normally distributed.
-
-    Parameters
-    ----------
-    difference : float
-        The true difference.
-    components, half_width
-        See :func:`need`.
-    patients, repeats : int
-        P' and R', 2 or more.
+    That is the chance that its interval excludes zero. The interval is rescaled from that of the study at hand
+    (:func:`need`) by Student quantiles (:func:`~counterstain.study.statistics.significance.student_width`); the mean
+    difference is normally distributed.
     """
     here, there = (components.num_patients, components.num_repeats), (patients, repeats)
     error = standard_error(components, *there)

@@ -1,18 +1,16 @@
-"""Bootstrap intervals over patients and repeats together.
+"""How certain the difference between two arms is: its bootstrap interval, and the permutation test of no difference.
 
-Shapes: A arms, R repeats, P patients, L labels (background and every subtype), B bootstrap draws.
+Shapes: R repeats, P patients, L labels (background and every subtype), B bootstrap draws or permutations. Counts of a
+pair of arms, (2, R, P, L, 2), have the reference first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import pandas as pd
-from scipy.special import ndtri, stdtrit
+from scipy.special import ndtri, stdtr, stdtrit
 
-from counterstain.errors import InputError
 from counterstain.seeding import numpy_generator
 
 Measure = Callable[[np.ndarray], np.ndarray]
@@ -20,57 +18,9 @@ Measure = Callable[[np.ndarray], np.ndarray]
 LEVEL = 0.95
 """Coverage of all intervals."""
 ENDS = ("low", "high", "relative_low", "relative_high")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CountArray:
-    """The count tables of a study as one array."""
-
-    counts: np.ndarray  # (A, R, P, L, 2) int64 pixels
-    present: np.ndarray  # (A, R) bool, whether that cell of the study has counts
-    arms: tuple[str, ...]
-    patients: tuple[str, ...]
-
-    @classmethod
-    def of(cls, table: pd.DataFrame, num_labels: int) -> CountArray:
-        """Add up the slides of every patient.
-
-        Parameters
-        ----------
-        table : DataFrame
-            Columns arm, repeat, patient, subtype (label), predicted_background, predicted_tumour (pixels).
-        num_labels : int
-            Background and every subtype.
-
-        Raises
-        ------
-        InputError
-            A label is out of range, or a cell lacks a patient that another one has.
-        """
-        outside = table.loc[~table["subtype"].between(0, num_labels - 1), "subtype"]
-        if len(outside):
-            raise InputError(f"counts: label {outside.iloc[0]} found, the taxonomy has 0 to {num_labels - 1}")
-        arm, arms = pd.factorize(table["arm"])
-        repeat, repeats = pd.factorize(table["repeat"], sort=True)
-        patient, patients = pd.factorize(table["patient"], sort=True)
-        counts = np.zeros((len(arms), len(repeats), len(patients), num_labels, 2), np.int64)
-        place = (arm, repeat, patient, table["subtype"].to_numpy(np.int64))
-        np.add.at(counts, place, table[["predicted_background", "predicted_tumour"]].to_numpy(np.int64))
-        seen = np.zeros(counts.shape[:3], bool)
-        seen[place[:3]] = True
-        present = np.asarray(seen.any(axis=2))
-        for a, r, p in np.argwhere(present[..., None] & ~seen)[:1].tolist():
-            raise InputError(
-                f"counts: arm {arms[a]}, repeat {repeats[r]} has no counts for patient {patients[p]}, unlike other "
-                "cells; evaluate all arms on the same patients"
-            )
-        return cls(counts=counts, present=present, arms=tuple(arms), patients=tuple(patients))
-
-    def pair(self, reference: str, arm: str) -> np.ndarray:
-        """Return the counts of two arms in the repeats that both have, (2, R, P, L, 2) float, the reference first."""
-        rows = [self.arms.index(reference), self.arms.index(arm)]
-        both: np.ndarray = self.counts[rows][:, self.present[rows].all(axis=0)].astype(float)
-        return both
+ALL_UP_TO = 12  # patients; all 2**12 permutations are tried, beyond that DRAWN of them
+DRAWN = 5_000
+SAME = 1e-9  # relative; sums in another order differ by less
 
 
 def bootstrap_weights(seed: int, what: str, size: int, draws: int) -> np.ndarray:
@@ -102,13 +52,10 @@ def bootstrap_interval(
     Parameters
     ----------
     pair : (2, R, P, L, 2) array
-        Counts of the reference and of the arm.
     drawn : (2, B, R, L, 2) array
         Of :func:`pooled_draws`.
     of_repeats : (B, R) array
         Weights of :func:`bootstrap_weights`.
-    measure : callable
-        (..., L, 2) counts -> (...) values.
     own_of_repeats : float
         The repeats' own part of the variance of the mean difference
         (:attr:`~counterstain.study.statistics.power.Components.own_of_repeats`).
@@ -128,15 +75,11 @@ def bootstrap_interval(
     stretch = _stretch(difference, by_repeat[1] - by_repeat[0], pair.shape[2], own_of_repeats)
     with np.errstate(divide="ignore", invalid="ignore"):
         relative, relative_found = difference / old[defined], (new_found - old_found) / old_found
-    low, high = _stretched(difference, new_found - old_found, stretch)
-    relative_low, relative_high = _stretched(relative, relative_found, stretch)
-    return {
-        "low": low,
-        "high": high,
-        "relative_low": max(relative_low, -1.0) if np.isfinite(relative_low) else relative_low,  # never negative
-        "relative_high": relative_high,
-        "undefined": float(1 - defined.mean()),
-    }
+    ends = (*_stretched(difference, new_found - old_found, stretch), *_stretched(relative, relative_found, stretch))
+    interval = dict(zip(ENDS, ends, strict=True)) | {"undefined": float(1 - defined.mean())}
+    if interval["relative_low"] < -1:  # no measure is negative
+        interval["relative_low"] = -1.0
+    return interval
 
 
 def student_width(of_patients: float, of_repeats: float, patients: int, repeats: int) -> float:
@@ -165,7 +108,74 @@ def _stretch(draws: np.ndarray, by_repeat: np.ndarray, patients: int, own_of_rep
 def _stretched(draws: np.ndarray, found: float, stretch: float) -> tuple[float, float]:
     """Return the percentiles of the draws, moved away from the observed value."""
     finite = draws[np.isfinite(draws)]
-    if not len(finite) or not np.isfinite(found) or not np.isfinite(stretch):
+    if not len(finite) or not np.isfinite([found, stretch]).all():
         return float("nan"), float("nan")
     low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(found + stretch * (low - found)), float(found + stretch * (high - found))
+
+
+def exchanges(patients: int, seed: int = 0) -> np.ndarray:
+    """Return which patients' arms are swapped (-1) or not (1), (B, P); the first row swaps none.
+
+    All permutations up to 12 patients, beyond that 5,000 random ones.
+    """
+    if patients <= ALL_UP_TO:
+        bits = np.arange(2**patients)[:, None] >> np.arange(patients) & 1
+        return 1 - 2 * bits
+    drawn = 1 - 2 * numpy_generator(seed, "exchange").integers(0, 2, (DRAWN, patients))
+    drawn[0] = 1
+    return drawn
+
+
+def smallest_p(patients: int) -> float:
+    """Return the smallest possible p-value: swapping all patients is as extreme as swapping none."""
+    return 2 / 2**patients if patients <= ALL_UP_TO else 1 / DRAWN
+
+
+def exchanged_halves(pair: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    """Pool (2, R, P, L, 2) counts after each permutation: (2, B, R, L, 2)."""
+    half = (pair[1] - pair[0]) / 2
+    middle = pair.mean(axis=0).sum(axis=1)  # (R, L, 2)
+    apart = np.einsum("bp,rpls->brls", signs.astype(float), half, optimize=True)
+    return np.stack([middle - apart, middle + apart])
+
+
+def exchange_p_value(exchanged: np.ndarray, measure: Measure, *, of_repeats: float) -> float:
+    """Return the two-sided p-value of the mean difference between two arms; NaN if the measure has no value.
+
+    Without a difference, it is random which of a patient's two count tables belongs to which arm. All repeats of a
+    patient are swapped together: they share the effect of a generator on this patient, so swapping them one by one
+    would count one effect several times. A random effect of one training, however, shifts all patients alike, which
+    swapping does not undo. So the repeats' own part of the variance is added to the distribution of the permuted
+    differences as Student's t with R - 1 degrees of freedom. The p-value is never below that of the permutations alone.
+
+    Parameters
+    ----------
+    exchanged : (2, B, R, L, 2) array
+        Of :func:`exchanged_halves`; the first permutation is none.
+    of_repeats : float
+        As ``own_of_repeats`` of :func:`bootstrap_interval`.
+    """
+    old, new = measure(exchanged).mean(axis=-1)  # (B,)
+    difference = new - old
+    if not np.isfinite(difference).all() or not np.isfinite(of_repeats):
+        return float("nan")
+    found = abs(difference[0]) * (1 - SAME)
+    of_exchange = float(np.mean(np.abs(difference) >= found))
+    repeats = exchanged.shape[2]
+    if of_repeats <= 0 or repeats < 2:
+        return of_exchange
+    error = np.sqrt(of_repeats)
+    above, below = (found - difference) / error, (-found - difference) / error
+    return max(of_exchange, float(np.mean(stdtr(repeats - 1, -above) + stdtr(repeats - 1, below))))
+
+
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return p-values corrected for their number (Holm, Scand. J. Stat. 6, 1979); NaN stay NaN and do not count."""
+    p = np.asarray(p_values, float)
+    corrected = np.full(p.shape, np.nan)
+    known = np.flatnonzero(np.isfinite(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return corrected
