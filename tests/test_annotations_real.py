@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from counterstain.io.annotations import read_annotations
-from counterstain.io.regions import Box, place, rasterise
+from counterstain.io.regions import place, rasterise
+from counterstain.io.slides import Box
 
 FOLDER = Path(__file__).parents[2] / "shared" / "data" / "annotations"
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="the real annotation files are not here (../shared/data)")
@@ -33,7 +34,7 @@ def test_two_formats_of_one_slide_give_the_same_instances():
         one, other = aperio[layer], qupath[name]
         assert one.polygon.intersection(other.polygon).area > 0.9999 * one.polygon.union(other.polygon).area
         x0, y0, x1, y1 = one.polygon.bounds
-        box = Box(name="", x=int(x0) - 1, y=int(y0) - 1, width=int(x1 - x0) + 3, height=int(y1 - y0) + 3)
+        box = Box(int(x0) - 1, int(y0) - 1, int(x1 - x0) + 3, int(y1 - y0) + 3)
         scale = (x1 - x0) / 500
         shape = (int(box.height / scale) + 1, 502)
         masks = [rasterise([(1, place([a.polygon], box, scale).polygons[0])], shape) == 1 for a in (one, other)]

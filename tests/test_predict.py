@@ -16,8 +16,8 @@ from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.region_store import Region
 from counterstain.errors import ConfigError, InputError, MismatchError
 from counterstain.io.annotations import read_annotations
-from counterstain.io.regions import Box, place, rasterise
-from counterstain.io.slides import Slide
+from counterstain.io.regions import place, rasterise
+from counterstain.io.slides import Box, Slide
 from counterstain.segmentation import predict as predict_module
 from counterstain.segmentation.evaluate import sliding_window_inference
 from counterstain.segmentation.model import Segmenter
@@ -258,7 +258,7 @@ def test_what_is_predicted_and_read_back_covers_the_tumour_of_the_slide(checkpoi
     prediction = predict_slide(checkpoint, slide, tmp_path / "x.geojson", PredictConfig())
     annotations = read_back(tmp_path / "x.geojson")
     assert prediction.areas == len(annotations) == 2
-    placed = place([a.polygon for a in annotations], Box(name="", x=0, y=0, width=1200, height=900), 2.0)
+    placed = place([a.polygon for a in annotations], Box(0, 0, 1200, 900), 2.0)
     seen = slide_image()[..., 1].reshape(450, 2, 600, 2).mean((1, 3)) < 128
     assert iou(painted(placed.polygons, (450, 600)), seen) > 0.98
     ring = max((a.polygon for a in annotations), key=lambda polygon: polygon.area)

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterstain.io import regions as module
-from counterstain.io.regions import Box, place, rasterise
+from counterstain.io.regions import place, rasterise
+from counterstain.io.slides import Box
 from counterstain.seeding import numpy_generator
 
 
@@ -98,17 +99,17 @@ def test_outlines_on_the_grid_of_pixels_fill_their_area(corners):
 
 
 def test_outlines_are_moved_into_the_pixels_of_a_region():
-    placed = place([shapely.box(120, 220, 140, 240)], Box(name="a", x=100, y=200, width=80, height=80), 2.0)
+    placed = place([shapely.box(120, 220, 140, 240)], Box(100, 200, 80, 80, "a"), 2.0)
     assert placed.polygons[0].bounds == (10, 10, 20, 20)
     assert placed.cut == 0
 
 
 def test_what_is_cut_is_counted_and_what_is_outside_is_left_out():
     boxes = [(0, 0, 5, 5), (8, 8, 12, 12), (10, 0, 12, 5), (50, 50, 60, 60), (0, 0, 10, 10)]
-    placed = place([shapely.box(*b) for b in boxes], Box(name="a", x=0, y=0, width=10, height=10))
+    placed = place([shapely.box(*b) for b in boxes], Box(0, 0, 10, 10, "a"))
     assert (placed.cut, placed.shown) == (1, [0, 1, 4])
     assert placed.polygons[1].bounds == boxes[1]
 
 
 def test_the_region_of_an_empty_slide_places_nothing():
-    assert place([], Box(name="a", x=0, y=0, width=10, height=10)).polygons == []
+    assert place([], Box(0, 0, 10, 10, "a")).polygons == []

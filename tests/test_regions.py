@@ -6,14 +6,15 @@ import shapely
 from shapely import Polygon
 
 from counterstain.errors import InputError
-from counterstain.io.regions import Box, Extent, drawn_boxes, place_boxes, read_region_table
+from counterstain.io.regions import drawn_boxes, place_boxes, read_region_table
+from counterstain.io.slides import Box
 
-SCAN = Extent(1000, 500, 20_000, 10_000)
+SCAN = Box(1000, 500, 20_000, 10_000)
 HEADER = "slide,region,x_level0_px,y_level0_px,width_level0_px,height_level0_px\n"
 
 
 def place(polygons: list[Polygon], count: int = 3, **options) -> list[Box]:
-    return place_boxes(polygons, count=count, width=2000, height=2000, extent=SCAN, **options)
+    return place_boxes(polygons, count=count, edge=2000, extent=SCAN, **options)
 
 
 def covered(box: Box, polygon: Polygon) -> float:
@@ -52,8 +53,8 @@ def test_regions_lie_side_by_side_and_stay_on_the_scanned_area():
 
 @pytest.mark.parametrize("width", [635, 650, 959])
 def test_regions_moved_back_from_the_edge_do_not_overlap(width):
-    extent = Extent(0, 0, width, 340)
-    boxes = place_boxes([shapely.box(0, 0, width, 340)], count=9, width=320, height=320, extent=extent)
+    extent = Box(0, 0, width, 340)
+    boxes = place_boxes([shapely.box(0, 0, width, 340)], count=9, edge=320, extent=extent)
     assert boxes
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
@@ -79,16 +80,16 @@ def test_annotated_tissue_goes_before_annotated_glass():
 
 
 def test_a_slide_smaller_than_a_region_is_one_region():
-    small = Extent(10, 20, 700, 500)
-    (box,) = place_boxes([shapely.box(50, 50, 90, 90)], count=3, width=2000, height=2000, extent=small)
+    small = Box(10, 20, 700, 500)
+    (box,) = place_boxes([shapely.box(50, 50, 90, 90)], count=3, edge=2000, extent=small)
     assert (box.x, box.y, box.width, box.height) == (10, 20, 700, 500)
 
 
 def test_drawn_rectangles_are_numbered_from_the_top():
     boxes = drawn_boxes("a", [shapely.box(5, 100, 25, 130), shapely.box(50.2, 3.4, 60, 9)])
     assert boxes == [
-        Box(name="region1", x=50, y=3, width=10, height=6),
-        Box(name="region2", x=5, y=100, width=20, height=30),
+        Box(50, 3, 10, 6, "region1"),
+        Box(5, 100, 20, 30, "region2"),
     ]
 
 
@@ -101,10 +102,10 @@ def test_a_table_lists_regions_by_slide(tmp_path: Path):
     (tmp_path / "r.csv").write_text(HEADER + "a,,10,20,300,400\na,left,1e3,5,6.2,7\nb,,0,0,5,5\n")
     assert read_region_table(tmp_path / "r.csv") == {
         "a": [
-            Box(name="region1", x=10, y=20, width=300, height=400),
-            Box(name="left", x=1000, y=5, width=6, height=7),
+            Box(10, 20, 300, 400, "region1"),
+            Box(1000, 5, 6, 7, "left"),
         ],
-        "b": [Box(name="region1", x=0, y=0, width=5, height=5)],
+        "b": [Box(0, 0, 5, 5, "region1")],
     }
 
 

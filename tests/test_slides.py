@@ -7,9 +7,8 @@ import tifffile
 from PIL import Image
 
 from counterstain.errors import InputError
-from counterstain.io.regions import Box
-from counterstain.io.slide_plan import list_slides, slide_name
-from counterstain.io.slides import Slide, area_average, tissue_mask
+from counterstain.io.regions import tissue_mask
+from counterstain.io.slides import Box, Slide, area_average, list_slides, slide_name
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "slides"
 needs_real = pytest.mark.skipif(not REAL.exists(), reason="needs the real slides in ../shared/data")
@@ -76,7 +75,7 @@ def test_outside_of_the_slide_is_white(plain: Path):
 
 @pytest.mark.parametrize("mpp", [0.2, 0.26, 0.5, 1.1, 6.0])
 def test_a_region_read_in_tiles_equals_the_region_read_in_one_piece(tmp_path: Path, mpp: float):
-    box = Box(name="a", x=-30, y=11, width=400, height=350)
+    box = Box(-30, 11, 400, 350, "a")
     with Slide.open(write_ome(tmp_path / "a.ome.tif", noise())) as slide:
         window = slide.window(box, mpp)
         whole = slide.read(box.x, box.y, window.shape[1], window.shape[0], mpp)
@@ -94,7 +93,7 @@ def test_levels_whose_factor_is_no_whole_number_have_no_seams(tmp_path: Path):
             file.write(level, tile=(128, 128), compression="deflate", photometric="rgb", subfiletype=kind)
     with Slide.open(tmp_path / "pyramid.tif", mpp_level0=0.25) as slide:
         assert not slide.downsamples[1].is_integer()
-        whole = slide.window(Box(name="a", x=37, y=5, width=1400, height=1100), 1.0)
+        whole = slide.window(Box(37, 5, 1400, 1100, "a"), 1.0)
         piece = whole.read(50, 60, 90, 110)
         assert np.array_equal(piece, whole.read(0, 0, *whole.shape[:2])[50:140, 60:170])
 

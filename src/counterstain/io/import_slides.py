@@ -25,18 +25,9 @@ from counterstain.errors import InputError
 from counterstain.io.annotations import Format, annotation_files, files_of_other_formats, read_annotations
 from counterstain.io.annotations.outlines import Annotation, AnnotationFile
 from counterstain.io.labels import MEANINGS, LabelMap, count_labels, taxonomy_of
-from counterstain.io.regions import Box, rasterise, read_region_table
-from counterstain.io.slide_plan import (
-    Patient,
-    SlidePlan,
-    SlidesConfig,
-    list_slides,
-    match_annotations,
-    plan_slide,
-    read_patients,
-    slide_name,
-)
-from counterstain.io.slides import Slide, Thumbnail
+from counterstain.io.regions import rasterise, read_region_table
+from counterstain.io.slide_plan import Patient, SlidePlan, SlidesConfig, match_annotations, plan_slide, read_patients
+from counterstain.io.slides import Box, Slide, Thumbnail, list_slides
 from counterstain.progress import Progress, silent
 from counterstain.storage import replacing, sha256_of, write_json, write_parquet
 from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
@@ -65,32 +56,10 @@ def import_slides(
     progress: Progress | None = None,
     **options: Any,
 ) -> Cohort:
-    """Import slides with annotations.
+    """Import slides with annotations; see :func:`counterstain.import_slides` for the parameters.
 
-    Parameters
-    ----------
-    slides, annotations : str or Path
-        Folder of slides and of annotation files, or one file each; files are matched to slides by name.
-    file_format : ``exact``, ``qupath``, ``asap`` or ``aperio``
-    labels : str or Path
-        LABELS.yaml, see :class:`counterstain.io.labels.LabelMap`.
-    mpp : float
-        Micrometres per pixel of the cohort.
-    out : str or Path
-        Folder of the cohort. An interrupted import into it is continued.
-    regions : ``auto``, ``drawn`` or path of a CSV table, optional
-        ``drawn`` by default where LABELS.yaml names labels of regions, otherwise ``auto``.
-    origin : ``canvas`` or ``bounds``, optional
-        What annotations count from; by default ``bounds`` for QuPath, which exports so, otherwise ``canvas``.
-    patients : str or Path, optional
-        CSV with columns slide, patient and perhaps score and mpp_level0 (which overrules the option of that name, the
-        same for all slides); without it every slide is a patient.
-    types : str or Path, optional
-        Names of EXACT's annotation types.
-    taxonomy : Taxonomy, optional
-        By default HER2's if LABELS.yaml names no other subtypes, otherwise one of the subtypes named there.
-    progress : callable, optional, such as :func:`counterstain.progress.bar`
-    **options : further fields of :class:`~counterstain.io.slide_plan.SlidesConfig`
+    ``options`` are further fields of :class:`~counterstain.io.slide_plan.SlidesConfig`; ``mpp_level0`` of the table of
+    patients overrules the option of that name, which is the same for all slides.
 
     Returns
     -------
@@ -116,7 +85,7 @@ def import_slides(
     taxonomy = taxonomy or _taxonomy(label_map, labels)
     meanings = label_map.resolve(count_labels(files), taxonomy, labels)
     people = read_patients(patients, paths) if patients else {name: Patient(name) for name in paths}
-    table = _listed_regions(str(regions)) if config.regions == "table" else {}
+    table = read_region_table(str(regions)) if config.regions == "table" else {}
     matched = match_annotations(paths, files)
     plans = _plans(paths, matched, meanings=meanings, people=people, table=table, config=config)
     writer = CohortWriter(out, taxonomy=taxonomy, mpp=config.mpp, source=_source(config, meanings, files, plans))
@@ -145,22 +114,15 @@ def _taxonomy(label_map: LabelMap, source: Path) -> Taxonomy:
     her2 = Taxonomy.named("her2")
     if set(names) <= set(her2.names):
         return her2
+    known = {name.casefold(): name for name in her2.names}
     for name in names:
-        near = difflib.get_close_matches(name.casefold(), [known.casefold() for known in her2.names], n=1, cutoff=0.8)
+        near = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.8)
         if near and name not in her2.names:
-            meant = next(known for known in her2.names if known.casefold() == near[0])
             raise InputError(
-                f"{source}: {name!r} is none of HER2's subtypes; did you mean {meant!r}? "
+                f"{source}: {name!r} is none of HER2's subtypes; did you mean {known[near[0]]!r}? "
                 "If it is a subtype of your own, list all subtypes in a file and give --taxonomy FILE"
             )
     return taxonomy_of(names, source.stem, source)
-
-
-def _listed_regions(path: str) -> dict[str, list[Box]]:
-    boxes: dict[str, list[Box]] = {}
-    for slide, listed in read_region_table(path).items():
-        boxes.setdefault(slide_name(slide), []).extend(listed)
-    return boxes
 
 
 def _plans(
@@ -177,8 +139,9 @@ def _plans(
         person, listed = people[name], table.get(name, ())
         given_by = "the patients table's mpp_level0" if person.mpp_level0 else "--mpp-level0"
         with Slide.open(path, person.mpp_level0 or config.mpp_level0, given_by) as slide:
-            plan = plan_slide(name, slide, person, annotations[name], labels=meanings, config=config, listed=listed)
-            plans.append(plan)
+            plans.append(
+                plan_slide(name, slide, person, annotations[name], labels=meanings, config=config, listed=listed)
+            )
     strays = sorted(set(table) - set(paths))
     if strays:
         raise InputError(f"the table of regions names slide {strays[0]!r}, which is not among the slides; rename it")

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from xml.etree.ElementTree import Element  # the type alone; parsing is defusedxml's
 
 import defusedxml.ElementTree
 import numpy as np
@@ -25,8 +24,10 @@ from PIL import Image, UnidentifiedImageError
 from counterstain.errors import InputError
 
 WHITE = 255
+GENERIC_TIFF = "generic-tiff"  # OpenSlide's vendor of tiled files without a vendor
 BLOCK_PX = 256  # see OpenSlideSource._read_blocks
 MICROMETRES = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
+TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MICROMETRES_PER_TIFF_UNIT = {2: 25_400.0, 3: 10_000.0}  # ResolutionUnit: inch, centimetre
 
 
@@ -55,7 +56,7 @@ def check_layout(path: Path, layout: PixelLayout, *, channels: tuple[int, ...] =
         raise InputError(f"{path}: has {layout.pages} pages; save the one to be imported as a file of its own")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Level:
     """One resolution of a slide; its pixel k covers the level-0 pixels from k * downsample on."""
 
@@ -65,7 +66,7 @@ class Level:
 
 
 class SlideSource(Protocol):
-    """An open slide file, as :class:`counterstain.io.slides.Slide` needs it."""
+    """An open slide file."""
 
     levels: tuple[Level, ...]
     """Level 0 first, each one coarser than the one before."""
@@ -81,28 +82,78 @@ class SlideSource(Protocol):
         """Close the file."""
 
 
-def levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
-    """Return levels of these widths and heights, level 0 first.
+def open_slide_file(path: Path) -> SlideSource:
+    """Open a slide file with the reader that serves it best.
+
+    Raises
+    ------
+    InputError
+        The file is missing, damaged, no slide, or stores its pixels in a way that is not read.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such slide file")
+    try:
+        return _open_with_best_reader(path)
+    except InputError:
+        raise
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        if path.suffix.lower() == ".mrxs" and not (path.with_suffix("") / "Slidedat.ini").is_file():
+            raise InputError(
+                f"{path}: its folder {path.stem!r} with Slidedat.ini is missing beside it; copy both"
+            ) from error
+        raise InputError(
+            f"{path}: not a slide that can be read; expected a format of OpenSlide (MIRAX, SVS, NDPI, BIF, DICOM, …), "
+            "OME-TIFF or RGB TIFF"
+        ) from error
+    except Exception as error:  # on damaged files tifffile raises more than its own errors
+        raise InputError(f"{path}: damaged or incomplete ({_reason(error)}); copy or export the slide again") from error
+
+
+def _open_with_best_reader(path: Path) -> SlideSource:
+    with path.open("rb") as file:
+        is_tiff = file.read(4) in TIFF_MAGICS
+    if is_tiff and _is_ome(path):
+        return TiffSource(path)  # OpenSlide does not know OME's resolution
+    is_plain = is_tiff and openslide.OpenSlide.detect_format(path) in {None, GENERIC_TIFF}
+    try:
+        return OpenSlideSource(path)
+    except openslide.OpenSlideError:
+        if not is_plain:
+            raise
+        return TiffSource(path)  # OpenSlide reads tiled files of no known vendor; tifffile reads strips too
+
+
+def _is_ome(path: Path) -> bool:
+    try:
+        with tifffile.TiffFile(path) as file:
+            return bool(file.is_ome)
+    except Exception:  # noqa: BLE001 # damaged in a way that the readers will name
+        return False
+
+
+def _levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
+    """Return levels of these widths and heights.
 
     Sides are rounded when a level is made (46,001 px shrunk by 4 are 11,500), so the quotient of two sides drifts
     over a slide. Where a whole number explains both sides to the pixel, it is the factor.
     """
     levels = []
     for size in sizes:
-        quotient = sum(side0 / side for side0, side in zip(sizes[0], size, strict=True)) / 2
+        sides = list(zip(sizes[0], size, strict=True))
+        quotient = sum(side0 / side for side0, side in sides) / 2
         whole = float(round(quotient))
-        exact = whole >= 1 and all(abs(side0 / whole - side) < 1 for side0, side in zip(sizes[0], size, strict=True))
-        levels.append(Level(width_px=size[0], height_px=size[1], downsample=whole if exact else quotient))
+        exact = whole >= 1 and all(abs(side0 / whole - side) < 1 for side0, side in sides)
+        levels.append(Level(*size, whole if exact else quotient))
     return tuple(levels)
 
 
-def reason(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """Return what a library says as one line of printable characters."""
     text = " ".join(str(error).split())
     return "".join(character for character in text if character.isprintable()) or type(error).__name__
 
 
-def on_white(rgba: np.ndarray) -> np.ndarray:
+def _on_white(rgba: np.ndarray) -> np.ndarray:
     """Lay (H, W, 4) uint8 pixels, alpha not multiplied in, on white; returns (H, W, 3) uint8."""
     alpha = rgba[..., 3:]
     if (alpha == WHITE).all():
@@ -112,20 +163,12 @@ def on_white(rgba: np.ndarray) -> np.ndarray:
 
 
 class OpenSlideSource:
-    """A slide in a format of OpenSlide: MIRAX, SVS, NDPI, BIF, tiled TIFF, DICOM and others.
-
-    Raises
-    ------
-    openslide.OpenSlideUnsupportedFormatError
-        OpenSlide does not know the format.
-    openslide.OpenSlideError
-        It knows the format, but the file is damaged.
-    """
+    """A slide in a format of OpenSlide: MIRAX, SVS, NDPI, BIF, tiled TIFF, DICOM and others."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = openslide.OpenSlide(path)
-        self.levels = levels_of(list(self._file.level_dimensions))
+        self.levels = _levels_of(list(self._file.level_dimensions))
         x, y = self._number(openslide.PROPERTY_NAME_MPP_X), self._number(openslide.PROPERTY_NAME_MPP_Y)
         self.mpp_xy = None if x is None or y is None else (x, y)
         self.bounds_level0_px = self._bounds()
@@ -144,10 +187,10 @@ class OpenSlideSource:
         downsample = self._file.level_downsamples[level]
         place = (round(x * downsample), round(y * downsample))
         try:
-            return on_white(np.asarray(self._file.read_region(place, level, (width, height))))
+            return _on_white(np.asarray(self._file.read_region(place, level, (width, height))))
         except openslide.OpenSlideError as error:
             raise InputError(
-                f"{self._path}: cannot be read at x {place[0]}, y {place[1]} ({reason(error)}); "
+                f"{self._path}: cannot be read at x {place[0]}, y {place[1]} ({_reason(error)}); "
                 "copy or export the slide again"
             ) from error
 
@@ -157,13 +200,12 @@ class OpenSlideSource:
         OpenSlide takes places in whole level-0 pixels and shifts the level by the fraction that remains, a little
         differently for every place asked for. Blocks on a fixed grid are the same for every caller.
         """
-        pixels = np.full((height, width, 3), WHITE, np.uint8)
-        for top in range(y // BLOCK_PX * BLOCK_PX, y + height, BLOCK_PX):
-            for left in range(x // BLOCK_PX * BLOCK_PX, x + width, BLOCK_PX):
-                block = self._read(level, left, top, BLOCK_PX, BLOCK_PX)
-                rows, columns = _overlap(top, y, height), _overlap(left, x, width)
-                pixels[rows[0], columns[0]] = block[rows[1], columns[1]]
-        return pixels
+        rows, columns = (
+            range(first // BLOCK_PX * BLOCK_PX, first + length, BLOCK_PX) for first, length in ((y, height), (x, width))
+        )
+        blocks = [[self._read(level, left, top, BLOCK_PX, BLOCK_PX) for left in columns] for top in rows]
+        pixels = np.concatenate([np.concatenate(row, axis=1) for row in blocks])
+        return pixels[y - rows[0] :, x - columns[0] :][:height, :width]
 
     def _number(self, name: str) -> float | None:
         try:
@@ -173,28 +215,14 @@ class OpenSlideSource:
 
     def _bounds(self) -> tuple[int, int, int, int]:
         x, y, width, height = (self._number(f"openslide.bounds-{name}") for name in ("x", "y", "width", "height"))
-        plain = self._file.properties[openslide.PROPERTY_NAME_VENDOR] == "generic-tiff"  # absent tiles are just white
+        plain = self._file.properties[openslide.PROPERTY_NAME_VENDOR] == GENERIC_TIFF  # absent tiles are just white
         if plain or x is None or y is None or width is None or height is None:
             return (0, 0, *self._file.dimensions)
         return (int(x), int(y), int(width), int(height))
 
 
-def _overlap(block: int, start: int, length: int) -> tuple[slice, slice]:
-    """Return where a block lies in a window along one axis, and which part of the block that is."""
-    first, last = max(block, start), min(block + BLOCK_PX, start + length)
-    return slice(first - start, last - start), slice(first - block, last - block)
-
-
 class TiffSource:
-    """A slide that is OME-TIFF or plain TIFF, read with tifffile: pyramids, tiles or strips, RGB with 8 bits a channel.
-
-    Raises
-    ------
-    tifffile.TiffFileError
-        Not a TIFF file.
-    InputError
-        A TIFF file of another layout.
-    """
+    """An OME-TIFF or plain TIFF, read with tifffile: pyramids, tiles or strips, RGB with 8 bits a channel."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -209,7 +237,7 @@ class TiffSource:
         except BaseException:
             self._file.close()
             raise
-        self.levels = levels_of([self._size(array) for array in self._arrays])
+        self.levels = _levels_of([self._size(array) for array in self._arrays])
         from_ome = _ome_mpp(self._file.ome_metadata) if self._file.is_ome else None
         self.mpp_xy = from_ome or _tag_mpp(self._file.pages.first)
         self.bounds_level0_px = (0, 0, self.levels[0].width_px, self.levels[0].height_px)
@@ -237,10 +265,10 @@ class TiffSource:
                 window = np.asarray(array[top:bottom, left:right])
         except Exception as error:  # decoders raise whatever they like on damaged segments
             raise InputError(
-                f"{self._path}: cannot be read at x {left}, y {top} of level {level} ({reason(error)}); "
+                f"{self._path}: cannot be read at x {left}, y {top} of level {level} ({_reason(error)}); "
                 "copy or export the slide again"
             ) from error
-        return on_white(window) if window.shape[-1] == 4 else window
+        return _on_white(window) if window.shape[-1] == 4 else window
 
     def _size(self, array: Any) -> tuple[int, int]:
         height, width = array.shape[1:] if self._channels_first else array.shape[:2]
@@ -267,20 +295,14 @@ def _open_level(path: Path, level: tifffile.TiffPageSeries) -> Any:
 
 def _ome_mpp(xml: str | None) -> tuple[float, float] | None:
     try:
-        root = defusedxml.ElementTree.fromstring(xml or "")
-    except (defusedxml.ElementTree.ParseError, defusedxml.DefusedXmlException, ValueError):
-        return None
-    pixels = root.find(".//{*}Pixels")
-    sizes = [_micrometres(pixels, axis) for axis in "XY"] if pixels is not None else [None]
-    return None if None in sizes else (sizes[0], sizes[1])  # type: ignore[return-value]
-
-
-def _micrometres(pixels: Element, axis: str) -> float | None:
-    factor = MICROMETRES.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
-    try:
-        return float(pixels.attrib[f"PhysicalSize{axis}"]) * factor if factor else None
-    except (KeyError, ValueError):
-        return None
+        pixels = next(defusedxml.ElementTree.fromstring(xml or "").iterfind(".//{*}Pixels")).attrib
+        x, y = (
+            float(pixels[f"PhysicalSize{axis}"]) * MICROMETRES[pixels.get(f"PhysicalSize{axis}Unit", "µm")]
+            for axis in "XY"
+        )
+    except (defusedxml.ElementTree.ParseError, defusedxml.DefusedXmlException, StopIteration, KeyError, ValueError):
+        return None  # no XML, no pixels, or no sizes in a unit of length
+    return x, y
 
 
 def _tag_mpp(page: Any) -> tuple[float, float] | None:
@@ -308,8 +330,7 @@ def read_image(path: Path) -> np.ndarray:
     """
     with _opened(path) as image:
         if image.has_transparency_data:
-            layer = image.convert("RGBA")
-            return np.asarray(Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"))
+            return _on_white(np.asarray(image.convert("RGBA")))
         return np.asarray(image.convert("RGB"))
 
 

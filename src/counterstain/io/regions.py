@@ -1,4 +1,4 @@
-"""Regions of a slide: rectangles that are listed, drawn or placed on tissue, each with its map of instances.
+"""Regions of a slide: rectangles that are listed, drawn or placed on tissue, and the instances painted into them.
 
 Places are level-0 pixels of the whole canvas. In a region x points to the right, y downwards, and pixel (row 0, column
 0) covers x 0..1 and y 0..1, so its centre is (0.5, 0.5). Shapes: H, W = rows and columns of a region in pixels.
@@ -6,17 +6,19 @@ Places are level-0 pixels of the whole canvas. In a region x points to the right
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import shapely
+from scipy import ndimage
 from shapely import MultiPolygon, Polygon
 
 from counterstain.errors import InputError
+from counterstain.io.slides import Box, slide_name
 from counterstain.io.table import csv_rows
 
 COLUMNS = ("slide", "x_level0_px", "y_level0_px", "width_level0_px", "height_level0_px")
@@ -26,33 +28,22 @@ CENTRING = 0.01  # how much it counts that annotated tissue lies in the middle o
 POINTS_AT_ONCE = 200_000
 CROSSINGS_AT_ONCE = 2_000_000
 
+# Tissue on a thumbnail, see tissue_mask: saturation 0..1, brightness 0..255.
+MIN_SATURATION = 0.04  # paler pixels are never tissue, so that a blank slide has none
+MAX_SATURATION = 0.2  # stronger pixels are always tissue, so that a strong stain does not hide pale tissue
+MIN_BRIGHTNESS = 30  # darker pixels are a border or a felt pen
+CLOSING_PX = 3  # gaps up to about this width are closed
+MIN_AREA_SHARE = 2e-4  # of the thumbnail; smaller specks are dust
+SATURATION_BINS = 256
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Box:
-    """A rectangle of a slide in level-0 pixels."""
-
-    name: str
-    """Unique on its slide."""
-    x: int
-    y: int
-    width: int
-    height: int
-
-    def overlaps(self, other: Box) -> bool:
-        """Whether the two share a pixel."""
-        return (
-            self.x < other.x + other.width
-            and other.x < self.x + self.width
-            and self.y < other.y + other.height
-            and other.y < self.y + self.height
-        )
+Outline = Polygon | MultiPolygon
 
 
 def read_region_table(path: str | Path) -> dict[str, list[Box]]:
     """Read the regions of each slide, in the order of a CSV table.
 
-    Its columns are slide, x_level0_px, y_level0_px, width_level0_px, height_level0_px and perhaps region (a name,
-    unique on its slide).
+    Its columns are slide (a name or file name), x_level0_px, y_level0_px, width_level0_px, height_level0_px and
+    perhaps region (a name, unique on its slide).
 
     Raises
     ------
@@ -61,28 +52,25 @@ def read_region_table(path: str | Path) -> dict[str, list[Box]]:
     """
     boxes: dict[str, list[Box]] = {}
     for where, row in csv_rows(path, COLUMNS, ("region",)):
-        of_slide = boxes.setdefault(row["slide"], [])
-        box = _box_of_row(where, row, default_name=f"region{len(of_slide) + 1}")
-        if any(box.name == other.name for other in of_slide):
-            raise InputError(f"{where}: slide {row['slide']} already has a region {box.name!r}; rename one")
-        of_slide.append(box)
+        of_slide = boxes.setdefault(slide_name(row["slide"]), [])
+        x, y, width, height = (_pixels(where, column, row[column]) for column in COLUMNS[1:])
+        if width <= 0 or height <= 0:
+            raise InputError(f"{where}: a region of {width} x {height} px; expected a width and a height above 0")
+        name = row.get("region") or f"region{len(of_slide) + 1}"
+        if any(name == other.name for other in of_slide):
+            raise InputError(f"{where}: slide {row['slide']} already has a region {name!r}; rename one")
+        of_slide.append(Box(x, y, width, height, name))
     return boxes
 
 
-def _box_of_row(place: str, row: dict[str, str], default_name: str) -> Box:
-    numbers = {}
-    for column in COLUMNS[1:]:
-        try:
-            numbers[column] = round(float(row[column]))
-        except (ValueError, OverflowError):
-            raise InputError(f"{place}: {column} is {row[column]!r}; expected a number of level-0 pixels") from None
-    x, y, width, height = numbers.values()
-    if width <= 0 or height <= 0:
-        raise InputError(f"{place}: a region of {width} x {height} px; expected a width and a height above 0")
-    return Box(name=row.get("region") or default_name, x=x, y=y, width=width, height=height)
+def _pixels(where: str, column: str, text: str) -> int:
+    try:
+        return round(float(text))
+    except (ValueError, OverflowError):
+        raise InputError(f"{where}: {column} is {text!r}; expected a number of level-0 pixels") from None
 
 
-def drawn_boxes(slide: str, outlines: Sequence[Polygon | MultiPolygon]) -> list[Box]:
+def drawn_boxes(slide: str, outlines: Sequence[Outline]) -> list[Box]:
     """Turn drawn rectangles into regions, numbered from top to bottom.
 
     Raises
@@ -99,26 +87,16 @@ def drawn_boxes(slide: str, outlines: Sequence[Polygon | MultiPolygon]) -> list[
                 f"slide {slide}: the outline of a region at x {x0}, y {y0} is no upright rectangle; "
                 "draw it with the rectangle tool"
             )
-        boxes.append(Box(name=f"region{number}", x=x0, y=y0, width=x1 - x0, height=y1 - y0))
+        boxes.append(Box(x0, y0, x1 - x0, y1 - y0, f"region{number}"))
     return boxes
 
 
-class Extent(NamedTuple):
-    """A rectangle of the canvas, such as the scanned area."""
-
-    x: int
-    y: int
-    width: int
-    height: int
-
-
 def place_boxes(
-    polygons: Sequence[Polygon | MultiPolygon],
+    outlines: Sequence[Outline],
     *,
     count: int,
-    width: int,
-    height: int,
-    extent: Extent,
+    edge: int,
+    extent: Box,
     weights: Sequence[float] | None = None,
     tissue: np.ndarray | None = None,
 ) -> list[Box]:
@@ -129,80 +107,57 @@ def place_boxes(
 
     Parameters
     ----------
-    polygons : sequence of Polygon
+    outlines : sequence of Polygon
         Annotated instances in level-0 pixels.
     count : int
         Regions at most; there are fewer when everything annotated is covered.
-    width, height : int
-        Size of a region in level-0 pixels.
-    extent : Extent
+    edge : int
+        Edge of a region in level-0 pixels.
+    extent : Box
         The scanned area.
     weights : sequence of float, optional
         How much a pixel of each instance counts (1 by default); give rare subtypes more.
     tissue : (H, W) bool array, optional
         Tissue in ``extent`` at any resolution; annotated glass counts half.
     """
-    width, height = min(width, extent.width), min(height, extent.height)
-    cell = (width / CELLS, height / CELLS)
-    worth = _worth(polygons, weights or [1.0] * len(polygons), extent, cell)
+    width, height = min(edge, extent.width), min(edge, extent.height)
+    cell_x, cell_y = width / CELLS, height / CELLS
+    rows = max(CELLS, math.ceil(extent.height / cell_y - 1e-9))
+    columns = max(CELLS, math.ceil(extent.width / cell_x - 1e-9))
+
+    # The weighted area of every outline, spread over the cells that it covers.
+    worth = np.zeros((rows, columns))
+    drawn = np.array(outlines, dtype=object)
+    in_cells = shapely.transform(drawn, lambda xy: (xy - (extent.x, extent.y)) / (cell_x, cell_y))
+    for outline, area, weight in zip(in_cells, shapely.area(drawn), weights or [1.0] * len(drawn), strict=True):
+        row, column = _cells_of(outline, worth.shape)
+        worth[row, column] += weight * area / max(1, len(row))
     if tissue is not None:
-        worth *= (1 + _resampled(tissue, worth.shape, extent, cell)) / 2
-    xs = _places(cell[0], worth.shape[1], extent.width - width)
-    ys = _places(cell[1], worth.shape[0], extent.height - height)
+        y = (np.arange(rows) + 0.5) * cell_y / extent.height * tissue.shape[0]
+        x = (np.arange(columns) + 0.5) * cell_x / extent.width * tissue.shape[1]
+        y, x = (np.minimum(place.astype(int), side - 1) for place, side in zip((y, x), tissue.shape, strict=True))
+        worth *= (1 + tissue[np.ix_(y, x)]) / 2
+
+    # Where a region begins that starts with each cell; those over the edge are moved back.
+    xs = np.minimum(np.rint(np.arange(columns - CELLS + 1) * cell_x), extent.width - width).astype(int)
+    ys = np.minimum(np.rint(np.arange(rows - CELLS + 1) * cell_y), extent.height - height).astype(int)
     return [
-        Box(name=f"region{number}", x=extent.x + int(xs[column]), y=extent.y + int(ys[row]), width=width, height=height)
+        Box(extent.x + int(xs[column]), extent.y + int(ys[row]), width, height, f"region{number}")
         for number, (row, column) in enumerate(_best_places(worth, count, xs, ys, (width, height)), start=1)
     ]
 
 
-def _places(cell: float, cells: int, last: int) -> np.ndarray:
-    """Return the pixel at which a region begins that starts with each cell; those over the edge are moved back."""
-    return np.asarray(np.minimum(np.rint(np.arange(cells - CELLS + 1) * cell), last), int)
-
-
-def _worth(
-    polygons: Sequence[Polygon | MultiPolygon], weights: Sequence[float], extent: Extent, cell: tuple[float, float]
-) -> np.ndarray:
-    """Spread the weighted area of every polygon over the cells of the extent."""
-    rows = max(CELLS, int(np.ceil(extent.height / cell[1] - 1e-9)))
-    columns = max(CELLS, int(np.ceil(extent.width / cell[0] - 1e-9)))
-    worth = np.zeros((rows, columns))
-    for polygon, weight in zip(polygons, weights, strict=True):
-        cells = _cells_of(polygon, extent, cell, worth.shape)
-        if cells is not None:
-            worth[cells] += weight * polygon.area / len(cells[0])
-    return worth
-
-
-def _cells_of(
-    polygon: Polygon | MultiPolygon, extent: Extent, cell: tuple[float, float], shape: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return rows and columns of the cells whose centres a polygon covers; for a small one, of the cell it lies in."""
-    x0, y0, x1, y1 = polygon.bounds
-    first = (int((y0 - extent.y) // cell[1]), int((x0 - extent.x) // cell[0]))
-    last = (int((y1 - extent.y) // cell[1]), int((x1 - extent.x) // cell[0]))
-    rows = np.arange(max(first[0], 0), min(last[0] + 1, shape[0]))
-    columns = np.arange(max(first[1], 0), min(last[1] + 1, shape[1]))
-    if not len(rows) or not len(columns):
-        return None
-    y = (extent.y + (rows + 0.5) * cell[1])[:, None]
-    x = (extent.x + (columns + 0.5) * cell[0])[None, :]
-    shapely.prepare(polygon)
-    inside = np.nonzero(shapely.contains_xy(polygon, *np.broadcast_arrays(x, y)))
-    if len(inside[0]):
-        return rows[inside[0]], columns[inside[1]]
-    point = polygon.representative_point()
-    row, column = int((point.y - extent.y) // cell[1]), int((point.x - extent.x) // cell[0])
-    return (np.array([row]), np.array([column])) if 0 <= row < shape[0] and 0 <= column < shape[1] else None
-
-
-def _resampled(mask: np.ndarray, shape: tuple[int, ...], extent: Extent, cell: tuple[float, float]) -> np.ndarray:
-    y = (np.arange(shape[0]) + 0.5) * cell[1] / extent.height * mask.shape[0]
-    x = (np.arange(shape[1]) + 0.5) * cell[0] / extent.width * mask.shape[1]
-    rows, columns = (
-        np.minimum(place.astype(int), side - 1) for place, side in ((y, mask.shape[0]), (x, mask.shape[1]))
-    )
-    return np.asarray(mask[rows[:, None], columns[None, :]], bool)
+def _cells_of(outline: Outline, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows and columns of the cells whose centres an outline covers; for a small one, of the cell it lies in."""
+    x0, y0, x1, y1 = np.floor(outline.bounds).astype(int)
+    rows, columns = np.arange(max(y0, 0), min(y1 + 1, shape[0])), np.arange(max(x0, 0), min(x1 + 1, shape[1]))
+    row, column = np.meshgrid(rows, columns, indexing="ij")
+    shapely.prepare(outline)
+    inside = shapely.contains_xy(outline, column + 0.5, row + 0.5)
+    if not inside.any():
+        point = outline.representative_point()
+        inside = (row == math.floor(point.y)) & (column == math.floor(point.x))
+    return row[inside], column[inside]
 
 
 def _best_places(
@@ -213,17 +168,16 @@ def _best_places(
     ``xs`` and ``ys`` are the places of regions that start with each column and row of cells, ``size`` their width and
     height, all in pixels.
     """
-    worth = worth.copy()
     least = 1e-9 * worth.sum()
     before = CELLS // 2
     means = _window_sums(np.pad(worth, (before, CELLS - 1 - before))) / CELLS**2
     centred = CENTRING * _window_sums(means)  # of all that is annotated, so that regions lie side by side
-    free = np.ones((worth.shape[0] - CELLS + 1, worth.shape[1] - CELLS + 1), bool)
+    free = np.ones((len(ys), len(xs)), bool)
     for _ in range(count):
         gain = _window_sums(worth)
         score = np.where(free & (gain > least), gain + centred, -1.0)
         row, column = np.unravel_index(int(score.argmax()), score.shape)
-        if score[row, column] < 0 or worth.sum() <= least:
+        if score[row, column] < 0:
             return
         yield int(row), int(column)
         worth[row : row + CELLS, column : column + CELLS] = 0
@@ -236,24 +190,57 @@ def _window_sums(values: np.ndarray) -> np.ndarray:
     return np.asarray(total[CELLS:, CELLS:] - total[:-CELLS, CELLS:] - total[CELLS:, :-CELLS] + total[:-CELLS, :-CELLS])
 
 
+def tissue_mask(image: np.ndarray) -> np.ndarray:
+    """Return where a thumbnail, (H, W, 3) uint8, shows tissue, (H, W) bool: stain is colourful, glass is not.
+
+    The threshold of saturation is Otsu's (1979) between MIN_SATURATION and MAX_SATURATION.
+    """
+    values = ndimage.median_filter(_saturation(image), size=3)
+    threshold = float(np.clip(_otsu(values), MIN_SATURATION, MAX_SATURATION))
+    mask = (values > threshold) & (image.max(axis=-1) >= MIN_BRIGHTNESS)
+    y, x = np.ogrid[-CLOSING_PX : CLOSING_PX + 1, -CLOSING_PX : CLOSING_PX + 1]
+    padded = np.pad(mask, CLOSING_PX, mode="edge")  # otherwise tissue at the border is eaten away
+    closed = ndimage.binary_closing(padded, structure=x**2 + y**2 <= CLOSING_PX**2)
+    parts, _ = ndimage.label(closed[CLOSING_PX:-CLOSING_PX, CLOSING_PX:-CLOSING_PX])
+    keep = np.bincount(parts.ravel()) >= MIN_AREA_SHARE * mask.size
+    keep[0] = False
+    return np.asarray(keep[parts])
+
+
+def _saturation(image: np.ndarray) -> np.ndarray:
+    """Return the saturation of HSV, (H, W) float32 in 0..1."""
+    high, low = image.max(axis=-1).astype(np.float32), image.min(axis=-1).astype(np.float32)
+    return np.asarray((high - low) / np.maximum(high, 1), np.float32)
+
+
+def _otsu(values: np.ndarray) -> float:
+    """Return the threshold in 0..1 that separates values best into two classes."""
+    counts, edges = np.histogram(values, bins=SATURATION_BINS, range=(0, 1))
+    centres = (edges[:-1] + edges[1:]) / 2
+    below, below_sum = np.cumsum(counts), np.cumsum(counts * centres)
+    above = below[-1] - below
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (below_sum / below - (below_sum[-1] - below_sum) / above) ** 2
+    return float(edges[1 + int(np.nan_to_num(between).argmax())])
+
+
 class Placed(NamedTuple):
     """Outlines in the pixels of a region."""
 
     shown: list[int]
     """Which of the outlines the region shows."""
-    polygons: list[Polygon | MultiPolygon]
+    polygons: list[Outline]
     """Those, whole: :func:`rasterise` cuts at the region's edge."""
     cut: int
     """How many reach over the region's edge."""
 
 
-def place(polygons: Sequence[Polygon | MultiPolygon], box: Box, scale: float = 1.0) -> Placed:
+def place(outlines: Sequence[Outline], box: Box, scale: float = 1.0) -> Placed:
     """Move outlines from level-0 pixels of the slide into the pixels of a region.
 
     ``scale`` is level-0 pixels per region pixel: the region's mpp over the slide's.
     """
-    drawn = np.array(polygons, dtype=object)
-    moved = shapely.transform(drawn, lambda xy: (xy - (box.x, box.y)) / scale)
+    moved = shapely.transform(np.array(outlines, dtype=object), lambda xy: (xy - (box.x, box.y)) / scale)
     window = shapely.box(0, 0, box.width / scale, box.height / scale)
     shapely.prepare(window)
     within = shapely.covers(window, moved)
@@ -263,17 +250,16 @@ def place(polygons: Sequence[Polygon | MultiPolygon], box: Box, scale: float = 1
     return Placed(shown.tolist(), list(moved[shown]), int(across.sum()))
 
 
-def rasterise(instances: Sequence[tuple[int, Polygon | MultiPolygon]], shape: tuple[int, int]) -> np.ndarray:
+def rasterise(instances: Sequence[tuple[int, Outline]], shape: tuple[int, int]) -> np.ndarray:
     """Paint polygons into an instance map.
 
     A pixel belongs to the polygon that its centre lies in; holes stay empty. The largest polygon is painted first, so
     that an instance inside another one shows; of equals, the one with the lower id. What reaches over the edge is cut
     there. An instance that covers no pixel centre, or is painted over, is not in the map.
 
-    The fill is a scanline in numpy, since PIL's paints the boundary pixels of both of two polygons that touch, and
-    OpenCV and rasterio are large dependencies for this one step. Every edge is followed from its upper to its lower
-    end, whichever way the polygon runs, so two polygons that share an edge find bit-identical crossings: each pixel
-    centre is in exactly one of them.
+    PIL would paint the boundary pixels of both of two polygons that touch. Here every edge is followed from its upper
+    to its lower end, whichever way the polygon runs, so two polygons that share an edge find bit-identical crossings:
+    each pixel centre is in exactly one of them.
 
     Parameters
     ----------

@@ -14,13 +14,12 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 import shapely
 from pydantic import Field
-from shapely import MultiPolygon, Polygon
 
 from counterstain.config import Config
 from counterstain.errors import InputError
 from counterstain.io.annotations.outlines import Annotation, AnnotationFile, polygonal
-from counterstain.io.regions import Box, Extent, drawn_boxes, place, place_boxes
-from counterstain.io.slides import Slide, tissue_mask
+from counterstain.io.regions import Outline, drawn_boxes, place, place_boxes, tissue_mask
+from counterstain.io.slides import Box, Slide, slide_name
 from counterstain.io.table import csv_rows
 from counterstain.taxonomy import BACKGROUND, IGNORE
 
@@ -28,49 +27,25 @@ SHOWN_NAMES = 5
 DEEPZOOM_OF_EXACT = ".dzi"  # EXACT gives some images this ending
 TISSUE_PX = 1024  # longer side of the thumbnail in which tissue is sought
 MAX_REGION_PX = 20_000**2  # an instance map of 1.6 GB
-SUFFIXES = (
-    ".bif", ".dcm", ".mrxs", ".ndpi", ".ome.tif", ".ome.tiff", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms",
-    ".vmu",
-)  # fmt: skip
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-def list_slides(folder: str | Path) -> dict[str, Path]:
-    """Return the slides of a folder, or the one slide that is given, by name.
+class SlidesConfig(Config):
+    """How slides and their annotations become a cohort."""
 
-    A slide's name is its file's without the suffix. A subfolder of DICOM files is one slide with the folder's name.
-
-    Raises
-    ------
-    InputError
-        No such folder, no slide in it, or two slides of one name.
-    """
-    folder = Path(folder)
-    if folder.is_file():
-        return {slide_name(folder): folder}
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of slides")
-    slides: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        # OpenSlide finds the other DICOM files of a slide beside the one that it is given.
-        file = min(path.glob("*.dcm"), default=None) if path.is_dir() else path
-        if file is None or not file.name.lower().endswith(SUFFIXES) or path.name.startswith("."):
-            continue
-        name = path.name if path.is_dir() else slide_name(path)
-        if name in slides:
-            raise InputError(f"{folder}: {slides[name].name} and {path.name} are both slide {name!r}; rename one")
-        slides[name] = file
-    if not slides:
-        raise InputError(f"{folder}: no slide in it; expected files ending in {', '.join(SUFFIXES)}")
-    return slides
-
-
-def slide_name(path: str | Path) -> str:
-    """Return a file's name without the suffix of a slide (``a.b.ome.tiff`` is ``a.b``)."""
-    name = Path(path).name
-    suffix = max((end for end in SUFFIXES if name.lower().endswith(end)), key=len, default="")
-    return name[: len(name) - len(suffix)] or name
+    mpp: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
+    """Micrometres per pixel of the cohort."""
+    mpp_level0: PositiveFloat | None = None
+    """Micrometres per level-0 pixel, for slides whose files do not say."""
+    origin: Literal["canvas", "bounds"]
+    """Where annotations count from: the corner of the whole canvas, or that of the scanned area."""
+    regions: Literal["auto", "drawn", "table"]
+    """Regions are placed on annotated tissue, drawn as rectangles among the annotations, or listed in a table."""
+    regions_per_slide: Annotated[int, Field(ge=1, le=10_000)] = 10
+    """``auto``: how many at most."""
+    region_size_um: PositiveFloat = 1500.0
+    """``auto``: edge of the square regions in micrometres."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,39 +57,6 @@ class Patient:
     """Score of the slide."""
     mpp_level0: float | None = None
     """Micrometres per level-0 pixel of the slide, where its file does not say."""
-
-
-def match_annotations(slides: Iterable[str], files: Sequence[AnnotationFile]) -> dict[str, list[Annotation]]:
-    """Give every slide its annotations.
-
-    A file belongs to the slide whose name it has, whatever follows after a dot (``a.svs`` and ``a.qupath.json``); if
-    several fit, to the slide with the longest name. Annotations that name their slide, as EXACT's do, belong to it.
-
-    Raises
-    ------
-    InputError
-        A slide without annotations or annotations without a slide; lists the names of both sides.
-    """
-    matched: dict[str, list[Annotation]] = {slide: [] for slide in slides}
-    found: set[str] = set()
-    strays: dict[str, None] = {}
-    for file in files:
-        for source in file.slides or (None,):
-            name = source or file.path.name
-            slide = _slide_of(name, matched)
-            if slide is None:
-                strays[name] = None
-            else:
-                found.add(slide)
-                matched[slide].extend(file.of_slide(source))
-    bare = [slide for slide in matched if slide not in found]
-    if bare or strays:
-        raise InputError(
-            "slides and annotations do not match: "
-            + ", ".join(f"no {what} for {_listed(of)}" for what, of in (("annotations", bare), ("slide", strays)) if of)
-            + "; give both the same name, or move files that are not to be imported to another folder"
-        )
-    return matched
 
 
 def read_patients(path: str | Path, slides: Iterable[str]) -> dict[str, Patient]:
@@ -151,34 +93,49 @@ def _resolution(where: str, text: str | None) -> float | None:
     return value
 
 
-def _slide_of(name: str, slides: Mapping[str, object]) -> str | None:
+def match_annotations(slides: Iterable[str], files: Sequence[AnnotationFile]) -> dict[str, list[Annotation]]:
+    """Give every slide its annotations.
+
+    A file belongs to the slide whose name it has, whatever follows after a dot (``a.svs`` and ``a.qupath.json``); if
+    several fit, to the slide with the longest name. Annotations that name their slide, as EXACT's do, belong to it.
+
+    Raises
+    ------
+    InputError
+        A slide without annotations or annotations without a slide; lists the names of both sides.
+    """
+    matched: dict[str, list[Annotation]] = {slide: [] for slide in slides}
+    found: set[str] = set()
+    strays: set[str] = set()
+    for file in files:
+        for source in file.slides or (None,):
+            name = source or file.path.name
+            slide = _slide_of(name, matched)
+            if slide is None:
+                strays.add(name)
+            else:
+                found.add(slide)
+                matched[slide].extend(file.of_slide(source))
+    bare = matched.keys() - found
+    if bare or strays:
+        raise InputError(
+            "slides and annotations do not match: "
+            + ", ".join(f"no {what} for {_listed(of)}" for what, of in (("annotations", bare), ("slide", strays)) if of)
+            + "; give both the same name, or move files that are not to be imported to another folder"
+        )
+    return matched
+
+
+def _slide_of(name: str, slides: Iterable[str]) -> str | None:
     """Return the longest slide's name that ``name`` is or continues after a dot."""
     bare = slide_name(name.removesuffix(DEEPZOOM_OF_EXACT))
-    fitting = [slide for slide in slides if bare == slide or name.startswith(f"{slide}.")]
-    return max(fitting, key=len, default=None)
+    return max((s for s in slides if bare == s or name.startswith(f"{s}.")), key=len, default=None)
 
 
 def _listed(names: Iterable[str]) -> str:
     names = sorted(names)
     more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
     return ", ".join(names[:SHOWN_NAMES]) + more
-
-
-class SlidesConfig(Config):
-    """How slides and their annotations become a cohort."""
-
-    mpp: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
-    """Micrometres per pixel of the cohort."""
-    mpp_level0: PositiveFloat | None = None
-    """Micrometres per level-0 pixel, for slides whose files do not say."""
-    origin: Literal["canvas", "bounds"]
-    """Where annotations count from: the corner of the whole canvas, or that of the scanned area."""
-    regions: Literal["auto", "drawn", "table"]
-    """Regions are placed on annotated tissue, drawn as rectangles among the annotations, or listed in a table."""
-    regions_per_slide: Annotated[int, Field(ge=1, le=10_000)] = 10
-    """``auto``: how many at most."""
-    region_size_um: PositiveFloat = 1500.0
-    """``auto``: edge of the square regions in micrometres."""
 
 
 class Shown(NamedTuple):
@@ -190,7 +147,18 @@ class Shown(NamedTuple):
     """Subtype, 0 = background, 255 = ignore."""
     source_id: str
     source_label: str
-    polygon: Polygon | MultiPolygon
+    polygon: Outline
+
+
+class Contents(NamedTuple):
+    """What a region shows."""
+
+    painted: list[tuple[int, Outline]]
+    """Instance and polygon in region pixels, for :func:`counterstain.io.regions.rasterise`; 0 paints background."""
+    subtypes: dict[int, int]
+    """Subtype of every instance, 255 = ignore."""
+    cut: int
+    """Annotations that reach over the region's edge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,17 +197,6 @@ class SlidePlan:
         return Contents(painted, subtypes, placed.cut)
 
 
-class Contents(NamedTuple):
-    """What a region shows."""
-
-    painted: list[tuple[int, Polygon | MultiPolygon]]
-    """Instance and polygon in region pixels, for :func:`counterstain.io.regions.rasterise`; 0 paints background."""
-    subtypes: dict[int, int]
-    """Subtype of every instance, 255 = ignore."""
-    cut: int
-    """Annotations that reach over the region's edge."""
-
-
 def _areas(shown: Sequence[Shown]) -> dict[int, float]:
     """Return the annotated area of every subtype in square level-0 pixels."""
     areas: dict[int, float] = {}
@@ -269,21 +226,22 @@ def plan_slide(
     InputError
         An annotation or a region lies off the slide, or there is no region.
     """
-    extent = Extent(*slide.bounds_level0_px)
-    moved = _on_canvas(annotations, extent if config.origin == "bounds" else None)
-    _check_on_slide(name, moved, slide, config)
+    extent = Box(*slide.bounds_level0_px)
+    area = shapely.box(extent.x, extent.y, extent.x + extent.width, extent.y + extent.height)
+    moved = _moved(annotations, (extent.x, extent.y)) if config.origin == "bounds" else annotations
+    _check_on_slide(name, moved, area, extent, config)
     instances = [a for a in moved if a.label in labels]
-    within = _cut(instances, extent)
+    cut = [not area.covers(a.polygon) for a in instances]
     shown = tuple(
-        Shown(number, labels[a.label], a.id, a.label, polygon)
-        for number, (a, polygon) in enumerate(zip(instances, within, strict=True), start=1)
+        Shown(number, labels[a.label], a.id, a.label, _within(a.polygon, area) if crosses else a.polygon)
+        for number, (a, crosses) in enumerate(zip(instances, cut, strict=True), start=1)
     )
-    drawn = [a.polygon for a in moved if a.label not in labels]
-    boxes = {
-        "auto": lambda: _placed_boxes(slide, shown, config),
-        "drawn": lambda: drawn_boxes(name, drawn),
-        "table": lambda: list(listed),
-    }[config.regions]()
+    if config.regions == "auto":
+        boxes = _placed_boxes(slide, shown, config)
+    elif config.regions == "drawn":
+        boxes = drawn_boxes(name, [a.polygon for a in moved if a.label not in labels])
+    else:
+        boxes = list(listed)
     _check_boxes(name, boxes, slide, config)
     return SlidePlan(
         slide=name,
@@ -293,58 +251,49 @@ def plan_slide(
         size_level0_px=slide.size_level0_px,
         boxes=tuple(boxes),
         shown=shown,
-        cut=sum(polygon is not a.polygon for a, polygon in zip(instances, within, strict=True)),
+        cut=sum(cut),
     )
 
 
-def _on_canvas(annotations: Sequence[Annotation], extent: Extent | None) -> list[Annotation]:
-    if extent is None or (extent.x, extent.y) == (0, 0) or not annotations:
-        return list(annotations)
+def _moved(annotations: Sequence[Annotation], offset_xy: tuple[int, int]) -> list[Annotation]:
     polygons = np.array([a.polygon for a in annotations], dtype=object)
-    moved = shapely.transform(polygons, lambda xy: np.add(xy, (extent.x, extent.y)))
+    moved = shapely.transform(polygons, lambda xy: np.add(xy, offset_xy))
     return [replace(a, polygon=polygon) for a, polygon in zip(annotations, moved, strict=True)]
 
 
-def _check_on_slide(name: str, annotations: Sequence[Annotation], slide: Slide, config: SlidesConfig) -> None:
-    x, y, width, height = slide.bounds_level0_px
-    area = shapely.box(x, y, x + width, y + height)
+def _check_on_slide(
+    name: str, annotations: Sequence[Annotation], area: shapely.Polygon, extent: Box, config: SlidesConfig
+) -> None:
     outside = [a for a in annotations if not a.polygon.intersects(area) or a.polygon.touches(area)]
     if not outside:
         return
     left, top, _, _ = outside[0].polygon.bounds
-    if (x, y) == (0, 0):
+    if (extent.x, extent.y) == (0, 0):
         remedy = "they belong to another slide or another level of it"
     else:
         other = "canvas" if config.origin == "bounds" else "bounds"
-        remedy = f"the scanned area begins at x {x}, y {y}: try --origin {other}"
+        remedy = f"the scanned area begins at x {extent.x}, y {extent.y}: try --origin {other}"
     raise InputError(
-        f"slide {name}: {len(outside)} of {len(annotations)} annotations lie off the slide's {width} x {height} px "
-        f"(the first: {outside[0].label!r}, id {outside[0].id}, at x {left:.0f}, y {top:.0f}); {remedy}"
+        f"slide {name}: {len(outside)} of {len(annotations)} annotations lie off the slide's {extent.width} x "
+        f"{extent.height} px (the first: {outside[0].label!r}, id {outside[0].id}, at x {left:.0f}, y {top:.0f}); "
+        f"{remedy}"
     )
 
 
-def _cut(annotations: Sequence[Annotation], extent: Extent) -> list[Polygon | MultiPolygon]:
-    """Return the polygons, those that reach over the edge of the extent cut there."""
-    area = shapely.box(extent.x, extent.y, extent.x + extent.width, extent.y + extent.height)
-    shapely.prepare(area)
-    return [
-        a.polygon if area.covers(a.polygon) else polygonal(a.polygon.intersection(area)) or Polygon()
-        for a in annotations
-    ]
+def _within(polygon: Outline, area: shapely.Polygon) -> Outline:
+    return polygonal(polygon.intersection(area)) or shapely.Polygon()
 
 
 def _placed_boxes(slide: Slide, shown: Sequence[Shown], config: SlidesConfig) -> list[Box]:
-    edge = max(1, round(config.region_size_um / slide.mpp_level0))
-    tumour = [s for s in shown if s.label not in {BACKGROUND, IGNORE}]
+    tumour = [s for s in shown if s.label not in {BACKGROUND, IGNORE} and not s.polygon.is_empty]
     areas = _areas(tumour)
     return place_boxes(
         [s.polygon for s in tumour],
         count=config.regions_per_slide,
-        width=edge,
-        height=edge,
-        extent=Extent(*slide.bounds_level0_px),
+        edge=max(1, round(config.region_size_um / slide.mpp_level0)),
+        extent=Box(*slide.bounds_level0_px),
         # Every subtype of the slide counts the same in all; otherwise regions go where the commonest subtype is.
-        weights=[1 / areas[s.label] if areas[s.label] else 0.0 for s in tumour],
+        weights=[1 / areas[s.label] for s in tumour],
         tissue=tissue_mask(slide.thumbnail(TISSUE_PX).image),
     )
 
@@ -358,9 +307,8 @@ def _check_boxes(name: str, boxes: Sequence[Box], slide: Slide, config: SlidesCo
         }
         raise InputError(f"slide {name}: no region; {remedy[config.regions]}")
     width, height = slide.size_level0_px
-    canvas = Box(name="", x=0, y=0, width=width, height=height)
     for box in boxes:
-        if not box.overlaps(canvas):
+        if not box.overlaps(Box(0, 0, width, height)):
             raise InputError(
                 f"slide {name}: region {box.name} at x {box.x}, y {box.y} lies off the slide's {width} x {height} px; "
                 "regions are given in level-0 pixels"

@@ -17,29 +17,75 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-import openslide
-import tifffile
-from scipy import ndimage, sparse
+from scipy import sparse
 
 from counterstain.errors import InputError
-from counterstain.io.pixel_readers import OpenSlideSource, SlideSource, TiffSource, reason
-from counterstain.io.regions import Box
+from counterstain.io.pixel_readers import SlideSource, open_slide_file
 
+SUFFIXES = (
+    ".bif", ".dcm", ".mrxs", ".ndpi", ".ome.tif", ".ome.tiff", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms",
+    ".vmu",
+)  # fmt: skip
 PLAUSIBLE_MPP = (0.01, 20.0)  # outside, the file's value is a screen's or printer's resolution, not a scanner's
 MAX_ANISOTROPY = 0.01
 MAX_CONTRADICTION = 0.05
 LEVEL_TOLERANCE = 1.01  # a level up to 1 % coarser than the output still serves
 SOURCE_PX = 1024  # edge of what is decoded at once: holds the memory constant
 EDGE_STEPS = 2**20  # edges are whole multiples of 1 / EDGE_STEPS px, so that sums do not depend on where they start
-TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-# Tissue on a thumbnail, see tissue_mask: saturation 0..1, brightness 0..255.
-MIN_SATURATION = 0.04  # paler pixels are never tissue, so that a blank slide has none
-MAX_SATURATION = 0.2  # stronger pixels are always tissue, so that a strong stain does not hide pale tissue
-MIN_BRIGHTNESS = 30  # darker pixels are a border or a felt pen
-CLOSING_PX = 3  # gaps up to about this width are closed
-MIN_AREA_SHARE = 2e-4  # of the thumbnail; smaller specks are dust
-SATURATION_BINS = 256
+
+def list_slides(folder: str | Path) -> dict[str, Path]:
+    """Return the slides of a folder, or the one slide that is given, by name.
+
+    A subfolder of DICOM files is one slide with the folder's name.
+
+    Raises
+    ------
+    InputError
+        No such folder, no slide in it, or two slides of one name.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        return {slide_name(folder): folder}
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of slides")
+    slides: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        # OpenSlide finds the other DICOM files of a slide beside the one that it is given.
+        file = min(path.glob("*.dcm"), default=None) if path.is_dir() else path
+        if file is None or not file.name.lower().endswith(SUFFIXES) or path.name.startswith("."):
+            continue
+        name = path.name if path.is_dir() else slide_name(path)
+        if name in slides:
+            raise InputError(f"{folder}: {slides[name].name} and {path.name} are both slide {name!r}; rename one")
+        slides[name] = file
+    if not slides:
+        raise InputError(f"{folder}: no slide in it; expected files ending in {', '.join(SUFFIXES)}")
+    return slides
+
+
+def slide_name(path: str | Path) -> str:
+    """Return a file's name without the suffix of a slide (``a.b.ome.tiff`` is ``a.b``)."""
+    name = Path(path).name
+    suffix = max((end for end in SUFFIXES if name.lower().endswith(end)), key=len, default="")
+    return name[: len(name) - len(suffix)] or name
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle of a slide in level-0 pixels of the canvas, such as a region or the scanned area."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    name: str = ""
+    """Of a region, unique on its slide."""
+
+    def overlaps(self, other: Box) -> bool:
+        """Whether the two share a pixel."""
+        beside = min(self.x + self.width, other.x + other.width) <= max(self.x, other.x)
+        return not beside and min(self.y + self.height, other.y + other.height) > max(self.y, other.y)
 
 
 class Thumbnail(NamedTuple):
@@ -57,7 +103,7 @@ class Thumbnail(NamedTuple):
 class SlideWindow:
     """A rectangle of a slide at one resolution, read piece by piece; any piece equals that part of the whole."""
 
-    slide: Slide
+    source: SlideSource
     x_level0_px: float
     y_level0_px: float
     step: float
@@ -67,22 +113,28 @@ class SlideWindow:
 
     def read(self, y_px: int, x_px: int, height_px: int, width_px: int) -> np.ndarray:
         """Return a piece at a place in the window, (height_px, width_px, 3) uint8."""
+        levels = self.source.levels
+        serving = [n for n, level in enumerate(levels) if level.downsample <= max(1.0, self.step * LEVEL_TOLERANCE)]
+        level = max(serving, key=lambda n: levels[n].downsample)
+        edge = max(1, int(SOURCE_PX * levels[level].downsample / self.step))
         image = np.empty((height_px, width_px, 3), np.uint8)
-        edge = max(1, int(SOURCE_PX * self.slide.downsample_for(self.step) / self.step))
         for y in range(0, height_px, edge):
             for x in range(0, width_px, edge):
-                rows, columns = min(edge, height_px - y), min(edge, width_px - x)
-                image[y : y + rows, x : x + columns] = self._read_block(y_px + y, x_px + x, rows, columns)
+                block = image[y : y + edge, x : x + edge]
+                block[:] = self._read_block(level, y_px + y, x_px + x, *block.shape[:2])
         return image
 
-    def _read_block(self, y_px: int, x_px: int, rows: int, columns: int) -> np.ndarray:
-        downsample = self.slide.downsample_for(self.step)
-        y_edges = _edges(self.y_level0_px, self.step, y_px, rows, downsample)
-        x_edges = _edges(self.x_level0_px, self.step, x_px, columns, downsample)
+    def _read_block(self, level: int, y_px: int, x_px: int, rows: int, columns: int) -> np.ndarray:
+        y_edges = self._edges(level, self.y_level0_px, y_px, rows)
+        x_edges = self._edges(level, self.x_level0_px, x_px, columns)
         top, left = math.floor(y_edges[0]), math.floor(x_edges[0])
         height, width = math.ceil(y_edges[-1]) - top, math.ceil(x_edges[-1]) - left
-        pixels = self.slide.read_level(downsample, left, top, width, height)
-        return area_average(pixels, y_edges - top, x_edges - left)
+        return area_average(self.source.read(level, left, top, width, height), y_edges - top, x_edges - left)
+
+    def _edges(self, level: int, start: float, first: int, count: int) -> np.ndarray:
+        """Return the edges of output pixels first … first + count in pixels of a level."""
+        edges = (start + np.arange(first, first + count + 1) * self.step) / self.source.levels[level].downsample
+        return np.asarray(np.round(edges * EDGE_STEPS) / EDGE_STEPS)
 
 
 class Slide:
@@ -98,7 +150,6 @@ class Slide:
         self.path = path
         self.mpp_level0 = mpp_level0
         self._source = source
-        self._level_of = {level.downsample: number for number, level in reversed(list(enumerate(source.levels)))}
 
     @classmethod
     def open(cls, path: str | Path, mpp_level0: float | None = None, given_by: str = "--mpp-level0") -> Slide:
@@ -121,7 +172,7 @@ class Slide:
             by more than 1 % between x and y.
         """
         path = Path(path)
-        source = _open_source(path)
+        source = open_slide_file(path)
         try:
             return cls(path, source, _resolve_mpp(path, source.mpp_xy, mpp_level0, given_by))
         except InputError:
@@ -154,29 +205,18 @@ class Slide:
         return tuple(level.downsample for level in self._source.levels)
 
     def read(self, x_level0: float, y_level0: float, width_px: int, height_px: int, mpp: float) -> np.ndarray:
-        """Read a region.
+        """Return a region at ``mpp`` micrometres per pixel, (height_px, width_px, 3) uint8.
 
-        Parameters
-        ----------
-        x_level0, y_level0 : float
-            Upper left corner in level-0 pixels of the canvas; may lie outside.
-        width_px, height_px : int
-            Size of the output.
-        mpp : float
-            Micrometres per pixel of the output.
-
-        Returns
-        -------
-        (height_px, width_px, 3) uint8 array
+        Its upper left corner, in level-0 pixels of the canvas, may lie outside.
         """
-        window = SlideWindow(self, x_level0, y_level0, self._step(mpp), (height_px, width_px, 3))
+        window = SlideWindow(self._source, x_level0, y_level0, self._step(mpp), (height_px, width_px, 3))
         return window.read(0, 0, height_px, width_px)
 
     def window(self, box: Box, mpp: float) -> SlideWindow:
         """Return a region that is read piece by piece; its size is the box's in micrometres over mpp, rounded."""
         step = self._step(mpp)
         height, width = (max(1, round(side / step)) for side in (box.height, box.width))
-        return SlideWindow(self, box.x, box.y, step, (height, width, 3))
+        return SlideWindow(self._source, box.x, box.y, step, (height, width, 3))
 
     def thumbnail(self, max_px: int) -> Thumbnail:
         """Return the scanned area with its longer side ``max_px`` at most."""
@@ -185,24 +225,10 @@ class Slide:
         size = (max(1, int(width / downsample)), max(1, int(height / downsample)))
         return Thumbnail(self.read(x, y, *size, mpp=self.mpp_level0 * downsample), x, y, downsample)
 
-    def downsample_for(self, step: float) -> float:
-        """Return the factor of the coarsest level that serves an output of ``step`` level-0 pixels per pixel."""
-        return max(factor for factor in self.downsamples if factor <= max(1.0, step * LEVEL_TOLERANCE))
-
-    def read_level(self, downsample: float, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Return (H, W, 3) uint8 of the level with this factor, at a place in its own pixels."""
-        return self._source.read(self._level_of[downsample], x, y, width, height)
-
     def _step(self, mpp: float) -> float:
         if not 0 < mpp < math.inf:
             raise InputError(f"{self.path}: cannot be read at {mpp} mpp; expected micrometres per pixel above 0")
         return mpp / self.mpp_level0
-
-
-def _edges(start: float, step: float, first: int, count: int, downsample: float) -> np.ndarray:
-    """Return the edges of output pixels first … first + count in pixels of a level."""
-    edges = (start + np.arange(first, first + count + 1) * step) / downsample
-    return np.asarray(np.round(edges * EDGE_STEPS) / EDGE_STEPS)
 
 
 def area_average(pixels: np.ndarray, y_edges: np.ndarray, x_edges: np.ndarray) -> np.ndarray:
@@ -251,57 +277,6 @@ def _coverage(edges: np.ndarray, length: int) -> Any:
     return sparse.csr_array((covered.ravel(), columns.ravel(), row_starts), shape=(len(edges) - 1, length))
 
 
-def _open_source(path: Path) -> SlideSource:
-    """Open a slide file with the reader that serves it best."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such slide file")
-    with path.open("rb") as file:
-        is_tiff = file.read(4) in TIFF_MAGICS
-    if not is_tiff:
-        return _open_openslide(path)
-    if _is_ome(path):
-        return _open_tifffile(path)  # OpenSlide does not know OME's resolution
-    if openslide.OpenSlide.detect_format(path) not in {None, "generic-tiff"}:
-        return _open_openslide(path)
-    try:
-        return OpenSlideSource(path)
-    except openslide.OpenSlideError:  # it reads tiled files of no known vendor; tifffile reads strips too
-        return _open_tifffile(path)
-
-
-def _open_openslide(path: Path) -> SlideSource:
-    try:
-        return OpenSlideSource(path)
-    except openslide.OpenSlideUnsupportedFormatError as error:
-        if path.suffix.lower() == ".mrxs" and not (path.with_suffix("") / "Slidedat.ini").is_file():
-            raise InputError(
-                f"{path}: its folder {path.stem!r} with Slidedat.ini is missing beside it; copy both"
-            ) from error
-        raise InputError(
-            f"{path}: not a slide that can be read; expected a format of OpenSlide (MIRAX, SVS, NDPI, BIF, DICOM, …), "
-            "OME-TIFF or RGB TIFF"
-        ) from error
-    except openslide.OpenSlideError as error:
-        raise InputError(f"{path}: damaged or incomplete ({reason(error)}); copy or export the slide again") from error
-
-
-def _open_tifffile(path: Path) -> SlideSource:
-    try:
-        return TiffSource(path)
-    except InputError:
-        raise
-    except Exception as error:  # on damaged files tifffile raises more than its own errors
-        raise InputError(f"{path}: damaged or incomplete ({reason(error)}); copy or export the slide again") from error
-
-
-def _is_ome(path: Path) -> bool:
-    try:
-        with tifffile.TiffFile(path) as file:
-            return bool(file.is_ome)
-    except Exception:  # noqa: BLE001 # damaged in a way that the readers will name
-        return False
-
-
 def _resolve_mpp(path: Path, found: tuple[float, float] | None, given: float | None, given_by: str) -> float:
     """Return the micrometres per level-0 pixel: the user's where given, otherwise the file's."""
     if given is not None and not 0 < given < math.inf:
@@ -321,37 +296,3 @@ def _resolve_mpp(path: Path, found: tuple[float, float] | None, given: float | N
             f"{path}: {given_by} {given:g} contradicts the file's {mean:g} mpp; leave it out, or correct the file"
         )
     return mean if given is None else given
-
-
-def tissue_mask(image: np.ndarray) -> np.ndarray:
-    """Return where a thumbnail, (H, W, 3) uint8, shows tissue, (H, W) bool: stain is colourful, glass is not.
-
-    The threshold of saturation is Otsu's (1979) between MIN_SATURATION and MAX_SATURATION.
-    """
-    values = ndimage.median_filter(_saturation(image), size=3)
-    threshold = float(np.clip(_otsu(values), MIN_SATURATION, MAX_SATURATION))
-    mask = (values > threshold) & (image.max(axis=-1) >= MIN_BRIGHTNESS)
-    y, x = np.ogrid[-CLOSING_PX : CLOSING_PX + 1, -CLOSING_PX : CLOSING_PX + 1]
-    padded = np.pad(mask, CLOSING_PX, mode="edge")  # otherwise tissue at the border is eaten away
-    closed = ndimage.binary_closing(padded, structure=x**2 + y**2 <= CLOSING_PX**2)
-    parts, _ = ndimage.label(closed[CLOSING_PX:-CLOSING_PX, CLOSING_PX:-CLOSING_PX])
-    keep = np.bincount(parts.ravel()) >= MIN_AREA_SHARE * mask.size
-    keep[0] = False
-    return np.asarray(keep[parts])
-
-
-def _saturation(image: np.ndarray) -> np.ndarray:
-    """Return the saturation of HSV, (H, W) float32 in 0..1."""
-    high, low = image.max(axis=-1).astype(np.float32), image.min(axis=-1).astype(np.float32)
-    return np.asarray((high - low) / np.maximum(high, 1), np.float32)
-
-
-def _otsu(values: np.ndarray) -> float:
-    """Return the threshold in 0..1 that separates values best into two classes."""
-    counts, edges = np.histogram(values, bins=SATURATION_BINS, range=(0, 1))
-    centres = (edges[:-1] + edges[1:]) / 2
-    below, below_sum = np.cumsum(counts), np.cumsum(counts * centres)
-    above = below[-1] - below
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = below * above * (below_sum / below - (below_sum[-1] - below_sum) / above) ** 2
-    return float(edges[1 + int(np.nan_to_num(between).argmax())])

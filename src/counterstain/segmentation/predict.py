@@ -24,9 +24,8 @@ from counterstain.data.region_store import ImageWindow
 from counterstain.devices import choose_device
 from counterstain.errors import InputError, MismatchError
 from counterstain.io.export_contents import file_names
-from counterstain.io.regions import Box, Extent, place_boxes, read_region_table
-from counterstain.io.slide_plan import slide_name
-from counterstain.io.slides import Slide, SlideWindow, tissue_mask
+from counterstain.io.regions import place_boxes, read_region_table, tissue_mask
+from counterstain.io.slides import Box, Slide, SlideWindow, slide_name
 from counterstain.progress import Progress, silent
 from counterstain.segmentation.evaluate import TumourModel, require_mpp, sliding_window_inference
 from counterstain.segmentation.model import load_segmenter
@@ -258,8 +257,7 @@ def predicted_boxes(slide: Slide, regions: str, config: PredictConfig) -> list[B
         There is no tissue, or the table has no region of this slide or one that lies off it.
     """
     if regions == WHOLE:
-        x, y, width, height = slide.bounds_level0_px
-        return [Box(name="slide", x=x, y=y, width=width, height=height)]
+        return [Box(*slide.bounds_level0_px, name="slide")]
     return _placed(slide, config) if regions == AUTO else _listed(slide, Path(regions))
 
 
@@ -270,9 +268,8 @@ def _placed(slide: Slide, config: PredictConfig) -> list[Box]:
     boxes = place_boxes(
         [shapely.transform(p, lambda xy: xy * tissue.downsample + corner) for p in mask_polygons(tissue.mask)],
         count=config.regions_per_slide,
-        width=edge,
-        height=edge,
-        extent=Extent(*slide.bounds_level0_px),
+        edge=edge,
+        extent=Box(*slide.bounds_level0_px),
     )
     if not boxes:
         raise InputError(f"{slide.path}: no tissue found on it; give --regions whole, or a table of regions")
@@ -281,11 +278,11 @@ def _placed(slide: Slide, config: PredictConfig) -> list[Box]:
 
 def _listed(slide: Slide, table: Path) -> list[Box]:
     name = slide_name(slide.path)
-    boxes = [box for key, of_slide in read_region_table(table).items() if slide_name(key) == name for box in of_slide]
+    boxes = read_region_table(table).get(name)
     if not boxes:
         raise InputError(f"{table}: no region of slide {name!r}; add a row for it, or give --regions whole")
     width, height = slide.size_level0_px
-    canvas = Box(name="", x=0, y=0, width=width, height=height)
+    canvas = Box(0, 0, width, height)
     for box in boxes:
         if not box.overlaps(canvas):
             raise InputError(
