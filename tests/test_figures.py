@@ -105,7 +105,7 @@ def test_balance_puts_methods_with_the_same_numbers_together():
 
 def test_boxplots_name_the_tissue_class_and_mark_the_oracle():
     _, results = drawn()
-    oracle = Arm.of(method="oracle", amount=1.0)
+    oracle = Arm(method="oracle", amount=1.0)
     results["arm"] = results["arm"].replace("spade+100", oracle.name)
     written = texts(figures.boxplots(results, LESION, arms=[SUBTYPE, oracle], reference=SUBTYPE))
     assert "Lesion Dice" in written

@@ -36,7 +36,7 @@ from counterstain.storage import claim
 from counterstain.study.arms import Arm
 
 ARMS = ("tumor", "subtype", "spade+100")
-SPADE, ORACLE = Arm.of(method="spade", amount=1.0), Arm.of(method="oracle", amount=1.0)
+SPADE, ORACLE = Arm(method="spade", amount=1.0), Arm(method="oracle", amount=1.0)
 MINUS = "\N{MINUS SIGN}"
 
 

@@ -268,7 +268,8 @@ def test_ray_that_is_not_installed_is_named_with_its_remedy(tmp_path, monkeypatc
 
 def test_resources_of_a_stage_default_to_its_threads():
     resources = Resources.model_validate({"threads": 3, "stages": {"spade": {"gpus": 0.5}}})
-    assert (resources.cpus("spade"), resources.gpus("spade"), resources.gpus("segmenter")) == (3, 0.5, 0)
+    assert resources.of("spade") == (3, 0.5)
+    assert resources.of("segmenter") == (3, 0)
 
 
 @pytest.mark.long

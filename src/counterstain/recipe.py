@@ -101,17 +101,9 @@ def drawing_recipe(
     file: Path | None = None,
     overrides: Iterable[str] = (),
 ) -> Recipe:
-    """Build the recipe to draw with: what a checkpoint knows of its own, and given settings over it.
+    """Build the recipe to draw with, as :func:`load_recipe` does; without a preset, from what the checkpoint knows.
 
-    Parameters
-    ----------
-    method : Method
-    checkpoint : Path or None
-        What it was trained with (the size of patches, the sampler, ...) takes the place of the default preset's.
-    preset : str, optional
-        All settings of this preset, whatever the checkpoint knows.
-    file, overrides
-        As for :func:`load_recipe`.
+    What it was trained with (the size of patches, the sampler, ...) then replaces the default preset's settings.
     """
     if preset is not None or checkpoint is None or method.kind is None:
         return load_recipe(preset or DEFAULT_PRESET, file, overrides)
@@ -123,11 +115,6 @@ def drawing_recipe(
     own = build_stored(method.trainings[-1].config_class, header.config, checkpoint)
     known = {"size_px": header.size_px, header.kind: own.model_dump(mode="json")}
     return _built(preset_settings(DEFAULT_PRESET) | known, str(checkpoint), file, overrides)
-
-
-def recipe_from(preset: str, changes: Mapping[str, Any], source: str | Path) -> Recipe:
-    """Build a recipe from a preset and a mapping of changes."""
-    return build(recipe_class(), merge(preset_settings(preset), changes), source)
 
 
 def preset_settings(preset: str) -> dict[str, Any]:

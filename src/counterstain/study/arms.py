@@ -27,44 +27,42 @@ from counterstain.generators.methods import METHODS
 
 Mode = Literal["tumor", "subtype"]
 Variant = Literal["weighted", "stain", "mixup", "copypaste", "filtered", "pretrain", "anneal"]
-MODES: dict[str, Mode] = {mode: mode for mode in get_args(Mode)}
-VARIANTS: dict[str, Variant] = {variant: variant for variant in get_args(Variant)}
+MODES: tuple[Mode, ...] = get_args(Mode)
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
 """In the order in which a name lists them."""
 OF_SYNTHETIC = ("filtered", "pretrain", "anneal")
 ONLY = "only"
-MOST_AMOUNT = 100.0
+MOST_PERCENT = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One way of choosing training patches and training on them."""
+    """One way of choosing training patches and training on them.
 
-    name: str
-    """As it is written in tables and files."""
+    Examples
+    --------
+    >>> Arm(method="spade", amount=0.5, variants=("filtered",)).name
+    'spade+50+filtered'
+    """
+
+    name: str = ""
+    """As it is written in tables and files; made from the rest where it is not given."""
     mode: Mode = "subtype"
     """Where real patches are centred, see :class:`counterstain.data.sampling.SamplingConfig`."""
     method: str | None = None
-    """What draws its synthetic patches; None = it has none."""
+    """What draws its synthetic patches; None = no synthetic patches."""
     amount: float = 0.0
     """Synthetic patches as a multiple of the dataset size."""
     only: bool = False
     """Without real patches."""
     variants: tuple[Variant, ...] = ()
 
-    @classmethod
-    def of(
-        cls,
-        *,
-        mode: Mode = "subtype",
-        method: str | None = None,
-        amount: float = 0.0,
-        only: bool = False,
-        variants: tuple[Variant, ...] = (),
-    ) -> Arm:
-        """Return an arm with its name."""
-        base = [mode] if method is None else [method, ONLY if only else f"{amount * 100:g}"]
-        name = "+".join((*base, *variants))
-        return cls(name=name, mode=mode, method=method, amount=amount, only=only, variants=variants)
+    def __post_init__(self) -> None:
+        if not self.name:
+            base = (
+                [self.mode] if self.method is None else [self.method, ONLY if self.only else f"{self.amount * 100:g}"]
+            )
+            object.__setattr__(self, "name", "+".join((*base, *self.variants)))
 
     @property
     def set_name(self) -> str | None:
@@ -81,7 +79,7 @@ class Arm:
 def read_arms(study: Mapping[str, Any]) -> list[Arm]:
     """Return the arms of a ``study.json``: records, or names where an earlier version wrote it."""
     return [
-        _read(arm) if isinstance(arm, str) else Arm(**{**arm, "variants": tuple(arm["variants"])})
+        _read(arm) if isinstance(arm, str) else Arm(**arm | {"variants": tuple(arm["variants"])})
         for arm in study["arms"]
     ]
 
@@ -102,17 +100,16 @@ def parse_arm(name: str) -> Arm:
         One line that says what is wrong with it, and lists the names that there are.
     """
     base, *words = name.split("+")
-    chosen: dict[str, Any]
     if base in MODES:
-        chosen = {"mode": MODES[base]}
+        chosen: dict[str, Any] = {"mode": base}
     elif base in METHODS and words:
         chosen = {"method": base} | _amount(name, words.pop(0))
     else:
         raise _wrong(name, f"{base!r} is not known" if base not in METHODS else "an amount is missing")
-    unknown = [word for word in words if word not in VARIANTS]
-    if unknown:
-        raise _wrong(name, f"{unknown[0]!r} is not known")
-    arm = Arm.of(**chosen, variants=tuple(variant for variant in VARIANTS.values() if variant in words))
+    for word in words:
+        if word not in VARIANTS:
+            raise _wrong(name, f"{word!r} is not known")
+    arm = Arm(**chosen, variants=tuple(variant for variant in VARIANTS if variant in words))
     _check(name, arm)
     if arm.name != name:
         raise ConfigError(f"arm {name}: write it as {arm.name}")
@@ -126,20 +123,19 @@ def _amount(name: str, word: str) -> dict[str, Any]:
         percent = float(word)
     except ValueError:
         raise _wrong(name, f"{word!r} is neither an amount nor {ONLY!r}") from None
-    if not 0 < percent <= 100 * MOST_AMOUNT:
-        raise _wrong(name, f"the amount must be above 0 and at most {100 * MOST_AMOUNT:g} per cent")
+    if not 0 < percent <= MOST_PERCENT:
+        raise _wrong(name, f"the amount must be above 0 and at most {MOST_PERCENT} per cent")
     return {"amount": percent / 100}
 
 
 def _check(name: str, arm: Arm) -> None:
-    wrong = [variant for variant in arm.variants if variant in OF_SYNTHETIC and arm.method is None]
-    if wrong:
-        raise _wrong(name, f"+{wrong[0]} is for synthetic patches")
+    for variant in arm.variants:
+        if variant in OF_SYNTHETIC and arm.method is None:
+            raise _wrong(name, f"+{variant} is for synthetic patches")
+        if variant in {"pretrain", "anneal", "copypaste"} and arm.only:
+            raise _wrong(name, f"+{variant} needs real patches")
     if {"pretrain", "anneal"} <= set(arm.variants):
         raise _wrong(name, "+pretrain and +anneal exclude each other")
-    needs_real = [variant for variant in arm.variants if variant in {"pretrain", "anneal", "copypaste"}]
-    if arm.only and needs_real:
-        raise _wrong(name, f"+{needs_real[0]} needs real patches")
 
 
 def _wrong(name: str, why: str) -> ConfigError:

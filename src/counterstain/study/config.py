@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from counterstain.audit.judge_config import JudgeConfig, JudgeFilterConfig
 from counterstain.config import Config, build, merge, parse_overrides, read_yaml
@@ -15,7 +17,7 @@ from counterstain.data.split import SplitConfig
 from counterstain.data.stains import Stains
 from counterstain.errors import ConfigError
 from counterstain.generators.methods import DEFAULT_METHODS, METHODS, Lazy, Training
-from counterstain.recipe import Recipe, recipe_from
+from counterstain.recipe import Recipe, preset_settings, recipe_class
 from counterstain.study.arms import Arm, parse_arm
 from counterstain.training_config import LoggerName
 
@@ -38,16 +40,21 @@ def stages() -> tuple[str, ...]:
     return ("cohort", *trainings(), "shards", "synthetic", "segmenter", "evaluation")
 
 
-def _known_stage(name: str) -> str:
-    if name not in stages():
-        raise ValueError(f"expected one of {', '.join(stages())}")
-    return name
+def _one_of(known: Callable[[], Iterable[str]]) -> AfterValidator:
+    def check(name: str) -> str:
+        names = list(known())
+        if name not in names:
+            raise ValueError(f"expected one of {', '.join(names)}")
+        return name
+
+    return AfterValidator(check)
 
 
-def _known_method(name: str) -> str:
-    if name not in METHODS:
-        raise ValueError(f"expected one of {', '.join(METHODS)}")
-    return name
+Stage = Annotated[str, _one_of(stages)]
+
+
+def _parsed(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(parse_arm(name).name for name in names)
 
 
 class StageResources(Config):
@@ -74,17 +81,13 @@ class Resources(Config):
     """Shards of 64 patches that one cell draws, so that several draw one set; one cell draws all if not given."""
     logger: LoggerName | None = None
     """Where the curves of all trainings go beside TensorBoard and CSV: ``mlflow`` or ``wandb``."""
-    stages: dict[Annotated[str, AfterValidator(_known_stage)], StageResources] = Field(default_factory=dict)
+    stages: dict[Stage, StageResources] = Field(default_factory=dict)
     """What a cell of a stage asks a Ray cluster for, for example ``spade: {cpus: 4, gpus: 1}``."""
 
-    def cpus(self, stage: str) -> float:
-        """Return the processors that a cell of a stage asks for."""
-        asked = self.stages.get(stage, StageResources()).cpus
-        return float(self.threads or 1) if asked is None else asked
-
-    def gpus(self, stage: str) -> float:
-        """Return the graphics processors that a cell of a stage asks for."""
-        return self.stages.get(stage, StageResources()).gpus
+    def of(self, stage: str) -> tuple[float, float]:
+        """Return the CPUs and GPUs that a cell of a stage asks for."""
+        asked = self.stages.get(stage, StageResources())
+        return float(self.threads or 1) if asked.cpus is None else asked.cpus, asked.gpus
 
 
 class VariantsConfig(Config):
@@ -106,23 +109,18 @@ class VariantsConfig(Config):
     """``+pretrain``: share of the steps on synthetic patches."""
 
 
-def segmenter_changes(arm: Arm, variants: VariantsConfig) -> dict[str, Any]:
+def segmenter_changes(arm: Arm, variants: VariantsConfig) -> Mapping[str, Any]:
     """Return what an arm changes in the segmenter's settings, to be merged over them."""
-    sampling: dict[str, Any] = {"mode": arm.mode}
-    changes: dict[str, Any] = {"sampling": sampling}
-    if "weighted" in arm.variants:
-        changes["subtype_weighting"] = variants.weighted
-    if "stain" in arm.variants:
-        sampling |= {"stain_jitter": variants.stain, "stains": variants.stains}
-    if "mixup" in arm.variants:
-        changes["mixup_alpha"] = variants.mixup
-    if "copypaste" in arm.variants:
-        changes["copy_paste"] = variants.copypaste.model_dump(mode="json")
-    if "pretrain" in arm.variants:
-        changes["mixing"] = {"schedule": "pretrain", "pretrain_share": variants.pretrain}
-    if "anneal" in arm.variants:
-        changes["mixing"] = {"schedule": "anneal"}
-    return changes
+    of_variant: dict[str, dict[str, Any]] = {
+        "weighted": {"subtype_weighting": variants.weighted},
+        "stain": {"sampling": {"stain_jitter": variants.stain, "stains": variants.stains}},
+        "mixup": {"mixup_alpha": variants.mixup},
+        "copypaste": {"copy_paste": variants.copypaste.model_dump(mode="json")},
+        "pretrain": {"mixing": {"schedule": "pretrain", "pretrain_share": variants.pretrain}},
+        "anneal": {"mixing": {"schedule": "anneal"}},
+    }
+    changes = (of_variant.get(variant, {}) for variant in arm.variants)
+    return reduce(merge, changes, {"sampling": {"mode": arm.mode}})
 
 
 class CohortSource(Config):
@@ -166,11 +164,11 @@ class StudyConfig(Config):
     """The tissue."""
     baselines: tuple[Literal["tumor", "subtype"], ...] = ("tumor", "subtype")
     """Arms without synthetic patches; ``subtype`` is the reference and always runs."""
-    methods: tuple[Annotated[str, AfterValidator(_known_method)], ...] = DEFAULT_METHODS
+    methods: tuple[Annotated[str, _one_of(lambda: METHODS)], ...] = DEFAULT_METHODS
     """How synthetic images are drawn; ``oracle`` is possible on the phantom."""
     amounts: tuple[Annotated[float, Field(gt=0, le=100)], ...] = (0.5, 1.0, 2.0, 4.0)
     """Synthetic patches as multiples of the dataset size; 1.0 is +100 %."""
-    extra_arms: tuple[str, ...] = ()
+    extra_arms: Annotated[tuple[str, ...], AfterValidator(_parsed)] = ()
     """More arms, by name, for example ``subtype+weighted``; :mod:`counterstain.study.arms` says which there are."""
     variants: VariantsConfig = VariantsConfig()
     """How strong the variants of arms are."""
@@ -185,20 +183,13 @@ class StudyConfig(Config):
     resources: Resources = Resources()
     """What cells may use; the results do not depend on it, but for ``threads``."""
 
-    @field_validator("extra_arms")
-    @classmethod
-    def _known_arms(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            parse_arm(name)
-        return names
-
     @model_validator(mode="after")
     def _sensible(self) -> Self:
         if "subtype" not in self.baselines:
             raise ValueError("baselines: subtype must be among them, all arms are held against it")
-        ceilings = [arm.method for arm in self.arms if arm.method is not None and METHODS[arm.method].ceiling]
-        if ceilings and self.cohort.phantom is None:
-            raise ValueError(f"methods: the {ceilings[0]} draws phantoms only; take it out, or set cohort.phantom")
+        for arm in self.arms:
+            if arm.method is not None and METHODS[arm.method].ceiling and self.cohort.phantom is None:
+                raise ValueError(f"methods: the {arm.method} draws phantoms only; take it out, or set cohort.phantom")
         if self.methods and not self.amounts:
             raise ValueError("amounts: give at least one, for example [1.0]")
         for field in ("methods", "amounts", "baselines"):
@@ -206,23 +197,23 @@ class StudyConfig(Config):
             if len(set(values)) != len(values):
                 raise ValueError(f"{field}: each at most once")
         names = [arm.name for arm in self.arms]
-        twice = [name for name in self.extra_arms if names.count(name) > 1]
-        if twice:
-            raise ValueError(f"extra_arms: {twice[0]} is an arm already; take it out")
+        for name in self.extra_arms:
+            if names.count(name) > 1:
+                raise ValueError(f"extra_arms: {name} is an arm already; take it out")
         return self
 
     @property
     def arms(self) -> list[Arm]:
         """The arms: baselines, then each method with each amount, then the extra ones."""
         return [
-            *(Arm.of(mode=mode) for mode in self.baselines),
-            *(Arm.of(method=method, amount=amount) for method in self.methods for amount in self.amounts),
-            *(parse_arm(name) for name in self.extra_arms),
+            *(Arm(mode=mode) for mode in self.baselines),
+            *(Arm(method=method, amount=amount) for method in self.methods for amount in self.amounts),
+            *map(parse_arm, self.extra_arms),
         ]
 
     def resolved_recipe(self, source: str | Path) -> Recipe:
         """Return the preset with the study's changes."""
-        return recipe_from(self.preset, self.recipe, f"{source}: recipe")
+        return build(recipe_class(), merge(preset_settings(self.preset), self.recipe), f"{source}: recipe")
 
 
 def load_study(file: Path, overrides: tuple[str, ...] | list[str] = ()) -> StudyConfig:
@@ -239,7 +230,7 @@ def load_study(file: Path, overrides: tuple[str, ...] | list[str] = ()) -> Study
             raise ConfigError(f"--set {key}: belongs to the recipe of the study; write --set recipe.{key}")
     content = merge(read_yaml(file), changes)
     study = build(StudyConfig, content, file)
-    study.resolved_recipe(file)  # wrong settings of the recipe are met here, not hours later
+    study.resolved_recipe(file)  # an error in the recipe is reported now, not hours later
     path = study.cohort.path
     if path is None or path.is_absolute():
         return study

@@ -296,12 +296,9 @@ class RayExecutor:
 
     def start(self, cell: Cell) -> None:
         """Hand a cell to the cluster."""
-        options = {
-            "num_cpus": self._resources.cpus(cell.stage),
-            "num_gpus": self._resources.gpus(cell.stage),
-            "name": cell.name,
-        }
-        self._running[self._task.options(**options).remote(cell, self._root, self._threads)] = cell
+        cpus, gpus = self._resources.of(cell.stage)
+        task = self._task.options(num_cpus=cpus, num_gpus=gpus, name=cell.name)
+        self._running[task.remote(cell, self._root, self._threads)] = cell
 
     def wait(self) -> list[Outcome]:
         """Return what ended; a node or process that is gone has lost its cell."""
