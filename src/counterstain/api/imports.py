@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from counterstain.io.annotations import Format
 
 NOBODY = "none"
+KINDS = ("spade", "autoencoder", "diffusion")
 
 
 def import_table(
@@ -40,9 +41,7 @@ def import_table(
     score_column: str = "score",
     region_column: str = "region",
 ) -> Cohort:
-    """Import pairs of an image and a label image listed in a CSV table.
-
-    If interrupted, the same command continues.
+    """Import pairs of an image and a label image listed in a CSV table; if interrupted, the same command continues.
 
     Parameters
     ----------
@@ -81,24 +80,15 @@ def import_table(
     region_column : str
         Column of the regions' names (optional).
     """
+    columns = {name.removesuffix("_column"): value for name, value in locals().items() if name.endswith("_column")}
     from counterstain.io.import_table import import_table as import_rows
     from counterstain.progress import bar
     from counterstain.taxonomy import Taxonomy
 
-    columns = {
-        "image": image_column,
-        "label": label_column,
-        "patient": patient_column,
-        "subtype": subtype_column,
-        "slide": slide_column,
-        "part": part_column,
-        "score": score_column,
-        "region": region_column,
-    }
     return import_rows(
-        Path(table),
+        table,
         mpp=mpp,
-        out=Path(out),
+        out=out,
         taxonomy=Taxonomy.load(taxonomy) if taxonomy else None,
         progress=bar,
         tissue_class=tissue_class,
@@ -127,9 +117,7 @@ def import_slides(
     taxonomy: str | None = None,
     types: PathLike | None = None,
 ) -> Cohort:
-    """Import whole slides and their annotations.
-
-    If interrupted, the same command continues.
+    """Import whole slides and their annotations; if interrupted, the same command continues.
 
     Parameters
     ----------
@@ -169,16 +157,16 @@ def import_slides(
     from counterstain.taxonomy import Taxonomy
 
     return import_all(
-        Path(slides),
-        Path(annotations),
+        slides,
+        annotations,
         file_format=_annotation_format(format),
-        labels=Path(labels),
+        labels=labels,
         mpp=mpp,
-        out=Path(out),
+        out=out,
         regions=regions,
         origin=origin,
-        patients=_path(patients),
-        types=_path(types),
+        patients=patients,
+        types=types,
         taxonomy=Taxonomy.load(taxonomy) if taxonomy else None,
         progress=bar,
         mpp_level0=mpp_level0,
@@ -205,10 +193,9 @@ def import_labels(annotations: PathLike, *, format: str, taxonomy: str = "her2",
     from counterstain.io.labels import draft_labels
     from counterstain.taxonomy import Taxonomy
 
-    known, source = _annotation_format(format), Path(annotations)
-    files = [read_annotations(path, known, types=_path(types)) for path in annotation_files(source, known)]
-    others = files_of_other_formats(source, known)
-    if others:
+    known = _annotation_format(format)
+    files = [read_annotations(path, known, types=types) for path in annotation_files(annotations, known)]
+    if others := files_of_other_formats(annotations, known):
         more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
         warnings.warn(f"{others[0].name}{more}: another format, left out", CounterstainWarning, stacklevel=2)
     return draft_labels(files, Taxonomy.load(taxonomy))
@@ -274,9 +261,7 @@ def import_weights(
     config: PathLike | None = None,
     settings: Settings | None = None,
 ) -> CheckpointHeader:
-    """Make a checkpoint from weights that others published.
-
-    Sizes of the networks are read off the weights.
+    """Make a checkpoint from weights that others published; sizes of the networks are read off the weights.
 
     Parameters
     ----------
@@ -310,9 +295,8 @@ def import_weights(
     """
     from counterstain.generators import published_weights
 
-    kinds = ("spade", "autoencoder", "diffusion")
-    if kind not in kinds:
-        raise ConfigError(f"--kind {kind}: expected one of {', '.join(kinds)}")
+    if kind not in KINDS:
+        raise ConfigError(f"--kind {kind}: expected one of {', '.join(KINDS)}")
     if kind != "diffusion" and (autoencoder is not None or averaged):
         raise ConfigError(f"--kind {kind}: --autoencoder and --averaged are for diffusion")
     recipe = recipe_of(preset, config, settings)
@@ -329,7 +313,7 @@ def import_weights(
         recipe.diffusion,
         facts,
         first_stage_config=recipe.autoencoder,
-        autoencoder=_path(autoencoder),
+        autoencoder=None if autoencoder is None else Path(autoencoder),
         averaged=averaged,
     )
 
@@ -361,7 +345,3 @@ def _annotation_format(name: str) -> Format:
         if known == name:
             return known
     raise InputError(f"--format {name}: unknown; expected {', '.join(FORMATS)}")
-
-
-def _path(path: PathLike | None) -> Path | None:
-    return None if path is None else Path(path)

@@ -14,9 +14,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from PIL import Image, ImageDraw, ImageFont
+import shapely
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from counterstain.config import build
 from counterstain.data.cohort import Cohort, CohortWriter
@@ -25,7 +25,7 @@ from counterstain.errors import InputError
 from counterstain.io.annotations import Format, annotation_files, files_of_other_formats, read_annotations
 from counterstain.io.annotations.outlines import Annotation, AnnotationFile
 from counterstain.io.labels import MEANINGS, LabelMap, count_labels, taxonomy_of
-from counterstain.io.regions import rasterise, read_region_table
+from counterstain.io.regions import Outline, rasterise, read_region_table
 from counterstain.io.slide_plan import Patient, SlidePlan, SlidesConfig, match_annotations, plan_slide, read_patients
 from counterstain.io.slides import Box, Slide, Thumbnail, list_slides
 from counterstain.progress import Progress, silent
@@ -218,23 +218,14 @@ def _annotation_table(plans: Sequence[SlidePlan], taxonomy: Taxonomy) -> pd.Data
 def _report(
     cohort: Cohort, plans: Sequence[SlidePlan], files: Sequence[AnnotationFile], config: SlidesConfig
 ) -> dict[str, Any]:
+    shown = [s for plan in plans for s in plan.shown]
+    skipped: Counter[str] = sum((file.skipped for file in files), Counter())
     return {
         "slides": len(plans),
         "patients": len({plan.patient.patient for plan in plans}),
         "regions": len(cohort),
         "origin": config.origin,
         "regions_from": config.regions,
-        **_source_counts(plans, files),
-        **_region_counts(cohort, plans, config),
-        "slides_coarser_than_mpp": [plan.slide for plan in plans if config.mpp < 0.99 * plan.mpp_level0],
-        "subtypes": _by_subtype(cohort),
-    }
-
-
-def _source_counts(plans: Sequence[SlidePlan], files: Sequence[AnnotationFile]) -> dict[str, Any]:
-    shown = [s for plan in plans for s in plan.shown]
-    skipped: Counter[str] = sum((file.skipped for file in files), Counter())
-    return {
         "annotations": len(shown),
         "labels": dict(sorted(count_labels(files).items())),
         "skipped": dict(sorted(skipped.items())),
@@ -242,6 +233,9 @@ def _source_counts(plans: Sequence[SlidePlan], files: Sequence[AnnotationFile]) 
         "background": sum(s.label == BACKGROUND for s in shown),
         "ignored": sum(s.label == IGNORE for s in shown),
         "cut_at_slide_edge": sum(plan.cut for plan in plans),
+        **_region_counts(cohort, plans, config),
+        "slides_coarser_than_mpp": [plan.slide for plan in plans if config.mpp < 0.99 * plan.mpp_level0],
+        "subtypes": _by_subtype(cohort),
     }
 
 
@@ -263,11 +257,7 @@ def _by_subtype(cohort: Cohort) -> dict[str, dict[str, float]]:
     names = cohort.instances["subtype"].map(cohort.taxonomy.name_of)
     areas = cohort.instances["area_px"].groupby(names).agg(["size", "sum"])
     return {
-        str(name): {
-            "instances": int(count),
-            "area_px": int(area),
-            "area_mm2": round(float(area) * cohort.mpp**2 * 1e-6, 6),
-        }
+        str(name): {"instances": int(count), "area_px": int(area), "area_mm2": round(area * cohort.mpp**2 * 1e-6, 6)}
         for name, count, area in areas.itertuples()
     }
 
@@ -276,21 +266,19 @@ def _overview(slide: Slide, plan: SlidePlan, taxonomy: Taxonomy) -> Image.Image:
     """Draw instances, largest first, and regions on a thumbnail, with a legend beside it."""
     thumbnail = slide.thumbnail(OVERVIEW_PX)
     picture = _painted(thumbnail, plan, taxonomy)
-    draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(FONT_PX)
-    for box in plan.boxes:
-        (x0, y0), (x1, y1) = _on(thumbnail, [(box.x, box.y), (box.x + box.width, box.y + box.height)])
-        draw.rectangle((x0, y0, x1, y1), outline=INK, width=2)
-        draw.text((x0 + 4, y0 + 3), box.name, fill=INK, font=font, stroke_width=2, stroke_fill="white")
     counts = Counter(s.label for s in plan.shown)
     labels = [label for label in (*(s.id for s in taxonomy.subtypes), BACKGROUND, IGNORE) if counts[label]]
     lines: list[tuple[str, int | None]] = [(plan.slide, None), (f"{len(plan.boxes)} regions", None)]
     lines += [(f"{taxonomy.name_of(label)}: {counts[label]:,}", label) for label in labels]
+    font = ImageFont.load_default(FONT_PX)
     width = MARGIN_PX * 2 + LINE_PX + int(max(font.getlength(text) for text, _ in lines))
-    height = max(picture.height, MARGIN_PX * 2 + LINE_PX * len(lines))
-    canvas = Image.new("RGB", (picture.width + width, height), "white")
-    canvas.paste(picture, (0, 0))
+    below = max(0, MARGIN_PX * 2 + LINE_PX * len(lines) - picture.height)
+    canvas = ImageOps.expand(picture, (0, 0, width, below), "white")
     draw = ImageDraw.Draw(canvas)
+    for box in plan.boxes:
+        x0, y0, x1, y1 = _on(thumbnail, box.polygon).bounds
+        draw.rectangle((x0, y0, x1, y1), outline=INK, width=2)
+        draw.text((x0 + 4, y0 + 3), box.name, fill=INK, font=font, stroke_width=2, stroke_fill="white")
     for number, (text, label) in enumerate(lines):
         left, top = picture.width + MARGIN_PX, MARGIN_PX + number * LINE_PX
         if label is not None:
@@ -305,18 +293,16 @@ def _painted(thumbnail: Thumbnail, plan: SlidePlan, taxonomy: Taxonomy) -> Image
     draw = ImageDraw.Draw(layer)
     for s in sorted(plan.shown, key=lambda s: -s.polygon.area):
         colour = _colour(s.label, taxonomy)
-        for part in getattr(s.polygon, "geoms", [s.polygon]):
-            outline = _on(thumbnail, part.exterior.coords)
-            if len(outline) > 1:
-                draw.polygon(outline, fill=(*colour, OPACITY), outline=(*colour, 255))
+        for part in shapely.get_parts(_on(thumbnail, s.polygon)):
+            draw.polygon(part.exterior.coords, fill=(*colour, OPACITY), outline=(*colour, 255))
             for hole in part.interiors:
-                draw.polygon(_on(thumbnail, hole.coords), fill=(0, 0, 0, 0), outline=(*colour, 255))
+                draw.polygon(hole.coords, fill=(0, 0, 0, 0), outline=(*colour, 255))
     return Image.alpha_composite(base, layer).convert("RGB")
 
 
-def _on(thumbnail: Thumbnail, points: Any) -> list[tuple[float, float]]:
-    xy = (np.asarray(points, float)[:, :2] - (thumbnail.x_level0_px, thumbnail.y_level0_px)) / thumbnail.downsample
-    return [(float(x), float(y)) for x, y in xy]
+def _on(thumbnail: Thumbnail, polygon: Outline) -> Outline:
+    corner = (thumbnail.x_level0_px, thumbnail.y_level0_px)
+    return shapely.transform(polygon, lambda xy: (xy - corner) / thumbnail.downsample)
 
 
 def _colour(label: int, taxonomy: Taxonomy) -> tuple[int, int, int]:

@@ -275,10 +275,9 @@ def rasterise(instances: Sequence[tuple[int, Outline]], shape: tuple[int, int]) 
     drawn = np.array([polygon for _, polygon in instances], dtype=object)
     ids = np.array([instance for instance, _ in instances], np.int64)
     order = np.lexsort((ids, -shapely.area(drawn)))
-    painted = np.zeros(shape, np.int32)
     last_point = np.cumsum(shapely.get_num_coordinates(drawn[order]))
-    batches = np.flatnonzero(np.diff(last_point // POINTS_AT_ONCE)) + 1
-    for batch in np.split(order, batches):
+    painted = np.zeros(shape, np.int32)
+    for batch in np.split(order, np.flatnonzero(np.diff(last_point // POINTS_AT_ONCE)) + 1):
         _paint(painted, ids[batch], drawn[batch])
     return painted
 
@@ -287,16 +286,16 @@ def _paint(painted: np.ndarray, ids: np.ndarray, polygons: np.ndarray) -> None:
     """Paint polygons one over the other, in place."""
     height, width = painted.shape
     edges = _edges(polygons)
-    crossings = int(np.clip(edges.y1 - edges.y0, 0, height).sum())
+    crossings = int(np.clip(edges[4] - edges[2], 0, height).sum())
     bands = np.linspace(0, height, crossings // CROSSINGS_AT_ONCE + 2).astype(np.int64)
     pixels = painted.reshape(-1)
     for top, bottom in pairwise(bands.tolist()):
         polygon, row, column = _crossings(edges, top, bottom)
         # Sorted by line, polygon and column, crossings come in pairs: into the polygon and out of it. Columns go to
         # `width` inclusive; what enters left of the region enters at its edge.
-        places = np.sort((row * len(polygons) + polygon) * (width + 1) + np.clip(column, 0, width))
+        places = np.sort((row * len(ids) + polygon) * (width + 1) + np.clip(column, 0, width))
         line, column = np.divmod(places, width + 1)
-        row, polygon = np.divmod(line, len(polygons))
+        row, polygon = np.divmod(line, len(ids))
         start, stop = (row * width + column).reshape(-1, 2).T
         wide = np.flatnonzero(stop > start)
         spans = zip(start[wide].tolist(), stop[wide].tolist(), ids[polygon[::2][wide]].tolist(), strict=True)
@@ -304,36 +303,25 @@ def _paint(painted: np.ndarray, ids: np.ndarray, polygons: np.ndarray) -> None:
             pixels[first:last] = value
 
 
-class _Edges(NamedTuple):
-    """Edges of many polygons, (n,) each, from their upper to their lower end."""
-
-    polygon: np.ndarray  # int, which polygon
-    x0: np.ndarray  # float, like the rest
-    y0: np.ndarray
-    x1: np.ndarray
-    y1: np.ndarray
-
-
-def _edges(polygons: np.ndarray) -> _Edges:
+def _edges(polygons: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the edges of polygons, each from its upper to its lower end: which polygon, x0, y0, x1, y1, (n,) each."""
     parts, whole = shapely.get_parts(polygons, return_index=True)
     rings, part = shapely.get_rings(parts, return_index=True)  # it finds none in a MultiPolygon
-    owner = whole[part]
     xy, ring = shapely.get_coordinates(rings, return_index=True)
-    x, y = np.ascontiguousarray(xy.T)
     start = np.flatnonzero(ring[1:] == ring[:-1])
-    downwards = y[start] <= y[start + 1]
+    downwards = xy[start, 1] <= xy[start + 1, 1]
     upper, lower = np.where(downwards, start, start + 1), np.where(downwards, start + 1, start)
-    return _Edges(owner[ring[start]], x[upper], y[upper], x[lower], y[lower])
+    return whole[part][ring[start]], *xy[upper].T, *xy[lower].T
 
 
-def _crossings(edges: _Edges, top: int, bottom: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _crossings(edges: tuple[np.ndarray, ...], top: int, bottom: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return where edges cross the lines through pixel centres: polygon, row and column, (n,) integer each.
 
     An edge covers the lines from its upper end, inclusive, to its lower end, exclusive. The column is that of the
     first pixel whose centre is not left of the crossing.
     """
-    first = np.clip(np.ceil(edges.y0 - 0.5), top, bottom).astype(np.int64)
-    lines = np.clip(np.ceil(edges.y1 - 0.5), top, bottom).astype(np.int64) - first
+    first = np.clip(np.ceil(edges[2] - 0.5), top, bottom).astype(np.int64)
+    lines = np.clip(np.ceil(edges[4] - 0.5), top, bottom).astype(np.int64) - first
     edge = np.repeat(np.arange(len(lines)), lines)
     row = np.arange(len(edge)) - np.repeat(np.cumsum(lines) - lines - first, lines)
     polygon, x0, y0, x1, y1 = (values[edge] for values in edges)

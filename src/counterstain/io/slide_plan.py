@@ -227,14 +227,15 @@ def plan_slide(
         An annotation or a region lies off the slide, or there is no region.
     """
     extent = Box(*slide.bounds_level0_px)
-    area = shapely.box(extent.x, extent.y, extent.x + extent.width, extent.y + extent.height)
+    area = extent.polygon
     moved = _moved(annotations, (extent.x, extent.y)) if config.origin == "bounds" else annotations
-    _check_on_slide(name, moved, area, extent, config)
+    _check_on_slide(name, moved, extent, config)
     instances = [a for a in moved if a.label in labels]
-    cut = [not area.covers(a.polygon) for a in instances]
+    within = [a.polygon if area.covers(a.polygon) else polygonal(a.polygon.intersection(area)) for a in instances]
     shown = tuple(
-        Shown(number, labels[a.label], a.id, a.label, _within(a.polygon, area) if crosses else a.polygon)
-        for number, (a, crosses) in enumerate(zip(instances, cut, strict=True), start=1)
+        Shown(number, labels[a.label], a.id, a.label, polygon)
+        for number, (a, polygon) in enumerate(zip(instances, within, strict=True), start=1)
+        if polygon is not None
     )
     if config.regions == "auto":
         boxes = _placed_boxes(slide, shown, config)
@@ -251,7 +252,7 @@ def plan_slide(
         size_level0_px=slide.size_level0_px,
         boxes=tuple(boxes),
         shown=shown,
-        cut=sum(cut),
+        cut=sum(polygon is not a.polygon for a, polygon in zip(instances, within, strict=True)),
     )
 
 
@@ -261,9 +262,8 @@ def _moved(annotations: Sequence[Annotation], offset_xy: tuple[int, int]) -> lis
     return [replace(a, polygon=polygon) for a, polygon in zip(annotations, moved, strict=True)]
 
 
-def _check_on_slide(
-    name: str, annotations: Sequence[Annotation], area: shapely.Polygon, extent: Box, config: SlidesConfig
-) -> None:
+def _check_on_slide(name: str, annotations: Sequence[Annotation], extent: Box, config: SlidesConfig) -> None:
+    area = extent.polygon
     outside = [a for a in annotations if not a.polygon.intersects(area) or a.polygon.touches(area)]
     if not outside:
         return
@@ -280,12 +280,8 @@ def _check_on_slide(
     )
 
 
-def _within(polygon: Outline, area: shapely.Polygon) -> Outline:
-    return polygonal(polygon.intersection(area)) or shapely.Polygon()
-
-
 def _placed_boxes(slide: Slide, shown: Sequence[Shown], config: SlidesConfig) -> list[Box]:
-    tumour = [s for s in shown if s.label not in {BACKGROUND, IGNORE} and not s.polygon.is_empty]
+    tumour = [s for s in shown if s.label not in {BACKGROUND, IGNORE}]
     areas = _areas(tumour)
     return place_boxes(
         [s.polygon for s in tumour],

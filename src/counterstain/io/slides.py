@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+import shapely
 from scipy import sparse
 
 from counterstain.errors import InputError
@@ -81,6 +82,11 @@ class Box:
     height: int
     name: str = ""
     """Of a region, unique on its slide."""
+
+    @property
+    def polygon(self) -> shapely.Polygon:
+        """The rectangle as a polygon."""
+        return shapely.box(self.x, self.y, self.x + self.width, self.y + self.height)
 
     def overlaps(self, other: Box) -> bool:
         """Whether the two share a pixel."""
