@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from counterstain.audit.adherence import Audit, AuditConfig, Findings
 from counterstain.audit.audit import audit_sets, write_audit
+from counterstain.audit.findings import Audit, AuditConfig, Findings
 from counterstain.audit.judge import train_judge
 from counterstain.config import Config, build, read_yaml
 from counterstain.data.cohort import Cohort

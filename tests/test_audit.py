@@ -14,11 +14,10 @@ from drawn_requests import FakeGenerator
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from counterstain.audit.adherence import HALVES, HELD_OUT, AuditConfig, seam, stain_density, stain_table
 from counterstain.audit.audit import audit_identity, audit_sets, require_auditable, sheet, training_halves
 from counterstain.audit.fidelity import coverage, features_of, frechet_distance, kernel_distance, nearest
-from counterstain.audit.instance_predictions import instance_probabilities
-from counterstain.audit.judge import instance_loss, load_judge, train_judge
+from counterstain.audit.findings import HALVES, HELD_OUT, AuditConfig, seam, stain_density, stain_table
+from counterstain.audit.judge import instance_loss, instance_probabilities, load_judge, train_judge
 from counterstain.audit.judge_config import JudgeConfig
 from counterstain.cli import app
 from counterstain.data.patch_set import PatchSet

@@ -5,7 +5,7 @@ import pytest
 from drawn_cohort import HER2, SPLIT, draw_region
 from scipy import ndimage
 
-from counterstain.audit.copies import CopyCheck, CopySearch, _Stack, copy_limit, copy_table
+from counterstain.audit.copies import CopyCheck, CopySearch, copy_table
 from counterstain.data.cohort import CohortWriter
 from counterstain.data.sampling import PatchSampler, SamplingConfig
 
@@ -33,14 +33,13 @@ def patches(cohort, part, count=12):
     return [sampler[i] for i in range(count)]
 
 
-def test_correlation_equals_pearsons_at_every_place():
+def test_the_similarity_is_pearson_s_correlation_of_the_compared_pixels(cohort, search):
     rng = np.random.default_rng(0)
-    region, template, weights = rng.normal(0, 50, (9, 11)), rng.normal(0, 50, (4, 4)), rng.random((4, 4)).round()
-    found = _Stack(region[None]).correlation(template, weights)[0]
-    inside = weights > 0
-    for y, x in np.ndindex(6, 8):
-        window = region[y : y + 4, x : x + 4]
-        assert found[y, x] == pytest.approx(np.corrcoef(window[inside], template[inside])[0, 1])
+    for patch in patches(cohort, "test", 4):
+        mask = rng.random((32, 32)) < 0.7
+        match = search.best(patch.image, mask)
+        one, other = (image.mean(2)[mask] for image in (patch.image, search.crop(match)))
+        assert match.similarity == pytest.approx(np.corrcoef(one, other)[0, 1], abs=1e-4)
 
 
 def test_training_tissue_is_found_at_its_place_however_it_is_turned(cohort, search):
@@ -65,18 +64,12 @@ def test_the_patch_that_a_mask_is_from_can_be_left_out(cohort, search):
     for row in apart.itertuples():
         source = found[row.image].source
         if names[row.region] == source.region:
-            assert max(abs(row.y_px - source.y_px), abs(row.x_px - source.x_px)) >= 32 - search._shrink
+            assert max(abs(row.y_px - source.y_px), abs(row.x_px - source.x_px)) >= 30  # to the shrunk pixel
 
 
 def test_other_contrast_does_not_hide_a_copy(cohort, search):
     patch = patches(cohort, "train")[0]
     assert search.best((patch.image * 0.6 + 30).astype(np.uint8)).similarity > 0.99
-
-
-def test_held_out_tissue_is_no_copy(cohort, search):
-    limit = copy_limit(copy_table(search, patches(cohort, "val", 30)))
-    assert limit < 0.99
-    assert (copy_table(search, patches(cohort, "train"))["similarity"] > limit).all()
 
 
 def test_empty_images_are_no_copies_of_empty_tissue(search):

@@ -4,8 +4,8 @@ import torch
 from drawn_cohort import HER2, draw_cohort
 from drawn_requests import FakeGenerator
 
-from counterstain.audit import instance_predictions
-from counterstain.audit.instance_predictions import JudgeFilter
+from counterstain.audit import judge as judge_module
+from counterstain.audit.judge import JudgeFilter
 from counterstain.audit.judge_config import JudgeFilterConfig
 from counterstain.checkpoints import CheckpointHeader
 from counterstain.data.patch_set import PatchSet
@@ -45,11 +45,14 @@ class Eye(torch.nn.Module):
         return 20.0 * torch.nn.functional.one_hot(labels, 6).movedim(-1, 1).float()
 
 
-def judge(seen=("p0",), **settings):
-    header = CheckpointHeader(
+def header(seen=("p0",)):
+    return CheckpointHeader(
         kind="judge", taxonomy=HER2, size_px=32, mpp=0.5, config={}, seed=0, patients_seen=seen, cohort="c", sha256="j"
     )
-    return JudgeFilter(Eye(), header, JudgeFilterConfig(**{"min_area_px": 20} | settings))
+
+
+def judge(seen=("p0",), **settings):
+    return JudgeFilter(Eye(), header(seen), JudgeFilterConfig(**{"min_area_px": 20} | settings))
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +155,6 @@ def test_a_verdict_does_not_depend_on_the_other_images(cohort, tmp_path):
 
 
 def test_a_judge_of_another_size_is_refused(cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr(instance_predictions, "load_judge", lambda _: (Eye(), judge()._header))
+    monkeypatch.setattr(judge_module, "load_judge", lambda _: (Eye(), header()))
     with pytest.raises(MismatchError, match=r"the judge learnt from 32 px .* the images are of 64 px"):
         JudgeFilter.load(tmp_path, cohort, JudgeFilterConfig(), size_px=64)

@@ -43,6 +43,7 @@ REMOVED_SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
         "tumour_share": (0.36,),
         **dict.fromkeys(("artefact_rate", "mimic_rate", "blur", "haze", "noise"), (1.0,)),
     },
+    "JudgeConfig": {"instance_weight": (1.0,), "weight_decay": (0.01,)},
     "SegmenterConfig": {"betas": ([0.9, 0.999],), "require_weights": (False, True)},
 }
 """Settings that earlier versions saved and that are constants now: by configuration, with the values that mean the

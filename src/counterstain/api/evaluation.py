@@ -12,7 +12,7 @@ from counterstain.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from counterstain.audit.adherence import Audit
+    from counterstain.audit.findings import Audit
     from counterstain.data.cohort import Cohort
     from counterstain.data.patch_set import PatchSet
     from counterstain.segmentation.predict import Prediction
@@ -261,8 +261,8 @@ def audit(
     seed : int
         Of the real patches.
     """
-    from counterstain.audit.adherence import AuditConfig
     from counterstain.audit.audit import audit_identity, audit_sets, require_auditable, write_audit
+    from counterstain.audit.findings import AuditConfig
     from counterstain.config import build
     from counterstain.data.patch_set import PatchSet
     from counterstain.progress import bar

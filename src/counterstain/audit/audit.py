@@ -1,4 +1,4 @@
-"""Audit of synthetic sets: fidelity, adherence to the subtypes asked for, and copies, as tables and pictures."""
+"""Audit synthetic sets of a cohort beside real patches, and write the findings as tables and pictures."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from counterstain.audit.adherence import (
+from counterstain.audit.copies import CopyCheck, CopySearch, Match
+from counterstain.audit.findings import (
     FEWEST_PATCHES,
     HALVES,
     HELD_OUT,
     REFERENCES,
     Audit,
     AuditConfig,
+    Evaluator,
     Findings,
-    Ruler,
-    kept_subtypes,
 )
-from counterstain.audit.copies import CopyCheck, CopySearch, Match
 from counterstain.audit.judge import load_judge
 from counterstain.checkpoints import CheckpointHeader, read_header, require_taxonomy
 from counterstain.data.cohort import Cohort
@@ -34,65 +33,15 @@ from counterstain.errors import InputError, MismatchError
 from counterstain.generators.methods import METHODS
 from counterstain.seeding import derive, numpy_generator
 from counterstain.storage import replacing, sha256_of, write_csv, write_json
+from counterstain.taxonomy import IGNORE
 
+MOST_DRAWN = 50  # patches drawn for each one wanted, before half of the patients count as almost without tissue
+PAIRS, EXAMPLES = 12, 12
 SHOWN_PX = 128  # smaller patches are enlarged, by a whole number, to about this
 GAP_PX = 4
 FONT_PX = 13
 LINE_PX = 17
 INK, FRAME = (26, 26, 26), (200, 200, 200)
-
-
-def sheet(rows: Mapping[str, Sequence[np.ndarray]], captions: Sequence[str] = ()) -> Image.Image:
-    """Lay rows of patches out below each other.
-
-    Parameters
-    ----------
-    rows : mapping
-        Name -> patches, (H, W, 3) uint8, all of one size; a row of patches for each name.
-    captions : sequence of str, optional
-        What stands above each column, in lines that are cut off at its width.
-
-    Returns
-    -------
-    Image
-        RGB. Patches are copied pixel by pixel; those below 128 px are enlarged by a whole number.
-    """
-    font = ImageFont.load_default(FONT_PX)
-    height, width = next(iter(rows.values()))[0].shape[:2]
-    factor = max(1, round(SHOWN_PX / max(height, width)))
-    step_y, step_x = height * factor + GAP_PX, width * factor + GAP_PX
-    left = round(max(font.getlength(name) for name in rows)) + 2 * GAP_PX
-    top = LINE_PX * max((caption.count("\n") + 1 for caption in captions), default=0) + GAP_PX
-    columns = max(len(patches) for patches in rows.values())
-    canvas = Image.new("RGB", (left + columns * step_x, top + len(rows) * step_y), "white")
-    draw = ImageDraw.Draw(canvas)
-    for column, caption in enumerate(captions):
-        for number, line in enumerate(caption.split("\n")):
-            place = (left + column * step_x, number * LINE_PX + GAP_PX // 2)
-            draw.text(place, _cut(line, width * factor, font), fill=INK, font=font)
-    for row, (name, patches) in enumerate(rows.items()):
-        y = top + row * step_y
-        draw.text((GAP_PX, y + (step_y - GAP_PX) // 2), name, fill=INK, font=font, anchor="lm")
-        for column, patch in enumerate(patches):
-            large = patch.repeat(factor, 0).repeat(factor, 1)
-            x = left + column * step_x
-            draw.rectangle((x - 1, y - 1, x + step_x - GAP_PX, y + step_y - GAP_PX), outline=FRAME)
-            canvas.paste(Image.fromarray(large), (x, y))
-    return canvas
-
-
-def _cut(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Return as much of a text as a width in pixels holds."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text}…"
-
-
-# Real patches that synthetic ones are compared with, cut as masks for synthetic ones are cut by default.
-
-MOST_DRAWN = 50  # patches drawn for each one wanted, before a half counts as not to be had
 
 
 @dataclass(frozen=True)
@@ -194,12 +143,6 @@ def _require_cohort(what: str, fingerprint: str, cohort: Cohort) -> None:
         )
 
 
-# Two rows of real patches stand beside the sets. Two halves of the training patients say how far real tissue of other
-# patients is from real tissue: below that no difference means anything. The held-out patches are other patients as
-# well, whose instances keep their subtypes; the masks of a set are of training patients, relabelled. So they are
-# landmarks, not bounds: a perfect generator may be nearer to the training patches.
-
-
 def audit_sets(
     sets: Mapping[str, PatchSet],
     cohort: Cohort,
@@ -207,14 +150,16 @@ def audit_sets(
     config: AuditConfig,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Audit:
-    """Audit synthetic sets of one cohort side by side.
+    """Audit synthetic sets, given by name, side by side.
+
+    They are compared with the training part of the cohort that their masks come from. Two rows of real patches stand
+    beside them. Two halves of the training patients say how far real tissue of other patients is from real tissue: no
+    smaller difference means anything. The held-out patches are of other patients too, but their instances keep their
+    subtypes, while the masks of a set are of training patients, relabelled. So they are landmarks, not bounds: a
+    perfect generator may be nearer to the training patches.
 
     Parameters
     ----------
-    sets : mapping
-        Name -> set.
-    cohort : Cohort
-        Where the sets' masks come from; its training part is what they are compared with.
     judge_folder : Path
         Checkpoint of a judge that was trained on this cohort.
     advance : callable
@@ -232,23 +177,29 @@ def audit_sets(
     size_px = require_auditable(sets, cohort, judge_folder).size_px
     count = min([config.patches, *(len(patch_set) for patch_set in sets.values())])
     judge, _ = load_judge(judge_folder, config.device)
-    ruler = Ruler(judge, cohort.taxonomy, config)
+    evaluator = Evaluator(judge, cohort.taxonomy, config)
     halves = training_halves(cohort, size_px, count, config.seed)
-    findings = [ruler.measure(HALVES, halves[1], ruler.reference(halves[0]))]
+    findings = [evaluator.measure(HALVES, halves[1], evaluator.reference(halves[0]))]
     advance(1)
-    training = ruler.reference(real_patches(cohort, "train", size_px, count, config.seed))
+    training = evaluator.reference(real_patches(cohort, "train", size_px, count, config.seed))
     held_out = real_patches(cohort, "val", size_px, count, config.seed)
     check = CopyCheck(CopySearch(cohort, size_px), held_out, config.copies)
-    findings.append(ruler.measure(HELD_OUT, held_out, training, copies=check.look(held_out)))
+    findings.append(evaluator.measure(HELD_OUT, held_out, training, copies=check.look(held_out)))
     advance(1)
     for name, patch_set in sets.items():
-        patches, kept = Chosen(patch_set, range(count)), kept_subtypes(patch_set)
+        patches, kept = Chosen(patch_set, range(count)), _kept_subtypes(patch_set)
         method = METHODS.get(patch_set.header.method)
         drawn = kept if method is not None and method.inpaints else None
         copies = check.look(patches, drawn, own_tissue="counterstain" not in patch_set.header.settings)
-        findings.append(ruler.measure(name, patches, training, kept=kept, copies=copies))
+        findings.append(evaluator.measure(name, patches, training, kept=kept, copies=copies))
         advance(1)
     return Audit(findings=tuple(findings), training_patches=training.patches, search=check.search)
+
+
+def _kept_subtypes(patch_set: PatchSet) -> frozenset[int]:
+    """Return the subtypes, 255 among them, whose instances relabelling left alone; inpainting does not draw these."""
+    names = patch_set.header.settings["synthesis"]["relabel"]["keep"]
+    return frozenset({IGNORE, *(patch_set.header.taxonomy.id_of(name) for name in names)})
 
 
 def audit_identity(
@@ -267,16 +218,11 @@ def audit_identity(
     }
 
 
-# An audit on disk: tables, and pictures of what the figures are about.
-
-PAIRS, EXAMPLES = 12, 12
-
-
 def write_audit(audit: Audit, sets: dict[str, PatchSet], config: AuditConfig, out: Path) -> None:
     """Write ``audit.csv`` (a row per kind of images), ``confusion.csv``, ``nearest.csv``, ``copies.csv``,
     ``audit.json`` (settings and sets), and for each set ``SET-nearest.png`` (drawn images above the sampled training
-    patches nearest to them), ``SET-copies.png`` (above the training tissue that is likest) and ``SET-examples.png``
-    (below the subtypes that were asked for).
+    patches nearest to them), ``SET-copies.png`` (above the training tissue that they resemble most) and
+    ``SET-examples.png`` (below the subtypes that were asked for).
     """
     write_csv(out / "audit.csv", audit.table())
     write_csv(out / "confusion.csv", pd.concat([_confusion_rows(f) for f in audit.findings], ignore_index=True))
@@ -286,14 +232,16 @@ def write_audit(audit: Audit, sets: dict[str, PatchSet], config: AuditConfig, ou
     write_json(out / "audit.json", {"settings": config.model_dump(mode="json"), "sets": headers})
     for findings in audit.findings:
         if findings.name not in REFERENCES:
-            _write_image(out / f"{findings.name}-nearest.png", _nearest(findings, sets[findings.name], audit))
+            patch_set = sets[findings.name]
+            pictures = {"nearest": _nearest(findings, patch_set, audit), "examples": _examples(patch_set)}
             if len(findings.copies.table):
-                _write_image(out / f"{findings.name}-copies.png", _likest(findings, sets[findings.name], audit))
-            _write_image(out / f"{findings.name}-examples.png", _examples(sets[findings.name]))
+                pictures["copies"] = _most_similar(findings, patch_set, audit)
+            for name, picture in pictures.items():
+                with replacing(out / f"{findings.name}-{name}.png") as partial:
+                    picture.save(partial, format="PNG")
 
 
 def _joined(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Put tables of the same columns below each other, with the kind of images as their last column."""
     named = [table.assign(images=name) for name, table in tables.items()]
     return pd.concat([table for table in named if len(table)] or named[:1], ignore_index=True)
 
@@ -304,7 +252,6 @@ def _confusion_rows(findings: Findings) -> pd.DataFrame:
 
 
 def _nearest(findings: Findings, patch_set: PatchSet, audit: Audit) -> Image.Image:
-    """Draw images above the training patches that are nearest to them; captions are distances."""
     rows = findings.nearest.head(PAIRS)
     drawn = [patch_set[int(i)].image for i in rows["image"]]
     real = [audit.training_patches[int(i)].image for i in rows["training_patch"]]
@@ -312,17 +259,15 @@ def _nearest(findings: Findings, patch_set: PatchSet, audit: Audit) -> Image.Ima
     return sheet({"drawn": drawn, "nearest training patch": real}, captions)
 
 
-def _likest(findings: Findings, patch_set: PatchSet, audit: Audit) -> Image.Image:
-    """Draw images above the training tissue that they resemble most; captions are correlations and regions."""
+def _most_similar(findings: Findings, patch_set: PatchSet, audit: Audit) -> Image.Image:
     rows = findings.copies.table.head(PAIRS).to_dict("records")
     matches = [Match(**{name: row[name] for name in Match.__dataclass_fields__}) for row in rows]
     drawn = [patch_set[int(row["image"])].image for row in rows]
     captions = [f"{match.similarity:.2f}\n{audit.search.name_of(match)}" for match in matches]
-    return sheet({"drawn": drawn, "likest training tissue": [audit.search.crop(m) for m in matches]}, captions)
+    return sheet({"drawn": drawn, "most similar training tissue": [audit.search.crop(m) for m in matches]}, captions)
 
 
 def _examples(patch_set: PatchSet) -> Image.Image:
-    """Draw the first images below what was asked for."""
     patches = [patch_set[i] for i in range(min(EXAMPLES, len(patch_set)))]
     taxonomy = patch_set.header.taxonomy
     labels = [taxonomy.palette[patch.label_mask] for patch in patches]
@@ -330,6 +275,49 @@ def _examples(patch_set: PatchSet) -> Image.Image:
     return sheet({"asked": labels, "drawn": [patch.image for patch in patches]}, captions)
 
 
-def _write_image(path: Path, picture: Image.Image) -> None:
-    with replacing(path) as partial:
-        picture.save(partial, format="PNG")
+def sheet(rows: Mapping[str, Sequence[np.ndarray]], captions: Sequence[str] = ()) -> Image.Image:
+    """Lay rows of patches out below each other.
+
+    Parameters
+    ----------
+    rows : mapping
+        Name -> patches, (H, W, 3) uint8, all of one size; a row of patches for each name.
+    captions : sequence of str, optional
+        What stands above each column, in lines that are cut off at its width.
+
+    Returns
+    -------
+    Image
+        RGB. Patches are copied pixel by pixel; those below 128 px are enlarged by a whole number.
+    """
+    font = ImageFont.load_default(FONT_PX)
+    height, width = next(iter(rows.values()))[0].shape[:2]
+    factor = max(1, round(SHOWN_PX / max(height, width)))
+    step_y, step_x = height * factor + GAP_PX, width * factor + GAP_PX
+    left = round(max(font.getlength(name) for name in rows)) + 2 * GAP_PX
+    top = LINE_PX * max((caption.count("\n") + 1 for caption in captions), default=0) + GAP_PX
+    columns = max(len(patches) for patches in rows.values())
+    canvas = Image.new("RGB", (left + columns * step_x, top + len(rows) * step_y), "white")
+    draw = ImageDraw.Draw(canvas)
+    for column, caption in enumerate(captions):
+        for number, line in enumerate(caption.split("\n")):
+            place = (left + column * step_x, number * LINE_PX + GAP_PX // 2)
+            draw.text(place, _cut(line, width * factor, font), fill=INK, font=font)
+    for row, (name, patches) in enumerate(rows.items()):
+        y = top + row * step_y
+        draw.text((GAP_PX, y + (step_y - GAP_PX) // 2), name, fill=INK, font=font, anchor="lm")
+        for column, patch in enumerate(patches):
+            large = patch.repeat(factor, 0).repeat(factor, 1)
+            x = left + column * step_x
+            draw.rectangle((x - 1, y - 1, x + step_x - GAP_PX, y + step_y - GAP_PX), outline=FRAME)
+            canvas.paste(Image.fromarray(large), (x, y))
+    return canvas
+
+
+def _cut(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Return as much of a text as a width in pixels holds."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"

@@ -1,8 +1,8 @@
 """Search all training tissue for the place that a drawn image resembles most, pixel by pixel.
 
-A copy may come from anywhere in a region, and turned or mirrored, for so are patches cut for training. A sample of
-training patches therefore misses nearly all copies; this search goes over every position. It compares images shrunk
-to few pixels first and the best places at full size after.
+A copy may come from anywhere in a region, and be turned or mirrored, as patches cut for training are. A sample of
+training patches would miss nearly all copies; this search covers every position. It first compares images shrunk to
+few pixels, then the best places at full size.
 
 Shapes: H, W = rows and columns of a region, h, w = those of a template, n = regions of one size.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ COARSE_PX = 16  # edge of a patch in the first search
 CANDIDATES = 24  # places that are compared at full size
 APART_PX = 4  # shrunk pixels: places that are nearer to each other may count as one
 FLAT = 2.0  # grey levels: what varies less counts as empty, not as alike
-COPY_QUANTILE = 0.99  # of the held-out patches are less like training tissue than what counts as a copy
+COPY_QUANTILE = 0.99  # of the held-out patches resemble training tissue less than what counts as a copy
 LEAST_SHARE = 0.1  # of a patch's pixels: fewer are alike by chance
 
 Turn = tuple[bool, int]
@@ -47,46 +47,34 @@ class Match:
     """How the tissue was mirrored and turned, as in :class:`~counterstain.data.patches.Source`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
+class _Place(NamedTuple):
     similarity: float
     region: int
-    y: int
+    y: int  # in shrunk pixels
     x: int
     how: Turn
 
 
 class CopySearch:
-    """The training part of a cohort, ready to be searched.
-
-    Parameters
-    ----------
-    cohort : Cohort
-    size_px : int
-        Edge of the patches that will be searched for.
-    """
+    """The training part of a cohort, ready to be searched for patches of ``size_px``."""
 
     def __init__(self, cohort: Cohort, size_px: int) -> None:
         self._cohort, self._size_px = cohort, size_px
         self._shrink = max(1, size_px // COARSE_PX)
         self._names = {str(name): position for position, name in enumerate(cohort.regions["region"])}
-        by_shape: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
+        by_shape: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
         for position in cohort.part("train").tolist():
             coarse = _shrunk(_grey(cohort.read(position)[0]), self._shrink)
-            by_shape.setdefault(coarse.shape, []).append((position, coarse))
-        self._stacks = [
-            ([position for position, _ in members], _Stack(np.stack([coarse for _, coarse in members])))
-            for members in by_shape.values()
-        ]
+            by_shape.setdefault(coarse.shape, {})[position] = coarse
+        self._stacks = [(list(regions), _Stack(np.stack(list(regions.values())))) for regions in by_shape.values()]
 
     def best(
         self, image: np.ndarray, mask: np.ndarray | None = None, *, apart_from: Source | None = None
     ) -> Match | None:
-        """Find the place that an image resembles most.
+        """Find the place that an image, (size_px, size_px, 3) uint8, resembles most.
 
         Parameters
         ----------
-        image : (size_px, size_px, 3) uint8 array
         mask : (size_px, size_px) bool array, optional
             Pixels that are compared; all where not given.
         apart_from : Source, optional
@@ -114,7 +102,7 @@ class CopySearch:
         return str(self._cohort.regions["region"].iloc[match.region])
 
     def _places(self, grey: np.ndarray, inside: np.ndarray, apart_from: Source | None) -> Iterator[_Place]:
-        """Yield the likest places for every way to turn the image, in shrunk pixels."""
+        """Yield the most similar places for every way to turn the image."""
         for how in TURNS:
             weights = _turned(inside, how)
             share = _shrunk(weights, self._shrink)
@@ -124,10 +112,10 @@ class CopySearch:
                 if apart_from is not None and self._names[apart_from.region] in positions:
                     self._leave_out(scores[positions.index(self._names[apart_from.region])], apart_from)
                 for similarity, member, y, x in _peaks(scores):
-                    yield _Place(similarity=similarity, region=positions[member], y=y, x=x, how=how)
+                    yield _Place(similarity, positions[member], y, x, how)
 
     def _leave_out(self, scores: np.ndarray, source: Source) -> None:
-        """Strike the windows that overlap a patch out of a region's scores."""
+        """Exclude the windows that overlap a patch from a region's scores."""
         reach = -(-self._size_px // self._shrink)
         y, x = source.y_px // self._shrink, source.x_px // self._shrink
         scores[max(0, y - reach + 1) : y + reach, max(0, x - reach + 1) : x + reach] = -np.inf
@@ -141,14 +129,9 @@ class CopySearch:
         stack = _Stack(_grey(image[y0 : y0 + size + 2 * shrink, x0 : x0 + size + 2 * shrink])[None])
         scores = stack.correlation(_turned(grey, place.how), _turned(inside, place.how))[0]
         y, x = divmod(int(scores.argmax()), scores.shape[1])
-        return Match(
-            similarity=float(scores[y, x]),
-            region=place.region,
-            y_px=y0 + y,
-            x_px=x0 + x,
-            flipped=place.how[0],
-            quarter_turns=place.how[1],
-        )
+        flipped, turns = place.how
+        found = {"region": place.region, "y_px": y0 + y, "x_px": x0 + x, "flipped": flipped, "quarter_turns": turns}
+        return Match(similarity=float(scores[y, x]), **found)
 
 
 class _Stack:
@@ -175,93 +158,6 @@ class _Stack:
         return np.asarray(fft.irfft2(product, self.shape)[:, :rows, :columns])
 
 
-def copy_table(
-    search: CopySearch, patches: Sequence[Patch], kept: Collection[int] | None = None, *, own_tissue: bool = True
-) -> pd.DataFrame:
-    """Search for every patch of a sequence.
-
-    Parameters
-    ----------
-    search : CopySearch
-    patches : sequence of Patch
-    kept : collection of int, optional
-        Subtypes that inpainting does not draw. Where given, the pixels of all other instances alone are compared: the
-        rest of an inpainted image is a copy, as it should be.
-    own_tissue : bool
-        Whether an image is also compared with the patch that its mask is from.
-
-    Returns
-    -------
-    DataFrame
-        A row per patch that could be compared, the likest first: image (number), similarity, region (position), y_px,
-        x_px, flipped, quarter_turns.
-    """
-    rows = []
-    for number, patch in enumerate(patches):
-        compared = None if kept is None else redrawn_pixels(patch.instances, patch.subtypes, kept)
-        match = search.best(patch.image, compared, apart_from=None if own_tissue else patch.source)
-        if match is not None:
-            rows.append({"image": number} | asdict(match))
-    return _table(rows).sort_values("similarity", ascending=False, ignore_index=True)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CopiesFound:
-    """How like images are to training tissue at its likest place."""
-
-    share: float
-    """Share of the images that are liker, pixel by pixel, than 99 % of the held-out ones are. Of inpainted images what
-    was drawn is compared, of the held-out ones then the instances. NaN where nothing was searched for."""
-    table: pd.DataFrame
-    """See :func:`copy_table`."""
-
-    @classmethod
-    def none(cls) -> Self:
-        """Return the record of no search."""
-        return cls(share=float("nan"), table=_table([]))
-
-
-class CopyCheck:
-    """A search that knows how like held-out tissue is.
-
-    Parameters
-    ----------
-    search : CopySearch
-    held_out : sequence of Patch
-        Real patches of other patients.
-    most : int
-        Patches that are searched for of each kind.
-    """
-
-    def __init__(self, search: CopySearch, held_out: Sequence[Patch], most: int) -> None:
-        self.search, self._held_out, self._most = search, held_out, most
-        self._limits: dict[frozenset[int] | None, float] = {}
-
-    def look(
-        self, patches: Sequence[Patch], kept: frozenset[int] | None = None, *, own_tissue: bool = True
-    ) -> CopiesFound:
-        """Search for patches, or, where ``kept`` is given, for what inpainting drew of them; see :func:`copy_table`."""
-        if kept not in self._limits:
-            self._limits[kept] = copy_limit(self._found(self._held_out, kept))
-        table = self._found(patches, kept, own_tissue=own_tissue)
-        compared = len(table) and np.isfinite(self._limits[kept])
-        share = float((table["similarity"] > self._limits[kept]).mean()) if compared else float("nan")
-        return CopiesFound(share=share, table=table)
-
-    def _found(self, patches: Sequence[Patch], kept: frozenset[int] | None, *, own_tissue: bool = True) -> pd.DataFrame:
-        compared = [patches[i] for i in range(min(self._most, len(patches)))]
-        return copy_table(self.search, compared, kept, own_tissue=own_tissue)
-
-
-def copy_limit(held_out: pd.DataFrame) -> float:
-    """Return the similarity that 1 % of the held-out patches exceed; NaN where none could be compared."""
-    return float(held_out["similarity"].quantile(COPY_QUANTILE))
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["image", *Match.__dataclass_fields__])
-
-
 def _peaks(scores: np.ndarray) -> Iterator[tuple[float, int, int, int]]:
     """Yield the highest of (n, H, W) scores, one of each small square at most: score, number, row and column."""
     count, height, width = scores.shape
@@ -285,7 +181,86 @@ def _turned(array: np.ndarray, how: Turn) -> np.ndarray:
 
 
 def _shrunk(values: np.ndarray, factor: int) -> np.ndarray:
-    """Average (H, W) over squares of ``factor`` pixels; what is left over at the far edges is cut off."""
+    """Average (H, W) over squares of ``factor`` pixels; the remainder at the far edges is cut off."""
     height, width = (length // factor for length in values.shape)
     whole = values[: height * factor, : width * factor]
     return np.asarray(whole.reshape(height, factor, width, factor).mean((1, 3)))
+
+
+def copy_table(
+    search: CopySearch, patches: Sequence[Patch], kept: Collection[int] | None = None, *, own_tissue: bool = True
+) -> pd.DataFrame:
+    """Search for every patch of a sequence.
+
+    Parameters
+    ----------
+    kept : collection of int, optional
+        Subtypes that inpainting does not draw. Where given, only the pixels of all other instances are compared: the
+        rest of an inpainted image is a copy, as it should be.
+    own_tissue : bool
+        Whether an image is also compared with the patch that its mask is from.
+
+    Returns
+    -------
+    DataFrame
+        A row per patch that could be compared, the most similar first: image (number), similarity, region (position),
+        y_px, x_px, flipped, quarter_turns.
+    """
+    rows = []
+    for number, patch in enumerate(patches):
+        compared = None if kept is None else redrawn_pixels(patch.instances, patch.subtypes, kept)
+        match = search.best(patch.image, compared, apart_from=None if own_tissue else patch.source)
+        if match is not None:
+            rows.append({"image": number} | asdict(match))
+    return _table(rows).sort_values("similarity", ascending=False, ignore_index=True)
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["image", *Match.__dataclass_fields__])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopiesFound:
+    """How similar images are to the training tissue that they resemble most."""
+
+    share: float
+    """Share of the images that are more similar, pixel by pixel, than 99 % of the held-out ones. Of inpainted images
+    what was drawn is compared, of the held-out ones then the instances. NaN where nothing was searched for."""
+    table: pd.DataFrame
+    """See :func:`copy_table`."""
+
+    @classmethod
+    def none(cls) -> Self:
+        """Return the record of no search."""
+        return cls(share=float("nan"), table=_table([]))
+
+
+class CopyCheck:
+    """A search that knows how similar held-out tissue is.
+
+    Parameters
+    ----------
+    held_out : sequence of Patch
+        Real patches of other patients.
+    most : int
+        Patches of each kind that are searched for.
+    """
+
+    def __init__(self, search: CopySearch, held_out: Sequence[Patch], most: int) -> None:
+        self.search, self._held_out, self._most = search, held_out, most
+        self._limits: dict[frozenset[int] | None, float] = {}
+
+    def look(
+        self, patches: Sequence[Patch], kept: frozenset[int] | None = None, *, own_tissue: bool = True
+    ) -> CopiesFound:
+        """Search for patches, or, where ``kept`` is given, for what inpainting drew of them; see :func:`copy_table`."""
+        if kept not in self._limits:
+            of_held_out = copy_table(self.search, self._first(self._held_out), kept)
+            self._limits[kept] = float(of_held_out["similarity"].quantile(COPY_QUANTILE))  # NaN where none is compared
+        table = copy_table(self.search, self._first(patches), kept, own_tissue=own_tissue)
+        compared = len(table) and np.isfinite(self._limits[kept])
+        share = float((table["similarity"] > self._limits[kept]).mean()) if compared else float("nan")
+        return CopiesFound(share=share, table=table)
+
+    def _first(self, patches: Sequence[Patch]) -> list[Patch]:
+        return [patches[i] for i in range(min(self._most, len(patches)))]

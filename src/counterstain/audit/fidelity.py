@@ -23,28 +23,16 @@ from counterstain.checkpoints import read_state
 from counterstain.data.patches import Patch
 from counterstain.errors import ConfigError, InputError
 
+JUDGE, TIMM = "judge", "timm:"
+NEIGHBOURS = 5
+FEWEST_PATIENTS = 6  # with fewer the interval is taken over regions, and only holds for these patients
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Coverage:
-    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020)."""
-
-    precision: float
-    """Share of drawn images inside the neighbourhood of a real one."""
-    recall: float
-    """Share of real images inside the neighbourhood of a drawn one."""
-    density: float
-    """Real neighbourhoods that hold a drawn image, on average, divided by k; not bounded by 1."""
-    coverage: float
-    """Share of real images whose neighbourhood holds a drawn one."""
+Features = Callable[[Sequence[Patch]], np.ndarray]
+Distance = Callable[[np.ndarray, np.ndarray], float]
 
 
 def frechet_distance(real: np.ndarray, drawn: np.ndarray) -> float:
-    """Squared Fréchet distance of the normal distributions with the samples' means and covariances.
-
-    Parameters
-    ----------
-    real : (n, d) array
-    drawn : (m, d) array
+    """Squared Fréchet distance of the normal distributions with the means and covariances of (n, d) and (m, d) samples.
 
     Notes
     -----
@@ -76,19 +64,32 @@ def kernel_distance(real: np.ndarray, drawn: np.ndarray) -> float:
     return float(within - 2 * kernel(real, drawn).mean())
 
 
-def coverage(real: np.ndarray, drawn: np.ndarray, neighbours: int = 5) -> Coverage:
-    """Measure how drawn and real images lie in each other's neighbourhoods.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020)."""
 
-    Parameters
-    ----------
-    neighbours : int
-        k: a neighbourhood reaches to the k-th nearest image of the same kind.
+    precision: float
+    """Share of drawn images inside the neighbourhood of a real one."""
+    recall: float
+    """Share of real images inside the neighbourhood of a drawn one."""
+    density: float
+    """Real neighbourhoods that hold a drawn image, on average, divided by k; not bounded by 1."""
+    coverage: float
+    """Share of real images whose neighbourhood holds a drawn one."""
+
+
+def coverage(real: np.ndarray, drawn: np.ndarray, neighbours: int = NEIGHBOURS) -> Coverage:
+    """Measure how drawn and real images, (m, d) and (n, d), lie in each other's neighbourhoods.
+
+    A neighbourhood reaches to the k-th nearest image of the same kind; ``neighbours`` is k.
     """
     _check(real, drawn)
     if min(len(real), len(drawn)) <= neighbours:
         raise InputError(f"{min(len(real), len(drawn))} images: more than {neighbours} of each kind are needed")
     between = cdist(real, drawn)
-    reach_real, reach_drawn = _reach(real, neighbours), _reach(drawn, neighbours)
+    reach_real, reach_drawn = (
+        np.partition(cdist(features, features), neighbours, axis=1)[:, neighbours] for features in (real, drawn)
+    )
     inside_real = between <= reach_real[:, None]
     return Coverage(
         precision=float(inside_real.any(0).mean()),
@@ -103,11 +104,6 @@ def nearest(queries: np.ndarray, pool: np.ndarray) -> tuple[np.ndarray, np.ndarr
     distances = cdist(queries, pool)
     found = distances.argmin(1)
     return distances[np.arange(len(queries)), found], found
-
-
-def _reach(features: np.ndarray, neighbours: int) -> np.ndarray:
-    """Return the distance of each image, (n,), to its k-th nearest fellow."""
-    return np.asarray(np.partition(cdist(features, features), neighbours, axis=1)[:, neighbours])
 
 
 def _nuclear_norm(x: np.ndarray, y: np.ndarray) -> float:
@@ -126,10 +122,7 @@ def _check(real: np.ndarray, drawn: np.ndarray) -> None:
         raise InputError("at least two images of each kind are needed")
 
 
-# The features in which drawn and real images are compared: the judge's, or those of a network from a local file.
-
-JUDGE, TIMM = "judge", "timm:"
-Features = Callable[[Sequence[Patch]], np.ndarray]
+# Features: the judge's, or those of a network from a local file.
 
 
 def features_of(name: str, weights: Path | None, judge: Judge, batch_size: int) -> Features:
@@ -153,8 +146,7 @@ def features_of(name: str, weights: Path | None, judge: Judge, batch_size: int) 
         if weights is not None:
             raise ConfigError(f"weights {weights}: the judge's features need no file; give features timm:NAME as well")
         return lambda patches: describe(judge, patches, batch_size)
-    network = _load(name, weights).to(judge.device)
-    prepare = _Preparation(network)
+    network, prepare = _loaded(name, weights, judge.device)
 
     @torch.no_grad()
     def describe_by_network(patches: Sequence[Patch]) -> np.ndarray:
@@ -164,7 +156,8 @@ def features_of(name: str, weights: Path | None, judge: Judge, batch_size: int) 
     return describe_by_network
 
 
-def _load(name: str, weights: Path | None) -> nn.Module:
+def _loaded(name: str, weights: Path | None, device: torch.device) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """Return a network of timm without its classifier, and what brings images to the form that it was trained on."""
     if not name.startswith(TIMM):
         raise ConfigError(f"features {name}: expected judge or timm:NAME, for example timm:resnet50")
     model = name.removeprefix(TIMM)
@@ -180,38 +173,23 @@ def _load(name: str, weights: Path | None) -> nn.Module:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"{weights}: does not fit {model} ({' '.join(str(error).split())[:200]})") from error
-    evaluated: nn.Module = network.eval().requires_grad_(requires_grad=False)
-    return evaluated
-
-
-def _data_config(network: nn.Module) -> dict[str, Any]:
-    """Return what timm knows of the images that a network was trained on."""
     timm_data: Any = timm.data
-    settings: dict[str, Any] = timm_data.resolve_model_data_config(network)
-    return settings
+    settings = timm_data.resolve_model_data_config(network)
+    mean, sd = (torch.tensor(settings[key], device=device)[:, None, None] for key in ("mean", "std"))
 
-
-class _Preparation:
-    """Bring images (B, H, W, 3) uint8 to the size and colours that a network was trained on, (B, 3, h, w) float."""
-
-    def __init__(self, network: nn.Module) -> None:
-        settings = _data_config(network)
-        self._size = tuple(settings["input_size"][1:])
-        self._mean, self._sd = (torch.tensor(settings[key])[:, None, None] for key in ("mean", "std"))
-
-    def __call__(self, images: Tensor) -> Tensor:
+    def prepare(images: Tensor) -> Tensor:
+        """Images (B, H, W, 3) uint8 -> (B, 3, h, w) float."""
         pixels = images.permute(0, 3, 1, 2).float() / 255
-        sized = functional.interpolate(pixels, self._size, mode="bicubic", antialias=True).clamp(0, 1)
-        return (sized - self._mean.to(sized)) / self._sd.to(sized)
+        size = tuple(settings["input_size"][1:])
+        return (functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1) - mean) / sd
+
+    return network.eval().requires_grad_(requires_grad=False).to(device), prepare
 
 
 # Intervals around distances between clouds of images, over the patients that the images come from.
 #
 # Patches of one patient are alike, so patients, not patches, are what another study would draw anew. An interval is
 # made by leaving out one patient after the other (the jackknife for groups of unequal size, Busing et al. 1999).
-
-Distance = Callable[[np.ndarray, np.ndarray], float]
-FEWEST_PATIENTS = 6  # with fewer the interval is taken over regions, and only holds for these patients
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,13 +259,8 @@ def _variance(
     """Return the variance that comes from drawing these groups anew, and their number."""
     if len(groups) < 2:
         return float("nan"), len(groups)
-    shares = np.array([_share(group, real, drawn) for group in groups])
+    of_group = np.array([[(sample.groups == group).mean() for sample in (real, drawn)] for group in groups])
+    shares = np.array([row[row > 0].mean() for row in of_group])  # over the samples that a group is in
     left_out = np.array([distance(real.without(group), drawn.without(group)) for group in groups])
     pseudo = value / shares - (1 / shares - 1) * left_out
     return float(np.mean((pseudo - pseudo.mean()) ** 2 / (1 / shares - 1))), len(groups)
-
-
-def _share(group: str, real: Sample, drawn: Sample) -> float:
-    """Return the share of the images that a group has, averaged over the samples that it is in."""
-    shares = [float((sample.groups == group).mean()) for sample in (real, drawn)]
-    return float(np.mean([share for share in shares if share > 0]))

@@ -1,30 +1,38 @@
 """The judge: a network that learns from real training patches which subtype each pixel shows.
 
-It says what subtype a drawn instance looks like, and its inner activations are the features in which drawn and real
-images are compared; so nothing has to be downloaded, and the features know the cohort's own stain.
+It says what subtype a drawn instance looks like, as an audit or as a filter of drawn images asks. Its inner activations
+are the features in which drawn and real images are compared; so nothing has to be downloaded, and the features know
+the cohort's own stain.
 
-Shapes: B = batch, H, W = rows and columns in pixels, L = labels (background and subtypes), d = number of features.
+Shapes: B = batch, n = images, H, W = rows and columns in pixels, L = labels (background and subtypes), d = number of
+features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from counterstain.audit.judge_config import JudgeConfig
-from counterstain.checkpoints import CheckpointHeader, load_checkpoint
+from counterstain.audit.judge_config import JudgeConfig, JudgeFilterConfig
+from counterstain.checkpoints import CheckpointHeader, load_checkpoint, require_taxonomy
 from counterstain.config import build_stored
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
+from counterstain.data.relabel import redrawn_pixels
 from counterstain.data.sampling import PatchBatches
+from counterstain.data.split import check_no_leak
 from counterstain.devices import choose_device
+from counterstain.errors import MismatchError
+from counterstain.generators.interface import fixed_batches, on_device
+from counterstain.synthesis.synthesize import Verdict
 from counterstain.taxonomy import BACKGROUND, IGNORE
 from counterstain.training import Trainable, cosine, fit, fused_optimizers
 from counterstain.training_run import TrainingRun
@@ -33,27 +41,17 @@ Device = Literal["auto", "cpu", "cuda"]
 GREY_MEAN, GREY_SD = 0.5, 0.25
 BATCH = 32
 LEAST_AREA_PX = 32  # of an instance that the judge learns from as a whole
+WEIGHT_DECAY = 1e-2
 
 
 class Judge(Trainable):
-    """A U-Net with one output per label.
-
-    Parameters
-    ----------
-    config : JudgeConfig
-    num_labels : int
-        L.
-    """
+    """A U-Net with one output per label."""
 
     def __init__(self, config: JudgeConfig, num_labels: int) -> None:
         super().__init__()
         self.config, self.num_labels = config, num_labels
-        self.network = smp.Unet(
-            config.encoder,
-            encoder_weights=None,
-            decoder_channels=list(config.decoder_channels),
-            classes=num_labels,
-        )
+        channels = list(config.decoder_channels)
+        self.network = smp.Unet(config.encoder, encoder_weights=None, decoder_channels=channels, classes=num_labels)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, H, W, 3) uint8 -> logits (B, L, H, W)."""
@@ -67,23 +65,27 @@ class Judge(Trainable):
         return torch.cat([scale.mean((2, 3)) for scale in scales[-2:]], dim=1)
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Cross-entropy over all pixels that are not to be ignored, and over instances."""
+        """Cross-entropy over all pixels that are not to be ignored, and over instances.
+
+        The judge is asked for an instance's subtype, and the pixels that tell it, such as a duct's rim, may be few.
+        """
         logits, labels = self(batch["images"]).float(), batch["labels"].long()
         of_pixels = functional.cross_entropy(logits, labels, ignore_index=IGNORE)
-        if not self.config.instance_weight:
-            return {"loss_pixels": of_pixels, "loss": of_pixels}
         of_instances = instance_loss(logits, labels, batch["instances"])
-        loss = of_pixels + self.config.instance_weight * of_instances
-        return {"loss_pixels": of_pixels, "loss_instances": of_instances, "loss": loss}
+        return {"loss_pixels": of_pixels, "loss_instances": of_instances, "loss": of_pixels + of_instances}
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """AdamW."""
-        config, fused = self.config, fused_optimizers(self.config.training)
-        return [torch.optim.AdamW(self.parameters(), config.lr, weight_decay=config.weight_decay, fused=fused)]
+        fused = fused_optimizers(self.config.training)
+        return [torch.optim.AdamW(self.parameters(), self.config.lr, weight_decay=WEIGHT_DECAY, fused=fused)]
 
     def learning_rate(self, step: int) -> float:
         """Rise along a line and fall along a cosine."""
         return cosine(step, self.config.training.steps) * min(1.0, (step + 1) / (self.config.warmup_steps + 1))
+
+
+def _normalised(images: Tensor) -> Tensor:
+    return ((images.float() / 255 - GREY_MEAN) / GREY_SD).permute(0, 3, 1, 2)
 
 
 def instance_loss(logits: Tensor, labels: Tensor, instances: Tensor) -> Tensor:
@@ -110,12 +112,7 @@ def instance_loss(logits: Tensor, labels: Tensor, instances: Tensor) -> Tensor:
 
 
 def train_judge(cohort: Cohort, config: JudgeConfig, out: Path, *, size_px: int, seed: int) -> Path:
-    """Train a judge on the training part of a cohort; a finished one is left as it is.
-
-    Returns
-    -------
-    Path
-        The checkpoint folder, ``out``.
+    """Train a judge on the training part of a cohort, in the folder ``out``; a finished one is left as it is.
 
     Raises
     ------
@@ -153,8 +150,135 @@ def image_batches(
     """Yield images (B, H, W, 3) uint8 on the device, with their patches."""
     for first in range(0, len(patches), batch_size):
         part = [patches[i] for i in range(first, min(first + batch_size, len(patches)))]
-        yield torch.from_numpy(np.stack([p.image for p in part])).to(device), part
+        yield on_device(np.stack([p.image for p in part]), device), part
 
 
-def _normalised(images: Tensor) -> Tensor:
-    return ((images.float() / 255 - GREY_MEAN) / GREY_SD).permute(0, 3, 1, 2)
+@torch.no_grad()
+def instance_probabilities(
+    judge: Judge,
+    patches: Sequence[Patch],
+    *,
+    kept: Collection[int] = (),
+    min_area_px: int = 1,
+    batch_size: int = BATCH,
+) -> pd.DataFrame:
+    """Say what the judge takes every instance for, and with what probability.
+
+    Parameters
+    ----------
+    judge : Judge
+        On the device that it is to run on, in evaluation mode.
+    kept : collection of int
+        Subtypes whose instances are left out, beside those to be ignored: what relabelling kept was not redrawn.
+    min_area_px : int
+        Smaller instances, or what a patch shows of one, are left out.
+
+    Returns
+    -------
+    DataFrame
+        A row per instance: image (number of the patch), instance, asked (subtype), area_px, seen (the likeliest
+        subtype), tissue (share of its pixels that look like any subtype rather than background), and
+        ``probability_1`` … for every subtype; these sum to 1.
+    """
+    rows: list[tuple[Any, ...]] = []
+    first = 0
+    for images, part in image_batches(patches, batch_size, judge.device):
+        for number, (patch, scores) in enumerate(zip(part, _log_probabilities(judge, images), strict=True), first):
+            redrawn = redrawn_pixels(patch.instances, patch.subtypes, kept)
+            for instance, inside in _instances(patch, redrawn, scores, min_area_px):
+                means = _mean_scores(inside)
+                shares = np.exp(means - means.max())
+                tissue = float((inside.argmax(0) > 0).mean())
+                asked, seen = patch.subtypes[instance], int(means.argmax()) + 1
+                rows.append((number, instance, asked, inside.shape[1], seen, tissue, *(shares / shares.sum()).tolist()))
+        first += len(part)
+    probabilities = [f"probability_{subtype}" for subtype in range(1, judge.num_labels)]
+    return pd.DataFrame(rows, columns=["image", "instance", "asked", "area_px", "seen", "tissue", *probabilities])
+
+
+def _log_probabilities(judge: Judge, images: Tensor) -> np.ndarray:
+    return np.asarray(torch.log_softmax(judge(images).float(), dim=1).cpu().numpy())
+
+
+def _instances(
+    patch: Patch, redrawn: np.ndarray, scores: np.ndarray, min_area_px: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield every instance to be judged among the redrawn pixels, (H, W) bool, with its pixels' scores (L, pixels)."""
+    drawn = np.where(redrawn, patch.instances, BACKGROUND)
+    for instance, area in zip(*np.unique(drawn[drawn != BACKGROUND], return_counts=True), strict=True):
+        if area >= min_area_px and patch.subtypes[int(instance)] != IGNORE:
+            yield int(instance), scores[:, drawn == instance]
+
+
+def _mean_scores(inside: np.ndarray) -> np.ndarray:
+    """Return the mean log-probability of every subtype, (L - 1,), for the scores (L, pixels) of one instance.
+
+    Its pixels see the same tissue, so the mean counts, as in training, not the sum as over independent witnesses.
+    """
+    return np.asarray(inside[1:].mean(1))
+
+
+class JudgeFilter:
+    """Keeps drawn images that a judge agrees with; an :class:`counterstain.synthesis.synthesize.ImageFilter`.
+
+    An image's verdict does not depend on the others: images are judged in batches of one fixed size.
+    """
+
+    def __init__(self, judge: Judge, header: CheckpointHeader, config: JudgeFilterConfig) -> None:
+        self._judge = judge.eval().to(choose_device())
+        self._header, self._config = header, config
+
+    @classmethod
+    def load(cls, folder: Path, cohort: Cohort, config: JudgeFilterConfig, *, size_px: int) -> JudgeFilter:
+        """Open a judge for the images of a cohort.
+
+        Raises
+        ------
+        MismatchError
+            The judge is of another taxonomy, size or resolution.
+        LeakageError
+            It saw a validation or test patient of the cohort.
+        """
+        judge, header = load_judge(folder)
+        require_taxonomy(folder, header, cohort.taxonomy)
+        if header.size_px != size_px or not cohort.is_at(header.mpp):
+            raise MismatchError(
+                f"{folder}: the judge learnt from {header.size_px} px at {header.mpp:g} um/px, the images are of "
+                f"{size_px} px at {cohort.mpp:g} um/px; train one that fits"
+            )
+        check_no_leak(header.patients_seen, cohort, f"the judge {folder}")
+        return cls(judge, header, config)
+
+    @property
+    def masks(self) -> int:
+        """How many masks are tried at most for one patch."""
+        return self._config.masks
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that its verdicts depend on."""
+        return {"judge": self._header.sha256} | self._config.model_dump(mode="json")
+
+    @property
+    def patients_seen(self) -> Sequence[str]:
+        """Patients that the judge learnt from."""
+        return self._header.patients_seen
+
+    @torch.no_grad()
+    def __call__(self, patches: Sequence[Patch], redraw: np.ndarray) -> list[Verdict]:
+        """Judge images with their asked subtypes; ``redraw`` (n, H, W) bool says which pixels were drawn anew."""
+
+        def scored(images: list[np.ndarray]) -> np.ndarray:
+            return _log_probabilities(self._judge, on_device(np.stack(images), self._judge.device))
+
+        scores = fixed_batches(scored, BATCH, [patch.image for patch in patches])
+        return [self._verdict(*judged) for judged in zip(patches, redraw, scores, strict=True)]
+
+    def _verdict(self, patch: Patch, redraw: np.ndarray, scores: np.ndarray) -> Verdict:
+        seen = {
+            instance: int(_mean_scores(inside).argmax()) + 1
+            for instance, inside in _instances(patch, redraw, scores, self._config.min_area_px)
+        }
+        instances = tuple((patch.subtypes[i], patch.subtypes[i] == subtype) for i, subtype in seen.items())
+        agreed = sum(looks_like_it for _, looks_like_it in instances)
+        return Verdict(kept=agreed >= self._config.agreement * len(instances), instances=instances)

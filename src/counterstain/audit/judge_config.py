@@ -1,4 +1,4 @@
-"""Settings of the judge, and of the filter that asks it."""
+"""Settings of the judge and of the filter that asks it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ class JudgeConfig(Config):
     """Steps, batch size, device."""
     sampling: SamplingConfig = SamplingConfig(background_share=0.1, stain_jitter=0.05)
     """Which real patches it learns from; subtypes are drawn equally often."""
-    instance_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the loss of whole instances beside that of pixels: the judge is asked for an instance's subtype, and
-    the pixels that tell it, such as a duct's rim, may be few."""
     encoder: str = "tu-resnet18"
     """Encoder, by its name in segmentation_models_pytorch; it starts without weights from elsewhere."""
     decoder_channels: Annotated[tuple[int, ...], Field(min_length=5, max_length=5)] = (128, 64, 48, 32, 16)
@@ -29,8 +26,6 @@ class JudgeConfig(Config):
     """Highest learning rate; it falls to 0 along a cosine."""
     warmup_steps: Annotated[int, Field(ge=0)] = 20
     """Steps over which the rate rises from 0."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    """AdamW's weight decay."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.99
     """Judge with an average of the weights; null = the last ones."""
 

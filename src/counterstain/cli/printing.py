@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from counterstain.api.studies import StudyPlan
-    from counterstain.audit.adherence import Audit
+    from counterstain.audit.findings import Audit
     from counterstain.data.cohort import Cohort
     from counterstain.data.patch_set import PatchSet
     from counterstain.segmentation.predict import Prediction

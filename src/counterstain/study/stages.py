@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from counterstain.audit.instance_predictions import JudgeFilter
+from counterstain.audit.judge import JudgeFilter
 from counterstain.audit.judge_config import JudgeFilterConfig
 from counterstain.checkpoints import HEADER_FILE, read_header
 from counterstain.config import ConfigT, build
