@@ -32,7 +32,6 @@ def test_the_scanned_area_lies_at_its_offset(slide_path: Path):
     with Slide.open(slide_path) as slide:
         assert slide.mpp_level0 == 0.25
         assert slide.bounds_level0_px == (1000, 520, 320, 256)
-        assert slide.downsamples == (1, 2, 4)
         assert np.array_equal(slide.read(1016, 536, 16, 16, mpp=0.25), blocks()[16:32, 16:32])
 
 

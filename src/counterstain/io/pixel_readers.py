@@ -46,7 +46,7 @@ class PixelLayout:
 def check_layout(path: Path, layout: PixelLayout, *, channels: tuple[int, ...] = (1, 2, 3, 4)) -> None:
     """Raise InputError where pixels are stored in a way that would not be read as their maker meant them.
 
-    ``channels`` are the numbers of channels that can be used: 3 or 4 of a slide, any of an ordinary image.
+    ``channels`` are the numbers of channels that can be used.
     """
     if layout.bits > 8:
         raise InputError(f"{path}: more than 8 bits a channel ({layout.words}); convert it to 8 bits")
@@ -83,13 +83,7 @@ class SlideSource(Protocol):
 
 
 def open_slide_file(path: Path) -> SlideSource:
-    """Open a slide file with the reader that serves it best.
-
-    Raises
-    ------
-    InputError
-        The file is missing, damaged, no slide, or stores its pixels in a way that is not read.
-    """
+    """Open a slide file with the reader that serves it best; InputError says what is wrong with the file."""
     if not path.is_file():
         raise InputError(f"{path}: no such slide file")
     try:

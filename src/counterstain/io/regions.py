@@ -40,10 +40,7 @@ Outline = Polygon | MultiPolygon
 
 
 def read_region_table(path: str | Path) -> dict[str, list[Box]]:
-    """Read the regions of each slide, in the order of a CSV table.
-
-    Its columns are slide (a name or file name), x_level0_px, y_level0_px, width_level0_px, height_level0_px and
-    perhaps region (a name, unique on its slide).
+    """Read the regions of each slide from a CSV table with columns as in COLUMNS and perhaps region, a unique name.
 
     Raises
     ------
@@ -102,21 +99,14 @@ def place_boxes(
 ) -> list[Box]:
     """Place regions one after the other, each where it covers most annotated tissue that no region covers yet.
 
-    Regions do not overlap and stay within ``extent``; where that is smaller than a region, so is the region. The same
-    input gives the same regions.
+    Regions are squares of ``edge`` level-0 pixels, ``count`` at most: fewer when everything annotated is covered. They
+    do not overlap and stay within ``extent``; where that is smaller than a region, so is the region. The same input
+    gives the same regions.
 
     Parameters
     ----------
-    outlines : sequence of Polygon
-        Annotated instances in level-0 pixels.
-    count : int
-        Regions at most; there are fewer when everything annotated is covered.
-    edge : int
-        Edge of a region in level-0 pixels.
-    extent : Box
-        The scanned area.
     weights : sequence of float, optional
-        How much a pixel of each instance counts (1 by default); give rare subtypes more.
+        How much a pixel of each outline counts (1 by default); give rare subtypes more.
     tissue : (H, W) bool array, optional
         Tissue in ``extent`` at any resolution; annotated glass counts half.
     """
@@ -265,12 +255,10 @@ def rasterise(instances: Sequence[tuple[int, Outline]], shape: tuple[int, int]) 
     ----------
     instances : sequence of (id, polygon)
         Valid polygons in pixels of the region. Id 0 paints background, such as a gland's lumen inside an instance.
-    shape : H, W
 
     Returns
     -------
-    (H, W) int32 array
-        0 = background.
+    (H, W) int32 array, 0 = background
     """
     drawn = np.array([polygon for _, polygon in instances], dtype=object)
     ids = np.array([instance for instance, _ in instances], np.int64)

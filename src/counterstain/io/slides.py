@@ -159,12 +159,10 @@ class Slide:
 
     @classmethod
     def open(cls, path: str | Path, mpp_level0: float | None = None, given_by: str = "--mpp-level0") -> Slide:
-        """Open a slide file.
+        """Open whatever OpenSlide opens, OME-TIFF, or plain TIFF; RGB with 8 bits a channel.
 
         Parameters
         ----------
-        path : str or Path
-            Whatever OpenSlide opens, OME-TIFF, or plain TIFF; RGB with 8 bits a channel.
         mpp_level0 : float, optional
             Micrometres per pixel of level 0. Needed where the file does not say; elsewhere it overrules the file's
             value, from which it may differ by 5 %.
@@ -205,11 +203,6 @@ class Slide:
         """Return x, y, width and height of the scanned area: MIRAX's bounds, the whole canvas where there are none."""
         return self._source.bounds_level0_px
 
-    @property
-    def downsamples(self) -> tuple[float, ...]:
-        """Factors of the levels, 1 first."""
-        return tuple(level.downsample for level in self._source.levels)
-
     def read(self, x_level0: float, y_level0: float, width_px: int, height_px: int, mpp: float) -> np.ndarray:
         """Return a region at ``mpp`` micrometres per pixel, (height_px, width_px, 3) uint8.
 
@@ -243,20 +236,10 @@ def area_average(pixels: np.ndarray, y_edges: np.ndarray, x_edges: np.ndarray) -
     Cells whose edges are whole numbers are plain means, exact to the rounding (halves go up). A cell's value depends
     on its own edges alone, so a region averaged in tiles equals the region averaged in one piece.
 
-    Parameters
-    ----------
-    pixels : (H, W, C) uint8 array
-    y_edges : (h + 1,) float array
-        Rising, within 0 … H.
-    x_edges : (w + 1,) float array
-        Rising, within 0 … W.
-
-    Returns
-    -------
-    (h, w, C) uint8 array
+    Takes (H, W, C) uint8 and rising edges, (h + 1,) within 0 … H and (w + 1,) within 0 … W; returns (h, w, C) uint8.
     """
     H, W, C = pixels.shape
-    if _identical(y_edges, H) and _identical(x_edges, W):
+    if np.array_equal(y_edges, np.arange(H + 1)) and np.array_equal(x_edges, np.arange(W + 1)):
         return pixels
     h, w = len(y_edges) - 1, len(x_edges) - 1
     rows = _coverage(y_edges, H) @ pixels.reshape(H, W * C).astype(np.float64)  # (h, W * C)
@@ -265,10 +248,6 @@ def area_average(pixels: np.ndarray, y_edges: np.ndarray, x_edges: np.ndarray) -
     sums /= np.diff(x_edges)[:, None, None] * np.diff(y_edges)[None, :, None]
     sums += 0.5
     return np.ascontiguousarray(sums.astype(np.uint8).swapaxes(0, 1))
-
-
-def _identical(edges: np.ndarray, length: int) -> bool:
-    return len(edges) == length + 1 and bool((edges == np.arange(length + 1)).all())
 
 
 def _coverage(edges: np.ndarray, length: int) -> Any:
