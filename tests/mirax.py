@@ -104,39 +104,37 @@ def _index(pages: list[list[tuple]], places: tuple[int, int]) -> bytes:
 
 
 def _slidedat(grid: tuple[int, int], mpp: float, levels: int, kind: str) -> str:
-    sections = {
-        "GENERAL": {
-            "SLIDE_ID": SLIDE_ID,
-            "IMAGENUMBER_X": grid[0],
-            "IMAGENUMBER_Y": grid[1],
-            "OBJECTIVE_MAGNIFICATION": 20,
-            "CameraImageDivisionsPerSide": 1,
-        },
-        "HIERARCHICAL": {
-            "HIER_COUNT": 1,
-            "NONHIER_COUNT": 1,
-            "INDEXFILE": "Index.dat",
-            "HIER_0_NAME": "Slide zoom level",
-            "HIER_0_COUNT": levels,
-            **{f"HIER_0_VAL_{level}_SECTION": f"LAYER_0_LEVEL_{level}_SECTION" for level in range(levels)},
-            "NONHIER_0_NAME": "VIMSLIDE_POSITION_BUFFER",
-            "NONHIER_0_COUNT": 1,
-        },
-        "DATAFILE": {"FILE_COUNT": 1, "FILE_0": "Data0000.dat"},
-    }
+    general = f"""
+[GENERAL]
+SLIDE_ID = {SLIDE_ID}
+IMAGENUMBER_X = {grid[0]}
+IMAGENUMBER_Y = {grid[1]}
+OBJECTIVE_MAGNIFICATION = 20
+CameraImageDivisionsPerSide = 1
+[DATAFILE]
+FILE_COUNT = 1
+FILE_0 = Data0000.dat
+[HIERARCHICAL]
+HIER_COUNT = 1
+NONHIER_COUNT = 1
+INDEXFILE = Index.dat
+HIER_0_NAME = Slide zoom level
+HIER_0_COUNT = {levels}
+NONHIER_0_NAME = VIMSLIDE_POSITION_BUFFER
+NONHIER_0_COUNT = 1
+"""
+    sections = [f"HIER_0_VAL_{level}_SECTION = LAYER_0_LEVEL_{level}_SECTION\n" for level in range(levels)]
     for level in range(levels):
-        sections[f"LAYER_0_LEVEL_{level}_SECTION"] = {
-            "OVERLAP_X": 0,
-            "OVERLAP_Y": 0,
-            "MICROMETER_PER_PIXEL_X": mpp * 2**level,
-            "MICROMETER_PER_PIXEL_Y": mpp * 2**level,
-            "IMAGE_FORMAT": kind,
-            "IMAGE_FILL_COLOR_BGR": 16777215,
-            "DIGITIZER_WIDTH": CELL_PX,
-            "DIGITIZER_HEIGHT": CELL_PX,
-            "IMAGE_CONCAT_FACTOR": min(level, 1),
-        }
-    lines = [
-        f"[{name}]\n" + "".join(f"{key} = {value}\n" for key, value in keys.items()) for name, keys in sections.items()
-    ]
-    return "\n".join(lines)
+        sections.append(f"""
+[LAYER_0_LEVEL_{level}_SECTION]
+OVERLAP_X = 0
+OVERLAP_Y = 0
+MICROMETER_PER_PIXEL_X = {mpp * 2**level}
+MICROMETER_PER_PIXEL_Y = {mpp * 2**level}
+IMAGE_FORMAT = {kind}
+IMAGE_FILL_COLOR_BGR = 16777215
+DIGITIZER_WIDTH = {CELL_PX}
+DIGITIZER_HEIGHT = {CELL_PX}
+IMAGE_CONCAT_FACTOR = {min(level, 1)}
+""")
+    return general + "".join(sections)

@@ -49,10 +49,13 @@ class Lab:
         tifffile.imwrite(self.slides / f"{name}.tif", image, photometric="rgb", **resolution)
         return image
 
+    def mirax(self, name: str, image: np.ndarray | None = None) -> None:
+        pixels = np.full((256, 320, 3), 240, np.uint8) if image is None else image
+        write_mirax(self.slides / f"{name}.mrxs", pixels, offset_xy=(1000, 520), mpp=0.5)
+
     def annotate(self, name: str, *features: dict) -> None:
-        (self.annotations / f"{name}.geojson").write_text(
-            json.dumps({"type": "FeatureCollection", "features": features})
-        )
+        text = json.dumps({"type": "FeatureCollection", "features": features})
+        (self.annotations / f"{name}.geojson").write_text(text)
 
     def load(self, **options) -> Cohort:
         settings = {"file_format": "qupath", "labels": self.labels, "mpp": 1.0, "out": self.out} | options
@@ -92,10 +95,7 @@ def test_regions_hold_the_pixels_and_the_instances_of_the_slide(two_slides: Lab)
     expected[25:35, 50:60] = 4
     assert np.array_equal(instances, expected)
     assert cohort.subtypes(0) == {1: cohort.taxonomy.id_of("HER2 3+"), 4: 255}
-
-
-def test_where_a_region_lies_is_kept(two_slides: Lab):
-    row = two_slides.load().regions.iloc[1]
+    row = cohort.regions.iloc[1]
     assert (row["x_level0_px"], row["y_level0_px"], row["mpp_level0"]) == (320, 200, 0.5)
     assert (row["slide"], row["patient"], row["score"]) == ("a", "a", "HER2 1+")
 
@@ -124,7 +124,7 @@ def test_annotations_of_a_mirax_slide_land_on_the_right_pixels_with_both_origins
 ):
     image = np.full((256, 320, 3), 240, np.uint8)
     image[64:128, 96:160] = (150, 90, 50)
-    write_mirax(lab.slides / "a.mrxs", image, offset_xy=(1000, 520), mpp=0.5)
+    lab.mirax("a", image)
     lab.annotate("a", polygon("ROI", *shift, 320, 256), polygon("three", 96 + shift[0], 64 + shift[1], 64, 64))
     pixels, instances = lab.load(origin=origin, mpp=1.0).read(0)
     brown = np.abs(pixels.astype(int) - (150, 90, 50)).max(-1) < 5
@@ -133,33 +133,25 @@ def test_annotations_of_a_mirax_slide_land_on_the_right_pixels_with_both_origins
 
 
 def test_qupaths_annotations_count_from_the_scanned_area_unless_told_otherwise(lab: Lab):
-    write_mirax(lab.slides / "a.mrxs", np.full((256, 320, 3), 240, np.uint8), offset_xy=(1000, 520))
+    lab.mirax("a")
     lab.annotate("a", polygon("ROI", 0, 0, 320, 256), polygon("three", 10, 10, 64, 64))
     assert tuple(lab.load().regions.iloc[0][["x_level0_px", "y_level0_px"]]) == (1000, 520)
 
 
 def test_annotations_off_the_slide_suggest_the_other_origin(lab: Lab):
-    write_mirax(lab.slides / "a.mrxs", np.full((256, 320, 3), 240, np.uint8), offset_xy=(1000, 520))
+    lab.mirax("a")
     lab.annotate("a", polygon("ROI", 0, 0, 320, 256))
-    with pytest.raises(
-        InputError,
-        match=r"slide a: 1 of 1 annotations lie off .*'ROI'.*begins at x 1000, y 520: try --origin bounds",
-    ):
+    words = r"slide a: 1 of 1 annotations lie off .*'ROI'.*begins at x 1000, y 520: try --origin bounds"
+    with pytest.raises(InputError, match=words):
         lab.load(origin="canvas")
     assert not lab.out.exists()
 
 
-def test_annotations_off_a_plain_slide_belong_to_another_one(lab: Lab):
+@pytest.mark.parametrize("x", [700, -50])  # beside the slide, and touching its edge
+def test_annotations_off_a_plain_slide_belong_to_another_one(lab: Lab, x: int):
     lab.tiff("a")
-    lab.annotate("a", polygon("three", 700, 10, 20, 20))
-    with pytest.raises(InputError, match=r"off the slide's 600 x 400 px .*; they belong to another slide"):
-        lab.load()
-
-
-def test_an_annotation_that_only_touches_the_edge_of_the_slide_is_off_it(lab: Lab):
-    lab.tiff("a")
-    lab.annotate("a", polygon("three", 10, 10, 64, 64), polygon("three", -50, 10, 50, 20))
-    with pytest.raises(InputError, match=r"1 of 2 annotations lie off the slide's"):
+    lab.annotate("a", polygon("three", 10, 10, 64, 64), polygon("three", x, 10, 50, 20))
+    with pytest.raises(InputError, match=r"1 of 2 .* off the slide's 600 x 400 px .*; they belong to another slide"):
         lab.load(regions="auto")
 
 
@@ -191,18 +183,13 @@ def test_regions_come_from_a_table(two_slides: Lab, tmp_path: Path):
     assert read_json(two_slides.out / "import.json")["regions_without_instance"] == 1
 
 
-def test_patients_and_scores_come_from_a_table(two_slides: Lab, tmp_path: Path):
-    (tmp_path / "patients.csv").write_text("slide,patient,score\na.tif,P1,3+\nb,P1,0\n")
-    cohort = two_slides.load(patients=tmp_path / "patients.csv")
-    assert set(cohort.regions["patient"]) == {"P1"}
-    assert list(cohort.regions["score"]) == ["3+", "3+", "0", "0"]
-
-
-def test_a_slide_whose_file_says_no_resolution_is_given_one_in_the_table(two_slides: Lab, tmp_path: Path):
+def test_patients_scores_and_resolutions_come_from_a_table(two_slides: Lab, tmp_path: Path):
     two_slides.tiff("b", says_mpp=False)
-    (tmp_path / "patients.csv").write_text("slide,patient,mpp_level0\na,P1,\nb,P1,0.25\n")
-    cohort = two_slides.load(patients=tmp_path / "patients.csv")
-    assert list(cohort.regions["mpp_level0"]) == [0.5, 0.5, 0.25, 0.25]
+    (tmp_path / "patients.csv").write_text("slide,patient,score,mpp_level0\na.tif,P1,3+,\nb,P1,0,0.25\n")
+    regions = two_slides.load(patients=tmp_path / "patients.csv").regions
+    assert set(regions["patient"]) == {"P1"}
+    assert list(regions["score"]) == ["3+", "3+", "0", "0"]
+    assert list(regions["mpp_level0"]) == [0.5, 0.5, 0.25, 0.25]
 
 
 @pytest.mark.parametrize(
@@ -245,31 +232,31 @@ def test_a_file_belongs_to_the_slide_with_the_longest_name_that_fits(lab: Lab):
 
 
 def test_one_exact_file_holds_the_annotations_of_many_slides(lab: Lab, tmp_path: Path):
-    def row(number: int, slide: str, label: str, box: tuple[int, int, int, int]) -> dict:
-        vector = dict(zip(("x1", "y1", "x2", "y2"), box, strict=True))
-        kind = {"id": sum(label.encode()), "name": label, "vector_type": 1}
-        return {"id": number, "annotation_type": kind, "image": {"id": 1, "name": slide}, "vector": vector}
-
-    lab.tiff("a")
-    lab.tiff("b")
-    rows = [row(1, "a.tif", "ROI", (0, 0, 80, 80)), row(2, "a.tif", "three", (10, 10, 30, 30)),
-            row(3, "b.tif", "ROI", (0, 0, 60, 60)), row(4, "b.tif", "one", (10, 10, 30, 30))]  # fmt: skip
-    (tmp_path / "exact.json").write_text(json.dumps({"count": 4, "next": None, "results": rows}))
+    rows = []
+    for slide, label in (("a", "three"), ("b", "one")):
+        lab.tiff(slide)
+        for name, edge in (("ROI", 80), (label, 30)):
+            kind = {"id": sum(name.encode()), "name": name, "vector_type": 1}
+            vector = {"x1": 0, "y1": 0, "x2": edge, "y2": edge}
+            image = {"id": 1, "name": f"{slide}.tif"}
+            rows.append({"id": len(rows) + 1, "annotation_type": kind, "image": image, "vector": vector})
     lab.annotations = tmp_path / "exact.json"
-    cohort = lab.load(file_format="exact")
-    assert list(cohort.regions["score"]) == ["HER2 3+", "HER2 1+"]
+    lab.annotations.write_text(json.dumps({"count": 4, "next": None, "results": rows}))
+    assert list(lab.load(file_format="exact").regions["score"]) == ["HER2 3+", "HER2 1+"]
 
 
-def test_a_label_without_meaning_is_an_error_before_anything_is_written(two_slides: Lab):
-    two_slides.labels.write_text("labels: {three: HER2 3+}\n")
-    with pytest.raises(InputError, match=r"no meaning for label .*'ROI' \(4\)"):
-        two_slides.load()
-    assert not two_slides.out.exists()
-
-
-def test_a_broken_slide_is_one_line_before_anything_is_written(two_slides: Lab):
-    (two_slides.slides / "b.tif").write_bytes(b"not a slide")
-    with pytest.raises(InputError, match=r"b.tif: not a slide that can be read"):
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("LABELS.yaml", "labels: {three: HER2 3+}\n", r"no meaning for label .*'ROI' \(4\)"),
+        ("slides/b.tif", "not a slide", r"b.tif: not a slide that can be read"),
+    ],
+)
+def test_what_cannot_be_imported_is_said_before_anything_is_written(
+    two_slides: Lab, tmp_path: Path, file: str, content: str, words: str
+):
+    (tmp_path / file).write_text(content)
+    with pytest.raises(InputError, match=words):
         two_slides.load()
     assert not two_slides.out.exists()
 
@@ -303,23 +290,19 @@ def test_an_interrupted_import_goes_on_and_ends_the_same(two_slides: Lab, tmp_pa
     whole = two_slides.load(out=tmp_path / "whole")
     written = []
 
-    class KilledError(Exception):
-        pass
-
-    def killed_after_two(*arguments, **options):
-        if len(written) == 2:
-            raise KilledError
+    def killed_once(*arguments):
         written.append(1)
-        return read_region(*arguments, **options)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        return read_region(*arguments)
 
-    monkeypatch.setattr(module, "read_region", killed_after_two)
-    with pytest.raises(KilledError):
+    monkeypatch.setattr(module, "read_region", killed_once)
+    with pytest.raises(KeyboardInterrupt):
         two_slides.load()
     with pytest.raises(InputError, match="interrupted"):
         Cohort.open(two_slides.out)
-    monkeypatch.setattr(module, "read_region", lambda *a, **o: written.append(1) or read_region(*a, **o))
     cohort = two_slides.load()
-    assert len(written) == 4
+    assert len(written) == 5  # the third region twice
     assert cohort.fingerprint == whole.fingerprint
     for name in ("import.json", "annotations.parquet", "overview/b.png"):
         assert (two_slides.out / name).read_bytes() == (whole.folder / name).read_bytes()
@@ -335,11 +318,8 @@ def test_another_import_into_the_same_folder_is_refused(two_slides: Lab):
 
 @pytest.mark.parametrize("name", ["HER2 O", "her2 0", "LCIS / DCIS"])
 def test_a_misspelt_subtype_of_her2_makes_no_taxonomy_of_its_own(two_slides: Lab, name: str):
-    text = two_slides.labels.read_text()
-    two_slides.labels.write_text(text.replace("HER2 3+", name))
-    with pytest.raises(
-        InputError, match=r"LABELS.yaml: .* is none of HER2's subtypes; did you mean '(HER2 0|LCIS/DCIS)'"
-    ):
+    two_slides.labels.write_text(LABELS.replace("HER2 3+", name))
+    with pytest.raises(InputError, match=r"none of HER2's subtypes; did you mean '(HER2 0|LCIS/DCIS)'"):
         two_slides.load()
 
 
@@ -360,16 +340,13 @@ def test_large_regions_are_streamed_into_their_pack(lab: Lab, monkeypatch):
 
 def write_blank(path: Path, width: int, height: int) -> None:
     """Write a white pyramid of any size in few bytes: one tile, the others absent."""
-
-    def tiles(count: int):
-        yield zlib.compress(bytes([255]) * (3 * 1024 * 1024))
-        yield from [b""] * (count - 1)
-
+    white = zlib.compress(bytes([255]) * (3 * 1024 * 1024))
     with tifffile.TiffWriter(path, bigtiff=True) as file:
         for shift in (0, 2, 4, 6):
             w, h = width >> shift, height >> shift
+            absent = -(-w // 1024) * -(-h // 1024) - 1
             file.write(
-                tiles(-(-w // 1024) * -(-h // 1024)), shape=(h, w, 3), dtype=np.uint8, tile=(1024, 1024),
+                iter([white] + [b""] * absent), shape=(h, w, 3), dtype=np.uint8, tile=(1024, 1024),
                 compression="deflate", photometric="rgb", subfiletype=int(shift > 0),
                 resolution=(40_000, 40_000), resolutionunit="CENTIMETER",
             )  # fmt: skip

@@ -47,16 +47,14 @@ def test_what_was_not_scanned_is_white_not_black(slide_path: Path):
     with Slide.open(slide_path) as slide:
         assert (slide.read(0, 0, 40, 40, mpp=8.0)[:, :20] == 255).all()
         frame = slide.read(998, 518, 326, 262, mpp=0.25)
-    assert (frame[:2] == 255).all()
-    assert (frame[-4:] == 255).all()
-    assert np.array_equal(frame[2:-4, 2:-4], blocks())
+    assert np.array_equal(frame, np.pad(blocks(), ((2, 4), (2, 4), (0, 0)), constant_values=255))
 
 
 def test_a_thumbnail_shows_the_scanned_area_alone(slide_path: Path):
     with Slide.open(slide_path) as slide:
-        thumbnail = slide.thumbnail(20)
-    assert (thumbnail.x_level0_px, thumbnail.y_level0_px, thumbnail.downsample) == (1000, 520, 16)
-    assert np.abs(thumbnail.image.astype(int) - blocks()[::16, ::16]).max() <= 1
+        image, *place = slide.thumbnail(20)
+    assert place == [1000, 520, 16]
+    assert np.abs(image.astype(int) - blocks()[::16, ::16]).max() <= 1
 
 
 def test_jpeg_tiles_are_read(tmp_path: Path):
@@ -73,11 +71,8 @@ def test_a_mirax_file_without_its_folder_is_told_so(tmp_path: Path):
 
 
 def test_a_damaged_tile_is_one_line_with_its_place(slide_path: Path):
-    data = slide_path.with_suffix("") / "Data0000.dat"
-    content = data.read_bytes()
-    data.write_bytes(content[:50] + bytes(100) + content[150:])
-    with (
-        Slide.open(slide_path) as slide,
-        pytest.raises(InputError, match=r"slide.mrxs: cannot be read at x 1000, y 520"),
-    ):
+    with (slide_path.with_suffix("") / "Data0000.dat").open("r+b") as data:
+        data.seek(50)
+        data.write(bytes(100))
+    with Slide.open(slide_path) as slide, pytest.raises(InputError, match=r"mrxs: cannot be read at x 1000, y 520"):
         slide.read(1000, 520, 64, 64, mpp=0.25)

@@ -18,7 +18,7 @@ def place(polygons: list[Polygon], count: int = 3, **options) -> list[Box]:
 
 
 def covered(box: Box, polygon: Polygon) -> float:
-    return shapely.box(box.x, box.y, box.x + box.width, box.y + box.height).intersection(polygon).area / polygon.area
+    return box.polygon.intersection(polygon).area / polygon.area
 
 
 def test_regions_cover_what_is_annotated():
@@ -53,8 +53,7 @@ def test_regions_lie_side_by_side_and_stay_on_the_scanned_area():
 
 @pytest.mark.parametrize("width", [635, 650, 959])
 def test_regions_moved_back_from_the_edge_do_not_overlap(width):
-    extent = Box(0, 0, width, 340)
-    boxes = place_boxes([shapely.box(0, 0, width, 340)], count=9, edge=320, extent=extent)
+    boxes = place_boxes([shapely.box(0, 0, width, 340)], count=9, edge=320, extent=Box(0, 0, width, 340))
     assert boxes
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
@@ -80,17 +79,13 @@ def test_annotated_tissue_goes_before_annotated_glass():
 
 
 def test_a_slide_smaller_than_a_region_is_one_region():
-    small = Box(10, 20, 700, 500)
-    (box,) = place_boxes([shapely.box(50, 50, 90, 90)], count=3, edge=2000, extent=small)
-    assert (box.x, box.y, box.width, box.height) == (10, 20, 700, 500)
+    boxes = place_boxes([shapely.box(50, 50, 90, 90)], count=3, edge=2000, extent=Box(10, 20, 700, 500))
+    assert boxes == [Box(10, 20, 700, 500, "region1")]
 
 
 def test_drawn_rectangles_are_numbered_from_the_top():
     boxes = drawn_boxes("a", [shapely.box(5, 100, 25, 130), shapely.box(50.2, 3.4, 60, 9)])
-    assert boxes == [
-        Box(50, 3, 10, 6, "region1"),
-        Box(5, 100, 20, 30, "region2"),
-    ]
+    assert boxes == [Box(50, 3, 10, 6, "region1"), Box(5, 100, 20, 30, "region2")]
 
 
 def test_a_region_that_is_no_upright_rectangle_is_an_error():
@@ -101,10 +96,7 @@ def test_a_region_that_is_no_upright_rectangle_is_an_error():
 def test_a_table_lists_regions_by_slide(tmp_path: Path):
     (tmp_path / "r.csv").write_text(HEADER + "a,,10,20,300,400\na,left,1e3,5,6.2,7\nb,,0,0,5,5\n")
     assert read_region_table(tmp_path / "r.csv") == {
-        "a": [
-            Box(10, 20, 300, 400, "region1"),
-            Box(1000, 5, 6, 7, "left"),
-        ],
+        "a": [Box(10, 20, 300, 400, "region1"), Box(1000, 5, 6, 7, "left")],
         "b": [Box(0, 0, 5, 5, "region1")],
     }
 
