@@ -9,7 +9,6 @@ from counterstain.errors import InputError
 from counterstain.segmentation.counts import (
     absent_subtypes,
     add_by_slide,
-    background_recall,
     by_slide,
     count,
     dice,
@@ -108,7 +107,6 @@ def test_leading_axes_are_kept() -> None:
     stack = np.stack([DRAWN, 2 * DRAWN])
     assert dice(stack).shape == (2,)
     assert recalls(stack).shape == (2, 3)
-    assert background_recall(stack).tolist() == [0.6, 0.6]
     assert subtype_variance(stack, (1, 2)).tolist() == pytest.approx([0.0625, 0.0625])
 
 

@@ -31,7 +31,7 @@ SYNTHETIC = [patch(f"synthetic {i}", i) for i in range(10)]
 
 
 def mixed(share: float, count: int = 10, seed: int = 0, sampling: SamplingConfig = PLAIN) -> MixedPatches:
-    return MixedPatches(Real(), SYNTHETIC, sampling, count=count, share=share, seed=seed)
+    return MixedPatches(Real(), SYNTHETIC, sampling, count=count, share=lambda _: share, seed=seed)
 
 
 def regions(stream: MixedPatches, n: int) -> list[str]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from counterstain.data.patches import Patch
     from counterstain.generators.interface import ImageGenerator
     from counterstain.recipe import Recipe
-    from counterstain.synthesis.preview import Redrawn
+    from counterstain.synthesis.redraw import Redrawn
 
 
 def train(
@@ -219,7 +219,7 @@ def preview(
     """
     from counterstain.report.figure_style import figure_kind, save_figure
     from counterstain.report.tissue_figures import redrawn_as_every_subtype
-    from counterstain.synthesis.preview import preview as redrawn
+    from counterstain.synthesis.redraw import preview as redrawn
 
     if not 1 <= per_subtype <= 20:
         raise ConfigError(f"--per-subtype {per_subtype}: expected 1 to 20 patches")

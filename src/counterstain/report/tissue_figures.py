@@ -16,7 +16,7 @@ from counterstain.report.results import Example
 from counterstain.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
-    from counterstain.synthesis.preview import Redrawn
+    from counterstain.synthesis.redraw import Redrawn
 
 SHOWN_PX = 256  # of a patch; sharper than a screen shows it in a row of five
 GAP = 0.03  # around a picture, as a share of its width

@@ -30,8 +30,6 @@ def count(label_mask: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.
         0 = background, 1…K = subtypes, 255 = ignored.
     predicted : (H, W) bool array
         Whether a pixel was predicted as tumour.
-    num_labels : int
-        K + 1.
 
     Returns
     -------
@@ -54,30 +52,13 @@ def count(label_mask: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.
 
 def dice(counts: np.ndarray) -> np.ndarray:
     """Return the Dice coefficient of tumour, (…); NaN if there is no tumour and none was predicted."""
-    true_positive, false_positive, false_negative = _tumour(counts)
+    true_positive, false_positive, false_negative = _confusion(counts)
     return _ratio(2 * true_positive, 2 * true_positive + false_positive + false_negative)
-
-
-def iou(counts: np.ndarray) -> np.ndarray:
-    """Return the intersection over union of tumour, (…); NaN if there is no tumour and none was predicted."""
-    true_positive, false_positive, false_negative = _tumour(counts)
-    return _ratio(true_positive, true_positive + false_positive + false_negative)
-
-
-def precision(counts: np.ndarray) -> np.ndarray:
-    """Return the share of predicted tumour that is tumour, (…); NaN if none was predicted."""
-    true_positive, false_positive, _ = _tumour(counts)
-    return _ratio(true_positive, true_positive + false_positive)
 
 
 def recalls(counts: np.ndarray) -> np.ndarray:
     """Return the recall of each subtype, (…, K); NaN for a subtype without pixels."""
     return _ratio(counts[..., 1:, 1], counts[..., 1:, 0] + counts[..., 1:, 1])
-
-
-def background_recall(counts: np.ndarray) -> np.ndarray:
-    """Return the share of background predicted as background, (…)."""
-    return _ratio(counts[..., 0, 0], counts[..., 0, :].sum(-1))
 
 
 def subtype_variance(counts: np.ndarray, counted_ids: Sequence[int], ddof: int = 0) -> np.ndarray:
@@ -100,7 +81,6 @@ def measures(counts: pd.DataFrame | np.ndarray, taxonomy: Taxonomy) -> dict[str,
     ----------
     counts : DataFrame or (K + 1, 2) array
         Counts by slide, as :func:`counterstain.evaluate` returns them, or a table pooled over slides.
-    taxonomy : Taxonomy
 
     Returns
     -------
@@ -122,6 +102,7 @@ def measures(counts: pd.DataFrame | np.ndarray, taxonomy: Taxonomy) -> dict[str,
     if isinstance(counts, pd.DataFrame):
         return measures(pooled(counts), taxonomy) | _slide_means(by_slide(counts), taxonomy)
     counted, everyone = taxonomy.counted_ids, range(1, taxonomy.num_labels)
+    true_positive, false_positive, false_negative = _confusion(counts)
     recall_by_name = zip(taxonomy.names, recalls(counts), strict=True)
     return {
         "dice": float(dice(counts)),
@@ -129,29 +110,22 @@ def measures(counts: pd.DataFrame | np.ndarray, taxonomy: Taxonomy) -> dict[str,
         **{f"recall_{name}": float(recall) for name, recall in recall_by_name},
         "subtype_variance_all": float(subtype_variance(counts, everyone)),
         "subtype_variance_ddof1": float(subtype_variance(counts, counted, ddof=1)),
-        "recall_background": float(background_recall(counts)),
-        "precision": float(precision(counts)),
-        "iou": float(iou(counts)),
+        "recall_background": float(_ratio(counts[0, 0], counts[0].sum())),
+        "precision": float(_ratio(true_positive, true_positive + false_positive)),
+        "iou": float(_ratio(true_positive, true_positive + false_positive + false_negative)),
     }
 
 
 def add_by_slide(regions: pd.DataFrame, counts: np.ndarray) -> pd.DataFrame:
-    """Sum the count tables of regions by slide.
+    """Sum the count tables of regions, (n, K + 1, 2), by slide.
 
-    Parameters
-    ----------
-    regions : DataFrame
-        Columns slide, patient, score, split; a row per region.
-    counts : (n, K + 1, 2) array
-
-    Returns
-    -------
-    DataFrame
-        Columns :data:`TABLE_COLUMNS`, sorted by patient and slide.
+    The regions have the columns slide, patient, score and split, the result has :data:`TABLE_COLUMNS`, sorted by
+    patient and slide.
     """
     rows: list[tuple[Any, ...]] = []
     for members in regions.groupby(_SLIDE, sort=True).indices.values():
-        about = [_text(regions[column].iloc[members[0]]) for column in TABLE_COLUMNS[:4]]
+        first = (regions[column].iloc[members[0]] for column in TABLE_COLUMNS[:4])
+        about = [None if pd.isna(value) else str(value) for value in first]
         rows += [(*about, label, *row) for label, row in enumerate(counts[members].sum(axis=0).tolist())]
     return pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
 
@@ -170,14 +144,12 @@ def pooled(table: pd.DataFrame) -> np.ndarray:
 
 def _slide_means(counts: np.ndarray, taxonomy: Taxonomy) -> dict[str, float]:
     """Return the measures in which every slide has the same weight, for (slides, K + 1, 2) counts."""
-    counted = np.asarray(taxonomy.counted_ids, np.intp) - 1
-    return {
-        "dice_slide_mean": float(_mean(dice(counts))),
-        "subtype_variance_slide_mean": float(_variance(_mean(recalls(counts))[counted], ddof=0)),
-    }
+    recall = _mean(recalls(counts))[np.asarray(taxonomy.counted_ids, np.intp) - 1]
+    means = {"dice_slide_mean": _mean(dice(counts)), "subtype_variance_slide_mean": _variance(recall, ddof=0)}
+    return {name: float(value) for name, value in means.items()}
 
 
-def _tumour(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _confusion(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return true positives, false positives and false negatives of all subtypes together."""
     return counts[..., 1:, 1].sum(-1), counts[..., 0, 1], counts[..., 1:, 0].sum(-1)
 
@@ -203,7 +175,3 @@ def _mean(values: np.ndarray) -> np.ndarray:
     """Return the mean along the first axis, ignoring NaN."""
     present = ~np.isnan(values)
     return _ratio(np.where(present, values, 0.0).sum(0), present.sum(0))
-
-
-def _text(value: Any) -> str | None:
-    return None if pd.isna(value) else str(value)

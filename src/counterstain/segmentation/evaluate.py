@@ -11,12 +11,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from counterstain.checkpoints import CheckpointHeader, require_taxonomy
 from counterstain.data.cohort import PARTS, Cohort
@@ -26,7 +24,7 @@ from counterstain.devices import choose_device
 from counterstain.errors import InputError, MismatchError
 from counterstain.progress import bar
 from counterstain.segmentation.counts import add_by_slide, count
-from counterstain.segmentation.model import load_segmenter
+from counterstain.segmentation.model import Segmenter, load_segmenter
 from counterstain.segmentation.segmenter_config import InferenceConfig, Windows
 
 ALL = "all"
@@ -53,8 +51,6 @@ def evaluate(
         ``train``, ``val``, ``test`` or ``all``.
     inference : InferenceConfig, optional
         Replaces the segmenter's own.
-    device : str
-        ``auto``, ``cpu``, ``cuda``.
     label : str
         Of the progress bar.
 
@@ -108,29 +104,14 @@ def require_mpp(folder: Path, header: CheckpointHeader, cohort: Cohort) -> None:
         )
 
 
-class TumourModel(Protocol):
-    """What inference needs of a segmenter."""
-
-    def tumour_logits(self, images: Tensor) -> Tensor:
-        """Return (B, S, S) float logits of tumour for (B, S, S, 3) uint8 images."""
-        ...
-
-
 def sliding_window_inference(
-    segmenter: TumourModel, images: Iterable[np.ndarray], windows: Windows
+    segmenter: Segmenter, images: Iterable[np.ndarray], windows: Windows
 ) -> Iterator[np.ndarray]:
     """Yield the tumour probability, (H, W) float32, of every region, (H, W, 3) uint8, in their order.
 
-    The result of a region does not depend on the others: every batch is full, the last one padded with blank windows.
-    A region smaller than a window is padded by reflection. Logits of overlapping windows are averaged with a Hann
-    window as weight.
-
-    Parameters
-    ----------
-    segmenter : TumourModel
-    images : iterable of (H, W, 3) uint8 arrays
-        Any sizes; read one at a time, as their windows are needed.
-    windows : Windows
+    Regions may have any sizes, and are read one at a time, as their windows are needed. The result of a region does not
+    depend on the others: every batch is full, the last one padded with blank windows. A region smaller than a window is
+    padded by reflection. Logits of overlapping windows are averaged with a Hann window as weight.
     """
     waiting: deque[_Canvas] = deque()
 
@@ -180,7 +161,7 @@ class _Canvas:
         return probability
 
 
-def _logits(segmenter: TumourModel, windows: list[np.ndarray], batch_size: int) -> np.ndarray:
+def _logits(segmenter: Segmenter, windows: list[np.ndarray], batch_size: int) -> np.ndarray:
     """Return (n, S, S) float32 for n windows, computed in a batch of ``batch_size``."""
     batch = np.zeros((batch_size, *windows[0].shape), np.uint8)
     batch[: len(windows)] = windows

@@ -41,15 +41,12 @@ class MixedPatches:
 
     Parameters
     ----------
-    real : PatchSource
-    synthetic : sequence of Patch
     sampling : SamplingConfig
         How patches are varied.
     count : int
         How many patches of ``synthetic`` are used, from its beginning.
-    share : float or callable
-        Probability of a synthetic patch, 0 to 1; or a function that gives it for each position.
-    seed : int
+    share : callable
+        Position -> probability of a synthetic patch, 0 to 1.
     """
 
     def __init__(
@@ -59,19 +56,15 @@ class MixedPatches:
         sampling: SamplingConfig,
         *,
         count: int,
-        share: float | Callable[[int], float],
+        share: Callable[[int], float],
         seed: int,
     ) -> None:
         self._real, self._synthetic, self._sampling = real, synthetic, sampling
         self._count, self._share, self._seed = count, share, seed
 
-    def share_at(self, index: int) -> float:
-        """Return the probability of a synthetic patch at a position."""
-        return self._share(index) if callable(self._share) else self._share
-
     def is_synthetic(self, index: int) -> bool:
         """Whether a position of the stream holds a synthetic patch."""
-        return bool(numpy_generator(self._seed, "synthetic", index).random() < self.share_at(index))
+        return bool(numpy_generator(self._seed, "synthetic", index).random() < self._share(index))
 
     def __getitem__(self, index: int) -> Patch:
         """Return the patch at a position (0, 1, 2, … without end)."""

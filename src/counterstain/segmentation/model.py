@@ -39,7 +39,6 @@ class Segmenter(Trainable):
 
     Parameters
     ----------
-    config : SegmenterConfig
     steps : int
         Length of the training, for the learning-rate schedule.
     seed : int
@@ -58,7 +57,7 @@ class Segmenter(Trainable):
     ) -> None:
         super().__init__()
         self.config, self.steps, self.seed = config, steps, seed
-        self.network = _network(config).to(memory_format=torch.channels_last)
+        self.network = _network(config)
         self.mean: Tensor
         self.sd: Tensor
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN), persistent=False)
@@ -76,10 +75,6 @@ class Segmenter(Trainable):
         """Images (B, H, W, 3) uint8, on any device -> logits of tumour (B, H, W) float on the network's device."""
         logits: Tensor = self(images.to(self.device)).float()
         return logits[:, 1] - logits[:, 0]
-
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Images (B, H, W, 3) uint8, on any device -> probability of tumour (B, H, W) float."""
-        return torch.sigmoid(self.tumour_logits(images))
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Dice and cross-entropy of a batch, and their weighted sum."""
@@ -171,8 +166,8 @@ def _network(config: SegmenterConfig) -> nn.Module:
 
     known = list(smp.encoders.encoders)
     if config.encoder not in known and not config.encoder.startswith("tu-"):
-        near = difflib.get_close_matches(config.encoder, known, n=3)
-        raise ConfigError(f"encoder {config.encoder!r}: unknown; did you mean {_or(near) or 'resnet34'}?")
+        near = " or ".join(difflib.get_close_matches(config.encoder, known, n=3))
+        raise ConfigError(f"encoder {config.encoder!r}: unknown; did you mean {near or 'resnet34'}?")
     depth = config.encoder_depth
     if depth < DEEPEST and not config.encoder.startswith("tu-"):
         raise ConfigError(
@@ -187,16 +182,10 @@ def _network(config: SegmenterConfig) -> nn.Module:
     elif config.decoder_channels is not None:
         raise ConfigError(
             f"decoder_channels: {config.architecture} has a fixed number; leave them out, or use "
-            f"{_or(DECODERS_WITH_CHANNELS)}"
+            f"{' or '.join(DECODERS_WITH_CHANNELS)}"
         )
-    network: nn.Module = smp.create_model(
-        config.architecture, config.encoder, encoder_weights=None, classes=2, **options
-    )
-    return network
-
-
-def _or(names: list[str] | tuple[str, ...]) -> str:
-    return " or ".join(names)
+    network: Any = smp.create_model(config.architecture, config.encoder, encoder_weights=None, classes=2, **options)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
 
 
 def load_encoder_weights(encoder: nn.Module, name: str, weights: str | None) -> str:
@@ -204,10 +193,8 @@ def load_encoder_weights(encoder: nn.Module, name: str, weights: str | None) -> 
 
     Parameters
     ----------
-    encoder : Module
-        An encoder of segmentation_models_pytorch.
     name : str
-        Its name there, for example ``resnet34``.
+        Of the encoder in segmentation_models_pytorch, for example ``resnet34``.
     weights : str, optional
         ``imagenet``, the path of a state dict (safetensors, or PyTorch's own read with ``weights_only``), or None.
         If ImageNet weights cannot be downloaded, the encoder stays random, with a notice on standard error.

@@ -59,10 +59,8 @@ def spans(length: int, size_px: int, overlap_px: int, tile_windows: int = TILE_W
     ----------
     length : int
         Pixels of the image.
-    size_px : int
-        Edge of a window.
-    overlap_px : int
-        Pixels that neighbouring windows share, below ``size_px``.
+    size_px, overlap_px : int
+        Edge of a window, and what neighbouring windows share of it.
     tile_windows : int
         Windows of a tile; more if windows overlap so much that a tile would make no progress.
     """
@@ -105,11 +103,8 @@ def pieces(probability: np.ndarray, rows: Span, columns: Span, threshold: float)
 
     Parameters
     ----------
-    probability : (read_px, read_px) float array
+    probability : (rows.read_px, columns.read_px) float array
         Of all pixels that were read.
-    rows, columns : Span
-        Where in the image these pixels are.
-    threshold : float
     """
     known = probability[_known(rows, len(probability)), _known(columns, probability.shape[1])]
     if known.max() < threshold:
@@ -232,11 +227,8 @@ def write_geojson(
 
     Parameters
     ----------
-    path : Path
-    areas : iterable of Outlined
     label : str
         Class of all areas.
-    object_type : ``annotation`` or ``detection``
     offset_xy_level0_px : x, y
         Origin of the file's coordinates on the canvas.
     about : dict

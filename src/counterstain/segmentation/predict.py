@@ -27,8 +27,8 @@ from counterstain.io.export_contents import file_names
 from counterstain.io.regions import place_boxes, read_region_table, tissue_mask
 from counterstain.io.slides import Box, Slide, SlideWindow, slide_name
 from counterstain.progress import Progress, silent
-from counterstain.segmentation.evaluate import TumourModel, require_mpp, sliding_window_inference
-from counterstain.segmentation.model import load_segmenter
+from counterstain.segmentation.evaluate import require_mpp, sliding_window_inference
+from counterstain.segmentation.model import Segmenter, load_segmenter
 from counterstain.segmentation.outlines import (
     ObjectType,
     Outlined,
@@ -94,17 +94,13 @@ def predict_slide(
     ----------
     segmenter : str or Path
         Checkpoint of a segmenter.
-    slide : str or Path
     out : str or Path
         GeoJSON file to be written; an existing one of the same prediction is kept.
-    config : PredictConfig, optional
     regions : ``whole``, ``auto`` or the path of a CSV table
         All tissue; squares placed on tissue; or the regions that a table lists for this slide. Outlines end at the
         edge of a region.
     mpp_level0 : float, optional
         Micrometres per level-0 pixel, if the slide does not have it.
-    device : ``auto``, ``cpu`` or ``cuda``
-    progress : Progress
 
     Raises
     ------
@@ -162,12 +158,8 @@ def predict_cohort(
     ----------
     segmenter : str or Path
         Checkpoint of a segmenter.
-    cohort : Cohort
     out : str or Path
         Folder of a GeoJSON file per slide; finished files are kept.
-    config : PredictConfig, optional
-    device : ``auto``, ``cpu`` or ``cuda``
-    progress : Progress
 
     Raises
     ------
@@ -310,7 +302,7 @@ def _about_slide(
 
 def _pieces_of(
     views: Sequence[SlideWindow],
-    model: TumourModel,
+    model: Segmenter,
     tissue: Tissue | None,
     unfinished: Path,
     progress: Progress,
@@ -334,7 +326,7 @@ def _pieces_of(
 
 
 def row_pieces(
-    segmenter: TumourModel, view: ImageWindow, row: Span, columns: Sequence[Span], *, windows: Windows, threshold: float
+    segmenter: Segmenter, view: ImageWindow, row: Span, columns: Sequence[Span], *, windows: Windows, threshold: float
 ) -> list[Piece]:
     """Outline tumour in a row of tiles; see :func:`counterstain.segmentation.outlines.pieces`."""
     images = (view.read(row.read_from, column.read_from, row.read_px, column.read_px) for column in columns)

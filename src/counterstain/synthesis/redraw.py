@@ -1,25 +1,21 @@
-"""Whole training regions with new subtypes, drawn anew, as a cohort of synthetic regions.
-
-A region of the new cohort follows from the seed and its source region alone. Beside the tables of every cohort,
-``redrawn_regions.parquet`` holds a row per region (region, source_region, seed, style_slides, style_weights) and
-``redrawn_instances.parquet`` a row per instance (region, instance, subtype_before, subtype). The cohort's source names
-the generator, the settings and every patient behind the images, so that leaks are noticed as with synthetic sets.
-"""
+"""Redraw training tissue: patches as every subtype, to look at a generator, or whole regions as a cohort."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 import counterstain
 from counterstain.data.cohort import Cohort, CohortWriter
-from counterstain.data.patches import label_mask
+from counterstain.data.patches import Patch, label_mask
 from counterstain.data.region_store import Region
 from counterstain.data.relabel import Instance, redrawn_pixels, relabel
+from counterstain.data.sampling import PatchSampler
 from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.generators.interface import DrawRequest, ImageGenerator
 from counterstain.generators.methods import METHODS
@@ -29,6 +25,77 @@ from counterstain.storage import write_parquet
 from counterstain.synthesis.masks import SynthesisConfig
 from counterstain.synthesis.styles import Mix, StyleDrawer, style_drawer
 from counterstain.synthesis.synthesize import drawing_settings, patients_behind, require_generator_fits
+
+CANDIDATES = 8  # patches that the one with the most of its subtype is chosen from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Redrawn:
+    """A real patch, redrawn as each subtype."""
+
+    patch: Patch
+    """The real one."""
+    subtype: int
+    """What it was chosen for."""
+    drawn: dict[int, np.ndarray]
+    """Images (H, W, 3) uint8 by the subtype that was asked for."""
+
+
+def preview(
+    generator: ImageGenerator,
+    cohort: Cohort,
+    config: SynthesisConfig,
+    *,
+    size_px: int,
+    seed: int,
+    per_subtype: int = 2,
+) -> list[Redrawn]:
+    """Redraw training patches of every subtype as each subtype in turn, from the same noise.
+
+    It shows what a generator makes of every subtype before a set is drawn or a study run. The subtypes of
+    ``config.relabel.keep`` are neither redrawn nor asked for.
+
+    Raises
+    ------
+    InputError
+        The training part has no instance that may be redrawn.
+    LeakageError, MismatchError
+        As :func:`counterstain.synthesis.synthesize.synthesize`.
+    """
+    require_generator_fits(generator, cohort, size_px)
+    style = style_drawer(generator, cohort, config.style, size_px=size_px, seed=seed)
+    chosen = _chosen(cohort, config, size_px, seed, per_subtype)
+    if not chosen:
+        raise InputError(f"{cohort.folder}: its training part has no instance that may be redrawn")
+    kept = config.relabel.kept(cohort.taxonomy)
+    asked = [s.id for s in cohort.taxonomy.subtypes if s.id not in kept]
+    rows = []
+    for number, (subtype, patch) in enumerate(chosen):
+        redraw = redrawn_pixels(patch.instances, patch.subtypes, kept)
+        code = None if style is None else style(patch.source.slide, number).code
+        real = DrawRequest.of(patch, derive(seed, "image", number, 0), redraw, code)
+        masks = [np.where(redraw, new, patch.label_mask).astype(np.uint8) for new in asked]
+        images = generator.draw([replace(real, mask=mask) for mask in masks])
+        rows.append(Redrawn(patch=patch, subtype=subtype, drawn=dict(zip(asked, images, strict=True))))
+    return rows
+
+
+def _chosen(
+    cohort: Cohort, config: SynthesisConfig, size_px: int, seed: int, per_subtype: int
+) -> list[tuple[int, Patch]]:
+    """Return patches and the subtype that each is chosen for: of some candidates the ones that show most of it."""
+    found = []
+    centred = config.sampling.model_copy(update={"mode": "subtype", "background_share": 0.0, "subtypes": None})
+    missing = PatchSampler(cohort, "train", size_px, centred, seed).missing_subtypes
+    for subtype in cohort.taxonomy.subtypes:
+        if subtype.name in {*missing, *config.relabel.keep}:
+            continue
+        of_one = centred.model_copy(update={"subtypes": (subtype.name,)})
+        sampler = PatchSampler(cohort, "train", size_px, of_one, derive(seed, "preview", subtype.name))
+        for first in range(0, per_subtype * CANDIDATES, CANDIDATES):
+            candidates = [sampler[i] for i in range(first, first + CANDIDATES)]
+            found.append((subtype.id, max(candidates, key=lambda patch: int((patch.label_mask == subtype.id).sum()))))
+    return found
 
 
 def redraw_regions(
@@ -42,12 +109,17 @@ def redraw_regions(
 ) -> Cohort:
     """Give the instances of whole regions new subtypes and draw the regions; finished ones are kept.
 
+    A region of the new cohort follows from the seed and its source region alone. Beside the tables of every cohort,
+    ``redrawn_regions.parquet`` holds a row per region (region, source_region, seed, style_slides, style_weights) and
+    ``redrawn_instances.parquet`` a row per instance (region, instance, subtype_before, subtype). The cohort's source
+    names the generator, the settings and every patient behind the images, so that leaks are noticed as with sets.
+
     Parameters
     ----------
     generator : ImageGenerator
         Of a method that draws images of any size.
     config : SynthesisConfig
-        Its ``relabel`` and ``style`` are used; the filter is one of patches.
+        Only its ``relabel`` and ``style`` are used.
     regions : sequence of str, optional
         Names of training regions; all of them where not given.
 

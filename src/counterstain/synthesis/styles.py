@@ -32,13 +32,6 @@ class DrawnStyle:
 class StyleDrawer:
     """Draw styles; each depends on the seed, the image's number and its own slide alone.
 
-    Parameters
-    ----------
-    generator : ImageGenerator
-        That takes styles.
-    references : StyleReferences
-    choice : StyleChoice
-
     Raises
     ------
     ConfigError

@@ -17,13 +17,7 @@ import pandas as pd
 import counterstain
 from counterstain.checkpoints import CheckpointHeader, require_taxonomy
 from counterstain.data.cohort import Cohort
-from counterstain.data.patch_set import (
-    JudgedInstance,
-    PatchSet,
-    PatchSetHeader,
-    PatchSetWriter,
-    SyntheticPatch,
-)
+from counterstain.data.patch_set import JudgedInstance, PatchSet, PatchSetHeader, PatchSetWriter, SyntheticPatch
 from counterstain.data.patches import Patch
 from counterstain.data.sampling import PatchSampler
 from counterstain.data.split import check_no_leak
@@ -34,7 +28,7 @@ from counterstain.progress import bar
 from counterstain.seeding import derive
 from counterstain.storage import claimed
 from counterstain.synthesis.masks import Layout, SynthesisConfig, draw_layouts
-from counterstain.synthesis.styles import DrawnStyle, StyleDrawer, style_drawer
+from counterstain.synthesis.styles import StyleDrawer, style_drawer
 from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
 
 OTHER_MASKS = 2**32  # blocks between a mask and the one that takes its place; no set is so long
@@ -84,7 +78,6 @@ def synthesize(
 
     Parameters
     ----------
-    generator : ImageGenerator
     count : int
         Number of patches.
     shards : iterable of int, optional
@@ -112,14 +105,13 @@ def synthesize(
         sampler = PatchSampler(cohort, "train", size_px, config.sampling, derive(seed, "masks"))
         style = style_drawer(generator, cohort, config.style, size_px=size_px, seed=seed)
         draw = ShardDrawer(generator=generator, sampler=sampler, config=config, seed=seed, style=style, judge=judge)
-    wanted = range(writer.num_shards) if shards is None else list(shards)
-    missing = sorted(set(writer.missing_shards()) & set(wanted))
-    done = sum(len(writer.indices(shard)) for shard in wanted if shard not in missing)
-    total = sum(len(writer.indices(shard)) for shard in wanted)
-    with bar(f"synthesizing ({generator.method})", total, done) as advance:
+    lengths = {shard: len(writer.indices(shard)) for shard in (range(writer.num_shards) if shards is None else shards)}
+    missing = sorted(set(writer.missing_shards()) & set(lengths))
+    done = sum(length for shard, length in lengths.items() if shard not in missing)
+    with bar(f"synthesizing ({generator.method})", sum(lengths.values()), done) as advance:
         for shard in missing:
             writer.write(shard, draw(shard))
-            advance(len(writer.indices(shard)))
+            advance(lengths[shard])
     return writer.finish() if shards is None else None
 
 
@@ -179,35 +171,6 @@ def require_generator_fits(generator: ImageGenerator, cohort: Cohort, size_px: i
     check_no_leak(header.patients_seen, cohort, f"the {header.kind} checkpoint {header.sha256[:12]}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Drawing:
-    """A patch on its way into a set: what is asked for, and what has come of it so far."""
-
-    layout: Layout
-    style: DrawnStyle | None
-    drawn: SyntheticPatch
-
-    def request(self, seed: int) -> DrawRequest:
-        code = None if self.style is None else self.style.code
-        return DrawRequest.of(self.layout.patch, seed, self.layout.redraw, code)
-
-    def after(self, image: np.ndarray, seed: int, verdict: Verdict) -> _Drawing:
-        """Return what has come of it with one more image."""
-        judged = tuple(
-            JudgedInstance(drawing=self.drawn.attempts, subtype=subtype, agreed=agreed, kept=verdict.kept)
-            for subtype, agreed in verdict.instances
-        )
-        drawn = replace(
-            self.drawn,
-            patch=replace(self.layout.patch, image=image),
-            seed=seed,
-            attempts=self.drawn.attempts + 1,
-            judged=self.drawn.judged + judged,
-            kept=verdict.kept,
-        )
-        return replace(self, drawn=drawn)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ShardDrawer:
     """Draws the patches of any shard of one set.
@@ -233,42 +196,41 @@ class ShardDrawer:
                 break
             others = draw_layouts(self.sampler, self.config, self.seed, shard + mask * OTHER_MASKS)
             for i, patch in zip(refused, self._draw([others[i] for i in refused]), strict=True):
-                drawn[i] = _after(drawn[i], patch)
+                drawn[i] = _in_place_of(drawn[i], patch)
         return [replace(patch, index=layout.number) for layout, patch in zip(layouts, drawn, strict=True)]
 
     def _draw(self, layouts: Sequence[Layout]) -> list[SyntheticPatch]:
         """Draw patches, each until it passes or its attempts are used up."""
-        drawings = [self._asked(layout) for layout in layouts]
+        styles = [self.style(layout.patch.source.slide, layout.number) if self.style else None for layout in layouts]
+        drawn = [
+            SyntheticPatch(
+                index=layout.number,
+                patch=layout.patch,
+                subtypes_before=layout.before,
+                seed=0,
+                attempts=0,
+                style=() if style is None else style.mix,
+                kept=False,
+            )
+            for layout, style in zip(layouts, styles, strict=True)
+        ]
         for attempt in range(self.config.attempts):
-            pending = [i for i, drawing in enumerate(drawings) if not drawing.drawn.kept]
+            pending = [i for i, patch in enumerate(drawn) if not patch.kept]
             if not pending:
                 break
-            for i, drawing in zip(pending, self._attempt([drawings[i] for i in pending], attempt), strict=True):
-                drawings[i] = drawing
-        return [drawing.drawn for drawing in drawings]
-
-    def _asked(self, layout: Layout) -> _Drawing:
-        style = None if self.style is None else self.style(layout.patch.source.slide, layout.number)
-        nothing = SyntheticPatch(
-            index=layout.number,
-            patch=layout.patch,
-            subtypes_before=layout.before,
-            seed=0,
-            attempts=0,
-            style=() if style is None else style.mix,
-            kept=False,
-        )
-        return _Drawing(layout=layout, style=style, drawn=nothing)
-
-    def _attempt(self, drawings: Sequence[_Drawing], attempt: int) -> list[_Drawing]:
-        seeds = [derive(self.seed, "image", drawing.layout.number, attempt) for drawing in drawings]
-        images = self.generator.draw([d.request(seed) for d, seed in zip(drawings, seeds, strict=True)])
-        patches = [replace(d.layout.patch, image=image) for d, image in zip(drawings, images, strict=True)]
-        verdicts = self._verdicts(patches, np.stack([drawing.layout.redraw for drawing in drawings]))
-        return [
-            drawing.after(image, seed, verdict)
-            for drawing, image, seed, verdict in zip(drawings, images, seeds, verdicts, strict=True)
-        ]
+            seeds = [derive(self.seed, "image", layouts[i].number, attempt) for i in pending]
+            codes = [None if style is None else style.code for style in styles]
+            images = self.generator.draw(
+                [
+                    DrawRequest.of(layouts[i].patch, seed, layouts[i].redraw, codes[i])
+                    for i, seed in zip(pending, seeds, strict=True)
+                ]
+            )
+            patches = [replace(layouts[i].patch, image=image) for i, image in zip(pending, images, strict=True)]
+            verdicts = self._verdicts(patches, np.stack([layouts[i].redraw for i in pending]))
+            for i, patch, seed, verdict in zip(pending, patches, seeds, verdicts, strict=True):
+                drawn[i] = _after_attempt(drawn[i], patch, seed, verdict)
+        return drawn
 
     def _verdicts(self, patches: Sequence[Patch], redraw: np.ndarray) -> list[Verdict]:
         white = [_near_white(patch, self.config) for patch in patches]
@@ -288,7 +250,17 @@ def _near_white(patch: Patch, config: SynthesisConfig) -> bool:
     return bool((grey * tissue).sum() / tissue.sum() > config.white_level)
 
 
-def _after(refused: SyntheticPatch, patch: SyntheticPatch) -> SyntheticPatch:
+def _after_attempt(before: SyntheticPatch, patch: Patch, seed: int, verdict: Verdict) -> SyntheticPatch:
+    """Return what has come of a patch with one more image."""
+    judged = tuple(
+        JudgedInstance(drawing=before.attempts, subtype=subtype, agreed=agreed, kept=verdict.kept)
+        for subtype, agreed in verdict.instances
+    )
+    attempts, history = before.attempts + 1, before.judged + judged
+    return replace(before, patch=patch, seed=seed, attempts=attempts, judged=history, kept=verdict.kept)
+
+
+def _in_place_of(refused: SyntheticPatch, patch: SyntheticPatch) -> SyntheticPatch:
     """Return a patch that takes the place of a refused one, with the history of both."""
     later = tuple(replace(judged, drawing=judged.drawing + refused.attempts) for judged in patch.judged)
     return replace(patch, attempts=refused.attempts + patch.attempts, judged=refused.judged + later)
@@ -299,12 +271,12 @@ def rejections(judged: pd.DataFrame, taxonomy: Taxonomy) -> pd.DataFrame:
 
     Parameters
     ----------
-    judged : pandas.DataFrame
-        A row per drawn and judged instance: ``index``, ``drawing``, ``subtype``, ``agreed``, ``kept`` (its image).
+    judged : DataFrame
+        A row per drawn and judged instance: ``subtype``, ``agreed``, ``kept`` (its image).
 
     Returns
     -------
-    pandas.DataFrame
+    DataFrame
         A row per subtype: ``subtype`` (name), ``drawn`` (instances), ``disagreed`` (those that look like another
         subtype), ``refused`` (those in refused images), ``rejection_rate`` (refused / drawn; NaN where none was drawn).
     """
