@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from counterstain.study.config import StudyConfig
-from counterstain.study.plan import Cell, cells_of
-from counterstain.study.status import plan_tree, read_plan, rows_of, stage_table, state_of, write_plan
+from counterstain.study.plan import Cell, plan_study
+from counterstain.study.status import plan_tree, read_plan, stage_table, state_of, write_plan
 
 
 def memory_mb() -> float:
@@ -27,11 +27,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         start = time.perf_counter()
-        cells = cells_of(study, recipe)
-        rows = rows_of(cells)
-        plan_tree(state_of(run, rows), study.name)
+        cells = plan_study(study, recipe)
+        plan_tree(state_of(run, cells), study.name)
         show(f"plan of {len(cells)} cells", start)
-        write_plan(run, rows)
+        write_plan(run, cells)
         start = time.perf_counter()
         stage_table(state_of(run, read_plan(run)))
         show("status when none is done", start)
@@ -45,10 +44,10 @@ def run_without_work(cells: list[Cell], run: Path) -> None:
     # Planning and status load no torch; running does.
     from counterstain.study import stages
     from counterstain.study.executors import InProcessExecutor
-    from counterstain.study.scheduler import run_cells
+    from counterstain.study.run import run_cells
 
     print(f"libraries of the stages imported: {memory_mb():.0f} MB")
-    stages._WORK.update(dict.fromkeys({cell.stage for cell in cells}, lambda *_: None))  # noqa: SLF001 - the work itself is left out
+    stages.WORK.update(dict.fromkeys({cell.stage for cell in cells}, lambda *_: None))  # the work itself is left out
     start = time.perf_counter()
     run_cells(cells, set(), run / "cells", InProcessExecutor(run / "cells", 1), retries=0)
     show("running them without their work", start)

@@ -9,7 +9,7 @@ from counterstain.report.page import write_report
 from counterstain.storage import read_json
 from counterstain.study.config import load_study
 from counterstain.study.fairness import augmentation_of, departures, fairness_of, filter_of
-from counterstain.study.plan import cells_folder, plan_study
+from counterstain.study.plan import CELLS, plan_study
 from counterstain.study.run import run_study
 
 ARMS = (
@@ -86,7 +86,7 @@ def test_the_rejections_of_the_filter_are_on_record(finished):
 def test_the_weights_of_subtypes_are_on_record(finished):
     run, cells = finished
     (cell,) = [c for c in cells if c.stage == "segmenter" and c.arm == ARMS[0]]
-    weights = read_header(cells_folder(run) / cell.folder).notes["label_weights"]
+    weights = read_header(run / CELLS / cell.folder).notes["label_weights"]
     assert len(set(weights.values())) > 1
 
 

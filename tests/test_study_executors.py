@@ -18,14 +18,12 @@ from counterstain.storage import write_json
 from counterstain.study import journal
 from counterstain.study.config import Resources, load_study
 from counterstain.study.executors import ExecutorConfig, Outcome, ProcessExecutor, attempt
-from counterstain.study.plan import Cell, cells_of
-from counterstain.study.run import leftovers, remove, run_study, whole_cells
-from counterstain.study.scheduler import run_cells
+from counterstain.study.plan import Cell, plan_study
+from counterstain.study.run import leftovers, remove, run_cells, run_study, whole_cells
 from counterstain.study.status import (
     failures,
     plan_tree,
     read_plan,
-    rows_of,
     running,
     stage_table,
     state_of,
@@ -81,7 +79,7 @@ def ended_process():
 
 def small(folder, **changes):
     study = load_study(small_study(folder, **changes))
-    return study, cells_of(study, study.resolved_recipe("study"))
+    return study, plan_study(study, study.resolved_recipe("study"))
 
 
 @pytest.fixture(scope="module")
@@ -174,14 +172,13 @@ def test_a_half_written_line_of_the_journal_is_passed_over(tmp_path):
 
 
 def test_the_status_tells_running_from_interrupted_and_failed(tmp_path):
-    rows = rows_of(DIAMOND)
     for one, kind in ((A, "start"), (B, "start"), (C, "fail")):
         journal.record(tmp_path, kind, cell=one.folder, stage=one.stage, why="loss is nan")
     file = next((tmp_path / "journal").iterdir())
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     lines[1]["pid"] = ended_process()
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    state = state_of(tmp_path, rows)
+    state = state_of(tmp_path, DIAMOND)
     assert list(state.states.values()) == ["running", "left", "failed", "left"]
     assert failures(state, 9) == ["failed: c: loss is nan"]
     assert running(state, 9)[0].startswith("running: a, 0:0")
@@ -189,24 +186,24 @@ def test_the_status_tells_running_from_interrupted_and_failed(tmp_path):
 
 def test_what_is_left_is_estimated_from_cells_of_the_same_stage(tmp_path):
     journal.record(tmp_path, "finish", cell="y-1", stage="segmenter", seconds=10.0, bytes=2_000_000)
-    state = state_of(tmp_path, rows_of(DIAMOND))
+    state = state_of(tmp_path, DIAMOND)
     assert (state.seconds_left(1), state.seconds_left(2), state.seconds_left(9)) == (40, 30, 30)  # a, b or c, d wait
     assert "4 left\nat least 0:40, about 8.0 MB of disk" in what_it_takes(state, tmp_path, 1)
 
 
 def test_the_time_is_unknown_until_a_cell_has_finished_and_never_below_zero(tmp_path):
-    told = time_left(state_of(tmp_path, rows_of(DIAMOND)), 2)
+    told = time_left(state_of(tmp_path, DIAMOND), 2)
     assert told == "how long the rest takes is not known yet: no cell of segmenter has finished"
     journal.record(tmp_path, "finish", cell="y-1", stage="segmenter", seconds=0.001, bytes=1)
     journal.record(tmp_path, "start", cell=A.folder, name="a", stage="segmenter")
     time.sleep(0.01)
-    assert time_left(state_of(tmp_path, rows_of([A])), 1) == "at least 0:00"
+    assert time_left(state_of(tmp_path, [A]), 1) == "at least 0:00"
 
 
 def test_shards_of_a_set_that_is_whole_are_done(tmp_path):
     shards = cell("shards", stage="shards")
     whole = replace(cell("set", shards, stage="synthetic"), details={"count": 4})
-    rows = rows_of([shards, whole])
+    rows = [shards, whole]
     assert list(state_of(tmp_path, rows).states.values()) == ["left", "left"]
     write_json(tmp_path / "cells" / whole.folder / "cell.json", {"count": 4})
     assert list(state_of(tmp_path, rows).states.values()) == ["done", "done"]
@@ -248,7 +245,7 @@ def test_a_process_that_dies_loses_its_cell_alone(tmp_path):
 
 def test_a_process_that_is_stopped_saves_the_state_of_its_training(tmp_path):
     study = load_study(small_study(tmp_path), ["recipe.segmenter.training.steps=1000000"])
-    cells = cells_of(study, study.resolved_recipe("study"))
+    cells = plan_study(study, study.resolved_recipe("study"))
     root = tmp_path / "run" / "cells"
     assert attempt(cells[0], root).error is None
     segmenter = next(one for one in cells if one.stage == "segmenter" and len(one.inputs) == 1)

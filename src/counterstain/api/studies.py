@@ -180,14 +180,14 @@ def plan_study(
     settings : mapping or sequence of str, optional
         A change to the study, for example repeats=2.
     """
-    from counterstain.study.plan import cells_of
+    from counterstain.study.plan import plan_study as plan
     from counterstain.study.run import lacking
-    from counterstain.study.status import rows_of, state_of
+    from counterstain.study.status import state_of
 
     loaded, source, run = _loaded(study, out, assignments(settings))
     recipe = loaded.resolved_recipe(source)
-    planned = cells_of(loaded, recipe)
-    state = state_of(run, rows_of(planned))
+    planned = plan(loaded, recipe)
+    state = state_of(run, planned)
     todo = [cell for cell in planned if state.states[cell.folder] != "done"]
     return StudyPlan(loaded.name, run, state, tuple(lacking(recipe, todo)))
 
@@ -231,7 +231,8 @@ def clean_study(
         The folders and their sizes.
     """
     from counterstain.storage import claim, stage_of
-    from counterstain.study.plan import cells_folder, cells_of
+    from counterstain.study.plan import CELLS
+    from counterstain.study.plan import plan_study as plan
     from counterstain.study.run import leftovers, locked, remove
 
     loaded, source, run = _loaded(study, out, assignments(settings))
@@ -239,8 +240,8 @@ def clean_study(
         raise InputError(f"{run}: not the folder of a study; give the one of 'study run' with --out")
     claim(run, "study", {"name": loaded.name})  # of another study, nothing would be referred to
     with locked(run):
-        planned = {cell.folder for cell in cells_of(loaded, loaded.resolved_recipe(source))}
-        found = leftovers(cells_folder(run), planned)
+        planned = {cell.folder for cell in plan(loaded, loaded.resolved_recipe(source))}
+        found = leftovers(run / CELLS, planned)
         if not dry_run:
             remove(found)
     return found

@@ -22,7 +22,7 @@ from counterstain.seeding import derive, numpy_generator
 from counterstain.segmentation.counts import by_slide, dice, measures, recalls
 from counterstain.storage import claim, write_csv, write_parquet, write_text
 from counterstain.study.journal import is_done
-from counterstain.study.plan import Cell, cells_folder, cohort_with_fewer
+from counterstain.study.plan import CELLS, Cell, cohort_with_fewer, trained_and_scored
 from counterstain.study.run import locked
 from counterstain.study.stages import follow_cohort, run_cell
 from counterstain.study.statistics.significance import Measure
@@ -284,7 +284,7 @@ def measure_headroom(
     """
     sizes = sizes_of(config, len(cohort.patients("train")))
     claim(out, "headroom", {"cohort": cohort.fingerprint})
-    root = cells_folder(out)
+    root = out / CELLS
     tables = []
     with locked(out):
         for size, repeat, point in plan_headroom(cohort, recipe, config, sizes):
@@ -334,26 +334,16 @@ def plan_headroom(
 ) -> list[tuple[int, int, list[Cell]]]:
     """Return size, repeat and cells of every point: its cohort, its segmenter, its evaluation."""
     points = []
-    settings = recipe.segmenter.model_dump(mode="json")
-    settings["sampling"]["mode"] = "subtype"
+    segmenter = recipe.segmenter.model_dump(mode="json")
+    segmenter["sampling"]["mode"] = "subtype"
     for size in sizes:
         for repeat in range(config.repeats):
-            name = f"{size} patients #{repeat}"
             fewer = cohort_with_fewer(cohort, size, derive(config.seed, "patients", repeat))
             seed = derive(config.seed, "repeat", repeat)
-            segmenter = Cell(
-                name=f"segmenter, {name}",
-                stage="segmenter",
-                settings={"config": settings, "size_px": recipe.size_px, "seed": seed, "amount": 0.0},
-                inputs={"cohort": fewer.folder},
-            )
-            scored = Cell(
-                name=f"evaluation, {name}",
-                stage="evaluation",
-                settings={"parts": [config.split]},
-                inputs={"cohort": fewer.folder, "segmenter": segmenter.folder},
-            )
-            points.append((size, repeat, [fewer, segmenter, scored]))
+            settings = {"config": segmenter, "size_px": recipe.size_px, "seed": seed, "amount": 0.0}
+            inputs = {"cohort": fewer.folder}
+            made = trained_and_scored(f"of {size} patients #{repeat}", settings, inputs, [config.split])
+            points.append((size, repeat, [fewer, *made]))
     return points
 
 

@@ -28,7 +28,7 @@ from counterstain.study.config import StudyConfig
 from counterstain.study.fairness import fairness_table
 from counterstain.study.journal import DONE_FILE, is_done
 from counterstain.study.pictures import write_examples, write_gallery
-from counterstain.study.plan import REFERENCE, Cell, cells_folder
+from counterstain.study.plan import CELLS, REFERENCE, Cell
 from counterstain.study.stages import merged, open_cohort, software
 from counterstain.synthesis.synthesize import rejections
 from counterstain.taxonomy import Taxonomy
@@ -41,7 +41,7 @@ def write_results(
     study: StudyConfig, recipe: Recipe, cells: Sequence[Cell], out: Path, failures: dict[str, str]
 ) -> Path:
     """Collect the results of all finished cells in one step and return their folder."""
-    root = cells_folder(out)
+    root = out / CELLS
     done = [cell for cell in cells if is_done(cell, root)]
     cohort = open_cohort(root / cells[0].folder)
     counts = _counts(done, root)

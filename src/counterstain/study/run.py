@@ -1,104 +1,96 @@
-"""Run a study: the cells that are not done yet, wherever the executor has them run, then the results."""
+"""Run a study: the cells that are not done yet, each when its inputs are ready, then the results.
+
+A failed cell stops only those that depend on it.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import heapq
 import shutil
+import sys
+import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import torch
 
 from counterstain.config import to_yaml
 from counterstain.devices import started_processes
-from counterstain.errors import ConfigError, MismatchError
+from counterstain.errors import ConfigError, CounterstainError, DivergenceError, MismatchError
 from counterstain.generators.methods import missing_file
+from counterstain.progress import duration
 from counterstain.recipe import Recipe
 from counterstain.segmentation.model import Segmenter
 from counterstain.storage import claim, write_text
+from counterstain.study import journal
 from counterstain.study.config import StudyConfig, trainings
-from counterstain.study.executors import ExecutorConfig, open_executor
+from counterstain.study.executors import Executor, ExecutorConfig, Outcome, open_executor
 from counterstain.study.journal import DONE_FILE, damage, is_done
-from counterstain.study.plan import Cell, cells_folder, cells_of
+from counterstain.study.plan import CELLS, Cell, plan_study
 from counterstain.study.results import write_results
-from counterstain.study.scheduler import run_cells, say
 from counterstain.study.stages import follow_cohort
-from counterstain.study.status import rows_of, write_plan
+from counterstain.study.status import write_plan
 
 READ_BY_RESULTS = {"cohort", "synthetic", "evaluation"}
+INPUT_FAILED = "an input of it failed"
 
 
 def run_study(
     study: StudyConfig, out: Path, *, source: str | Path = "study", executor: ExecutorConfig | None = None
 ) -> Path:
-    """Run every cell that is not done and write the results.
+    """Run every cell that is not done, write the results and return their folder.
 
     Parameters
     ----------
     study : StudyConfig
     out : Path
-        Folder of the study. Running again goes on where it was stopped; after a change of the study, what does not
+        Folder of the study. Running again continues where it was stopped; after a change of the study, what does not
         depend on the change is kept.
     source : str or Path
         Where the study comes from, for messages.
     executor : ExecutorConfig, optional
         Where cells run; in this process if not given. It changes nothing about the results.
 
-    Returns
-    -------
-    Path
-        The folder of the results.
-
     Raises
     ------
     MismatchError
         The folder belongs to another study, or another process is running this one.
     ConfigError
-        A package or a file that a cell needs is not there, or the segmenter's network cannot be built.
+        A package or a file that a cell needs is missing, or the segmenter's network cannot be built.
     """
     if started_processes() > 1:
         raise ConfigError("a study starts the processes of its trainings itself; run it without torchrun")
     recipe = study.resolved_recipe(source)
-    cells = cells_of(study, recipe)
+    cells, root = plan_study(study, recipe), out / CELLS
     claim(out, "study", {"name": study.name})
     with locked(out):
         write_text(out / "study.yaml", to_yaml(study))
-        write_plan(out, rows_of(cells))
-        follow_cohort(cells[0], cells_folder(out))
-        failures = _run(cells, cells_folder(out), study, recipe, executor or ExecutorConfig())
+        write_plan(out, cells)
+        follow_cohort(cells[0], root)
+        done = whole_cells(cells, root)
+        if len(done) == len(cells):
+            say(f"{len(cells)} cells, all done already")
+            return write_results(study, recipe, cells, out, {})
+        lines = lacking(recipe, (cell for cell in cells if cell.folder not in done))
+        if lines:
+            raise ConfigError("; ".join(lines))
+        with torch.random.fork_rng():
+            Segmenter(recipe.segmenter, steps=1, seed=0)  # a network that cannot be built is reported now
+        opened = open_executor(executor or ExecutorConfig(), study.resources, root)
+        try:
+            failures = run_cells(cells, done, root, opened, retries=study.resources.retries)
+        finally:
+            opened.stop()
         return write_results(study, recipe, cells, out, failures)
 
 
-def _run(
-    cells: Sequence[Cell], root: Path, study: StudyConfig, recipe: Recipe, executor: ExecutorConfig
-) -> dict[str, str]:
-    done = whole_cells(cells, root)
-    if len(done) == len(cells):
-        say(f"{len(cells)} cells, all done already")
-        return {}
-    lines = lacking(recipe, (cell for cell in cells if cell.folder not in done))
-    if lines:
-        raise ConfigError("; ".join(lines))
-    with torch.random.fork_rng():
-        Segmenter(recipe.segmenter, steps=1, seed=0)  # a network that cannot be built is met here, not hours later
-    opened = open_executor(executor, study.resources, root)
-    try:
-        return run_cells(cells, done, root, opened, retries=study.resources.retries)
-    finally:
-        opened.stop()
-
-
 def lacking(recipe: Recipe, cells: Iterable[Cell]) -> list[str]:
-    """Return what the cells will not find on this machine, a line for each package and file of weights.
-
-    Parameters
-    ----------
-    recipe : Recipe
-    cells : iterable of Cell
-        Those that are to run.
-    """
+    """Return what cells that are to run will not find on this machine, a line per package or file of weights."""
     stages = {cell.stage for cell in cells}
     lines: list[str] = []
     if "segmenter" in stages:
@@ -110,7 +102,7 @@ def lacking(recipe: Recipe, cells: Iterable[Cell]) -> list[str]:
 
 
 def whole_cells(cells: Sequence[Cell], root: Path) -> set[str]:
-    """Return the folders of finished cells; those that are damaged are said and taken for not done.
+    """Return the folders of finished cells; damaged ones are reported and count as not done.
 
     Sizes are compared for all; files that will be read are read through and their hashes compared.
     """
@@ -136,6 +128,120 @@ def _forget(cell: Cell, root: Path) -> None:
         shutil.rmtree(root / cell.folder)
 
 
+def run_cells(
+    cells: Sequence[Cell], done: Collection[str], root: Path, executor: Executor, *, retries: int
+) -> dict[str, str]:
+    """Run the cells that are not done; return why cells failed, by name, in the plan's order.
+
+    Raises
+    ------
+    CounterstainError
+        A cell met something that the user must put right; no other cell starts then.
+    """
+    scheduler = _Scheduler(cells, done, root, executor, retries)
+    say(f"{len(cells)} cells, {len(cells) - len(scheduler.todo)} done already; executor: {executor.name}")
+    journal.record(root.parent, "study", executor=executor.name, slots=executor.slots)
+    scheduler.run()
+    failures = scheduler.failures
+    for cell in cells:  # each after its inputs
+        if cell.folder in scheduler.todo and any(need in failures for need in cell.needs):
+            failures[cell.folder] = INPUT_FAILED
+    return {cell.name: failures[cell.folder] for cell in cells if cell.folder in failures}
+
+
+class _Scheduler:
+    """Keeps an executor busy with cells whose inputs are ready, in the plan's order."""
+
+    def __init__(
+        self, cells: Sequence[Cell], done: Collection[str], root: Path, executor: Executor, retries: int
+    ) -> None:
+        self._cells, self._root, self._executor, self._retries = cells, root, executor, retries
+        self.todo = {cell.folder: number for number, cell in enumerate(cells) if cell.folder not in done}
+        self.failures: dict[str, str] = {}
+        self._graph = TopologicalSorter(
+            {folder: [need for need in cells[place].needs if need in self.todo] for folder, place in self.todo.items()}
+        )
+        self._graph.prepare()
+        self._ready: list[int] = []  # a heap of places in the plan
+        self._lost = Counter[str]()
+        self._started = 0
+        self._left = Counter[str](cell.stage for cell in cells if cell.folder not in done)
+        known = journal.fold(journal.read(root.parent)).seconds
+        self._seconds, self._finished = dict(known), Counter[str](known.keys())
+
+    def run(self) -> None:
+        running = 0
+        self._find_ready()
+        while self._ready or running:
+            while self._ready and running < self._executor.queue:
+                self._start(self._cells[heapq.heappop(self._ready)])
+                running += 1
+            for outcome in self._executor.wait():
+                running -= 1
+                self._end(outcome)
+
+    def _find_ready(self) -> None:
+        for folder in self._graph.get_ready():
+            heapq.heappush(self._ready, self.todo[folder])
+
+    def _start(self, cell: Cell) -> None:
+        self._started += 1
+        say(f"[{min(self._started, len(self.todo))}/{len(self.todo)}] {cell.name}{self._time_left()}")
+        self._executor.start(cell)
+
+    def _end(self, outcome: Outcome) -> None:
+        cell, error = outcome.cell, outcome.error
+        if outcome.lost:
+            self._start_again(cell)
+        elif error is None:
+            self._finish(cell, outcome.seconds)
+        elif isinstance(error, DivergenceError):
+            # The next run starts it from the beginning, not from a state that has diverged already.
+            shutil.rmtree(self._root / cell.folder, ignore_errors=True)
+            self._fail(cell, str(error))
+        elif isinstance(error, CounterstainError):
+            raise type(error)(f"{cell.name}: {error}") from error
+        else:
+            raise error
+
+    def _finish(self, cell: Cell, seconds: float | None) -> None:
+        self._left[cell.stage] -= 1
+        if seconds is not None:
+            self._finished[cell.stage] += 1
+            self._seconds[cell.stage] = self._seconds.get(cell.stage, 0.0) + seconds
+        self._graph.done(cell.folder)
+        self._find_ready()
+
+    def _start_again(self, cell: Cell) -> None:
+        self._lost[cell.folder] += 1
+        lost = self._lost[cell.folder]
+        journal.record(self._root.parent, "lost", attempt=lost, **journal.about(cell))
+        if lost > self._retries:
+            self._fail(cell, f"its process was lost {lost} times; perhaps memory ran out")
+            return
+        say(f"{cell.name}: its process was lost; starting it again ({lost} of {self._retries})")
+        heapq.heappush(self._ready, self.todo[cell.folder])
+        self._started -= 1
+
+    def _fail(self, cell: Cell, why: str) -> None:
+        say(f"{cell.name}: failed ({why}); the rest goes on")
+        self.failures[cell.folder] = why
+
+    def _time_left(self) -> str:
+        """Return ', about m:ss left', or nothing while no cell of a stage has finished."""
+        left = +self._left
+        if any(not self._finished[stage] for stage in left):
+            return ""
+        seconds = sum(count * self._seconds[stage] / self._finished[stage] for stage, count in left.items())
+        return f", about {duration(seconds / self._executor.slots)} left"
+
+
+def say(line: str) -> None:
+    """Write a line with the time to standard error."""
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+    sys.stderr.flush()
+
+
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Keep a second driver away; the operating system drops the lock with the process, however that ends."""
@@ -156,11 +262,11 @@ class Leftover:
 
 
 def leftovers(root: Path, planned: Collection[str]) -> list[Leftover]:
-    """Return what lies among the cells and belongs to none of the planned ones, the largest first."""
+    """Return the folders among the cells that belong to none of the planned ones, the largest first."""
     if not root.is_dir():
         return []
     found = [folder for folder in root.iterdir() if folder.is_dir() and folder.name not in planned]
-    sized = [Leftover(folder, size_of(folder)) for folder in found]
+    sized = [Leftover(folder, sum(f.lstat().st_size for f in folder.rglob("*") if not f.is_dir())) for folder in found]
     return sorted(sized, key=lambda leftover: (-leftover.size_bytes, leftover.folder.name))
 
 
@@ -171,8 +277,3 @@ def remove(found: Collection[Leftover]) -> None:
         if leftover.folder != doomed:
             leftover.folder.replace(doomed)
         shutil.rmtree(doomed)
-
-
-def size_of(folder: Path) -> int:
-    """Return the bytes of all files below a folder."""
-    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file() or file.is_symlink())

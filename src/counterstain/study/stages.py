@@ -52,7 +52,7 @@ def run_cell(cell: Cell, root: Path) -> Done:
     """Do a cell's work and say what it took; ``root`` is the folder of all cells."""
     start = time.monotonic()
     shorter = _forget_shorter(root / cell.folder / DONE_FILE)
-    _WORK.get(cell.stage, _train)(cell, root)
+    WORK.get(cell.stage, _train)(cell, root)
     files = notes_of(root / cell.folder)
     seconds = time.monotonic() - start
     done = {"name": cell.name, "stage": cell.stage, "settings": cell.settings, "inputs": cell.inputs}
@@ -202,10 +202,11 @@ def merged(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-_WORK: dict[str, Callable[[Cell, Path], None]] = {
+WORK: dict[str, Callable[[Cell, Path], None]] = {
     "cohort": _make_cohort,
     "shards": _synthesize,
     "synthetic": _synthesize,
     "segmenter": _train_segmenter,
     "evaluation": _evaluate,
 }
+"""Stage -> what its cells do; the other stages are trainings."""

@@ -12,10 +12,10 @@ import shutil
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rich.table import Table
 from rich.tree import Tree
@@ -25,65 +25,60 @@ from counterstain.progress import duration, size
 from counterstain.storage import read_json, write_text
 from counterstain.study.config import stages
 from counterstain.study.journal import CellRow, Journal, fold, is_done, read
-from counterstain.study.plan import Cell
+from counterstain.study.plan import CELLS, Cell
 
 PLAN_FILE = "plan.json"
 State = Literal["done", "running", "failed", "left"]
+STATES: tuple[State, ...] = get_args(State)
+Row = Cell | CellRow
 
 
 @dataclass(frozen=True)
 class StudyState:
     """The state of every cell, and the journal."""
 
-    rows: Sequence[CellRow]
+    rows: Sequence[Row]
     states: dict[str, State]
     """Folder -> state."""
     journal: Journal
     now: float
 
-    def of(self, state: State) -> list[CellRow]:
-        """Return the cells in one state."""
-        return [row for row in self.rows if self.states[row.folder] == state]
+    def of(self, *states: State) -> list[Row]:
+        """Return the cells in one of some states."""
+        return [row for row in self.rows if self.states[row.folder] in states]
 
-    def elapsed(self, row: CellRow) -> float:
+    def elapsed(self, row: Row) -> float:
         """Return for how long a cell has been running, in seconds."""
         return self.now - float(self.journal.last[row.folder]["time"])
 
-    def why(self, row: CellRow) -> str:
+    def why(self, row: Row) -> str:
         """Return why a cell failed, in one line."""
         return str(self.journal.last[row.folder].get("why", "")).partition("\n")[0]
 
     def unknown_stages(self) -> list[str]:
-        """Return the open stages of which no cell has finished yet, so that their time is unknown."""
-        return sorted({row.stage for row in self.rows if self._is_open(row)} - self.journal.seconds.keys())
+        """Return the stages with open cells of which none has finished yet, so that their time is unknown."""
+        return sorted({row.stage for row in self.of("left", "running")} - self.journal.seconds.keys())
 
     def seconds_left(self, slots: int) -> float:
         """Return a lower bound of the time that the rest takes: all slots are busy, or cells wait for each other."""
         known = self.journal.seconds
         spent = sum(min(self.elapsed(row), known.get(row.stage, 0.0)) for row in self.of("running"))
         total, ends = 0.0, {"": 0.0}
-        for row in filter(self._is_open, self.rows):  # each after its needs
+        for row in self.of("left", "running"):  # each after its needs
             seconds = known.get(row.stage, 0.0)
             total += seconds
             ends[row.folder] = seconds + max((ends.get(need, 0.0) for need in row.needs), default=0.0)
         return max(0.0, max(total / slots, *ends.values()) - spent / slots)
 
     def bytes_left(self) -> float:
-        """Estimate what the cells that are to do will write."""
-        return sum(self.journal.size_bytes.get(row.stage, 0.0) for row in self.rows if self._is_open(row))
-
-    def _is_open(self, row: CellRow) -> bool:
-        return self.states[row.folder] in {"left", "running"}
+        """Estimate what the open cells will write."""
+        return sum(self.journal.size_bytes.get(row.stage, 0.0) for row in self.of("left", "running"))
 
 
-def rows_of(cells: Iterable[Cell]) -> list[CellRow]:
-    """Return cells as rows of the plan's file."""
-    return [CellRow(cell.folder, cell.name, cell.stage, cell.arm, cell.needs, cell.count) for cell in cells]
-
-
-def write_plan(run: Path, rows: Sequence[CellRow]) -> None:
+def write_plan(run: Path, cells: Sequence[Cell]) -> None:
     """Write the plan's file, a line a cell."""
-    lines = [json.dumps([*vars(row).values()], ensure_ascii=False) for row in rows]
+    rows = [[cell.folder, cell.name, cell.stage, cell.arm, cell.needs, cell.count] for cell in cells]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     write_text(run / PLAN_FILE, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
@@ -97,55 +92,42 @@ def read_plan(run: Path) -> list[CellRow]:
     """
     if not (run / PLAN_FILE).exists():
         raise InputError(f"{run}: no study was started here ({PLAN_FILE} is missing); give the folder of 'study run'")
-    return [
-        CellRow(folder, name, stage, arm, tuple(needs), count)
-        for folder, name, stage, arm, needs, count in read_json(run / PLAN_FILE)
-    ]
+    return [CellRow(*row) for row in read_json(run / PLAN_FILE)]
 
 
-def state_of(run: Path, rows: Sequence[CellRow]) -> StudyState:
+def state_of(run: Path, rows: Sequence[Row]) -> StudyState:
     """Look at a study's files."""
-    journal = fold(read(run))
-    root = run / "cells"
+    journal, root = fold(read(run)), run / CELLS
+    done = {row.folder for row in rows if is_done(row, root)}
     # Of a set that was whole before it was to be drawn in shards, no shard is drawn.
-    needless = {folder for row in rows if row.stage == "synthetic" and is_done(row, root) for folder in row.needs}
-    shards = {row.folder for row in rows if row.stage == "shards"} & needless
-    states: dict[str, State] = {
-        row.folder: "done" if row.folder in shards else _state(row, run, journal) for row in rows
-    }
+    needless = {folder for row in rows if row.stage == "synthetic" and row.folder in done for folder in row.needs}
+    done |= needless & {row.folder for row in rows if row.stage == "shards"}
+    states = {row.folder: "done" if row.folder in done else _state(journal.last.get(row.folder)) for row in rows}
     return StudyState(rows, states, journal, time.time())
 
 
-def _state(row: CellRow, run: Path, journal: Journal) -> State:
-    if is_done(row, run / "cells"):
-        return "done"
-    event = journal.last.get(row.folder)
-    if event is None:
-        return "left"
-    if event["event"] == "fail":
+def _state(last: dict[str, Any] | None) -> State:
+    """Return the state of a cell that is not done, by the last event about it."""
+    if last is not None and last["event"] == "fail":
         return "failed"
-    return "running" if event["event"] == "start" and _lives(event) else "left"
+    return "running" if last is not None and last["event"] == "start" and _lives(last) else "left"
 
 
 def _lives(event: dict[str, Any]) -> bool:
-    """Whether the process of an event runs; of other machines it is believed until the journal says otherwise."""
-    if event["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(int(event["pid"]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    """Whether the process of an event runs; on other machines it counts as alive until the journal says otherwise."""
+    if event["host"] == socket.gethostname():
+        try:
+            os.kill(int(event["pid"]), 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
     return True
-
-
-STATES: tuple[State, ...] = ("done", "running", "failed", "left")
 
 
 def plan_tree(state: StudyState, title: str) -> Tree:
     """Draw which cells follow from which; those that differ by their repeat or shard alone are one line."""
-    groups: dict[tuple[str, str], list[CellRow]] = {}
+    groups: dict[tuple[str, str], list[Row]] = {}
     group_of: dict[str, tuple[str, str]] = {}
     for row in state.rows:
         group_of[row.folder] = key = (row.stage, row.name.partition(" #")[0].rpartition(" of ")[2])
@@ -210,12 +192,11 @@ def time_left(state: StudyState, slots: int) -> str:
 
 def running(state: StudyState, most: int) -> list[str]:
     """Say which cells run and for how long."""
-    known = state.journal.seconds
-    lines = [
-        f"running: {row.name}, {duration(state.elapsed(row))}"
-        + (f" of about {duration(known[row.stage])}" if row.stage in known else "")
-        for row in state.of("running")
-    ]
+    lines = []
+    for row in state.of("running"):
+        known = state.journal.seconds.get(row.stage)
+        of_about = "" if known is None else f" of about {duration(known)}"
+        lines.append(f"running: {row.name}, {duration(state.elapsed(row))}{of_about}")
     return _first(lines, most)
 
 
@@ -228,7 +209,7 @@ def _first(lines: list[str], most: int) -> list[str]:
     return lines if len(lines) <= most else [*lines[:most], f"… and {len(lines) - most} more"]
 
 
-def _group_line(key: tuple[str, str], rows: list[CellRow], state: StudyState) -> str:
+def _group_line(key: tuple[str, str], rows: list[Row], state: StudyState) -> str:
     counts = Counter(state.states[row.folder] for row in rows)
     stage, name = key
     label = f"{stage} of {name}" if stage == "shards" else name
