@@ -4,7 +4,6 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import shapely
 
 from counterstain.errors import InputError
 from counterstain.io.annotations import annotation_files, looks_like, outlines, read_annotations, safe_parsing
@@ -30,12 +29,12 @@ def test_outlines_that_cross_themselves_are_repaired_and_counted(tmp_path):
     assert file.annotations[0].polygon.area == pytest.approx(50)
 
 
-def test_the_inside_of_a_loop_drawn_over_itself_stays_inside():
+def test_the_inside_of_a_loop_drawn_over_itself_stays_inside(tmp_path):
     angle = np.arange(5) * 4 * np.pi / 5
-    star = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    built = outlines.build([[star]], "here")
-    assert built.repaired
-    assert built.polygon.contains(shapely.Point(0, 0))
+    star = np.stack([np.cos(angle), np.sin(angle)], axis=1).tolist()
+    (annotation,) = read_annotations(write(tmp_path, feature([star])), "qupath").annotations
+    assert annotation.polygon.buffer(-0.1).centroid.coords[0] == pytest.approx((0, 0))
+    assert not annotation.polygon.interiors
 
 
 def test_parts_that_overlap_are_joined(tmp_path):
@@ -59,14 +58,6 @@ def test_ids_are_unique_and_the_same_every_time(tmp_path):
     assert ids[:2] == ["a", "a#2"]
     assert len(set(ids)) == 4
     assert ids == [a.id for a in read_annotations(path, "qupath").annotations]
-
-
-def test_upright_rectangles_are_told_from_polygons(tmp_path):
-    diamond = [[10, 0], [20, 10], [10, 20], [0, 10], [10, 0]]
-    hole = [[12, 12], [14, 12], [14, 14], [12, 12]]
-    content = [feature([SQUARE]), feature([diamond]), feature([SQUARE, hole])]
-    kinds = [a.kind for a in read_annotations(write(tmp_path, content), "qupath").annotations]
-    assert kinds == ["rectangle", "polygon", "polygon"]
 
 
 def test_a_file_packed_with_gzip_is_read_whatever_its_name(tmp_path):
@@ -166,29 +157,23 @@ def test_the_memory_of_json_is_never_underestimated(tmp_path, monkeypatch):
         del kept
 
 
-def test_a_tangle_is_refused_instead_of_repaired_for_hours():
-    points = np.random.default_rng(0).uniform(0, 1000, (5000, 2))
-    with pytest.raises(InputError, match=r"a\.json: the outline of 5,001 points crosses itself all over"):
-        outlines.build([[points]], "a.json")
+TANGLE = np.random.default_rng(0).uniform(0, 1000, (5000, 2)).tolist()
 
 
-def test_many_small_tangles_are_refused_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("counterstain.io.annotations.outlines.MAX_TANGLES", 1000)
-    ring = np.random.default_rng(0).uniform(0, 1000, (150, 2)).tolist()
-    with pytest.raises(InputError, match="outlines of the file cross themselves all over"):
-        read_annotations(write(tmp_path, [feature([ring])] * 3), "qupath")
-
-
-def test_more_points_than_a_file_can_hold_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("counterstain.io.annotations.outlines.MAX_POINTS", 9)
-    with pytest.raises(InputError, match="more than 9 points; export tissue annotations alone"):
-        read_annotations(write(tmp_path, [feature([SQUARE])] * 2), "qupath")
-
-
-def test_of_a_repair_only_what_has_an_area_is_kept():
-    mixed = shapely.GeometryCollection([shapely.box(0, 0, 1, 1), shapely.LineString([(0, 0), (5, 5)])])
-    assert outlines.polygonal(mixed).equals(shapely.box(0, 0, 1, 1))
-    assert outlines.polygonal(shapely.Point(0, 0)) is None
+@pytest.mark.parametrize(
+    ("limits", "features", "message"),
+    [
+        ({}, [feature([TANGLE])], r"\.geojson feature 1: the outline of 5,001 points crosses itself all over"),
+        ({"MAX_TANGLES": 1000}, [feature([TANGLE[:150]])] * 3, "outlines of the file cross themselves all over"),
+        ({"MAX_REPAIR_POINTS": 99}, [feature([TANGLE[:150]])], "has 151 points; at most 99 can be repaired; simplify"),
+        ({"MAX_POINTS": 9}, [feature([SQUARE])] * 2, "more than 9 points; export tissue annotations alone"),
+    ],
+)
+def test_what_would_take_hours_or_fill_the_memory_is_refused(tmp_path, monkeypatch, limits, features, message):
+    for name, limit in limits.items():
+        monkeypatch.setattr(outlines, name, limit)
+    with pytest.raises(InputError, match=message):
+        read_annotations(write(tmp_path, features), "qupath")
 
 
 def test_the_files_of_a_folder_are_those_of_the_format(tmp_path):

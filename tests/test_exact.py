@@ -37,7 +37,6 @@ def read(tmp_path, content, types=None):
 def test_rows_are_read_from_every_layout(tmp_path, content):
     (annotation,) = read(tmp_path, content).annotations
     assert (annotation.id, annotation.label, annotation.slide) == ("1", "Tumour", "A1.mrxs")
-    assert annotation.colour == "#ff0000"
     assert annotation.polygon.bounds == (10, 10, 30, 30)
 
 
@@ -67,8 +66,7 @@ def test_what_is_no_outline_is_counted(tmp_path):
 def test_boxes_become_rectangles(tmp_path):
     box = {"x1": 30, "y1": 5, "x2": 10, "y2": 9}
     (annotation,) = read(tmp_path, [row(1, box, {**TUMOUR, "vector_type": BOX})]).annotations
-    assert annotation.kind == "rectangle"
-    assert annotation.polygon.bounds == (10, 5, 30, 9)
+    assert (annotation.polygon.bounds, annotation.polygon.area) == ((10, 5, 30, 9), 80)
 
 
 def test_points_follow_their_numbers_not_their_places(tmp_path):

@@ -15,7 +15,7 @@ HER2 = Taxonomy.named("her2")
 def annotated(*labels):
     box = shapely.box(0, 0, 1, 1)
     rows = tuple(Annotation(id=str(i), label=label, polygon=box) for i, label in enumerate(labels))
-    return AnnotationFile(path=Path("a.json"), file_format="qupath", annotations=rows)
+    return AnnotationFile(path=Path("a.json"), annotations=rows)
 
 
 def load(tmp_path, text):

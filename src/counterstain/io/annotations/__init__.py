@@ -9,25 +9,10 @@ from typing import Literal, get_args
 from shapely.errors import GEOSException
 
 from counterstain.errors import InputError
-from counterstain.io.annotations.exact_server import ExactServer, fetch_exact
 from counterstain.io.annotations.json_formats import read_exact, read_geojson
-from counterstain.io.annotations.outlines import UNCLASSIFIED, Annotation, AnnotationFile
+from counterstain.io.annotations.outlines import AnnotationFile
 from counterstain.io.annotations.safe_parsing import read_bytes
 from counterstain.io.annotations.xml_formats import read_aperio, read_asap
-
-__all__ = [
-    "FORMATS",
-    "UNCLASSIFIED",
-    "Annotation",
-    "AnnotationFile",
-    "ExactServer",
-    "Format",
-    "annotation_files",
-    "fetch_exact",
-    "files_of_other_formats",
-    "looks_like",
-    "read_annotations",
-]
 
 Format = Literal["exact", "qupath", "asap", "aperio"]
 FORMATS: tuple[Format, ...] = get_args(Format)

@@ -1,8 +1,8 @@
 """Annotations saved as JSON: QuPath's GeoJSON and the rows of EXACT's server.
 
 QuPath writes bare lists (version 0.2) to FeatureCollections (0.6). A position is ``[x, y, …]`` in level-0 pixels.
-Classes are ``properties.classification`` with ``name`` and ``colorRGB`` (a signed integer, old) or ``color`` (a list,
-new); tools that write none put the class into ``properties.name``.
+Classes are ``properties.classification`` with a ``name``; tools that write none put the class into
+``properties.name``.
 
 EXACT answers ``/api/v1/annotations/annotations/`` with rows, paged or not, of one image or many. A row's ``vector`` is
 an object ``{"x1": 10, "y1": 20, "x2": …}`` in level-0 pixels, or null. Types and images are numbers, or objects if
@@ -23,10 +23,7 @@ from counterstain.io.annotations.outlines import UNCLASSIFIED, AnnotationFile, C
 from counterstain.io.annotations.safe_parsing import (
     COORDINATE,
     MAX_DEPTH,
-    colour_of_rgb,
-    colour_of_text,
-    expect_list,
-    expect_object,
+    expect,
     file_name,
     identifier,
     name,
@@ -41,9 +38,7 @@ Row = dict[str, Json]
 
 QUPATH_WITHOUT_AREA = {"Point": "point", "MultiPoint": "points", "LineString": "line", "MultiLineString": "lines"}
 BOX, POINT, FIXED_BOX = 1, 2, 6
-EXACT_WITHOUT_AREA = {
-    POINT: "point", 3: "line", 4: "lines", 7: "label of the whole image", 8: "pixel segmentation",
-}  # fmt: skip
+EXACT_WITHOUT_AREA = {POINT: "point", 3: "line", 4: "lines", 7: "label of the whole image", 8: "pixel segmentation"}
 NO_VECTOR = "row without outline (vector is null)"
 DELETED = "deleted row"
 AMBIGUOUS = "two points of a type that is only a number (a box or a line?)"
@@ -51,14 +46,8 @@ AXIS = re.compile(r"([xy])([1-9][0-9]{0,6})")
 
 
 def read_geojson(path: Path, data: bytes) -> AnnotationFile:
-    """Read QuPath's GeoJSON.
-
-    Raises
-    ------
-    InputError
-        Names the feature and what is wrong with it.
-    """
-    collector = Collector(path, "qupath")
+    """Read QuPath's GeoJSON; errors name the feature and what is wrong with it."""
+    collector = Collector(path)
     for number, feature in enumerate(_features(parse_json(path, data), path), start=1):
         _add_feature(collector, feature, number)
     return collector.finish()
@@ -70,11 +59,11 @@ def _features(content: Json, path: Path) -> list[Json]:
         return content
     kind = content.get("type") if isinstance(content, dict) else None
     if kind == "FeatureCollection":
-        return expect_list(content.get("features"), f"{path} features")
+        return expect(content.get("features"), list, f"{path} features", "a list")
     if kind == "Feature":
         return [content]
     if kind == "GeometryCollection":
-        geometries = expect_list(content.get("geometries"), f"{path} geometries")
+        geometries = expect(content.get("geometries"), list, f"{path} geometries", "a list")
         return [{"type": "Feature", "geometry": geometry} for geometry in geometries]
     if isinstance(kind, str) and kind in {"Polygon", "MultiPolygon", *QUPATH_WITHOUT_AREA}:
         return [{"type": "Feature", "geometry": content}]
@@ -90,8 +79,7 @@ def _add_feature(collector: Collector, feature: Json, number: int) -> None:
     if not isinstance(feature, dict) or feature.get("type") != "Feature":
         found = feature.get("type") if isinstance(feature, dict) else feature
         raise InputError(f"{where}: expected type Feature, found {shown(found)}; export it again")
-    properties = expect_object(feature.get("properties") or {}, f"{where} properties")
-    label, colour = _class(properties, where)
+    label = _class(expect(feature.get("properties") or {}, dict, f"{where} properties", "an object"), where)
     geometry = feature.get("geometry")
     if geometry is None:
         collector.skip("object without geometry")
@@ -99,40 +87,31 @@ def _add_feature(collector: Collector, feature: Json, number: int) -> None:
     parts = list(_parts(collector, geometry, where, depth=0))
     if parts:
         polygon = collector.polygon(parts, where)
-        collector.add(polygon, identifier=identifier(feature.get("id", number), where), label=label, colour=colour)
+        collector.add(polygon, identifier=identifier(feature.get("id", number), where), label=label)
 
 
-def _class(properties: dict[str, Json], where: str) -> tuple[str, str | None]:
-    """Return label and colour."""
-    classification = expect_object(properties.get("classification") or {}, f"{where} properties classification")
+def _class(properties: dict[str, Json], where: str) -> str:
+    place = f"{where} properties classification"
+    classification = expect(properties.get("classification") or {}, dict, place, "an object")
     given = classification.get("name")
     if given is None and isinstance(classification.get("names"), list):  # a derived class, outermost first
         given = ": ".join(name(part, f"{where} classification") for part in classification["names"])
     if given is None and not classification:
         given = properties.get("name")
-    label = name(given, f"{where} class") if given is not None else UNCLASSIFIED
-    return label or UNCLASSIFIED, _qupath_colour(classification) or _qupath_colour(properties)
-
-
-def _qupath_colour(owner: dict[str, Json]) -> str | None:
-    packed, channels = owner.get("colorRGB"), owner.get("color")
-    if isinstance(channels, list) and len(channels) == 3:
-        return colour_of_rgb(*channels)
-    if type(packed) is int and abs(packed) < 2**32:  # Java's ARGB, signed
-        return f"#{packed & 0xFFFFFF:06x}"
-    return None
+    return name(given, f"{where} class") if given is not None else UNCLASSIFIED
 
 
 def _parts(collector: Collector, geometry: Json, where: str, depth: int) -> Iterator[Rings]:
     """Yield a geometry's polygons as rings; what has no area is skipped."""
-    kind = expect_object(geometry, f"{where} geometry", "a GeoJSON geometry").get("type")
-    if kind == "Polygon":
-        yield _rings(collector, expect_list(geometry.get("coordinates"), f"{where} coordinates"), where)
-    elif kind == "MultiPolygon":
-        for number, polygon in enumerate(expect_list(geometry.get("coordinates"), f"{where} coordinates"), start=1):
-            yield _rings(collector, polygon, f"{where} part {number}")
+    kind = expect(geometry, dict, f"{where} geometry", "a GeoJSON geometry").get("type")
+    if kind in ("Polygon", "MultiPolygon"):
+        coordinates = expect(geometry.get("coordinates"), list, f"{where} coordinates", "a list")
+        if kind == "Polygon":
+            yield _rings(collector, coordinates, where)
+        else:
+            yield from (_rings(collector, p, f"{where} part {i}") for i, p in enumerate(coordinates, start=1))
     elif kind == "GeometryCollection" and depth < MAX_DEPTH:
-        for member in expect_list(geometry.get("geometries"), f"{where} geometries"):
+        for member in expect(geometry.get("geometries"), list, f"{where} geometries", "a list"):
             yield from _parts(collector, member, where, depth + 1)
     elif isinstance(kind, str) and kind in QUPATH_WITHOUT_AREA:
         collector.skip(QUPATH_WITHOUT_AREA[kind])
@@ -141,12 +120,12 @@ def _parts(collector: Collector, geometry: Json, where: str, depth: int) -> Iter
 
 
 def _rings(collector: Collector, rings: Json, where: str) -> Rings:
-    rings = expect_list(rings or None, where, "a polygon's outline and its holes")
+    rings = expect(rings or None, list, where, "a polygon's outline and its holes")
     return [_ring(collector, ring, f"{where} ring {number}") for number, ring in enumerate(rings, start=1)]
 
 
 def _ring(collector: Collector, ring: Json, where: str) -> np.ndarray:
-    collector.count_points(len(expect_list(ring, where, "a list of points")))
+    collector.count_points(len(expect(ring, list, where, "a list of points")))
     for number, point in enumerate(ring, start=1):
         if not (isinstance(point, list) and len(point) >= 2 and usable(point[0]) and usable(point[1])):
             raise InputError(
@@ -162,42 +141,30 @@ class ExactType(NamedTuple):
     name: str
     vector_type: int | None = None
     product: str | None = None
-    colour: str | None = None
 
 
 def read_exact(path: Path, data: bytes, types: Path | None = None) -> AnnotationFile:
     """Read saved rows of EXACT.
 
     ``types`` are saved rows of ``/api/v1/annotations/annotation_types/``, or a JSON object type id -> name,
-    for rows whose type is only a number; such types are otherwise called ``type 7``.
-
-    Raises
-    ------
-    InputError
-        Names the row and what is wrong with it, or that pages are missing.
+    for rows whose type is only a number; such types are otherwise called ``type 7``. Errors name the row and what is
+    wrong with it, or that pages are missing.
     """
     rows = list(_rows(parse_json(path, data), path))
-    known = read_types(types) if types is not None else {}
+    known = _read_types(types) if types is not None else {}
     for number, row in rows:
         where = f"{path} row {number}"
         if isinstance(row.get("annotation_type"), dict):
             known[_id(row["annotation_type"], f"{where} annotation_type")] = _type(row["annotation_type"], where)
     used = {_id(row["annotation_type"], str(path)) for _, row in rows if row.get("annotation_type") is not None}
     labels = _labels({type_id: known[type_id] for type_id in used if type_id in known})
-    collector = Collector(path, "exact")
+    collector = Collector(path)
     for number, row in rows:
         _add_row(collector, row, f"{path} row {number}", known, labels)
     return collector.finish()
 
 
-def read_types(path: Path) -> dict[str, ExactType]:
-    """Read annotation types: id -> type.
-
-    Raises
-    ------
-    InputError
-        Names the row and what is wrong with it.
-    """
+def _read_types(path: Path) -> dict[str, ExactType]:
     content = parse_json(path, read_bytes(path))
     if isinstance(content, dict) and "results" not in content:
         return {str(key): ExactType(name(value, f"{path} {shown(key)}")) for key, value in content.items()}
@@ -209,8 +176,9 @@ def _rows(content: Json, path: Path) -> Iterator[tuple[int, Row]]:
     """Yield the rows of one page, a list of pages or a bare list, numbered from 1."""
     pages = content if isinstance(content, list) else [content]
     if all(isinstance(page, dict) and "results" in page for page in pages) and pages:
-        listed = [expect_list(page["results"], f"{path} page {i} results") for i, page in enumerate(pages, start=1)]
-        rows = [row for of_page in listed for row in of_page]
+        rows = []
+        for number, page in enumerate(pages, start=1):
+            rows += expect(page["results"], list, f"{path} page {number} results", "a list")
         _check_complete(pages, len(rows), path)
     else:
         rows = pages
@@ -255,7 +223,6 @@ def _add_row(
         identifier=identifier(row.get("unique_identifier") or row.get("id") or where.rsplit(" ", 1)[-1], where),
         label=labels.get(type_id or "", exact_type.name),
         slide=_slide(row.get("image"), f"{where} image"),
-        colour=exact_type.colour,
     )
 
 
@@ -270,9 +237,9 @@ def _without_outline(row: Row, exact_type: ExactType) -> str | None:
 
 def _points(collector: Collector, vector: Json, where: str) -> np.ndarray:
     """Return the points of ``{"x1": …, "y1": …, …}``, (n, 2) float, in the order of their numbers."""
-    vector = expect_object(vector, where, 'an object {"x1": …, "y1": …} or null')
-    collector.count_points(len(vector) // 2)
+    vector = expect(vector, dict, where, 'an object {"x1": …, "y1": …} or null')
     count = len(vector) // 2
+    collector.count_points(count)
     xy = np.full((count, 2), np.nan)
     for key, value in vector.items():
         match = AXIS.fullmatch(key)
@@ -309,7 +276,6 @@ def _type(row: Json, where: str) -> ExactType:
         name=name(row.get("name"), f"{where} annotation_type name") or UNCLASSIFIED,
         vector_type=vector_type if type(vector_type) is int else None,
         product=name(str(product), f"{where} product") if isinstance(product, str | int) else None,
-        colour=colour_of_text(row.get("color_code")),
     )
 
 

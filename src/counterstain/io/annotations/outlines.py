@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import numpy as np
 import shapely
@@ -17,7 +16,7 @@ from shapely import MultiPolygon, Polygon
 
 from counterstain.errors import InputError
 
-Shape = Literal["polygon", "multipolygon", "rectangle", "ellipse", "spline"]
+Area = Polygon | MultiPolygon
 Rings = Sequence[np.ndarray]  # (n, 2) float each: the outline, then its holes
 
 UNCLASSIFIED = "Unclassified"
@@ -38,14 +37,10 @@ class Annotation:
     """Unique in its file and the same every time the file is read."""
     label: str
     """As the source names it; ``LABELS.yaml`` says which subtype that is."""
-    polygon: Polygon | MultiPolygon
+    polygon: Area
     """Valid, with an area, in level-0 pixels: pixel (column 0, row 0) covers x 0..1 and y 0..1."""
     slide: str | None = None
     """File name of the slide as the source gives it, without folders; None where the format has none."""
-    kind: Shape = "polygon"
-    """What was drawn; ``rectangle`` whenever the outline is one, upright."""
-    colour: str | None = None
-    """As ``#rrggbb``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +48,6 @@ class AnnotationFile:
     """The annotations of one file, and counts of what was skipped."""
 
     path: Path
-    file_format: str
     annotations: tuple[Annotation, ...]
     skipped: Counter[str] = field(default_factory=Counter)
     """Reason -> objects that cannot become an instance: points, lines, deleted rows, outlines without area."""
@@ -75,55 +69,13 @@ class AnnotationFile:
         return tuple(a for a in self.annotations if a.slide == slide)
 
 
-class Built(NamedTuple):
-    """A valid polygon made of outlines."""
-
-    polygon: Polygon | MultiPolygon
-    repaired: bool
-    tangle: int = 0
-    """Pairs of segments with intersecting boxes, beyond those of a plain outline; 0 without repair."""
-
-
-def build(parts: Sequence[Rings], where: str) -> Built | None:
-    """Make one valid polygon of outlines with their holes, or return None if nothing has an area.
-
-    Several parts become a MultiPolygon; they may overlap. Rings need not be closed. Outlines that cross themselves are
-    repaired with :func:`shapely.make_valid`; of its methods ``structure`` keeps the inside of a loop that an outline
-    draws over itself, as whoever drew it meant. ``where`` is the file and the place in it, for messages.
-
-    Raises
-    ------
-    InputError
-        The outlines cross themselves so often that they cannot be outlines.
-    """
-    polygons = [_polygon(rings) for rings in parts if _corners(rings[0]) >= 3]
-    if not polygons:
-        return None
-    drawn = polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)
-    if drawn.is_valid:
-        return Built(drawn, repaired=False) if drawn.area > 0 else None
-    tangle = _tangle(drawn, where)
-    mended = polygonal(shapely.make_valid(drawn, method="structure", keep_collapsed=False))
-    return Built(mended, repaired=True, tangle=tangle) if mended is not None else None
-
-
-def polygonal(geometry: shapely.Geometry) -> Polygon | MultiPolygon | None:
+def polygonal(geometry: shapely.Geometry) -> Area | None:
     """Return the parts of a geometry that have an area, or None."""
     parts = shapely.get_parts(shapely.get_parts(geometry))  # twice: a collection may hold a MultiPolygon
     polygons = [part for part in parts if isinstance(part, Polygon) and part.area > 0]
     if not polygons:
         return None
     return polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)
-
-
-def shape_of(polygon: Polygon | MultiPolygon) -> Shape:
-    """Tell upright rectangles from other polygons."""
-    if isinstance(polygon, MultiPolygon):
-        return "multipolygon"
-    corners = shapely.get_coordinates(polygon)
-    few = len(corners) <= 9 and not polygon.interiors
-    full = polygon.area >= (1 - 1e-9) * shapely.box(*polygon.bounds).area
-    return "rectangle" if few and full else "polygon"
 
 
 def ellipse(bounds: tuple[float, float, float, float]) -> np.ndarray:
@@ -139,24 +91,104 @@ def rectangle(bounds: tuple[float, float, float, float]) -> np.ndarray:
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float)
 
 
-def _polygon(rings: Rings) -> Polygon:
-    return Polygon(rings[0], [hole for hole in rings[1:] if _corners(hole) >= 3])
+class Collector:
+    """Gathers the annotations of one file, counts what is skipped and keeps ids unique."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._annotations: list[Annotation] = []
+        self._skipped: Counter[str] = Counter()
+        self._numbers: dict[str, int] = {}
+        self._repaired = self._tangle = self._points = 0
+
+    def skip(self, reason: str) -> None:
+        """Count an object that cannot become an instance."""
+        self._skipped[reason] += 1
+
+    def count_points(self, points: int) -> None:
+        """Count points before anything is built of them; too many for one file are an InputError."""
+        self._points += points
+        if self._points > MAX_POINTS:
+            raise InputError(
+                f"{self.path}: more than {MAX_POINTS:,} points; export tissue annotations alone (without cells and "
+                "detections), or simplify them"
+            )
+
+    def polygon(self, parts: Sequence[Rings], where: str) -> Area | None:
+        """Make one valid polygon of outlines with their holes; without an area it is skipped and None is returned.
+
+        Several parts become a MultiPolygon; they may overlap. Rings need not be closed. Outlines that cross themselves
+        are repaired with :func:`shapely.make_valid`; of its methods ``structure`` keeps the inside of a loop that an
+        outline draws over itself, as whoever drew it meant. ``where`` is the file and the place in it, for messages.
+
+        Raises
+        ------
+        InputError
+            The outlines cross themselves so often that they cannot be outlines.
+        """
+        polygons = [
+            Polygon(rings[0], [hole for hole in rings[1:] if _has_corners(hole)])
+            for rings in parts
+            if _has_corners(rings[0])
+        ]
+        drawn = polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)
+        if not drawn.is_valid:
+            self._count_tangle(drawn, where)
+            mended = polygonal(shapely.make_valid(drawn, method="structure", keep_collapsed=False))
+            self._repaired += mended is not None
+        else:
+            mended = drawn if drawn.area > 0 else None
+        if mended is None:
+            self.skip(NO_AREA)
+        return mended
+
+    def _count_tangle(self, drawn: Area, where: str) -> None:
+        self._tangle += _tangle(drawn, where)
+        if self._tangle > MAX_TANGLES:
+            raise InputError(
+                f"{where}: this and earlier outlines of the file cross themselves all over; are these outlines of "
+                "tissue? export them again"
+            )
+
+    def add(self, polygon: Area | None, *, identifier: str, label: str, slide: str | None = None) -> None:
+        """Add an annotation; None, which :meth:`polygon` returns where there is no area, adds nothing."""
+        if polygon is not None:
+            unique = self._unique(identifier)
+            self._annotations.append(Annotation(id=unique, label=label or UNCLASSIFIED, polygon=polygon, slide=slide))
+
+    def finish(self) -> AnnotationFile:
+        """Return what was gathered."""
+        return AnnotationFile(
+            path=self.path, annotations=tuple(self._annotations), skipped=self._skipped, repaired=self._repaired
+        )
+
+    def _unique(self, identifier: str) -> str:
+        """Return an identifier unchanged the first time, then with a number."""
+        unique = identifier
+        while unique in self._numbers:
+            self._numbers[identifier] += 1
+            unique = f"{identifier}#{self._numbers[identifier]}"
+        self._numbers[unique] = 1
+        return unique
 
 
-def _corners(ring: np.ndarray) -> int:
-    """Count distinct points, as far as it matters."""
-    return len({tuple(point) for point in ring.tolist()}) if len(ring) <= 8 else 8
+def _has_corners(ring: np.ndarray) -> bool:
+    """Whether a ring has at least three distinct points; of long ones it is assumed."""
+    return len(ring) > 8 or len({tuple(point) for point in ring.tolist()}) >= 3
 
 
-def _tangle(drawn: Polygon | MultiPolygon, where: str) -> int:
-    """Count near pairs of segments; refuse an outline whose repair would take hours."""
+def _tangle(drawn: Area, where: str) -> int:
+    """Count near pairs of segments beyond those of a plain outline; refuse what would take hours to repair."""
     points = shapely.get_num_coordinates(drawn)
     if points > MAX_REPAIR_POINTS:
         raise InputError(
             f"{where}: the outline crosses itself and has {points:,} points; at most {MAX_REPAIR_POINTS:,} can be "
             "repaired; simplify it in the annotation tool"
         )
-    boxes = _segment_boxes(drawn)
+    xy, ring = shapely.get_coordinates(shapely.get_rings(shapely.get_parts(drawn)), return_index=True)
+    same = ring[1:] == ring[:-1]
+    low, high = np.minimum(xy[1:], xy[:-1])[same], np.maximum(xy[1:], xy[:-1])[same]
+    boxes = np.asarray(shapely.box(low[:, 0], low[:, 1], high[:, 0], high[:, 1]))
     tree = shapely.STRtree(boxes)
     tangle = -PAIRS_PER_SEGMENT * len(boxes)
     step = max(1, PAIRS_AT_ONCE // len(boxes))
@@ -168,103 +200,3 @@ def _tangle(drawn: Polygon | MultiPolygon, where: str) -> int:
                 "anything; draw it again or delete it"
             )
     return max(0, tangle)
-
-
-def _segment_boxes(drawn: Polygon | MultiPolygon) -> np.ndarray:
-    rings = shapely.get_rings(shapely.get_parts(drawn))  # it finds none in a MultiPolygon
-    xy, ring = shapely.get_coordinates(rings, return_index=True)
-    same = ring[1:] == ring[:-1]
-    low = np.minimum(xy[1:], xy[:-1])[same]
-    high = np.maximum(xy[1:], xy[:-1])[same]
-    return np.asarray(shapely.box(low[:, 0], low[:, 1], high[:, 0], high[:, 1]))
-
-
-class Collector:
-    """Gathers the annotations of one file, counts what is skipped and keeps ids unique."""
-
-    def __init__(self, path: Path, file_format: str) -> None:
-        self.path = path
-        self._file_format = file_format
-        self._annotations: list[Annotation] = []
-        self._skipped: Counter[str] = Counter()
-        self._numbers: dict[str, int] = {}
-        self._repaired = 0
-        self._tangle = 0
-        self._points = 0
-
-    def skip(self, reason: str) -> None:
-        """Count an object that cannot become an instance."""
-        self._skipped[reason] += 1
-
-    def count_points(self, points: int) -> None:
-        """Count points before anything is built of them.
-
-        Raises
-        ------
-        InputError
-            More than a file can hold.
-        """
-        self._points += points
-        if self._points > MAX_POINTS:
-            raise InputError(
-                f"{self.path}: more than {MAX_POINTS:,} points; export tissue annotations alone (without cells and "
-                "detections), or simplify them"
-            )
-
-    def polygon(self, parts: Sequence[Rings], where: str) -> Polygon | MultiPolygon | None:
-        """Make a valid polygon of outlines with their holes; without an area it is skipped."""
-        built = build(parts, where)
-        if built is None:
-            self.skip(NO_AREA)
-            return None
-        self._repaired += built.repaired
-        self._tangle += built.tangle
-        if self._tangle > MAX_TANGLES:
-            raise InputError(
-                f"{where}: this and earlier outlines of the file cross themselves all over; are these outlines of "
-                "tissue? export them again"
-            )
-        return built.polygon
-
-    def add(
-        self,
-        polygon: Polygon | MultiPolygon | None,
-        *,
-        identifier: str,
-        label: str,
-        slide: str | None = None,
-        colour: str | None = None,
-        kind: Shape | None = None,
-    ) -> None:
-        """Add an annotation; None, which :meth:`polygon` returns where there is no area, adds nothing."""
-        if polygon is None:
-            return
-        self._annotations.append(
-            Annotation(
-                id=self._unique(identifier),
-                label=label or UNCLASSIFIED,
-                polygon=polygon,
-                slide=slide,
-                kind=kind or shape_of(polygon),
-                colour=colour,
-            )
-        )
-
-    def finish(self) -> AnnotationFile:
-        """Return what was gathered."""
-        return AnnotationFile(
-            path=self.path,
-            file_format=self._file_format,
-            annotations=tuple(self._annotations),
-            skipped=self._skipped,
-            repaired=self._repaired,
-        )
-
-    def _unique(self, identifier: str) -> str:
-        """Return an identifier unchanged the first time, then with a number."""
-        unique = identifier
-        while unique in self._numbers:
-            self._numbers[identifier] += 1
-            unique = f"{identifier}#{self._numbers[identifier]}"
-        self._numbers[unique] = 1
-        return unique

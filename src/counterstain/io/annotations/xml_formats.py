@@ -2,40 +2,40 @@
 
 ASAP names the group of each outline. A spline is taken as the polygon through its points. ::
 
-    ASAP_Annotations > Annotations > Annotation (Name, Type, PartOfGroup, Color)
+    ASAP_Annotations > Annotations > Annotation (Name, Type, PartOfGroup)
                                        > Coordinates > Coordinate (Order, X, Y)
 
 Aperio has layers of regions, of which negative ones are cut out. ImageScope shows a layer under its attribute
 ``Description``; other tools name the layer or one of its attributes. ::
 
-    Annotations > Annotation (Id, Name, LineColor) > Attributes > Attribute (Name, Value)
-                                                   > Regions > Region (Id, Type, Text, NegativeROA)
-                                                       > Vertices > Vertex (X, Y)
+    Annotations > Annotation (Id, Name) > Attributes > Attribute (Name, Value)
+                                        > Regions > Region (Id, Type, Text, NegativeROA)
+                                            > Vertices > Vertex (X, Y)
+
+XML is parsed without keeping it; entities and document types are refused.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
+from xml.sax import SAXException
+from xml.sax.handler import ContentHandler
+from xml.sax.xmlreader import AttributesImpl
 
 import numpy as np
 import shapely
-from shapely import MultiPolygon, Polygon
+from defusedxml import DefusedXmlException
+from defusedxml.sax import make_parser
 
 from counterstain.errors import InputError
-from counterstain.io.annotations.outlines import AnnotationFile, Collector, Shape, ellipse, polygonal, rectangle
-from counterstain.io.annotations.safe_parsing import (
-    Attributes,
-    XmlVisitor,
-    colour_of_text,
-    name,
-    number,
-    parse_xml,
-    shown,
-)
+from counterstain.io.annotations.outlines import AnnotationFile, Area, Collector, ellipse, polygonal, rectangle
+from counterstain.io.annotations.safe_parsing import MAX_DEPTH, name, number, shown
 
+MAX_ELEMENTS = 8_000_000  # as many points as a file may have, and what stands around them
 UNGROUPED = "Ungrouped"
-ASAP_OUTLINES: dict[str, Shape | None] = {"Polygon": None, "Rectangle": None, "Spline": "spline"}
+ASAP_OUTLINES = ("Polygon", "Rectangle", "Spline")
 ASAP_WITHOUT_AREA = {"Dot": "point", "PointSet": "points", "Line": "line", "Measurement": "line"}
 RECTANGLE, ELLIPSE = "1", "2"
 APERIO_OUTLINES = {"0", RECTANGLE, ELLIPSE}
@@ -44,45 +44,78 @@ NOT_A_NAME = {"", "Description"}
 NEGATIVE_ALONE = "negative region outside every region of its layer"
 ALL_NEGATIVE = "region wholly inside negative regions"
 
+Attributes: TypeAlias = "AttributesImpl[str]"
+
 
 def read_asap(path: Path, data: bytes) -> AnnotationFile:
-    """Read ASAP's XML; the label is the group.
-
-    Raises
-    ------
-    InputError
-        Names the line and what is wrong there.
-    """
-    visitor = _AsapVisitor(path, "asap")
-    parse_xml(data, visitor)
-    return visitor.collector.finish()
+    """Read ASAP's XML; the label is the group. Errors name the line and what is wrong there."""
+    return _AsapVisitor(path).read(data)
 
 
 def read_aperio(path: Path, data: bytes) -> AnnotationFile:
     """Read Aperio's XML; the label is the layer's name, otherwise the region's text, otherwise ``layer`` with its Id.
 
-    Raises
-    ------
-    InputError
-        Names the line and what is wrong there.
+    Errors name the line and what is wrong there.
     """
-    visitor = _AperioVisitor(path, "aperio")
-    parse_xml(data, visitor)
-    return visitor.collector.finish()
+    return _AperioVisitor(path).read(data)
 
 
-class _Visitor(XmlVisitor):
-    """What the two formats share: a collector, and points with X and Y."""
+class _Visitor(ContentHandler):
+    """Is told of the elements named in ``tags`` as they start and end."""
 
-    def __init__(self, path: Path, file_format: str) -> None:
-        super().__init__(path)
-        self.collector = Collector(path, file_format)
+    tags: frozenset[str]
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.collector = Collector(path)
         self.number = 0
         """Of the annotation that is being read."""
+        self._parser = make_parser()
+        self._depth = self._elements = 0
+
+    def start(self, tag: str, attributes: Attributes) -> None:
+        raise NotImplementedError
+
+    def end(self, tag: str) -> None:
+        raise NotImplementedError
+
+    def read(self, data: bytes) -> AnnotationFile:
+        self._parser.forbid_dtd = True
+        self._parser.setContentHandler(self)
+        try:
+            self._parser.feed(data)  # in one piece: expat before 2.6 takes quadratic time for long tokens in small ones
+            self._parser.close()
+        except DefusedXmlException as error:
+            raise InputError(
+                f"{self.collector.path}: has a document type or entities of its own, which can do harm and which no "
+                "annotation tool writes; export it again"
+            ) from error
+        except (SAXException, UnicodeError, LookupError) as error:
+            message = getattr(error, "getMessage", error.__str__)()
+            raise InputError(f"{self.where()}: not XML or cut short ({message}); export it again") from error
+        return self.collector.finish()
+
+    def where(self) -> str:
+        return f"{self.collector.path} line {self._parser.getLineNumber() or 1}"
 
     def point(self, attributes: Attributes) -> tuple[float, float]:
         self.collector.count_points(1)
         return number(attributes.get("X"), self.where, "X"), number(attributes.get("Y"), self.where, "Y")
+
+    def startElement(self, name: str, attrs: Attributes) -> None:  # noqa: N802
+        self._depth += 1
+        self._elements += 1
+        if self._depth > MAX_DEPTH:
+            raise InputError(f"{self.where()}: nested too deep for annotations; export it again")
+        if self._elements > MAX_ELEMENTS:
+            raise InputError(f"{self.where()}: more than {MAX_ELEMENTS:,} elements; export one file a slide")
+        if name in self.tags:
+            self.start(name, attrs)
+
+    def endElement(self, name: str) -> None:  # noqa: N802
+        self._depth -= 1
+        if name in self.tags:
+            self.end(name)
 
 
 class _AsapVisitor(_Visitor):
@@ -118,8 +151,6 @@ class _AsapVisitor(_Visitor):
             self.collector.polygon([[ring]], self.place),
             identifier=name(attributes.get("Name", ""), f"{self.place} Name") or str(self.number),
             label=UNGROUPED if group in {"", "None"} else group,
-            colour=colour_of_text(attributes.get("Color")),
-            kind=ASAP_OUTLINES[kind],
         )
 
 
@@ -133,24 +164,20 @@ class _Region:
     def negative(self) -> bool:
         return self.attributes.get("NegativeROA", "0").strip().lower() in {"1", "true"}
 
-    @property
-    def kind(self) -> str:
-        return self.attributes.get("Type", "0").strip()
-
-    @property
-    def is_ellipse(self) -> bool:
-        """Whether it is an ellipse given by its box; with more points they are its outline."""
-        return self.kind == ELLIPSE and len(self.points) <= 4
-
-    def ring(self) -> np.ndarray:
-        """Return the outline, (n, 2) float; rectangles and ellipses may be given by the corners of their box."""
-        points = np.array(self.points, float).reshape(-1, 2)
-        if not len(points):
-            return points
-        bounds = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
-        if self.is_ellipse:
-            return ellipse(bounds)
-        return rectangle(bounds) if self.kind == RECTANGLE and len(points) == 2 else points
+    def polygon(self, collector: Collector) -> Area | None:
+        """Draw the region; rectangles and ellipses may be given by the corners of their box."""
+        kind = self.attributes.get("Type", "0").strip()
+        if kind not in APERIO_OUTLINES:
+            collector.skip(APERIO_WITHOUT_AREA.get(kind, f"region of Type {shown(kind)}"))
+            return None
+        ring = np.array(self.points, float).reshape(-1, 2)
+        if len(ring):
+            bounds = (*ring.min(axis=0).tolist(), *ring.max(axis=0).tolist())
+            if kind == ELLIPSE and len(ring) <= 4:  # more points are its outline
+                ring = ellipse(bounds)
+            elif kind == RECTANGLE and len(ring) == 2:
+                ring = rectangle(bounds)
+        return collector.polygon([[ring]], self.where)
 
 
 @dataclass
@@ -160,10 +187,6 @@ class _Layer:
     number: int
     names: list[tuple[str, str]] = field(default_factory=list)
     regions: list[_Region] = field(default_factory=list)
-
-    @property
-    def identifier(self) -> str:
-        return name(self.attributes.get("Id", ""), f"{self.where} Id") or str(self.number)
 
     def label(self) -> str:
         """Return the layer's name, or nothing."""
@@ -201,60 +224,23 @@ class _AperioVisitor(_Visitor):
 
 
 def _add_layer(collector: Collector, layer: _Layer) -> None:
-    drawn = [(region, _polygon(collector, region)) for region in layer.regions]
-    negatives = _Negatives([polygon for region, polygon in drawn if region.negative and polygon is not None])
+    drawn = [(region, region.polygon(collector)) for region in layer.regions]
+    negatives = np.array([p for region, p in drawn if region.negative and p is not None], dtype=object)
+    tree = shapely.STRtree(negatives)
+    used: set[int] = set()
     label = layer.label()
+    layer_id = name(layer.attributes.get("Id", ""), f"{layer.where} Id") or str(layer.number)
     for position, (region, polygon) in enumerate(drawn, start=1):
         if region.negative or polygon is None:
             continue
-        left = negatives.cut_out_of(polygon)
+        inside = tree.query(polygon, predicate="intersects")
+        used.update(inside.tolist())
+        left = polygonal(shapely.difference(polygon, shapely.union_all(negatives[inside]))) if len(inside) else polygon
         if left is None:
             collector.skip(ALL_NEGATIVE)
             continue
         text = name(region.attributes.get("Text", ""), f"{region.where} Text")
         identifier = name(region.attributes.get("Id", ""), f"{region.where} Id") or str(position)
-        collector.add(
-            left,
-            identifier=f"{layer.identifier}/{identifier}",
-            label=label or text or f"layer {layer.identifier}",
-            colour=_colour(layer.attributes.get("LineColor", "")),
-            kind="ellipse" if region.is_ellipse and left is polygon else None,
-        )
-    for _ in range(negatives.unused):
+        collector.add(left, identifier=f"{layer_id}/{identifier}", label=label or text or f"layer {layer_id}")
+    for _ in range(len(negatives) - len(used)):
         collector.skip(NEGATIVE_ALONE)
-
-
-class _Negatives:
-    """The negative regions of a layer."""
-
-    def __init__(self, polygons: list[Polygon | MultiPolygon]) -> None:
-        self._polygons = np.array(polygons, dtype=object)
-        self._tree = shapely.STRtree(polygons)
-        self._used: set[int] = set()
-
-    @property
-    def unused(self) -> int:
-        return len(self._polygons) - len(self._used)
-
-    def cut_out_of(self, polygon: Polygon | MultiPolygon) -> Polygon | MultiPolygon | None:
-        """Return the polygon without the negatives: itself if none meets it, None if they cover it."""
-        inside = self._tree.query(polygon, predicate="intersects")
-        if not len(inside):
-            return polygon
-        self._used.update(inside.tolist())
-        return polygonal(shapely.difference(polygon, shapely.union_all(self._polygons[inside])))
-
-
-def _polygon(collector: Collector, region: _Region) -> Polygon | MultiPolygon | None:
-    if region.kind not in APERIO_OUTLINES:
-        collector.skip(APERIO_WITHOUT_AREA.get(region.kind, f"region of Type {shown(region.kind)}"))
-        return None
-    return collector.polygon([[region.ring()]], region.where)
-
-
-def _colour(packed: str) -> str | None:
-    """Return the colour of Windows' ``0x00bbggrr`` as a decimal number."""
-    if not packed.isascii() or not packed.isdigit() or len(packed) > 10:
-        return None
-    blue_green_red = int(packed) & 0xFFFFFF
-    return f"#{blue_green_red & 0xFF:02x}{blue_green_red >> 8 & 0xFF:02x}{blue_green_red >> 16:02x}"
