@@ -13,8 +13,7 @@ from counterstain.data.patches import Patch, Source, label_mask
 from counterstain.data.region_store import Region
 from counterstain.errors import InputError, MismatchError
 from counterstain.io import exports as module
-from counterstain.io.export_contents import file_names, stored_instances
-from counterstain.io.exports import ExportConfig, export
+from counterstain.io.exports import ExportConfig, export, file_names
 from counterstain.io.import_table import import_table
 from counterstain.taxonomy import IGNORE, Taxonomy
 
@@ -52,12 +51,13 @@ def draw_odd_cohort(folder) -> Cohort:
     """One region with an ignored instance and a number beyond 16 bits, its name unfit for a file."""
     instances = np.zeros((20, 30), np.int32)
     instances[2:6, 2:6], instances[10:15, 3:9], instances[3:8, 20:25] = 70_000, 5, 9
-    region = Region(
-        region="a/b: 1", slide="s", patient="p", image=np.full((20, 30, 3), 77, np.uint8), instances=instances,
-        subtypes={70_000: 2, 5: IGNORE, 9: 5},
-    )  # fmt: skip
+    return write_region(folder, "a/b: 1", instances, {70_000: 2, 5: IGNORE, 9: 5})
+
+
+def write_region(folder, name, instances, subtypes) -> Cohort:
+    image = np.full((*instances.shape, 3), 77, np.uint8)
     writer = CohortWriter(folder, HER2, 0.25, {"kind": "odd"})
-    writer.add("s", [region])
+    writer.add("s", [Region(region=name, slide="s", patient="p", image=image, instances=instances, subtypes=subtypes)])
     return writer.finish()
 
 
@@ -122,9 +122,11 @@ def test_numbers_beyond_16_bits_become_ranks(tmp_path):
     assert np.bincount(pixels(path).ravel())[1:].tolist() == table.sort_index()["area_px"].tolist()
 
 
-def test_more_instances_than_png_can_number_are_refused():
-    with pytest.raises(InputError, match="a: has 70,000 instances, PNG holds 65,535; import smaller regions"):
-        stored_instances(np.zeros((2, 2), np.int32), range(70_000), "a")
+def test_more_instances_than_png_can_number_are_refused(tmp_path):
+    instances = np.arange(1, 264 * 265 + 1, dtype=np.int32).reshape(264, 265)
+    cohort = write_region(tmp_path / "cohort", "a", instances, dict.fromkeys(range(1, instances.size + 1), 1))
+    with pytest.raises(InputError, match="region a: has 69,960 instances, PNG holds 65,535; import smaller regions"):
+        export(cohort.folder, tmp_path / "png", PNG)
 
 
 def test_all_subtypes_may_become_one_label(cohort, tmp_path):

@@ -1,42 +1,17 @@
 """Export of a cohort or a synthetic set: ordinary images, a dataset of nnU-Net, an image folder of Hugging Face.
 
-``png``: a table that ``counterstain import table`` reads, with its images. The import gives the same label masks; it
-takes connected components for instances, so that neighbours of one subtype that touch become one, while
-``instances/`` keeps them apart. ::
-
-    images/NAME.png     RGB
-    labels/NAME.png     8 bits grey: 0 = background, the id of the subtype, 255 = ignore
-    instances/NAME.png  16 bits grey: 0 = background, the instance
-    table.csv           a row per image: image, label, instances, region, slide, patient, part, score, mpp, …
-    instances.csv       a row per instance: image, instance, subtype_id, subtype, area_px
-    taxonomy.yaml       the subtype of each id
-
-``nnunet``: a raw dataset of nnU-Net v2, to be put into the folder ``nnUNet_raw``. Without ``splits_final.json``, which
-belongs into ``nnUNet_preprocessed/Dataset042_NAME``, nnU-Net distributes images over the folds at random, and one
-patient's would be on both sides. ::
-
-    Dataset042_NAME/
-      imagesTr/NAME_0000.png  RGB, read by nnU-Net's NaturalImage2DIO; imagesTs/ and labelsTs/ hold the test part
-      labelsTr/NAME.png       0 = background, 1, 2, … = subtypes, the highest = ignore (if anything is ignored)
-      dataset.json
-      splits_final.json       training and validation by patient
-
-``hf``: a folder that ``load_dataset("imagefolder", data_dir=DIR)`` reads. ::
-
-    train/, validation/, test/  data/ where there is no split
-      images/, masks/, instances/
-      metadata.jsonl            a line per image: its files, region, slide, patient, score, mpp, subtypes, …
-    taxonomy.yaml, README.md
-
-Generated images bring ``patients_seen.txt``, a line per patient behind them; the import keeps these out of evaluation.
+docs/inputs.md shows the files of each. ``png`` has a table that ``counterstain import table`` reads: the import gives
+the same label masks, but takes connected components for instances; ``instances/`` keeps touching ones apart. Generated
+images bring ``patients_seen.txt``, a line per patient behind them; the import keeps these out of evaluation.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,28 +20,21 @@ import pandas as pd
 from PIL import Image
 
 from counterstain.config import Config, build, to_yaml
+from counterstain.data.cohort import PARTS, Cohort
+from counterstain.data.patch_set import HEADER_FILE, PatchSet
 from counterstain.data.patches import label_mask
 from counterstain.data.split import PATIENTS_SEEN_FILE
 from counterstain.errors import InputError
-from counterstain.io.export_contents import (
-    Contents,
-    ExportedLabels,
-    Row,
-    choose_parts,
-    exported_labels,
-    open_contents,
-    stored_instances,
-    stored_numbers,
-)
 from counterstain.progress import Progress, silent
-from counterstain.storage import claim, replacing, write_csv, write_json, write_text
-from counterstain.taxonomy import IGNORE
+from counterstain.storage import claim, fingerprint, replacing, write_csv, write_json, write_text
+from counterstain.taxonomy import BACKGROUND, IGNORE, Subtype, Taxonomy, colours
 
 REPORT_FILE = "export.json"
 IMAGE, LABELS, INSTANCES = "image", "label", "instances"
 FIRST_COLUMNS = [IMAGE, LABELS, INSTANCES, "region", "slide", "patient", "part", "score", "mpp"]
+MAX_INSTANCE = 2**16 - 1  # in a PNG
+MAX_NAME = 100  # some file systems stop at 143 characters
 NNUNET_NAME = re.compile(r"Dataset\d{3}_\w+")
-NNUNET_RESERVED = {"background", "ignore"}
 NNUNET_FOLDS = 5
 CARD = """\
 # {source}
@@ -83,26 +51,7 @@ dataset = load_dataset("imagefolder", data_dir=".")
 Patients never lie in two splits.
 """
 
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """A kind of export."""
-
-    files: Mapping[str, str]
-    """``image``, ``label`` and perhaps ``instances`` -> path in the export, of {name} and {folder}."""
-    folders: Mapping[str | None, str]
-    """Part of the split -> {folder}."""
-    write_tables: Callable[[Path, Contents, ExportedLabels], None]
-    """Write the tables, when all images are there."""
-    check: Callable[[Path, Contents, ExportedLabels], None] = lambda _out, _contents, _labels: None
-    """Raise InputError where the contents cannot be laid out so."""
-    ignore_is_highest: bool = False
-    """Whether the highest label, instead of 255, is ignored."""
-
-    def files_of(self, row: Row) -> dict[str, str]:
-        """Return the files of an image."""
-        folder = self.folders[row["part"]]
-        return {kind: path.format(name=row["name"], folder=folder) for kind, path in self.files.items()}
+Row = dict[str, Any]
 
 
 class ExportConfig(Config):
@@ -116,6 +65,58 @@ class ExportConfig(Config):
     """Parts of the split; everything if empty."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """A cohort or a synthetic set, laid out for export."""
+
+    source: Path
+    taxonomy: Taxonomy
+    """Labels of the export."""
+    mpp: float
+    fingerprint: str
+    """What distinguishes these contents from others."""
+    table: pd.DataFrame
+    """A row per image: name (of its files), index, region, slide, patient, part, score, and its source."""
+    instances: pd.DataFrame
+    """A row per instance: name, instance, subtype (label in the export), area_px."""
+    read: Callable[[int], tuple[np.ndarray, np.ndarray, dict[int, int]]]
+    """Index in the table -> image (H, W, 3) uint8, instances (H, W) int32, subtype of every instance, 255 = ignore."""
+    patients_seen: tuple[str, ...] = ()
+    """Patients behind generated images: those of the masks and those that the generator saw."""
+
+    @property
+    def rows(self) -> list[Row]:
+        """The table as records; unknown values are None, arrays are lists."""
+        rows = self.table.astype(object).where(self.table.notna(), None).to_dict("records")
+        return [{str(k): v.tolist() if isinstance(v, np.ndarray) else v for k, v in row.items()} for row in rows]
+
+    @property
+    def training(self) -> list[Row]:
+        """The records outside the test part."""
+        return [row for row in self.rows if row["part"] != "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A kind of export."""
+
+    files: Mapping[str, str]
+    """``image``, ``label`` and perhaps ``instances`` -> path in the export, of {name} and {folder}."""
+    folders: Mapping[str | None, str]
+    """Part of the split -> {folder}."""
+    write_tables: Callable[[Path, Contents], None]
+    """Write the tables, when all images are there."""
+    check: Callable[[Path, Contents], None] = lambda _out, _contents: None
+    """Raise InputError where the contents cannot be laid out so."""
+    ignore_is_highest: bool = False
+    """Whether the highest label, instead of 255, is ignored."""
+
+    def files_of(self, row: Row) -> dict[str, str]:
+        """Return the files of an image."""
+        folder = self.folders[row["part"]]
+        return {kind: path.format(name=row["name"], folder=folder) for kind, path in self.files.items()}
+
+
 def export(
     source: str | Path,
     out: str | Path,
@@ -124,7 +125,7 @@ def export(
     progress: Progress | None = None,
     **settings: Any,
 ) -> int:
-    """Export a cohort or a synthetic set.
+    """Export a cohort or a synthetic set and return the number of images.
 
     Images are written one by one, so that memory does not grow with their number. ``export.json`` comes last: an
     export that has it is complete and left untouched.
@@ -132,20 +133,11 @@ def export(
     Parameters
     ----------
     source : str or Path
-        Folder of a cohort or of a synthetic set. The patches of a set belong to the training part, from which their
-        masks come.
+        Folder of a cohort or of a synthetic set; the patches of a set belong to the training part.
     out : str or Path
         Folder of the export. An interrupted export into it is continued.
-    config : ExportConfig or ``png``, ``nnunet``, ``hf``
-    progress : callable, optional
-        Such as :func:`counterstain.progress.bar`.
-    **settings
-        Further fields of :class:`ExportConfig`, where ``config`` is the name of a format.
-
-    Returns
-    -------
-    int
-        Number of images.
+    config, **settings
+        An :class:`ExportConfig`, or ``png``, ``nnunet`` or ``hf`` and further fields of it.
 
     Raises
     ------
@@ -157,46 +149,29 @@ def export(
     source, out = Path(source), Path(out)
     if isinstance(config, str):
         config = build(ExportConfig, {"file_format": config, **settings}, f"export of {source}")
-    contents = choose_parts(open_contents(source), config.parts)
-    labels = exported_labels(contents.taxonomy, whole_class=config.labels == "tumour")
-    layout = LAYOUTS[config.file_format]
-    layout.check(out, contents, labels)
+    is_set = (source / HEADER_FILE).exists() or (source / "shards").exists()
+    contents = _of_set(PatchSet.open(source)) if is_set else _of_cohort(Cohort.open(source, cache_bytes=1))
+    if config.parts:
+        contents = _choose_parts(contents, config.parts)
+    layout, lookup = LAYOUTS[config.file_format], np.arange(256, dtype=np.uint8)
+    if config.labels == "tumour":
+        contents, lookup = _whole_class(contents)
+    layout.check(out, contents)
     claim(out, "export", {"source": contents.fingerprint, **config.model_dump(mode="json")})
-    if not (out / REPORT_FILE).exists():
-        for half_written in out.rglob(".*.partial-*"):
-            half_written.unlink(missing_ok=True)
-        with (progress or silent)("images", len(contents.table)) as advance:
-            for row in contents.rows:
-                write_image(out, row, contents, layout, labels)
-                advance(1)
-        if contents.patients_seen:  # before any table that could be imported without it
-            write_text(out / PATIENTS_SEEN_FILE, "\n".join(contents.patients_seen) + "\n")
-        layout.write_tables(out, contents, labels)
-        write_json(out / REPORT_FILE, _report(contents, config))
-    return len(contents.table)
-
-
-def write_image(out: Path, row: Row, contents: Contents, layout: Layout, labels: ExportedLabels) -> None:
-    """Write the files of one image that are not there yet."""
-    missing = {kind: out / path for kind, path in layout.files_of(row).items() if not (out / path).exists()}
-    if not missing:
-        return
-    lookup = labels.lookup.copy()
+    if (out / REPORT_FILE).exists():
+        return len(contents.table)
+    for half_written in out.rglob(".*.partial-*"):
+        half_written.unlink(missing_ok=True)
     if layout.ignore_is_highest:
-        lookup[IGNORE] = labels.taxonomy.num_labels
-    image, instances, subtypes = contents.read(row["index"])
-    pixels: dict[str, Callable[[], np.ndarray]] = {
-        IMAGE: lambda: image,
-        LABELS: lambda: lookup[label_mask(instances, subtypes)],
-        INSTANCES: lambda: stored_instances(instances, subtypes, f"{contents.source} region {row['region']}"),
-    }
-    for kind, path in missing.items():
-        with replacing(path) as partial:
-            Image.fromarray(pixels[kind]()).save(partial, format="PNG")
-
-
-def _report(contents: Contents, config: ExportConfig) -> dict[str, object]:
-    return {
+        lookup[IGNORE] = contents.taxonomy.num_labels
+    with (progress or silent)("images", len(contents.table)) as advance:
+        for row in contents.rows:
+            write_image(out, row, contents, layout, lookup)
+            advance(1)
+    if contents.patients_seen:  # before any table that could be imported without it
+        write_text(out / PATIENTS_SEEN_FILE, "\n".join(contents.patients_seen) + "\n")
+    layout.write_tables(out, contents)
+    report = {
         **config.model_dump(mode="json"),
         "source": contents.source.resolve().name,
         "fingerprint": contents.fingerprint,
@@ -205,17 +180,114 @@ def _report(contents: Contents, config: ExportConfig) -> dict[str, object]:
         "patients": int(contents.table["patient"].nunique()),
         "instances": len(contents.instances),
     }
+    write_json(out / REPORT_FILE, report)
+    return len(contents.table)
 
 
-def _write_csv_tables(out: Path, contents: Contents, labels: ExportedLabels) -> None:
-    write_text(out / "taxonomy.yaml", to_yaml(labels.taxonomy))
+def write_image(out: Path, row: Row, contents: Contents, layout: Layout, lookup: np.ndarray) -> None:
+    """Write the files of one image that are not there yet; ``lookup`` is (256,) subtype -> label of the export."""
+    missing = {kind: out / path for kind, path in layout.files_of(row).items() if not (out / path).exists()}
+    if not missing:
+        return
+    image, instances, subtypes = contents.read(row["index"])
+    pixels: dict[str, Callable[[], np.ndarray]] = {
+        IMAGE: lambda: image,
+        LABELS: lambda: lookup[label_mask(instances, subtypes)],
+        INSTANCES: lambda: _in_16_bits(instances, list(subtypes), f"{contents.source} region {row['region']}"),
+    }
+    for kind, path in missing.items():
+        with replacing(path) as partial:
+            Image.fromarray(pixels[kind]()).save(partial, format="PNG")
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """Return a file name without suffix for each name: safe on every system, unique even where case is ignored."""
+    safe = [re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".-")[:MAX_NAME] or "_" for name in names]
+    counts = pd.Series([name.lower() for name in safe]).value_counts()
+    return [
+        short if short == name and counts[short.lower()] == 1 else f"{short}-{fingerprint(name)[:8]}"
+        for short, name in zip(safe, names, strict=True)
+    ]
+
+
+def _in_16_bits(instances: np.ndarray, ids: Sequence[int], name: str) -> np.ndarray:
+    """Replace ids by their rank among all of the image where one exceeds 16 bits."""
+    if len(ids) > MAX_INSTANCE:
+        raise InputError(f"{name}: has {len(ids):,} instances, PNG holds {MAX_INSTANCE:,}; import smaller regions")
+    if instances.max(initial=0) > MAX_INSTANCE:
+        instances = np.where(instances == BACKGROUND, 0, np.searchsorted(np.sort(ids), instances) + 1)
+    return instances.astype(np.uint16)
+
+
+def _of_cohort(cohort: Cohort) -> Contents:
+    known = ["region", "slide", "patient", "score", "mpp_level0", "x_level0_px", "y_level0_px"]
+    table = cohort.regions[known].assign(
+        name=file_names(cohort.regions["region"].tolist()), index=range(len(cohort)), part=cohort.regions["split"]
+    )
+    names = dict(zip(table["region"], table["name"], strict=True))
+    return Contents(
+        source=cohort.folder,
+        taxonomy=cohort.taxonomy,
+        mpp=cohort.mpp,
+        fingerprint=cohort.fingerprint,
+        table=table,
+        instances=cohort.instances.assign(name=cohort.instances["region"].map(names)),
+        read=lambda index: (*cohort.read(index), cohort.subtypes(index)),
+        patients_seen=tuple(cohort.source.get("patients_seen", ())),
+    )
+
+
+def _of_set(synthetic: PatchSet) -> Contents:
+    patches = PatchSet(synthetic.folder, synthetic.header, cache_bytes=1)  # one shard at a time
+    table = patches.patches.drop(columns="attempts").rename(columns={"region": "source_region"})
+    names = [f"{index:06d}" for index in table["index"]]
+    pixels = attrgetter("image", "instances", "subtypes")
+    return Contents(
+        source=patches.folder,
+        taxonomy=patches.header.taxonomy,
+        mpp=patches.header.mpp,
+        fingerprint=fingerprint(patches.header.model_dump(mode="json")),
+        table=table.assign(name=names, region=names, part="train", score=None),  # masks come from the training part
+        instances=patches.instances.assign(name=[f"{index:06d}" for index in patches.instances["index"]]),
+        read=lambda index: pixels(patches[index]),
+        patients_seen=patches.header.patients_seen,
+    )
+
+
+def _choose_parts(contents: Contents, parts: Sequence[str]) -> Contents:
+    found = [known for known in PARTS if (contents.table["part"] == known).any()]
+    for part in sorted(set(parts) - set(found)):
+        raise InputError(
+            f"{contents.source}: nothing in part {part!r}; it has {', '.join(found) or 'no split'}; "
+            "leave out --split to export everything"
+        )
+    table = contents.table[contents.table["part"].isin(parts)]
+    kept = contents.instances["name"].isin(table["name"])
+    return replace(contents, table=table, instances=contents.instances[kept])
+
+
+def _whole_class(contents: Contents) -> tuple[Contents, np.ndarray]:
+    """Give all subtypes label 1; return with it the lookup, (256,) uint8."""
+    known = contents.taxonomy
+    whole = Subtype(id=1, name=known.tissue_class, colour=colours(1)[0])
+    taxonomy = Taxonomy(name=f"{known.name[:70]}:tumour", tissue_class=known.tissue_class, subtypes=(whole,))
+    lookup = np.arange(256, dtype=np.uint8)
+    lookup[(lookup != BACKGROUND) & (lookup != IGNORE)] = 1
+    instances = contents.instances.assign(subtype=lookup[contents.instances["subtype"].to_numpy()])
+    return replace(contents, taxonomy=taxonomy, instances=instances), lookup
+
+
+def _write_csv_tables(out: Path, contents: Contents) -> None:
+    write_text(out / "taxonomy.yaml", to_yaml(contents.taxonomy))
     found = contents.instances
-    subtype = pd.Series(labels.lookup[found["subtype"].to_numpy()], index=found.index)
+    numbers = found.groupby("name")["instance"]
     instances = {
         "image": "images/" + found["name"] + ".png",
-        "instance": found.groupby("name")["instance"].transform(stored_numbers),
-        "subtype_id": subtype,
-        "subtype": subtype.map({s.id: s.name for s in labels.taxonomy.subtypes} | {IGNORE: "ignore"}),
+        "instance": found["instance"].where(
+            numbers.transform("max") <= MAX_INSTANCE, numbers.rank(method="dense").astype("int64")
+        ),
+        "subtype_id": found["subtype"],
+        "subtype": found["subtype"].map({s.id: s.name for s in contents.taxonomy.subtypes} | {IGNORE: "ignore"}),
         "area_px": found["area_px"],
     }
     write_csv(out / "instances.csv", pd.DataFrame(instances))
@@ -227,31 +299,30 @@ def _write_csv_tables(out: Path, contents: Contents, labels: ExportedLabels) -> 
     write_csv(out / "table.csv", table[[*FIRST_COLUMNS, *table.columns.drop(FIRST_COLUMNS)]])
 
 
-def _check_nnunet(out: Path, contents: Contents, labels: ExportedLabels) -> None:
+def _check_nnunet(out: Path, contents: Contents) -> None:
     if not NNUNET_NAME.fullmatch(out.name):
         word = re.sub(r"\W", "_", contents.source.resolve().name)
         raise InputError(
             f"--out {out}: nnU-Net needs a dataset name with a number; give --out {out.parent / 'Dataset001_'}{word}"
         )
-    reserved = NNUNET_RESERVED.intersection(labels.taxonomy.names)
+    reserved = {"background", "ignore"}.intersection(contents.taxonomy.names)
     if reserved:
         raise InputError(f"{contents.source}: nnU-Net reserves the name {min(reserved)!r}; rename that subtype")
-    if not _training(contents):
+    if not contents.training:
         raise InputError(f"{contents.source}: nothing to train on; export the training part too")
 
 
-def _write_nnunet_tables(out: Path, contents: Contents, labels: ExportedLabels) -> None:
-    rows = _training(contents)
-    if folds := training_folds(rows):
+def _write_nnunet_tables(out: Path, contents: Contents) -> None:
+    if folds := _training_folds(contents.training):
         write_json(out / "splits_final.json", folds)
-    values = {"background": 0} | {s.name: s.id for s in labels.taxonomy.subtypes}
+    values = {"background": 0} | {s.name: s.id for s in contents.taxonomy.subtypes}
     if (contents.instances["subtype"] == IGNORE).any():
-        values["ignore"] = labels.taxonomy.num_labels
+        values["ignore"] = contents.taxonomy.num_labels
     description = {
         "name": out.name,
         "channel_names": {"0": "R", "1": "G", "2": "B"},
         "labels": values,
-        "numTraining": len(rows),
+        "numTraining": len(contents.training),
         "file_ending": ".png",
         "overwrite_image_reader_writer": "NaturalImage2DIO",
         "mpp": contents.mpp,
@@ -259,7 +330,7 @@ def _write_nnunet_tables(out: Path, contents: Contents, labels: ExportedLabels) 
     write_json(out / "dataset.json", description)
 
 
-def training_folds(rows: list[Row]) -> list[dict[str, list[str]]]:
+def _training_folds(rows: list[Row]) -> list[dict[str, list[str]]]:
     """Return nnU-Net's folds: the cohort's own validation part, otherwise up to five folds by patient.
 
     A single patient cannot be validated on another one: there is no fold then, and nnU-Net trains its fold ``all``.
@@ -276,17 +347,15 @@ def training_folds(rows: list[Row]) -> list[dict[str, list[str]]]:
     return folds
 
 
-def _training(contents: Contents) -> list[Row]:
-    return [row for row in contents.rows if row["part"] != "test"]
-
-
-def _write_hf_tables(out: Path, contents: Contents, labels: ExportedLabels) -> None:
-    write_text(out / "taxonomy.yaml", to_yaml(labels.taxonomy))
-    meanings = ", ".join(f"{s.id} = {s.name}" for s in labels.taxonomy.subtypes)
+def _write_hf_tables(out: Path, contents: Contents) -> None:
+    write_text(out / "taxonomy.yaml", to_yaml(contents.taxonomy))
+    subtypes = contents.taxonomy.subtypes
+    meanings = ", ".join(f"{s.id} = {s.name}" for s in subtypes)
     name, count = contents.source.resolve().name, len(contents.table)
     write_text(out / "README.md", CARD.format(source=name, count=count, mpp=contents.mpp, labels=meanings))
-    layout, counts = LAYOUTS["hf"], _counts(contents, labels)
-    lines: dict[str, list[str]] = {}
+    by_subtype = contents.instances.groupby(["name", "subtype"])["area_px"]
+    sizes, areas = by_subtype.size().to_dict(), by_subtype.sum().to_dict()
+    layout, lines = LAYOUTS["hf"], dict[str, list[str]]()
     for row in contents.rows:
         files = {kind: path.partition("/")[2] for kind, path in layout.files_of(row).items()}  # from the line's folder
         line = {
@@ -295,32 +364,18 @@ def _write_hf_tables(out: Path, contents: Contents, labels: ExportedLabels) -> N
             "instances_file_name": files[INSTANCES],
             **{key: value for key, value in row.items() if key not in {"name", "index", "part"}},
             "mpp": contents.mpp,
-            **counts[row["name"]],
+            "subtype_instances": {s.name: int(sizes.get((row["name"], s.id), 0)) for s in subtypes},
+            "subtype_area_px": {s.name: int(areas.get((row["name"], s.id), 0)) for s in subtypes},
         }
         lines.setdefault(layout.folders[row["part"]], []).append(json.dumps(line))
     for folder, of_part in lines.items():
         write_text(out / folder / "metadata.jsonl", "\n".join(of_part) + "\n")
 
 
-def _counts(contents: Contents, labels: ExportedLabels) -> dict[str, dict[str, dict[str, int]]]:
-    """Return instances and area of every subtype for every name."""
-    found = contents.instances.assign(label=labels.lookup[contents.instances["subtype"].to_numpy()])
-    groups = found.groupby(["name", "label"])["area_px"].agg(["size", "sum"])
-    counts = {(str(key[0]), int(key[1])): (int(count), int(area)) for key, count, area in groups.itertuples()}
-    subtypes = labels.taxonomy.subtypes
-    return {
-        name: {
-            "subtype_instances": {s.name: counts.get((name, s.id), (0, 0))[0] for s in subtypes},
-            "subtype_area_px": {s.name: counts.get((name, s.id), (0, 0))[1] for s in subtypes},
-        }
-        for name in contents.table["name"]
-    }
-
-
 LAYOUTS: dict[str, Layout] = {
     "png": Layout(
         files={IMAGE: "images/{name}.png", LABELS: "labels/{name}.png", INSTANCES: "instances/{name}.png"},
-        folders={"train": "", "val": "", "test": "", None: ""},
+        folders=dict.fromkeys((*PARTS, None), ""),
         write_tables=_write_csv_tables,
     ),
     "nnunet": Layout(

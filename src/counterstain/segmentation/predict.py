@@ -23,7 +23,7 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.region_store import ImageWindow
 from counterstain.devices import choose_device
 from counterstain.errors import InputError, MismatchError
-from counterstain.io.export_contents import file_names
+from counterstain.io.exports import file_names
 from counterstain.io.regions import place_boxes, read_region_table, tissue_mask
 from counterstain.io.slides import Box, Slide, SlideWindow, slide_name
 from counterstain.progress import Progress, silent
