@@ -47,11 +47,8 @@ def test_training_tissue_is_found_at_its_place_however_it_is_turned(cohort, sear
     for patch in patches(cohort, "train"):
         match = search.best(patch.image)
         assert match.similarity == pytest.approx(1, abs=1e-4)
-        assert (names[match.region], match.y_px, match.x_px) == (
-            patch.source.region,
-            patch.source.y_px,
-            patch.source.x_px,
-        )
+        source = patch.source
+        assert (names[match.region], match.y_px, match.x_px) == (source.region, source.y_px, source.x_px)
         assert np.array_equal(search.crop(match), patch.image)
 
 

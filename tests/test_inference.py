@@ -58,10 +58,7 @@ def test_small_regions_share_full_batches() -> None:
     model = Redness()
     predict(model, *(region(32, 32) for _ in range(10)))
     assert model.batches == [4, 4, 4]
-
-
-def test_no_region_gives_nothing() -> None:
-    assert predict(Redness()) == []
+    assert predict(model) == []
 
 
 def test_regions_are_read_as_they_are_needed() -> None:

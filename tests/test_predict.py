@@ -11,10 +11,9 @@ from PIL import Image
 from shapely import Point
 
 from counterstain.checkpoints import CheckpointHeader, save_checkpoint
-from counterstain.config import build
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.region_store import Region
-from counterstain.errors import ConfigError, InputError, MismatchError
+from counterstain.errors import InputError, MismatchError
 from counterstain.io.annotations import read_annotations
 from counterstain.io.regions import place, rasterise
 from counterstain.io.slides import Box, Slide
@@ -91,13 +90,8 @@ def grid(shape, tile_windows: int = 4) -> tuple[list[Span], list[Span]]:
 
 def tiled(image: np.ndarray, segmenter=None, tile_windows: int = 4) -> list:
     rows, columns = grid(image.shape, tile_windows)
-    return [
-        piece
-        for row in rows
-        for piece in row_pieces(
-            segmenter or Darkness(), Window(image), row, columns, windows=WINDOWS, threshold=0.5
-        )
-    ]  # fmt: skip
+    settings = {"windows": WINDOWS, "threshold": 0.5}
+    return [p for row in rows for p in row_pieces(segmenter or Darkness(), Window(image), row, columns, **settings)]
 
 
 def painted(polygons, shape) -> np.ndarray:
@@ -187,18 +181,14 @@ def test_holes_are_kept_across_seams():
 
 
 def test_the_mean_probability_is_that_of_the_pixels_inside():
-    image = disc(ground(200, 200), 100, 100, 70, shade=100)
-    (area,) = join(tiled(image))
+    (area,) = join(tiled(disc(ground(200, 200), 100, 100, 70, shade=100)))
     assert area.mean_probability == pytest.approx(1 / (1 + np.exp(-28 / 16)), abs=1e-4)
 
 
-def test_tumour_at_the_edge_of_the_image_reaches_the_edge():
+def test_tumour_at_the_edge_of_the_image_reaches_the_edge_and_without_tumour_there_is_no_outline():
     (area,) = join(tiled(np.full((100, 90, 3), 40, np.uint8)))
     assert area.polygon.bounds == (0, 0, 90, 100)
     assert area.polygon.area == 9000
-
-
-def test_without_tumour_there_is_no_outline():
     assert join(tiled(ground(100, 100))) == []
 
 
@@ -266,7 +256,7 @@ def test_what_is_predicted_and_read_back_covers_the_tumour_of_the_slide(checkpoi
     assert {a.label for a in annotations} == {"tumour"}
 
 
-def test_the_file_is_as_qupath_reads_it(checkpoint, slide, tmp_path):
+def test_the_file_is_as_qupath_reads_it_without_small_areas_if_wanted(checkpoint, slide, tmp_path):
     config = PredictConfig(object_type="detection")
     predict_slide(checkpoint, slide, tmp_path / "x.geojson", config)
     content = json.loads((tmp_path / "x.geojson").read_text())
@@ -278,16 +268,16 @@ def test_the_file_is_as_qupath_reads_it(checkpoint, slide, tmp_path):
     assert measured["Area um^2"] == pytest.approx(np.pi * (260**2 - 100**2) / 4, rel=0.01)
     assert 0.9 < measured["Mean probability"] <= 1
     assert len({f["id"] for f in content["features"]}) == 2
+    assert predict_slide(checkpoint, slide, tmp_path / "y.geojson", PredictConfig(min_area_um2=1000)).areas == 1
 
 
-def test_small_areas_are_left_out(checkpoint, slide, tmp_path):
-    assert predict_slide(checkpoint, slide, tmp_path / "x.geojson", PredictConfig(min_area_um2=1000)).areas == 1
-
-
-def test_glass_is_not_looked_at(slide):
+def test_glass_is_not_looked_at_and_regions_are_placed_on_tissue(slide):
     with Slide.open(slide) as opened:
         tissue, (box,) = Tissue.of(opened), predicted_boxes(opened, "whole", PredictConfig())
         view = opened.window(box, 1.0)
+        boxes = predicted_boxes(opened, "auto", PredictConfig(regions_per_slide=2, region_size_um=150))
+    assert len(boxes) == 2
+    assert all(box.x >= 100 and box.x + box.width <= 910 for box in boxes)
     rows = Span(0, 99, 100, 150)
     assert tissue.shown(view, rows, Span(0, 99, 60, 90))
     assert not tissue.shown(view, rows, Span(0, 99, 460, 600))
@@ -328,22 +318,13 @@ def test_listed_regions_alone_are_predicted(checkpoint, slide, tmp_path):
     predict_slide(checkpoint, slide, tmp_path / "x.geojson", PredictConfig(), regions=str(table))
     (annotation,) = read_back(tmp_path / "x.geojson")
     assert annotation.polygon.centroid.distance(Point(800, 700)) < 1
-    table.write_text(f"{header}\nslide,5000,0,10,10,off\n")
-    with pytest.raises(InputError, match=r"region off of slide slide at x 5000, y 0 lies off its 1200 x 900 px"):
-        predict_slide(checkpoint, slide, tmp_path / "y.geojson", PredictConfig(), regions=str(table))
-    table.write_text(f"{header}\nother,0,0,10,10,a\n")
-    with pytest.raises(InputError, match="no region of slide 'slide'; add a row for it, or give --regions whole"):
-        predict_slide(checkpoint, slide, tmp_path / "y.geojson", PredictConfig(), regions=str(table))
-
-
-def test_regions_are_placed_on_tissue(slide):
-    with Slide.open(slide) as opened:
-        boxes = predicted_boxes(opened, "auto", PredictConfig(regions_per_slide=2, region_size_um=150))
-        tissue = Tissue.of(opened)
-    assert len(boxes) == 2
-    assert all(box.x >= 100 and box.x + box.width <= 910 for box in boxes)
-    assert tissue.mask[400, 450]
-    assert not tissue.mask[400, 1000]
+    for row, message in {
+        "slide,5000,0,10,10,off": r"region off of slide slide at x 5000, y 0 lies off its 1200 x 900 px",
+        "other,0,0,10,10,a": "no region of slide 'slide'; add a row for it, or give --regions whole",
+    }.items():
+        table.write_text(f"{header}\n{row}\n")
+        with pytest.raises(InputError, match=message):
+            predict_slide(checkpoint, slide, tmp_path / "y.geojson", PredictConfig(), regions=str(table))
 
 
 def test_coordinates_count_from_the_scanned_area_or_from_the_canvas(checkpoint, tmp_path):
@@ -436,19 +417,9 @@ def test_bad_input_is_one_line_and_status_2(run, checkpoint, slide, tmp_path):
     assert not list(tmp_path.glob("*.geojson"))
 
 
-def test_a_segmenter_that_is_none_is_one_line(run, slide, tmp_path):
-    status, _, error = run("predict", tmp_path / "none", slide, "--out", tmp_path / "x.geojson")
-    assert (status, error) == (2, f"error: {tmp_path / 'none'}: no such checkpoint folder\n")
-
-
 def test_whatever_a_network_says_can_be_read_back(checkpoint, slide, tmp_path, monkeypatch):
     monkeypatch.undo()  # random weights outline thousands of specks
     config = PredictConfig(regions_per_slide=1, region_size_um=60)
     written = predict_slide(checkpoint, slide, tmp_path / "x.geojson", config, regions="auto")
     file = read_annotations(tmp_path / "x.geojson", "qupath")
     assert (len(file.annotations), file.repaired, file.skipped) == (written.areas, 0, Counter())
-
-
-def test_a_threshold_of_zero_is_refused():
-    with pytest.raises(ConfigError, match=r"threshold: Input should be greater than 0 \(got 0\)"):
-        build(PredictConfig, {"threshold": 0})

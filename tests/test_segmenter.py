@@ -171,29 +171,23 @@ def test_stages_below_the_encoder_s_depth_are_left_out() -> None:
     assert all(weight.grad is not None for weight in shallow.parameters())
 
 
-def test_a_depth_that_the_encoder_would_not_keep_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"encoder_depth 4: resnet18 would keep its deeper stages.*tu-resnet18"):
-        Segmenter(config(encoder="resnet18", encoder_depth=4, decoder_channels=None))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder": "resnet18", "encoder_depth": 4, "decoder_channels": None},
+         r"encoder_depth 4: resnet18 would keep its deeper stages.*tu-resnet18"),
+        ({"encoder": "resnet43"}, r"encoder 'resnet43': unknown; did you mean .*resnet34"),
+        ({"architecture": "fpn"}, "decoder_channels: fpn has a fixed number"),
+    ],
+)  # fmt: skip
+def test_a_network_that_cannot_be_is_refused(changes, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Segmenter(config(**changes))
 
 
 def test_decoder_channels_must_match_the_depth() -> None:
     with pytest.raises(ConfigError, match="5 numbers for an encoder_depth of 4; give 4"):
         build(SegmenterConfig, {"encoder_depth": 4, "decoder_channels": [64, 48, 32, 16, 16]})
-
-
-def test_for_an_unknown_encoder_similar_names_are_suggested() -> None:
-    with pytest.raises(ConfigError, match=r"encoder 'resnet43': unknown; did you mean .*resnet34"):
-        Segmenter(config(encoder="resnet43"))
-
-
-def test_channels_for_a_decoder_without_choice_are_refused() -> None:
-    with pytest.raises(ConfigError, match="decoder_channels: fpn has a fixed number"):
-        Segmenter(config(architecture="fpn"))
-
-
-def test_an_unknown_key_is_refused() -> None:
-    with pytest.raises(ConfigError, match="encodr: unknown key; did you mean encoder"):
-        build(SegmenterConfig, {"encodr": "resnet18"})
 
 
 # Encoder weights
@@ -242,6 +236,7 @@ def test_a_trained_segmenter_finds_the_discs_of_the_test_part(trained, cohort) -
     assert measures(table, TWO)["dice"] > 0.8
     assert table["slide"].unique().tolist() == ["slide d"]
     assert table["split"].unique().tolist() == ["test"]
+    assert set(evaluate(trained, cohort, "train")["patient"]) == {"a", "b"}  # its own training part may be looked at
 
 
 def test_the_checkpoint_remembers_what_it_saw(trained, cohort) -> None:
@@ -251,13 +246,10 @@ def test_the_checkpoint_remembers_what_it_saw(trained, cohort) -> None:
     assert (header.size_px, header.mpp, header.cohort) == (PX, 1.0, cohort.fingerprint)
 
 
-def test_a_finished_training_is_left_alone(cohort, trained) -> None:
+def test_a_finished_training_is_left_alone_and_its_folder_taken_for_no_other(cohort, trained) -> None:
     before = (trained / "model.safetensors").stat().st_mtime_ns
     train_segmenter(cohort, config(steps=30), trained, size_px=PX, seed=0)
     assert (trained / "model.safetensors").stat().st_mtime_ns == before
-
-
-def test_a_folder_of_another_run_is_refused(cohort, trained) -> None:
     with pytest.raises(MismatchError, match="belongs to another run"):
         train_segmenter(cohort, config(steps=30), trained, size_px=PX, seed=1)
 
@@ -306,14 +298,22 @@ def _killed_at_step_3(source, batch_size):
     return batch
 
 
-def test_a_patch_size_that_the_network_cannot_halve_is_refused(cohort, tmp_path) -> None:
-    with pytest.raises(ConfigError, match=r"size_px 40: .* multiple of 32"):
-        train_segmenter(cohort, config(), tmp_path / "out", size_px=40, seed=0)
-
-
-def test_windows_that_overlap_as_far_as_they_reach_are_refused_before_training(cohort, tmp_path) -> None:
-    with pytest.raises(ConfigError, match="overlap_px 32: expected less than the window of 32 px"):
-        train_segmenter(cohort, config(inference=InferenceConfig(overlap_px=32)), tmp_path / "out", size_px=32, seed=0)
+@pytest.mark.parametrize(
+    ("changes", "size_px", "error", "message"),
+    [
+        ({}, 40, ConfigError, r"size_px 40: .* multiple of 32"),
+        (
+            {"inference": InferenceConfig(overlap_px=32)},
+            PX,
+            ConfigError,
+            "overlap_px 32: expected less than the window",
+        ),
+        ({"encoder_weights": "absent.pth"}, PX, InputError, "absent.pth: no such weights file"),
+    ],
+)
+def test_a_training_that_cannot_be_leaves_its_folder_free(cohort, tmp_path, changes, size_px, error, message) -> None:
+    with pytest.raises(error, match=message):
+        train_segmenter(cohort, config(**changes), tmp_path / "out", size_px=size_px, seed=0)
     assert not (tmp_path / "out").exists()
 
 
@@ -352,54 +352,24 @@ class _NoRealPatch:
         raise AssertionError("a real patch was drawn")
 
 
-@pytest.mark.parametrize("how", [{"seen": ("a", "c")}, {"patient": "d"}])
-def test_a_set_that_knows_a_held_out_patient_is_refused(cohort, tmp_path, how) -> None:
-    with pytest.raises(LeakageError, match=r"synthetic set .*(val|test)"):
-        train_segmenter(
-            cohort,
-            config(),
-            tmp_path / "out",
-            size_px=PX,
-            seed=0,
-            synthetic=make_set(tmp_path / "set", **how),
-            amount=1,
-        )
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("how", "amount", "error", "message"),
     [
-        ({"taxonomy": OTHER}, "has the subtypes pale, odd; this cohort has pale, dark"),
-        ({"size_px": 64}, "has patches of 64 px, the segmenter trains on 32 px"),
-        ({"mpp": 0.5}, "is at 0.5 um/px, this cohort at 1.0"),
+        ({"seen": ("a", "c")}, 1, LeakageError, "synthetic set .*val"),
+        ({"patient": "d"}, 1, LeakageError, "synthetic set .*test"),
+        ({"taxonomy": OTHER}, 1, MismatchError, "has the subtypes pale, odd; this cohort has pale, dark"),
+        ({"size_px": 64}, 1, MismatchError, "has patches of 64 px, the segmenter trains on 32 px"),
+        ({"mpp": 0.5}, 1, MismatchError, "is at 0.5 um/px, this cohort at 1.0"),
+        ({}, 2, InputError, "has 4 patches, 8 are needed; synthesize more"),
+        ({}, 0, InputError, "given with amount 0"),
+        (None, 1, InputError, "without a synthetic set"),
     ],
 )
-def test_a_set_that_does_not_fit_the_cohort_is_refused(cohort, tmp_path, how, message) -> None:
-    with pytest.raises(MismatchError, match=message):
-        train_segmenter(
-            cohort,
-            config(),
-            tmp_path / "out",
-            size_px=PX,
-            seed=0,
-            synthetic=make_set(tmp_path / "set", **how),
-            amount=1,
-        )
-
-
-def test_a_set_with_too_few_patches_is_refused(cohort, tmp_path) -> None:
-    with pytest.raises(InputError, match="has 4 patches, 8 are needed; synthesize more"):
-        train_segmenter(
-            cohort, config(), tmp_path / "out", size_px=PX, seed=0, synthetic=make_set(tmp_path / "set"), amount=2
-        )
-
-
-def test_a_set_and_its_amount_belong_together(cohort, tmp_path) -> None:
-    with pytest.raises(InputError, match="given with amount 0"):
-        train_segmenter(cohort, config(), tmp_path / "out", size_px=PX, seed=0, synthetic=make_set(tmp_path / "set"))
-    with pytest.raises(InputError, match="without a synthetic set"):
-        train_segmenter(cohort, config(), tmp_path / "out", size_px=PX, seed=0, amount=1)
+def test_a_set_that_does_not_fit_is_refused(cohort, tmp_path, how, amount, error, message) -> None:
+    synthetic = None if how is None else make_set(tmp_path / "set", **how)
+    with pytest.raises(error, match=message):
+        train_segmenter(cohort, config(), tmp_path / "out", size_px=PX, seed=0, synthetic=synthetic, amount=amount)
+    assert not (tmp_path / "out").exists()
 
 
 # Evaluation
@@ -419,32 +389,32 @@ def test_counts_do_not_depend_on_the_batch(trained, cohort) -> None:
     assert tables[0].equals(tables[1])
 
 
-def test_other_subtypes_are_refused(trained, tmp_path) -> None:
-    with pytest.raises(MismatchError, match="was trained on the subtypes pale, dark; this cohort has pale, odd"):
-        evaluate(trained, make_cohort(tmp_path / "other", taxonomy=OTHER), "test")
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"taxonomy": OTHER}, "was trained on the subtypes pale, dark; this cohort has pale, odd"),
+        ({"mpp": 0.9}, r"was trained at 1 um/px, .* is at 0.9 um/px"),
+    ],
+)
+def test_a_cohort_that_does_not_fit_is_refused(trained, tmp_path, how, message) -> None:
+    with pytest.raises(MismatchError, match=message):
+        evaluate(trained, make_cohort(tmp_path / "other", **how), "test")
 
 
-def test_another_resolution_is_refused(trained, tmp_path) -> None:
-    with pytest.raises(MismatchError, match=r"was trained at 1 um/px, .* is at 0.9 um/px"):
-        evaluate(trained, make_cohort(tmp_path / "other", mpp=0.9), "test")
-
-
-def test_patients_that_it_saw_are_refused(trained, tmp_path) -> None:
+def test_patients_that_it_saw_are_refused_and_nothing_is_written(trained, tmp_path) -> None:
     swapped = make_cohort(tmp_path / "swapped", split={"a": "test", "x": "train"})
     for part in ("test", "all"):
         with pytest.raises(LeakageError, match=r"has seen a of .*; evaluate it on patients"):
             evaluate(trained, swapped, part)
+    done = invoke("evaluate", trained, swapped.folder, "--out", tmp_path / "scores")
+    assert isinstance(done.exception, LeakageError)
+    assert not (tmp_path / "scores").exists()
 
 
-def test_its_own_training_part_may_be_looked_at(trained, cohort) -> None:
-    assert set(evaluate(trained, cohort, "train")["patient"]) == {"a", "b"}
-
-
-def test_a_damaged_or_unfinished_checkpoint_is_named(trained, cohort, tmp_path) -> None:
-    shutil.copytree(trained, tmp_path / "copy")
-    (tmp_path / "copy" / "model.json").unlink()
+def test_an_unfinished_checkpoint_is_named(trained, cohort, tmp_path) -> None:
+    unfinished = shutil.copytree(trained, tmp_path / "copy", ignore=shutil.ignore_patterns("model.json"))
     with pytest.raises(InputError, match="training was interrupted"):
-        evaluate(tmp_path / "copy", cohort, "test")
+        evaluate(unfinished, cohort, "test")
 
 
 def test_an_unknown_part_or_device_is_refused(trained, cohort) -> None:
@@ -483,10 +453,3 @@ def test_the_command_line_trains_and_scores_a_segmenter(cohort, tmp_path) -> Non
     table = pd.read_parquet(scores / "counts.parquet")
     assert found["split"] == "val"
     assert found.drop("split").to_dict() == pytest.approx(measures(table, TWO), nan_ok=True)
-
-
-def test_a_score_that_must_not_be_leaves_nothing_behind(trained, tmp_path) -> None:
-    swapped = make_cohort(tmp_path / "swapped", split={"a": "test", "x": "train"})
-    done = invoke("evaluate", trained, swapped.folder, "--out", tmp_path / "scores")
-    assert isinstance(done.exception, LeakageError)
-    assert not (tmp_path / "scores").exists()

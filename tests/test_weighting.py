@@ -15,6 +15,7 @@ def test_subtypes_weigh_the_same_in_sum_and_the_tissue_class_as_before():
     assert weights[[0, 3]].tolist() == [1, 1]  # background, and what does not occur
     sums = (weights * pixels)[[1, 2, 4]]
     assert sums == pytest.approx(np.full(3, 400 / 3))
+    assert label_weights(np.array([5, 0, 0]), 1.0).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("strength", [0.25, 0.5, 1.0])
@@ -23,11 +24,6 @@ def test_the_mean_weight_of_subtypes_is_one_and_rare_ones_weigh_more(strength):
     weights = label_weights(pixels, strength)
     assert (weights[1:] * pixels[1:]).sum() / pixels[1:].sum() == pytest.approx(1)
     assert weights[1] < 1 < weights[2] < weights[3]
-
-
-def test_no_strength_and_no_tissue_leave_all_weights_at_one():
-    assert label_weights(np.array([5, 4, 3]), 0.0) == pytest.approx(np.ones(3))
-    assert label_weights(np.array([5, 0, 0]), 1.0).tolist() == [1, 1, 1]
 
 
 def test_labels_are_counted_over_the_whole_stream():
