@@ -23,7 +23,7 @@ from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.region_store import Region
 from counterstain.errors import InputError
 from counterstain.io.annotations import Format, annotation_files, files_of_other_formats, read_annotations
-from counterstain.io.annotations.outlines import Annotation, AnnotationFile
+from counterstain.io.annotations.outlines import AnnotationFile
 from counterstain.io.labels import MEANINGS, LabelMap, count_labels, taxonomy_of
 from counterstain.io.regions import Outline, rasterise, read_region_table
 from counterstain.io.slide_plan import Patient, SlidePlan, SlidesConfig, match_annotations, plan_slide, read_patients
@@ -87,7 +87,11 @@ def import_slides(
     people = read_patients(patients, paths) if patients else {name: Patient(name) for name in paths}
     table = read_region_table(str(regions)) if config.regions == "table" else {}
     matched = match_annotations(paths, files)
-    plans = _plans(paths, matched, meanings=meanings, people=people, table=table, config=config)
+    plans = [
+        plan_slide(name, path, people[name], matched[name], labels=meanings, config=config, listed=table.get(name, ()))
+        for name, path in paths.items()
+    ]
+    _check_names(paths, table, plans)
     writer = CohortWriter(out, taxonomy=taxonomy, mpp=config.mpp, source=_source(config, meanings, files, plans))
     if not writer.finished:
         with (progress or silent)("regions", sum(len(plan.boxes) for plan in plans)) as advance:
@@ -125,23 +129,7 @@ def _taxonomy(label_map: LabelMap, source: Path) -> Taxonomy:
     return taxonomy_of(names, source.stem, source)
 
 
-def _plans(
-    paths: Mapping[str, Path],
-    annotations: Mapping[str, Sequence[Annotation]],
-    *,
-    meanings: Mapping[str, int],
-    people: Mapping[str, Patient],
-    table: Mapping[str, Sequence[Box]],
-    config: SlidesConfig,
-) -> list[SlidePlan]:
-    plans = []
-    for name, path in paths.items():
-        person, listed = people[name], table.get(name, ())
-        given_by = "the patients table's mpp_level0" if person.mpp_level0 else "--mpp-level0"
-        with Slide.open(path, person.mpp_level0 or config.mpp_level0, given_by) as slide:
-            plans.append(
-                plan_slide(name, slide, person, annotations[name], labels=meanings, config=config, listed=listed)
-            )
+def _check_names(paths: Mapping[str, Path], table: Mapping[str, Sequence[Box]], plans: Sequence[SlidePlan]) -> None:
     strays = sorted(set(table) - set(paths))
     if strays:
         raise InputError(f"the table of regions names slide {strays[0]!r}, which is not among the slides; rename it")
@@ -149,7 +137,6 @@ def _plans(
     name, count = names.most_common(1)[0]
     if count > 1:
         raise InputError(f"two regions would be called {name!r}; rename one of them or its slide")
-    return plans
 
 
 def _source(
@@ -193,15 +180,17 @@ def read_region(slide: Slide, plan: SlidePlan, box: Box, taxonomy: Taxonomy, mpp
     """Return a region as it enters a cohort; its image is read while it is written."""
     window = slide.window(box, mpp)
     height, width, _ = window.shape
-    contents = plan.region_contents(box, mpp)
+    placed = plan.placed(box, mpp)
+    shown = [plan.shown[index] for index in placed.shown]
+    ids = [BACKGROUND if s.label == BACKGROUND else s.instance for s in shown]
     main = plan.main_subtype
     return Region(
         region=plan.region_name(box),
         slide=plan.slide,
         patient=plan.patient.patient,
         image=window,
-        instances=rasterise(contents.painted, (height, width)),
-        subtypes=contents.subtypes,
+        instances=rasterise(list(zip(ids, placed.polygons, strict=True)), (height, width)),
+        subtypes={s.instance: s.label for s in shown if s.label != BACKGROUND},
         score=plan.patient.score or (None if main is None else taxonomy.name_of(main)),
         mpp_level0=plan.mpp_level0,
         origin_xy_level0_px=(box.x, box.y),
@@ -240,14 +229,14 @@ def _report(
 
 
 def _region_counts(cohort: Cohort, plans: Sequence[SlidePlan], config: SlidesConfig) -> dict[str, int]:
-    contents = {plan.slide: [plan.region_contents(box, config.mpp) for box in plan.boxes] for plan in plans}
-    inside = {(slide, i) for slide, regions in contents.items() for region in regions for i in region.subtypes}
+    placed = [(plan, plan.placed(box, config.mpp)) for plan in plans for box in plan.boxes]
     instances = {(plan.slide, s.instance) for plan in plans for s in plan.shown if s.label != BACKGROUND}
-    drawn = sum(len(region.subtypes) for regions in contents.values() for region in regions)
+    drawn = [(plan.slide, plan.shown[index].instance) for plan, region in placed for index in region.shown]
+    drawn = [instance for instance in drawn if instance in instances]
     return {
-        "cut_at_region_edge": sum(region.cut for regions in contents.values() for region in regions),
-        "outside_of_regions": len(instances - inside),
-        "hidden_or_smaller_than_a_pixel": drawn - len(cohort.instances),
+        "cut_at_region_edge": sum(region.cut for _, region in placed),
+        "outside_of_regions": len(instances - set(drawn)),
+        "hidden_or_smaller_than_a_pixel": len(drawn) - len(cohort.instances),
         "regions_without_instance": int((~cohort.regions["region"].isin(cohort.instances["region"])).sum()),
         "overlapping_regions": sum(a.overlaps(b) for plan in plans for a, b in combinations(plan.boxes, 2)),
     }

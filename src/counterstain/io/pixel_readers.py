@@ -148,7 +148,7 @@ def _reason(error: Exception) -> str:
 
 
 def _on_white(rgba: np.ndarray) -> np.ndarray:
-    """Lay (H, W, 4) uint8 pixels, alpha not multiplied in, on white; returns (H, W, 3) uint8."""
+    """Lay (H, W, 3 or 4) uint8 pixels, alpha not multiplied in, on white; returns (H, W, 3) uint8."""
     alpha = rgba[..., 3:]
     if (alpha == WHITE).all():
         return np.ascontiguousarray(rgba[..., :3])
@@ -169,9 +169,8 @@ class OpenSlideSource:
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return (H, W, 3) uint8 at a place in the level's own pixels; what lies outside or is empty is white."""
-        if float(self._file.level_downsamples[level]).is_integer():
-            return self._read(level, x, y, width, height)
-        return self._read_blocks(level, x, y, width, height)
+        whole = float(self._file.level_downsamples[level]).is_integer()
+        return (self._read if whole else self._read_blocks)(level, x, y, width, height)
 
     def close(self) -> None:
         """Close the file."""
@@ -224,14 +223,14 @@ class TiffSource:
         try:
             # Label and overview pictures are smaller than the slide.
             series = max(self._file.series, key=lambda series: int(np.prod(series.shape)))
-            self._channels_first = str(series.axes) == "SYX"
             check_layout(path, _series_layout(series), channels=(3, 4))
+            self._channels = str(series.axes).index("S")  # the axis of channels
             self._arrays = [_open_level(path, level) for level in series.levels]
-            self._window(0, 0, 1, 0, 1)  # damage that stops the decoder is found here
+            self.levels = _levels_of([np.delete(array.shape, self._channels).tolist()[::-1] for array in self._arrays])
+            self.read(0, 0, 0, 1, 1)  # damage that stops the decoder is found here
         except BaseException:
             self._file.close()
             raise
-        self.levels = _levels_of([self._size(array) for array in self._arrays])
         from_ome = _ome_mpp(self._file.ome_metadata) if self._file.is_ome else None
         self.mpp_xy = from_ome or _tag_mpp(self._file.pages.first)
         self.bounds_level0_px = (0, 0, self.levels[0].width_px, self.levels[0].height_px)
@@ -239,34 +238,25 @@ class TiffSource:
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return (H, W, 3) uint8 at a place in the level's own pixels; what lies outside is white."""
         pixels = np.full((height, width, 3), WHITE, np.uint8)
-        size = self.levels[level]
-        left, right = max(x, 0), min(x + width, size.width_px)
-        top, bottom = max(y, 0), min(y + height, size.height_px)
-        if left < right and top < bottom:
-            pixels[top - y : bottom - y, left - x : right - x] = self._window(level, top, bottom, left, right)
-        return pixels
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def _window(self, level: int, top: int, bottom: int, left: int, right: int) -> np.ndarray:
-        array = self._arrays[level]
+        left, right = max(x, 0), min(x + width, self.levels[level].width_px)
+        top, bottom = max(y, 0), min(y + height, self.levels[level].height_px)
+        if left >= right or top >= bottom:
+            return pixels
+        window = [slice(top, bottom), slice(left, right)]
+        window.insert(self._channels, slice(None))
         try:
-            if self._channels_first:
-                window = np.moveaxis(np.asarray(array[:, top:bottom, left:right]), 0, -1)
-            else:
-                window = np.asarray(array[top:bottom, left:right])
+            found = np.moveaxis(np.asarray(self._arrays[level][tuple(window)]), self._channels, -1)
         except Exception as error:  # decoders raise whatever they like on damaged segments
             raise InputError(
                 f"{self._path}: cannot be read at x {left}, y {top} of level {level} ({_reason(error)}); "
                 "copy or export the slide again"
             ) from error
-        return _on_white(window) if window.shape[-1] == 4 else window
+        pixels[top - y : bottom - y, left - x : right - x] = _on_white(found)
+        return pixels
 
-    def _size(self, array: Any) -> tuple[int, int]:
-        height, width = array.shape[1:] if self._channels_first else array.shape[:2]
-        return int(width), int(height)
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def _series_layout(series: tifffile.TiffPageSeries) -> PixelLayout:
@@ -300,12 +290,12 @@ def _ome_mpp(xml: str | None) -> tuple[float, float] | None:
 
 
 def _tag_mpp(page: Any) -> tuple[float, float] | None:
-    tags = page.tags
-    if "XResolution" not in tags or "YResolution" not in tags:
+    try:
+        unit = MICROMETRES_PER_TIFF_UNIT[page.tags.valueof("ResolutionUnit", 2)]
+        (x, per_x), (y, per_y) = (page.tags.valueof(f"{axis}Resolution") for axis in "XY")
+        return (unit * per_x / x, unit * per_y / y) if per_x and per_y else None
+    except (KeyError, TypeError, ZeroDivisionError):  # no resolution, or none in a unit of length
         return None
-    unit = MICROMETRES_PER_TIFF_UNIT.get(int(tags["ResolutionUnit"].value) if "ResolutionUnit" in tags else 2)
-    (x, per_x), (y, per_y) = tags["XResolution"].value, tags["YResolution"].value
-    return (unit * per_x / x, unit * per_y / y) if unit and x and y and per_x and per_y else None
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -185,9 +185,11 @@ def tissue_mask(image: np.ndarray) -> np.ndarray:
 
     The threshold of saturation is Otsu's (1979) between MIN_SATURATION and MAX_SATURATION.
     """
-    values = ndimage.median_filter(_saturation(image), size=3)
+    brightness = image.max(axis=-1)
+    saturation = np.ptp(image, axis=-1) / np.maximum(brightness, 1).astype(np.float32)
+    values = ndimage.median_filter(saturation, size=3)
     threshold = float(np.clip(_otsu(values), MIN_SATURATION, MAX_SATURATION))
-    mask = (values > threshold) & (image.max(axis=-1) >= MIN_BRIGHTNESS)
+    mask = (values > threshold) & (brightness >= MIN_BRIGHTNESS)
     y, x = np.ogrid[-CLOSING_PX : CLOSING_PX + 1, -CLOSING_PX : CLOSING_PX + 1]
     padded = np.pad(mask, CLOSING_PX, mode="edge")  # otherwise tissue at the border is eaten away
     closed = ndimage.binary_closing(padded, structure=x**2 + y**2 <= CLOSING_PX**2)
@@ -195,12 +197,6 @@ def tissue_mask(image: np.ndarray) -> np.ndarray:
     keep = np.bincount(parts.ravel()) >= MIN_AREA_SHARE * mask.size
     keep[0] = False
     return np.asarray(keep[parts])
-
-
-def _saturation(image: np.ndarray) -> np.ndarray:
-    """Return the saturation of HSV, (H, W) float32 in 0..1."""
-    high, low = image.max(axis=-1).astype(np.float32), image.min(axis=-1).astype(np.float32)
-    return np.asarray((high - low) / np.maximum(high, 1), np.float32)
 
 
 def _otsu(values: np.ndarray) -> float:

@@ -18,7 +18,7 @@ from pydantic import Field
 from counterstain.config import Config
 from counterstain.errors import InputError
 from counterstain.io.annotations.outlines import Annotation, AnnotationFile, polygonal
-from counterstain.io.regions import Outline, drawn_boxes, place, place_boxes, tissue_mask
+from counterstain.io.regions import Outline, Placed, drawn_boxes, place, place_boxes, tissue_mask
 from counterstain.io.slides import Box, Slide, slide_name
 from counterstain.io.table import csv_rows
 from counterstain.taxonomy import BACKGROUND, IGNORE
@@ -150,17 +150,6 @@ class Shown(NamedTuple):
     polygon: Outline
 
 
-class Contents(NamedTuple):
-    """What a region shows."""
-
-    painted: list[tuple[int, Outline]]
-    """Instance and polygon in region pixels, for :func:`counterstain.io.regions.rasterise`; 0 paints background."""
-    subtypes: dict[int, int]
-    """Subtype of every instance, 255 = ignore."""
-    cut: int
-    """Annotations that reach over the region's edge."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class SlidePlan:
     """What is to be imported from one slide."""
@@ -185,16 +174,9 @@ class SlidePlan:
         areas = _areas(self.shown)
         return max(areas, key=lambda label: (areas[label], -label)) if areas else None
 
-    def region_contents(self, box: Box, mpp: float) -> Contents:
-        """Place the annotations of the slide in one of its regions, ``mpp`` micrometres per pixel."""
-        placed = place([s.polygon for s in self.shown], box, mpp / self.mpp_level0)
-        painted, subtypes = [], {}
-        for index, polygon in zip(placed.shown, placed.polygons, strict=True):
-            instance, label = self.shown[index][:2]
-            painted.append((BACKGROUND if label == BACKGROUND else instance, polygon))
-            if label != BACKGROUND:
-                subtypes[instance] = label
-        return Contents(painted, subtypes, placed.cut)
+    def placed(self, box: Box, mpp: float) -> Placed:
+        """Place what is shown in one of the slide's regions, ``mpp`` micrometres per pixel."""
+        return place([s.polygon for s in self.shown], box, mpp / self.mpp_level0)
 
 
 def _areas(shown: Sequence[Shown]) -> dict[int, float]:
@@ -208,7 +190,7 @@ def _areas(shown: Sequence[Shown]) -> dict[int, float]:
 
 def plan_slide(
     name: str,
-    slide: Slide,
+    path: Path,
     patient: Patient,
     annotations: Sequence[Annotation],
     *,
@@ -216,7 +198,7 @@ def plan_slide(
     config: SlidesConfig,
     listed: Sequence[Box] = (),
 ) -> SlidePlan:
-    """Plan the import of one slide, which is open.
+    """Plan the import of one slide.
 
     ``labels`` maps labels to subtypes, 0 = background and 255 = ignore; annotations of other labels are rectangles of
     regions. ``listed`` are the slide's regions for ``regions="table"``.
@@ -224,35 +206,40 @@ def plan_slide(
     Raises
     ------
     InputError
-        An annotation or a region lies off the slide, or there is no region.
+        The slide cannot be read, an annotation or a region lies off it, or there is no region.
     """
-    extent = Box(*slide.bounds_level0_px)
-    area = extent.polygon
-    moved = _moved(annotations, (extent.x, extent.y)) if config.origin == "bounds" else annotations
-    _check_on_slide(name, moved, extent, config)
-    instances = [a for a in moved if a.label in labels]
+    given_by = "the patients table's mpp_level0" if patient.mpp_level0 else "--mpp-level0"
+    with Slide.open(path, patient.mpp_level0 or config.mpp_level0, given_by) as slide:
+        extent = Box(*slide.bounds_level0_px)
+        moved = _moved(annotations, (extent.x, extent.y)) if config.origin == "bounds" else annotations
+        _check_on_slide(name, moved, extent, config)
+        instances = [a for a in moved if a.label in labels]
+        shown = _shown(instances, labels, extent.polygon)
+        boxes = list(listed)
+        if config.regions == "auto":
+            boxes = _placed_boxes(slide, shown, config)
+        elif config.regions == "drawn":
+            boxes = drawn_boxes(name, [a.polygon for a in moved if a.label not in labels])
+        _check_boxes(name, boxes, slide, config)
+        return SlidePlan(
+            slide=name,
+            path=path,
+            patient=patient,
+            mpp_level0=slide.mpp_level0,
+            size_level0_px=slide.size_level0_px,
+            boxes=tuple(boxes),
+            shown=shown,
+            cut=sum(not extent.polygon.covers(a.polygon) for a in instances),
+        )
+
+
+def _shown(instances: Sequence[Annotation], labels: Mapping[str, int], area: shapely.Polygon) -> tuple[Shown, ...]:
+    """Return annotations as they are painted: numbered, and cut at the edge of the scanned area."""
     within = [a.polygon if area.covers(a.polygon) else polygonal(a.polygon.intersection(area)) for a in instances]
-    shown = tuple(
+    return tuple(
         Shown(number, labels[a.label], a.id, a.label, polygon)
         for number, (a, polygon) in enumerate(zip(instances, within, strict=True), start=1)
         if polygon is not None
-    )
-    if config.regions == "auto":
-        boxes = _placed_boxes(slide, shown, config)
-    elif config.regions == "drawn":
-        boxes = drawn_boxes(name, [a.polygon for a in moved if a.label not in labels])
-    else:
-        boxes = list(listed)
-    _check_boxes(name, boxes, slide, config)
-    return SlidePlan(
-        slide=name,
-        path=slide.path,
-        patient=patient,
-        mpp_level0=slide.mpp_level0,
-        size_level0_px=slide.size_level0_px,
-        boxes=tuple(boxes),
-        shown=shown,
-        cut=sum(polygon is not a.polygon for a, polygon in zip(instances, within, strict=True)),
     )
 
 

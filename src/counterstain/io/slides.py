@@ -12,9 +12,10 @@ Shapes: H, W = rows and columns of the source in pixels, h, w = those of the out
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import shapely
@@ -143,7 +144,7 @@ class SlideWindow:
         return np.asarray(np.round(edges * EDGE_STEPS) / EDGE_STEPS)
 
 
-class Slide:
+class Slide(AbstractContextManager["Slide"]):
     """An open slide; a context manager.
 
     Examples
@@ -155,6 +156,10 @@ class Slide:
     def __init__(self, path: Path, source: SlideSource, mpp_level0: float) -> None:
         self.path = path
         self.mpp_level0 = mpp_level0
+        self.size_level0_px = (source.levels[0].width_px, source.levels[0].height_px)
+        """Width and height of the canvas."""
+        self.bounds_level0_px = source.bounds_level0_px
+        """x, y, width and height of the scanned area: MIRAX's bounds, the whole canvas where there are none."""
         self._source = source
 
     @classmethod
@@ -183,25 +188,8 @@ class Slide:
             source.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file."""
         self._source.close()
-
-    @property
-    def size_level0_px(self) -> tuple[int, int]:
-        """Width and height of the canvas."""
-        return self._source.levels[0].width_px, self._source.levels[0].height_px
-
-    @property
-    def bounds_level0_px(self) -> tuple[int, int, int, int]:
-        """Return x, y, width and height of the scanned area: MIRAX's bounds, the whole canvas where there are none."""
-        return self._source.bounds_level0_px
 
     def read(self, x_level0: float, y_level0: float, width_px: int, height_px: int, mpp: float) -> np.ndarray:
         """Return a region at ``mpp`` micrometres per pixel, (height_px, width_px, 3) uint8.
