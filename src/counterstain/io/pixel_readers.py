@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +125,7 @@ def _is_ome(path: Path) -> bool:
         return False
 
 
-def _levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
+def _levels_of(sizes: Sequence[Sequence[int]]) -> tuple[Level, ...]:
     """Return levels of these widths and heights.
 
     Sides are rounded when a level is made (46,001 px shrunk by 4 are 11,500), so the quotient of two sides drifts
@@ -137,7 +137,7 @@ def _levels_of(sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
         quotient = sum(side0 / side for side0, side in sides) / 2
         whole = float(round(quotient))
         exact = whole >= 1 and all(abs(side0 / whole - side) < 1 for side0, side in sides)
-        levels.append(Level(*size, whole if exact else quotient))
+        levels.append(Level(size[0], size[1], whole if exact else quotient))
     return tuple(levels)
 
 
@@ -162,7 +162,7 @@ class OpenSlideSource:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = openslide.OpenSlide(path)
-        self.levels = _levels_of(list(self._file.level_dimensions))
+        self.levels = _levels_of(self._file.level_dimensions)
         x, y = self._number(openslide.PROPERTY_NAME_MPP_X), self._number(openslide.PROPERTY_NAME_MPP_Y)
         self.mpp_xy = None if x is None or y is None else (x, y)
         self.bounds_level0_px = self._bounds()
