@@ -2,7 +2,6 @@ import pytest
 
 from counterstain.config import build
 from counterstain.errors import ConfigError
-from counterstain.report.results import label_of
 from counterstain.study.arms import read_arms
 from counterstain.study.config import StudyConfig
 from counterstain.study.plan import plan_study
@@ -82,7 +81,7 @@ def test_an_oracle_arm_is_refused_on_real_tissue():
 )
 def test_reports_say_an_arm_in_words(name, label):
     (arm,) = read_arms({"arms": [name]})
-    assert label_of(arm).replace("\N{NO-BREAK SPACE}", " ") == label
+    assert arm.label.replace("\N{NO-BREAK SPACE}", " ") == label
 
 
 def test_variants_change_the_settings_that_they_name_and_no_others():

@@ -7,10 +7,10 @@ import pytest
 from drawn_results import DEMO_ARMS, HER2, draw_composition, draw_counts, draw_losses, draw_synthetic, results_of
 
 from counterstain.generators.methods import METHODS
-from counterstain.report import figures
-from counterstain.report.figure_style import STYLE, colour_of, save_figure, svg_text
+from counterstain.report import figures, patch_figures
+from counterstain.report.figures import STYLE, colour_of, save_figure, svg_text
+from counterstain.report.patch_figures import examples
 from counterstain.report.results import Example
-from counterstain.report.tissue_figures import examples
 from counterstain.study.arms import Arm, read_arms
 from counterstain.taxonomy import Subtype, Taxonomy
 
@@ -40,8 +40,8 @@ def example(size=16, methods=("spade", "oracle (ceiling)")):
 def all_figures():
     counts, results = drawn()
     return {
-        "composition": figures.composition(draw_composition(), HER2, mpp=0.5),
-        "balance": figures.balance(draw_synthetic(), HER2),
+        "composition": patch_figures.composition(draw_composition(), HER2, mpp=0.5),
+        "balance": patch_figures.balance(draw_synthetic(), HER2),
         "boxplots": figures.boxplots(results, HER2, arms=ARMS, reference=SUBTYPE),
         "confusion": figures.confusion(counts, HER2, reference=SUBTYPE, arm=SPADE),
         "training": figures.training_curves(draw_losses(DEMO_ARMS, 1), ARMS),
@@ -57,7 +57,7 @@ def test_no_text_is_smaller_than_8_points():
 
 
 def test_the_same_table_gives_the_same_svg():
-    first, second = (svg_text(figures.composition(draw_composition(), HER2)) for _ in range(2))
+    first, second = (svg_text(patch_figures.composition(draw_composition(), HER2)) for _ in range(2))
     assert first == second
     assert first.startswith("<?xml")
     assert "<dc:date>" not in first
@@ -65,42 +65,42 @@ def test_the_same_table_gives_the_same_svg():
 
 def test_drawing_leaves_the_settings_of_matplotlib_alone():
     before = {key: mpl.rcParams[key] for key in STYLE}
-    svg_text(figures.balance(draw_synthetic(), HER2))
+    svg_text(patch_figures.balance(draw_synthetic(), HER2))
     assert {key: mpl.rcParams[key] for key in STYLE} == before
 
 
 def test_svg_is_written_in_one_step(tmp_path):
-    save_figure(figures.composition(draw_composition(), HER2), tmp_path / "figure.svg")
+    save_figure(patch_figures.composition(draw_composition(), HER2), tmp_path / "figure.svg")
     assert [file.name for file in tmp_path.iterdir()] == ["figure.svg"]
 
 
 def test_composition_counts_instances_by_part():
     table = draw_composition()
     train = table.loc[table["split"] == "train", "instances"].sum()
-    assert f"train: {train:,} instances" in texts(figures.composition(table, HER2))
+    assert f"train: {train:,} instances" in texts(patch_figures.composition(table, HER2))
 
 
 def test_large_numbers_over_the_bars_are_short():
     rows = [("train", name, n, 1) for name, n in zip(HER2.names, (7, 1234, 12_345, 1_234_567, 999_600), strict=True)]
     table = pd.DataFrame(rows, columns=["split", "subtype", "instances", "area_px"])
-    assert {"7", "1,234", "12k", "1.2M", "1M"} <= texts(figures.composition(table, HER2))
+    assert {"7", "1,234", "12k", "1.2M", "1M"} <= texts(patch_figures.composition(table, HER2))
 
 
 def test_composition_of_a_cohort_without_a_split_is_one_part():
-    written = texts(figures.composition(draw_composition().assign(split=None), HER2, mpp=0.5))
+    written = texts(patch_figures.composition(draw_composition().assign(split=None), HER2, mpp=0.5))
     assert any(text.startswith("cohort: ") for text in written)
     assert any(text.endswith("mm²") for text in written)
 
 
 def test_composition_of_nothing_says_so():
-    assert "no instances" in {t.get_text() for t in figures.composition(draw_composition()[:0], HER2).texts}
+    assert "no instances" in {t.get_text() for t in patch_figures.composition(draw_composition()[:0], HER2).texts}
 
 
 def test_balance_puts_methods_with_the_same_numbers_together():
     same = draw_synthetic()
-    assert len(figures.balance(same, HER2).axes) == 2
+    assert len(patch_figures.balance(same, HER2).axes) == 2
     same.loc[same["method"] == "spade", "instances"] += 1
-    assert len(figures.balance(same, HER2).axes) == 4
+    assert len(patch_figures.balance(same, HER2).axes) == 4
 
 
 def test_boxplots_name_the_tissue_class_and_mark_the_oracle():

@@ -14,7 +14,7 @@ from counterstain.data.sampling import PatchSampler, SamplingConfig
 from counterstain.errors import ConfigError
 from counterstain.generators.methods import METHODS, Lazy, Method, Training, register
 from counterstain.recipe import drawing_recipe, load_recipe
-from counterstain.report.figure_style import colour_of
+from counterstain.report.figures import colour_of
 from counterstain.report.page import write_report
 from counterstain.seeding import derive
 from counterstain.study.config import load_study

@@ -15,7 +15,7 @@ from counterstain.data.relabel import RelabelConfig
 from counterstain.data.sampling import SamplingConfig
 from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.errors import CounterstainError, InputError
-from counterstain.report.tissue_figures import redrawn_as_every_subtype
+from counterstain.report.patch_figures import redrawn_as_every_subtype
 from counterstain.synthesis.masks import SynthesisConfig
 from counterstain.synthesis.redraw import preview
 from counterstain.taxonomy import IGNORE

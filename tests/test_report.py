@@ -14,14 +14,12 @@ from typer.testing import CliRunner
 
 from counterstain.cli import app
 from counterstain.errors import CounterstainError, InputError, StorageError
-from counterstain.report.data_sheets import data_sheets, read_sets
-from counterstain.report.page import render, write_report
-from counterstain.report.results import find_results, label_of, read_results
+from counterstain.report.page import data_sheet, render, write_report
+from counterstain.report.results import find_results, read_results
 from counterstain.report.summary import chosen_arm, smallest_p_caution, summarise
 from counterstain.report.tables import (
     Effect,
     differences_table,
-    duration,
     effects_on_test,
     filter_table,
     fixed,
@@ -118,12 +116,11 @@ def test_a_study_without_synthetic_images_has_a_page(tmp_path):
 
 def test_data_sheets_say_what_of_the_real_patch_goes_into_an_image(tmp_path):
     results = read_results(draw_results(tmp_path / "run", ("subtype", "spade+100", "inpainting+100"), 1))
-    sets = {found.name: found for found in read_sets(results.folder)}
+    sets = {found.name: found for found in results.sets}
     shown = {"counterstain": {"shows": "contrast"}, "synthesis": {"style": {"source": "own"}}}
 
     def method(name, settings):
-        (sheet,) = data_sheets([sets[name].model_copy(update={"settings": settings})], (), results.study)
-        return dict(sheet.facts)["Method"]
+        return data_sheet(sets[name].model_copy(update={"settings": settings}), (), results.study).facts["Method"]
 
     assert method("spade", {}) == "SPADE: the whole image is drawn from the mask and random latent values"
     assert "the mask, the nuclei of the real patch (its haematoxylin) and the style of its own" in method(
@@ -215,7 +212,7 @@ def test_the_oracle_is_a_ceiling_and_never_the_best_arm(tmp_path):
     assert chosen_arm(results) == SPADE
     effects = effects_on_test(results, draws=50)
     sentences = dict(summarise(results, effects, SPADE).arms)
-    assert sentences[label_of(ORACLE)].startswith("Ceiling, phantom only.")
+    assert sentences[ORACLE.label].startswith("Ceiling, phantom only.")
     assert results_table(results, "test", SPADE).rows[-1].tags == ("ceiling, phantom only",)
     assert filter_table(results).rows[-1].head == "oracle (ceiling, phantom only)"
 
@@ -243,7 +240,7 @@ def test_power_is_said_for_the_chosen_arm_and_tabulated_for_all(tmp_path):
     said = summarise(results, effects, SPADE).power
     assert "difference in Dice of this size" in said
     table = power_table(results, effects)
-    assert [row.head for row in table.rows] == ["tumor", label_of(SPADE)]
+    assert [row.head for row in table.rows] == ["tumor", SPADE.label]
     assert len(table.rows[0].cells) == len(table.columns) - 1
 
 
@@ -268,7 +265,6 @@ def test_numbers_are_written_with_a_proper_minus():
     assert signed(float("nan"), 1) == "\N{EN DASH}"
     assert fixed(float("nan"), 2) == "\N{EN DASH}"
     assert interval(-1, 2, 0) == f"{MINUS}1 to +2"
-    assert [duration(s) for s in (3.14, 59.99, 3900)] == ["3.1 s", "60.0 s", "1 h 5 min"]
 
 
 # --- bad input

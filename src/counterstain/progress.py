@@ -77,10 +77,11 @@ class _LineBar:
 
 
 def duration(seconds: float) -> str:
-    """Write a duration as m:ss or h:mm:ss."""
+    """Write a duration as people say it (``45 s``, ``3 min 5 s``, ``1 h 5 min``)."""
     minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def counted(number: int, thing: str, things: str = "") -> str:

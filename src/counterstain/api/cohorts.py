@@ -111,8 +111,8 @@ def inspect(cohort: PathLike | Cohort, *, out: PathLike | None = None) -> pd.Dat
     """
     from counterstain.data.cohort import missing_subtypes, subtypes_table
     from counterstain.data.split import check_disjoint
-    from counterstain.report.figure_style import figure_kind, save_figure
-    from counterstain.report.figures import composition
+    from counterstain.report.figures import figure_kind, save_figure
+    from counterstain.report.patch_figures import composition
 
     opened = open_cohort(cohort)
     figure = Path(out or opened.folder / "composition.svg")

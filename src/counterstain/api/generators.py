@@ -217,8 +217,8 @@ def preview(
     seed : int
         Another number makes other random choices.
     """
-    from counterstain.report.figure_style import figure_kind, save_figure
-    from counterstain.report.tissue_figures import redrawn_as_every_subtype
+    from counterstain.report.figures import figure_kind, save_figure
+    from counterstain.report.patch_figures import redrawn_as_every_subtype
     from counterstain.synthesis.redraw import preview as redrawn
 
     if not 1 <= per_subtype <= 20:

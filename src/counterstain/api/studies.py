@@ -71,8 +71,7 @@ def headroom(
     """
     from counterstain.config import build
     from counterstain.progress import bar
-    from counterstain.report.figure_style import save_figure
-    from counterstain.report.figures import headroom_figure
+    from counterstain.report.figures import headroom_figure, save_figure
     from counterstain.study.headroom import HeadroomConfig, measure_headroom, sizes_of
 
     chosen = {"patients": numbers_of(patients, "patients"), "repeats": repeats, "split": split, "seed": seed}

@@ -1,35 +1,27 @@
-"""The charts of a report: cohort and balance, results by arm, confusion, training curves, learning curve."""
+"""The figures of a report: the style of all, and the charts of results by arm, confusion and training."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from itertools import cycle
-from textwrap import fill
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch as Key
 from matplotlib.patches import Rectangle
 
+from counterstain.errors import InputError
 from counterstain.generators.methods import METHODS
-from counterstain.report.figure_style import (
-    EDGE,
-    FAINT,
-    INK,
-    colour_of,
-    empty,
-    light_grid,
-    new_figure,
-    styled,
-    subtype_key,
-)
-from counterstain.report.results import figure_label_of, is_ceiling
 from counterstain.report.tables import PARTS, fixed, signed
 from counterstain.seeding import numpy_generator
+from counterstain.storage import replacing, write_text
 from counterstain.study.arms import Arm
 from counterstain.study.statistics.arm_differences import CountArray
 from counterstain.taxonomy import Taxonomy
@@ -37,148 +29,108 @@ from counterstain.taxonomy import Taxonomy
 if TYPE_CHECKING:
     from counterstain.study.headroom import Curve, Headroom
 
-MOST_NUMBERS, ROOMY = 24, 15  # bars that have room for a number over them, and for a larger one
+WIDTH_IN = 7.2  # two columns of a journal
+PNG_DPI = 150
+INK = "#1a1a1a"
+FAINT = "#8a8a8a"
+UNKNOWN = "#cc79a7"
+EDGE: dict[str, Any] = {"edgecolor": INK, "linewidth": 0.6}
 POINTS = 150  # of a training curve; more cannot be seen and make a file heavy
 COLUMNS = 3  # of panels with training curves
 MANY = 12  # lines in a panel; more of them are drawn thinner
 MARKERS = ("o", "s", "^", "D", "v", "P")  # told apart in grey as well
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
+    "font.size": 8.5,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.formatter.useoffset": False,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.6,
+    "text.color": INK,
+    "image.interpolation": "none",  # embedded pixel by pixel
+}
+
+styled = rc_context(STYLE)
+"""Decorator of functions that draw: they see the style, the caller's settings are left alone."""
 
 
-@styled
-def composition(table: pd.DataFrame, taxonomy: Taxonomy, *, mpp: float | None = None) -> Figure:
-    """Draw the share of each subtype in each split, by instances and by area (the paper's figure 2).
+def new_figure(height_in: float) -> Figure:
+    """Return an empty figure."""
+    return Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
 
-    Parameters
-    ----------
-    table : DataFrame
-        Columns split (all missing: the cohort is not split), subtype (name), instances, area_px.
-    taxonomy : Taxonomy
-        Order and colours of the subtypes.
-    mpp : float, optional
-        Micrometres per pixel; areas are then written in mm².
-    """
-    found = _split_names(table)
-    parts = [p for p in ("train", "val", "test") if p in set(found)]
-    parts += sorted(set(found) - set(parts))
-    if not parts:
-        return empty("no instances")
-    figure = new_figure(4.8)
-    upper, lower = figure.subplots(2, 1)
-    table = table.assign(split=found)
-    instances, area = (
-        table.pivot_table(index="split", columns="subtype", values=column, aggfunc="sum")
-        .reindex(index=parts, columns=list(taxonomy.names))
-        .fillna(0)
-        .to_numpy(float)
-        for column in ("instances", "area_px")
-    )
-    mm2 = area * (mpp * 1e-3) ** 2 if mpp else None
-    _grouped_bars(upper, instances, taxonomy, [_few_figures(n) for n in instances.T.ravel()])
-    _grouped_bars(lower, area, taxonomy, [_few_figures(a) for a in mm2.T.ravel()] if mm2 is not None else [])
-    upper.set_title("Instances")
-    lower.set_title("Area (mm² over the bars)" if mm2 is not None else "Area")
-    for axes, totals, unit in (
-        (upper, instances.sum(1), "instances"),
-        (lower, area.sum(1), "px") if mm2 is None else (lower, mm2.sum(1), "mm²"),
-    ):
-        axes.set_xticks(range(len(parts)), [f"{p}: {_short(n)} {unit}" for p, n in zip(parts, totals, strict=True)])
-    subtype_key(figure, taxonomy)
+
+def colour_of(method: str | None) -> str:
+    """Return the colour of a method, the same in every figure; arms without synthetic images are grey."""
+    if method is None:
+        return FAINT
+    return METHODS[method].colour if method in METHODS else UNKNOWN
+
+
+def empty(message: str) -> Figure:
+    """Return a figure that says why there is nothing to see."""
+    figure = new_figure(1.0)
+    figure.text(0.5, 0.5, message, ha="center", va="center", color=FAINT)
     return figure
 
 
-@styled
-def balance(table: pd.DataFrame, taxonomy: Taxonomy) -> Figure:
-    """Draw the share of each subtype in the synthetic sets, before and after relabelling.
+def light_grid(axes: Axes, axis: str) -> None:
+    """Draw faint lines to read values by, along ``x`` or ``y``."""
+    axes.grid(axis="x" if axis == "x" else "y", color="#e3e3e3", linewidth=0.6)
+    axes.set_axisbelow(True)
 
-    Parameters
-    ----------
-    table : DataFrame
-        Columns method (name of the set), subtype (name), instances, area_px, instances_before, area_px_before. Sets
-        with the same numbers share a row of the figure.
-    taxonomy : Taxonomy
-        Order and colours of the subtypes.
+
+def subtype_key(figure: Figure, taxonomy: Taxonomy, *, background: bool = False) -> None:
+    """Write the key of the subtypes' colours under a figure, in as many rows as the names need."""
+    keys = [Key(facecolor="white", label="background", **EDGE)] if background else []
+    keys += [Key(facecolor=s.colour, label=s.name, **EDGE) for s in taxonomy.subtypes]
+    rows = -(-sum(len(str(key.get_label())) + 9 for key in keys) // 100)  # letters in a row
+    figure.legend(handles=keys, loc="outside lower center", ncols=min(-(-len(keys) // rows), 6))
+
+
+def svg_text(figure: Figure) -> str:
+    """Return a figure as SVG, the same text for the same figure."""
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": "counterstain", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure in one step, as SVG, PNG or PDF by its ending; except for PDF, always the same bytes."""
+    kind = figure_kind(path)
+    if kind == "svg":
+        write_text(path, svg_text(figure))
+        return
+    with replacing(path) as partial:
+        figure.savefig(partial, format=kind, dpi=PNG_DPI, metadata={"Software": None} if kind == "png" else None)
+
+
+def figure_kind(path: Path) -> str:
+    """Return ``svg``, ``png`` or ``pdf``, the ending of a figure's name.
+
+    Raises
+    ------
+    InputError
+        It has another ending, or is the name of a folder.
     """
-    groups = _same_balance(table)
-    if not groups:
-        return empty("no synthetic set")
-    figure = new_figure(0.6 + 2.1 * len(groups))
-    rows = figure.subplots(len(groups), 2, sharey=True, squeeze=False)
-    for axes_row, (methods, part) in zip(rows, groups, strict=True):
-        by_subtype = part.groupby("subtype").sum(numeric_only=True).reindex(taxonomy.names, fill_value=0)
-        named = "All methods" if len(groups) == 1 else fill(", ".join(methods), 44)
-        for axes, column, title in zip(axes_row, ("instances", "area_px"), ("instances", "area"), strict=True):
-            _before_and_after(axes, by_subtype[f"{column}_before"], by_subtype[column], taxonomy)
-            axes.set_title(f"{named}: {title}" if column == "instances" else title)
-        axes_row[0].set_ylabel("share (%)")
-    keys = [
-        Key(facecolor="white", hatch="////", label="before relabelling", **EDGE),
-        Key(facecolor=FAINT, label="after", **EDGE),
-    ]
-    figure.legend(handles=keys, loc="outside lower center", ncols=2)
-    return figure
-
-
-def _split_names(table: pd.DataFrame) -> pd.Series:
-    unsplit = "cohort" if table["split"].isna().all() else "no split"
-    return table["split"].astype(object).where(table["split"].notna(), unsplit).astype(str)
-
-
-def _grouped_bars(axes: Axes, values: np.ndarray, taxonomy: Taxonomy, numbers: Sequence[str]) -> None:
-    parts, subtypes = values.shape
-    shares = _percent(values, axis=1)
-    width = 0.84 / subtypes
-    for k, subtype in enumerate(taxonomy.subtypes):
-        x = np.arange(parts) + (k - (subtypes - 1) / 2) * width
-        bars = axes.bar(x, shares[:, k], width, color=subtype.colour, **EDGE)
-        if numbers and parts * subtypes <= MOST_NUMBERS:
-            axes.bar_label(
-                bars, numbers[k * parts : (k + 1) * parts], padding=1.5, fontsize=8 if parts * subtypes <= ROOMY else 7
-            )
-    axes.set_ylabel("share (%)")
-    axes.set_ylim(0, max(shares.max() * 1.15, 1))
-    axes.tick_params(axis="x", length=0)
-    light_grid(axes, "y")
-
-
-def _before_and_after(axes: Axes, before: pd.Series, after: pd.Series, taxonomy: Taxonomy) -> None:
-    x = np.arange(len(taxonomy.subtypes))
-    colours = [s.colour for s in taxonomy.subtypes]
-    axes.bar(x - 0.2, _percent(before.to_numpy(float)), 0.38, color="white", hatch="////", **EDGE)
-    axes.bar(x + 0.2, _percent(after.to_numpy(float)), 0.38, color=colours, **EDGE)
-    axes.axhline(100 / len(x), color=FAINT, linewidth=0.9, linestyle="--")
-    many = len(x) > 6
-    axes.set_xticks(x, taxonomy.names, rotation=45 if many else 0, ha="right" if many else "center")
-    axes.tick_params(axis="x", length=0)
-    light_grid(axes, "y")
-
-
-def _same_balance(table: pd.DataFrame) -> list[tuple[list[str], pd.DataFrame]]:
-    """Group sets with the same numbers: methods mostly share their relabelled masks."""
-    groups: list[tuple[list[str], pd.DataFrame]] = []
-    for method, part in table.groupby("method", sort=False):
-        content = part.drop(columns="method").sort_values("subtype").reset_index(drop=True)
-        same = next((methods for methods, known in groups if known.equals(content)), None)
-        if same is not None:
-            same.append(str(method))
-        else:
-            groups.append(([str(method)], content))
-    return groups
-
-
-def _percent(values: np.ndarray, axis: int | None = None) -> np.ndarray:
-    total = values.sum(axis=axis, keepdims=True)
-    return 100 * values / np.where(total > 0, total, 1)
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
-
-
-def _few_figures(value: float) -> str:
-    """Write a number that fits over a bar: 0.034, 34, 1,234, 12k, 1.2M."""
-    if value < 10_000:
-        return _short(value)
-    return f"{value / 1e3:.0f}k" if value < 999_500 else f"{value / 1e6:.2g}M"
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in {"svg", "png", "pdf"}:
+        raise InputError(f"{path}: unknown kind of figure {path.suffix!r}; expected .svg, .png or .pdf")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; expected the name of a file")
+    return kind
 
 
 @styled
@@ -186,15 +138,7 @@ def boxplots(results: pd.DataFrame, taxonomy: Taxonomy, *, arms: Sequence[Arm], 
     """Draw Dice and subtype variance of every arm on the test set (the paper's figure 5).
 
     Box = mean and standard deviation, whiskers = minimum and maximum, dots = repeats, dashed line = reference.
-
-    Parameters
-    ----------
-    results : DataFrame
-        A row per arm, repeat and split; columns dice and subtype_variance.
-    taxonomy : Taxonomy
-        For the name of the tissue class.
-    arms, reference
-        From top to bottom; the dashed line.
+    ``results`` has a row per arm, repeat and split, with the columns dice and subtype_variance.
     """
     figure = new_figure(1.0 + 0.29 * len(arms))
     left, right = figure.subplots(1, 2, sharey=True)
@@ -205,7 +149,7 @@ def boxplots(results: pd.DataFrame, taxonomy: Taxonomy, *, arms: Sequence[Arm], 
         at_reference = shown.loc[shown["arm"] == reference.name, column].mean()
         axes.axvline(at_reference, color=INK, linewidth=0.8, linestyle="--", zorder=0)
         light_grid(axes, "x")
-    left.set_yticks(range(len(arms)), [figure_label_of(arm) for arm in arms])
+    left.set_yticks(range(len(arms)), [_label(arm) for arm in arms])
     left.set_ylim(len(arms) - 0.4, -0.6)
     left.set_title(f"{taxonomy.tissue_class.capitalize()} Dice")
     left.set_xlabel("higher is better")
@@ -219,16 +163,9 @@ def boxplots(results: pd.DataFrame, taxonomy: Taxonomy, *, arms: Sequence[Arm], 
 def confusion(counts: pd.DataFrame, taxonomy: Taxonomy, *, reference: Arm, arm: Arm | None) -> Figure:
     """Draw the confusion by subtype of two arms on the test set and their difference (the paper's figure 6).
 
-    Tables of pixels pooled over the split, row-normalised, averaged over repeats; in per cent.
-
-    Parameters
-    ----------
-    counts : DataFrame
-        Columns arm, repeat, split, patient, subtype (label), predicted_background, predicted_tumour.
-    taxonomy : Taxonomy
-        Names of the rows.
-    reference, arm : Arm
-        Without ``arm`` only the reference is shown.
+    Tables of pixels pooled over the split, row-normalised, averaged over repeats; in per cent. Without ``arm`` only
+    the reference is shown. ``counts`` has the columns arm, repeat, split, patient, subtype (label),
+    predicted_background and predicted_tumour.
     """
     pair = [reference] if arm is None else [reference, arm]
     shown = counts.loc[(counts["split"] == "test") & counts["arm"].isin([one.name for one in pair])]
@@ -238,7 +175,7 @@ def confusion(counts: pd.DataFrame, taxonomy: Taxonomy, *, reference: Arm, arm: 
     panels = figure.subplots(1, 3 if arm else 1, sharey=True, squeeze=False)[0]
     for axes, one in zip(panels, pair, strict=False):
         _heat(axes, tables[one.name], "Greys", (0, 180), fixed)
-        axes.set_title(figure_label_of(one))
+        axes.set_title(_label(one))
     if arm:
         difference = tables[arm.name] - tables[reference.name]
         reach = max(float(np.nanmax(np.abs(difference))), 1.0) * 1.8
@@ -252,18 +189,20 @@ def confusion(counts: pd.DataFrame, taxonomy: Taxonomy, *, reference: Arm, arm: 
     return figure
 
 
+def _label(arm: Arm) -> str:
+    return f"{arm.label} (ceiling)" if arm.ceiling else arm.label
+
+
 def _mean_sd_box(axes: Axes, row: int, values: np.ndarray, arm: Arm) -> None:
     if not len(values):
         axes.annotate("no result", (0.02, row), xycoords=("axes fraction", "data"), va="center", color=FAINT)
         return
     mean, sd = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
-    colour = colour_of(arm.method)
     axes.plot([values.min(), values.max()], [row, row], color=INK, linewidth=0.9, zorder=1, marker="|", markersize=6)
-    box = Rectangle((mean - sd, row - 0.28), 2 * sd, 0.56, facecolor=colour, alpha=0.45, edgecolor="none", zorder=2)
-    edge = Rectangle((mean - sd, row - 0.28), 2 * sd, 0.56, fill=False, edgecolor=INK, linewidth=0.7, zorder=3)
-    edge.set_linestyle("--" if is_ceiling(arm.method) else "-")
-    axes.add_patch(box)
-    axes.add_patch(edge)
+    corner, size = (mean - sd, row - 0.28), (2 * sd, 0.56)
+    axes.add_patch(Rectangle(corner, *size, facecolor=colour_of(arm.method), alpha=0.45, edgecolor="none", zorder=2))
+    line = "--" if arm.ceiling else "-"
+    axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=INK, linewidth=0.7, linestyle=line, zorder=3))
     axes.plot([mean, mean], [row - 0.28, row + 0.28], color=INK, linewidth=1.6, zorder=4, solid_capstyle="butt")
     jitter = numpy_generator(0, "jitter", len(values)).uniform(-0.15, 0.15, len(values))
     axes.plot(
@@ -297,13 +236,8 @@ def _heat(
 def training_curves(losses: pd.DataFrame, arms: Sequence[Arm]) -> Figure:
     """Draw the losses of every training, with a panel for each loss that has several steps.
 
-    Parameters
-    ----------
-    losses : DataFrame
-        Columns stage (``diffusion``, ``segmenter subtype #0``), step, name, value. Stages with the same first word
-        share a panel; curves of more than 150 points are drawn as means over equal numbers of steps.
-    arms : sequence of Arm
-        For the colours.
+    ``losses`` has the columns stage (``diffusion``, ``segmenter subtype #0``), step, name and value. Stages with the
+    same first word share a panel; curves of more than 150 points are drawn as means over equal numbers of steps.
     """
     if losses.empty:
         return empty("no training curves")
@@ -357,7 +291,8 @@ def _log_if_wide(axes: Axes, values: np.ndarray) -> None:
 
 def _method_key(figure: Figure, of_stage: dict[str, str | None]) -> None:
     methods = dict.fromkeys(method for stage, method in of_stage.items() if " " in stage)
-    labels = {method: f"{method} (ceiling)" if is_ceiling(method) else method or "baselines" for method in methods}
+    ceilings = {name for name, method in METHODS.items() if method.ceiling}
+    labels = {method: f"{method} (ceiling)" if method in ceilings else method or "baselines" for method in methods}
     keys = [Line2D([], [], color=colour_of(method), linewidth=1.6, label=label) for method, label in labels.items()]
     if keys:
         figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), title="segmenters trained with")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from counterstain.config import build, build_stored
 from counterstain.data.sampling import SamplingConfig
 from counterstain.data.stains import Stains
@@ -12,11 +14,12 @@ from counterstain.errors import ConfigError
 from counterstain.generators.methods import METHODS
 from counterstain.progress import PERCENT, TIMES, counted
 from counterstain.recipe import Recipe, recipe_class
-from counterstain.report.results import StudyRecord, label_of
-from counterstain.report.tables import Table, plain_table
+from counterstain.report.results import StudyRecord
+from counterstain.report.tables import Table, plain_table, rate
 from counterstain.segmentation.segmenter_config import ADAM_BETAS
 from counterstain.study.arms import Variant
 from counterstain.study.config import VariantsConfig
+from counterstain.study.fairness import departures
 
 STAINS: dict[Stains, str] = {
     "channels": "each colour channel",
@@ -160,7 +163,7 @@ def _filter(study: StudyRecord, recipe: Recipe) -> str:
     if synthesis.reject == "none":
         return "No image was rejected for its brightness."
     rates = ", ".join(
-        f"{name} {100 * count.rejected / count.drawn:.1f}{PERCENT}"
+        f"{name} {rate(count.rejected, count.drawn)}"
         for name, count in study.filter.items()
         if count.drawn and name in METHODS  # in filtered sets a judge rejects images as well
     )
@@ -185,7 +188,7 @@ def _generators(study: StudyRecord, recipe: Recipe) -> list[str]:
 
 def _mixing(study: StudyRecord, recipe: Recipe) -> str:
     mixing = recipe.segmenter.mixing
-    only = [label_of(arm) for arm in study.arms if arm.only]
+    only = [arm.label for arm in study.arms if arm.only]
     steps = (
         "All arms were trained for the same number of optimiser steps."
         if mixing.steps == "equal"
@@ -282,3 +285,42 @@ VARIANT_SENTENCES: dict[Variant, Callable[[VariantsConfig], str]] = {
 def _software(study: StudyRecord) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in study.versions.items()) or "counterstain"
     return f"Software: {versions}{f' on {study.device}' if study.device else ''}."
+
+
+def fairness_sentences(table: pd.DataFrame, study: StudyRecord) -> tuple[str, ...]:
+    """Say what arms had in common, then in what they differ; empty if the study recorded nothing."""
+    return (*_in_common(table, study), *(f"Differs: {line}." for line in departures(table))) if len(table) else ()
+
+
+def _in_common(table: pd.DataFrame, study: StudyRecord) -> Iterator[str]:
+    values = {column: list(dict.fromkeys(table[column].tolist())) for column in table.columns}
+    equal = {column: found[0] for column, found in values.items() if len(found) == 1}
+    if {"steps", "batch_size"} <= equal.keys():
+        yield (
+            f"Equal optimiser steps: every segmenter ({len(table)}) was trained for {equal['steps']:,} steps of "
+            f"{equal['batch_size']} patches, so no arm benefits from more updates."
+        )
+    if "augmentation" in equal:
+        yield f"Equal augmentation of real and synthetic patches in all arms: {equal['augmentation']}."
+    if "settings" in equal:
+        yield "Equal settings of network, losses and optimiser in all arms."
+    if all(len(set(rows["seed"].tolist())) == 1 for _, rows in table.groupby("repeat")):
+        repeats = counted(len(values["repeat"]), "repeat")
+        yield f"Equal seeds: within each of {repeats} all arms have the same initial weights and order of real patches."
+    yield from _filters_of_sets(table[table["synthetic_patches"] > 0], study)
+
+
+def _filters_of_sets(table: pd.DataFrame, study: StudyRecord) -> Iterator[str]:
+    """Say how many images were rejected, for the largest amount of each set that an arm uses."""
+    names = {arm.name: arm.set_name or arm.name for arm in study.arms}
+    largest = table.sort_values("synthetic_patches").drop_duplicates(["filter", "synthetic_set"], keep="last")
+    rates: dict[str, list[str]] = {}
+    for row in largest.to_dict("records"):
+        drawn, rejected = int(row["drawn"]), int(row["rejected"])
+        name = names.get(str(row["arm"]), str(row["synthetic_set"]))
+        rates.setdefault(str(row["filter"]), []).append(
+            f"{name} {rejected:,} of {drawn:,} images ({rate(rejected, drawn)})"
+        )
+    for name, told in rates.items():
+        which = "all synthetic sets" if len(rates) == 1 else "these sets"
+        yield f"The same filter for {which} ({name}); rejected: {', '.join(told)}."

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,60 +14,43 @@ from urllib.parse import quote
 
 import pandas as pd
 import yaml
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from counterstain.errors import InputError
-from counterstain.progress import counted
-from counterstain.report import figures, tables
-from counterstain.report.data_sheets import (
-    INTENDED_USE,
-    LIMITS,
-    TrainingRecord,
-    data_sheets,
-    fairness_sentences,
-    read_fairness,
-    read_sets,
-    read_trainings,
-)
-from counterstain.report.figure_style import save_figure, svg_text
-from counterstain.report.methods_section import methods_paragraphs, settings_table
+from counterstain.generators.methods import METHODS
+from counterstain.progress import TIMES, counted, duration
+from counterstain.report import figures, patch_figures, tables
+from counterstain.report.methods_section import fairness_sentences, methods_paragraphs, settings_table
 from counterstain.report.results import (
     CEILING,
     Results,
+    SetRecord,
+    StudyRecord,
+    TrainingRecord,
     damaged,
-    is_ceiling,
-    label_of,
     looked_at,
     read_results,
 )
 from counterstain.report.summary import chosen_arm, summarise
-from counterstain.report.tables import duration, effects_on_test
-from counterstain.report.tissue_figures import examples
+from counterstain.report.tables import NONE, Cell, Row, Table, effects_on_test, plain_table, rate
 from counterstain.storage import write_text
 from counterstain.study.arms import Arm
-from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
+from counterstain.taxonomy import IGNORE, Taxonomy
 
 DRAWS = 10_000  # of the bootstrap
 
 
 def write_report(run: Path, out: Path | None = None, *, command: str = "report") -> Path:
-    """Write the report of a study.
+    """Write the report of a study and return its file, ``RUN/report.html`` if not given.
 
     Parameters
     ----------
     run : Path
         Folder of the study, or its results folder.
-    out : Path, optional
-        The file; ``RUN/report.html`` by default.
     command : str
         What shows the results, for the record of :mod:`counterstain.study.test_access_log`.
-
-    Returns
-    -------
-    Path
-        The file.
 
     Raises
     ------
@@ -85,24 +69,18 @@ def write_report(run: Path, out: Path | None = None, *, command: str = "report")
 
 
 def write_figures(run: Path, folder: Path) -> list[Path]:
-    """Write every figure of the report as ``NAME.svg`` and ``NAME.png``; return the files.
-
-    Raises InputError and StorageError as :func:`write_report` does.
-    """
+    """Write every figure of the report as ``NAME.svg`` and ``NAME.png``; return the files."""
     results = read_results(run)
     files = []
     for view in figure_views(results, chosen_arm(results)):
         for kind in ("svg", "png"):
             files.append(folder / f"{view.anchor}.{kind}")
-            save_figure(view.figure, files[-1])
+            figures.save_figure(view.figure, files[-1])
     return files
 
 
 def write_tables(run: Path, folder: Path) -> list[Path]:
-    """Write the tables of results and of differences as ``NAME.csv`` and ``NAME.tex``; return the files.
-
-    Raises InputError and StorageError as :func:`write_report` does.
-    """
+    """Write the tables of results and of differences as ``NAME.csv`` and ``NAME.tex``; return the files."""
     results = read_results(run)
     files = []
     for name, copy in tables.table_copies(results, effects_on_test(results), chosen_arm(results)).items():
@@ -115,25 +93,21 @@ def write_tables(run: Path, folder: Path) -> list[Path]:
 def render(results: Results, *, place: Path | None = None, draws: int = DRAWS) -> str:
     """Return the report as HTML, the same text for the same results.
 
-    Parameters
-    ----------
-    results : Results
-    place : Path, optional
-        Folder that the report will lie in, for its links to logs; the study's folder if not given.
-    draws : int
-        Of the bootstrap.
+    ``place`` is the folder that it will lie in, for its links to logs: the study's folder if not given. ``draws`` are
+    those of the bootstrap.
     """
     study, folder = results.study, results.folder
     effects, chosen = effects_on_test(results, draws=draws), chosen_arm(results)
-    trainings, fairness = read_trainings(folder), read_fairness(folder)
-    return _template().render(
-        css=_inlined("page.css"),
-        js=_inlined("page.js"),
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    pictures = read_gallery(folder, study.taxonomy)
+    return environment.from_string(_file("page.html.j2")).render(
+        css=Markup(_file("page.css")),  # noqa: S704 - ours, nobody's input
+        js=Markup(_file("page.js")),  # noqa: S704
         study=study,
         facts=_facts(results),
-        reference=label_of(results.reference),
-        chosen=label_of(chosen) if chosen else None,
-        ceiling=CEILING if any(is_ceiling(arm.method) for arm in results.arms) else None,
+        reference=results.reference.label,
+        chosen=chosen.label if chosen else None,
+        ceiling=CEILING if any(arm.ceiling for arm in results.arms) else None,
         summary=summarise(results, effects, chosen),
         differences=tables.differences_table(results, effects, chosen),
         power=tables.power_table(results, effects),
@@ -141,19 +115,22 @@ def render(results: Results, *, place: Path | None = None, draws: int = DRAWS) -
         variants=[t for split in ("test", "val") if (t := tables.variants_table(results, split, chosen))],
         figures={view.anchor: view for view in figure_views(results, chosen)},
         filter=tables.filter_table(results),
-        times=tables.times_table(results),
-        versions=tables.versions_table(results),
+        times=plain_table("Time by stage", ("Stage", "Time"), ((k, duration(v)) for k, v in study.seconds.items())),
+        versions=plain_table("Versions", ("Package", "Version"), study.versions.items()),
         config=yaml.safe_dump(study.config, sort_keys=False, allow_unicode=True),
         draws=draws,
         copies=tables.table_copies(results, effects, chosen),
-        methods=methods_paragraphs(study, fairness["starts_from"].tolist()),
+        methods=methods_paragraphs(study, results.fairness["starts_from"].tolist()),
         settings=settings_table(study),
-        fairness=fairness_sentences(fairness, study),
-        sheets=data_sheets(read_sets(folder), trainings, study),
-        intended_use=INTENDED_USE,
-        limits=LIMITS,
-        gallery=read_gallery(folder, study.taxonomy),
-        logs=_logs(trainings, folder.parent, place or folder.parent),
+        fairness=fairness_sentences(results.fairness, study),
+        sheets=[data_sheet(found, results.trainings, study) for found in results.sets],
+        pictures=pictures,
+        filters=_filters(pictures, study.taxonomy),
+        about={
+            "colours": {subtype.name: subtype.colour for subtype in study.taxonomy.subtypes},
+            "pictures": [{k: v for k, v in p.items() if k not in {"image", "subtypes"}} for p in pictures],
+        },
+        logs=_logs(results.trainings, folder.parent, place or folder.parent),
     )
 
 
@@ -194,23 +171,28 @@ class FigureView:
     @property
     def source(self) -> str:
         """Data URI of the figure as SVG."""
-        return "data:image/svg+xml," + quote(" ".join(svg_text(self.figure).split("\n")), safe=" /:;=,'()!*@+$?~")
+        return "data:image/svg+xml," + quote(
+            " ".join(figures.svg_text(self.figure).split("\n")), safe=" /:;=,'()!*@+$?~"
+        )
 
 
 def figure_views(results: Results, chosen: Arm | None) -> list[FigureView]:
     """Draw every figure; ``chosen`` is the arm that validation chose."""
     study, taxonomy = results.study, results.study.taxonomy
-    tissue, reference = taxonomy.tissue_class, label_of(results.reference)
-    beside = f" beside {label_of(chosen)}, chosen on validation, and their difference" if chosen else ""
-    ceilings = [label_of(arm) for arm in results.arms if is_ceiling(arm.method)]
-    labels = {name: study.set_label(name, "ceiling") for name in {*results.synthetic["method"], *_drawn(results)}}
-    shown = [replace(e, images={labels[name]: image for name, image in e.images.items()}) for e in results.examples]
+    tissue, reference = taxonomy.tissue_class, results.reference.label
+    beside = f" beside {chosen.label}, chosen on validation, and their difference" if chosen else ""
+    ceilings = [arm.label for arm in results.arms if arm.ceiling]
+    sets = results.synthetic.assign(method=[study.set_label(name, "ceiling") for name in results.synthetic["method"]])
+    shown = [
+        replace(e, images={study.set_label(name, "ceiling"): image for name, image in e.images.items()})
+        for e in results.examples
+    ]
     return [
         FigureView(
             "boxplots",
             figures.boxplots(results.results, taxonomy, arms=results.arms, reference=results.reference),
             f"Box plots of {tissue} Dice and subtype variance on the test set for "
-            f"{', '.join(map(label_of, results.arms))}. The numbers are in the results table.",
+            f"{', '.join(arm.label for arm in results.arms)}. The numbers are in the results table.",
             f"{tissue.capitalize()} Dice and subtype variance on the test set. Box: mean ± standard deviation; "
             f"whiskers: smallest and largest repeat; dots: repeats; dashed line: mean of {reference}."
             + (f" Dashed boxes ({', '.join(ceilings)}): {CEILING}." if ceilings else ""),
@@ -224,20 +206,20 @@ def figure_views(results: Results, chosen: Arm | None) -> list[FigureView]:
         ),
         FigureView(
             "composition",
-            figures.composition(results.composition, taxonomy, mpp=study.cohort.mpp),
+            patch_figures.composition(results.composition, taxonomy, mpp=study.cohort.mpp),
             f"Bars of the share of {', '.join(taxonomy.names)} in each split of the cohort, by instances and by area.",
             "Subtypes in each split of the cohort, by instances and by annotated area.",
         ),
         FigureView(
             "balance",
-            figures.balance(results.synthetic.assign(method=results.synthetic["method"].map(labels)), taxonomy),
+            patch_figures.balance(sets, taxonomy),
             "Bars of the share of every subtype in the synthetic sets before and after relabelling.",
             "Subtypes in the synthetic sets before (hatched) and after (filled) relabelling. Dashed: equal shares. "
             "Relabelling balances either instances or area, so the two differ.",
         ),
         FigureView(
             "examples",
-            examples(shown, taxonomy, mpp=study.cohort.mpp),
+            patch_figures.examples(shown, taxonomy, mpp=study.cohort.mpp),
             f"{counted(len(results.examples), 'patch', 'patches')}: real image, its labels, new labels and the image "
             "that each method drew for them.",
             "Real patches, their labels, the new labels, and the image that each method drew for them.",
@@ -252,126 +234,133 @@ def figure_views(results: Results, chosen: Arm | None) -> list[FigureView]:
     ]
 
 
-def _drawn(results: Results) -> set[str]:
-    return {name for example in results.examples for name in example.images}
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    return environment.from_string(_file("page.html.j2"))
-
-
-def _inlined(name: str) -> Markup:
-    """Return a file of this package for the page, unescaped: it is ours, nobody's input."""
-    return Markup(_file(name))  # noqa: S704
-
-
 def _file(name: str) -> str:
     return (resources.files("counterstain.report") / name).read_text(encoding="utf-8")
 
 
-# The gallery of patches: pictures with what is known of them, as the page's template and script need it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sheet:
+    """The data sheet of a synthetic set."""
+
+    name: str
+    facts: dict[str, str]
+    changes: Table
+    """Instances by old and new subtype."""
+    settings: str
+    """YAML."""
+
+
+def data_sheet(found: SetRecord, trainings: Sequence[TrainingRecord], study: StudyRecord) -> Sheet:
+    """Return the data sheet of a set: what it was drawn from and how, as the registry has it, and from whom."""
+    method = METHODS.get(found.method)
+    drawing = {"Method": found.method if method is None else method.title, "Drawn with": NONE}
+    if method is not None and method.data_sheet is not None:
+        drawing |= method.data_sheet(found.settings, study.config.get("recipe", {}))
+    none = f"none ({CEILING})" if method is not None and method.ceiling else "none"
+    facts = drawing | {
+        "Generator": f"checkpoint {found.generator}" if found.generator else none,
+        "Training of the generator": _training(found, trainings, study),
+        "Patches": f"{found.patches:,} of {found.size_px} {TIMES} {found.size_px} pixels at {found.mpp:g} µm per "
+        f"pixel, {found.background_only:,} of them without an instance",
+        "Masks from": f"{counted(found.sources.get('region', 0), 'region')} of "
+        f"{counted(found.sources.get('patient', 0), 'patient')}, training split of cohort {found.cohort[:16]}",
+        "Seed": found.seed,
+        "Rejected": f"{found.rejected:,} of {found.drawn:,} images drawn ({rate(found.rejected, found.drawn)})",
+        "Version": f"counterstain {found.version}",
+        "Source patients": ", ".join(found.patients_seen),
+    }
+    return Sheet(
+        name=study.set_label(found.name),
+        facts=facts,
+        changes=_changes(found, study.taxonomy.names, study.taxonomy.tissue_class),
+        settings=yaml.safe_dump(found.settings, sort_keys=False, allow_unicode=True),
+    )
+
+
+def _training(found: SetRecord, trainings: Sequence[TrainingRecord], study: StudyRecord) -> str:
+    if not found.generator:
+        return "none"
+    trained = next((t for t in trainings if t.sha256 and t.sha256 == found.generator), None)
+    if trained is None:
+        return f"not part of this study; it and the masks used {counted(len(found.patients_seen), 'patient')}"
+    source = (
+        f"the training split of the cohort “{study.cohort.source}”" if study.cohort.source else "the training split"
+    )
+    return (
+        f"{trained.name}: {trained.steps:,} steps of {trained.batch_size} patches of {source}, "
+        f"{counted(trained.patients_seen, 'patient')}"
+    )
+
+
+def _changes(found: SetRecord, names: Sequence[str], tissue: str) -> Table:
+    """Return the matrix of old by new subtypes, with sums."""
+    befores = [name for name in names if any(change.before == name for change in found.changes)]
+    rows = []
+    for before in (*befores, "all"):
+        cells = []
+        for after in (*names, "all"):
+            chosen = [c for c in found.changes if before in {c.before, "all"} and after in {c.after, "all"}]
+            instances, area = sum(c.instances for c in chosen), sum(c.area_px for c in chosen)
+            note = f"{area * (found.mpp * 1e-3) ** 2:.3g} mm²"
+            cells.append(Cell(text=f"{instances:,}", note=note, value=instances))
+        rows.append(Row(head=before, cells=tuple(cells)))
+    caption = f"Instances of {tissue} by old (row) and new subtype (column), with their area"
+    return Table(caption=caption, columns=("Old \\ new", *names, "all"), rows=tuple(rows))
+
 
 REAL = "real"
-_COLUMNS = (
-    "number", "method", "image", "mask", "source", "region", "slide", "patient", "y_px", "x_px", "attempts",
-    "before", "after", "area_px",
-)  # fmt: skip
+GALLERY_TEXTS = ("method", "region", "slide", "patient")
+GALLERY_NUMBERS = ("number", "source", "y_px", "x_px", "attempts")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """One patch."""
+def read_gallery(folder: Path, taxonomy: Taxonomy) -> list[dict[str, Any]]:
+    """Read ``gallery.parquet`` of a results folder: each real patch, then the synthetic ones with its mask.
 
-    number: int
-    method: str
-    """``real``, or the name of a synthetic set."""
-    image: str  # data URI
-    mask: str  # data URI
-    source: int
-    """Number of the real patch whose relabelled mask it uses."""
-    region: str
-    slide: str
-    patient: str
-    y_px: int
-    x_px: int
-    attempts: int
-    """Images drawn until the filter accepted one; 0 for real patches."""
-    labels: tuple[tuple[str, str, int], ...]
-    """Old subtype, new subtype and area in pixels of every instance."""
+    Each is a dict of the columns of texts and numbers (``source``: the number of the real patch; ``attempts``: images
+    drawn until the filter accepted one); ``image`` and ``mask``, data URIs; ``labels``, the old subtype, new subtype
+    and area in pixels of every instance; ``subtypes``, the largest area first. Empty if the file is missing.
 
-    @property
-    def subtypes(self) -> tuple[str, ...]:
-        """The subtypes in it, the largest area first."""
-        areas: dict[str, int] = {}
-        for _, after, area in self.labels:
-            areas[after] = areas.get(after, 0) + area
-        return tuple(sorted(areas, key=lambda name: (-areas[name], name)))
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What the page's script shows after a click on it."""
-        names = ("number", "method", "mask", "source", "region", "slide", "patient", "y_px", "x_px", "attempts")
-        return {name: getattr(self, name) for name in (*names, "labels")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gallery:
-    """All pictures of a page."""
-
-    pictures: tuple[Picture, ...]
-    taxonomy: Taxonomy
-
-    @property
-    def filters(self) -> dict[str, list[str]]:
-        """The choices of the gallery's filters: name -> values."""
-        return {
-            "method": list(dict.fromkeys(picture.method for picture in self.sorted)),
-            "subtype": [name for name in self.taxonomy.names if any(name in p.subtypes for p in self.pictures)],
-            "slide": sorted({picture.slide for picture in self.pictures}),
-            "patient": sorted({picture.patient for picture in self.pictures}),
-        }
-
-    @cached_property
-    def sorted(self) -> list[Picture]:
-        """Each real patch followed by the synthetic ones with its mask."""
-        return sorted(self.pictures, key=lambda picture: (picture.source, picture.method != REAL, picture.number))
-
-    @property
-    def colours(self) -> dict[str, str]:
-        """Subtype -> colour in the masks."""
-        return {subtype.name: subtype.colour for subtype in self.taxonomy.subtypes}
-
-
-def read_gallery(folder: Path, taxonomy: Taxonomy) -> Gallery:
-    """Read ``gallery.parquet`` of a results folder; empty if it is missing, StorageError if it is damaged."""
+    Raises
+    ------
+    StorageError
+        The file is damaged.
+    """
     path = folder / "gallery.parquet"
     if not path.exists():
-        return Gallery(pictures=(), taxonomy=taxonomy)
+        return []
+    columns = [*GALLERY_TEXTS, *GALLERY_NUMBERS, "image", "mask", "before", "after", "area_px"]
     try:
-        table = pd.read_parquet(path, columns=list(_COLUMNS))
-        pictures = tuple(_picture(row, taxonomy) for row in table.to_dict("records"))
+        pictures = [_picture(row, taxonomy) for row in pd.read_parquet(path, columns=columns).to_dict("records")]
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise damaged(path, error) from error
-    return Gallery(pictures=pictures, taxonomy=taxonomy)
+    return sorted(pictures, key=lambda picture: (picture["source"], picture["method"] != REAL, picture["number"]))
 
 
-def _picture(row: dict[Any, Any], taxonomy: Taxonomy) -> Picture:
-    labels = zip(row["before"], row["after"], row["area_px"], strict=True)
-    values: dict[str, Any] = {name: str(row[name]) for name in ("method", "region", "slide", "patient")}
-    values |= {name: int(row[name]) for name in ("number", "source", "y_px", "x_px", "attempts")}
-    return Picture(
-        **values,
-        image=_data_uri(row["image"], "webp"),
-        mask=_data_uri(row["mask"], "png"),
-        labels=tuple((_name(before, taxonomy), _name(after, taxonomy), int(area)) for before, after, area in labels),
-    )
+def _picture(row: dict[Any, Any], taxonomy: Taxonomy) -> dict[str, Any]:
+    names = {0: "background", IGNORE: "ignored"} | {subtype.id: subtype.name for subtype in taxonomy.subtypes}
+    instances = zip(row["before"], row["after"], row["area_px"], strict=True)
+    labels = [(names[int(before)], names[int(after)], int(area)) for before, after, area in instances]
+    areas = Counter[str]()
+    for _, after, area in labels:
+        areas[after] += area
+    plain = {name: str(row[name]) for name in GALLERY_TEXTS} | {name: int(row[name]) for name in GALLERY_NUMBERS}
+    return plain | {
+        "image": _data_uri(row["image"], "webp"),
+        "mask": _data_uri(row["mask"], "png"),
+        "labels": labels,
+        "subtypes": sorted(areas, key=lambda name: (-areas[name], name)),
+    }
 
 
 def _data_uri(content: bytes, form: str) -> str:
     return f"data:image/{form};base64,{base64.b64encode(content).decode()}"
 
 
-def _name(label: int, taxonomy: Taxonomy) -> str:
-    return {BACKGROUND: "background", IGNORE: "ignored"}.get(int(label)) or taxonomy.name_of(int(label))
+def _filters(pictures: list[dict[str, Any]], taxonomy: Taxonomy) -> dict[str, list[str]]:
+    """Return the choices of the gallery's filters: name -> values."""
+    return {
+        "method": list(dict.fromkeys(picture["method"] for picture in pictures)),
+        "subtype": [name for name in taxonomy.names if any(name in picture["subtypes"] for picture in pictures)],
+        "slide": sorted({picture["slide"] for picture in pictures}),
+        "patient": sorted({picture["patient"] for picture in pictures}),
+    }

@@ -6,18 +6,18 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from counterstain.errors import InputError, StorageError
 from counterstain.generators.methods import METHODS
-from counterstain.progress import PERCENT
 from counterstain.storage import read_json, stage_of
-from counterstain.study.arms import Arm, Variant, read_arms
+from counterstain.study.arms import Arm, read_arms
+from counterstain.study.fairness import COLUMNS, FAIRNESS_FILE, fairness_of
 from counterstain.study.test_access_log import Look, read_looks, record_look, run_of
 from counterstain.taxonomy import Taxonomy
 
@@ -25,37 +25,6 @@ SPLITS = ("val", "test")
 AGAIN = "run the study's command again"
 CEILING = "ceiling, phantom only"
 """Added to the name of a method that draws with the phantom's own renderer: no real cohort has a perfect generator."""
-WORDS: dict[Variant, str] = {
-    "weighted": "weighted loss",
-    "stain": "stain jitter",
-    "mixup": "mixup",
-    "copypaste": "copy-paste",
-    "filtered": "filtered",
-    "pretrain": "pre-training",
-    "anneal": "annealed",
-}
-
-
-def is_ceiling(method: str | None) -> bool:
-    """Whether a method's images come from the phantom's own renderer."""
-    found = METHODS.get(method) if method else None
-    return found is not None and found.ceiling
-
-
-def label_of(arm: Arm) -> str:
-    """Return an arm as texts and tables write it (``diffusion +100 %, filtered``)."""
-    if arm.method is None:
-        trained_on: str = arm.mode
-    elif arm.amount == 0:  # of a version whose names this one cannot read
-        return arm.name
-    else:
-        trained_on = f"{arm.method} only" if arm.only else f"{arm.method} +{100 * arm.amount:g}{PERCENT}"
-    return ", ".join([trained_on, *(WORDS[variant] for variant in arm.variants)])
-
-
-def figure_label_of(arm: Arm) -> str:
-    """Return an arm as figures write it, where no remark stands beside it."""
-    return f"{label_of(arm)} (ceiling)" if is_ceiling(arm.method) else label_of(arm)
 
 
 class Record(BaseModel):
@@ -64,14 +33,18 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+RecordT = TypeVar("RecordT", bound=Record)
+
+
 class CohortRecord(Record):
-    """The cohort of a study: where it came from, its resolution, hash, regions, and patients by split."""
+    """The cohort of a study."""
 
     source: str = ""
     mpp: float | None = None
     fingerprint: str = ""
     regions: int = 0
     patients: dict[str, int] = Field(default_factory=dict)
+    """By split."""
 
 
 class Failure(Record):
@@ -125,8 +98,59 @@ class StudyRecord(Record):
 
     def set_label(self, name: str, ceiling: str = CEILING) -> str:
         """Return the name of a synthetic set, with a remark if it is a ceiling."""
-        method = next((arm.method for arm in self.arms if arm.set_name == name), name)
-        return f"{name} ({ceiling})" if is_ceiling(method) else name
+        method = METHODS.get(next((arm.method for arm in self.arms if arm.method and arm.set_name == name), name))
+        return f"{name} ({ceiling})" if method is not None and method.ceiling else name
+
+
+class TrainingRecord(Record):
+    """One training, of ``trainings.json``."""
+
+    name: str
+    stage: str
+    sha256: str = ""
+    """Hash of the weights."""
+    steps: int
+    batch_size: int
+    patients_seen: int = 0
+    seconds: float = 0.0
+    logs: str = ""
+    """Folder of its curves, relative to the study's folder; empty if there is none."""
+
+
+class Change(Record):
+    """Instances that were relabelled from one subtype to another, or kept it."""
+
+    before: str
+    after: str
+    instances: int
+    area_px: int
+
+
+class SetRecord(Record):
+    """One synthetic set, of ``sets.json``."""
+
+    name: str
+    method: str
+    patches: int
+    size_px: int
+    mpp: float
+    seed: str
+    cohort: str
+    """Fingerprint of the cohort that the masks come from."""
+    generator: str
+    """Hash of the generator's weights; empty if it has none."""
+    patients_seen: tuple[str, ...]
+    """Patients behind the masks and the generator."""
+    settings: dict[str, Any]
+    """How it was drawn."""
+    version: str
+    sources: dict[str, int]
+    """Number of regions, slides and patients that the masks come from."""
+    drawn: int
+    rejected: int
+    background_only: int
+    """Patches without an instance."""
+    changes: tuple[Change, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +174,11 @@ class Results:
     composition: pd.DataFrame  # a row per slide and subtype
     synthetic: pd.DataFrame  # a row per set and subtype
     losses: pd.DataFrame  # a row per stage, step, name
+    fairness: pd.DataFrame  # a row per arm and repeat
+    trainings: tuple[TrainingRecord, ...]
+    sets: tuple[SetRecord, ...]
     examples: tuple[Example, ...]
-    looks: tuple[Look, ...] = ()  # when the results of which split were shown, oldest first
+    looks: tuple[Look, ...]  # when the results of which split were shown, oldest first
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -194,9 +221,7 @@ def find_results(run: Path) -> Path:
 
 
 def read_results(run: Path) -> Results:
-    """Read and check the results of a study.
-
-    ``run`` is its folder, or its results folder.
+    """Read and check the results of a study; ``run`` is its folder, or its results folder.
 
     Raises
     ------
@@ -207,15 +232,13 @@ def read_results(run: Path) -> Results:
     """
     folder = find_results(run)
     study = _read_study(folder / "study.json")
-    file = folder / "results.csv"
-    results = _read_table(file, ["arm", "repeat", "split"], ["repeat"])
-    _require_columns(file, results, ["dice", "subtype_variance", *(f"recall_{name}" for name in study.taxonomy.names)])
-    results = _numeric(file, results, [c for c in results.columns if c not in {"arm", "split"}])
-    _check_arms(file, results, study)
+    measures = ["dice", "subtype_variance", *(f"recall_{name}" for name in study.taxonomy.names)]
+    results = _read_table(folder / "results.csv", ["arm", "repeat", "split", *measures])
+    _check_arms(folder / "results.csv", results, study)
     pixels = ["predicted_background", "predicted_tumour"]
-    keys = ["arm", "repeat", "split", "slide", "patient", "subtype"]
     amounts = ["instances", "area_px"]
     both = [*amounts, "instances_before", "area_px_before"]
+    keys = ["arm", "repeat", "split", "slide", "patient", "subtype"]
     return Results(
         folder=folder,
         study=study,
@@ -224,6 +247,9 @@ def read_results(run: Path) -> Results:
         composition=_read_table(folder / "composition.csv", ["split", "subtype", *amounts], amounts),
         synthetic=_read_optional(folder / "synthetic.csv", ["method", "subtype", *both], both),
         losses=_read_optional(folder / "losses.csv", ["stage", "step", "name", "value"], ["step", "value"]),
+        fairness=_read_fairness(folder),
+        trainings=_read_records(folder / "trainings.json", TypeAdapter(tuple[TrainingRecord, ...])),
+        sets=_read_records(folder / "sets.json", TypeAdapter(tuple[SetRecord, ...])),
         examples=_read_examples(folder / "examples"),
         looks=read_looks(run_of(folder) or folder),
     )
@@ -246,8 +272,7 @@ def damaged(path: Path, error: Exception) -> StorageError:
     return StorageError(f"{path}: damaged ({reason}); delete it and {AGAIN}")
 
 
-def first_problem(error: ValidationError) -> str:
-    """Return the place and the message of the first error."""
+def _first_problem(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     return f"{'.'.join(str(part) for part in first['loc']) or 'content'}: {first['msg']}"
 
@@ -256,11 +281,27 @@ def _read_study(path: Path) -> StudyRecord:
     try:
         study = StudyRecord.model_validate(read_json(path))
     except ValidationError as error:
-        raise InputError(f"{path}: {first_problem(error)}; {AGAIN}") from error
+        raise InputError(f"{path}: {_first_problem(error)}; {AGAIN}") from error
     names = [arm.name for arm in study.arms]
     if study.reference not in names:
         raise InputError(f"{path}: reference: {study.reference!r} is not one of the arms {', '.join(names)}")
     return study
+
+
+def _read_records(path: Path, kind: TypeAdapter[tuple[RecordT, ...]]) -> tuple[RecordT, ...]:
+    try:
+        return kind.validate_python(read_json(path)) if path.exists() else ()
+    except ValidationError as error:
+        raise StorageError(f"{path}: {_first_problem(error)}; {AGAIN}") from error
+
+
+def _read_fairness(folder: Path) -> pd.DataFrame:
+    if not (folder / FAIRNESS_FILE).exists():
+        return pd.DataFrame(columns=list(COLUMNS))
+    try:
+        return fairness_of(folder)[list(COLUMNS)]
+    except (ValueError, KeyError) as error:  # pandas derives its errors from these
+        raise damaged(folder / FAIRNESS_FILE, error) from error
 
 
 def _check_arms(path: Path, results: pd.DataFrame, study: StudyRecord) -> None:
@@ -286,7 +327,8 @@ def _check_arms(path: Path, results: pd.DataFrame, study: StudyRecord) -> None:
         )
 
 
-def _read_table(path: Path, columns: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
+def _read_table(path: Path, columns: Sequence[str], numbers: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a table that has these columns; those named ``numbers``, without any all but arm and split, are numbers."""
     read: Callable[[Path], pd.DataFrame] = pd.read_parquet if path.suffix == ".parquet" else pd.read_csv
     try:
         table = read(path)
@@ -294,30 +336,23 @@ def _read_table(path: Path, columns: Sequence[str], numbers: Sequence[str]) -> p
         raise InputError(f"{path}: no such file; the study is not finished, {AGAIN}, finished work is kept") from error
     except (ValueError, OSError) as error:  # pandas and Arrow derive theirs from these
         raise damaged(path, error) from error
-    _require_columns(path, table, columns)
-    return _numeric(path, table, numbers)
-
-
-def _read_optional(path: Path, columns: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
-    return _read_table(path, columns, numbers) if path.exists() else pd.DataFrame(columns=list(columns))
-
-
-def _require_columns(path: Path, table: pd.DataFrame, columns: Sequence[str]) -> None:
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise InputError(f"{path}: no column {missing[0]!r}; found {', '.join(map(str, table.columns))}")
-
-
-def _numeric(path: Path, table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    numbers = {column: pd.to_numeric(table[column], errors="coerce") for column in columns}
-    for column, values in numbers.items():
+    for column in numbers or table.columns.difference(["arm", "split"]):
+        values = pd.to_numeric(table[column], errors="coerce")
         wrong = np.flatnonzero(values.isna() & table[column].notna())
         if len(wrong):
             raise StorageError(
                 f"{path}: line {wrong[0] + 2}, column {column}: {table[column].iloc[wrong[0]]!r} is not a number; "
                 f"the file is damaged, delete it and {AGAIN}"
             )
-    return table.assign(**numbers)
+        table[column] = values
+    return table
+
+
+def _read_optional(path: Path, columns: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
+    return _read_table(path, columns, numbers) if path.exists() else pd.DataFrame(columns=list(columns))
 
 
 def _read_examples(folder: Path) -> tuple[Example, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from counterstain.progress import PERCENT, counted
-from counterstain.report.results import CEILING, Results, is_ceiling, label_of
+from counterstain.report.results import CEILING, Results
 from counterstain.report.tables import (
     MAIN,
     NO_INTERVAL,
@@ -37,21 +37,13 @@ def chosen_arm(results: Results) -> Arm | None:
     """Return the arm with synthetic images that has the highest mean Dice on validation; None if there is none.
 
     Ties go to the lower subtype variance. Arms without synthetic images cannot be chosen, as the choice is compared
-    with them (see :func:`preferred_baseline`), nor can ceilings, which no real cohort has.
+    with them, nor can ceilings, which no real cohort has.
     """
-    means = _on_validation(results, [a for a in results.arms if a.method is not None and not is_ceiling(a.method)])
+    means = _on_validation(results, [a for a in results.arms if a.method is not None and not a.ceiling])
     if means.empty:
         return None
     best = means.sort_values(list(MAIN), ascending=[False, True], kind="stable").index[0]
     return next(arm for arm in results.arms if arm.name == best)
-
-
-def preferred_baseline(results: Results, chosen: Arm) -> tuple[Arm, float, float] | None:
-    """Return the baseline that validation ranks above the chosen arm, and the mean Dice of both there; None if none."""
-    arms = [chosen, *(arm for arm in results.arms if arm.method is None)]
-    means = _on_validation(results, arms)["dice"]
-    best = next(arm for arm in arms if arm.name == means.idxmax())
-    return None if best == chosen else (best, float(means[best.name]), float(means[chosen.name]))
 
 
 def _on_validation(results: Results, arms: Sequence[Arm]) -> pd.DataFrame:
@@ -83,14 +75,18 @@ def summarise(results: Results, effects: Effects, chosen: Arm | None) -> Summary
     """Say what a study found, given the differences on the test set and the arm that validation chose."""
     measured = {arm for arm, measure in effects if measure == "dice"}
     compared = chosen if chosen is not None and chosen.name in measured else None
-    verdict, finding = _finding(results, effects, compared) if compared else _nothing_to_compare(results)
+    nothing = (
+        "No arm with generated images has results on both validation and test, so none could be compared with "
+        f"{results.reference.label}."
+    )
+    found = _finding(results, effects, compared) if compared else ("Nothing to compare", nothing)
     return Summary(
-        verdict=verdict,
-        finding=finding,
+        verdict=found[0],
+        finding=found[1],
         power=_power(results, effects, compared) if compared else "",
         looks=looks_sentence(results.looks),
         cautions=tuple(_cautions(results, effects)),
-        arms=tuple((label_of(arm), _arm_sentence(effects, arm)) for arm in results.others if arm.name in measured),
+        arms=tuple((arm.label, _arm_sentence(effects, arm)) for arm in results.others if arm.name in measured),
     )
 
 
@@ -103,22 +99,14 @@ def judge(effect: Effect, measure: str) -> str:
     return "better" if ends[0] > 0 else "worse" if ends[1] < 0 else "unclear"
 
 
-def _nothing_to_compare(results: Results) -> tuple[str, str]:
-    return "Nothing to compare", (
-        "No arm with generated images has results on both validation and test, so none could be compared with "
-        f"{label_of(results.reference)}."
-    )
-
-
 def _finding(results: Results, effects: Effects, chosen: Arm) -> tuple[str, str]:
     of_dice, of_variance = (effects.get((chosen.name, measure), UNDEFINED) for measure in MAIN)
+    tissue, named = results.study.taxonomy.tissue_class, f"95{PERCENT} interval "
     seen = (
-        f"Of the arms with synthetic images, {label_of(chosen)} was chosen on validation"
-        f"{_baseline_ahead(results, chosen)}. On the test set it differs from {label_of(results.reference)} by "
-        f"{_points(of_dice)} of {results.study.taxonomy.tissue_class} Dice "
-        f"({_with_p(_named(_interval_points(of_dice)), p_text(of_dice.p))}) and by "
-        f"{_percent(of_variance)} in subtype variance "
-        f"({_with_p(_named(_interval_percent(of_variance)), p_text(of_variance.p))})."
+        f"Of the arms with synthetic images, {chosen.label} was chosen on validation"
+        f"{_baseline_ahead(results, chosen)}. On the test set it differs from {results.reference.label} by "
+        f"{_difference(of_dice, 'dice', p_text(of_dice.p), f' of {tissue} Dice', named)} and by "
+        f"{_difference(of_variance, 'subtype_variance', p_text(of_variance.p), ' in subtype variance', named)}."
     )
     if of_dice.n < ENOUGH_REPEATS:
         trend = "" if _gains(of_dice, of_variance) else "no improvement was seen, and "
@@ -131,11 +119,14 @@ def _finding(results: Results, effects: Effects, chosen: Arm) -> tuple[str, str]
 
 def _baseline_ahead(results: Results, chosen: Arm) -> str:
     """Say if validation prefers no synthetic images at all."""
-    ahead = preferred_baseline(results, chosen)
-    if ahead is None:
+    arms = [chosen, *(arm for arm in results.arms if arm.method is None)]
+    dice = _on_validation(results, arms)["dice"]
+    best = next(arm for arm in arms if arm.name == dice.idxmax())
+    if best == chosen:
         return ""
-    baseline, theirs, own = ahead
-    return f", where {label_of(baseline)} did better still (Dice {fixed(theirs, 4)} versus {fixed(own, 4)})"
+    return (
+        f", where {best.label} did better still (Dice {fixed(dice[best.name], 4)} versus {fixed(dice[chosen.name], 4)})"
+    )
 
 
 def _verdict(of_dice: Effect, of_variance: Effect, seen: str) -> tuple[str, str]:
@@ -163,14 +154,12 @@ def _gains(of_dice: Effect, of_variance: Effect) -> bool:
 
 
 def _arm_sentence(effects: Effects, arm: Arm) -> str:
-    of_dice, of_variance = (effects.get((arm.name, measure), UNDEFINED) for measure in MAIN)
-    dice_p, variance_p = (p_text(effect.p, effect.p_holm) for effect in (of_dice, of_variance))
-    return (
-        (f"{CEILING.capitalize()}. " if is_ceiling(arm.method) else "")
-        + f"Dice {_points(of_dice)} ({_with_p(_interval_points(of_dice), dice_p)}): {_in_words(of_dice, 'dice')}. "
-        + f"Subtype variance {_percent(of_variance)} ({_with_p(_interval_percent(of_variance), variance_p)}): "
-        + f"{_in_words(of_variance, 'subtype_variance')}."
-    )
+    said = [f"{CEILING.capitalize()}."] if arm.ceiling else []
+    for measure, name in zip(MAIN, ("Dice", "Subtype variance"), strict=True):
+        effect = effects.get((arm.name, measure), UNDEFINED)
+        difference = _difference(effect, measure, p_text(effect.p, effect.p_holm))
+        said.append(f"{name} {difference}: {_in_words(effect, measure)}.")
+    return " ".join(said)
 
 
 def _in_words(effect: Effect, measure: str) -> str:
@@ -290,25 +279,12 @@ def _of_one_patient(results: Results) -> list[str]:
     return [s.name for s in results.study.taxonomy.subtypes if s.counted and patients.get(s.id, 0) == 1]
 
 
-def _points(effect: Effect) -> str:
-    return f"{signed(100 * effect.mean, 1)} points"
-
-
-def _percent(effect: Effect) -> str:
-    return f"{signed(100 * effect.relative, 1)}{PERCENT}"
-
-
-def _with_p(ends: str, p: str) -> str:
-    return f"{ends}; {p}" if p else ends
-
-
-def _named(ends: str) -> str:
-    return ends if ends == NO_INTERVAL else f"95{PERCENT} interval {ends}"
-
-
-def _interval_points(effect: Effect) -> str:
-    return interval(100 * effect.low, 100 * effect.high, 1)
-
-
-def _interval_percent(effect: Effect) -> str:
-    return interval(100 * effect.relative_low, 100 * effect.relative_high, 0, PERCENT)
+def _difference(effect: Effect, measure: str, p: str, what: str = "", interval_is: str = "") -> str:
+    """Write a difference (``+1.2 points (+0.4 to +2.0; p = 0.03)``); that of the variance is relative."""
+    if measure == "dice":
+        amount, ends = f"{signed(100 * effect.mean, 1)} points", interval(100 * effect.low, 100 * effect.high, 1)
+    else:
+        amount = f"{signed(100 * effect.relative, 1)}{PERCENT}"
+        ends = interval(100 * effect.relative_low, 100 * effect.relative_high, 0, PERCENT)
+    ends = ends if ends == NO_INTERVAL else f"{interval_is}{ends}"
+    return f"{amount}{what} ({ends}{'; ' if p else ''}{p})"

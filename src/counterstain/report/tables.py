@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from counterstain.progress import PERCENT, counted
-from counterstain.report.results import CEILING, Results, is_ceiling, label_of
+from counterstain.report.results import CEILING, Results
 from counterstain.segmentation.counts import dice, recalls, subtype_variance
 from counterstain.study.arms import Arm
 from counterstain.study.statistics.arm_differences import differences, effects_of, measures_of, spread
@@ -48,12 +48,9 @@ def interval(low: float, high: float, digits: int, unit: str = "", form: str = "
     return form.format(signed(low, digits), signed(high, digits)) + unit
 
 
-def duration(seconds: float) -> str:
-    """Write a time as people say it (``3 h 5 min``)."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+def rate(part: int, whole: int) -> str:
+    """Write a part of a whole in per cent (``1.2 %``)."""
+    return f"{100 * part / whole:.1f}{PERCENT}" if whole else NONE
 
 
 def short_p(p: float) -> str:
@@ -80,8 +77,7 @@ def needed_text(number: float, thing: str) -> str:
 class Effect:
     """The difference of one arm from the reference arm in one measure, paired by repeat; NaN if unknown.
 
-    See :func:`~counterstain.study.statistics.arm_differences.differences` and
-    :func:`~counterstain.study.statistics.arm_differences.effects_of`.
+    What each number is: :mod:`counterstain.study.statistics.arm_differences`.
     """
 
     n: int = 0
@@ -196,7 +192,7 @@ def _spread_table(results: Results, split: str, chosen: Arm | None, columns: Seq
     values = {(row["arm"], row["measure"]): (row["mean"], row["sd"]) for row in part}
     rows = [
         Row(
-            head=label_of(arm),
+            head=arm.label,
             tags=_tags(results, arm, chosen),
             cells=tuple(_mean_sd(*values[arm.name, c], digits=4 if "variance" in c else 3) for c in columns),
         )
@@ -210,11 +206,12 @@ def differences_table(results: Results, effects: Effects, chosen: Arm | None) ->
     """Return the paired differences of every arm from the reference, with intervals."""
     rows = []
     for arm in results.others:
-        dice_, variance, *others = (effects.get((arm.name, m)) for m in (*MAIN, *results.recalls))
-        cells = (_points(dice_), _difference(variance, 1, 4), _relative(variance), *map(_points, others))
-        rows.append(Row(head=label_of(arm), tags=_tags(results, arm, chosen), cells=cells))
+        of_dice, of_variance, *others = (effects.get((arm.name, m)) for m in (*MAIN, *results.recalls))
+        points = [_difference(effect, 100, 1) for effect in (of_dice, *others)]
+        cells = (points[0], _difference(of_variance, 1, 4), _relative(of_variance), *points[1:])
+        rows.append(Row(head=arm.label, tags=_tags(results, arm, chosen), cells=cells))
     caption = (
-        f"Differences from {label_of(results.reference)} on the test set, paired by repeat: mean ± standard "
+        f"Differences from {results.reference.label} on the test set, paired by repeat: mean ± standard "
         f"deviation (Dice and recall in points, 1 point = 0.01); smallest, largest repeat; [95{PERCENT} interval]; "
         "p-value, and corrected for the number of arms"
     )
@@ -232,7 +229,7 @@ def power_table(results: Results, effects: Effects) -> Table:
             cells.append(Cell(text=fixed(scale * effect.detectable, digits), value=_finite(effect.detectable)))
             for needed, thing in ((effect.needed_repeats, "repeat"), (effect.needed_patients, "patient")):
                 cells.append(Cell(text=needed_text(needed, thing) or NONE, value=_finite(needed)))
-        rows.append(Row(head=label_of(arm), cells=tuple(cells)))
+        rows.append(Row(head=arm.label, cells=tuple(cells)))
     heads = ("smallest detectable difference", "repeats needed", "patients needed")
     columns = [f"{name}: {head}" for name in ("Dice", "Subtype variance") for head in heads]
     caption = (
@@ -246,24 +243,13 @@ def filter_table(results: Results) -> Table:
     """Return how many images of each synthetic set the filter rejected."""
     study = results.study
     rows = [
-        (study.set_label(name), f"{n.drawn:,}", f"{n.rejected:,}", _rate(n.rejected, n.drawn))
+        (study.set_label(name), f"{n.drawn:,}", f"{n.rejected:,}", rate(n.rejected, n.drawn))
         for name, n in study.filter.items()
     ]
     judged = any("filtered" in arm.variants for arm in study.arms)
     also = "; for filtered sets, including those rejected by the judge" if judged else ""
     caption = f"Images rejected by the filter, which is the same for every method{also}"
     return plain_table(caption, ("Synthetic set", "Drawn", "Rejected", "Rate"), rows)
-
-
-def times_table(results: Results) -> Table:
-    """Return how long each stage took."""
-    rows = ((stage, duration(seconds)) for stage, seconds in results.study.seconds.items())
-    return plain_table("Time by stage", ("Stage", "Time"), rows)
-
-
-def versions_table(results: Results) -> Table:
-    """Return the versions of the packages."""
-    return plain_table("Versions", ("Package", "Version"), results.study.versions.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,19 +262,20 @@ class Copy:
 
 def table_copies(results: Results, effects: Effects, chosen: Arm | None) -> dict[str, Copy]:
     """Return what can be copied by name: ``results-test``, ``results-val`` and, with two arms or more, ``effects``."""
-    copies = {}
+    shown = {}
     for split in ("test", "val"):
         part = spread(results.results[results.results["split"] == split])
-        name = f"results-{split}"
-        copies[name] = Copy(csv=_csv(part), latex=latex(results_table(results, split, chosen), label=name))
+        shown[f"results-{split}"] = part, results_table(results, split, chosen)
     if effects:
         rows = [{"arm": arm, "measure": measure} | asdict(effect) for (arm, measure), effect in effects.items()]
-        text = latex(differences_table(results, effects, chosen), label="effects")
-        copies["effects"] = Copy(csv=_csv(pd.DataFrame(rows)), latex=text)
-    return copies
+        shown["effects"] = pd.DataFrame(rows), differences_table(results, effects, chosen)
+    return {
+        name: Copy(csv=str(numbers.to_csv(index=False, lineterminator="\n")), latex=_latex(table, label=name))
+        for name, (numbers, table) in shown.items()
+    }
 
 
-def latex(table: Table, *, label: str) -> str:
+def _latex(table: Table, *, label: str) -> str:
     """Write a table as LaTeX with booktabs, labelled ``tab:LABEL``; small notes get lines of their own."""
     rows = []
     for row in table.rows:
@@ -312,10 +299,6 @@ def latex(table: Table, *, label: str) -> str:
     return f"% needs \\usepackage{{booktabs}}\n{text}"
 
 
-def _csv(table: pd.DataFrame) -> str:
-    return str(table.to_csv(index=False, lineterminator="\n"))
-
-
 def _heading(column: str) -> str:
     if column.startswith("recall_"):
         return f"{column.removeprefix('recall_')} recall"
@@ -327,7 +310,7 @@ def _tags(results: Results, arm: Arm, chosen: Arm | None) -> tuple[str, ...]:
         "reference": arm == results.reference,
         "baseline": arm.method is None and not arm.variants and arm != results.reference,
         "chosen on validation": arm == chosen,
-        CEILING: is_ceiling(arm.method),
+        CEILING: arm.ceiling,
     }
     return tuple(tag for tag, holds in said.items() if holds)
 
@@ -336,20 +319,12 @@ def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _rate(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f}{PERCENT}" if whole else NONE
-
-
 def _mean_sd(mean: float, sd: float, digits: int) -> Cell:
     return Cell(text=fixed(mean, digits) + _plus_minus(sd, digits), value=_finite(mean))
 
 
 def _plus_minus(sd: float, digits: int) -> str:
     return f" ± {fixed(sd, digits)}" if np.isfinite(sd) else ""
-
-
-def _points(effect: Effect | None) -> Cell:
-    return _difference(effect, 100, 1)
 
 
 def _difference(effect: Effect | None, scale: float, digits: int) -> Cell:

@@ -24,12 +24,22 @@ from typing import Any, Literal, get_args
 
 from counterstain.errors import ConfigError
 from counterstain.generators.methods import METHODS
+from counterstain.progress import PERCENT
 
 Mode = Literal["tumor", "subtype"]
 Variant = Literal["weighted", "stain", "mixup", "copypaste", "filtered", "pretrain", "anneal"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 """In the order in which a name lists them."""
+WORDS: dict[Variant, str] = {
+    "weighted": "weighted loss",
+    "stain": "stain jitter",
+    "mixup": "mixup",
+    "copypaste": "copy-paste",
+    "filtered": "filtered",
+    "pretrain": "pre-training",
+    "anneal": "annealed",
+}
 OF_SYNTHETIC = ("filtered", "pretrain", "anneal")
 ONLY = "only"
 MOST_PERCENT = 10_000
@@ -63,6 +73,23 @@ class Arm:
                 [self.mode] if self.method is None else [self.method, ONLY if self.only else f"{self.amount * 100:g}"]
             )
             object.__setattr__(self, "name", "+".join((*base, *self.variants)))
+
+    @property
+    def label(self) -> str:
+        """As texts and tables write it (``diffusion +100 %, filtered``)."""
+        if self.method is None:
+            trained_on: str = self.mode
+        elif self.amount == 0:  # of a version whose names this one cannot read
+            return self.name
+        else:
+            trained_on = f"{self.method} only" if self.only else f"{self.method} +{100 * self.amount:g}{PERCENT}"
+        return ", ".join([trained_on, *(WORDS[variant] for variant in self.variants)])
+
+    @property
+    def ceiling(self) -> bool:
+        """Whether the phantom's own renderer draws its patches, better than any generator could."""
+        method = METHODS.get(self.method or "")
+        return method is not None and method.ceiling
 
     @property
     def set_name(self) -> str | None:

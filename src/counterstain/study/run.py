@@ -228,7 +228,7 @@ class _Scheduler:
         self.failures[cell.folder] = why
 
     def _time_left(self) -> str:
-        """Return ', about m:ss left', or nothing while no cell of a stage has finished."""
+        """Return ', about 3 min 5 s left', or nothing while no cell of a stage has finished."""
         left = +self._left
         if any(not self._finished[stage] for stage in left):
             return ""

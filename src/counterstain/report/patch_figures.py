@@ -1,0 +1,240 @@
+"""Figures of patches: the subtypes in a cohort and in synthetic sets, generated tissue beside real tissue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch as Key
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from counterstain.report.figures import EDGE, FAINT, INK, WIDTH_IN, empty, light_grid, new_figure, styled, subtype_key
+from counterstain.report.results import Example
+from counterstain.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from counterstain.synthesis.redraw import Redrawn
+
+MOST_NUMBERS, ROOMY = 24, 15  # bars that have room for a number over them, and for a larger one
+MOST_EXAMPLES = 6
+SHOWN_PX = 256  # of a patch; sharper than a screen shows it in a row of five
+GAP = 0.03  # around a picture, as a share of its width
+BARS_UM = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+@styled
+def composition(table: pd.DataFrame, taxonomy: Taxonomy, *, mpp: float | None = None) -> Figure:
+    """Draw the share of each subtype in each split, by instances and by area (the paper's figure 2).
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns split (all missing: the cohort is not split), subtype (name), instances, area_px.
+    mpp : float, optional
+        Micrometres per pixel; areas are then written in mm².
+    """
+    found = _split_names(table)
+    parts = [p for p in ("train", "val", "test") if p in set(found)]
+    parts += sorted(set(found) - set(parts))
+    if not parts:
+        return empty("no instances")
+    figure = new_figure(4.8)
+    upper, lower = figure.subplots(2, 1)
+    table = table.assign(split=found)
+    instances, area = (
+        table.pivot_table(index="split", columns="subtype", values=column, aggfunc="sum")
+        .reindex(index=parts, columns=list(taxonomy.names))
+        .fillna(0)
+        .to_numpy(float)
+        for column in ("instances", "area_px")
+    )
+    mm2 = area * (mpp * 1e-3) ** 2 if mpp else None
+    _grouped_bars(upper, instances, taxonomy, [_few_figures(n) for n in instances.T.ravel()])
+    _grouped_bars(lower, area, taxonomy, [_few_figures(a) for a in mm2.T.ravel()] if mm2 is not None else [])
+    upper.set_title("Instances")
+    lower.set_title("Area (mm² over the bars)" if mm2 is not None else "Area")
+    for axes, totals, unit in (
+        (upper, instances.sum(1), "instances"),
+        (lower, area.sum(1), "px") if mm2 is None else (lower, mm2.sum(1), "mm²"),
+    ):
+        axes.set_xticks(range(len(parts)), [f"{p}: {_short(n)} {unit}" for p, n in zip(parts, totals, strict=True)])
+    subtype_key(figure, taxonomy)
+    return figure
+
+
+@styled
+def balance(table: pd.DataFrame, taxonomy: Taxonomy) -> Figure:
+    """Draw the share of each subtype in the synthetic sets, before and after relabelling.
+
+    ``table`` has the columns method (name of the set), subtype (name), instances, area_px, instances_before and
+    area_px_before. Sets with the same numbers share a row of the figure.
+    """
+    groups = _same_balance(table)
+    if not groups:
+        return empty("no synthetic set")
+    figure = new_figure(0.6 + 2.1 * len(groups))
+    rows = figure.subplots(len(groups), 2, sharey=True, squeeze=False)
+    for axes_row, (methods, part) in zip(rows, groups, strict=True):
+        by_subtype = part.groupby("subtype").sum(numeric_only=True).reindex(taxonomy.names, fill_value=0)
+        named = "All methods" if len(groups) == 1 else fill(", ".join(methods), 44)
+        for axes, column, title in zip(axes_row, ("instances", "area_px"), ("instances", "area"), strict=True):
+            _before_and_after(axes, by_subtype[f"{column}_before"], by_subtype[column], taxonomy)
+            axes.set_title(f"{named}: {title}" if column == "instances" else title)
+        axes_row[0].set_ylabel("share (%)")
+    keys = [
+        Key(facecolor="white", hatch="////", label="before relabelling", **EDGE),
+        Key(facecolor=FAINT, label="after", **EDGE),
+    ]
+    figure.legend(handles=keys, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _split_names(table: pd.DataFrame) -> pd.Series:
+    unsplit = "cohort" if table["split"].isna().all() else "no split"
+    return table["split"].astype(object).where(table["split"].notna(), unsplit).astype(str)
+
+
+def _grouped_bars(axes: Axes, values: np.ndarray, taxonomy: Taxonomy, numbers: Sequence[str]) -> None:
+    parts, subtypes = values.shape
+    shares = _percent(values, axis=1)
+    width = 0.84 / subtypes
+    for k, subtype in enumerate(taxonomy.subtypes):
+        x = np.arange(parts) + (k - (subtypes - 1) / 2) * width
+        bars = axes.bar(x, shares[:, k], width, color=subtype.colour, **EDGE)
+        if numbers and parts * subtypes <= MOST_NUMBERS:
+            axes.bar_label(
+                bars, numbers[k * parts : (k + 1) * parts], padding=1.5, fontsize=8 if parts * subtypes <= ROOMY else 7
+            )
+    axes.set_ylabel("share (%)")
+    axes.set_ylim(0, max(shares.max() * 1.15, 1))
+    axes.tick_params(axis="x", length=0)
+    light_grid(axes, "y")
+
+
+def _before_and_after(axes: Axes, before: pd.Series, after: pd.Series, taxonomy: Taxonomy) -> None:
+    x = np.arange(len(taxonomy.subtypes))
+    colours = [s.colour for s in taxonomy.subtypes]
+    axes.bar(x - 0.2, _percent(before.to_numpy(float)), 0.38, color="white", hatch="////", **EDGE)
+    axes.bar(x + 0.2, _percent(after.to_numpy(float)), 0.38, color=colours, **EDGE)
+    axes.axhline(100 / len(x), color=FAINT, linewidth=0.9, linestyle="--")
+    many = len(x) > 6
+    axes.set_xticks(x, taxonomy.names, rotation=45 if many else 0, ha="right" if many else "center")
+    axes.tick_params(axis="x", length=0)
+    light_grid(axes, "y")
+
+
+def _same_balance(table: pd.DataFrame) -> list[tuple[list[str], pd.DataFrame]]:
+    """Group sets with the same numbers: methods mostly share their relabelled masks."""
+    groups: list[tuple[list[str], pd.DataFrame]] = []
+    for method, part in table.groupby("method", sort=False):
+        content = part.drop(columns="method").sort_values("subtype").reset_index(drop=True)
+        same = next((methods for methods, known in groups if known.equals(content)), None)
+        if same is not None:
+            same.append(str(method))
+        else:
+            groups.append(([str(method)], content))
+    return groups
+
+
+def _percent(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    total = values.sum(axis=axis, keepdims=True)
+    return 100 * values / np.where(total > 0, total, 1)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
+
+
+def _few_figures(value: float) -> str:
+    """Write a number that fits over a bar: 0.034, 34, 1,234, 12k, 1.2M."""
+    if value < 10_000:
+        return _short(value)
+    return f"{value / 1e3:.0f}k" if value < 999_500 else f"{value / 1e6:.2g}M"
+
+
+@styled
+def examples(patches: Sequence[Example], taxonomy: Taxonomy, *, mpp: float | None = None) -> Figure:
+    """Draw patches beside the image that each method drew for their new labels (the paper's figure 4).
+
+    With ``mpp``, the micrometres per pixel of the patches, there is a scale bar.
+    """
+    shown = patches[:MOST_EXAMPLES]
+    if not shown:
+        return empty("no examples")
+    methods = list(dict.fromkeys(method for patch in shown for method in patch.images))
+    titles = ["real", "its labels", "new labels", *(method.replace(" (", "\n(") for method in methods)]
+    figure = new_figure(WIDTH_IN / len(titles) * len(shown) + 0.75)
+    axes = figure.subplots()  # one for all pictures: an axes for each takes seconds to draw
+    for row, patch in enumerate(shown):
+        images = [patch.real, patch.mask, patch.new_mask, *(patch.images.get(method) for method in methods)]
+        for column, image in enumerate(images):
+            _show(axes, image, row, column, is_mask=column in {1, 2})
+    for column, title in enumerate(titles):
+        axes.text(column + 0.5, -GAP, title, ha="center", va="bottom", weight="bold")
+    if mpp:
+        _scale_bar(axes, len(shown), shown[-1].real.shape[1], mpp)
+    axes.set(xlim=(0, len(titles)), ylim=(len(shown) + (0.16 if mpp else 0), -GAP), aspect="equal")
+    axes.axis("off")
+    subtype_key(figure, taxonomy, background=True)
+    return figure
+
+
+@styled
+def redrawn_as_every_subtype(rows: Sequence[Redrawn], taxonomy: Taxonomy, *, mpp: float) -> Figure:
+    """Draw real patches in frames of their subtypes' colours, each beside what it became as every subtype.
+
+    ``rows`` are one at least; ``mpp`` are the micrometres per pixel of the patches, for the scale bar.
+    """
+    of_id = {subtype.id: subtype for subtype in taxonomy.subtypes}
+    asked = list(rows[0].drawn)
+    figure = new_figure(WIDTH_IN / (len(asked) + 1) * len(rows) + 0.35)
+    axes = figure.subplots()
+    axes.text(0.5, -GAP, "real", ha="center", va="bottom", weight="bold")
+    for column, subtype in enumerate(asked, start=1):
+        axes.text(column + 0.5, -GAP, of_id[subtype].name, ha="center", va="bottom", weight="bold")
+    for number, row in enumerate(rows):
+        real = of_id[row.subtype]
+        axes.text(-GAP, number + 0.5, real.name, ha="right", va="center", rotation=90)
+        _show(axes, row.patch.image, number, 0, is_mask=False, frame=real.colour)
+        for column, subtype in enumerate(asked, start=1):
+            _show(axes, row.drawn[subtype], number, column, is_mask=False)
+    _scale_bar(axes, len(rows), rows[0].patch.image.shape[1], mpp)
+    axes.set(xlim=(-0.16, len(asked) + 1), ylim=(len(rows) + 0.16, -GAP), aspect="equal")
+    axes.axis("off")
+    return figure
+
+
+def _show(
+    axes: Axes, image: np.ndarray | None, row: int, column: int, *, is_mask: bool, frame: str | None = None
+) -> None:
+    left, right, top, bottom = column + GAP, column + 1 - GAP, row + GAP, row + 1 - GAP
+    edge: dict[str, Any] = {"edgecolor": frame or "#c8c8c8", "linewidth": 3.0 if frame else 0.8}
+    axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, **edge))
+    if image is None:
+        axes.text(column + 0.5, row + 0.5, "none", ha="center", va="center", color=FAINT)
+        return
+    shown = _shrunk(image, Image.Resampling.NEAREST if is_mask else Image.Resampling.LANCZOS)
+    axes.imshow(shown, extent=(left, right, bottom, top))
+
+
+def _shrunk(image: np.ndarray, how: Image.Resampling) -> np.ndarray:
+    longest = max(image.shape[:2])
+    if longest <= SHOWN_PX:
+        return image
+    height, width = (max(1, round(n * SHOWN_PX / longest)) for n in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height), how))
+
+
+def _scale_bar(axes: Axes, row: int, width_px: int, mpp: float) -> None:
+    """Draw a bar of a round length under the first picture of the last row, at most 0.6 of its width."""
+    width_um = width_px * mpp
+    length = max((um for um in BARS_UM if um <= 0.6 * width_um), default=BARS_UM[0])
+    share = min(length / width_um, 1) * (1 - 2 * GAP)
+    axes.plot([GAP, GAP + share], [row, row], color=INK, linewidth=2, solid_capstyle="butt")
+    axes.text(GAP, row + 0.03, f"{length} µm", ha="left", va="top")
