@@ -25,7 +25,7 @@ from counterstain.audit.findings import (
 from counterstain.audit.judge import load_judge
 from counterstain.checkpoints import CheckpointHeader, read_header, require_taxonomy
 from counterstain.data.cohort import Cohort
-from counterstain.data.patch_set import PatchSet
+from counterstain.data.patch_set import PatchSet, PatchSetHeader
 from counterstain.data.patches import Patch
 from counterstain.data.sampling import PatchSampler, PatchSource, SamplingConfig
 from counterstain.data.split import check_no_leak
@@ -106,9 +106,8 @@ def require_auditable(sets: Mapping[str, PatchSet], cohort: Cohort, judge_folder
     """
     judge, who = read_header(judge_folder), f"the judge {judge_folder}"
     require_taxonomy(judge_folder, judge, cohort.taxonomy)
-    _require_mpp(who, judge.mpp, cohort)
+    _require_made_from(cohort, who, judge)
     check_no_leak(judge.patients_seen, cohort, who)
-    _require_cohort(who, judge.cohort, cohort)
     for name, patch_set in sets.items():
         if name in REFERENCES:
             raise InputError(f"{patch_set.folder}: {name!r} is the name of a row of real patches; rename the folder")
@@ -118,8 +117,7 @@ def require_auditable(sets: Mapping[str, PatchSet], cohort: Cohort, judge_folder
             raise MismatchError(
                 f"{name}: has other subtypes than {cohort.folder}; give the cohort that it was made from"
             )
-        _require_mpp(name, patch_set.header.mpp, cohort)
-        _require_cohort(name, patch_set.header.cohort, cohort)
+        _require_made_from(cohort, name, patch_set.header)
         if patch_set.header.size_px != judge.size_px:
             raise MismatchError(
                 f"{name}: has patches of {patch_set.header.size_px} px, {who} learnt from {judge.size_px} px; "
@@ -128,15 +126,12 @@ def require_auditable(sets: Mapping[str, PatchSet], cohort: Cohort, judge_folder
     return judge
 
 
-def _require_mpp(what: str, mpp: float, cohort: Cohort) -> None:
-    if not cohort.is_at(mpp):
+def _require_made_from(cohort: Cohort, what: str, header: CheckpointHeader | PatchSetHeader) -> None:
+    if not cohort.is_at(header.mpp):
         raise MismatchError(
-            f"{what}: is at {mpp:g} um/px, {cohort.folder} at {cohort.mpp:g}; make it anew from this cohort"
+            f"{what}: is at {header.mpp:g} um/px, {cohort.folder} at {cohort.mpp:g}; make it anew from this cohort"
         )
-
-
-def _require_cohort(what: str, fingerprint: str, cohort: Cohort) -> None:
-    if fingerprint != cohort.fingerprint:
+    if header.cohort != cohort.fingerprint:
         raise MismatchError(
             f"{what}: was made from another cohort than {cohort.folder}, or before that was split anew; give "
             "the cohort that it was made from, or make it anew"
@@ -167,12 +162,8 @@ def audit_sets(
 
     Raises
     ------
-    MismatchError
-        The judge or a set is of another cohort, taxonomy, size or resolution.
-    LeakageError
-        The judge saw a validation or test patient.
-    InputError
-        A set has fewer than 50 patches, or the file of weights cannot be used.
+    MismatchError, LeakageError, InputError
+        As :func:`require_auditable`; or the file of weights cannot be used.
     """
     size_px = require_auditable(sets, cohort, judge_folder).size_px
     count = min([config.patches, *(len(patch_set) for patch_set in sets.values())])
@@ -208,14 +199,17 @@ def audit_identity(
     """Return all that an audit's results follow from, for :func:`counterstain.storage.claim`."""
     if config.weights is not None and not config.weights.is_file():
         raise InputError(f"{config.weights}: no such weights file")
-    settings = config.model_dump(mode="json", exclude={"device", "batch_size", "weights"})
     return {
         "cohort": cohort.fingerprint,
         "judge": read_header(judge_folder).sha256,
         "weights": None if config.weights is None else sha256_of(config.weights),
-        "settings": settings,
-        "sets": {name: s.header.model_dump(mode="json", exclude={"taxonomy"}) for name, s in sets.items()},
+        "settings": config.model_dump(mode="json", exclude={"device", "batch_size", "weights"}),
+        "sets": _headers(sets),
     }
+
+
+def _headers(sets: Mapping[str, PatchSet]) -> dict[str, Any]:
+    return {name: s.header.model_dump(mode="json", exclude={"taxonomy"}) for name, s in sets.items()}
 
 
 def write_audit(audit: Audit, sets: dict[str, PatchSet], config: AuditConfig, out: Path) -> None:
@@ -225,11 +219,10 @@ def write_audit(audit: Audit, sets: dict[str, PatchSet], config: AuditConfig, ou
     ``SET-examples.png`` (below the subtypes that were asked for).
     """
     write_csv(out / "audit.csv", audit.table())
-    write_csv(out / "confusion.csv", pd.concat([_confusion_rows(f) for f in audit.findings], ignore_index=True))
+    write_csv(out / "confusion.csv", _joined({f.name: _confusion_rows(f) for f in audit.findings}))
     write_csv(out / "copies.csv", _joined({f.name: f.copies.table for f in audit.findings}))
     write_csv(out / "nearest.csv", _joined({f.name: f.nearest for f in audit.findings}))
-    headers = {name: s.header.model_dump(mode="json", exclude={"taxonomy"}) for name, s in sets.items()}
-    write_json(out / "audit.json", {"settings": config.model_dump(mode="json"), "sets": headers})
+    write_json(out / "audit.json", {"settings": config.model_dump(mode="json"), "sets": _headers(sets)})
     for findings in audit.findings:
         if findings.name not in REFERENCES:
             patch_set = sets[findings.name]
@@ -247,8 +240,8 @@ def _joined(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def _confusion_rows(findings: Findings) -> pd.DataFrame:
-    long = findings.confusion.rename_axis("asked").reset_index().melt("asked", var_name="seen", value_name="instances")
-    return long.assign(images=findings.name)
+    table = findings.confusion.rename_axis("asked").reset_index()
+    return table.melt("asked", var_name="seen", value_name="instances")
 
 
 def _nearest(findings: Findings, patch_set: PatchSet, audit: Audit) -> Image.Image:
@@ -276,19 +269,10 @@ def _examples(patch_set: PatchSet) -> Image.Image:
 
 
 def sheet(rows: Mapping[str, Sequence[np.ndarray]], captions: Sequence[str] = ()) -> Image.Image:
-    """Lay rows of patches out below each other.
+    """Lay named rows of patches, (H, W, 3) uint8 and all of one size, out below each other.
 
-    Parameters
-    ----------
-    rows : mapping
-        Name -> patches, (H, W, 3) uint8, all of one size; a row of patches for each name.
-    captions : sequence of str, optional
-        What stands above each column, in lines that are cut off at its width.
-
-    Returns
-    -------
-    Image
-        RGB. Patches are copied pixel by pixel; those below 128 px are enlarged by a whole number.
+    Captions stand above the columns, in lines that are cut off at their width. Patches are copied pixel by pixel; those
+    below 128 px are enlarged by a whole number.
     """
     font = ImageFont.load_default(FONT_PX)
     height, width = next(iter(rows.values()))[0].shape[:2]
@@ -315,7 +299,6 @@ def sheet(rows: Mapping[str, Sequence[np.ndarray]], captions: Sequence[str] = ()
 
 
 def _cut(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Return as much of a text as a width in pixels holds."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}…") > width:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import timm
 import torch
 from scipy import stats
@@ -99,11 +100,12 @@ def coverage(real: np.ndarray, drawn: np.ndarray, neighbours: int = NEIGHBOURS) 
     )
 
 
-def nearest(queries: np.ndarray, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find the nearest member of ``pool`` (m, d) for each of ``queries`` (n, d): distances (n,) and numbers (n,)."""
-    distances = cdist(queries, pool)
-    found = distances.argmin(1)
-    return distances[np.arange(len(queries)), found], found
+def nearest(drawn: np.ndarray, real: np.ndarray) -> pd.DataFrame:
+    """Return a row per drawn image, the nearest to a real one first: ``image``, ``training_patch``, ``distance``."""
+    between = cdist(drawn, real)
+    found, distances = between.argmin(1), between.min(1)
+    order = np.argsort(distances, kind="stable")
+    return pd.DataFrame({"image": order, "training_patch": found[order], "distance": distances[order]})
 
 
 def _nuclear_norm(x: np.ndarray, y: np.ndarray) -> float:

@@ -180,19 +180,13 @@ class Evaluator:
             stain=pd.Series({s.name: float(stains.get(s.id, float("nan"))) for s in self._taxonomy.subtypes}),
             seam=float(np.nanmean(seams)) if np.isfinite(seams).any() else float("nan"),
             copies=copies or CopiesFound.none(),
-            nearest=_by_distance(real.features, drawn.features),
+            nearest=nearest(drawn.features, real.features),
         )
 
     def _confusion(self, judged: pd.DataFrame) -> pd.DataFrame:
         ids, names = [subtype.id for subtype in self._taxonomy.subtypes], list(self._taxonomy.names)
         counts = pd.crosstab(judged["asked"], judged["seen"]).reindex(index=ids, columns=ids, fill_value=0)
         return pd.DataFrame(counts.to_numpy(np.int64), index=names, columns=names)
-
-
-def _by_distance(real: np.ndarray, drawn: np.ndarray) -> pd.DataFrame:
-    distances, found = nearest(drawn, real)
-    order = np.argsort(distances, kind="stable")
-    return pd.DataFrame({"image": order, "training_patch": found[order], "distance": distances[order]})
 
 
 # Stain and seams of instances, measured in the image itself, without a network.

@@ -10,7 +10,7 @@ features.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -225,8 +225,10 @@ class JudgeFilter:
     """
 
     def __init__(self, judge: Judge, header: CheckpointHeader, config: JudgeFilterConfig) -> None:
-        self._judge = judge.eval().to(choose_device())
-        self._header, self._config = header, config
+        self._judge, self._config = judge.eval().to(choose_device()), config
+        self.masks = config.masks
+        self.settings: Mapping[str, Any] = {"judge": header.sha256} | config.model_dump(mode="json")
+        self.patients_seen: Sequence[str] = header.patients_seen
 
     @classmethod
     def load(cls, folder: Path, cohort: Cohort, config: JudgeFilterConfig, *, size_px: int) -> JudgeFilter:
@@ -248,21 +250,6 @@ class JudgeFilter:
             )
         check_no_leak(header.patients_seen, cohort, f"the judge {folder}")
         return cls(judge, header, config)
-
-    @property
-    def masks(self) -> int:
-        """How many masks are tried at most for one patch."""
-        return self._config.masks
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All that its verdicts depend on."""
-        return {"judge": self._header.sha256} | self._config.model_dump(mode="json")
-
-    @property
-    def patients_seen(self) -> Sequence[str]:
-        """Patients that the judge learnt from."""
-        return self._header.patients_seen
 
     @torch.no_grad()
     def __call__(self, patches: Sequence[Patch], redraw: np.ndarray) -> list[Verdict]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -143,7 +143,7 @@ def redraw_regions(
     require_generator_fits(generator, cohort)
     positions = _positions(cohort, regions)
     drawer = style_drawer(generator, cohort, config.style, size_px=64, seed=seed)
-    sources = [_Source(cohort, position, config, seed, drawer) for position in positions]
+    tasks = [_Task.of(cohort, position, config, seed, drawer) for position in positions]
     origin = {
         "kind": "redrawn",
         "method": generator.method,
@@ -151,88 +151,64 @@ def redraw_regions(
         "cohort": cohort.fingerprint,
         "seed": seed,
         "settings": drawing_settings(generator, config),
-        "regions": [source.name for source in sources],
+        "regions": [task.name for task in tasks],
         "patients_seen": list(patients_behind(generator, cohort)),
         "version": counterstain.__version__,
     }
     writer = CohortWriter(out, cohort.taxonomy, cohort.mpp, origin)
-    with bar(f"redrawing regions ({generator.method})", len(sources)) as advance:
-        for source in sources:
-            if not writer.finished and not writer.has(source.name):
-                writer.add(source.name, [source.drawn(generator)])
+    with bar(f"redrawing regions ({generator.method})", len(tasks)) as advance:
+        for task in tasks:
+            if not writer.finished and not writer.has(task.name):
+                writer.add(task.name, [task.drawn(generator, cohort, config, drawer)])
             advance(1)
     if not writer.finished:
-        write_parquet(out / "redrawn_regions.parquet", pd.DataFrame([source.row for source in sources]))
-        instances = [row for source in sources for row in source.instance_rows]
-        columns = ["region", "instance", "subtype_before", "subtype"]
-        write_parquet(out / "redrawn_instances.parquet", pd.DataFrame(instances, columns=columns))
+        _write_tables(tasks, out)
     return writer.finish()
 
 
 @dataclass(frozen=True)
-class _Source:
+class _Task:
     """A region to be drawn anew."""
 
-    cohort: Cohort
+    source: str
+    name: str
     position: int
-    config: SynthesisConfig
     seed: int
-    drawer: StyleDrawer | None
+    before: dict[int, int]
+    """The subtypes of the instances, and what they become."""
+    subtypes: dict[int, int]
+    mix: Mix
 
-    @property
-    def region(self) -> str:
-        return str(self.cohort.regions["region"].iloc[self.position])
-
-    @property
-    def name(self) -> str:
-        return f"{self.region}-redrawn-{self.seed}"
-
-    @property
-    def image_seed(self) -> int:
-        return derive(self.seed, "region", self.region)
-
-    @property
-    def mix(self) -> Mix:
-        slide = str(self.cohort.regions["slide"].iloc[self.position])
-        return () if self.drawer is None else self.drawer.mix(slide, self.image_seed)
-
-    @cached_property
-    def subtypes(self) -> dict[int, int]:
-        """The new subtype of every instance."""
-        table = self.cohort.instances[self.cohort.instances["region"] == self.region]
+    @classmethod
+    def of(cls, cohort: Cohort, position: int, config: SynthesisConfig, seed: int, drawer: StyleDrawer | None) -> Self:
+        row = cohort.regions.iloc[position]
+        region = str(row["region"])
+        own = derive(seed, "region", region)
+        table = cohort.instances[cohort.instances["region"] == region]
         columns = (table[name].tolist() for name in ("instance", "subtype", "area_px"))
         instances = [
             Instance(patch=0, instance=instance, subtype=subtype, area_px=area)
             for instance, subtype, area in zip(*columns, strict=True)
         ]
-        labels = relabel(instances, self.config.relabel, self.cohort.taxonomy, self.image_seed, 0)
-        return {instance: subtype for (_, instance), subtype in labels.items()}
+        labels = relabel(instances, config.relabel, cohort.taxonomy, own, 0)
+        subtypes = {instance: subtype for (_, instance), subtype in labels.items()}
+        mix = () if drawer is None else drawer.mix(str(row["slide"]), own)
+        return cls(region, f"{region}-redrawn-{seed}", position, own, cohort.subtypes(position), subtypes, mix)
 
-    @property
-    def row(self) -> dict[str, object]:
-        slides, weights = [slide for slide, _ in self.mix], [weight for _, weight in self.mix]
-        own: dict[str, object] = {"region": self.name, "source_region": self.region, "seed": self.image_seed}
-        return own | {"style_slides": slides, "style_weights": weights}
-
-    @property
-    def instance_rows(self) -> list[tuple[str, int, int, int]]:
-        before = self.cohort.subtypes(self.position)
-        return [(self.name, i, before[i], subtype) for i, subtype in sorted(self.subtypes.items())]
-
-    def drawn(self, generator: ImageGenerator) -> Region:
-        row = self.cohort.regions.iloc[self.position]
-        image, instances = self.cohort.read(self.position)
-        kept = self.config.relabel.kept(self.cohort.taxonomy)
-        redraw = redrawn_pixels(instances, self.cohort.subtypes(self.position), kept)
+    def drawn(
+        self, generator: ImageGenerator, cohort: Cohort, config: SynthesisConfig, drawer: StyleDrawer | None
+    ) -> Region:
+        row = cohort.regions.iloc[self.position]
         slide = str(row["slide"])
+        image, instances = cohort.read(self.position)
         request = DrawRequest(
             mask=label_mask(instances, self.subtypes),
-            seed=self.image_seed,
+            seed=self.seed,
             instances=instances,
             image=image,
-            redraw=redraw,
+            redraw=redrawn_pixels(instances, self.before, config.relabel.kept(cohort.taxonomy)),
             slide=slide,
-            style=None if self.drawer is None else self.drawer(slide, self.image_seed).code,
+            style=None if drawer is None else drawer(slide, self.seed).code,
         )
         return Region(
             region=self.name,
@@ -246,6 +222,18 @@ class _Source:
             mpp_level0=None if pd.isna(row["mpp_level0"]) else float(row["mpp_level0"]),
             origin_xy_level0_px=(int(row["x_level0_px"]), int(row["y_level0_px"])),
         )
+
+
+def _write_tables(tasks: Sequence[_Task], out: Path) -> None:
+    regions = [
+        (task.name, task.source, task.seed, [slide for slide, _ in task.mix], [weight for _, weight in task.mix])
+        for task in tasks
+    ]
+    columns = ["region", "source_region", "seed", "style_slides", "style_weights"]
+    write_parquet(out / "redrawn_regions.parquet", pd.DataFrame(regions, columns=columns))
+    instances = [(task.name, i, task.before[i], new) for task in tasks for i, new in sorted(task.subtypes.items())]
+    columns = ["region", "instance", "subtype_before", "subtype"]
+    write_parquet(out / "redrawn_instances.parquet", pd.DataFrame(instances, columns=columns))
 
 
 def _positions(cohort: Cohort, regions: Sequence[str]) -> list[int]:

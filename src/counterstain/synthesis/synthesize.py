@@ -6,7 +6,7 @@ instances get, and the seed of its image.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,17 +46,12 @@ class Verdict:
 class ImageFilter(Protocol):
     """A judge of drawn images, which belongs to the audit; what it says of one must not depend on the others."""
 
-    @property
-    def masks(self) -> int:
-        """How many masks are tried at most for one patch."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All that its verdicts depend on, for the record."""
-
-    @property
-    def patients_seen(self) -> Sequence[str]:
-        """Patients that it learnt from."""
+    masks: int
+    """How many masks are tried at most for one patch."""
+    settings: Mapping[str, Any]
+    """All that its verdicts depend on, for the record."""
+    patients_seen: Sequence[str]
+    """Patients that it learnt from."""
 
     def __call__(self, patches: Sequence[Patch], redraw: np.ndarray) -> list[Verdict]:
         """Judge images with their asked subtypes; ``redraw`` (n, H, W) bool says which pixels were drawn anew."""
@@ -99,33 +94,7 @@ def synthesize(
     require_generator_fits(generator, cohort, size_px)
     if count < 1:
         raise ConfigError(f"count {count}: a synthetic set has at least one patch")
-    set_header = _header(generator, cohort, config, count=count, size_px=size_px, seed=seed, judge=judge)
-    with claimed(out, "synthesize", set_header.model_dump(mode="json", exclude={"count"})):  # a set may grow
-        writer = PatchSetWriter(out, set_header)
-        sampler = PatchSampler(cohort, "train", size_px, config.sampling, derive(seed, "masks"))
-        style = style_drawer(generator, cohort, config.style, size_px=size_px, seed=seed)
-        draw = ShardDrawer(generator=generator, sampler=sampler, config=config, seed=seed, style=style, judge=judge)
-    lengths = {shard: len(writer.indices(shard)) for shard in (range(writer.num_shards) if shards is None else shards)}
-    missing = sorted(set(writer.missing_shards()) & set(lengths))
-    done = sum(length for shard, length in lengths.items() if shard not in missing)
-    with bar(f"synthesizing ({generator.method})", sum(lengths.values()), done) as advance:
-        for shard in missing:
-            writer.write(shard, draw(shard))
-            advance(lengths[shard])
-    return writer.finish() if shards is None else None
-
-
-def _header(
-    generator: ImageGenerator,
-    cohort: Cohort,
-    config: SynthesisConfig,
-    *,
-    count: int,
-    size_px: int,
-    seed: int,
-    judge: ImageFilter | None,
-) -> PatchSetHeader:
-    return PatchSetHeader(
+    header = PatchSetHeader(
         method=generator.method,
         taxonomy=cohort.taxonomy,
         size_px=size_px,
@@ -138,6 +107,19 @@ def _header(
         settings=drawing_settings(generator, config) | ({} if judge is None else {"filter": judge.settings}),
         version=counterstain.__version__,
     )
+    with claimed(out, "synthesize", header.model_dump(mode="json", exclude={"count"})):  # a set may grow
+        writer = PatchSetWriter(out, header)
+        sampler = PatchSampler(cohort, "train", size_px, config.sampling, derive(seed, "masks"))
+        style = style_drawer(generator, cohort, config.style, size_px=size_px, seed=seed)
+        draw = ShardDrawer(generator=generator, sampler=sampler, config=config, seed=seed, style=style, judge=judge)
+    lengths = {shard: len(writer.indices(shard)) for shard in (range(writer.num_shards) if shards is None else shards)}
+    missing = sorted(set(writer.missing_shards()) & set(lengths))
+    done = sum(length for shard, length in lengths.items() if shard not in missing)
+    with bar(f"synthesizing ({generator.method})", sum(lengths.values()), done) as advance:
+        for shard in missing:
+            writer.write(shard, draw(shard))
+            advance(lengths[shard])
+    return writer.finish() if shards is None else None
 
 
 def patients_behind(generator: ImageGenerator, cohort: Cohort, others: Sequence[str] = ()) -> tuple[str, ...]:
