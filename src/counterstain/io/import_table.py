@@ -1,17 +1,15 @@
 """Import of a table of images and label images into a cohort.
 
-Label images are of two kinds: a ``mask`` of the tissue class, soft or binary, whose subtype is in the table, or
-``ids``, where every pixel holds the id of its subtype (0 = background, 255 = ignore). Instances are connected
-components. The whole table is checked before anything is written; slides are written one by one, so that an
-interrupted import continues where it stopped. If ``patients_seen.txt`` lies beside the table, as after an export of
-generated images, the patients that it names count as trained on.
+docs/inputs.md describes the table. The whole table is checked before anything is written; slides are written one by
+one, so that an interrupted import continues where it stopped.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,13 +26,12 @@ from counterstain.errors import InputError, TaxonomyError
 from counterstain.io.labels import taxonomy_of
 from counterstain.io.pixel_readers import read_image, read_label_image
 from counterstain.io.slides import area_average
-from counterstain.io.table import Columns, check_subtypes, read_table
+from counterstain.io.table import Columns, read_table
 from counterstain.progress import Progress, silent
 from counterstain.storage import fingerprint, read_json, sha256_of, write_json
 from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
 
 PACK_BYTES = 256 * 2**20  # decoded regions of a slide that are held in memory at once
-BYTES_PER_PIXEL = 7  # RGB and an int32 instance id
 
 
 class TableConfig(Config):
@@ -67,27 +64,21 @@ def import_table(
     progress: Progress | None = None,
     **options: Any,
 ) -> Cohort:
-    """Import a CSV table of images and label images.
+    """Import a CSV table of images and label images; ``import.json`` of the cohort counts what was taken and dropped.
 
     Parameters
     ----------
     table : str or Path
-        CSV with columns image, label, patient, subtype (masks only) and perhaps slide, part, score, region.
+        CSV with columns image, label, patient, subtype (masks only) and perhaps slide, part, score, region. If
+        ``patients_seen.txt`` lies beside it, as after an export of generated images, its patients count as trained on.
     mpp : float
         Micrometres per pixel of the images.
     out : str or Path
         Folder of the cohort. An interrupted import into it is continued.
     taxonomy : Taxonomy, optional
         Required for ``labels="ids"``; otherwise built from the subtypes of the table, sorted by name.
-    progress : callable, optional
-        Such as :func:`counterstain.progress.bar`: opened with a label and the number of regions, told of those done.
     **options
         Fields of :class:`TableConfig`.
-
-    Returns
-    -------
-    Cohort
-        Its ``import.json`` holds counts by subtype and of what was dropped.
 
     Raises
     ------
@@ -114,7 +105,13 @@ def import_table(
         return writer.finish()
     try:
         with (progress or silent)("regions", len(rows)) as advance:
-            _write_packs(writer, rows, config, threshold, advance)
+            for name, members in _packs(rows):
+                if not writer.has(name):
+                    notes = _Notes()
+                    regions = [_region(row, config, threshold, taxonomy, notes) for row in members]
+                    write_json(out / "notes" / f"{members[0]['row']}.json", vars(notes))
+                    writer.add(name, regions)
+                advance(len(members))
         report = _report(out / "notes", rows, threshold, config)
         _check_any(table, report, config)
     except InputError:
@@ -127,21 +124,24 @@ def import_table(
 
 
 def _taxonomy(path: Path, rows: pd.DataFrame, config: TableConfig, given: Taxonomy | None) -> Taxonomy:
-    if config.labels == "ids" and given is None:
-        raise InputError(f"{path}: label images of ids need a taxonomy that names the ids; give one with --taxonomy")
-    if given is not None:
-        if config.labels == "mask":
-            check_subtypes(path, rows, given)
+    if config.labels == "ids":
+        if given is None:
+            raise InputError(
+                f"{path}: label images of ids need a taxonomy that names the ids; give one with --taxonomy"
+            )
         return given
-    return taxonomy_of(
-        sorted(rows["subtype"].unique()), path.stem, f"{path}: column {config.columns.subtype!r}", config.tissue_class
-    )
+    if given is None:
+        place = f"{path}: column {config.columns.subtype!r}"
+        return taxonomy_of(sorted(rows["subtype"].unique()), path.stem, place, config.tissue_class)
+    for row, subtype in zip(rows["row"], rows["subtype"], strict=True):
+        if subtype not in given.names:
+            known = ", ".join(given.names)
+            raise TaxonomyError(f"{path} row {row}: unknown subtype {subtype!r}; {given.name} has {known}")
+    return given
 
 
 def _threshold(path: Path, rows: pd.DataFrame, config: TableConfig) -> int:
     """Return 0 where no mask of the table goes above 1, otherwise the configured threshold."""
-    if config.threshold == 0:
-        return 0
     highest = 0
     for label in rows["label"]:
         highest = max(highest, int(read_label_image(label).max()))
@@ -156,7 +156,6 @@ def _threshold(path: Path, rows: pd.DataFrame, config: TableConfig) -> int:
 
 
 def _check_any(table: Path, report: dict[str, Any], config: TableConfig) -> None:
-    """Raise InputError where nothing but background was imported."""
     if report["subtypes"]:
         return
     if dropped := report["dropped_components"]:
@@ -166,25 +165,9 @@ def _check_any(table: Path, report: dict[str, Any], config: TableConfig) -> None
     raise InputError(f"{table}: no label image has a pixel of a subtype; are they the right files?")
 
 
-def _write_packs(
-    writer: CohortWriter,
-    rows: pd.DataFrame,
-    config: TableConfig,
-    threshold: int | None,
-    advance: Callable[[int], None],
-) -> None:
-    for name, members in _packs(rows):
-        if not writer.has(name):
-            notes = _Notes()
-            regions = [_region(row, config, threshold, writer.taxonomy, notes) for row in members]
-            write_json(writer.folder / "notes" / f"{members[0]['row']}.json", notes.as_json())
-            writer.add(name, regions)
-        advance(len(members))
-
-
 def _packs(rows: pd.DataFrame) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Yield the rows of each slide under its name; a slide too large for the memory in several packs."""
-    size = rows["height_px"] * rows["width_px"] * BYTES_PER_PIXEL
+    size = rows["height_px"] * rows["width_px"] * 7  # RGB and an int32 instance id
     number = size.groupby(rows["slide"]).cumsum() // PACK_BYTES
     for (slide, part), members in rows.groupby(["slide", number], sort=True):
         values = members.astype(object).where(members.notna(), None)
@@ -222,7 +205,7 @@ def _region(
 
 
 def _shrunk(pixels: np.ndarray, factor: int) -> np.ndarray:
-    """Average blocks of (H, W, C) pixels; incomplete blocks at the edges are cut off."""
+    """Average blocks of (H, W, C) pixels."""
     y_edges, x_edges = (np.arange(length // factor + 1) * factor for length in pixels.shape[:2])
     return area_average(pixels, y_edges, x_edges)
 
@@ -235,9 +218,8 @@ def _shrunk_labels(labels: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _check_ids(path: Path, label_image: np.ndarray, taxonomy: Taxonomy) -> None:
-    known = np.zeros(256, dtype=bool)
-    known[[BACKGROUND, IGNORE, *(subtype.id for subtype in taxonomy.subtypes)]] = True
-    wrong = np.argwhere(~known[label_image])
+    known = [BACKGROUND, IGNORE, *(subtype.id for subtype in taxonomy.subtypes)]
+    wrong = np.argwhere(np.isin(label_image, known, invert=True))
     if len(wrong):
         y, x = wrong[0]
         names = ", ".join(f"{subtype.id} {subtype.name}" for subtype in taxonomy.subtypes)
@@ -247,13 +229,13 @@ def _check_ids(path: Path, label_image: np.ndarray, taxonomy: Taxonomy) -> None:
         )
 
 
+@dataclass
 class _Notes:
-    """Counts of a pack that its tables do not hold."""
+    """Counts of a pack for the report: anything dropped, instances and area by subtype."""
 
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.instances: Counter[str] = Counter()
-        self.area_px: Counter[str] = Counter()
+    counts: Counter[str] = field(default_factory=Counter)
+    instances: Counter[str] = field(default_factory=Counter)
+    area_px: Counter[str] = field(default_factory=Counter)
 
     def add(self, found: Components, taxonomy: Taxonomy) -> None:
         areas = np.bincount(found.instances.ravel(), minlength=len(found.labels) + 1).tolist()
@@ -264,18 +246,12 @@ class _Notes:
         self.counts["dropped_px"] += found.dropped_px
         self.counts["regions_without_instance"] += not found.labels
 
-    def as_json(self) -> dict[str, dict[str, int]]:
-        return {"counts": self.counts, "instances": self.instances, "area_px": self.area_px}
-
 
 def _report(notes: Path, rows: pd.DataFrame, threshold: int | None, config: TableConfig) -> dict[str, Any]:
     total = _Notes()
     for file in sorted(notes.glob("*.json")):
         for name, counts in read_json(file).items():
             getattr(total, name).update(counts)
-    by_subtype = {
-        name: {"instances": total.instances[name], "area_px": total.area_px[name]} for name in sorted(total.instances)
-    }
     return {
         "regions": len(rows),
         "slides": int(rows["slide"].nunique()),
@@ -283,7 +259,9 @@ def _report(notes: Path, rows: pd.DataFrame, threshold: int | None, config: Tabl
         "threshold": threshold,
         "masks_of_0_and_1": threshold == 0 and config.threshold != 0,
         **total.counts,
-        "subtypes": by_subtype,
+        "subtypes": {
+            n: {"instances": total.instances[n], "area_px": total.area_px[n]} for n in sorted(total.instances)
+        },
     }
 
 

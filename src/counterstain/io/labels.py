@@ -39,9 +39,14 @@ class LabelMap(Config):
     def _text(cls, content: Any) -> Any:
         """Name what YAML does not read as text, or what was left open."""
         labels = content.get("labels") if isinstance(content, Mapping) else None
-        faults = [_fault(*line) for line in labels.items()] if isinstance(labels, Mapping) else []
-        for fault in filter(None, faults):
-            raise ValueError(fault)
+        for label, meaning in labels.items() if isinstance(labels, Mapping) else ():
+            read = None if isinstance(label, str) else f"the label {label!r}"
+            if read is None and meaning is None:
+                raise ValueError(f"label {label!r} has no meaning yet; write a subtype, background or ignore")
+            if read is None and not isinstance(meaning, str):
+                read = f"{meaning!r}, the meaning of {label!r},"
+            if read is not None:
+                raise ValueError(f"YAML reads {read} as something other than text; put it in quotes")
         return content
 
     @model_validator(mode="after")
@@ -53,24 +58,14 @@ class LabelMap(Config):
 
     @classmethod
     def load(cls, path: Path) -> LabelMap:
-        """Read LABELS.yaml.
-
-        Raises
-        ------
-        ConfigError
-            One line that names the key and what was expected.
-        """
+        """Read LABELS.yaml; a ConfigError names the key and what was expected."""
         return build(cls, read_yaml(path), path)
 
     def resolve(self, found: Mapping[str, int], taxonomy: Taxonomy, source: str | Path) -> dict[str, int]:
         """Return the subtype of every label that was found, 0 = background and 255 = ignore, without regions' labels.
 
-        ``found`` is what :func:`count_labels` returns, ``source`` is where the map was read, for messages.
-
-        Raises
-        ------
-        InputError
-            A label has no meaning, or one that the taxonomy does not have; all labels found are listed.
+        ``found`` is what :func:`count_labels` returns, ``source`` is where the map was read, for messages. Raises
+        InputError where a label has no meaning, or one that the taxonomy does not have; all labels found are listed.
         """
         for label, meaning in self.labels.items():
             if meaning not in MEANINGS and meaning not in taxonomy.names:
@@ -92,10 +87,7 @@ class LabelMap(Config):
 def taxonomy_of(names: Sequence[str], name: str, source: str | Path, tissue_class: str = "tumour") -> Taxonomy:
     """Return a taxonomy of these subtypes in their order, with ids from 1 on and distinct colours.
 
-    Raises
-    ------
-    ConfigError
-        The names cannot be subtypes; the message begins with ``source``.
+    Raises ConfigError, beginning with ``source``, where the names cannot be subtypes.
     """
     subtypes = [
         {"id": i, "name": subtype, "colour": colour}
@@ -126,7 +118,7 @@ def draft_labels(files: Iterable[AnnotationFile], taxonomy: Taxonomy | None = No
         if label not in regions:
             subtype = subtypes.get(label.casefold())
             meaning = f" {_yaml(subtype)}" if subtype else ""
-            place = f"{_plural(count, 'annotation')} in {_plural(in_files[label], 'file')}"
+            place = f"{count:,} annotation{'s' * (count > 1)} in {in_files[label]:,} file{'s' * (in_files[label] > 1)}"
             lines.append(f"  {_yaml(label)}:{meaning}  # {place}")
     if lines[-1] == "labels:":
         lines[-1] = "labels: {}"
@@ -134,24 +126,10 @@ def draft_labels(files: Iterable[AnnotationFile], taxonomy: Taxonomy | None = No
     return "\n".join(lines) + "\n"
 
 
-def _fault(label: Any, meaning: Any) -> str | None:
-    if not isinstance(label, str):
-        return f"YAML reads the label {label!r} as something other than text; put it in quotes"
-    if meaning is None:
-        return f"label {label!r} has no meaning yet; write a subtype, background or ignore"
-    if not isinstance(meaning, str):
-        return f"YAML reads {meaning!r}, the meaning of {label!r}, as something other than text; put it in quotes"
-    return None
-
-
 def _listed(found: Mapping[str, int]) -> str:
     ranked = sorted(found.items(), key=lambda item: (-item[1], item[0]))
     more = f" and {len(ranked) - LISTED} more labels" if len(ranked) > LISTED else ""
     return ", ".join(f"{label!r} ({count:,})" for label, count in ranked[:LISTED]) + more
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _yaml(value: str | list[str]) -> str:

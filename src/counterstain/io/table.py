@@ -15,13 +15,10 @@ from pydantic import Field
 
 from counterstain.config import Config
 from counterstain.data.cohort import PARTS
-from counterstain.errors import InputError, TaxonomyError
+from counterstain.errors import InputError
 from counterstain.io.pixel_readers import image_size
-from counterstain.taxonomy import Taxonomy
 
 FIRST_ROW = 2
-REQUIRED = ("image", "label", "patient")
-MAY_BE_EMPTY = ("row", "score")
 
 ColumnName = Annotated[str, Field(min_length=1)]
 
@@ -31,10 +28,7 @@ def csv_rows(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield every row of a table with its place for messages, ``TABLE.csv row 2``.
 
-    Raises
-    ------
-    InputError
-        The file is missing, is not CSV or lacks a required column.
+    Raises InputError where the file is missing, is not CSV or lacks a required column.
     """
     table = _read_csv(Path(path))
     missing = [name for name in required if name not in table]
@@ -96,19 +90,8 @@ class Columns(Config):
 def read_table(path: Path, columns: Columns, *, labels: Literal["mask", "ids"]) -> pd.DataFrame:
     """Read a table of images and check everything that can be checked without a pixel.
 
-    Parameters
-    ----------
-    path : Path
-        CSV with a header.
-    columns : Columns
-    labels : ``mask`` or ``ids``
-        With masks the subtype column is required.
-
-    Returns
-    -------
-    DataFrame
-        Columns row, image, label (absolute paths), region, slide, patient, score, split, subtype (name or None),
-        height_px, width_px.
+    Label images that are masks need the subtype column. Returned are the columns row, image, label (absolute paths),
+    region, slide, patient, score, split, subtype (name or None), height_px, width_px.
 
     Raises
     ------
@@ -116,18 +99,18 @@ def read_table(path: Path, columns: Columns, *, labels: Literal["mask", "ids"]) 
         One line that names the row, the column, the value and the remedy.
     """
     table = _read_csv(path)
-    _check_columns(path, table, columns, [*REQUIRED, "subtype"] if labels == "mask" else list(REQUIRED))
+    _check_columns(path, table, columns, ["image", "label", "patient", *(["subtype"] if labels == "mask" else [])])
     names = columns.model_dump()
     named = pd.DataFrame({field: table[name] for field, name in names.items() if name in table})
     named.insert(0, "row", range(FIRST_ROW, len(table) + FIRST_ROW))
     _check_filled(path, named, columns)
-    for field in ("subtype", "score", "part"):
-        if field not in named:
-            named[field] = None
-    if "slide" not in named:
-        named["slide"] = named["patient"]
+    defaults = {"subtype": None, "score": None, "part": None, "slide": named["patient"]}
+    named = named.assign(**{field: value for field, value in defaults.items() if field not in named})
     if "region" not in named:
-        named["region"] = _region_names(named["image"])
+        files = named["image"].map(Path)
+        stems = files.map(lambda file: file.stem)
+        clash = stems.duplicated().any()
+        named["region"] = files.map(lambda file: file.with_suffix("").as_posix()) if clash else stems
     named["score"] = _scores(named)
     _check_spelling(path, named)
     _check_parts(path, named)
@@ -137,53 +120,25 @@ def read_table(path: Path, columns: Columns, *, labels: Literal["mask", "ids"]) 
     return _with_sizes(path, named.rename(columns={"part": "split"}))
 
 
-def check_subtypes(path: Path, table: pd.DataFrame, taxonomy: Taxonomy) -> None:
-    """Check that every row's subtype is in the taxonomy.
-
-    Raises
-    ------
-    TaxonomyError
-        Names the row, the subtype and those of the taxonomy.
-    """
-    unknown = table[~table["subtype"].isin(taxonomy.names)]
-    if len(unknown):
-        row = unknown.iloc[0]
-        raise TaxonomyError(
-            f"{path} row {row['row']}: unknown subtype {row['subtype']!r}; {taxonomy.name} has "
-            f"{', '.join(taxonomy.names)}"
-        )
-
-
 def _check_columns(path: Path, table: pd.DataFrame, columns: Columns, required: list[str]) -> None:
-    for field in required:
-        name = getattr(columns, field)
-        if name not in table:
-            if len(table.columns) == 1 and ";" in table.columns[0]:
-                raise InputError(f"{path}: its columns are separated by semicolons; save it with commas")
-            raise InputError(
-                f"{path}: no column {name!r}; found {', '.join(map(str, table.columns))}; "
-                f"name the right one with --{field}-column"
-            )
-    default = Columns()
+    default, found = Columns(), ", ".join(table.columns)
     for field, name in columns.model_dump().items():
-        if name != getattr(default, field) and name not in table:
-            raise InputError(f"{path}: no column {name!r} (--{field}-column); found {', '.join(table.columns)}")
+        if name in table:
+            continue
+        if field in required:
+            if len(table.columns) == 1 and ";" in found:
+                raise InputError(f"{path}: its columns are separated by semicolons; save it with commas")
+            raise InputError(f"{path}: no column {name!r}; found {found}; name the right one with --{field}-column")
+        if name != getattr(default, field):
+            raise InputError(f"{path}: no column {name!r} (--{field}-column); found {found}")
 
 
 def _check_filled(path: Path, named: pd.DataFrame, columns: Columns) -> None:
-    for field in named.columns.drop(list(MAY_BE_EMPTY), errors="ignore"):
-        empty = named["row"][named[field] == ""]
-        if field == "part" and len(empty) == len(named):
-            named["part"] = None
-        elif len(empty):
-            raise InputError(
-                f"{path} row {empty.iloc[0]}: column {getattr(columns, str(field))!r} is empty; fill it in"
-            )
-
-
-def _region_names(images: pd.Series) -> pd.Series:
-    stems = images.map(lambda image: Path(image).stem)
-    return images.map(lambda image: Path(image).with_suffix("").as_posix()) if stems.duplicated().any() else stems
+    if "part" in named and (named["part"] == "").all():
+        named["part"] = None
+    for field in named.columns.drop(["row", "score"], errors="ignore"):
+        for row in named["row"][named[field] == ""]:
+            raise InputError(f"{path} row {row}: column {getattr(columns, str(field))!r} is empty; fill it in")
 
 
 def _scores(named: pd.DataFrame) -> pd.Series:
@@ -196,10 +151,9 @@ def _scores(named: pd.DataFrame) -> pd.Series:
 
 
 def _check_parts(path: Path, named: pd.DataFrame) -> None:
-    wrong = named[~named["part"].isin(PARTS) & named["part"].notna()]
-    if len(wrong):
-        row = wrong.iloc[0]
-        raise InputError(f"{path} row {row['row']}: unknown part {row['part']!r}; expected {', '.join(PARTS)}")
+    for row, part in named.dropna(subset="part")[["row", "part"]].to_numpy():
+        if part not in PARTS:
+            raise InputError(f"{path} row {row}: unknown part {part!r}; expected {', '.join(PARTS)}")
     for patient, first, second in _conflicts(named, "patient", "part"):
         raise InputError(
             f"{path}: patient {patient} is in two parts, {first['part']} (row {first['row']}) and {second['part']} "
@@ -232,9 +186,8 @@ def _check_identities(path: Path, named: pd.DataFrame) -> None:
 def _conflicts(named: pd.DataFrame, key: str, field: str) -> Iterator[tuple[str, pd.Series, pd.Series]]:
     """Yield keys that have several values of a field, with the first row of two of them."""
     distinct = named[[key, field, "row"]].dropna(subset=[field]).drop_duplicates([key, field])
-    for name, rows in distinct.groupby(key, sort=False):
-        if len(rows) > 1:
-            yield str(name), rows.iloc[0], rows.iloc[1]
+    for name, rows in distinct[distinct.duplicated(key, keep=False)].groupby(key, sort=False):
+        yield str(name), rows.iloc[0], rows.iloc[1]
 
 
 def _with_sizes(path: Path, named: pd.DataFrame) -> pd.DataFrame:

@@ -22,8 +22,6 @@ ENDINGS: dict[Format, tuple[str, ...]] = {
     "asap": (".xml", ".xml.gz"),
     "aperio": (".xml", ".xml.gz"),
 }
-LOOKED_AT_BYTES = 2**16
-
 ROOTS: dict[bytes, Format] = {b"ASAP_Annotations": "asap", b"Annotations": "aperio"}
 ROOT = re.compile(rb"<([A-Za-z_][\w.-]*)")
 QUPATH = re.compile(rb'"type"\s*:\s*"(FeatureCollection|Feature|GeometryCollection|(Multi)?Polygon)"')
@@ -58,7 +56,7 @@ def read_annotations(path: str | Path, file_format: Format, *, types: str | Path
 
 def looks_like(data: bytes) -> Format | None:
     """Return the format that the beginning of a file shows, or None."""
-    head = data[:LOOKED_AT_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n")
+    head = data[: 2**16].lstrip(b"\xef\xbb\xbf \t\r\n")
     if head.startswith(b"<"):
         root = ROOT.search(head)
         return ROOTS.get(root[1]) if root else None
@@ -71,13 +69,7 @@ def looks_like(data: bytes) -> Format | None:
 
 
 def annotation_files(folder_or_file: str | Path, file_format: Format) -> list[Path]:
-    """Return the annotation files of a folder, sorted by name, or the one file that was given.
-
-    Raises
-    ------
-    InputError
-        There are none.
-    """
+    """Return the annotation files of a folder, sorted by name, or the one file given; none is an InputError."""
     place, endings = Path(folder_or_file), ENDINGS[file_format]
     if place.is_file():
         return [place]
@@ -94,8 +86,8 @@ def annotation_files(folder_or_file: str | Path, file_format: Format) -> list[Pa
 def files_of_other_formats(folder_or_file: str | Path, file_format: Format) -> list[Path]:
     """Return the files of a folder that this format skips but another format reads."""
     own, others = ENDINGS[file_format], tuple({end for ends in ENDINGS.values() for end in ends})
-    names = ((file, file.name.lower()) for file in _files(Path(folder_or_file)))
-    return [file for file, name in names if name.endswith(others) and not name.endswith(own)]
+    files = _files(Path(folder_or_file))
+    return [file for file in files if file.name.lower().endswith(others) and not file.name.lower().endswith(own)]
 
 
 def _files(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -27,6 +27,10 @@ PAGE_ROWS = 500  # asked for at a time
 TIMEOUT_S = 60  # longest silence of the server before a request is given up
 TRIES = 4  # per request, if the connection drops or the server is busy
 FIRST_PAUSE_S = 1.0  # before the second try; it doubles with each
+ROW = ("id", "unique_identifier", "annotation_type", "vector")
+TYPE = ("id", "name", "vector_type", "product", "color_code")
+IMAGE = ("id", "name", "width", "height", "mpp")
+NOT_EXACT = "does not answer as an EXACT server does; check the address"
 
 Json = Any
 Call = Callable[..., Any]
@@ -64,14 +68,9 @@ def fetch_exact(
     environment: Mapping[str, str] = os.environ,
     told: Callable[[int, int], None] | None = None,
 ) -> dict[str, Json]:
-    """Fetch every annotation of an image set or of some images.
+    """Fetch every annotation of an image set or of some images as one page of rows, with types and images expanded.
 
     ``environment`` holds the credentials; ``told`` is called with the number of images done and of all images.
-
-    Returns
-    -------
-    dict
-        ``count``, ``next`` (None), ``previous`` (None) and ``results``: the rows, with types and images expanded.
 
     Raises
     ------
@@ -85,11 +84,14 @@ def fetch_exact(
         list_types = AnnotationTypesApi(client, retry=False).list_annotation_types
         list_annotations = AnnotationsApi(client, retry=False).list_annotations
         images = list(_images(server, ImagesApi(client, retry=False).list_images))
-        types = {t.id: _type(t) for t in _all(server, list_types, expand="product")}
+        types = {t.id: _fields(t, TYPE) for t in _all(server, list_types, expand="product")}
         rows: list[dict[str, Json]] = []
         for number, image in enumerate(images, start=1):
-            found = _all(server, list_annotations, image=image["id"])
-            rows += [_row(annotation, image, types) for annotation in found]
+            for annotation in _all(server, list_annotations, image=image["id"]):
+                row = _fields(annotation, ROW) | {"image": image, "deleted": bool(annotation.deleted)}
+                if not isinstance(row["annotation_type"], dict):
+                    row["annotation_type"] = types.get(row["annotation_type"], row["annotation_type"])
+                rows.append(row)
             if told is not None:
                 told(number, len(images))
     return {"count": len(rows), "next": None, "previous": None, "results": rows}
@@ -103,40 +105,27 @@ def _images(server: ExactServer, list_images: Call) -> Iterator[dict[str, Json]]
             (key, value), *_ = chosen.items()
             raise InputError(f"{server.url}: no image with {key} {value}, or none that you may see")
         for image in found:
-            yield {"id": image.id, "name": image.name, "width": image.width, "height": image.height, "mpp": image.mpp}
+            yield _fields(image, IMAGE)
 
 
-def _type(exact_type: Any) -> dict[str, Json]:
-    keys = ("id", "name", "vector_type", "product", "color_code")
-    return {key: getattr(exact_type, key) for key in keys}
-
-
-def _row(annotation: Any, image: dict[str, Json], types: Mapping[int, Json]) -> dict[str, Json]:
-    given = annotation.annotation_type
-    return {
-        "id": annotation.id,
-        "unique_identifier": annotation.unique_identifier,
-        "annotation_type": given if isinstance(given, dict) else types.get(given, given),
-        "image": image,
-        "vector": annotation.vector,
-        "deleted": bool(annotation.deleted),
-    }
+def _fields(answer: Any, names: Sequence[str]) -> dict[str, Json]:
+    return {name: getattr(answer, name) for name in names}
 
 
 def _all(server: ExactServer, call: Call, **filters: Any) -> list[Any]:
     """Return the rows of every page."""
     rows: dict[int, Any] = {}
-    offset, count, more = 0, 0, True
+    offset, more = 0, True
     while more:
         page = _page(server, call, limit=PAGE_ROWS, offset=offset, **filters)
         if not isinstance(page.results, list) or not isinstance(page.count, int):
-            raise InputError(f"{server.url}: does not answer as an EXACT server does; check the address")
+            raise InputError(f"{server.url}: {NOT_EXACT}")
         rows.update({row.id: row for row in page.results})
-        offset, count = offset + len(page.results), page.count
+        offset += len(page.results)
         more = page.next is not None and bool(page.results)
-    if len(rows) != count:
+    if len(rows) != page.count:
         raise InputError(
-            f"{server.url}: sent {len(rows):,} of {count:,} rows; somebody may be working on them; "
+            f"{server.url}: sent {len(rows):,} of {page.count:,} rows; somebody may be working on them; "
             "give the same command again"
         )
     return list(rows.values())
@@ -145,7 +134,7 @@ def _all(server: ExactServer, call: Call, **filters: Any) -> list[Any]:
 def _page(server: ExactServer, call: Call, **arguments: Any) -> Any:
     """Ask for one page, and again after a pause if the connection drops or the server is busy."""
     from exact_sync.v1.rest import ApiException
-    from urllib3.exceptions import HTTPError
+    from urllib3.exceptions import HTTPError, SSLError
 
     for attempt in range(TRIES):
         last = attempt == TRIES - 1
@@ -153,45 +142,33 @@ def _page(server: ExactServer, call: Call, **arguments: Any) -> Any:
             return call(_request_timeout=(TIMEOUT_S, TIMEOUT_S), **arguments)
         except ApiException as error:
             if last or error.status not in WORTH_ANOTHER_TRY:
-                raise InputError(_refusal(server, error.status)) from error
+                raise InputError(f"{server.url}: {_refusal(error.status)}") from error
         except HTTPError as error:
-            if last or _is_tls(error):
-                raise InputError(_failure(server, error)) from error
+            if SSLError in {type(error), type(getattr(error, "reason", None))}:
+                raise InputError(f"{server.url}: {_refusal(None)}") from error
+            if last:
+                reason = " ".join(str(getattr(error, "reason", None) or error).split())
+                raise InputError(
+                    f"{server.url}: the connection failed {TRIES} times ({reason}); check the address and the network, "
+                    "then give the same command again"
+                ) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{server.url}: does not answer as an EXACT server does; check the address") from error
+            raise InputError(f"{server.url}: {NOT_EXACT}") from error
         time.sleep(FIRST_PAUSE_S * 2**attempt)
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def _refusal(server: ExactServer, status: int | None) -> str:
+def _refusal(status: int | None) -> str:
     if status in {401, 403}:
         return (
-            f"{server.url}: refuses these credentials (status {status}); set EXACT_TOKEN to your token, "
-            "or EXACT_USERNAME and EXACT_PASSWORD"
+            f"refuses these credentials (status {status}); set EXACT_TOKEN to your token, or EXACT_USERNAME and "
+            "EXACT_PASSWORD"
         )
     if status == 404:
-        return f"{server.url}: has no EXACT interface (status 404); check the address"
+        return "has no EXACT interface (status 404); check the address"
     if not status:
-        return (
-            f"{server.url}: its certificate cannot be verified; check the address, or name your institution's ca_file"
-        )
-    return f"{server.url}: answers with status {status}; try again later, or ask whoever runs it"
-
-
-def _failure(server: ExactServer, error: Exception) -> str:
-    if _is_tls(error):
-        return _refusal(server, status=0)
-    reason = " ".join(str(getattr(error, "reason", None) or error).split())
-    return (
-        f"{server.url}: the connection failed {TRIES} times ({reason}); check the address and the network, "
-        "then give the same command again"
-    )
-
-
-def _is_tls(error: Exception) -> bool:
-    from urllib3.exceptions import SSLError
-
-    return isinstance(error, SSLError) or isinstance(getattr(error, "reason", None), SSLError)
+        return "its certificate cannot be verified; check the address, or name your institution's ca_file"
+    return f"answers with status {status}; try again later, or ask whoever runs it"
 
 
 @contextmanager
@@ -211,10 +188,14 @@ def _client(server: ExactServer, environment: Mapping[str, str]) -> Iterator[Any
     settings = Configuration()
     for logger in settings.logger.values():  # the client would copy every warning to the terminal
         logger.removeHandler(settings.logger_stream_handler)
-    settings.host = server.url.rstrip("/")
-    settings.verify_ssl = True
+    settings.host, settings.verify_ssl = server.url.rstrip("/"), True
     settings.ssl_ca_cert = str(server.ca_file) if server.ca_file else None
-    settings.token, settings.username, settings.password = _credentials(environment)
+    token, user, password = (environment.get(f"EXACT_{key}", "") for key in ("TOKEN", "USERNAME", "PASSWORD"))
+    if not token and not (user and password):
+        raise InputError(
+            "no credentials for EXACT; set the environment variable EXACT_TOKEN, or EXACT_USERNAME and EXACT_PASSWORD"
+        )
+    settings.token, settings.username, settings.password = token or None, user, password
     client = ApiClient(settings)
     pools = client.rest_client.pool_manager
     pools.connection_pool_kw["retries"] = Retry(REDIRECTS, connect=0, read=0, status=0, other=0, redirect=REDIRECTS)
@@ -223,12 +204,3 @@ def _client(server: ExactServer, environment: Mapping[str, str]) -> Iterator[Any
     finally:
         pools.clear()
         client.pool.close()
-
-
-def _credentials(environment: Mapping[str, str]) -> tuple[str | None, str, str]:
-    token, user, password = (environment.get(f"EXACT_{key}", "") for key in ("TOKEN", "USERNAME", "PASSWORD"))
-    if not token and not (user and password):
-        raise InputError(
-            "no credentials for EXACT; set the environment variable EXACT_TOKEN, or EXACT_USERNAME and EXACT_PASSWORD"
-        )
-    return token or None, user, password

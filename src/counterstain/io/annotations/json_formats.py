@@ -208,31 +208,21 @@ def _add_row(
     given = row.get("annotation_type")
     type_id = _id(given, f"{where} annotation_type") if given is not None else None
     exact_type = known.get(type_id or "", ExactType(UNCLASSIFIED if type_id is None else f"type {type_id}"))
-    reason = _without_outline(row, exact_type)
-    if reason is not None:
-        collector.skip(reason)
+    kind = exact_type.vector_type
+    reason = DELETED if row.get("deleted") is True else EXACT_WITHOUT_AREA.get(kind or 0)
+    if reason or row.get("vector") in (None, {}):
+        collector.skip(reason or NO_VECTOR)
         return
     points = _points(collector, row["vector"], f"{where} vector")
-    if exact_type.vector_type is None and len(points) <= 2:
+    if kind is None and len(points) <= 2:
         collector.skip(AMBIGUOUS if len(points) == 2 else EXACT_WITHOUT_AREA[POINT])
         return
-    is_box = exact_type.vector_type in {BOX, FIXED_BOX}
-    ring = rectangle((*points.min(axis=0).tolist(), *points.max(axis=0).tolist())) if is_box else points
     collector.add(
-        collector.polygon([[ring]], where),
+        collector.polygon([[rectangle(points) if kind in {BOX, FIXED_BOX} else points]], where),
         identifier=identifier(row.get("unique_identifier") or row.get("id") or where.rsplit(" ", 1)[-1], where),
         label=labels.get(type_id or "", exact_type.name),
         slide=_slide(row.get("image"), f"{where} image"),
     )
-
-
-def _without_outline(row: Row, exact_type: ExactType) -> str | None:
-    """Return why a row cannot become an instance, as far as that is known without its points."""
-    if row.get("deleted") is True:
-        return DELETED
-    if exact_type.vector_type in EXACT_WITHOUT_AREA:
-        return EXACT_WITHOUT_AREA[exact_type.vector_type]
-    return NO_VECTOR if row.get("vector") in (None, {}) else None
 
 
 def _points(collector: Collector, vector: Json, where: str) -> np.ndarray:

@@ -78,16 +78,16 @@ def polygonal(geometry: shapely.Geometry) -> Area | None:
     return polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)
 
 
-def ellipse(bounds: tuple[float, float, float, float]) -> np.ndarray:
-    """Return the ellipse that fills a box (x0, y0, x1, y1) as an outline of 180 points, (180, 2) float."""
-    x0, y0, x1, y1 = bounds
+def ellipse(points: np.ndarray) -> np.ndarray:
+    """Return the ellipse that fills the box of some (n, 2) points as an outline of 180 points, (180, 2) float."""
+    (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
     angle = np.linspace(0, 2 * np.pi, 180, endpoint=False)
     return np.stack([(x0 + x1 + (x1 - x0) * np.cos(angle)) / 2, (y0 + y1 + (y1 - y0) * np.sin(angle)) / 2], axis=1)
 
 
-def rectangle(bounds: tuple[float, float, float, float]) -> np.ndarray:
-    """Return the corners of a box (x0, y0, x1, y1), (4, 2) float."""
-    x0, y0, x1, y1 = bounds
+def rectangle(points: np.ndarray) -> np.ndarray:
+    """Return the corners of the box of some (n, 2) points, (4, 2) float."""
+    (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float)
 
 
@@ -118,13 +118,8 @@ class Collector:
         """Make one valid polygon of outlines with their holes; without an area it is skipped and None is returned.
 
         Several parts become a MultiPolygon; they may overlap. Rings need not be closed. Outlines that cross themselves
-        are repaired with :func:`shapely.make_valid`; of its methods ``structure`` keeps the inside of a loop that an
-        outline draws over itself, as whoever drew it meant. ``where`` is the file and the place in it, for messages.
-
-        Raises
-        ------
-        InputError
-            The outlines cross themselves so often that they cannot be outlines.
+        are repaired, unless they do so all over (an InputError); the method ``structure`` keeps the inside of a loop
+        that an outline draws over itself. ``where`` is the file and the place in it, for messages.
         """
         polygons = [
             Polygon(rings[0], [hole for hole in rings[1:] if _has_corners(hole)])
@@ -133,7 +128,12 @@ class Collector:
         ]
         drawn = polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)
         if not drawn.is_valid:
-            self._count_tangle(drawn, where)
+            self._tangle += _tangle(drawn, where)
+            if self._tangle > MAX_TANGLES:
+                raise InputError(
+                    f"{where}: this and earlier outlines of the file cross themselves all over; are these outlines of "
+                    "tissue? export them again"
+                )
             mended = polygonal(shapely.make_valid(drawn, method="structure", keep_collapsed=False))
             self._repaired += mended is not None
         else:
@@ -141,14 +141,6 @@ class Collector:
         if mended is None:
             self.skip(NO_AREA)
         return mended
-
-    def _count_tangle(self, drawn: Area, where: str) -> None:
-        self._tangle += _tangle(drawn, where)
-        if self._tangle > MAX_TANGLES:
-            raise InputError(
-                f"{where}: this and earlier outlines of the file cross themselves all over; are these outlines of "
-                "tissue? export them again"
-            )
 
     def add(self, polygon: Area | None, *, identifier: str, label: str, slide: str | None = None) -> None:
         """Add an annotation; None, which :meth:`polygon` returns where there is no area, adds nothing."""

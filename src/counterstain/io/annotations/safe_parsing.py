@@ -75,13 +75,7 @@ def file_name(value: Any, where: str) -> str | None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file, decompressed if it is gzip.
-
-    Raises
-    ------
-    InputError
-        No such file, too large, or damaged gzip.
-    """
+    """Read a file, decompressed if it is gzip; an InputError names what is missing, empty, too large or damaged."""
     try:
         with path.open("rb") as file:
             packed = file.peek(2).startswith(GZIP_MAGIC)
@@ -105,13 +99,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def parse_json(path: Path, data: bytes) -> Any:
-    """Parse JSON strictly: UTF-8, no NaN, no infinity.
-
-    Raises
-    ------
-    InputError
-        With line and column, where the parser knows them.
-    """
+    """Parse JSON strictly (UTF-8, no NaN, no infinity); an InputError names line and column where they are known."""
     if _json_memory(data) > MAX_JSON_MEMORY:
         raise InputError(
             f"{path}: would take more than {MAX_JSON_MEMORY // 2**20} MB of memory; export the annotations alone "

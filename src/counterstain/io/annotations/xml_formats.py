@@ -34,7 +34,6 @@ from counterstain.io.annotations.outlines import AnnotationFile, Area, Collector
 from counterstain.io.annotations.safe_parsing import MAX_DEPTH, name, number, shown
 
 MAX_ELEMENTS = 8_000_000  # as many points as a file may have, and what stands around them
-UNGROUPED = "Ungrouped"
 ASAP_OUTLINES = ("Polygon", "Rectangle", "Spline")
 ASAP_WITHOUT_AREA = {"Dot": "point", "PointSet": "points", "Line": "line", "Measurement": "line"}
 RECTANGLE, ELLIPSE = "1", "2"
@@ -150,7 +149,7 @@ class _AsapVisitor(_Visitor):
         self.collector.add(
             self.collector.polygon([[ring]], self.place),
             identifier=name(attributes.get("Name", ""), f"{self.place} Name") or str(self.number),
-            label=UNGROUPED if group in {"", "None"} else group,
+            label="Ungrouped" if group in {"", "None"} else group,
         )
 
 
@@ -171,12 +170,10 @@ class _Region:
             collector.skip(APERIO_WITHOUT_AREA.get(kind, f"region of Type {shown(kind)}"))
             return None
         ring = np.array(self.points, float).reshape(-1, 2)
-        if len(ring):
-            bounds = (*ring.min(axis=0).tolist(), *ring.max(axis=0).tolist())
-            if kind == ELLIPSE and len(ring) <= 4:  # more points are its outline
-                ring = ellipse(bounds)
-            elif kind == RECTANGLE and len(ring) == 2:
-                ring = rectangle(bounds)
+        if kind == ELLIPSE and 0 < len(ring) <= 4:  # more points are its outline
+            ring = ellipse(ring)
+        elif kind == RECTANGLE and len(ring) == 2:
+            ring = rectangle(ring)
         return collector.polygon([[ring]], self.where)
 
 
