@@ -47,18 +47,17 @@ def write_mirax(
 def _zoom_level(data: bytearray, photos: dict, grid: tuple[int, int], level: int, kind: str) -> list[tuple]:
     """Append the images of a zoom level; returns their entries in the index."""
     concat = 2**level
-    entries = []
-    for x, y in sorted({(x // concat * concat, y // concat * concat) for x, y in photos}, key=lambda cell: cell[::-1]):
-        picture = np.full((CELL_PX, CELL_PX, 3), 255, np.uint8)
-        edge = CELL_PX // concat
-        for column in range(concat):
-            for row in range(concat):
-                photo = photos.get((x + column, y + row))
-                if photo is not None:
-                    shrunk = photo.reshape(edge, concat, edge, concat, 3).mean((1, 3)).round()
-                    picture[row * edge : (row + 1) * edge, column * edge : (column + 1) * edge] = shrunk
-        entries.append((y * grid[0] + x, *_append(data, _encoded(picture, kind)), 0))
-    return entries
+    edge = CELL_PX // concat
+    pictures: dict = {}
+    for (x, y), photo in photos.items():
+        picture = pictures.setdefault((y - y % concat, x - x % concat), np.full((CELL_PX, CELL_PX, 3), 255, np.uint8))
+        top, left = y % concat * edge, x % concat * edge
+        shrunk = photo.reshape(edge, concat, edge, concat, 3).mean((1, 3)).round()
+        picture[top : top + edge, left : left + edge] = shrunk
+    return [
+        (y * grid[0] + x, *_append(data, _encoded(p, kind)), 0)
+        for (y, x), p in sorted(pictures.items(), key=lambda item: item[0])
+    ]
 
 
 def _encoded(picture: np.ndarray, kind: str) -> bytes:

@@ -49,9 +49,8 @@ class Lab:
         tifffile.imwrite(self.slides / f"{name}.tif", image, photometric="rgb", **resolution)
         return image
 
-    def mirax(self, name: str, image: np.ndarray | None = None) -> None:
-        pixels = np.full((256, 320, 3), 240, np.uint8) if image is None else image
-        write_mirax(self.slides / f"{name}.mrxs", pixels, offset_xy=(1000, 520), mpp=0.5)
+    def mirax(self, name: str, image: np.ndarray) -> None:
+        write_mirax(self.slides / f"{name}.mrxs", image, offset_xy=(1000, 520), mpp=0.5)
 
     def annotate(self, name: str, *features: dict) -> None:
         text = json.dumps({"type": "FeatureCollection", "features": features})
@@ -100,7 +99,7 @@ def test_regions_hold_the_pixels_and_the_instances_of_the_slide(two_slides: Lab)
     assert (row["slide"], row["patient"], row["score"]) == ("a", "a", "HER2 1+")
 
 
-def test_the_summary_counts_what_was_imported_cut_and_left_out(two_slides: Lab):
+def test_tables_and_pictures_show_what_was_imported_cut_and_left_out(two_slides: Lab):
     cohort = two_slides.load()
     report = read_json(cohort.folder / "import.json")
     assert report["subtypes"]["HER2 3+"] == {"instances": 2, "area_px": 1150, "area_mm2": 0.00115}
@@ -109,37 +108,29 @@ def test_the_summary_counts_what_was_imported_cut_and_left_out(two_slides: Lab):
     assert (report["regions"], report["background"], report["ignored"], report["cut_at_region_edge"]) == (4, 2, 2, 2)
     table = pd.read_parquet(cohort.folder / "annotations.parquet")
     assert table["annotation"].tolist()[:4] == ["three-120-60", "one-300-180", "hole-130-70", "smear-200-100"]
-
-
-def test_every_slide_has_an_overview_picture(two_slides: Lab):
-    two_slides.load()
-    picture = np.asarray(Image.open(two_slides.out / "overview" / "a.png"))
+    picture = np.asarray(Image.open(cohort.folder / "overview" / "a.png"))
     assert picture.shape[1] > 600  # the legend stands beside the thumbnail
     assert tuple(picture[50, 110]) == (20, 20, 20)  # the frame of region1
 
 
-@pytest.mark.parametrize(("origin", "shift"), [("canvas", (1000, 520)), ("bounds", (0, 0))])
-def test_annotations_of_a_mirax_slide_land_on_the_right_pixels_with_both_origins(
-    lab: Lab, origin: str, shift: tuple[int, int]
+@pytest.mark.parametrize(("origin", "shift"), [("canvas", (1000, 520)), ("bounds", (0, 0)), (None, (0, 0))])
+def test_annotations_of_a_mirax_slide_count_from_the_origin_qupaths_by_default_from_the_scanned_area(
+    lab: Lab, origin: str | None, shift: tuple[int, int]
 ):
     image = np.full((256, 320, 3), 240, np.uint8)
     image[64:128, 96:160] = (150, 90, 50)
     lab.mirax("a", image)
     lab.annotate("a", polygon("ROI", *shift, 320, 256), polygon("three", 96 + shift[0], 64 + shift[1], 64, 64))
-    pixels, instances = lab.load(origin=origin, mpp=1.0).read(0)
+    cohort = lab.load(origin=origin, mpp=1.0)
+    pixels, instances = cohort.read(0)
     brown = np.abs(pixels.astype(int) - (150, 90, 50)).max(-1) < 5
     assert np.array_equal(brown, instances == 1)
     assert brown.sum() == 32 * 32
-
-
-def test_qupaths_annotations_count_from_the_scanned_area_unless_told_otherwise(lab: Lab):
-    lab.mirax("a")
-    lab.annotate("a", polygon("ROI", 0, 0, 320, 256), polygon("three", 10, 10, 64, 64))
-    assert tuple(lab.load().regions.iloc[0][["x_level0_px", "y_level0_px"]]) == (1000, 520)
+    assert tuple(cohort.regions.iloc[0][["x_level0_px", "y_level0_px"]]) == (1000, 520)
 
 
 def test_annotations_off_the_slide_suggest_the_other_origin(lab: Lab):
-    lab.mirax("a")
+    lab.mirax("a", np.full((256, 320, 3), 240, np.uint8))
     lab.annotate("a", polygon("ROI", 0, 0, 320, 256))
     words = r"slide a: 1 of 1 annotations lie off .*'ROI'.*begins at x 1000, y 520: try --origin bounds"
     with pytest.raises(InputError, match=words):
@@ -221,14 +212,11 @@ def test_slides_and_annotations_that_do_not_match_are_listed_on_both_sides(lab: 
 
 
 def test_a_file_belongs_to_the_slide_with_the_longest_name_that_fits(lab: Lab):
-    lab.tiff("a")
-    lab.tiff("a.2")
-    lab.annotate("a.qupath", polygon("ROI", 0, 0, 40, 40), polygon("one", 5, 5, 9, 9))
-    lab.annotate("a.2.tif", polygon("ROI", 0, 0, 40, 40), polygon("three", 5, 5, 9, 9))
-    cohort = lab.load()
-    assert dict(zip(cohort.regions["slide"], cohort.regions["score"], strict=True)) == {
-        "a": "HER2 1+", "a.2": "HER2 3+",
-    }  # fmt: skip
+    for slide, file, label in (("a", "a.qupath", "one"), ("a.2", "a.2.tif", "three")):
+        lab.tiff(slide)
+        lab.annotate(file, polygon("ROI", 0, 0, 40, 40), polygon(label, 5, 5, 9, 9))
+    regions = lab.load().regions
+    assert dict(zip(regions["slide"], regions["score"], strict=True)) == {"a": "HER2 1+", "a.2": "HER2 3+"}
 
 
 def test_one_exact_file_holds_the_annotations_of_many_slides(lab: Lab, tmp_path: Path):

@@ -280,25 +280,13 @@ def test_a_strong_stain_does_not_hide_pale_tissue():
 
 
 @needs_real
-@pytest.mark.parametrize(("mpp", "tolerance"), [(0.499, 0), (0.998, 1), (0.5, 1), (1.0, 1), (2.0, 1)])
-def test_an_svs_equals_openslides_own_reading_up_to_resampling(mpp: float, tolerance: int):
-    path = REAL / "CMU-1-Small-Region.svs"
-    x, y, step = 600, 1200, mpp / 0.499
-    side = int(200 * step) + 2
-    with openslide.OpenSlide(path) as file:
-        level0 = np.asarray(file.read_region((x, y), 0, (side, side)).convert("RGB")).astype(float)
-    fine = np.cumsum(np.cumsum(np.pad(level0, ((1, 0), (1, 0), (0, 0))), 0), 1)  # integral of the area up to a place
-
-    def integral(places: np.ndarray, along: np.ndarray, axis: int) -> np.ndarray:
-        whole = np.floor(places).astype(int)
-        part = (places - whole).reshape(-1, *[1] * (2 - axis))
-        return along.take(whole, axis) * (1 - part) + along.take(np.minimum(whole + 1, side), axis) * part
-
-    places = np.arange(201) * step
-    expected = np.diff(np.diff(integral(places, integral(places, fine, 0), 1), axis=0), axis=1) / step**2
-    with Slide.open(path) as slide:
-        read = slide.read(x, y, 200, 200, mpp)
-    assert np.abs(read - expected).max() <= tolerance
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_an_svs_equals_openslides_own_reading_up_to_resampling(factor: int):
+    with openslide.OpenSlide(REAL / "CMU-1-Small-Region.svs") as file:
+        level0 = np.asarray(file.read_region((600, 1200), 0, (800, 800)).convert("RGB"))
+    with Slide.open(REAL / "CMU-1-Small-Region.svs") as slide:
+        read = slide.read(600, 1200, 800 // factor, 800 // factor, 0.499 * factor)
+    assert np.array_equal(read, means(level0, factor))
 
 
 @needs_real
