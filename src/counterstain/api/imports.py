@@ -80,7 +80,9 @@ def import_table(
     region_column : str
         Column of the regions' names (optional).
     """
+    # First of all, while the parameters are the only local names.
     columns = {name.removesuffix("_column"): value for name, value in locals().items() if name.endswith("_column")}
+
     from counterstain.io.import_table import import_table as import_rows
     from counterstain.progress import bar
     from counterstain.taxonomy import Taxonomy
