@@ -41,8 +41,7 @@ def test_rows_are_read_from_every_layout(tmp_path, content):
 
 
 def test_pages_of_several_images_are_joined(tmp_path):
-    other = {**row(2), "image": {"id": 13, "name": "/data/B2.mrxs"}}
-    file = read(tmp_path, [page([row()], 2), page([other], 2)])
+    file = read(tmp_path, [page([row()], 2), page([row(2, image={"id": 13, "name": "/data/B2.mrxs"})], 2)])
     assert file.slides == ("A1.mrxs", "B2.mrxs")
     assert [a.id for a in file.of_slide("B2.mrxs")] == ["2"]
 
@@ -63,27 +62,26 @@ def test_what_is_no_outline_is_counted(tmp_path):
     assert file.skipped["row without outline (vector is null)"] == 2
 
 
-def test_boxes_become_rectangles(tmp_path):
+def test_boxes_become_rectangles_and_points_follow_their_numbers_not_their_places(tmp_path):
     box = {"x1": 30, "y1": 5, "x2": 10, "y2": 9}
-    (annotation,) = read(tmp_path, [row(1, box, {**TUMOUR, "vector_type": BOX})]).annotations
-    assert (annotation.polygon.bounds, annotation.polygon.area) == ((10, 5, 30, 9), 80)
-
-
-def test_points_follow_their_numbers_not_their_places(tmp_path):
     shuffled = dict(sorted(SQUARE.items(), key=lambda item: item[0][0]))
-    assert read(tmp_path, [row(1, shuffled)]).annotations[0].polygon.area == 400
+    file = read(tmp_path, [row(1, box, {**TUMOUR, "id": 8, "vector_type": BOX}), row(2, shuffled)])
+    assert [(a.polygon.bounds, a.polygon.area) for a in file.annotations] == [
+        ((10, 5, 30, 9), 80),
+        ((10, 10, 30, 30), 400),
+    ]
 
 
 def test_types_and_images_that_are_numbers_stay_recognisable(tmp_path):
-    plain = {**row(), "annotation_type": 7, "image": 12}
-    file = read(tmp_path, [plain, {**plain, "vector": {"x1": 1, "y1": 1, "x2": 5, "y2": 5}}])
+    two_points = {"x1": 1, "y1": 1, "x2": 5, "y2": 5}
+    file = read(tmp_path, [row(exact_type=7, image=12), row(vector=two_points, exact_type=7)])
     assert (file.annotations[0].label, file.annotations[0].slide) == ("type 7", "image 12")
     assert file.skipped == {"two points of a type that is only a number (a box or a line?)": 1}
 
 
 @pytest.mark.parametrize("types", [{"7": "Tumour"}, page([TUMOUR]), [TUMOUR]])
 def test_a_file_of_types_names_them(tmp_path, types):
-    assert read(tmp_path, [{**row(), "annotation_type": 7}], types).labels == {"Tumour": 1}
+    assert read(tmp_path, [row(exact_type=7)], types).labels == {"Tumour": 1}
 
 
 def test_a_name_that_two_products_share_carries_the_product(tmp_path):
@@ -93,8 +91,8 @@ def test_a_name_that_two_products_share_carries_the_product(tmp_path):
 
 
 def test_the_name_of_an_image_leads_to_no_other_folder(tmp_path):
-    rows = [{**row(), "image": {"id": 1, "name": name}} for name in ("../../etc/passwd", "..", "C:\\a\\b.svs")]
-    rows += [{**row(), "image": "../../etc/passwd"}, {**row(), "image": {"id": "../x"}}]
+    rows = [row(image={"id": 1, "name": name}) for name in ("../../etc/passwd", "..", "C:\\a\\b.svs")]
+    rows += [row(image="../../etc/passwd"), row(image={"id": "../x"})]
     assert [a.slide for a in read(tmp_path, rows).annotations] == ["passwd", None, "b.svs", "image passwd", "image x"]
 
 
@@ -148,12 +146,10 @@ class Playback(BaseHTTPRequestHandler):
             self.annotations(query)
 
     def annotations(self, query):
-        mishap = "drop" if query["offset"] == "2" and self.mishaps["drop"] > 0 else None
-        mishap = "busy" if self.mishaps["busy"] > 0 else mishap
-        if mishap == "busy":
+        if self.mishaps["busy"] > 0:
             self.mishaps["busy"] -= 1
             self.reply(503, {})
-        elif mishap == "drop":
+        elif query["offset"] == "2" and self.mishaps["drop"] > 0:
             self.mishaps["drop"] -= 1
             self.reply(200, page(self.rows), cut=40)
         else:
@@ -244,17 +240,13 @@ def test_after_some_tries_it_ends_in_one_line(playback, capfd, mishap, message):
     assert capfd.readouterr().err == ""
 
 
-def test_a_server_that_is_not_there_or_not_exact_is_named(playback):
+def test_a_server_that_is_not_there_or_not_exact_or_has_no_certificate_is_named(playback):
     script, url = playback
     script.root = "/elsewhere/"
     with pytest.raises(InputError, match=r"status 404\); check the address"):
         fetch(url)
     with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9: the connection failed 4 times"):
         fetch("http://127.0.0.1:9")
-
-
-def test_without_a_certificate_nothing_is_asked(playback):
-    _, url = playback
     with pytest.raises(InputError, match="its certificate cannot be verified"):
         fetch(url.replace("http:", "https:"))
 
