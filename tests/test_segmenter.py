@@ -26,7 +26,6 @@ from counterstain.segmentation.model import (
     cross_entropy_loss,
     dice_loss,
     load_encoder_weights,
-    load_segmenter,
 )
 from counterstain.segmentation.segmenter_config import InferenceConfig, SegmenterConfig
 from counterstain.segmentation.train import train_segmenter
@@ -381,12 +380,6 @@ def test_it_is_evaluated_on_any_cohort_of_the_same_subtypes(trained, tmp_path) -
     assert by_slide(table).shape == (2, 3, 2)
     assert pooled(table).sum() == 4 * 48 * 48
     assert table["split"].isna().all()
-
-
-def test_counts_do_not_depend_on_the_batch(trained, cohort) -> None:
-    settings = load_segmenter(trained)[0].config.inference
-    tables = [evaluate(trained, cohort, "val", inference=settings.model_copy(update={"batch_size": n})) for n in (3, 8)]
-    assert tables[0].equals(tables[1])
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from counterstain.errors import InputError, MismatchError
 from counterstain.progress import bar
 from counterstain.segmentation.counts import add_by_slide, count
 from counterstain.segmentation.model import Segmenter, load_segmenter
-from counterstain.segmentation.segmenter_config import InferenceConfig, Windows
+from counterstain.segmentation.segmenter_config import Windows
 
 ALL = "all"
 
@@ -35,7 +35,6 @@ def evaluate(
     cohort: Cohort,
     part: str = "test",
     *,
-    inference: InferenceConfig | None = None,
     device: str = "auto",
     label: str = "evaluating",
 ) -> pd.DataFrame:
@@ -49,8 +48,6 @@ def evaluate(
         Any cohort of the same subtypes and resolution.
     part : str
         ``train``, ``val``, ``test`` or ``all``.
-    inference : InferenceConfig, optional
-        Replaces the segmenter's own.
     label : str
         Of the progress bar.
 
@@ -72,7 +69,7 @@ def evaluate(
     model, header = load_segmenter(folder)
     check_evaluable(folder, header, cohort, part)
     positions: list[int] = list(range(len(cohort))) if part == ALL else cohort.part(part).tolist()
-    windows = (inference or model.config.inference).windows(header.size_px)
+    windows = model.config.inference.windows(header.size_px)
     images = (cohort.read(position)[0] for position in positions)
     probabilities = sliding_window_inference(model.to(choose_device(device)), images, windows)
     counts = []

@@ -77,10 +77,7 @@ class MixedPatches:
 def synthetic_count(amount: float, config: MixingConfig) -> int:
     """Return how many synthetic patches an amount means: ``amount`` x ``epoch_patches``.
 
-    Raises
-    ------
-    InputError
-        The amount is negative, not a number, or so small that it is no patch at all.
+    Raises InputError where the amount is negative, not a number, or so small that it is no patch at all.
     """
     if not 0 <= amount < float("inf"):
         raise InputError(f"amount {amount}: expected 0 or more, where 1.0 is +100 % of {config.epoch_patches} patches")
@@ -93,10 +90,7 @@ def synthetic_count(amount: float, config: MixingConfig) -> int:
 def synthetic_share(amount: float, share: float | None = None) -> float:
     """Return the probability of a synthetic patch: ``share`` where given, otherwise amount / (1 + amount).
 
-    Raises
-    ------
-    InputError
-        The share is not within 0 to 1.
+    Raises InputError where the share is not within 0 to 1.
     """
     if share is None:
         return amount / (1 + amount)

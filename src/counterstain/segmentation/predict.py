@@ -370,15 +370,10 @@ def _box(cohort: Cohort, position: int) -> Box:
 
 def _areas(cohort: Cohort, position: int, probability: np.ndarray, threshold: float) -> Iterable[Outlined]:
     """Return the areas of one region on its slide."""
-    region = cohort.regions.iloc[position]
+    box, mpp_level0 = _box(cohort, position), _mpp_level0(cohort, position)
     rows, columns = (Span(0, length, 0, length) for length in probability.shape)
-    return on_slide(
-        join(list(pieces(probability, rows, columns, threshold))),
-        corner_xy_level0_px=(int(region["x_level0_px"]), int(region["y_level0_px"])),
-        mpp=cohort.mpp,
-        mpp_level0=_mpp_level0(cohort, position),
-        region=str(region["region"]),
-    )
+    areas = join(list(pieces(probability, rows, columns, threshold)))
+    return on_slide(areas, corner_xy_level0_px=(box.x, box.y), mpp=cohort.mpp, mpp_level0=mpp_level0, region=box.name)
 
 
 def _mpp_level0(cohort: Cohort, position: int) -> float:

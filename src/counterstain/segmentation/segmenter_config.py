@@ -40,10 +40,7 @@ class InferenceConfig(Config):
     def windows(self, patch_px: int) -> Windows:
         """Return the windows of a segmenter with training patches of that edge.
 
-        Raises
-        ------
-        ConfigError
-            The overlap is as large as the window.
+        Raises ConfigError where the overlap is as large as the window.
         """
         window = self.window_px or patch_px
         overlap = window // 4 if self.overlap_px is None else self.overlap_px

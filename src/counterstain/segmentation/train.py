@@ -216,13 +216,7 @@ def label_weights(pixels: np.ndarray, strength: float) -> np.ndarray:
 
 
 def count_labels(source: PatchSource, total: int, num_labels: int) -> np.ndarray:
-    """Count the pixels of every label in patches spread evenly over the first ``total`` of a stream.
-
-    Returns
-    -------
-    (K + 1,) int64 array
-        Without ignored pixels.
-    """
+    """Count every label's pixels, (K + 1,) int64, in patches spread evenly over the first ``total`` of a stream."""
     pixels = np.zeros(256, np.int64)
     for index in np.unique(np.linspace(0, total - 1, min(total, COUNTED_PATCHES)).astype(np.int64)).tolist():
         pixels += np.bincount(source[index].label_mask.ravel(), minlength=256)
@@ -241,11 +235,8 @@ class MixupBatches:
     def __call__(self, step: int) -> Batch:
         """Return a step's batch.
 
-        Returns
-        -------
-        dict
-            The batch, and ``mixed_labels`` (B, H, W) uint8, the labels of the other patches, and ``kept_share`` (B,)
-            float, the share of an image that is its own.
+        It also has ``mixed_labels`` (B, H, W) uint8, the labels of the other patches, and ``kept_share`` (B,) float,
+        the share of an image that is its own.
         """
         batch = self.batches(step)
         rng = numpy_generator(self.seed, "mixup", step)
