@@ -90,6 +90,8 @@ def starts_processes(config: TrainingConfig) -> bool:
         There are fewer GPUs; more than one node without torchrun; torchrun started another number of processes.
     """
     devices, nodes, started = config.devices, config.num_nodes, started_processes()
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("accelerator gpu: this machine has none that torch can use; set it to auto or cpu")
     if _on_gpu(config) and devices > torch.cuda.device_count():
         raise ConfigError(f"devices {devices}: this machine has {torch.cuda.device_count()}; set it to that")
     if started == devices * nodes:

@@ -1,8 +1,7 @@
 """The one training loop: by step number, resumable at any step with the same result.
 
 Models draw their noise from generators derived from the step (``batch["step"]``) and the place of a sample in the batch
-(``batch["position"]``). So a training that was killed and resumed, or spread over micro-batches and devices, sees the
-very same data and noise as one that ran through.
+(``batch["position"]``), so a training that was resumed, or spread over micro-batches and devices, sees the same noise.
 """
 
 from __future__ import annotations
@@ -122,13 +121,11 @@ def fit(
         Step number -> the whole batch of that step, a dict of tensors of equal first length.
     folder : Path
         Gets ``last.ckpt`` and ``logs`` while training runs and ``losses.csv`` (step, name, value) at its end.
-        On one device Ctrl-C and SIGTERM save the state too, after the step that is under way.
     ema_decay : float, optional
         Leave the exponential moving average of the weights in ``model`` instead of the last ones; the decay warms
         up as (1 + n) / (10 + n), so that short trainings are not averages with their initial weights.
     monitor : Monitor, optional
-        Its figures join ``losses.csv``: while training those of the last weights, at the end those of what is left in
-        ``model``.
+        Its figures join ``losses.csv``: while training those of the last weights, at the end those of ``model``.
 
     Returns
     -------
@@ -142,7 +139,7 @@ def fit(
     StorageError
         The state of the interrupted call cannot be read; it is left as it is.
     KeyboardInterrupt
-        Ctrl-C or SIGTERM; the state is saved.
+        Ctrl-C or SIGTERM; on one device the state is saved first, after the step that is under way.
     """
     with released_on_error(folder) if rank() == 0 else nullcontext():
         _check(model, config)
@@ -152,46 +149,30 @@ def fit(
     share_batch_statistics(model.to(fabric.device), fabric)
 
     # Go on where an interrupted training stopped.
-    run = _Run(model, config, fabric, [fabric.setup_optimizers(each) for each in model.optimizers()])
-    run.average = None if ema_decay is None else [tensor.clone() for tensor in run.tensors()]
+    first = fabric.is_global_zero
+    optimizers = [fabric.setup_optimizers(each) for each in model.optimizers()]
+    run = _Run(model, config, fabric, optimizers, folder / PROGRESS_FILE, ema_decay, monitor if first else None)
     with fabric.rank_zero_first():
-        run.load(folder / PROGRESS_FILE)
+        run.load()
 
-    first, settings = fabric.is_global_zero, getattr(model, "config", config)
     with (
         bar(label, config.steps, run.step) if first else nullcontext(lambda _: None) as advance,
-        Curves(folder, label, config.logger, settings, run.rows) if first else nullcontext() as run.curves,
+        Curves(folder, label, config.logger, getattr(model, "config", config), run.rows)
+        if first
+        else nullcontext() as run.curves,
     ):
         with _Interruption(listens=fabric.world_size == 1) as stop:
-            loader = _Parts(batches, config, fabric.global_rank).loader(run.step)
-            _loop(
-                run,
-                loader,
-                folder / PROGRESS_FILE,
-                ema_decay=ema_decay,
-                monitor=monitor,
-                advance=advance,
-                stop=stop,
-            )
+            _loop(run, _Parts(batches, config, fabric.global_rank).loader(run.step), advance, stop)
             run.leave_average()
         model.eval()
-        figures = run.watch(monitor) if monitor is not None and first else {}
+        figures = run.watch()
     if first:
         write_csv(folder / "losses.csv", pd.DataFrame(run.rows, columns=["step", "name", "value"]))
     model.cpu()
     return figures
 
 
-def _loop(
-    run: _Run,
-    loader: Iterator[Batch],
-    progress_file: Path,
-    *,
-    ema_decay: float | None,
-    monitor: Monitor | None,
-    advance: Callable[[int], None],
-    stop: _Interruption,
-) -> None:
+def _loop(run: _Run, loader: Iterator[Batch], advance: Callable[[int], None], stop: _Interruption) -> None:
     config, fabric = run.config, run.fabric
     while run.step < config.steps:
         # Minimise the losses of the whole batch, in micro-batches where memory is short.
@@ -203,20 +184,19 @@ def _loop(
                 losses = run.model.training_step(batch, run.minimiser(micro))
 
         # The average follows the weights.
-        if ema_decay is not None:
-            run.follow(ema_decay)
+        run.follow()
         run.step += 1
         under_way = run.step < config.steps
 
         # Record the losses, and what the monitor sees.
         if run.step % config.log_every_steps == 0 or not under_way:
             run.record(losses)
-        if monitor is not None and under_way and fabric.is_global_zero and run.step % monitor.every_steps == 0:
-            run.watch(monitor)
+        if run.monitor is not None and under_way and run.step % run.monitor.every_steps == 0:
+            run.watch()
 
         # Save the state; obey Ctrl-C and SIGTERM.
         if under_way and (stop.waits or run.step % config.checkpoint_every_steps == 0) and fabric.is_global_zero:
-            run.save(progress_file)
+            run.save()
         advance(1)
         if under_way and stop.waits:
             raise KeyboardInterrupt
@@ -224,19 +204,13 @@ def _loop(
 
 def _check(model: Trainable, config: TrainingConfig) -> None:
     """Raise ConfigError where a model cannot be trained in the way that is asked for."""
-    name, slices = type(model).__name__, config.accumulate * config.devices * config.num_nodes
+    name = type(model).__name__
     if starts_processes(config):
         raise ConfigError(f"devices {config.devices}: {name} trains on one device; use 1")
-    if config.batch_size % slices:
-        raise ConfigError(
-            f"batch_size {config.batch_size} cannot be shared among {slices} micro-batches; choose a multiple"
-        )
     if config.accumulate > 1 and model.updates_itself:
         raise ConfigError(f"accumulate {config.accumulate}: {name} cannot accumulate gradients; use 1")
     if config.gradient_clip and model.updates_itself:
         raise ConfigError(f"gradient_clip {config.gradient_clip:g}: {name} clips no gradients; use null")
-    if config.accelerator == "gpu" and not torch.cuda.is_available():
-        raise ConfigError("accelerator gpu: this machine has none that torch can use; set it to auto or cpu")
 
 
 @dataclass
@@ -247,10 +221,15 @@ class _Run:
     config: TrainingConfig
     fabric: Fabric
     optimizers: list[Any]
-    average: list[Tensor] | None = None  # of weights and buffers
+    file: Path
+    ema_decay: float | None
+    monitor: Monitor | None
     step: int = 0
     rows: list[tuple[int, str, float]] = field(default_factory=list)
     curves: Curves | None = None
+
+    def __post_init__(self) -> None:
+        self.average = None if self.ema_decay is None else [tensor.clone() for tensor in self.tensors()]
 
     def set_learning_rates(self) -> None:
         for optimizer in self.optimizers:
@@ -278,9 +257,9 @@ class _Run:
     def tensors(self) -> list[Tensor]:
         return [tensor.detach() for tensor in (*self.model.parameters(), *self.model.buffers())]
 
-    def follow(self, decay: float) -> None:
+    def follow(self) -> None:
         # The first step sets the average, whatever the initial weights were.
-        weight = 1.0 - min(decay, (1 + self.step) / (10 + self.step)) if self.step else 1.0
+        weight = 1.0 - min(self.ema_decay or 0, (1 + self.step) / (10 + self.step)) if self.step else 1.0
         for mean, value in zip(self.average or (), self.tensors(), strict=True):
             if mean.is_floating_point():
                 mean.lerp_(value, weight)
@@ -295,20 +274,24 @@ class _Run:
 
     def record(self, losses: Mapping[str, Any]) -> None:
         """Note losses, as means over the processes."""
-        values: dict[str, float] = {}
-        for name, loss in losses.items():
-            here = torch.as_tensor(loss, dtype=torch.float32, device=self.fabric.device).detach()
-            values[name] = float(torch.as_tensor(self.fabric.all_reduce(here, reduce_op="mean")))
+        here = {
+            name: torch.as_tensor(loss, dtype=torch.float32, device=self.fabric.device).detach()
+            for name, loss in losses.items()
+        }
+        means: Any = self.fabric.all_reduce(here, reduce_op="mean")
+        values = {name: float(mean) for name, mean in means.items()}
         self._note(values)
         for name, value in values.items():
             if not math.isfinite(value):
                 raise DivergenceError(f"step {self.step}: {name} is {value}; lower the learning rate")
 
-    def watch(self, monitor: Monitor) -> dict[str, float]:
+    def watch(self) -> dict[str, float]:
         """Take the monitor's figures of the model as it is now."""
+        if self.monitor is None:
+            return {}
         training = [part for part in self.model.modules() if part.training]
         self.model.eval()
-        figures = {name: float(value) for name, value in monitor.measure().items()}
+        figures = {name: float(value) for name, value in self.monitor.measure().items()}
         self._note(figures)
         for part in training:
             part.training = True
@@ -319,17 +302,17 @@ class _Run:
         if self.curves is not None:
             self.curves.log(values, self.step)
 
-    def save(self, file: Path) -> None:
+    def save(self) -> None:
         content = {"format": FORMAT, "step": self.step, "rows": self.rows, "average": self.average}
         content |= {"model": self.model.state_dict(), "scaler": self.fabric.strategy.precision.state_dict()}
         buffer = io.BytesIO()  # torch's own writer hides that a disk is full
         torch.save(content | {"optimizers": [each.state_dict() for each in self.optimizers]}, buffer)
-        sweep(file)  # each as large as the whole
-        with replacing(file) as partial:
+        sweep(self.file)  # each as large as the whole
+        with replacing(self.file) as partial:
             partial.write_bytes(buffer.getbuffer())
 
-    def load(self, file: Path) -> None:
-        content = _read(file)
+    def load(self) -> None:
+        content = _read(self.file)
         if content is None:
             return
         self.step, self.rows = content["step"], content["rows"]
@@ -389,7 +372,7 @@ class _Parts(Dataset[Batch]):
 
     def __getitem__(self, item: int) -> Batch:
         config, (step, micro) = self._config, divmod(item, self._config.accumulate)
-        size = config.batch_size // (config.accumulate * config.devices * config.num_nodes)
+        size = config.batch_size // config.parts
         start = (self._rank * config.accumulate + micro) * size
         if isinstance(self._batches, PatchBatches):
             part = self._batches.part(step, start, start + size)

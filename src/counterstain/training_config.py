@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from counterstain.config import Config, ConfigT
 from counterstain.errors import ConfigError
@@ -58,6 +58,19 @@ class TrainingConfig(Config):
     """Largest norm of the gradient."""
     logger: Annotated[LoggerName | None, Field(exclude=True)] = None
     """Where curves go beside TensorBoard and CSV; changes no result, so it is no part of what is saved or compared."""
+
+    @property
+    def parts(self) -> int:
+        """Parts that a batch is cut into: micro-batches of all devices."""
+        return self.accumulate * self.devices * self.num_nodes
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.batch_size % self.parts:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be shared among {self.parts} micro-batches; choose a multiple"
+            )
+        return self
 
 
 def with_logger(config: ConfigT, logger: LoggerName | None) -> ConfigT:
