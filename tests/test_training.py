@@ -4,6 +4,7 @@ import signal
 import pytest
 import torch
 
+from counterstain.config import build
 from counterstain.errors import ConfigError, DivergenceError, StorageError
 from counterstain.seeding import torch_generator
 from counterstain.training import Trainable, fit
@@ -179,6 +180,6 @@ def test_a_loss_that_is_no_number_stops_the_training(tmp_path):
         trained(tmp_path / "x", Line(diverge_at=3))
 
 
-def test_a_batch_that_micro_batches_cannot_share_is_refused(tmp_path):
+def test_a_batch_that_micro_batches_cannot_share_is_refused():
     with pytest.raises(ConfigError, match="batch_size 8 cannot be shared among 3"):
-        trained(tmp_path / "x", accumulate=3)
+        build(TrainingConfig, {"steps": 1, "batch_size": 8, "accumulate": 3})

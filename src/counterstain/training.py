@@ -258,8 +258,10 @@ class _Run:
         return [tensor.detach() for tensor in (*self.model.parameters(), *self.model.buffers())]
 
     def follow(self) -> None:
+        if self.ema_decay is None:
+            return
         # The first step sets the average, whatever the initial weights were.
-        weight = 1.0 - min(self.ema_decay or 0, (1 + self.step) / (10 + self.step)) if self.step else 1.0
+        weight = 1.0 - min(self.ema_decay, (1 + self.step) / (10 + self.step)) if self.step else 1.0
         for mean, value in zip(self.average or (), self.tensors(), strict=True):
             if mean.is_floating_point():
                 mean.lerp_(value, weight)
