@@ -73,17 +73,15 @@ def attempt(cell: Cell, root: Path, threads: int | None = None) -> Outcome:
 def attempt_elsewhere(cell: Cell, root: Path, threads: int | None) -> Outcome:
     """Make a cell in a process that is not the driver's: what comes back can be sent."""
     outcome = attempt(cell, root, threads)
-    if outcome.error is None or isinstance(outcome.error, CounterstainError):
-        return outcome
-    return Outcome(cell, CellCrashError(f"{cell.name}\n{''.join(traceback.format_exception(outcome.error))}"))
+    if outcome.error is not None and not isinstance(outcome.error, CounterstainError):
+        crash = CellCrashError(f"{cell.name}\n{''.join(traceback.format_exception(outcome.error))}")
+        return Outcome(cell, crash)
+    return outcome
 
 
 @contextmanager
 def _alone(cell: Cell, root: Path) -> Iterator[None]:
-    """Keep others from this cell: a process may outlive its killed driver by a moment, a cut-off machine by longer.
-
-    One byte of one file is locked for each cell; the operating system drops the lock with the process.
-    """
+    """Lock a cell, as one byte of one file: a process may outlive its killed driver, a cut-off machine by longer."""
     byte = int(cell.folder.rpartition("-")[2], 16) >> 2
     root.mkdir(parents=True, exist_ok=True)
     with (root / LOCK_FILE).open("w") as file:
@@ -179,7 +177,7 @@ class ProcessExecutor:
 
     def wait(self) -> list[Outcome]:
         """Return what ended; a process that died has lost its cell."""
-        busy = {worker.pipe: number for number, worker in enumerate(self._workers) if worker and worker.cell}
+        busy = {worker.pipe: worker for worker in self._workers if worker and worker.cell}
         return [self._outcome(busy[pipe]) for pipe in wait(list(busy)) if isinstance(pipe, Connection)]
 
     def stop(self) -> None:
@@ -194,20 +192,17 @@ class ProcessExecutor:
             process.join(SECONDS_TO_END)
         self._workers = [None] * self.slots
 
-    def _outcome(self, number: int) -> Outcome:
-        worker = self._workers[number]
-        assert worker is not None
-        assert worker.cell is not None
-        cell = worker.cell
+    def _outcome(self, worker: _Worker) -> Outcome:
+        cell, worker.cell = worker.cell, None
+        assert cell is not None
         try:
             outcome = worker.pipe.recv()
-            assert isinstance(outcome, Outcome)
         except (EOFError, OSError):
             worker.process.kill()
             worker.process.join(SECONDS_TO_END)
-            self._workers[number] = None
+            self._workers[self._workers.index(worker)] = None
             return Outcome(cell, lost=True)
-        worker.cell = None
+        assert isinstance(outcome, Outcome)
         return outcome
 
     def _started(self, number: int) -> _Worker:
@@ -256,14 +251,15 @@ def _children_inherit(threads: int) -> Iterator[None]:
 
     Ctrl-C then reaches the driver alone, which ends them.
     """
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    before = dict(os.environ)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     os.environ.update(_thread_variables(threads))
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        for name in THREAD_VARIABLES:
+            del os.environ[name]
+        os.environ.update(before)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
@@ -271,8 +267,7 @@ def _thread_variables(threads: int) -> dict[str, str]:
     return dict.fromkeys(THREAD_VARIABLES, str(threads))
 
 
-LOCALHOST = "127.0.0.1"
-QUEUED_PER_CPU = 4
+QUEUED_PER_SLOT = 4
 
 
 class RayExecutor:
@@ -290,7 +285,7 @@ class RayExecutor:
         processors = int(self._ray.cluster_resources().get("CPU", 1))
         self.name = f"ray, {processors} processors, {address or 'this machine'}"
         self.slots = max(1, processors // self._threads)
-        self.queue = QUEUED_PER_CPU * self.slots + 16
+        self.queue = QUEUED_PER_SLOT * self.slots + 16
         # Lost attempts are counted by the scheduler, the same for all executors.
         self._task = self._ray.remote(max_retries=0, max_calls=0)(attempt_elsewhere)
 
@@ -324,12 +319,11 @@ class RayExecutor:
         return outcome
 
     def _connect(self, address: str | None) -> None:
-        variables = _thread_variables(self._threads)
-        alone = {"_node_ip_address": LOCALHOST, "include_dashboard": False} if address is None else {}
+        options = {"log_to_driver": False, "runtime_env": {"env_vars": _thread_variables(self._threads)}}
+        if address is None:
+            options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
         try:
-            self._ray.init(
-                address=address or "local", log_to_driver=False, runtime_env={"env_vars": variables}, **alone
-            )
+            self._ray.init(address=address or "local", **options)
         except (ConnectionError, ValueError) as error:
             raise InputError(f"--address {address}: no Ray cluster answers there ({error}); start one first") from error
 
@@ -364,5 +358,4 @@ def open_executor(config: ExecutorConfig, resources: Resources, root: Path) -> E
         return RayExecutor(root, resources, config.address)
     if config.processes is not None:
         return ProcessExecutor(root, config.processes, resources.threads or 1)
-
     return InProcessExecutor(root, resources.threads)

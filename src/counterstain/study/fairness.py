@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,26 +37,18 @@ OF_ARMS = ("sampling", "mixing", "copy_paste", "mixup_alpha", "subtype_weighting
 def fairness_table(cells: Sequence[Cell], root: Path) -> pd.DataFrame:
     """Return a row per trained segmenter.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``arm``, ``repeat``; ``steps``, ``batch_size``; ``seed`` (of initial weights, order of the data and
-        augmentation), ``starts_from`` (initial weights of the encoder), ``settings`` (a hash of all that no arm
-        changes), ``augmentation``, ``subtype_weighting``; ``synthetic_set``, ``synthetic_patches``,
-        ``synthetic_share``, ``schedule``; ``filter`` (which images of the set were drawn again), ``drawn`` and
-        ``rejected`` (images, for the patches that are used).
+    Among its :data:`COLUMNS` are ``seed`` (of initial weights, order of the data and augmentation), ``starts_from``
+    (initial weights of the encoder), ``settings`` (a hash of all that no arm changes), ``filter`` (which images of the
+    set were drawn again), ``drawn`` and ``rejected`` (images, for the patches that are used).
     """
-    drawn: dict[tuple[str, int], tuple[int, int]] = {}
+    drawn = cache(_drawn)
     rows = []
     for cell in cells:
         if cell.stage == "segmenter":
             row = _row(cell, root)
             count = row["synthetic_patches"]
-            if count:
-                key = (cell.inputs["synthetic"], count)
-                drawn[key] = drawn.get(key) or _drawn(root / key[0], count)
-                row["drawn"], row["rejected"] = drawn[key]
-            rows.append(row)
+            attempts = drawn(root / cell.inputs["synthetic"], count) if count else 0
+            rows.append(row | {"drawn": attempts, "rejected": attempts - count})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -74,30 +67,23 @@ def fairness_of(run: Path) -> pd.DataFrame:
 
 
 def departures(table: pd.DataFrame) -> list[str]:
-    """Say in what the arms were treated differently, a line for each; empty where they were not.
+    """Say how the treatment of arms differed, a line for each difference.
 
-    Variants of arms (``subtype+weighted``) differ by intention and are said as well. The amount of synthetic patches
-    is what is compared, and not said.
+    Intended differences of variants (``subtype+weighted``) are included; the amount of synthetic patches is not.
     """
-    return [*_unequal_columns(table), *_unequal_seeds(table), *_unequal_filters(table)]
+    return list(_departures(table))
 
 
-def _unequal_columns(table: pd.DataFrame) -> Iterator[str]:
+def _departures(table: pd.DataFrame) -> Iterator[str]:
     for column, words in EQUAL.items():
         usual = table.loc[table["arm"] == REFERENCE, column]
         expected = usual.iloc[0] if len(usual) else table[column].mode().iloc[0]
         for value, rows in table[table[column] != expected].groupby(column, sort=False):
             arms = ", ".join(dict.fromkeys(rows["arm"]))
             yield f"{words}: {value} in {arms}, {expected} in the others"
-
-
-def _unequal_seeds(table: pd.DataFrame) -> Iterator[str]:
     for repeat, rows in table.groupby("repeat"):
         if (rows["seed"] != rows["seed"].iloc[0]).any():
             yield f"seeds: arms of repeat {repeat} have different ones"
-
-
-def _unequal_filters(table: pd.DataFrame) -> Iterator[str]:
     filters = table[table["synthetic_patches"] > 0].groupby("filter", sort=False)["arm"].unique()
     if len(filters) > 1:
         yield "filter: " + "; ".join(f"{name} in {', '.join(arms)}" for name, arms in filters.items())
@@ -121,8 +107,6 @@ def _row(cell: Cell, root: Path) -> dict[str, Any]:
         "synthetic_share": notes["synthetic_share"],
         "schedule": config["mixing"]["schedule"],
         "filter": filter_of(notes["synthetic"]),
-        "drawn": 0,
-        "rejected": 0,
     }
 
 
@@ -151,7 +135,6 @@ def filter_of(header: dict[str, Any] | None) -> str:
     return ", ".join(word for word in words if word != "none") or "none"
 
 
-def _drawn(folder: Path, count: int) -> tuple[int, int]:
+def _drawn(folder: Path, count: int) -> int:
     patches = PatchSet.open(folder).patches
-    attempts = int(patches.loc[patches["index"] < count, "attempts"].sum())
-    return attempts, attempts - count
+    return int(patches.loc[patches["index"] < count, "attempts"].sum())

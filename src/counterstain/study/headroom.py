@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -64,12 +65,9 @@ class Extrapolation:
 
 
 def bootstrapped(counts: np.ndarray, measure: Measure, seed: int, draws: int = DRAWS) -> np.ndarray:
-    """Draw repeats and test patients with replacement and return the curve of each draw, (draws, S).
+    """Draw repeats and test patients of (S, R, P, K + 1, 2) counts and return the curve of each draw, (draws, S).
 
-    Parameters
-    ----------
-    counts : (S, R, P, K + 1, 2) int array
-        The same repeats and patients at all sizes, so that differences along a curve are paired.
+    They are drawn with replacement, the same at all sizes, so that differences along a curve are paired.
     """
     rng = numpy_generator(seed, "learning curve")
     _, repeats, patients = counts.shape[:3]
@@ -81,16 +79,7 @@ def bootstrapped(counts: np.ndarray, measure: Measure, seed: int, draws: int = D
 
 
 def steps(sizes: Sequence[int], curve: np.ndarray, draws: np.ndarray) -> list[Step]:
-    """Return the gain per doubling from each size to the next.
-
-    Parameters
-    ----------
-    sizes : sequence of int, rising
-    curve : (S,) array
-        Mean over repeats.
-    draws : (n, S) array
-        See :func:`bootstrapped`.
-    """
+    """Return the gain per doubling from each size to the next, from a curve, (S,), and its draws, (n, S)."""
     doublings = np.diff(np.log2(sizes))
     gains, drawn = np.diff(curve) / doublings, np.diff(draws, axis=1) / doublings
     low, high = np.nanpercentile(drawn, LEVELS, axis=0)
@@ -131,22 +120,6 @@ def extrapolate(
     without one size, chosen at random. It does not cover patients unlike these, and with three or four repeats it is
     slightly too narrow.
     """
-    why = _too_little(sizes, curve, draws, repeats, patients)
-    if why is not None:
-        return why
-    rng = numpy_generator(0, "sizes left out")
-    gains = []
-    for draw in draws[~np.isnan(draws).any(axis=1)]:
-        kept = np.delete(np.arange(len(sizes)), rng.integers(len(sizes)))
-        gains.append(_gain(np.take(sizes, kept), draw[kept], sizes[-1]))
-    low, high = np.percentile(gains, LEVELS)
-    if high - low > WIDEST:
-        return f"the interval, {low:+.3f} to {high:+.3f}, is too wide; use more repeats"
-    gain = _gain(sizes, curve, sizes[-1])
-    return Extrapolation(patients=2 * sizes[-1], gain=gain, low=float(min(low, gain)), high=float(max(high, gain)))
-
-
-def _too_little(sizes: Sequence[int], curve: np.ndarray, draws: np.ndarray, repeats: int, patients: int) -> str | None:
     for needed, found, what in (
         (MIN_SIZES, len(sizes), "a power law needs at least {} numbers of patients"),
         (MIN_REPEATS, repeats, "an interval needs at least {} repeats"),
@@ -159,7 +132,16 @@ def _too_little(sizes: Sequence[int], curve: np.ndarray, draws: np.ndarray, repe
     low, high = np.nanpercentile(draws[:, -1] - draws[:, -2], LEVELS)
     if high - low > 2 * WIDEST:
         return f"the last step of the curve, {low:+.3f} to {high:+.3f}, is too uncertain; use more repeats"
-    return None
+    rng = numpy_generator(0, "sizes left out")
+    gains = []
+    for draw in draws[~np.isnan(draws).any(axis=1)]:
+        kept = np.delete(np.arange(len(sizes)), rng.integers(len(sizes)))
+        gains.append(_gain(np.take(sizes, kept), draw[kept], sizes[-1]))
+    low, high = np.percentile(gains, LEVELS)
+    if high - low > WIDEST:
+        return f"the interval, {low:+.3f} to {high:+.3f}, is too wide; use more repeats"
+    gain = _gain(sizes, curve, sizes[-1])
+    return Extrapolation(patients=2 * sizes[-1], gain=gain, low=float(min(low, gain)), high=float(max(high, gain)))
 
 
 def in_words(name: str, found: Sequence[Step], predicted: Extrapolation | str) -> list[str]:
@@ -179,9 +161,8 @@ def _where(found: Sequence[Step]) -> str:
     if not steep:
         flat = "better data can bring little measurable gain"
         unclear = "too few trainings and test patients to tell whether the curve is flat"
-        return (
-            f"no step of the curve is significantly a point or more, {end}; {flat if last.high <= STEEP else unclear}"
-        )
+        why = flat if last.high <= STEEP else unclear
+        return f"no step of the curve is significantly a point or more, {end}; {why}"
     top = max(steep, key=lambda step: step.per_doubling)
     start = f"steepest from {top.fewer} to {top.more} patients, {top.per_doubling:+.3f} per doubling"
     if last.steep:
@@ -260,20 +241,11 @@ class Headroom:
 def measure_headroom(
     cohort: Cohort, recipe: Recipe, config: HeadroomConfig, out: Path, *, ran: Callable[[], None] = lambda: None
 ) -> Headroom:
-    """Train and test every point of the curve that is not done, and write the tables.
+    """Train and test the recipe's segmenter at every point of the curve that is not done, and write the tables.
 
-    Parameters
-    ----------
-    cohort : Cohort
-        With a split; its training split is reduced.
-    recipe : Recipe
-        Its segmenter, sampled by subtype, is the baseline.
-    config : HeadroomConfig
-    out : Path
-        Folder; if interrupted, the same call continues. Gets ``headroom.csv`` (a row per number of patients and repeat
-        with every measure), ``counts.parquet`` and ``headroom.txt``.
-    ran : callable, optional
-        Called after each point.
+    If interrupted, the same call continues. ``ran`` is called after each point. The folder ``out`` gets
+    ``headroom.csv`` (a row per number of patients and repeat with every measure), ``counts.parquet`` and
+    ``headroom.txt``.
 
     Raises
     ------
@@ -332,7 +304,7 @@ def sizes_of(config: HeadroomConfig, available: int) -> tuple[int, ...]:
 def plan_headroom(
     cohort: Cohort, recipe: Recipe, config: HeadroomConfig, sizes: Sequence[int]
 ) -> list[tuple[int, int, list[Cell]]]:
-    """Return size, repeat and cells of every point: its cohort, its segmenter, its evaluation."""
+    """Return number of patients, repeat and cells (cohort, segmenter, evaluation) of every point."""
     points = []
     segmenter = recipe.segmenter.model_dump(mode="json")
     segmenter["sampling"]["mode"] = "subtype"
@@ -354,16 +326,15 @@ def _curves(table: pd.DataFrame, taxonomy: Taxonomy, sizes: Sequence[int], confi
     ]
     counts = np.reshape(by_patient, (len(sizes), config.repeats, -1, *by_patient[0].shape))  # (S, R, P, K + 1, 2)
     present = counts[0, 0].sum(axis=(0, 2)) > 0
-    curves = [_curve(None, dice, counts, sizes, config.seed)]
+    found: dict[str | None, Measure] = {None: dice}
     for subtype in taxonomy.subtypes:
         if present[subtype.id]:
-            measure = _recall(subtype.id)
-            curves.append(_curve(subtype.name, measure, counts, sizes, config.seed))
-    return curves
+            found[subtype.name] = partial(_recall, subtype.id)
+    return [_curve(name, measure, counts, sizes, config.seed) for name, measure in found.items()]
 
 
-def _recall(subtype: int) -> Measure:
-    return lambda counts: recalls(counts)[..., subtype - 1]
+def _recall(subtype: int, counts: np.ndarray) -> np.ndarray:
+    return recalls(counts)[..., subtype - 1]
 
 
 def _curve(subtype: str | None, measure: Measure, counts: np.ndarray, sizes: Sequence[int], seed: int) -> Curve:

@@ -12,9 +12,10 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from counterstain.storage import RUN_FILE, disk_errors_named, read_json, sha256_of
@@ -51,11 +52,8 @@ def record(run: Path, kind: Kind, **content: Any) -> None:
     event = {"event": kind, "time": round(time.time(), 3), "host": host, "pid": os.getpid()} | content
     with disk_errors_named(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, (json.dumps(event, ensure_ascii=False) + "\n").encode())
-        finally:
-            os.close(descriptor)
+        with file.open("ab", buffering=0) as opened:
+            opened.write((json.dumps(event, ensure_ascii=False) + "\n").encode())
 
 
 def read(run: Path) -> list[dict[str, Any]]:
@@ -72,35 +70,32 @@ def read(run: Path) -> list[dict[str, Any]]:
     return sorted(events, key=lambda event: float(event["time"]))
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Journal:
-    """The events, folded to what is true now."""
+    """What the events say is true now."""
 
-    last: dict[str, dict[str, Any]] = field(default_factory=dict)
+    last: dict[str, dict[str, Any]]
     """Folder of a cell -> the last event about it."""
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float]
     """Stage -> mean time of its finished cells."""
-    size_bytes: dict[str, float] = field(default_factory=dict)
+    size_bytes: dict[str, float]
     """Stage -> mean size of its finished cells."""
-    study: dict[str, Any] | None = None
+    study: dict[str, Any] | None
     """The last event that began a run."""
 
 
 def fold(events: list[dict[str, Any]]) -> Journal:
-    """Fold events, oldest first."""
-    journal = Journal()
-    finished: dict[str, list[tuple[float, float]]] = {}
+    """Return what events, oldest first, say."""
+    finished = defaultdict[str, list[dict[str, Any]]](list)
     for event in events:
-        if event["event"] == "study":
-            journal.study = event
-        elif "cell" in event:
-            journal.last[event["cell"]] = event
-            if event["event"] == "finish":
-                finished.setdefault(event["stage"], []).append((event["seconds"], event["bytes"]))
-    for stage, figures in finished.items():
-        journal.seconds[stage] = sum(seconds for seconds, _ in figures) / len(figures)
-        journal.size_bytes[stage] = sum(size for _, size in figures) / len(figures)
-    return journal
+        if event["event"] == "finish":
+            finished[event["stage"]].append(event)
+    return Journal(
+        last={event["cell"]: event for event in events if "cell" in event},
+        seconds={stage: fmean(event["seconds"] for event in found) for stage, found in finished.items()},
+        size_bytes={stage: fmean(event["bytes"] for event in found) for stage, found in finished.items()},
+        study=next((event for event in reversed(events) if event["event"] == "study"), None),
+    )
 
 
 def is_done(cell: Cell | CellRow, root: Path) -> bool:
@@ -111,32 +106,23 @@ def is_done(cell: Cell | CellRow, root: Path) -> bool:
 
 def notes_of(folder: Path) -> dict[str, list[Any]]:
     """Return name -> [size in bytes, SHA-256] of a cell's files; partial ones and logs are left out."""
-    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    return {
-        name: [file.stat().st_size, sha256_of(file)]
-        for name, file in files.items()
-        if name not in UNNOTED and ".partial-" not in name and not name.startswith(f"{LOG_FOLDER}/")
-    }
+    notes: dict[str, list[Any]] = {}
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        unnoted = name in UNNOTED or ".partial-" in name or name.startswith(f"{LOG_FOLDER}/")
+        if file.is_file() and not unnoted:
+            notes[name] = [file.stat().st_size, sha256_of(file)]
+    return notes
 
 
 def damage(folder: Path, *, hashes: bool) -> str | None:
-    """Say which file of a finished cell is missing or changed; None where all is well.
-
-    Parameters
-    ----------
-    folder : Path
-    hashes : bool
-        Read the files through; without, only their sizes are looked at.
-    """
+    """Return which file of a finished cell is missing or changed, by its size and, if asked, its hash; None if none."""
     try:
         notes = read_json(folder / DONE_FILE).get("files", {})
     except (OSError, ValueError, AttributeError):
         return DONE_FILE
-    return next((name for name, note in notes.items() if not _as_noted(folder / name, note, hashes=hashes)), None)
-
-
-def _as_noted(file: Path, note: Iterable[Any], *, hashes: bool) -> bool:
-    size, sha256 = note
-    if not file.is_file() or file.stat().st_size != size:
-        return False
-    return not hashes or sha256_of(file) == sha256
+    for name, (size, sha256) in notes.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != size or (hashes and sha256_of(file) != sha256):
+            return str(name)
+    return None

@@ -10,6 +10,7 @@ attempts, before and after (labels of its instances), area_px.
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,39 +42,34 @@ def write_examples(folder: Path, cohort: Cohort, sets: dict[str, PatchSet]) -> N
         layouts = _layouts(cohort, next(iter(sets.values())))
         palette = cohort.taxonomy.palette
         count = min(SHARD_PATCHES, *(len(found) for found in sets.values()))
-        for number, i in enumerate(choose([layout.patch for layout in layouts[:count]])):
+        for number, i in enumerate(_chosen([layout.patch for layout in layouts[:count]])):
             real, before = layouts[i].patch, layouts[i].before
-            pictures = {
-                "real": real.image,
-                "mask": palette[real.relabelled(before).label_mask],
-                "new_mask": palette[real.label_mask],
-            } | {f"image {method}": found[i].image for method, found in sets.items()}
-            files = {name: f"{number:02d}-{name.replace(' ', '-')}.png" for name in pictures}
-            for name, picture in pictures.items():
+            masks = {"mask": palette[real.relabelled(before).label_mask], "new_mask": palette[real.label_mask]}
+            drawn = {f"image-{method}": found[i].image for method, found in sets.items()}
+            files = {}
+            for name, picture in ({"real": real.image} | masks | drawn).items():
+                files[name] = f"{number:02d}-{name}.png"
                 Image.fromarray(picture).save(folder / files[name])
-            rows.append(
-                {name: files[name] for name in ("real", "mask", "new_mask")}
-                | {"images": {method: files[f"image {method}"] for method in sets}}
-                | {"old": _names(cohort, before), "new": _names(cohort, real.subtypes)}
-            )
+            images = {"images": {method: files.pop(f"image-{method}") for method in sets}}
+            rows.append(files | images | {"old": _names(cohort, before), "new": _names(cohort, real.subtypes)})
     write_json(folder / "examples.json", rows)
 
 
-def choose(patches: list[Patch], number: int = EXAMPLES) -> list[int]:
-    """Pick patches that show every new subtype about equally often; prefer those where tissue and background mix."""
+def _chosen(patches: list[Patch]) -> list[int]:
+    """Return the places of patches that show every new subtype about equally often, mixed with background."""
     masks = [patch.label_mask for patch in patches]
     shares = np.array([(mask != BACKGROUND).mean() for mask in masks])
     mixed = [i for i in np.argsort(np.abs(shares - 0.5)).tolist() if LEAST_SHARE <= shares[i] <= MOST_SHARE]
     candidates = mixed or [i for i in range(len(patches)) if shares[i] > 0]
     main = {i: int(np.bincount(masks[i][masks[i] != BACKGROUND]).argmax()) for i in candidates}
-    shown: dict[int, int] = {}
+    shown = Counter[int]()
     chosen: list[int] = []
-    while candidates and len(chosen) < number:
-        best = min(candidates, key=lambda i: (shown.get(main[i], 0), candidates.index(i)))
+    while candidates and len(chosen) < EXAMPLES:
+        best = min(candidates, key=lambda i: shown[main[i]])
         candidates.remove(best)
-        shown[main[best]] = shown.get(main[best], 0) + 1
+        shown[main[best]] += 1
         chosen.append(best)
-    return sorted(chosen, key=lambda i: main[i])
+    return sorted(chosen, key=main.__getitem__)
 
 
 def _layouts(cohort: Cohort, found: PatchSet) -> list[Layout]:
@@ -100,26 +96,22 @@ def write_gallery(file: Path, cohort: Cohort, sets: Mapping[str, PatchSet], numb
     """Write gallery.parquet with at most ``number`` patches of each set."""
     gallery = _Gallery(cohort)
     for name, found in sets.items():
-        for index in _shown(found, number):
+        for index in np.unique(found.instances["index"])[:number].tolist():
             gallery.add(name, found, index)
     write_parquet(file, pd.DataFrame(gallery.rows, columns=list(COLUMNS)))
-
-
-def _shown(found: PatchSet, number: int) -> list[int]:
-    return [int(index) for index in np.unique(found.instances["index"])[:number]]
 
 
 @dataclass
 class _Gallery:
     cohort: Cohort
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
     _real: dict[Source, int] = field(default_factory=dict)
 
     def add(self, name: str, found: PatchSet, index: int) -> None:
         patch = found[index]
         source = self._source(patch.source, found.header.size_px)
         instances = found.instances[found.instances["index"] == index]
-        labels = {column: instances[column].tolist() for column in ("area_px", "subtype_before", "subtype")}
+        labels = [instances[column].tolist() for column in ("subtype_before", "subtype", "area_px")]
         row = found.patches.loc[found.patches["index"] == index].iloc[0]
         self._append(name, patch, source, labels, index=index, attempts=int(row["attempts"]))
 
@@ -129,18 +121,17 @@ class _Gallery:
             self._real[source] = len(self.rows)
             patch = _cut(self.cohort, source, size_px)
             own = [patch.subtypes[instance] for instance in patch.areas_px]
-            labels = {"area_px": list(patch.areas_px.values()), "subtype_before": own, "subtype": own}
+            labels = [own, own, list(patch.areas_px.values())]
             self._append(REAL, patch, len(self.rows), labels, index=-1, attempts=0)
         return self._real[source]
 
     def _append(
-        self, method: str, patch: Patch, source: int, labels: Mapping[str, list[int]], *, index: int, attempts: int
+        self, method: str, patch: Patch, source: int, labels: list[list[int]], *, index: int, attempts: int
     ) -> None:
-        where = {name: getattr(patch.source, name) for name in ("region", "slide", "patient", "y_px", "x_px")}
-        pictures = {"image": _webp(patch.image), "mask": _png(patch.label_mask, self.cohort.taxonomy.palette)}
-        before, after, areas = labels["subtype_before"], labels["subtype"], labels["area_px"]
-        about = {"number": len(self.rows), "method": method, "source": source, "index": index, "attempts": attempts}
-        self.rows.append(about | pictures | where | {"before": before, "after": after, "area_px": areas})
+        image, mask = _webp(patch.image), _png(patch.label_mask, self.cohort.taxonomy.palette)
+        where = [getattr(patch.source, name) for name in ("region", "slide", "patient", "y_px", "x_px")]
+        row = (len(self.rows), method, image, mask, source, *where, index, attempts, *labels)
+        self.rows.append(row)
 
 
 def _cut(cohort: Cohort, source: Source, size_px: int) -> Patch:

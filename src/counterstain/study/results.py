@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from counterstain.checkpoints import CheckpointHeader, is_finished, read_header
+from counterstain.checkpoints import is_finished, read_header
 from counterstain.data.cohort import PARTS as COHORT_PARTS
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
 from counterstain.generators.methods import METHODS
 from counterstain.recipe import Recipe
-from counterstain.segmentation.counts import measures
+from counterstain.segmentation.counts import TABLE_COLUMNS, measures
 from counterstain.storage import committing, read_json, write_csv, write_json
 from counterstain.study.config import StudyConfig
 from counterstain.study.fairness import fairness_table
@@ -43,18 +43,20 @@ def write_results(
     """Collect the results of all finished cells in one step and return their folder."""
     root = out / CELLS
     done = [cell for cell in cells if is_done(cell, root)]
+    notes = [read_json(root / cell.folder / DONE_FILE) for cell in done]
     cohort = open_cohort(root / cells[0].folder)
     counts = _counts(done, root)
     sets = {c.set_name: PatchSet.open(root / c.folder) for c in done if c.stage == "synthetic"}
     with committing(out / "results") as folder:
         happened = {
-            "seconds": _seconds(done, root),
+            "seconds": pd.DataFrame(notes).groupby("stage", sort=False)["seconds"].sum().to_dict(),
             "failed": [{"cell": name, "why": why} for name, why in failures.items()],
             "filter": {method: _filtered(found) for method, found in sets.items()},
-            **_made_with(done, root),
+            # What the cells noted: this process may have made none of them.
+            **merged([note for note in notes if "versions" in note] or [software()]),
         }
         write_json(folder / "study.json", _study(study, recipe, cohort) | happened)
-        write_csv(folder / "results.csv", results_table(counts, cohort.taxonomy))
+        write_csv(folder / "results.csv", _measures(counts, cohort.taxonomy))
         counts.to_parquet(folder / "counts.parquet", index=False)
         composition = cohort.composition()
         write_csv(folder / "composition.csv", composition[composition["split"].notna()])
@@ -63,45 +65,28 @@ def write_results(
         # A filtered set has other masks in some places, so its images do not stand beside the others'.
         write_examples(folder / "examples", cohort, {name: found for name, found in sets.items() if name in METHODS})
         write_csv(folder / "fairness.csv", fairness_table(done, root))
-        write_json(folder / "trainings.json", training_records(done, root))
-        write_json(folder / "sets.json", [set_record(name, found) for name, found in sets.items()])
+        trained = [cell for cell in done if is_finished(root / cell.folder)]
+        write_json(folder / "trainings.json", [_training_record(cell, root) for cell in trained])
+        write_json(folder / "sets.json", [_set_record(name, found) for name, found in sets.items()])
         write_gallery(folder / "gallery.parquet", cohort, sets, study.gallery)
     return out / "results"
 
 
-def results_table(counts: pd.DataFrame, taxonomy: Taxonomy) -> pd.DataFrame:
-    """Derive a row per arm, repeat and part from count tables; columns: arm, repeat, split, then the measures."""
-    rows: list[dict[str, Any]] = []
-    for (arm, repeat, split), table in counts.groupby(["arm", "repeat", "split"], sort=False):
-        rows.append({"arm": arm, "repeat": repeat, "split": split} | measures(table, taxonomy))
-    return pd.DataFrame(rows)
+def _measures(counts: pd.DataFrame, taxonomy: Taxonomy) -> pd.DataFrame:
+    """Return a row per arm, repeat and part; columns: arm, repeat, split, then the measures."""
+    keys = ["arm", "repeat", "split"]
+    cells = counts.groupby(keys, sort=False)
+    return pd.DataFrame([dict(zip(keys, key, strict=True)) | measures(table, taxonomy) for key, table in cells])
 
 
 def _counts(done: Sequence[Cell], root: Path) -> pd.DataFrame:
-    tables = []
-    for cell in done:
-        if cell.stage == "evaluation":
-            table = pd.read_parquet(root / cell.folder / "counts.parquet")
-            table.insert(0, "arm", cell.arm)
-            table.insert(1, "repeat", cell.repeat)
-            tables.append(table)
-    columns = ["arm", "repeat", "slide", "patient", "score", "split", "subtype", "predicted_background"]
-    empty = pd.DataFrame(columns=[*columns, "predicted_tumour"])
-    return pd.concat(tables, ignore_index=True) if tables else empty
-
-
-def _seconds(done: Sequence[Cell], root: Path) -> dict[str, float]:
-    seconds: dict[str, float] = {}
-    for cell in done:
-        taken = float(read_json(root / cell.folder / DONE_FILE)["seconds"])
-        seconds[cell.stage] = seconds.get(cell.stage, 0.0) + taken
-    return seconds
-
-
-def _made_with(done: Sequence[Cell], root: Path) -> dict[str, Any]:
-    """Return versions and device that the cells noted, and not those of this process, which may have made none."""
-    noted = [read_json(root / cell.folder / DONE_FILE) for cell in done]
-    return merged([cell for cell in noted if "versions" in cell] or [software()])
+    columns = ["arm", "repeat", *TABLE_COLUMNS]
+    tables = [
+        pd.read_parquet(root / cell.folder / "counts.parquet").assign(arm=cell.arm, repeat=cell.repeat)[columns]
+        for cell in done
+        if cell.stage == "evaluation"
+    ]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
 def _study(study: StudyConfig, recipe: Recipe, cohort: Cohort) -> dict[str, Any]:
@@ -155,35 +140,17 @@ def _losses(done: Sequence[Cell], root: Path) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
 
-def set_record(name: str, found: PatchSet) -> dict[str, Any]:
-    """Describe a set: its header, where its masks come from, what was relabelled to what, what was rejected.
-
-    Parameters
-    ----------
-    name : str
-        As the study calls it, mostly the method.
-    found : PatchSet
-
-    Returns
-    -------
-    dict
-        Plain values. ``changes`` holds a row per old and new subtype (names): before, after, instances, area_px.
-    """
-    header = found.header
-    patches = found.patches
-    attempts = patches["attempts"]
+def _set_record(name: str, found: PatchSet) -> dict[str, Any]:
+    """Describe a set: its header, where its masks come from, what was relabelled to what, what was rejected."""
+    header, patches, attempts = found.header, found.patches, found.patches["attempts"]
+    copied = ("size_px", "mpp", "cohort", "generator", "settings", "version")
     return {
         "name": name,
         "method": header.method,
         "patches": len(found),
-        "size_px": header.size_px,
-        "mpp": header.mpp,
         "seed": str(header.seed),  # of 64 bits: more than a number in JSON is sure to hold
-        "cohort": header.cohort,
-        "generator": header.generator,
         "patients_seen": list(header.patients_seen),
-        "settings": header.settings,
-        "version": header.version,
+        **{key: getattr(header, key) for key in copied},
         "sources": {kind: int(patches[kind].nunique()) for kind in ("region", "slide", "patient")},
         "drawn": int(attempts.sum()),
         "rejected": int((attempts - 1).sum()),
@@ -193,6 +160,7 @@ def set_record(name: str, found: PatchSet) -> dict[str, Any]:
 
 
 def _changes(found: PatchSet) -> list[dict[str, Any]]:
+    """Return a row per old and new subtype (names)."""
     taxonomy = found.header.taxonomy
     known = found.instances[found.instances["subtype"].between(1, len(taxonomy.subtypes))]
     rows: pd.DataFrame = (
@@ -204,35 +172,18 @@ def _changes(found: PatchSet) -> list[dict[str, Any]]:
     ]
 
 
-def training_records(done: Sequence[Cell], root: Path) -> list[dict[str, Any]]:
-    """Return a record of every finished training, in the plan's order.
-
-    Parameters
-    ----------
-    done : sequence of Cell
-        Finished cells; those that trained nothing are left out.
-    root : Path
-        The folder of all cells.
-    """
-    return [_record(cell, root) for cell in done if is_finished(root / cell.folder)]
-
-
-def _record(cell: Cell, root: Path) -> dict[str, Any]:
+def _training_record(cell: Cell, root: Path) -> dict[str, Any]:
     folder = root / cell.folder
-    header = read_header(folder)
-    logs = folder / LOG_FOLDER
+    header, logs = read_header(folder), folder / LOG_FOLDER
+    training = header.config.get("training", {})
     return {
         "name": cell.name,
         "stage": cell.stage,
         "sha256": header.sha256,
-        "steps": _steps(header),
-        "batch_size": int(header.config.get("training", {}).get("batch_size", 0)),
+        "steps": int(header.notes.get("steps", training.get("steps", 0))),
+        "batch_size": int(training.get("batch_size", 0)),
         "patients_seen": len(header.patients_seen),
         "seconds": float(read_json(folder / DONE_FILE)["seconds"]),
         # Where its curves lie, from the study's folder.
         "logs": logs.relative_to(root.parent).as_posix() if logs.is_dir() else "",
     }
-
-
-def _steps(header: CheckpointHeader) -> int:
-    return int(header.notes.get("steps", header.config.get("training", {}).get("steps", 0)))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -50,22 +51,16 @@ class Done:
 
 def run_cell(cell: Cell, root: Path) -> Done:
     """Do a cell's work and say what it took; ``root`` is the folder of all cells."""
-    start = time.monotonic()
-    shorter = _forget_shorter(root / cell.folder / DONE_FILE)
+    start, note = time.monotonic(), root / cell.folder / DONE_FILE
+    shorter = float(read_json(note).get("seconds", 0.0)) if note.exists() else 0.0
+    note.unlink(missing_ok=True)  # of a shorter set, which is not whole while it grows
     WORK.get(cell.stage, _train)(cell, root)
     files = notes_of(root / cell.folder)
     seconds = time.monotonic() - start
     done = {"name": cell.name, "stage": cell.stage, "settings": cell.settings, "inputs": cell.inputs}
     took = {"seconds": seconds + shorter, **software(), "files": files}
-    write_json(root / cell.folder / DONE_FILE, done | cell.details | took)
+    write_json(note, done | cell.details | took)
     return Done(seconds=seconds, size_bytes=sum(size for size, _ in files.values()))
-
-
-def _forget_shorter(done: Path) -> float:
-    """Remove the note of a shorter set, which is not whole while it grows, and return what it took."""
-    seconds = float(read_json(done).get("seconds", 0.0)) if done.exists() else 0.0
-    done.unlink(missing_ok=True)
-    return seconds
 
 
 def follow_cohort(cell: Cell, root: Path) -> None:
@@ -188,18 +183,15 @@ def software() -> dict[str, Any]:
     return {"versions": versions, "device": device}
 
 
-def merged(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def merged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what several cells were made with; where they differ, all of it."""
-    versions: dict[str, dict[str, None]] = {}
-    devices: dict[str, None] = {}
+    versions = defaultdict[str, set[str]](set)
+    devices = {record["device"] for record in records}
     for record in records:
-        devices[record["device"]] = None
         for package, number in record["versions"].items():
-            versions.setdefault(package, {})[number] = None
-    return {
-        "versions": {package: " and ".join(sorted(numbers)) for package, numbers in versions.items()},
-        "device": " and ".join(sorted(devices)),
-    }
+            versions[package].add(number)
+    joined = {package: " and ".join(sorted(numbers)) for package, numbers in versions.items()}
+    return {"versions": joined, "device": " and ".join(sorted(devices))}
 
 
 WORK: dict[str, Callable[[Cell, Path], None]] = {

@@ -50,13 +50,10 @@ def record_look(folder: Path, command: str, splits: Sequence[str]) -> bool:
     """
     look = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "command": command, "splits": list(splits)}
     try:
-        descriptor = os.open(folder / LOOKS_FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            size = os.fstat(descriptor).st_size
-            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # the last write was interrupted
-            os.write(descriptor, (("\n" if torn else "") + json.dumps(look) + "\n").encode())
-        finally:
-            os.close(descriptor)
+        with (folder / LOOKS_FILE).open("a+b", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"  # the last write was interrupted
+            file.write((("\n" if torn else "") + json.dumps(look) + "\n").encode())
     except OSError:
         return False
     return True
