@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from pathlib import Path
 
@@ -36,11 +37,9 @@ def draw_counts(arms, repeats, patients=8, gain=None, seed=0, taxonomy=HER2):
                     recall[0] = 0.05 + abs(wobble[0])
                     recall[1] += (gain or {}).get(arm, 0.0)
                     found = np.round(pixels * np.clip(recall, 0, 1)).astype(int)
+                    place = (arm, repeat, f"{split}{p}", f"{split}-patient{p}", f"{p % 4}", split)
                     for label, (n, hit) in enumerate(zip(pixels.tolist(), found.tolist(), strict=True)):
-                        score = f"{p % 4}"
-                        rows.append(
-                            (arm, repeat, f"{split}{p}", f"{split}-patient{p}", score, split, label, n - hit, hit)
-                        )
+                        rows.append((*place, label, n - hit, hit))
     return pd.DataFrame(rows, columns=["arm", "repeat", *TABLE_COLUMNS])
 
 
@@ -65,14 +64,14 @@ def draw_composition(taxonomy=HER2):
 
 
 def draw_synthetic(methods=METHODS, taxonomy=HER2):
-    before, areas = [30, 80, 260, 420, 110], [20_000, 60_000, 240_000, 500_000, 190_000]
-    rows = [
-        (m, s.name, 180 + s.id, 200_000 + 9_000 * s.id, before[s.id - 1], areas[s.id - 1])
-        for m in methods
-        for s in taxonomy.subtypes
-    ]
-    columns = ["method", "subtype", "instances", "area_px", "instances_before", "area_px_before"]
-    return pd.DataFrame(rows, columns=columns)
+    columns = {
+        "subtype": taxonomy.names,
+        "instances": [180 + s.id for s in taxonomy.subtypes],
+        "area_px": [200_000 + 9_000 * s.id for s in taxonomy.subtypes],
+        "instances_before": [30, 80, 260, 420, 110],
+        "area_px_before": [20_000, 60_000, 240_000, 500_000, 190_000],
+    }
+    return pd.DataFrame({"method": methods}).merge(pd.DataFrame(columns), how="cross")
 
 
 def draw_losses(arms, repeats, steps=400):
@@ -91,10 +90,8 @@ def draw_losses(arms, repeats, steps=400):
 def _tissue(draw, size, labels):
     """Blots of colour: enough to see where a picture stands in a figure."""
     coarse = draw.integers(0, 60, (size // 8, size // 8, 3)).repeat(8, 0).repeat(8, 1)
-    stain = np.array(
-        [[225, 215, 225], [190, 190, 220], [205, 175, 150], [170, 120, 80], [110, 60, 30], [180, 140, 170]]
-    )
-    return np.clip(stain[labels] - coarse // 2 + draw.integers(-12, 12, (size, size, 3)), 0, 255).astype(np.uint8)
+    image = HER2.palette[labels].astype(int) - coarse // 2 + draw.integers(-12, 12, (size, size, 3))
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def draw_examples(folder: Path, methods=METHODS, count=4, size=96, taxonomy=HER2):
@@ -143,20 +140,16 @@ def draw_gallery(file: Path, methods=METHODS, count=4, size=48):
 def draw_records(folder: Path, arms, repeats, methods=METHODS):
     """What a study writes of its trainings and sets."""
     trained = {"sha256": "", "batch_size": 16, "patients_seen": 24, "seconds": 61.0}
-    trainings = [
-        trained | {"name": method, "stage": method, "steps": 400, "sha256": method * 4, "logs": ""}
-        for method in methods
-    ] + [
+    of_method = {"steps": 400, "logs": ""}
+    trainings = [trained | of_method | {"name": name, "stage": name, "sha256": name * 4} for name in methods]
+    trainings += [
         trained | {"name": f"segmenter {arm} #{r}", "stage": "segmenter", "steps": 80, "logs": f"cells/{arm}-{r}/logs"}
         for arm in arms
         for r in range(repeats)
     ]
     (folder / "trainings.json").write_text(json.dumps(trainings))
-    changes = [
-        {"before": a, "after": b, "instances": 10 + i + j, "area_px": 9_000}
-        for i, a in enumerate(HER2.names)
-        for j, b in enumerate(HER2.names)
-    ]
+    pairs = itertools.product(HER2.names, HER2.names)
+    changes = [{"before": a, "after": b, "instances": 10 + i, "area_px": 9_000} for i, (a, b) in enumerate(pairs)]
     settings = {"synthesis": {"reject": "near_white", "white_level": 235.0, "attempts": 5}}
     sets = [
         {"name": method, "method": method, "patches": 640, "size_px": 96, "mpp": 0.5, "seed": "12345678901234567890"}

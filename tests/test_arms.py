@@ -58,12 +58,9 @@ def test_a_wrong_name_gets_one_line_that_lists_the_forms(name, message):
         study(name)
 
 
-def test_an_arm_twice_is_refused():
+def test_an_arm_twice_and_an_oracle_on_real_tissue_are_refused():
     with pytest.raises(ConfigError, match=r"extra_arms: oracle\+100 is an arm already"):
         study("oracle+100", methods=["oracle"], amounts=[1.0])
-
-
-def test_an_oracle_arm_is_refused_on_real_tissue():
     with pytest.raises(ConfigError, match="oracle draws phantoms only"):
         study("oracle+only", cohort={"path": "somewhere"})
 
@@ -93,6 +90,8 @@ def test_variants_change_the_settings_that_they_name_and_no_others():
     assert segmenter("subtype+mixup").settings["config"] == plain | {"mixup_alpha": 0.4}
     pretrained = segmenter("oracle+100+pretrain", variants={"pretrain": 0.7}).settings["config"]["mixing"]
     assert (pretrained["schedule"], pretrained["pretrain_share"]) == ("pretrain", 0.7)
+    only = segmenter("oracle+only").settings  # as many patches as the dataset has, and no real ones
+    assert (only["amount"], only["share"]) == (1.0, 1.0)
 
 
 def test_all_arms_of_a_repeat_share_steps_batch_and_seed():
@@ -100,11 +99,6 @@ def test_all_arms_of_a_repeat_share_steps_batch_and_seed():
     shared = {(s["seed"], *s["config"]["training"].items(), s["config"]["mixing"]["steps"]) for s in settings}
     assert len(settings) == 12
     assert len(shared) == 1
-
-
-def test_synthetic_only_takes_as_many_patches_as_the_dataset_and_no_real_ones():
-    settings = segmenter("oracle+only").settings
-    assert (settings["amount"], settings["share"]) == (1.0, 1.0)
 
 
 def test_a_filtered_set_needs_a_judge_and_is_as_long_as_the_other():

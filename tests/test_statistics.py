@@ -38,8 +38,7 @@ def test_differences_are_paired_by_repeat():
 
 def test_a_repeat_that_one_arm_lacks_is_left_out_of_its_pairs():
     row = differences(results(subtype=[0.80, 0.90, 0.70], spade=[0.81, 0.93]), "subtype").iloc[0]
-    assert row["n"] == 2
-    assert row["reference"] == pytest.approx(0.85)
+    assert (row["n"], row["reference"]) == (2, pytest.approx(0.85))
 
 
 def test_one_repeat_has_a_difference_and_no_sd():
@@ -48,11 +47,8 @@ def test_one_repeat_has_a_difference_and_no_sd():
     assert np.isnan(row["sd"])
 
 
-def test_the_reference_alone_has_no_differences():
+def test_the_reference_alone_has_no_differences_and_a_missing_one_is_named():
     assert differences(results(subtype=[0.8]), "subtype").empty
-
-
-def test_a_missing_reference_is_named():
     with pytest.raises(InputError, match="reference arm 'subtype' has no results; found spade"):
         differences(results(spade=[0.8]), "subtype")
 
@@ -74,8 +70,7 @@ def test_an_interval_holds_the_difference_of_the_pooled_counts():
 
 def test_equal_arms_differ_by_exactly_nothing():
     counts = counts_on_test(("subtype",))
-    twin = counts.assign(arm="twin")
-    found = effects(pd.concat([counts, twin]))
+    found = effects(pd.concat([counts, counts.assign(arm="twin")]))
     assert (found[["low", "high"]].to_numpy() == 0).all()
     assert (found["p"] == 1).all()
 
@@ -125,15 +120,11 @@ def test_p_values_are_corrected_within_a_measure():
         assert of_measure["p_holm"].tolist() == pytest.approx(holm(of_measure["p"]).tolist())
 
 
-def test_arms_with_other_patients_are_refused():
+def test_arms_with_other_patients_and_unknown_labels_are_refused():
     counts = counts_on_test()
     lacking = counts[(counts["arm"] != "spade+100") | (counts["patient"] != "test-patient2")]
     with pytest.raises(InputError, match=r"arm spade\+100, repeat 0 has no counts for patient test-patient2"):
         effects(lacking)
-
-
-def test_a_label_beyond_the_taxonomy_is_refused():
-    counts = counts_on_test()
     with pytest.raises(InputError, match="label 9 found, the taxonomy has 0 to 5"):
         effects(counts.assign(subtype=9))
 

@@ -16,7 +16,7 @@ from small_study import small_study
 from counterstain.errors import ConfigError, DivergenceError, StorageError
 from counterstain.storage import write_json
 from counterstain.study import journal
-from counterstain.study.config import Resources, load_study
+from counterstain.study.config import load_study
 from counterstain.study.executors import ExecutorConfig, Outcome, ProcessExecutor, attempt
 from counterstain.study.plan import Cell, plan_study
 from counterstain.study.run import leftovers, remove, run_cells, run_study, whole_cells
@@ -89,6 +89,13 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def copied(finished, tmp_path):
+    """The finished study again: itself, its cells, its folder and the bytes of its results."""
+    run = shutil.copytree(finished / "run", tmp_path / "run")
+    return *small(tmp_path, amounts=[2.0], repeats=1), run, (run / "results" / "results.csv").read_bytes()
+
+
 def test_a_cell_starts_when_all_that_it_needs_is_done(tmp_path):
     executor = Recorder()
     assert run_cells(DIAMOND, {A.folder}, tmp_path / "cells", executor, retries=0) == {}
@@ -97,10 +104,8 @@ def test_a_cell_starts_when_all_that_it_needs_is_done(tmp_path):
 
 def test_a_failed_cell_takes_along_only_what_depends_on_it(tmp_path):
     executor = Recorder({"b": [lambda cell: Outcome(cell, DivergenceError("nan"))]})
-    assert run_cells(DIAMOND, set(), tmp_path / "cells", executor, retries=0) == {
-        "b": "nan",
-        "d": "an input of it failed",
-    }
+    failed = run_cells(DIAMOND, set(), tmp_path / "cells", executor, retries=0)
+    assert failed == {"b": "nan", "d": "an input of it failed"}
     assert executor.order == ["a", "b", "c"]
 
 
@@ -112,11 +117,12 @@ def test_a_lost_cell_starts_again_but_not_for_ever(tmp_path):
     assert failed == {"a": "its process was lost 2 times; perhaps memory ran out"}
 
 
-def test_settings_of_the_resources_change_no_name(tmp_path):
+def test_resources_default_to_the_threads_and_change_no_name(tmp_path):
     _, before = small(tmp_path)
-    _, after = small(tmp_path, resources={"threads": 4, "stages": {"spade": {"cpus": 4, "gpus": 1}}})
+    study, after = small(tmp_path, resources={"threads": 4, "stages": {"spade": {"gpus": 0.5}}})
     names = {one.folder for one in before if one.stage != "shards"}
     assert names == {one.folder for one in after}
+    assert (study.resources.of("spade"), study.resources.of("segmenter")) == ((4, 0.5), (4, 0))
 
 
 def test_a_set_drawn_in_shards_by_several_cells_is_the_same_set(finished, tmp_path):
@@ -131,11 +137,8 @@ def test_a_set_drawn_in_shards_by_several_cells_is_the_same_set(finished, tmp_pa
 
 
 @pytest.mark.parametrize("stage", ["spade", "synthetic", "evaluation", "cohort"])
-def test_a_damaged_file_is_said_and_made_again_the_same(finished, tmp_path, stage, capsys):
-    study, cells = small(tmp_path, amounts=[2.0], repeats=1)
-    run = tmp_path / "run"
-    shutil.copytree(finished / "run", run)
-    whole = (run / "results" / "results.csv").read_bytes()
+def test_a_damaged_file_is_said_and_made_again_the_same(copied, stage, capsys):
+    study, cells, run, whole = copied
     folder = next(run / "cells" / one.folder for one in cells if one.stage == stage)
     largest = max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
     content = bytearray(largest.read_bytes())
@@ -148,10 +151,8 @@ def test_a_damaged_file_is_said_and_made_again_the_same(finished, tmp_path, stag
     assert (run / "results" / "results.csv").read_bytes() == whole
 
 
-def test_a_full_disk_is_one_line_and_the_study_goes_on_afterwards(finished, tmp_path):
-    study, cells = small(tmp_path, amounts=[2.0], repeats=1)
-    run = tmp_path / "run"
-    shutil.copytree(finished / "run", run)
+def test_a_full_disk_is_one_line_and_the_study_goes_on_afterwards(copied):
+    study, cells, run, whole = copied
     shutil.rmtree(next(run / "cells" / one.folder for one in cells if one.stage == "segmenter"))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
@@ -161,7 +162,7 @@ def test_a_full_disk_is_one_line_and_the_study_goes_on_afterwards(finished, tmp_
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     run_study(study, run)
-    assert (run / "results" / "results.csv").read_bytes() == (finished / "run/results/results.csv").read_bytes()
+    assert (run / "results" / "results.csv").read_bytes() == whole
 
 
 def test_a_half_written_line_of_the_journal_is_passed_over(tmp_path):
@@ -237,8 +238,7 @@ def test_a_process_that_dies_loses_its_cell_alone(tmp_path):
         multiprocessing.active_children()[0].kill()
         assert executor.wait() == [Outcome(A, lost=True)]
         executor.start(A)
-        error = executor.wait()[0].error
-        assert "KeyError: 'cohort'" in str(error)  # the traceback of the other process
+        assert "KeyError: 'cohort'" in str(executor.wait()[0].error)  # the traceback of the other process
     finally:
         executor.stop()
 
@@ -261,12 +261,6 @@ def test_ray_that_is_not_installed_is_named_with_its_remedy(tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'counterstain\[ray\]'"):
         run_study(small(tmp_path)[0], tmp_path / "run", executor=ExecutorConfig(kind="ray"))
-
-
-def test_resources_of_a_stage_default_to_its_threads():
-    resources = Resources.model_validate({"threads": 3, "stages": {"spade": {"gpus": 0.5}}})
-    assert resources.of("spade") == (3, 0.5)
-    assert resources.of("segmenter") == (3, 0)
 
 
 @pytest.mark.long

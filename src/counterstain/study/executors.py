@@ -61,13 +61,13 @@ def attempt(cell: Cell, root: Path, threads: int | None = None) -> Outcome:
             if journal.is_done(cell, root):
                 return Outcome(cell)  # the process of a driver that was killed had finished it
             journal.record(root.parent, "start", **about)
-            done = run_cell(cell, root)
-            journal.record(root.parent, "finish", seconds=done.seconds, bytes=done.size_bytes, **about)
+            seconds, size_bytes = run_cell(cell, root)
+            journal.record(root.parent, "finish", seconds=seconds, bytes=size_bytes, **about)
     except Exception as error:  # noqa: BLE001 - the driver decides what to do about it
         with contextlib.suppress(StorageError):  # the disk is full: the error itself is what the user must see
             journal.record(root.parent, "fail", why=str(error) or type(error).__name__, **about)
         return Outcome(cell, error)
-    return Outcome(cell, seconds=done.seconds)
+    return Outcome(cell, seconds=seconds)
 
 
 def attempt_elsewhere(cell: Cell, root: Path, threads: int | None) -> Outcome:

@@ -6,7 +6,6 @@ import platform
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -41,16 +40,8 @@ from counterstain.training_config import with_logger
 PACKAGES = ("counterstain", "torch", "lightning", "diffusers", "segmentation-models-pytorch", "numpy", "zarr")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Done:
-    """What a cell took."""
-
-    seconds: float
-    size_bytes: int
-
-
-def run_cell(cell: Cell, root: Path) -> Done:
-    """Do a cell's work and say what it took; ``root`` is the folder of all cells."""
+def run_cell(cell: Cell, root: Path) -> tuple[float, int]:
+    """Do a cell's work and return its seconds and bytes; ``root`` is the folder of all cells."""
     start, note = time.monotonic(), root / cell.folder / DONE_FILE
     shorter = float(read_json(note).get("seconds", 0.0)) if note.exists() else 0.0
     note.unlink(missing_ok=True)  # of a shorter set, which is not whole while it grows
@@ -60,7 +51,7 @@ def run_cell(cell: Cell, root: Path) -> Done:
     done = {"name": cell.name, "stage": cell.stage, "settings": cell.settings, "inputs": cell.inputs}
     took = {"seconds": seconds + shorter, **software(), "files": files}
     write_json(note, done | cell.details | took)
-    return Done(seconds=seconds, size_bytes=sum(size for size, _ in files.values()))
+    return seconds, sum(size for size, _ in files.values())
 
 
 def follow_cohort(cell: Cell, root: Path) -> None:
