@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -85,9 +85,9 @@ def empty(message: str) -> Figure:
     return figure
 
 
-def light_grid(axes: Axes, axis: str) -> None:
+def light_grid(axes: Axes, axis: Literal["x", "y"]) -> None:
     """Draw faint lines to read values by, along ``x`` or ``y``."""
-    axes.grid(axis="x" if axis == "x" else "y", color="#e3e3e3", linewidth=0.6)
+    axes.grid(axis=axis, color="#e3e3e3", linewidth=0.6)
     axes.set_axisbelow(True)
 
 
@@ -118,13 +118,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def figure_kind(path: Path) -> str:
-    """Return ``svg``, ``png`` or ``pdf``, the ending of a figure's name.
-
-    Raises
-    ------
-    InputError
-        It has another ending, or is the name of a folder.
-    """
+    """Return ``svg``, ``png`` or ``pdf``, the ending of a figure's name; InputError if it cannot be written there."""
     kind = path.suffix.removeprefix(".").lower()
     if kind not in {"svg", "png", "pdf"}:
         raise InputError(f"{path}: unknown kind of figure {path.suffix!r}; expected .svg, .png or .pdf")
@@ -174,12 +168,12 @@ def confusion(counts: pd.DataFrame, taxonomy: Taxonomy, *, reference: Arm, arm: 
     figure = new_figure(1.1 + 0.36 * len(names))
     panels = figure.subplots(1, 3 if arm else 1, sharey=True, squeeze=False)[0]
     for axes, one in zip(panels, pair, strict=False):
-        _heat(axes, tables[one.name], "Greys", (0, 180), fixed)
+        _heat(axes, tables[one.name], fixed, cmap="Greys", vmin=0, vmax=180)
         axes.set_title(_label(one))
     if arm:
         difference = tables[arm.name] - tables[reference.name]
         reach = max(float(np.nanmax(np.abs(difference))), 1.0) * 1.8
-        _heat(panels[2], difference, "PuOr_r", (-reach, reach), signed)
+        _heat(panels[2], difference, signed, cmap="PuOr_r", vmin=-reach, vmax=reach)
         panels[2].set_title("Difference (points)")
     for axes in panels:
         axes.set_xticks([0, 1], ["background", taxonomy.tissue_class])
@@ -205,9 +199,7 @@ def _mean_sd_box(axes: Axes, row: int, values: np.ndarray, arm: Arm) -> None:
     axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=INK, linewidth=0.7, linestyle=line, zorder=3))
     axes.plot([mean, mean], [row - 0.28, row + 0.28], color=INK, linewidth=1.6, zorder=4, solid_capstyle="butt")
     jitter = numpy_generator(0, "jitter", len(values)).uniform(-0.15, 0.15, len(values))
-    axes.plot(
-        values, row + jitter, "o", color=INK, markerfacecolor="white", markersize=2.8, markeredgewidth=0.7, zorder=5
-    )
+    axes.plot(values, row + jitter, "o", color=INK, mfc="white", markersize=2.8, mew=0.7, zorder=5)
 
 
 def _row_normalised(counts: pd.DataFrame, num_labels: int) -> dict[str, np.ndarray]:
@@ -219,10 +211,8 @@ def _row_normalised(counts: pd.DataFrame, num_labels: int) -> dict[str, np.ndarr
     return {arm: shares[a, array.present[a]].mean(axis=0) for a, arm in enumerate(array.arms)}
 
 
-def _heat(
-    axes: Axes, table: np.ndarray, colours: str, limits: tuple[float, float], form: Callable[[float, int], str]
-) -> None:
-    axes.imshow(table, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto")
+def _heat(axes: Axes, table: np.ndarray, form: Callable[[float, int], str], **colours: Any) -> None:
+    axes.imshow(table, aspect="auto", **colours)
     for (row, column), value in np.ndenumerate(table):
         axes.text(column, row, form(value, 1), ha="center", va="center", color=INK)
     axes.set_xticks([-0.5, 0.5, 1.5], minor=True)
@@ -253,7 +243,9 @@ def training_curves(losses: pd.DataFrame, arms: Sequence[Arm]) -> Figure:
         for stage, line in lines:
             steps, values = (line[column].to_numpy(float) for column in ("step", "value"))
             _curve(axes, steps, values, colour_of(of_stage[str(stage)]), width=0.9 if len(lines) <= MANY else 0.45)
-        _log_if_wide(axes, part["value"].to_numpy(float))
+        known = part["value"][np.isfinite(part["value"])]
+        if len(known) and known.min() > 0 and known.max() / known.min() > 50:
+            axes.set_yscale("log")
         axes.set_xlabel("step")
         light_grid(axes, "y")
     for axes in grid[len(panels) :]:
@@ -281,12 +273,6 @@ def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str, width
     if means:
         x, y = zip(*means, strict=True)
         axes.plot(x, y, color=colour, linewidth=width, alpha=0.85)
-
-
-def _log_if_wide(axes: Axes, values: np.ndarray) -> None:
-    finite = values[np.isfinite(values)]
-    if len(finite) and finite.min() > 0 and finite.max() / finite.min() > 50:
-        axes.set_yscale("log")
 
 
 def _method_key(figure: Figure, of_stage: dict[str, str | None]) -> None:
@@ -328,6 +314,5 @@ def _learning_curve(axes: Axes, sizes: Sequence[int], curve: Curve, colour: str,
         axes.fill_between(sizes, *curve.band, color=colour, alpha=0.12, linewidth=0)
         axes.plot(np.repeat(sizes, curve.scores.shape[1]), curve.scores.ravel(), ".", color=colour, markersize=3)
     n = np.geomspace(sizes[0], 2 * sizes[-1], 60)
-    fitted = curve.fitted(sizes, n)
-    if fitted is not None:
+    if (fitted := curve.fitted(sizes, n)) is not None:
         axes.plot(n, fitted, color=colour, linestyle="--", linewidth=0.8)

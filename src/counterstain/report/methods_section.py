@@ -47,12 +47,8 @@ STYLES = {
 def methods_paragraphs(study: StudyRecord, starts: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the methods of a study, without its statistics, a paragraph each.
 
-    Parameters
-    ----------
-    study : StudyRecord
-        Its ``config`` has ``recipe`` and ``study``; what is missing there is left out.
-    starts : sequence of str
-        The initial weights of the encoder that trainings recorded; without any, those of the recipe.
+    What is missing in ``study.config`` is left out. ``starts`` are the initial weights of the encoder that trainings
+    recorded; without any, those of the recipe are told.
     """
     recipe = _recipe(study)
     if recipe is None:
@@ -72,10 +68,8 @@ def settings_table(study: StudyRecord) -> Table | None:
     stages = dict.fromkeys(training.stage for name in study.methods for training in METHODS[name].trainings)
     groups = [*stages, *(["synthesis"] if study.methods else []), "segmenter"]
     plain = recipe.model_dump(mode="json")
-    rows = [("size_px", str(recipe.size_px))]
-    for group in groups:
-        rows += _flat(group, plain.get(group) or {})
-    return plain_table("Settings; off = not used", ("Setting", "Value"), rows)
+    rows = [row for group in groups for row in _flat(group, plain.get(group) or {})]
+    return plain_table("Settings; off = not used", ("Setting", "Value"), [("size_px", recipe.size_px), *rows])
 
 
 def _flat(key: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -119,12 +113,11 @@ def _patches(study: StudyRecord, recipe: Recipe) -> str:
         f"for segmenters, new ones were cut at every step. {_share(sampling.background_share)} of them were centred on "
         f"a pixel of background, the others on {study.taxonomy.tissue_class}: in the arm tumor on any instance, after "
         "drawing a slide at random; in all other arms on a pixel of a subtype drawn uniformly, after drawing a slide "
-        f"that contains it. {augmentation_sentence(sampling)}"
+        f"that contains it. {_augmentation(sampling)}"
     )
 
 
-def augmentation_sentence(sampling: SamplingConfig) -> str:
-    """Say how patches are varied."""
+def _augmentation(sampling: SamplingConfig) -> str:
     ways = {"mirrored": sampling.flip, "turned by 0, 90, 180 or 270 degrees": sampling.quarter_turns}
     turned = [way for way, on in ways.items() if on]
     jitter = " Colours were not changed."
@@ -175,7 +168,6 @@ def _filter(study: StudyRecord, recipe: Recipe) -> str:
 
 
 def _generators(study: StudyRecord, recipe: Recipe) -> list[str]:
-    """Return a paragraph for each training and method of a study, as the registry has them."""
     told: dict[str, str] = {}
     for method in (METHODS[name] for name in study.methods):
         for training in method.trainings:
@@ -222,7 +214,6 @@ def _segmenter(study: StudyRecord, recipe: Recipe, starts: Sequence[str]) -> str
 
 
 def _start(start: str) -> str:
-    """Say what initial weights the encoder had, as trainings record it."""
     kind, _, remark = start.partition(" (")
     words = "initialised at random" if kind == "random" else f"from {kind} weights"
     return f"{words}; {remark.rstrip(')')}" if remark else words
@@ -316,11 +307,9 @@ def _filters_of_sets(table: pd.DataFrame, study: StudyRecord) -> Iterator[str]:
     largest = table.sort_values("synthetic_patches").drop_duplicates(["filter", "synthetic_set"], keep="last")
     rates: dict[str, list[str]] = {}
     for row in largest.to_dict("records"):
-        drawn, rejected = int(row["drawn"]), int(row["rejected"])
-        name = names.get(str(row["arm"]), str(row["synthetic_set"]))
-        rates.setdefault(str(row["filter"]), []).append(
-            f"{name} {rejected:,} of {drawn:,} images ({rate(rejected, drawn)})"
-        )
-    for name, told in rates.items():
-        which = "all synthetic sets" if len(rates) == 1 else "these sets"
-        yield f"The same filter for {which} ({name}); rejected: {', '.join(told)}."
+        name, drawn, rejected = names.get(row["arm"], row["synthetic_set"]), row["drawn"], row["rejected"]
+        told = f"{name} {rejected:,} of {drawn:,} images ({rate(rejected, drawn)})"
+        rates.setdefault(row["filter"], []).append(told)
+    which = "all synthetic sets" if len(rates) == 1 else "these sets"
+    for name, of_sets in rates.items():
+        yield f"The same filter for {which} ({name}); rejected: {', '.join(of_sets)}."

@@ -45,12 +45,8 @@ DRAWS = 10_000  # of the bootstrap
 def write_report(run: Path, out: Path | None = None, *, command: str = "report") -> Path:
     """Write the report of a study and return its file, ``RUN/report.html`` if not given.
 
-    Parameters
-    ----------
-    run : Path
-        Folder of the study, or its results folder.
-    command : str
-        What shows the results, for the record of :mod:`counterstain.study.test_access_log`.
+    ``run`` is the folder of the study, or its results folder; ``command`` is what shows the results, for the record of
+    :mod:`counterstain.study.test_access_log`.
 
     Raises
     ------
@@ -68,26 +64,20 @@ def write_report(run: Path, out: Path | None = None, *, command: str = "report")
     return path
 
 
-def write_figures(run: Path, folder: Path) -> list[Path]:
-    """Write every figure of the report as ``NAME.svg`` and ``NAME.png``; return the files."""
+def write_figures(run: Path, folder: Path) -> None:
+    """Write every figure of the report as ``NAME.svg`` and ``NAME.png``."""
     results = read_results(run)
-    files = []
-    for view in figure_views(results, chosen_arm(results)):
+    for name, figure in draw_figures(results, chosen_arm(results)).items():
         for kind in ("svg", "png"):
-            files.append(folder / f"{view.anchor}.{kind}")
-            figures.save_figure(view.figure, files[-1])
-    return files
+            figures.save_figure(figure, folder / f"{name}.{kind}")
 
 
-def write_tables(run: Path, folder: Path) -> list[Path]:
-    """Write the tables of results and of differences as ``NAME.csv`` and ``NAME.tex``; return the files."""
+def write_tables(run: Path, folder: Path) -> None:
+    """Write the tables of results and of differences as ``NAME.csv`` and ``NAME.tex``."""
     results = read_results(run)
-    files = []
-    for name, copy in tables.table_copies(results, effects_on_test(results), chosen_arm(results)).items():
-        for ending, text in (("csv", copy.csv), ("tex", copy.latex)):
-            files.append(folder / f"{name}.{ending}")
-            write_text(files[-1], text)
-    return files
+    for name, copies in tables.table_copies(results, effects_on_test(results), chosen_arm(results)).items():
+        for ending, text in copies.items():
+            write_text(folder / f"{name}.{ending}", text)
 
 
 def render(results: Results, *, place: Path | None = None, draws: int = DRAWS) -> str:
@@ -104,16 +94,18 @@ def render(results: Results, *, place: Path | None = None, draws: int = DRAWS) -
         css=Markup(_file("page.css")),  # noqa: S704 - ours, nobody's input
         js=Markup(_file("page.js")),  # noqa: S704
         study=study,
-        facts=_facts(results),
-        reference=results.reference.label,
-        chosen=chosen.label if chosen else None,
-        ceiling=CEILING if any(arm.ceiling for arm in results.arms) else None,
+        repeats=counted(study.repeats, "repeat"),
+        arms=results.arms,
+        reference=results.reference,
+        chosen=chosen,
+        ceiling=CEILING,
         summary=summarise(results, effects, chosen),
         differences=tables.differences_table(results, effects, chosen),
         power=tables.power_table(results, effects),
         scores=[tables.results_table(results, split, chosen) for split in ("test", "val")],
-        variants=[t for split in ("test", "val") if (t := tables.variants_table(results, split, chosen))],
-        figures={view.anchor: view for view in figure_views(results, chosen)},
+        further=tables.further_tables(results, chosen),
+        figures={name: _data_uri(figure) for name, figure in draw_figures(results, chosen).items()},
+        examples=counted(len(results.examples), "patch", "patches"),
         filter=tables.filter_table(results),
         times=plain_table("Time by stage", ("Stage", "Time"), ((k, duration(v)) for k, v in study.seconds.items())),
         versions=plain_table("Versions", ("Package", "Version"), study.versions.items()),
@@ -134,104 +126,35 @@ def render(results: Results, *, place: Path | None = None, draws: int = DRAWS) -
     )
 
 
-def _facts(results: Results) -> list[tuple[str, str]]:
-    """Return what a reader wants to know first: name and value."""
-    study = results.study
-    facts = {
-        "Preset": study.preset,
-        "Cohort": study.cohort.source,
-        "Patients": " / ".join(f"{count} {split}" for split, count in study.cohort.patients.items()),
-        "Regions": f"{study.cohort.regions:,}" if study.cohort.regions else "",
-        "Resolution": f"{study.cohort.mpp:g} µm per pixel" if study.cohort.mpp else "",
-        "Arms": f"{len(study.arms)}, {counted(study.repeats, 'repeat')} each",
-        "Device": study.device,
-    }
-    return [(name, value) for name, value in facts.items() if value]
-
-
 def _logs(trainings: tuple[TrainingRecord, ...], run: Path, place: Path) -> list[tuple[str, str, str]]:
     """Return name, length and relative address of the curves of every training that left some."""
-    found = []
-    for training in trainings:
-        if training.logs:
-            address = quote(Path(os.path.relpath(run / training.logs, place)).as_posix() + "/")
-            found.append((training.name, f"{training.steps:,} steps, {duration(training.seconds)}", address))
-    return found
+    return [
+        (training.name, f"{training.steps:,} steps, {duration(training.seconds)}", quote(address.as_posix() + "/"))
+        for training in trainings
+        if training.logs and (address := Path(os.path.relpath(run / training.logs, place)))
+    ]
 
 
-@dataclass(frozen=True, slots=True)
-class FigureView:
-    """A figure on the page, with its alternative text and caption."""
-
-    anchor: str
-    figure: Figure
-    alt: str
-    caption: str
-
-    @property
-    def source(self) -> str:
-        """Data URI of the figure as SVG."""
-        return "data:image/svg+xml," + quote(
-            " ".join(figures.svg_text(self.figure).split("\n")), safe=" /:;=,'()!*@+$?~"
-        )
-
-
-def figure_views(results: Results, chosen: Arm | None) -> list[FigureView]:
+def draw_figures(results: Results, chosen: Arm | None) -> dict[str, Figure]:
     """Draw every figure; ``chosen`` is the arm that validation chose."""
     study, taxonomy = results.study, results.study.taxonomy
-    tissue, reference = taxonomy.tissue_class, results.reference.label
-    beside = f" beside {chosen.label}, chosen on validation, and their difference" if chosen else ""
-    ceilings = [arm.label for arm in results.arms if arm.ceiling]
     sets = results.synthetic.assign(method=[study.set_label(name, "ceiling") for name in results.synthetic["method"]])
     shown = [
         replace(e, images={study.set_label(name, "ceiling"): image for name, image in e.images.items()})
         for e in results.examples
     ]
-    return [
-        FigureView(
-            "boxplots",
-            figures.boxplots(results.results, taxonomy, arms=results.arms, reference=results.reference),
-            f"Box plots of {tissue} Dice and subtype variance on the test set for "
-            f"{', '.join(arm.label for arm in results.arms)}. The numbers are in the results table.",
-            f"{tissue.capitalize()} Dice and subtype variance on the test set. Box: mean ± standard deviation; "
-            f"whiskers: smallest and largest repeat; dots: repeats; dashed line: mean of {reference}."
-            + (f" Dashed boxes ({', '.join(ceilings)}): {CEILING}." if ceilings else ""),
-        ),
-        FigureView(
-            "confusion",
-            figures.confusion(results.counts, taxonomy, reference=results.reference, arm=chosen),
-            f"Confusion by subtype of {reference}{beside}, in per cent of each row.",
-            f"Confusion by subtype on the test set: {reference}{beside}. Pixels pooled over the split, per cent of "
-            "each row, averaged over repeats.",
-        ),
-        FigureView(
-            "composition",
-            patch_figures.composition(results.composition, taxonomy, mpp=study.cohort.mpp),
-            f"Bars of the share of {', '.join(taxonomy.names)} in each split of the cohort, by instances and by area.",
-            "Subtypes in each split of the cohort, by instances and by annotated area.",
-        ),
-        FigureView(
-            "balance",
-            patch_figures.balance(sets, taxonomy),
-            "Bars of the share of every subtype in the synthetic sets before and after relabelling.",
-            "Subtypes in the synthetic sets before (hatched) and after (filled) relabelling. Dashed: equal shares. "
-            "Relabelling balances either instances or area, so the two differ.",
-        ),
-        FigureView(
-            "examples",
-            patch_figures.examples(shown, taxonomy, mpp=study.cohort.mpp),
-            f"{counted(len(results.examples), 'patch', 'patches')}: real image, its labels, new labels and the image "
-            "that each method drew for them.",
-            "Real patches, their labels, the new labels, and the image that each method drew for them.",
-        ),
-        FigureView(
-            "training",
-            figures.training_curves(results.losses, study.arms),
-            "Training curves of every generator and segmenter, one panel for each loss.",
-            "Losses by optimiser step; a line for each training. Long curves are drawn as means over equal numbers of "
-            "steps.",
-        ),
-    ]
+    return {
+        "boxplots": figures.boxplots(results.results, taxonomy, arms=results.arms, reference=results.reference),
+        "confusion": figures.confusion(results.counts, taxonomy, reference=results.reference, arm=chosen),
+        "composition": patch_figures.composition(results.composition, taxonomy, mpp=study.cohort.mpp),
+        "balance": patch_figures.balance(sets, taxonomy),
+        "examples": patch_figures.examples(shown, taxonomy, mpp=study.cohort.mpp),
+        "training": figures.training_curves(results.losses, study.arms),
+    }
+
+
+def _data_uri(figure: Figure) -> str:
+    return "data:image/svg+xml," + quote(" ".join(figures.svg_text(figure).split("\n")), safe=" /:;=,'()!*@+$?~")
 
 
 def _file(name: str) -> str:
@@ -283,11 +206,9 @@ def _training(found: SetRecord, trainings: Sequence[TrainingRecord], study: Stud
     trained = next((t for t in trainings if t.sha256 and t.sha256 == found.generator), None)
     if trained is None:
         return f"not part of this study; it and the masks used {counted(len(found.patients_seen), 'patient')}"
-    source = (
-        f"the training split of the cohort “{study.cohort.source}”" if study.cohort.source else "the training split"
-    )
+    cohort = f" of the cohort “{study.cohort.source}”" if study.cohort.source else ""
     return (
-        f"{trained.name}: {trained.steps:,} steps of {trained.batch_size} patches of {source}, "
+        f"{trained.name}: {trained.steps:,} steps of {trained.batch_size} patches of the training split{cohort}, "
         f"{counted(trained.patients_seen, 'patient')}"
     )
 
@@ -318,12 +239,8 @@ def read_gallery(folder: Path, taxonomy: Taxonomy) -> list[dict[str, Any]]:
 
     Each is a dict of the columns of texts and numbers (``source``: the number of the real patch; ``attempts``: images
     drawn until the filter accepted one); ``image`` and ``mask``, data URIs; ``labels``, the old subtype, new subtype
-    and area in pixels of every instance; ``subtypes``, the largest area first. Empty if the file is missing.
-
-    Raises
-    ------
-    StorageError
-        The file is damaged.
+    and area in pixels of every instance; ``subtypes``, the largest area first. Empty if the file is missing,
+    StorageError if it is damaged.
     """
     path = folder / "gallery.parquet"
     if not path.exists():
@@ -345,15 +262,11 @@ def _picture(row: dict[Any, Any], taxonomy: Taxonomy) -> dict[str, Any]:
         areas[after] += area
     plain = {name: str(row[name]) for name in GALLERY_TEXTS} | {name: int(row[name]) for name in GALLERY_NUMBERS}
     return plain | {
-        "image": _data_uri(row["image"], "webp"),
-        "mask": _data_uri(row["mask"], "png"),
+        "image": f"data:image/webp;base64,{base64.b64encode(row['image']).decode()}",
+        "mask": f"data:image/png;base64,{base64.b64encode(row['mask']).decode()}",
         "labels": labels,
         "subtypes": sorted(areas, key=lambda name: (-areas[name], name)),
     }
-
-
-def _data_uri(content: bytes, form: str) -> str:
-    return f"data:image/{form};base64,{base64.b64encode(content).decode()}"
 
 
 def _filters(pictures: list[dict[str, Any]], taxonomy: Taxonomy) -> dict[str, list[str]]:

@@ -32,21 +32,16 @@ BARS_UM = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 def composition(table: pd.DataFrame, taxonomy: Taxonomy, *, mpp: float | None = None) -> Figure:
     """Draw the share of each subtype in each split, by instances and by area (the paper's figure 2).
 
-    Parameters
-    ----------
-    table : DataFrame
-        Columns split (all missing: the cohort is not split), subtype (name), instances, area_px.
-    mpp : float, optional
-        Micrometres per pixel; areas are then written in mm².
+    ``table`` has the columns split (all missing: the cohort is not split), subtype (name), instances and area_px. With
+    ``mpp``, the micrometres per pixel, areas are written in mm².
     """
-    found = _split_names(table)
-    parts = [p for p in ("train", "val", "test") if p in set(found)]
-    parts += sorted(set(found) - set(parts))
+    unsplit = "cohort" if table["split"].isna().all() else "no split"
+    table = table.assign(split=table["split"].astype(object).where(table["split"].notna(), unsplit).astype(str))
+    parts = sorted(table["split"].unique(), key=lambda part: ({"train": 0, "val": 1, "test": 2}.get(part, 3), part))
     if not parts:
         return empty("no instances")
     figure = new_figure(4.8)
     upper, lower = figure.subplots(2, 1)
-    table = table.assign(split=found)
     instances, area = (
         table.pivot_table(index="split", columns="subtype", values=column, aggfunc="sum")
         .reindex(index=parts, columns=list(taxonomy.names))
@@ -59,11 +54,10 @@ def composition(table: pd.DataFrame, taxonomy: Taxonomy, *, mpp: float | None = 
     _grouped_bars(lower, area, taxonomy, [_few_figures(a) for a in mm2.T.ravel()] if mm2 is not None else [])
     upper.set_title("Instances")
     lower.set_title("Area (mm² over the bars)" if mm2 is not None else "Area")
-    for axes, totals, unit in (
-        (upper, instances.sum(1), "instances"),
-        (lower, area.sum(1), "px") if mm2 is None else (lower, mm2.sum(1), "mm²"),
-    ):
-        axes.set_xticks(range(len(parts)), [f"{p}: {_short(n)} {unit}" for p, n in zip(parts, totals, strict=True)])
+    of_area = (lower, area, "px") if mm2 is None else (lower, mm2, "mm²")
+    for axes, amounts, unit in ((upper, instances, "instances"), of_area):
+        totals = zip(parts, amounts.sum(axis=1), strict=True)
+        axes.set_xticks(range(len(parts)), [f"{part}: {_short(total)} {unit}" for part, total in totals])
     subtype_key(figure, taxonomy)
     return figure
 
@@ -87,17 +81,10 @@ def balance(table: pd.DataFrame, taxonomy: Taxonomy) -> Figure:
             _before_and_after(axes, by_subtype[f"{column}_before"], by_subtype[column], taxonomy)
             axes.set_title(f"{named}: {title}" if column == "instances" else title)
         axes_row[0].set_ylabel("share (%)")
-    keys = [
-        Key(facecolor="white", hatch="////", label="before relabelling", **EDGE),
-        Key(facecolor=FAINT, label="after", **EDGE),
-    ]
-    figure.legend(handles=keys, loc="outside lower center", ncols=2)
+    before = Key(facecolor="white", hatch="////", label="before relabelling", **EDGE)
+    after = Key(facecolor=FAINT, label="after", **EDGE)
+    figure.legend(handles=[before, after], loc="outside lower center", ncols=2)
     return figure
-
-
-def _split_names(table: pd.DataFrame) -> pd.Series:
-    unsplit = "cohort" if table["split"].isna().all() else "no split"
-    return table["split"].astype(object).where(table["split"].notna(), unsplit).astype(str)
 
 
 def _grouped_bars(axes: Axes, values: np.ndarray, taxonomy: Taxonomy, numbers: Sequence[str]) -> None:
@@ -108,9 +95,8 @@ def _grouped_bars(axes: Axes, values: np.ndarray, taxonomy: Taxonomy, numbers: S
         x = np.arange(parts) + (k - (subtypes - 1) / 2) * width
         bars = axes.bar(x, shares[:, k], width, color=subtype.colour, **EDGE)
         if numbers and parts * subtypes <= MOST_NUMBERS:
-            axes.bar_label(
-                bars, numbers[k * parts : (k + 1) * parts], padding=1.5, fontsize=8 if parts * subtypes <= ROOMY else 7
-            )
+            size = 8 if parts * subtypes <= ROOMY else 7
+            axes.bar_label(bars, numbers[k * parts : (k + 1) * parts], padding=1.5, fontsize=size)
     axes.set_ylabel("share (%)")
     axes.set_ylim(0, max(shares.max() * 1.15, 1))
     axes.tick_params(axis="x", length=0)
@@ -131,15 +117,11 @@ def _before_and_after(axes: Axes, before: pd.Series, after: pd.Series, taxonomy:
 
 def _same_balance(table: pd.DataFrame) -> list[tuple[list[str], pd.DataFrame]]:
     """Group sets with the same numbers: methods mostly share their relabelled masks."""
-    groups: list[tuple[list[str], pd.DataFrame]] = []
+    groups: dict[str, tuple[list[str], pd.DataFrame]] = {}
     for method, part in table.groupby("method", sort=False):
-        content = part.drop(columns="method").sort_values("subtype").reset_index(drop=True)
-        same = next((methods for methods, known in groups if known.equals(content)), None)
-        if same is not None:
-            same.append(str(method))
-        else:
-            groups.append(([str(method)], content))
-    return groups
+        numbers = part.drop(columns="method").sort_values("subtype")
+        groups.setdefault(numbers.to_csv(index=False), ([], numbers))[0].append(str(method))
+    return list(groups.values())
 
 
 def _percent(values: np.ndarray, axis: int | None = None) -> np.ndarray:
@@ -169,18 +151,8 @@ def examples(patches: Sequence[Example], taxonomy: Taxonomy, *, mpp: float | Non
         return empty("no examples")
     methods = list(dict.fromkeys(method for patch in shown for method in patch.images))
     titles = ["real", "its labels", "new labels", *(method.replace(" (", "\n(") for method in methods)]
-    figure = new_figure(WIDTH_IN / len(titles) * len(shown) + 0.75)
-    axes = figure.subplots()  # one for all pictures: an axes for each takes seconds to draw
-    for row, patch in enumerate(shown):
-        images = [patch.real, patch.mask, patch.new_mask, *(patch.images.get(method) for method in methods)]
-        for column, image in enumerate(images):
-            _show(axes, image, row, column, is_mask=column in {1, 2})
-    for column, title in enumerate(titles):
-        axes.text(column + 0.5, -GAP, title, ha="center", va="bottom", weight="bold")
-    if mpp:
-        _scale_bar(axes, len(shown), shown[-1].real.shape[1], mpp)
-    axes.set(xlim=(0, len(titles)), ylim=(len(shown) + (0.16 if mpp else 0), -GAP), aspect="equal")
-    axes.axis("off")
+    rows = [[patch.real, patch.mask, patch.new_mask, *(patch.images.get(m) for m in methods)] for patch in shown]
+    figure, _ = _pictures(titles, rows, mpp=mpp, masks=(1, 2))
     subtype_key(figure, taxonomy, background=True)
     return figure
 
@@ -192,35 +164,44 @@ def redrawn_as_every_subtype(rows: Sequence[Redrawn], taxonomy: Taxonomy, *, mpp
     ``rows`` are one at least; ``mpp`` are the micrometres per pixel of the patches, for the scale bar.
     """
     of_id = {subtype.id: subtype for subtype in taxonomy.subtypes}
-    asked = list(rows[0].drawn)
-    figure = new_figure(WIDTH_IN / (len(asked) + 1) * len(rows) + 0.35)
-    axes = figure.subplots()
-    axes.text(0.5, -GAP, "real", ha="center", va="bottom", weight="bold")
-    for column, subtype in enumerate(asked, start=1):
-        axes.text(column + 0.5, -GAP, of_id[subtype].name, ha="center", va="bottom", weight="bold")
+    titles = ["real", *(of_id[subtype].name for subtype in rows[0].drawn)]
+    frames = [of_id[row.subtype].colour for row in rows]
+    figure, axes = _pictures(titles, [[row.patch.image, *row.drawn.values()] for row in rows], mpp=mpp, frames=frames)
     for number, row in enumerate(rows):
-        real = of_id[row.subtype]
-        axes.text(-GAP, number + 0.5, real.name, ha="right", va="center", rotation=90)
-        _show(axes, row.patch.image, number, 0, is_mask=False, frame=real.colour)
-        for column, subtype in enumerate(asked, start=1):
-            _show(axes, row.drawn[subtype], number, column, is_mask=False)
-    _scale_bar(axes, len(rows), rows[0].patch.image.shape[1], mpp)
-    axes.set(xlim=(-0.16, len(asked) + 1), ylim=(len(rows) + 0.16, -GAP), aspect="equal")
-    axes.axis("off")
+        axes.text(-GAP, number + 0.5, of_id[row.subtype].name, ha="right", va="center", rotation=90)
+    axes.set_xlim(left=-0.16)
     return figure
 
 
-def _show(
-    axes: Axes, image: np.ndarray | None, row: int, column: int, *, is_mask: bool, frame: str | None = None
-) -> None:
-    left, right, top, bottom = column + GAP, column + 1 - GAP, row + GAP, row + 1 - GAP
-    edge: dict[str, Any] = {"edgecolor": frame or "#c8c8c8", "linewidth": 3.0 if frame else 0.8}
-    axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, **edge))
-    if image is None:
-        axes.text(column + 0.5, row + 0.5, "none", ha="center", va="center", color=FAINT)
-        return
-    shown = _shrunk(image, Image.Resampling.NEAREST if is_mask else Image.Resampling.LANCZOS)
-    axes.imshow(shown, extent=(left, right, bottom, top))
+def _pictures(
+    titles: Sequence[str],
+    rows: Sequence[Sequence[np.ndarray | None]],
+    *,
+    mpp: float | None,
+    masks: Sequence[int] = (),
+    frames: Sequence[str] | None = None,
+) -> tuple[Figure, Axes]:
+    """Draw rows of pictures under titles; ``masks`` are columns of masks, ``frames`` colours for the first column."""
+    figure = new_figure(WIDTH_IN / len(titles) * len(rows) + (0.35 if frames else 0.75))
+    axes = figure.subplots()  # one for all pictures: an axes for each takes seconds to draw
+    for column, title in enumerate(titles):
+        axes.text(column + 0.5, -GAP, title, ha="center", va="bottom", weight="bold")
+    for row, images in enumerate(rows):
+        for column, image in enumerate(images):
+            frame = frames[row] if frames and column == 0 else None
+            edge: dict[str, Any] = {"edgecolor": frame or "#c8c8c8", "linewidth": 3.0 if frame else 0.8}
+            left, top, side = column + GAP, row + GAP, 1 - 2 * GAP
+            axes.add_patch(Rectangle((left, top), side, side, fill=False, **edge))
+            if image is None:
+                axes.text(column + 0.5, row + 0.5, "none", ha="center", va="center", color=FAINT)
+            else:
+                shown = _shrunk(image, Image.Resampling.NEAREST if column in masks else Image.Resampling.LANCZOS)
+                axes.imshow(shown, extent=(left, left + side, top + side, top))
+    if mpp:
+        _scale_bar(axes, len(rows), next(im for im in rows[-1] if im is not None).shape[1], mpp)
+    axes.set(xlim=(0, len(titles)), ylim=(len(rows) + (0.16 if mpp else 0), -GAP), aspect="equal")
+    axes.axis("off")
+    return figure, axes
 
 
 def _shrunk(image: np.ndarray, how: Image.Resampling) -> np.ndarray:

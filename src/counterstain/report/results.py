@@ -43,8 +43,7 @@ class CohortRecord(Record):
     mpp: float | None = None
     fingerprint: str = ""
     regions: int = 0
-    patients: dict[str, int] = Field(default_factory=dict)
-    """By split."""
+    patients: dict[str, int] = Field(default_factory=dict)  # by split
 
 
 class Failure(Record):
@@ -73,20 +72,15 @@ class StudyRecord(Record):
     preset: str = ""
     taxonomy: Taxonomy
     cohort: CohortRecord
-    config: dict[str, Any] = Field(default_factory=dict)
-    """The resolved configuration."""
+    config: dict[str, Any] = Field(default_factory=dict)  # the resolved configuration
     arms: tuple[Annotated[Arm, BeforeValidator(_arm)], ...] = Field(min_length=1)
     """In the order in which they are shown."""
-    reference: str
-    """Name of the arm that the others are compared with."""
+    reference: str  # name of the arm that the others are compared with
     repeats: int = Field(ge=1)
-    versions: dict[str, str] = Field(default_factory=dict)
-    """Package -> version."""
-    seconds: dict[str, float] = Field(default_factory=dict)
-    """Stage -> duration."""
+    versions: dict[str, str] = Field(default_factory=dict)  # package -> version
+    seconds: dict[str, float] = Field(default_factory=dict)  # stage -> duration
     failed: tuple[Failure, ...] = ()
-    filter: dict[str, FilterCount] = Field(default_factory=dict)
-    """By synthetic set."""
+    filter: dict[str, FilterCount] = Field(default_factory=dict)  # by synthetic set
     device: str = ""
     notes: tuple[str, ...] = ()
 
@@ -107,14 +101,12 @@ class TrainingRecord(Record):
 
     name: str
     stage: str
-    sha256: str = ""
-    """Hash of the weights."""
+    sha256: str = ""  # hash of the weights
     steps: int
     batch_size: int
     patients_seen: int = 0
     seconds: float = 0.0
-    logs: str = ""
-    """Folder of its curves, relative to the study's folder; empty if there is none."""
+    logs: str = ""  # folder of its curves, relative to the study's folder; empty if there is none
 
 
 class Change(Record):
@@ -135,21 +127,15 @@ class SetRecord(Record):
     size_px: int
     mpp: float
     seed: str
-    cohort: str
-    """Fingerprint of the cohort that the masks come from."""
-    generator: str
-    """Hash of the generator's weights; empty if it has none."""
-    patients_seen: tuple[str, ...]
-    """Patients behind the masks and the generator."""
-    settings: dict[str, Any]
-    """How it was drawn."""
+    cohort: str  # fingerprint of the cohort that the masks come from
+    generator: str  # hash of the generator's weights; empty if it has none
+    patients_seen: tuple[str, ...]  # patients behind the masks and the generator
+    settings: dict[str, Any]  # how it was drawn
     version: str
-    sources: dict[str, int]
-    """Number of regions, slides and patients that the masks come from."""
+    sources: dict[str, int]  # number of regions, slides and patients that the masks come from
     drawn: int
     rejected: int
-    background_only: int
-    """Patches without an instance."""
+    background_only: int  # patches without an instance
     changes: tuple[Change, ...]
 
 
@@ -183,8 +169,7 @@ class Results:
     @property
     def arms(self) -> tuple[Arm, ...]:
         """The arms that have a result, in the order of the study."""
-        found = set(self.results["arm"])
-        return tuple(arm for arm in self.study.arms if arm.name in found)
+        return tuple(arm for arm in self.study.arms if arm.name in set(self.results["arm"]))
 
     @property
     def reference(self) -> Arm:

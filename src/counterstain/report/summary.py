@@ -57,18 +57,12 @@ def _on_validation(results: Results, arms: Sequence[Arm]) -> pd.DataFrame:
 class Summary:
     """The finding and what must be said with it."""
 
-    verdict: str
-    """A few words."""
-    finding: str
-    """One or two sentences."""
-    power: str
-    """How large a study must be to detect the chosen arm's difference; may be empty."""
-    looks: str
-    """How often the results of each split were shown."""
-    cautions: tuple[str, ...]
-    """Reasons for doubt."""
-    arms: tuple[tuple[str, str], ...]
-    """Label and sentence of every arm but the reference."""
+    verdict: str  # a few words
+    finding: str  # one or two sentences
+    power: str  # how large a study must be to detect the chosen arm's difference; may be empty
+    looks: str  # how often the results of each split were shown
+    cautions: tuple[str, ...]  # reasons for doubt
+    arms: tuple[tuple[str, str], ...]  # label and sentence of every arm but the reference
 
 
 def summarise(results: Results, effects: Effects, chosen: Arm | None) -> Summary:
@@ -90,13 +84,12 @@ def summarise(results: Results, effects: Effects, chosen: Arm | None) -> Summary
     )
 
 
-def judge(effect: Effect, measure: str) -> str:
-    """Return ``better`` or ``worse`` if the interval excludes zero, otherwise ``unclear``."""
-    sign = HIGHER_IS_BETTER[measure]
-    ends = sorted([sign * effect.low, sign * effect.high])
+def _judged(effect: Effect, measure: str) -> str:
+    """Return ``better`` or ``worse`` if the interval excludes zero, otherwise ``unclear``, also without an interval."""
+    ends = [HIGHER_IS_BETTER[measure] * end for end in (effect.low, effect.high)]
     if not all(map(math.isfinite, ends)):
         return "unclear"
-    return "better" if ends[0] > 0 else "worse" if ends[1] < 0 else "unclear"
+    return "better" if min(ends) > 0 else "worse" if max(ends) < 0 else "unclear"
 
 
 def _finding(results: Results, effects: Effects, chosen: Arm) -> tuple[str, str]:
@@ -130,7 +123,7 @@ def _baseline_ahead(results: Results, chosen: Arm) -> str:
 
 
 def _verdict(of_dice: Effect, of_variance: Effect, seen: str) -> tuple[str, str]:
-    judged = {"Dice": judge(of_dice, "dice"), "subtype variance": judge(of_variance, "subtype_variance")}
+    judged = {"Dice": _judged(of_dice, "dice"), "subtype variance": _judged(of_variance, "subtype_variance")}
     better = [name for name, how in judged.items() if how == "better"]
     worse = [name for name, how in judged.items() if how == "worse"]
     if better and worse:
@@ -139,13 +132,9 @@ def _verdict(of_dice: Effect, of_variance: Effect, seen: str) -> tuple[str, str]
         return f"Improved {' and '.join(better)}", f"Synthetic images improved {' and '.join(better)}. {seen}"
     if worse or not _gains(of_dice, of_variance):
         return "No improvement", f"Synthetic images brought no improvement. {seen}"
-    significant = [name for name, e in (("Dice", of_dice), ("variance", of_variance)) if _significant(e.p)]
+    significant = [name for name, e in (("Dice", of_dice), ("variance", of_variance)) if e.p < SIGNIFICANT]
     but = f", although the test of {' and '.join(significant)} alone is significant" if significant else ""
     return "No improvement shown", f"No improvement is demonstrated: both intervals include zero{but}. {seen}"
-
-
-def _significant(p: float) -> bool:
-    return math.isfinite(p) and p < SIGNIFICANT
 
 
 def _gains(of_dice: Effect, of_variance: Effect) -> bool:
@@ -170,30 +159,27 @@ def _in_words(effect: Effect, measure: str) -> str:
         return "too few repeats to tell" if gain > 0 else "no improvement seen"
     if gain > 0 and not math.isfinite(effect.low):
         return "cannot be distinguished from chance (no interval)"
-    unclear = "undecided: interval and test disagree" if _significant(effect.p_holm) else "within chance"
+    unclear = "undecided: interval and test disagree" if effect.p_holm < SIGNIFICANT else "within chance"
     words = {"better": "improved", "worse": "worse", "unclear": unclear if gain > 0 else "no improvement"}
-    return words[judge(effect, measure)]
+    return words[_judged(effect, measure)]
 
 
 def _power(results: Results, effects: Effects, chosen: Arm) -> str:
-    named = zip(MAIN, ("Dice", "subtype variance"), strict=True)
-    said = [_needed(results, effects.get((chosen.name, measure), UNDEFINED), name) for measure, name in named]
-    return " ".join(filter(None, said))
-
-
-def _needed(results: Results, effect: Effect, name: str) -> str:
-    repeats, patients = effect.needed_repeats, effect.needed_patients
-    if math.isnan(repeats) or math.isnan(patients):
-        return ""
-    what = f"a difference in {name} of this size with 80{PERCENT} power"
-    ways = []
-    if math.isfinite(repeats):
-        ways.append(f"{needed_text(repeats, 'repeat')} with {counted(_test_patients(results), 'test patient')}")
-    if math.isfinite(patients):
-        ways.append(f"{needed_text(patients, 'patient')} with {counted(effect.n, 'repeat')}")
-    if not ways:
-        return f"Neither more repeats nor more test patients alone would be enough to detect {what}."
-    return f"Detecting {what} would take {', or '.join(ways)}."
+    said = []
+    for measure, name in zip(MAIN, ("Dice", "subtype variance"), strict=True):
+        effect = effects.get((chosen.name, measure), UNDEFINED)
+        repeats, patients = effect.needed_repeats, effect.needed_patients
+        what = f"a difference in {name} of this size with 80{PERCENT} power"
+        ways = []
+        if math.isfinite(repeats):
+            ways.append(f"{needed_text(repeats, 'repeat')} with {counted(_test_patients(results), 'test patient')}")
+        if math.isfinite(patients):
+            ways.append(f"{needed_text(patients, 'patient')} with {counted(effect.n, 'repeat')}")
+        if math.isinf(repeats) and math.isinf(patients):
+            said.append(f"Neither more repeats nor more test patients alone would be enough to detect {what}.")
+        elif not (math.isnan(repeats) or math.isnan(patients)):
+            said.append(f"Detecting {what} would take {', or '.join(ways)}.")
+    return " ".join(said)
 
 
 def _test_patients(results: Results) -> int:

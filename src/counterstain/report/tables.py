@@ -21,8 +21,7 @@ MAIN = ("dice", "subtype_variance")
 PARTS = {"test": "test set", "val": "validation set"}
 MINUS = "\N{MINUS SIGN}"
 SPACE = "\N{NO-BREAK SPACE}"
-NONE = "\N{EN DASH}"
-"""Written where there is no value."""
+NONE = "\N{EN DASH}"  # written where there is no value
 NO_INTERVAL = "no interval"
 
 
@@ -99,8 +98,7 @@ class Effect:
 
 
 UNDEFINED = Effect()
-Effects = dict[tuple[str, str], Effect]
-"""By name of the arm and measure."""
+Effects = dict[tuple[str, str], Effect]  # by name of the arm and measure
 
 
 def effects_on_test(results: Results, *, draws: int = 10_000, seed: int = 0) -> Effects:
@@ -115,11 +113,8 @@ def effects_on_test(results: Results, *, draws: int = 10_000, seed: int = 0) -> 
     labels = study.taxonomy.num_labels
     tested = effects_of(counts, study.reference, measures, num_labels=labels, draws=draws, seed=seed)
     joined = paired.loc[paired["split"] == "test"].merge(tested.drop(columns="n"), on=["arm", "measure"], how="left")
-    names = [field.name for field in fields(Effect)]
-    return {
-        (row["arm"], row["measure"]): Effect(**{name: row[name] for name in names})
-        for row in joined.to_dict(orient="records")
-    }
+    names, rows = [field.name for field in fields(Effect)], joined.to_dict(orient="records")
+    return {(row["arm"], row["measure"]): Effect(**{name: row[name] for name in names}) for row in rows}
 
 
 def _measures(taxonomy: Taxonomy, counts: pd.DataFrame) -> dict[str, Measure]:
@@ -131,12 +126,11 @@ def _measures(taxonomy: Taxonomy, counts: pd.DataFrame) -> dict[str, Measure]:
         lacks_one = (table[..., present, :].sum(axis=-1) == 0).any(axis=-1)
         return np.where(lacks_one, np.nan, subtype_variance(table, present))
 
-    found = {f"recall_{s.name}": _recall(s.id) for s in taxonomy.subtypes}
+    def recall_of(subtype: int) -> Measure:
+        return lambda table: recalls(table[..., [0, subtype], :])[..., 0]
+
+    found = {f"recall_{s.name}": recall_of(s.id) for s in taxonomy.subtypes}
     return {"dice": dice, "subtype_variance": variance, **found}
-
-
-def _recall(subtype: int) -> Measure:
-    return lambda table: recalls(table[..., [0, subtype], :])[..., 0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,27 +172,30 @@ def plain_table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[ob
 def results_table(results: Results, split: str, chosen: Arm | None) -> Table:
     """Return mean and sd of the main measures by arm."""
     caption = f"{PARTS[split].capitalize()}: mean ± standard deviation over repeats"
-    return _spread_table(results, split, chosen, ["dice", "subtype_variance", *results.recalls], caption)
+    return _spread_table(results, split, chosen, [*MAIN, *results.recalls], caption)
 
 
-def variants_table(results: Results, split: str, chosen: Arm | None) -> Table | None:
-    """Return mean and sd of every further measure by arm; None if there is none."""
+def further_tables(results: Results, chosen: Arm | None) -> list[Table]:
+    """Return mean and sd of every further measure by arm, for the test and the validation set; empty without any."""
     columns = [c for c in measures_of(results.results) if c not in {*MAIN, *results.recalls}]
-    return _spread_table(results, split, chosen, columns, f"Further measures, {PARTS[split]}") if columns else None
+    return [
+        _spread_table(results, split, chosen, columns, f"Further measures, {part}")
+        for split, part in PARTS.items()
+        if columns
+    ]
 
 
 def _spread_table(results: Results, split: str, chosen: Arm | None, columns: Sequence[str], caption: str) -> Table:
     part = spread(results.results[results.results["split"] == split]).to_dict(orient="records")
     values = {(row["arm"], row["measure"]): (row["mean"], row["sd"]) for row in part}
-    rows = [
-        Row(
-            head=arm.label,
-            tags=_tags(results, arm, chosen),
-            cells=tuple(_mean_sd(*values[arm.name, c], digits=4 if "variance" in c else 3) for c in columns),
-        )
-        for arm in results.arms
-        if (arm.name, columns[0]) in values
-    ]
+    rows = []
+    for arm in results.arms:
+        if (arm.name, columns[0]) in values:
+            cells = []
+            for column in columns:
+                (mean, sd), digits = values[arm.name, column], 4 if "variance" in column else 3
+                cells.append(Cell(text=fixed(mean, digits) + _plus_minus(sd, digits), value=_finite(mean)))
+            rows.append(Row(head=arm.label, tags=_tags(results, arm, chosen), cells=tuple(cells)))
     return Table(caption=caption, columns=("Arm", *map(_heading, columns)), rows=tuple(rows))
 
 
@@ -252,16 +249,11 @@ def filter_table(results: Results) -> Table:
     return plain_table(caption, ("Synthetic set", "Drawn", "Rejected", "Rate"), rows)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Copy:
-    """A table as CSV with every digit, and as LaTeX (booktabs) as on the page."""
+def table_copies(results: Results, effects: Effects, chosen: Arm | None) -> dict[str, dict[str, str]]:
+    """Return what can be copied: ``csv`` with every digit, and ``tex`` (booktabs) as on the page, by the table's name.
 
-    csv: str
-    latex: str
-
-
-def table_copies(results: Results, effects: Effects, chosen: Arm | None) -> dict[str, Copy]:
-    """Return what can be copied by name: ``results-test``, ``results-val`` and, with two arms or more, ``effects``."""
+    Names are ``results-test``, ``results-val`` and, with two arms or more, ``effects``.
+    """
     shown = {}
     for split in ("test", "val"):
         part = spread(results.results[results.results["split"] == split])
@@ -270,7 +262,7 @@ def table_copies(results: Results, effects: Effects, chosen: Arm | None) -> dict
         rows = [{"arm": arm, "measure": measure} | asdict(effect) for (arm, measure), effect in effects.items()]
         shown["effects"] = pd.DataFrame(rows), differences_table(results, effects, chosen)
     return {
-        name: Copy(csv=str(numbers.to_csv(index=False, lineterminator="\n")), latex=_latex(table, label=name))
+        name: {"csv": str(numbers.to_csv(index=False, lineterminator="\n")), "tex": _latex(table, label=name)}
         for name, (numbers, table) in shown.items()
     }
 
@@ -284,9 +276,8 @@ def _latex(table: Table, *, label: str) -> str:
         for number in range(max(map(len, notes), default=0)):
             rows.append(["", *(note[number] if number < len(note) else "" for note in notes)])
     caption = table.caption.replace("%", r"\%")
-    styler = pd.DataFrame(rows, columns=list(table.columns)).style.hide(axis="index")
-    styler = styler.format(escape="latex").format_index(escape="latex", axis=1)
-    text = styler.to_latex(
+    style = pd.DataFrame(rows, columns=list(table.columns)).style.hide(axis="index").format(escape="latex")
+    text = style.format_index(escape="latex", axis=1).to_latex(
         hrules=True,
         column_format="l" + "r" * (len(table.columns) - 1),
         caption=f"{caption}.",
@@ -306,21 +297,14 @@ def _heading(column: str) -> str:
 
 
 def _tags(results: Results, arm: Arm, chosen: Arm | None) -> tuple[str, ...]:
-    said = {
-        "reference": arm == results.reference,
-        "baseline": arm.method is None and not arm.variants and arm != results.reference,
-        "chosen on validation": arm == chosen,
-        CEILING: arm.ceiling,
-    }
+    reference = arm == results.reference
+    baseline = arm.method is None and not arm.variants and not reference
+    said = {"reference": reference, "baseline": baseline, "chosen on validation": arm == chosen, CEILING: arm.ceiling}
     return tuple(tag for tag, holds in said.items() if holds)
 
 
 def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
-
-
-def _mean_sd(mean: float, sd: float, digits: int) -> Cell:
-    return Cell(text=fixed(mean, digits) + _plus_minus(sd, digits), value=_finite(mean))
 
 
 def _plus_minus(sd: float, digits: int) -> str:
