@@ -55,7 +55,7 @@ def draw_cohort(folder: Path, *, regions: int = 2, size_px: int = 96) -> Cohort:
     return writer.finish().write_split(dict(zip(patients, SPLIT, strict=True)))
 
 
-def draw_set(folder: Path, cohort: Cohort, *, count: int = 64) -> PatchSet:
+def draw_set(folder: Path, cohort: Cohort, *, count: int = 64, **known) -> PatchSet:
     """Real patches as if they were synthetic."""
     sampler = PatchSampler(cohort, "train", 48, SamplingConfig(flip=False, quarter_turns=False), seed=0)
     header = PatchSetHeader(
@@ -65,5 +65,6 @@ def draw_set(folder: Path, cohort: Cohort, *, count: int = 64) -> PatchSet:
     writer = PatchSetWriter(folder, header)
     for shard in writer.missing_shards():
         patches = [(i, sampler[i]) for i in writer.indices(shard)]
-        writer.write(shard, [SyntheticPatch(index=i, patch=p, subtypes_before=p.subtypes, seed=i) for i, p in patches])
+        drawn = [SyntheticPatch(index=i, patch=p, subtypes_before=p.subtypes, seed=i, **known) for i, p in patches]
+        writer.write(shard, drawn)
     return writer.finish()

@@ -9,10 +9,17 @@ from counterstain.errors import InputError
 from counterstain.io.annotations import annotation_files, looks_like, outlines, read_annotations, safe_parsing
 
 SQUARE = [[10, 10], [30, 10], [30, 30], [10, 30], [10, 10]]
+HOLE = [[15, 15], [20, 15], [20, 20], [15, 20], [15, 15]]
+FAR = [[50, 50], [60, 50], [60, 60], [50, 60], [50, 50]]
+POLYGON = {"type": "Polygon", "coordinates": [SQUARE]}
 
 
-def feature(coordinates, **properties):
-    return {"type": "Feature", "properties": properties, "geometry": {"type": "Polygon", "coordinates": coordinates}}
+def feature(geometry=POLYGON, **more):
+    return {"type": "Feature", "geometry": geometry, "properties": {}, **more}
+
+
+def ring(*points):
+    return feature({"type": "Polygon", "coordinates": [list(points)]})
 
 
 def write(tmp_path, content, name="slide.geojson"):
@@ -21,9 +28,13 @@ def write(tmp_path, content, name="slide.geojson"):
     return path
 
 
+def read(tmp_path, content):
+    return read_annotations(write(tmp_path, content), "qupath")
+
+
 def test_outlines_that_cross_themselves_are_repaired_and_counted(tmp_path):
     bow_tie = [[0, 0], [10, 10], [10, 0], [0, 10], [0, 0]]
-    file = read_annotations(write(tmp_path, [feature([bow_tie]), feature([SQUARE])]), "qupath")
+    file = read(tmp_path, [ring(*bow_tie), feature()])
     assert file.repaired == 1
     assert [a.polygon.is_valid for a in file.annotations] == [True, True]
     assert file.annotations[0].polygon.area == pytest.approx(50)
@@ -31,38 +42,35 @@ def test_outlines_that_cross_themselves_are_repaired_and_counted(tmp_path):
 
 def test_the_inside_of_a_loop_drawn_over_itself_stays_inside(tmp_path):
     angle = np.arange(5) * 4 * np.pi / 5
-    star = np.stack([np.cos(angle), np.sin(angle)], axis=1).tolist()
-    (annotation,) = read_annotations(write(tmp_path, feature([star])), "qupath").annotations
-    assert annotation.polygon.buffer(-0.1).centroid.coords[0] == pytest.approx((0, 0))
+    (annotation,) = read(tmp_path, ring(*np.stack([np.cos(angle), np.sin(angle)], axis=1).tolist())).annotations
     assert not annotation.polygon.interiors
+    assert annotation.polygon.buffer(-0.1).centroid.coords[0] == pytest.approx((0, 0))
 
 
 def test_parts_that_overlap_are_joined(tmp_path):
     overlapping = {"type": "MultiPolygon", "coordinates": [[SQUARE], [[[x + 5, y] for x, y in SQUARE]]]}
-    file = read_annotations(write(tmp_path, [{"type": "Feature", "geometry": overlapping}]), "qupath")
+    file = read(tmp_path, [feature(overlapping)])
     assert file.repaired == 1
     assert file.annotations[0].polygon.area == 25 * 20
 
 
 def test_outlines_without_area_are_skipped_and_counted(tmp_path):
     line = [[0, 0], [5, 5], [10, 10], [0, 0]]
-    file = read_annotations(write(tmp_path, [feature([line]), feature([[[1, 1]]]), feature([[]])]), "qupath")
+    file = read(tmp_path, [ring(*line), ring([1, 1]), ring()])
     assert not file.annotations
     assert file.skipped == {"outline without area": 3}
 
 
 def test_ids_are_unique_and_the_same_every_time(tmp_path):
-    features = [{**feature([SQUARE]), "id": given} for given in ("a", "a", "a#2", "a")]
-    path = write(tmp_path, features)
-    ids = [a.id for a in read_annotations(path, "qupath").annotations]
+    features = [feature(id=given) for given in ("a", "a", "a#2", "a")]
+    ids, again = ([a.id for a in read(tmp_path, features).annotations] for _ in range(2))
+    assert ids == again
     assert ids[:2] == ["a", "a#2"]
     assert len(set(ids)) == 4
-    assert ids == [a.id for a in read_annotations(path, "qupath").annotations]
 
 
 def test_a_file_packed_with_gzip_is_read_whatever_its_name(tmp_path):
-    path = write(tmp_path, gzip.compress(json.dumps([feature([SQUARE])]).encode()))
-    assert len(read_annotations(path, "qupath").annotations) == 1
+    assert read(tmp_path, gzip.compress(json.dumps([feature()]).encode())).annotations
 
 
 @pytest.mark.parametrize(
@@ -83,7 +91,7 @@ def test_a_format_is_recognised_by_its_beginning(content, looks):
 
 
 def test_the_wrong_format_is_named_with_the_right_one(tmp_path):
-    path = write(tmp_path, [feature([SQUARE])], "a.json")
+    path = write(tmp_path, [feature()], "a.json")
     with pytest.raises(InputError, match=r"a\.json: looks like qupath, not exact; give --format qupath"):
         read_annotations(path, "exact")
 
@@ -123,7 +131,7 @@ def test_what_is_no_annotation_file_gives_one_line(tmp_path, file_format, conten
 )
 def test_json_is_read_strictly(tmp_path, content, message):
     with pytest.raises(InputError, match=message):
-        read_annotations(write(tmp_path, content), "qupath")
+        read(tmp_path, content)
 
 
 def test_missing_files_and_folders_are_named(tmp_path):
@@ -137,13 +145,13 @@ def test_a_file_beyond_the_limit_is_refused_packed_or_not(tmp_path, monkeypatch)
     monkeypatch.setattr(safe_parsing, "MAX_BYTES", 2**20)
     for content in (b" " * (2**20 + 1), gzip.compress(b" " * 2**24)):
         with pytest.raises(InputError, match="larger than 1 MB; export the annotations alone"):
-            read_annotations(write(tmp_path, content), "qupath")
+            read(tmp_path, content)
 
 
 def test_json_that_would_fill_the_memory_is_refused_before_it_does(tmp_path, monkeypatch):
     monkeypatch.setattr(safe_parsing, "MAX_JSON_MEMORY", 2**20)
     with pytest.raises(InputError, match="would take more than 1 MB of memory"):
-        read_annotations(write(tmp_path, b"[" + b"[]," * 20_000 + b"[]]"), "qupath")
+        read(tmp_path, b"[" + b"[]," * 20_000 + b"[]]")
 
 
 def test_the_memory_of_json_is_never_underestimated(tmp_path, monkeypatch):
@@ -163,17 +171,17 @@ TANGLE = np.random.default_rng(0).uniform(0, 1000, (5000, 2)).tolist()
 @pytest.mark.parametrize(
     ("limits", "features", "message"),
     [
-        ({}, [feature([TANGLE])], r"\.geojson feature 1: the outline of 5,001 points crosses itself all over"),
-        ({"MAX_TANGLES": 1000}, [feature([TANGLE[:150]])] * 3, "outlines of the file cross themselves all over"),
-        ({"MAX_REPAIR_POINTS": 99}, [feature([TANGLE[:150]])], "has 151 points; at most 99 can be repaired; simplify"),
-        ({"MAX_POINTS": 9}, [feature([SQUARE])] * 2, "more than 9 points; export tissue annotations alone"),
+        ({}, [ring(*TANGLE)], r"\.geojson feature 1: the outline of 5,001 points crosses itself all over"),
+        ({"MAX_TANGLES": 1000}, [ring(*TANGLE[:150])] * 3, "outlines of the file cross themselves all over"),
+        ({"MAX_REPAIR_POINTS": 99}, [ring(*TANGLE[:150])], "has 151 points; at most 99 can be repaired; simplify"),
+        ({"MAX_POINTS": 9}, [feature()] * 2, "more than 9 points; export tissue annotations alone"),
     ],
 )
 def test_what_would_take_hours_or_fill_the_memory_is_refused(tmp_path, monkeypatch, limits, features, message):
     for name, limit in limits.items():
         monkeypatch.setattr(outlines, name, limit)
     with pytest.raises(InputError, match=message):
-        read_annotations(write(tmp_path, features), "qupath")
+        read(tmp_path, features)
 
 
 def test_the_files_of_a_folder_are_those_of_the_format(tmp_path):
@@ -185,3 +193,93 @@ def test_the_files_of_a_folder_are_those_of_the_format(tmp_path):
         annotation_files(tmp_path.joinpath("empty") if (tmp_path / "empty").mkdir() else tmp_path / "empty", "exact")
     with pytest.raises(InputError, match="no such file or folder"):
         annotation_files(tmp_path / "none", "exact")
+
+
+# GeoJSON of all versions
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [feature()],
+        feature(),
+        {"type": "FeatureCollection", "features": [feature()]},
+        POLYGON,
+        {"type": "GeometryCollection", "geometries": [POLYGON]},
+        {"type": "MultiPolygon", "coordinates": [[SQUARE]]},
+    ],
+)
+def test_every_layout_gives_the_same_polygon(tmp_path, content):
+    (annotation,) = read(tmp_path, content).annotations
+    assert annotation.polygon.bounds == (10, 10, 30, 30)
+    assert (annotation.label, annotation.slide) == ("Unclassified", None)
+
+
+def test_holes_and_parts_are_kept(tmp_path):
+    many = {"type": "MultiPolygon", "coordinates": [[SQUARE, HOLE], [FAR]]}
+    (annotation,) = read(tmp_path, [feature(many)]).annotations
+    assert annotation.polygon.area == 400 - 25 + 100
+
+
+@pytest.mark.parametrize(
+    ("properties", "label"),
+    [
+        ({"classification": {"name": "Tumor", "colorRGB": -3670016}}, "Tumor"),
+        ({"classification": {"names": ["Tumor", "Positive"]}}, "Tumor: Positive"),
+        ({"name": "UT", "color": [255, 0, 0]}, "UT"),
+        ({"name": "my first", "classification": {"name": "Tumor"}}, "Tumor"),
+        ({"classification": None}, "Unclassified"),
+        ({"classification": {"name": ""}}, "Unclassified"),
+        ({"classification": {"name": "a\n\u202eb", "color": "red"}, "measurements": [{"name": "x"}]}, "a b"),
+    ],
+)
+def test_names_of_all_versions_are_understood(tmp_path, properties, label):
+    assert read(tmp_path, [feature(properties=properties)]).labels == {label: 1}
+
+
+def test_points_and_lines_and_empty_objects_are_counted(tmp_path):
+    kinds = ("Point", "MultiPoint", "LineString", "MultiLineString")
+    geometries = [{"type": kind, "coordinates": []} for kind in kinds]
+    collection = {"type": "GeometryCollection", "geometries": [POLYGON, geometries[0]]}
+    file = read(tmp_path, [*map(feature, geometries), feature(None), feature(collection)])
+    assert [a.polygon.area for a in file.annotations] == [400]
+    assert file.skipped == {"point": 2, "points": 1, "line": 1, "lines": 1, "object without geometry": 1}
+
+
+def nested(depth):
+    return {"type": "GeometryCollection", "geometries": [nested(depth - 1)]} if depth else POLYGON
+
+
+def test_a_third_coordinate_is_left_out(tmp_path):
+    (annotation,) = read(tmp_path, [ring(*([x, y, 7] for x, y in SQUARE))]).annotations
+    assert not annotation.polygon.has_z
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"type": []}, r"found \[\]"),
+        ({"type": "Topology"}, "expected QuPath's GeoJSON .* found 'Topology'"),
+        ({"type": "FeatureCollection"}, "features: expected a list, found None"),
+        ([7], "feature 1: expected type Feature, found 7"),
+        ([feature("x")], "feature 1 geometry: expected a GeoJSON geometry, found 'x'"),
+        ([feature({"type": "Circle"})], "feature 1 geometry: unknown type 'Circle'"),
+        ([feature(nested(60))], "unknown type 'GeometryCollection'"),
+        ([feature({"type": "Polygon"})], "feature 1 coordinates: expected a list"),
+        ([feature({"type": "Polygon", "coordinates": []})], "feature 1: expected a polygon's outline"),
+        ([feature({"type": "Polygon", "coordinates": [3]})], "feature 1 ring 1: expected a list of points"),
+        ([feature(), ring([0, 0], [1])], r"feature 2 ring 1 point 2: expected x and y.* found \[1\]"),
+        ([ring([0, "1"])], "point 1: expected x and y"),
+        ([ring([0, True])], "point 1: expected x and y"),
+        ([ring([0, 1e300])], "at most 10,000,000 either way, found"),
+        ([ring([0, 10**400])], "at most 10,000,000 either way"),
+        ([feature(properties=[1])], "feature 1 properties: expected an object"),
+        ([feature(properties={"classification": "Tumor"})], "properties classification: expected an object"),
+        ([feature(properties={"classification": {"name": 3}})], "feature 1 class: expected a name"),
+        ([feature(properties={"classification": {"name": "x" * 300}})], "a name of at most 200 characters"),
+        ([feature(id=[1])], "feature 1 id: expected text or a number"),
+    ],
+)
+def test_faults_are_named_with_their_place(tmp_path, content, message):
+    with pytest.raises(InputError, match=message):
+        read(tmp_path, content)

@@ -258,8 +258,8 @@ def test_rows_that_vanish_while_they_are_read_are_noticed(playback):
         fetch(url)
 
 
-def test_credentials_come_from_the_environment_alone():
-    server = ExactServer(url="https://exact.example", images=(1,))
+def test_credentials_come_from_the_environment_alone(playback):
+    server = ExactServer(url=playback[1], image_set=12)
     with pytest.raises(InputError, match="no credentials for EXACT; set the environment variable EXACT_TOKEN"):
         fetch_exact(server, environment={})
 
@@ -276,3 +276,28 @@ def test_credentials_come_from_the_environment_alone():
 def test_unsafe_or_unclear_servers_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         build(ExactServer, settings)
+
+
+def test_what_is_fetched_is_saved_for_the_import_of_slides(run, playback, tmp_path, monkeypatch):
+    _, url = playback
+    monkeypatch.setenv("EXACT_TOKEN", "right")
+    out = tmp_path / "a.json"
+    status, printed, told = run("import", "exact", "--server", url, "--images", "12", "--out", out)
+    assert (status, told) == (0, "\rimages: 1 of 1\n")
+    assert printed.startswith(f"{out}: 5 annotations\nnext: counterstain import labels {out} --format exact")
+    assert read_annotations(out, "exact").labels == {"Tumour": 5}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--images", "1;2"), "--images 1;2: expected numbers with commas between them, such as 1,2,3"),
+        ((), "import exact: expected either image_set or images"),
+        (("--images", "1", "--image-set", "2"), "import exact: expected either image_set or images"),
+        (("--images", "1", "--out", "."), "--out .: expected the name of a file that ends in .json"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_asked(run, tmp_path, words, message):
+    server = ("import", "exact", "--server", "https://exact.example")
+    status, _, error = run(*server, "--out", tmp_path / "a.json", *words)
+    assert (status, error) == (2, f"error: {message}\n")

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from drawn_cohort import HER2, draw_cohort, draw_region
+from drawn_cohort import HER2, draw_cohort, draw_set, store
 from PIL import Image
 
-from counterstain.data.cohort import Cohort, CohortWriter
-from counterstain.data.patch_set import PatchSet, PatchSetHeader, PatchSetWriter, SyntheticPatch
-from counterstain.data.patches import Patch, Source, label_mask
+from counterstain.data.cohort import Cohort
+from counterstain.data.patch_set import PatchSet
+from counterstain.data.patches import label_mask
 from counterstain.data.region_store import Region
 from counterstain.errors import InputError, MismatchError
 from counterstain.io import exports as module
@@ -28,25 +28,8 @@ def cohort(tmp_path_factory) -> Cohort:
 
 
 @pytest.fixture(scope="module")
-def synthetic(tmp_path_factory) -> PatchSet:
-    return draw_set(tmp_path_factory.mktemp("drawn") / "set")
-
-
-def draw_set(folder, count: int = 3, style: tuple[tuple[str, float], ...] = ()) -> PatchSet:
-    header = PatchSetHeader(
-        method="oracle", taxonomy=HER2, size_px=48, mpp=0.5, count=count, seed=0, cohort="", generator="",
-        patients_seen=("p0", "p1"), settings={}, version="0",
-    )  # fmt: skip
-    writer, rng, patches = PatchSetWriter(folder, header), np.random.default_rng(0), []
-    for index in writer.indices(0):
-        region = draw_region(rng, "", "", 48)
-        source = Source(region="p0-0", slide=f"p{index % 2}", patient=f"p{index % 2}", y_px=3, x_px=4)
-        patch = Patch(image=region.image, instances=region.instances, subtypes=region.subtypes, source=source)
-        patches.append(
-            SyntheticPatch(index=index, patch=patch, subtypes_before=region.subtypes, seed=index, style=style)
-        )
-    writer.write(0, patches)
-    return writer.finish()
+def synthetic(cohort, tmp_path_factory) -> PatchSet:
+    return draw_set(tmp_path_factory.mktemp("drawn") / "set", cohort, count=8)
 
 
 def draw_odd_cohort(folder) -> Cohort:
@@ -58,9 +41,8 @@ def draw_odd_cohort(folder) -> Cohort:
 
 def write_region(folder, name, instances, subtypes) -> Cohort:
     image = np.full((*instances.shape, 3), 77, np.uint8)
-    writer = CohortWriter(folder, HER2, 0.25, {"kind": "odd"})
-    writer.add("s", [Region(region=name, slide="s", patient="p", image=image, instances=instances, subtypes=subtypes)])
-    return writer.finish()
+    region = Region(region=name, slide="s", patient="p", image=image, instances=instances, subtypes=subtypes)
+    return store(folder, region, mpp=0.25)
 
 
 def pixels(path) -> np.ndarray:
@@ -133,20 +115,20 @@ def test_all_subtypes_may_become_one_label(cohort, tmp_path):
 
 
 def test_a_synthetic_set_is_exported_with_its_sources(synthetic, tmp_path):
-    assert export(synthetic.folder, tmp_path / "png", PNG) == 3
+    assert export(synthetic.folder, tmp_path / "png", PNG) == 8
     again = import_back(tmp_path / "png", tmp_path / "again")
     assert np.array_equal(masks(again)["000002"], synthetic[2].label_mask)
-    table = pd.read_csv(tmp_path / "png" / "table.csv")
-    assert table["part"].tolist() == ["train"] * 3
-    assert table[["source_region", "patient", "y_px", "x_px"]].iloc[1].tolist() == ["p0-0", "p1", 3, 4]
+    table, source = pd.read_csv(tmp_path / "png" / "table.csv"), synthetic[1].source
+    assert table["part"].tolist() == ["train"] * 8
+    found = table[["source_region", "patient", "y_px", "x_px"]].iloc[1].tolist()
+    assert found == [source.region, source.patient, source.y_px, source.x_px]
 
 
 def test_who_is_behind_generated_images_comes_back_with_them(synthetic, cohort, tmp_path):
     export(synthetic.folder, tmp_path / "png", PNG)
-    assert set(pd.read_csv(tmp_path / "png" / "table.csv")["patient"]) == {"p0", "p1"}
-    (tmp_path / "png" / "patients_seen.txt").write_text("p0\np1\nseen by the generator\n")
+    (tmp_path / "png" / "patients_seen.txt").write_text("p0\np1\np2\nseen by the generator\n")
     again = import_back(tmp_path / "png", tmp_path / "again")
-    assert again.patients("train") == ["p0", "p1", "seen by the generator"]
+    assert again.patients("train") == ["p0", "p1", "p2", "seen by the generator"]
     export(again.folder, tmp_path / "twice", PNG)
     assert "seen by the generator" in (tmp_path / "twice" / "patients_seen.txt").read_text()
     export(cohort.folder, tmp_path / "real", PNG)
@@ -158,12 +140,12 @@ def test_an_export_that_is_killed_before_its_table_has_said_who_is_behind_it(syn
     monkeypatch.setitem(module.LAYOUTS, "png", unable)
     with pytest.raises(pytest.fail.Exception, match="killed"):
         export(synthetic.folder, tmp_path, PNG)
-    assert (tmp_path / "patients_seen.txt").read_text() == "p0\np1\n"
+    assert (tmp_path / "patients_seen.txt").read_text() == "p0\np1\np2\n"
 
 
 @pytest.mark.parametrize("config", [PNG, HF], ids=lambda config: config.file_format)
-def test_styles_of_generated_images_are_exported(tmp_path, config):
-    synthetic = draw_set(tmp_path / "set", style=(("a", 0.25), ("b", 0.75)))
+def test_styles_of_generated_images_are_exported(cohort, tmp_path, config):
+    synthetic = draw_set(tmp_path / "set", cohort, count=1, style=(("a", 0.25), ("b", 0.75)))
     export(synthetic.folder, tmp_path / "out", config)
     if config is PNG:
         row = pd.read_csv(tmp_path / "out" / "table.csv").iloc[0]
@@ -211,10 +193,12 @@ def test_ignore_is_the_highest_label_of_nnunet(tmp_path):
 def test_without_a_validation_part_folds_are_made_by_patient(synthetic, tmp_path):
     export(synthetic.folder, tmp_path / "Dataset002_set", NNUNET)
     folds = json.loads((tmp_path / "Dataset002_set" / "splits_final.json").read_text())
-    assert folds == [
-        {"train": ["000001"], "val": ["000000", "000002"]},
-        {"train": ["000000", "000002"], "val": ["000001"]},
-    ]
+    patients = {f"{index:06d}": patch.source.patient for index, patch in enumerate(synthetic)}
+    assert len(folds) == len(set(patients.values())) > 1
+    assert sorted(name for fold in folds for name in fold["val"]) == sorted(patients)
+    for fold in folds:
+        assert sorted(fold["train"] + fold["val"]) == sorted(patients)
+        assert {patients[n] for n in fold["train"]}.isdisjoint(patients[n] for n in fold["val"])
 
 
 def test_nnunet_wants_a_number_and_a_name(cohort, tmp_path):

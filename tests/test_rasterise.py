@@ -53,33 +53,26 @@ def test_edges_through_pixel_centres_are_shared_out_exactly_too():
     assert np.array_equal(np.sum(shares, axis=0), whole)
 
 
-def test_the_largest_is_painted_first_whatever_the_order():
+def test_the_largest_is_painted_first_then_the_lower_id_whatever_the_order():
     small, large = (9, shapely.box(2, 2, 4, 4)), (5, shapely.box(0, 0, 6, 6))
-    painted = rasterise([small, large], (6, 6))
-    assert np.array_equal(painted, rasterise([large, small], (6, 6)))
-    assert painted[3, 3] == 9
+    drawn = [small, large, (7, large[1])]
+    painted = rasterise(drawn, (6, 6))
+    assert np.array_equal(painted, rasterise(drawn[::-1], (6, 6)))
+    assert (painted[3, 3], painted[0, 0]) == (9, 7)
 
 
-def test_of_equals_the_higher_id_shows_whatever_the_order():
-    box = shapely.box(0, 0, 3, 3)
-    for order in ([(1, box), (2, box)], [(2, box), (1, box)]):
-        assert np.all(rasterise(order, (3, 3)) == 2)
-
-
-def test_background_inside_an_instance_is_cut_out_of_it():
-    painted = rasterise([(7, shapely.box(0, 0, 6, 6)), (0, shapely.box(2, 2, 4, 4))], (6, 6))
-    assert (painted == 0).sum() == 4
-
-
-def test_what_reaches_over_the_edge_is_cut_there():
-    everything = shapely.box(-50, -50, 50, 50)
-    assert np.all(rasterise([(1, everything)], (5, 7)) == 1)
-    assert not rasterise([(1, shapely.box(-9, 0, -1, 5)), (2, shapely.box(8, 0, 99, 5))], (5, 7)).any()
-
-
-def test_nothing_to_paint_gives_background():
-    assert not rasterise([], (4, 4)).any()
-    assert not rasterise([(1, shapely.box(0.6, 0.6, 0.9, 0.9))], (4, 4)).any()
+@pytest.mark.parametrize(
+    ("instances", "pixels"),
+    [
+        ([], 0),
+        ([(1, (0.6, 0.6, 0.9, 0.9))], 0),  # no centre lies in it
+        ([(1, (-50, -50, 50, 50))], 36),
+        ([(1, (-9, 0, -1, 5)), (2, (8, 0, 99, 5))], 0),
+        ([(7, (0, 0, 6, 6)), (0, (2, 2, 4, 4))], 32),  # background inside an instance
+    ],
+)
+def test_only_what_lies_inside_is_painted_and_background_is_cut_out(instances, pixels):
+    assert np.count_nonzero(rasterise([(i, shapely.box(*box)) for i, box in instances], (6, 6))) == pixels
 
 
 def test_bands_and_batches_change_nothing(monkeypatch):
