@@ -204,35 +204,25 @@ def test_every_page_is_fetched_and_reads_like_a_saved_file(playback, tmp_path, e
 
 def test_images_can_be_chosen_by_number(playback):
     _, url = playback
-    done = []
-    server = ExactServer(url=url, images=(12,))
-    fetched = fetch_exact(server, environment={"EXACT_TOKEN": "right"}, told=lambda *n: done.append(n))
-    assert fetched["count"] == 5
-    assert done == [(1, 1)]
+    assert fetch(url, image_set=None, images=(12,))["count"] == 5
     with pytest.raises(InputError, match="no image with id 99, or none that you may see"):
         fetch(url, image_set=None, images=(99,))
 
 
-def test_a_wrong_token_is_said_in_one_line_without_the_token(playback):
-    _, url = playback
+def test_a_wrong_token_is_said_without_the_token(playback):
     with pytest.raises(InputError, match=r"refuses these credentials \(status 401\); set EXACT_TOKEN") as caught:
-        fetch(url, token="secret")
+        fetch(playback[1], token="secret")
     assert "secret" not in str(caught.value)
-
-
-@pytest.mark.parametrize("mishap", ["drop", "busy"])
-def test_a_dropped_connection_and_a_busy_server_are_tried_again(playback, mishap):
-    script, url = playback
-    script.mishaps[mishap] = 2
-    assert fetch(url)["count"] == 5
 
 
 @pytest.mark.parametrize(
     ("mishap", "message"),
     [("drop", r"the connection failed 4 times \(.*\); check"), ("busy", "answers with status 503")],
 )
-def test_after_some_tries_it_ends_in_one_line(playback, capfd, mishap, message):
+def test_a_dropped_connection_or_busy_server_is_tried_again_until_it_ends_in_one_line(playback, capfd, mishap, message):
     script, url = playback
+    script.mishaps[mishap] = 2
+    assert fetch(url)["count"] == 5
     script.mishaps[mishap] = 99
     with pytest.raises(InputError, match=message) as caught:
         fetch(url)
