@@ -54,7 +54,7 @@ def built(layout, device):
     config = AutoencoderConfig(training=ONE, lpips_weight=0, adversarial_weight=float(judged), **found)
     with torch.device(device):
         model = Autoencoder(config, 32).eval()
-    return model, first_stage_layout(len(config.widths))
+    return model, first_stage_layout(config)
 
 
 def built_denoiser(layout, device, heads=8):
@@ -63,8 +63,7 @@ def built_denoiser(layout, device, heads=8):
     config = DiffusionConfig(training=ONE, heads=heads, **found)
     with torch.device(device):
         network = build_denoiser(config, out, into - out).eval()
-    head_width = config.channels * config.multipliers[-1] // heads
-    return network, denoiser_layout(network.state_dict(), blocks=config.blocks, head_width=head_width)
+    return network, denoiser_layout(network.state_dict(), config)
 
 
 @pytest.mark.parametrize("arguments", STAGES.values(), ids=STAGES)

@@ -16,7 +16,7 @@ from counterstain.errors import ConfigError, InputError, LeakageError, MismatchE
 from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.diffusion_config import DiffusionConfig, SamplerConfig, StyleChoice, StyleConfig
 from counterstain.generators.drawing import DiffusionGenerator
-from counterstain.generators.oracle import OracleGenerator
+from counterstain.generators.interface import OracleGenerator
 from counterstain.generators.spade import Spade, SpadeGenerator
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.generators.style import StyleReferences, stain_statistics, without_tumour

@@ -304,17 +304,12 @@ def import_weights(
     recipe = recipe_of(preset, config, settings)
     opened = None if cohort is None else open_cohort(cohort)
     facts = _facts(taxonomy, opened, mpp, size, patients_seen)
-    paths, out = [Path(file) for file in files], Path(out)
-    if kind == "spade":
-        return published_weights.import_spade(paths, out, recipe.spade, facts)
-    if kind == "autoencoder":
-        return published_weights.import_autoencoder(paths, out, recipe.autoencoder, facts)
-    return published_weights.import_diffusion(
-        paths,
-        out,
-        recipe.diffusion,
+    return published_weights.import_weights(
+        [Path(file) for file in files],
+        Path(out),
+        getattr(recipe, kind),
         facts,
-        first_stage_config=recipe.autoencoder,
+        first_stage=recipe.autoencoder,
         autoencoder=None if autoencoder is None else Path(autoencoder),
         averaged=averaged,
     )

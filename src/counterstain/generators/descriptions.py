@@ -5,7 +5,7 @@ Paragraphs say what was done; a table of the report lists every setting with its
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from counterstain.generators import autoencoder_config, spade_config
@@ -20,22 +20,30 @@ SAMPLERS = {
 }
 PREDICTIONS = {"epsilon": "noise", "v_prediction": "velocity", "sample": "clean latents"}
 LOSSES = {"l1": "L1 distance", "l2": "squared distance", "min-snr": "squared distance weighted by min(SNR, 5)"}
+STYLES = {
+    "own": "the style of its own slide",
+    "other": "the style of another training slide",
+    "mixture": "a style between those of two training slides",
+    "beyond": "a style beyond those of two training slides",
+}
 
 
 def spade(recipe: Any) -> str:
     """Describe SPADE and its training."""
     config, style = recipe.spade, recipe.synthesis.style
-    terms = {"feature matching": spade_config.FEATURE_WEIGHT}
-    terms |= {"VGG19 features": config.vgg_weight, "L1": config.l1_weight}
-    terms["Kullback-Leibler"] = spade_config.KL_WEIGHT if config.use_vae else 0.0
-    weights = ", ".join(f"{weight:g} {TIMES} {name}" for name, weight in terms.items() if weight)
+    terms = {
+        "feature matching": spade_config.FEATURE_WEIGHT,
+        "VGG19 features": config.vgg_weight,
+        "L1": config.l1_weight,
+        "Kullback-Leibler": spade_config.KL_WEIGHT if config.use_vae else 0.0,
+    }
     latent = "random latent codes" if style.source == "none" else "the latent code of a patch with the requested style"
-    given = ["one-hot masks", "instance borders" if config.edge_channel else ""]
-    given.append("pixel noise" if config.noise_channels else "")
+    borders = "instance borders" if config.edge_channel else ""
+    given = _listed("one-hot masks", borders, "pixel noise" if config.noise_channels else "")
     return (
         f"SPADE (Park et al. 2019) {'with' if config.use_vae else 'without'} its variational encoder received "
-        f"{_listed(given)}.{_counterstain(config.counterstain)} Generator and discriminator were trained with Adam "
-        f"(betas {_pair(spade_config.ADAM_BETAS)}), minimising the hinge loss + {weights}.{_average(config)} "
+        f"{given}.{_counterstain(config.counterstain)} Generator and discriminator were trained with Adam "
+        f"(betas {_pair(spade_config.ADAM_BETAS)}), minimising the hinge loss{_weighted(terms)}.{_average(config)} "
         f"Images were drawn with {latent if config.use_vae else 'no latent code'}."
     )
 
@@ -50,8 +58,7 @@ def autoencoder(recipe: Any) -> str:
     if config.kind == "linear":
         return f"{start}, the principal components of blocks of {config.factor} {TIMES} {config.factor} pixels."
     kind = {"vq": "a vector-quantised autoencoder", "kl": "a variational autoencoder"}[config.kind]
-    terms = {"LPIPS": config.lpips_weight, "adaptive patch GAN": config.adversarial_weight}
-    losses = "".join(f" + {weight:g} {TIMES} {name}" for name, weight in terms.items() if weight)
+    losses = _weighted({"LPIPS": config.lpips_weight, "adaptive patch GAN": config.adversarial_weight})
     return (
         f"{start} by {kind}, trained with Adam (betas {_pair(autoencoder_config.ADAM_BETAS)}), minimising L1{losses}."
     )
@@ -61,36 +68,20 @@ def diffusion(recipe: Any) -> str:
     """Describe the denoiser, its training and its sampler."""
     config, sampler = recipe.diffusion, recipe.diffusion.sampler
     guided = f"classifier-free guidance of {sampler.guidance:g} (Ho & Salimans 2022)"
-    style = context = ""
-    if config.style is not None:
-        style = (
-            " It was also given the style of the patch's slide: statistics of the background's optical density and a "
-            "learned code, averaged over other patches of the slide."
-        )
-    if config.context_share:
-        context = (
-            f" In {100 * config.context_share:g}{PERCENT} of the samples it received the latents around some instances "
-            "as extra channels, as in inpainting."
-        )
+    style = (
+        " It was also given the style of the patch's slide: statistics of the background's optical density and a "
+        "learned code, averaged over other patches of the slide."
+    )
+    context = (
+        f" In {100 * config.context_share:g}{PERCENT} of the samples it received the latents around some instances "
+        "as extra channels, as in inpainting."
+    )
     return (
         "Denoiser: a U-Net received the one-hot mask, resized to the latents, as extra channels."
-        f"{_counterstain(config.counterstain)}{style} It was trained with AdamW to predict the "
-        f"{PREDICTIONS[config.noise.prediction]}, minimising the {LOSSES[config.loss]}.{_average(config)}{context} "
-        f"Images were drawn by {SAMPLERS[sampler.name]} in {sampler.steps} steps, "
-        f"{guided if sampler.guidance != 1 else 'without guidance'}."
-    )
-
-
-def _counterstain(shown: CounterstainConfig | None) -> str:
-    if shown is None:
-        return ""
-    other = {"dab": "DAB", "eosin": "eosin"}[shown.other_stain]
-    width = f"{NUCLEUS_UM:g} µm" if shown.local_px is None else f"{shown.local_px:g} pixels"
-    unit = {"structure": "units of the local standard deviation", "contrast": "optical density"}[shown.shows]
-    return (
-        f" It also received the haematoxylin of the real patch, unmixed from {other} with the colours of Ruifrok & "
-        f"Johnston (2001), as the difference from its surroundings (Gaussian of {width}) in {unit}, so that relabelled "
-        "instances keep their nuclei."
+        f"{_counterstain(config.counterstain)}{'' if config.style is None else style} It was trained with AdamW to "
+        f"predict the {PREDICTIONS[config.noise.prediction]}, minimising the {LOSSES[config.loss]}.{_average(config)}"
+        f"{context if config.context_share else ''} Images were drawn by {SAMPLERS[sampler.name]} in "
+        f"{sampler.steps} steps, {guided if sampler.guidance != 1 else 'without guidance'}."
     )
 
 
@@ -119,43 +110,58 @@ def oracle(_: Any) -> str:
     return "Oracle: images were drawn by the phantom's own renderer, a ceiling that no real cohort has."
 
 
+def _counterstain(shown: CounterstainConfig | None) -> str:
+    if shown is None:
+        return ""
+    other = {"dab": "DAB", "eosin": "eosin"}[shown.other_stain]
+    width = f"{NUCLEUS_UM:g} µm" if shown.local_px is None else f"{shown.local_px:g} pixels"
+    unit = {"structure": "units of the local standard deviation", "contrast": "optical density"}[shown.shows]
+    return (
+        f" It also received the haematoxylin of the real patch, unmixed from {other} with the colours of Ruifrok & "
+        f"Johnston (2001), as the difference from its surroundings (Gaussian of {width}) in {unit}, so that relabelled "
+        "instances keep their nuclei."
+    )
+
+
 def _pair(values: tuple[float, float]) -> str:
     return f"{values[0]:g} and {values[1]:g}"
+
+
+def _weighted(terms: Mapping[str, float]) -> str:
+    return "".join(f" + {weight:g} {TIMES} {name}" for name, weight in terms.items() if weight)
 
 
 def _average(config: Any) -> str:
     return f" The weights were averaged exponentially (decay {config.ema_decay:g})." if config.ema_decay else ""
 
 
+def _listed(*words: str) -> str:
+    said = [word for word in words if word]
+    return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
+
+
 # What a data sheet says of a set: what its images are drawn from, and how. What of the real patch goes into an image
 # matters to the patients whose tissue it is.
-
-STYLES = {
-    "own": "the style of its own slide",
-    "other": "the style of another training slide",
-    "mixture": "a style between those of two training slides",
-    "beyond": "a style beyond those of two training slides",
-}
 
 
 def spade_sheet(settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, str]:
     """Describe a set that SPADE drew."""
     encodes = recipe.get("spade", {}).get("use_vae") is not False
-    random = "random latent values" if encodes and not _style_of(settings) else ""
-    sources = _listed(["the mask", *_shown(settings), random])
+    nuclei, style = _shown(settings)
+    sources = _listed("the mask", nuclei, style, "random latent values" if encodes and not style else "")
     return {"Method": f"SPADE: the whole image is drawn from {sources}", "Drawn with": "one pass of the generator"}
 
 
 def diffusion_sheet(settings: Mapping[str, Any], _: Mapping[str, Any]) -> dict[str, str]:
     """Describe a set of whole images that diffusion drew."""
-    sources = _listed(["the mask", *_shown(settings), "noise"])
+    sources = _listed("the mask", *_shown(settings), "noise")
     made = f"Latent diffusion: the whole image is drawn from {sources}"
     return {"Method": made, "Drawn with": _drawn_with(settings)}
 
 
 def inpainting_sheet(settings: Mapping[str, Any], _: Mapping[str, Any]) -> dict[str, str]:
     """Describe a set whose instances diffusion redrew."""
-    sources = _listed(["the mask", "the patch around them", *_shown(settings), "noise"])
+    sources = _listed("the mask", "the patch around them", *_shown(settings), "noise")
     composite = settings.get("inpainting", {}).get("composite")
     kept = "kept byte for byte" if composite else "passed through the first stage"
     return {
@@ -170,18 +176,10 @@ def oracle_sheet(*_: Mapping[str, Any]) -> dict[str, str]:
     return {"Method": "The phantom's own renderer", "Drawn with": "the renderer"}
 
 
-def _style_of(settings: Mapping[str, Any]) -> str:
-    return STYLES.get(settings.get("synthesis", {}).get("style", {}).get("source", ""), "")
-
-
-def _shown(settings: Mapping[str, Any]) -> list[str]:
+def _shown(settings: Mapping[str, Any]) -> tuple[str, str]:
+    """Say which nuclei and which style an image is drawn from, each empty where there is none."""
     nuclei = "the nuclei of the real patch (its haematoxylin)" if settings.get("counterstain") else ""
-    return [nuclei, _style_of(settings)]
-
-
-def _listed(words: Sequence[str]) -> str:
-    said = [word for word in words if word]
-    return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
+    return nuclei, STYLES.get(settings.get("synthesis", {}).get("style", {}).get("source", ""), "")
 
 
 def _drawn_with(settings: Mapping[str, Any]) -> str:

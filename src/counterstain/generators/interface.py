@@ -1,4 +1,4 @@
-"""What every generator does: draw images for label masks.
+"""What every generator does: draw images for label masks. The oracle, the phantom's own renderer, is the shortest.
 
 Shapes: n = images, H, W = rows and columns in pixels, S = length of a style vector.
 """
@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 from counterstain.checkpoints import CheckpointHeader, read_header
+from counterstain.config import build_stored
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
+from counterstain.data.phantom import render
+from counterstain.data.phantom.styles import PhantomConfig, index_of, slide_style, style_from_vector, style_vector
 from counterstain.errors import InputError, MismatchError
 from counterstain.generators.methods import METHODS
 
@@ -51,15 +54,8 @@ class DrawRequest:
     @classmethod
     def of(cls, patch: Patch, seed: int, redraw: np.ndarray, style: np.ndarray | None = None) -> DrawRequest:
         """Ask for a new image of a relabelled patch."""
-        return cls(
-            mask=patch.label_mask,
-            seed=seed,
-            instances=patch.instances,
-            image=patch.image,
-            redraw=redraw,
-            slide=patch.source.slide,
-            style=style,
-        )
+        real = {"mask": patch.label_mask, "instances": patch.instances, "image": patch.image}
+        return cls(**real, seed=seed, redraw=redraw, slide=patch.source.slide, style=style)
 
 
 class ImageGenerator(Protocol):
@@ -101,6 +97,48 @@ class StyledGenerator(Protocol):
         """Return the styles of reference patches, (n, S) float."""
 
 
+class OracleGenerator:
+    """Render masks as the phantom renders its slides, each in the style of its slide unless it is given another.
+
+    A perfect generator, which exists on the phantom only: the ceiling of what relabelling can give. Whatever is drawn
+    with it is labelled ``oracle`` everywhere.
+
+    Raises
+    ------
+    InputError
+        The cohort was not made by ``counterstain phantom``.
+    """
+
+    method = "oracle"
+    header = None
+    references_per_style = 1
+
+    def __init__(self, cohort: Cohort) -> None:
+        if cohort.source.get("kind") != "phantom":
+            raise InputError(
+                f"{cohort.folder}: the oracle renders phantoms only; use spade, diffusion or inpainting on real tissue"
+            )
+        self._config = build_stored(PhantomConfig, cohort.source["config"], cohort.folder)
+        self._mpp = cohort.mpp
+        self.settings: Mapping[str, Any] = {}
+
+    def draw(self, requests: Sequence[DrawRequest]) -> list[np.ndarray]:
+        """Render masks; each needs its instances and its slide."""
+        images = []
+        for one in requests:
+            if one.instances is None or not one.slide:
+                raise InputError("the oracle needs the instance maps and the slides of the masks")
+            own = slide_style(self._config, index_of(one.slide))
+            style = own if one.style is None else style_from_vector(one.style)
+            images.append(render(one.mask, one.instances, style, one.seed, mpp=self._mpp))
+        return images
+
+    def style_codes(self, references: Sequence[Patch]) -> np.ndarray:
+        """Return the true styles of the slides of reference patches, (n, S) float32."""
+        known = [slide_style(self._config, index_of(patch.source.slide)) for patch in references]
+        return np.stack([style_vector(style) for style in known]).astype(np.float32)
+
+
 def fixed_batches(run: Callable[[list[ItemT]], np.ndarray], size: int, items: Sequence[ItemT]) -> list[np.ndarray]:
     """Call ``run`` on batches of always the same size, the last one filled up by repetition.
 
@@ -115,7 +153,7 @@ def fixed_batches(run: Callable[[list[ItemT]], np.ndarray], size: int, items: Se
 
 
 def stacked(requests: Sequence[DrawRequest], field: str) -> np.ndarray | None:
-    """Return a field of all requests as one array, (n, ...); None where no request has it.
+    """Return a field of all requests as one array, (n, ...), or None where no request has it.
 
     Raises
     ------
@@ -123,13 +161,11 @@ def stacked(requests: Sequence[DrawRequest], field: str) -> np.ndarray | None:
         Some requests have it and some have not.
     """
     found = [value for request in requests if (value := getattr(request, field)) is not None]
-    if not found:
-        return None
-    if len(found) < len(requests):
+    if found and len(found) < len(requests):
         raise InputError(
             f"{len(requests) - len(found)} of {len(requests)} requests have no {field}; give all one or none"
         )
-    return np.stack(found)
+    return np.stack(found) if found else None
 
 
 def on_device(array: np.ndarray, device: torch.device) -> Tensor:
@@ -144,8 +180,6 @@ def load_generator(
 
     Parameters
     ----------
-    method : str
-        A name of :data:`counterstain.generators.methods.METHODS`.
     checkpoint : Path or None
         None for methods that need none.
     cohort : Cohort

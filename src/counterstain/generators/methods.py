@@ -7,10 +7,10 @@ module imports neither torch nor any network. Another package adds a method by a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -31,11 +31,6 @@ GROUP = "counterstain.methods"
 class Lazy:
     """A function or class that is imported on first use.
 
-    Parameters
-    ----------
-    target : str
-        ``package.module:attribute``.
-
     Examples
     --------
     >>> Lazy("math:sqrt")(9.0)
@@ -43,27 +38,17 @@ class Lazy:
     """
 
     target: str
+    """``package.module:attribute``."""
 
     @property
     def loaded(self) -> Any:
         """The function or class."""
-        module, _, path = self.target.partition(":")
-        found: Any = import_module(module)
-        for name in path.split("."):
-            found = getattr(found, name)
-        return found
+        module, _, name = self.target.partition(":")
+        return getattr(import_module(module), name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Import and call it."""
         return self.loaded(*args, **kwargs)
-
-
-def _nothing(_: Any) -> Iterator[str]:
-    return iter(())
-
-
-def _fits(_: Any) -> None:
-    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +77,7 @@ class Training:
     """Fields of its settings that only say how images are drawn; changing one needs no new training."""
     version: int = 1
     """Raised when the code changes what the training makes; studies then train anew."""
-    missing: Callable[[Any], Iterator[str]] = _nothing
+    missing: Callable[[Any], Iterable[str]] = lambda _: ()
     """Given its settings, what of this machine the training would not find, a line each."""
     describe: Callable[[Any], str] | None = None
     """Given a recipe, the paragraph of a methods section."""
@@ -130,7 +115,7 @@ class Method:
     settings of drawing, plain values as in :attr:`drawing`; those that are not given are the checkpoint's own."""
     trainings: tuple[Training, ...] = ()
     """In their order; the last one makes the generator."""
-    check: Callable[[Any], None] = _fits
+    check: Callable[[Any], None] = lambda _: None
     """Given a recipe, raises ConfigError where patches of its size cannot be drawn."""
     describe: Callable[[Any], str] | None = None
     """Given a recipe, the paragraph of a methods section on drawing, beside those of the trainings."""
@@ -164,18 +149,14 @@ class Registry(Mapping[str, Method]):
 
     def __init__(self, built_in: tuple[Method, ...]) -> None:
         self.built_in = built_in
-        self._found: dict[str, Method] | None = None
 
     def __getitem__(self, name: str) -> Method:
-        """Return the method of a name."""
         return self._methods[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the names, this package's first."""
         return iter(self._methods)
 
     def __len__(self) -> int:
-        """Return how many methods there are."""
         return len(self._methods)
 
     @property
@@ -190,39 +171,29 @@ class Registry(Mapping[str, Method]):
         return self[name]
 
     def add(self, method: Method) -> None:
-        """Add a method.
-
-        Raises
-        ------
-        ConfigError
-            There is a method of that name, or another training of the same stage.
-        """
-        _require_new(method, self._methods)
-        self._methods[method.name] = method
+        """Add a method, or raise ConfigError where its name, or a stage with another training, is there already."""
+        _add(method, self._methods)
 
     def remove(self, name: str) -> None:
         """Take a method out again."""
         del self._methods[name]
 
-    @property
+    @cached_property
     def _methods(self) -> dict[str, Method]:
-        if self._found is None:
-            found = {method.name: method for method in self.built_in}
-            for point in entry_points(group=GROUP):
-                method = point.load()
-                _require_new(method, found)
-                found[method.name] = method
-            self._found = found
-        return self._found
+        found = {method.name: method for method in self.built_in}
+        for point in entry_points(group=GROUP):
+            _add(point.load(), found)
+        return found
 
 
-def _require_new(method: Method, others: Mapping[str, Method]) -> None:
+def _add(method: Method, others: dict[str, Method]) -> None:
     if method.name in others:
         raise ConfigError(f"method {method.name}: registered already")
     known = {training.stage: training for other in others.values() for training in other.trainings}
     for training in method.trainings:
         if known.get(training.stage, training) != training:
             raise ConfigError(f"method {method.name}: another method has a training of the stage {training.stage!r}")
+    others[method.name] = method
 
 
 def register(method: Method) -> ExitStack:
@@ -231,7 +202,7 @@ def register(method: Method) -> ExitStack:
     Raises
     ------
     ConfigError
-        There is a method of that name.
+        There is a method of that name, or another training of the same stage.
     """
     METHODS.add(method)
     block = ExitStack()
@@ -245,11 +216,6 @@ def missing_file(key: str, path: str | None) -> Iterator[str]:
         yield f"{key}: {path}: no such file"
 
 
-def _missing_of_spade(config: Any) -> Iterator[str]:
-    if config.vgg_weight:
-        yield from missing_file("spade.vgg_weights", config.vgg_weights)
-
-
 def _missing_of_autoencoder(config: Any) -> Iterator[str]:
     if config.lpips_weight:
         yield from missing_file("autoencoder.lpips_weights", config.lpips_weights)
@@ -260,42 +226,43 @@ def _missing_of_autoencoder(config: Any) -> Iterator[str]:
         )
 
 
-def _check_spade(recipe: Any) -> None:
-    recipe.spade.check_size(recipe.size_px)
-
-
 def _check_diffusion(recipe: Any) -> None:
     recipe.autoencoder.check_size(recipe.size_px)
     recipe.diffusion.check_size(recipe.size_px, recipe.autoencoder.factor)
 
 
+def _ours(target: str) -> Lazy:
+    return Lazy(f"counterstain.generators.{target}")
+
+
 SPADE = Training(
     stage="spade",
     title="SPADE",
-    config=Lazy("counterstain.generators.spade_config:SpadeConfig"),
-    train=Lazy("counterstain.generators.train:train_spade"),
+    config=_ours("spade_config:SpadeConfig"),
+    train=_ours("train:train_spade"),
     version=2,
-    missing=_missing_of_spade,
-    describe=Lazy("counterstain.generators.descriptions:spade"),
+    missing=lambda config: missing_file("spade.vgg_weights", config.vgg_weights if config.vgg_weight else None),
+    describe=_ours("descriptions:spade"),
 )
 AUTOENCODER = Training(
     stage="autoencoder",
     title="autoencoder",
-    config=Lazy("counterstain.generators.autoencoder_config:AutoencoderConfig"),
-    train=Lazy("counterstain.generators.train:train_autoencoder"),
+    config=_ours("autoencoder_config:AutoencoderConfig"),
+    train=_ours("train:train_autoencoder"),
     version=2,
     missing=_missing_of_autoencoder,
-    describe=Lazy("counterstain.generators.descriptions:autoencoder"),
+    describe=_ours("descriptions:autoencoder"),
 )
 DIFFUSION = Training(
     stage="diffusion",
     title="diffusion",
-    config=Lazy("counterstain.generators.diffusion_config:DiffusionConfig"),
-    train=Lazy("counterstain.generators.train:train_diffusion"),
+    config=_ours("diffusion_config:DiffusionConfig"),
+    train=_ours("train:train_diffusion"),
     needs=("autoencoder",),
     drawing=("sampler", "inpainting", "windows"),
-    describe=Lazy("counterstain.generators.descriptions:diffusion"),
+    describe=_ours("descriptions:diffusion"),
 )
+_latent_diffusion = partial(Method, trainings=(AUTOENCODER, DIFFUSION), check=_check_diffusion)
 METHODS = Registry(
     (
         Method(
@@ -303,39 +270,35 @@ METHODS = Registry(
             title="SPADE",
             colour="#0072b2",  # this and the next two: Okabe and Ito's, in an order in which they differ in lightness
             trainings=(SPADE,),
-            load=Lazy("counterstain.generators.spade:open_spade"),
-            check=_check_spade,
-            data_sheet=Lazy("counterstain.generators.descriptions:spade_sheet"),
+            load=lambda checkpoint, *_: _ours("spade:SpadeGenerator").loaded.load(checkpoint),
+            check=lambda recipe: recipe.spade.check_size(recipe.size_px),
+            data_sheet=_ours("descriptions:spade_sheet"),
             any_size=False,
         ),
-        Method(
+        _latent_diffusion(
             name="diffusion",
             title="Latent diffusion",
             colour="#d55e00",
-            trainings=(AUTOENCODER, DIFFUSION),
-            load=partial(Lazy("counterstain.generators.drawing:open_diffusion"), method="diffusion"),
-            check=_check_diffusion,
-            data_sheet=Lazy("counterstain.generators.descriptions:diffusion_sheet"),
+            load=partial(_ours("drawing:open_diffusion"), method="diffusion"),
+            data_sheet=_ours("descriptions:diffusion_sheet"),
             draws_with=("sampler", "windows"),
         ),
-        Method(
+        _latent_diffusion(
             name="inpainting",
             title="Latent diffusion inpainting",
             colour="#009e73",
-            trainings=(AUTOENCODER, DIFFUSION),
-            load=partial(Lazy("counterstain.generators.drawing:open_diffusion"), method="inpainting"),
-            check=_check_diffusion,
-            describe=Lazy("counterstain.generators.descriptions:inpainting"),
-            data_sheet=Lazy("counterstain.generators.descriptions:inpainting_sheet"),
+            load=partial(_ours("drawing:open_diffusion"), method="inpainting"),
+            describe=_ours("descriptions:inpainting"),
+            data_sheet=_ours("descriptions:inpainting_sheet"),
             inpaints=True,
         ),
         Method(
             name="oracle",
             title="Oracle",
             colour="#3d3d3d",
-            load=Lazy("counterstain.generators.oracle:open_oracle"),
-            describe=Lazy("counterstain.generators.descriptions:oracle"),
-            data_sheet=Lazy("counterstain.generators.descriptions:oracle_sheet"),
+            load=lambda _, cohort, __: _ours("interface:OracleGenerator")(cohort),
+            describe=_ours("descriptions:oracle"),
+            data_sheet=_ours("descriptions:oracle_sheet"),
             ceiling=True,
         ),
     )

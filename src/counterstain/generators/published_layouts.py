@@ -3,11 +3,12 @@
 * NVlabs/SPADE, a file for each of its three networks. Its spectral norm keeps a weight as ``weight_orig`` with the
   singular vectors ``weight_u`` and ``weight_v``; ours is torch's newer parametrisation of the same three.
 * CompVis/latent-diffusion and taming-transformers: VQ (``vq-f4``) and KL (``kl-f8``) first stages, and denoisers
-  (``UNetModel``). Their forward passes equal those of diffusers' networks; attention is made of convolutions of size 1
-  there and of linear layers here, and a denoiser's queries, keys and values come from one convolution, head by head.
+  (``UNetModel``). Attention is made of convolutions of size 1 there and of linear layers in diffusers' networks, and a
+  denoiser's queries, keys and values come from one convolution, head by head.
 
-diffusers converts first stages in one direction (``convert_ldm_vae_checkpoint``; a test compares it with this) and not
-these denoisers, so one table of names serves both directions here.
+diffusers reads first stages (``convert_ldm_vae_checkpoint``; a test compares it with this), but neither writes them nor
+reads these denoisers, so one table of names serves both directions here. Functions raise :class:`MismatchError` where a
+file, ``source`` in their messages, is not of the published layout or has parts that our networks lack.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, takewhile
 from typing import Any, Literal
 
 import torch
@@ -23,6 +25,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from counterstain.errors import MismatchError
+from counterstain.generators.autoencoder_config import AutoencoderConfig
+from counterstain.generators.diffusion_config import DiffusionConfig
 from counterstain.generators.spade_config import UPSAMPLINGS
 
 State = Mapping[str, Tensor]
@@ -52,23 +56,20 @@ class Layout:
     """How the tensors of one of our networks are published."""
 
     renamings: tuple[Renaming, ...]
-    """Applied one after the other."""
+    """Applied to a name one after the other."""
     kernel: tuple[int, ...] = ()
     """Size of the convolutions that stand for the linear layers of attention."""
     head_width: int = 0
     """Features of an attention head, where queries, keys and values are one tensor: rows (head, 3, width)."""
 
-    def published(self, name: str) -> str:
-        """Return what a tensor of ours is called."""
-        for pattern, replacement in self.renamings:
-            name = re.sub(pattern, replacement, name)
-        return name
-
     def groups(self, ours: Iterable[str]) -> dict[str, list[str]]:
         """Return the published names, and for each the names of our tensors that it holds."""
         found: dict[str, list[str]] = {}
         for name in sorted(ours, key=lambda name: (".to_k." in name) + 2 * (".to_v." in name)):  # q, k, v in a group
-            found.setdefault(self.published(name), []).append(name)
+            published = name
+            for pattern, replacement in self.renamings:
+                published = re.sub(pattern, replacement, published)
+            found.setdefault(published, []).append(name)
         return found
 
     def join(self, parts: Sequence[Tensor], name: str) -> Tensor:
@@ -89,13 +90,7 @@ class Layout:
 
 
 def to_ours(layout: Layout, published: State, expected: State, source: str) -> dict[str, Tensor]:
-    """Turn a published state dict into one with the names and shapes of ``expected``, the state dict of our network.
-
-    Raises
-    ------
-    MismatchError
-        A tensor of the file ``source`` is missing, is not part of the layout, or is of another size.
-    """
+    """Turn a published state dict into one with the names and shapes of ``expected``, the state dict of our network."""
     groups = layout.groups(expected)
     missing, unknown = sorted(set(groups) - set(published)), sorted(set(published) - set(groups))
     if missing:
@@ -116,9 +111,8 @@ def to_ours(layout: Layout, published: State, expected: State, source: str) -> d
 
 def to_published(layout: Layout, ours: State) -> dict[str, Tensor]:
     """Turn a state dict of ours into a published one."""
-    return {
-        theirs: layout.join([ours[name] for name in names], names[0]) for theirs, names in layout.groups(ours).items()
-    }
+    groups = layout.groups(ours)
+    return {theirs: layout.join([ours[name] for name in names], names[0]) for theirs, names in groups.items()}
 
 
 def _shape(state: State, name: str, source: str) -> torch.Size:
@@ -147,7 +141,7 @@ SPADE = Layout(
 
 
 def spade_part(state: State, source: str) -> SpadePart:
-    """Say which of SPADE's three networks a published state dict holds; MismatchError where it is none of them."""
+    """Say which of SPADE's three networks a published state dict holds."""
     for part, mark in _SPADE_MARKS.items():
         if mark in state:
             return part
@@ -156,13 +150,7 @@ def spade_part(state: State, source: str) -> SpadePart:
 
 
 def spade_settings(states: Mapping[SpadePart, State], source: str) -> dict[str, Any]:
-    """Read ``size_px``, ``channels`` (labels and the edge channel) and settings of ``SpadeConfig`` off the tensors.
-
-    Raises
-    ------
-    MismatchError
-        The generator, from the file ``source``, is not of the published layout, or was trained without its VAE.
-    """
+    """Read ``size_px``, ``channels`` (labels and the edge channel) and settings of ``SpadeConfig`` off the tensors."""
     generator = states["generator"]
     first, width = _shape(generator, "fc.weight", source), _shape(generator, "conv_img.weight", source)[1]
     if len(first) != 2:
@@ -202,16 +190,17 @@ def spade_completed(state: State) -> dict[str, Tensor]:
 # First stages ---------------------------------------------------------------------------------------------------------
 
 
-def first_stage_layout(scales: int) -> Layout:
-    """Return the layout of a first stage of so many sizes, for names with ``network.`` and ``discriminator.``."""
+def first_stage_layout(config: AutoencoderConfig) -> Layout:
+    """Return the layout of a first stage, for names with ``network.`` and ``discriminator.``."""
+    lowest = len(config.widths) - 1
     return Layout(
         (
             (r"^discriminator\.", _STAGE_DISCRIMINATOR),
             (r"^network\.", ""),
             (r"down_blocks\.(\d+)\.resnets", r"down.\1.block"),
-            (r"up_blocks\.(\d+)\.resnets", lambda match: f"up.{scales - 1 - int(match[1])}.block"),
+            (r"up_blocks\.(\d+)\.resnets", lambda match: f"up.{lowest - int(match[1])}.block"),
             (r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
-            (r"up_blocks\.(\d+)\.upsamplers\.0", lambda match: f"up.{scales - 1 - int(match[1])}.upsample"),
+            (r"up_blocks\.(\d+)\.upsamplers\.0", lambda match: f"up.{lowest - int(match[1])}.upsample"),
             (r"mid_block\.resnets\.(\d)", lambda match: f"mid.block_{int(match[1]) + 1}"),
             (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"),
             (r"mid_block\.attentions\.0\.to_([qkv])", r"mid.attn_1.\1"),
@@ -224,34 +213,29 @@ def first_stage_layout(scales: int) -> Layout:
 
 
 def first_stage_settings(state: State, source: str) -> dict[str, Any]:
-    """Read the sizes of a published first stage off its tensors, as settings of ``AutoencoderConfig``.
-
-    Raises
-    ------
-    MismatchError
-        It is not of the published layout, or has parts that ours has not.
-    """
+    """Read the sizes of a published first stage off its tensors, as settings of ``AutoencoderConfig``."""
     channels = _shape(state, "encoder.conv_in.weight", source)[0]
-    scales = _count(state, "encoder.down.{}.block.0.conv1.weight")
-    widths = [_shape(state, f"encoder.down.{i}.block.0.conv1.weight", source)[0] for i in range(scales)]
-    kind = "vq" if "quantize.embedding.weight" in state else "kl"
+    firsts = takewhile(state.__contains__, (f"encoder.down.{i}.block.0.conv1.weight" for i in count()))
+    widths = [state[name].shape[0] for name in firsts]
+    blocks = takewhile(state.__contains__, (f"encoder.down.0.block.{i}.conv1.weight" for i in count()))
     latent_channels, embedding = _shape(state, "post_quant_conv.weight", source)[:2]
     if latent_channels != embedding:
         raise MismatchError(f"{source}: {latent_channels} latent channels but codes of {embedding}; ours are equal")
     if any(".attn." in name for name in state):
         raise MismatchError(f"{source}: has attention outside the middle block, which our first stages do not have")
-    if scales not in {2, 3, 4}:
-        raise MismatchError(f"{source}: shrinks images {2 ** (scales - 1)} times; expected 2, 4 or 8")
+    factor = 2 ** (len(widths) - 1)
+    if factor not in {2, 4, 8}:
+        raise MismatchError(f"{source}: shrinks images {factor} times; expected 2, 4 or 8")
     found: dict[str, Any] = {
-        "kind": kind,
-        "factor": 2 ** (scales - 1),
+        "kind": "vq" if "quantize.embedding.weight" in state else "kl",
+        "factor": factor,
         "channels": channels,
         "multipliers": [width // channels for width in widths],
-        "blocks": _count(state, "encoder.down.0.block.{}.conv1.weight"),
+        "blocks": len(list(blocks)),
         "attention": "encoder.mid.attn_1.q.weight" in state,
         "latent_channels": latent_channels,
     }
-    if kind == "vq":
+    if found["kind"] == "vq":
         found["codebook_size"] = state["quantize.embedding.weight"].shape[0]
     if has_discriminator(state):
         found["discriminator_width"] = state[f"{_STAGE_DISCRIMINATOR}0.weight"].shape[0]
@@ -263,32 +247,22 @@ def has_discriminator(state: State) -> bool:
     return f"{_STAGE_DISCRIMINATOR}0.weight" in state
 
 
-def _count(state: State, pattern: str) -> int:
-    number = 0
-    while pattern.format(number) in state:
-        number += 1
-    return number
-
-
 # Denoisers ------------------------------------------------------------------------------------------------------------
 
 
-def denoiser_layout(ours: Iterable[str], *, blocks: int, head_width: int) -> Layout:
-    """Return the layout of a denoiser, from the names of our tensors (diffusers' ``UNet2DModel``).
-
-    There are ``blocks`` residual blocks at each size on the way down, and ``head_width`` features in an attention
-    head, the same at every size, which the tensors do not tell.
-    """
+def denoiser_layout(ours: Iterable[str], config: DiffusionConfig) -> Layout:
+    """Return the layout of a denoiser, from its settings and the names of our tensors (diffusers' ``UNet2DModel``)."""
     attending = {match[1] for name in ours if (match := re.match(r"up_blocks\.(\d+)\.attentions", name))}
+    step = config.blocks + 1  # blocks of one size on the way up, and on the way down with the halving
 
     def down(match: re.Match[str]) -> str:
-        return f"input_blocks.{1 + int(match[1]) * (blocks + 1) + int(match[3])}.{int(match[2] == 'attentions')}"
+        return f"input_blocks.{1 + int(match[1]) * step + int(match[3])}.{int(match[2] == 'attentions')}"
 
     def up(match: re.Match[str]) -> str:
-        return f"output_blocks.{int(match[1]) * (blocks + 1) + int(match[3])}.{int(match[2] == 'attentions')}"
+        return f"output_blocks.{int(match[1]) * step + int(match[3])}.{int(match[2] == 'attentions')}"
 
     def doubling(match: re.Match[str]) -> str:
-        return f"output_blocks.{int(match[1]) * (blocks + 1) + blocks}.{2 if match[1] in attending else 1}"
+        return f"output_blocks.{int(match[1]) * step + config.blocks}.{2 if match[1] in attending else 1}"
 
     return Layout(
         (
@@ -300,10 +274,7 @@ def denoiser_layout(ours: Iterable[str], *, blocks: int, head_width: int) -> Lay
             (r"^mid_block\.resnets\.(\d)", lambda match: f"middle_block.{2 * int(match[1])}"),
             (r"^mid_block\.attentions\.0", "middle_block.1"),
             (r"^down_blocks\.(\d+)\.(resnets|attentions)\.(\d+)", down),
-            (
-                r"^down_blocks\.(\d+)\.downsamplers\.0\.conv",
-                lambda m: f"input_blocks.{(int(m[1]) + 1) * (blocks + 1)}.0.op",
-            ),
+            (r"^down_blocks\.(\d+)\.downsamplers\.0\.conv", lambda m: f"input_blocks.{(int(m[1]) + 1) * step}.0.op"),
             (r"^up_blocks\.(\d+)\.(resnets|attentions)\.(\d+)", up),
             (r"^up_blocks\.(\d+)\.upsamplers\.0", doubling),
             (r"\.norm1\.", ".in_layers.0."),
@@ -317,39 +288,34 @@ def denoiser_layout(ours: Iterable[str], *, blocks: int, head_width: int) -> Lay
             (r"\.to_out\.0\.", ".proj_out."),
         ),
         kernel=(1,),
-        head_width=head_width,
+        head_width=max(1, config.channels * config.multipliers[-1] // config.heads),  # the same at every size
     )
 
 
 def denoiser_settings(state: State, source: str) -> dict[str, Any]:
-    """Read ``in_channels``, ``out_channels`` and settings of ``DiffusionConfig`` off the tensors of a denoiser.
-
-    Raises
-    ------
-    MismatchError
-        It is not of the published layout, or has parts that ours has not.
-    """
+    """Read ``in_channels``, ``out_channels`` and settings of ``DiffusionConfig`` off the tensors of a denoiser."""
     channels, in_channels = _shape(state, "input_blocks.0.0.weight", source)[:2]
     out_channels = _shape(state, "out.2.weight", source)[0]
     _refuse_other_kinds(state, channels, source)
-    widths, attention = _scales(state, source)
-    lowest = sum(any(scale) for scale in attention)
-    if lowest and not all(all(scale) for scale in attention[-lowest:]):
+    scales = _scales(state, source)
+    widths = [scale[0][0] for scale in scales]
+    lowest = sum(any(attends for _, attends in scale) for scale in scales)
+    if lowest and not all(attends for scale in scales[-lowest:] for _, attends in scale):
         raise MismatchError(f"{source}: its attention is not at the lowest scales, where ours would be")
-    if widths[0][0] != channels or any(width % channels for scale in widths for width in scale):
-        raise MismatchError(f"{source}: features {[s[0] for s in widths]} are no multiples of {channels} from 1 on")
+    if widths[0] != channels or any(width % channels for width in widths):
+        raise MismatchError(f"{source}: features {widths} are no multiples of {channels} from 1 on")
     return {
         "in_channels": in_channels,
         "out_channels": out_channels,
         "channels": channels,
-        "multipliers": [scale[0] // channels for scale in widths],
-        "blocks": len(widths[0]),
+        "multipliers": [width // channels for width in widths],
+        "blocks": len(scales[0]),
         "attention_scales": lowest,
     }
 
 
 def averaged_denoiser(state: State, names: Iterable[str], source: str) -> dict[str, Tensor]:
-    """Return the moving average of a denoiser, under the denoiser's own names; MismatchError where there is none."""
+    """Return the moving average of a denoiser, under the denoiser's own names."""
     found = {}
     for name in names:
         stored = AVERAGED_PREFIX + (DENOISER_PREFIX.removeprefix("model.") + name).replace(".", "")
@@ -358,22 +324,22 @@ def averaged_denoiser(state: State, names: Iterable[str], source: str) -> dict[s
     return found
 
 
-def _scales(state: State, source: str) -> tuple[list[list[int]], list[list[bool]]]:
-    """Walk down the input blocks; return each scale's features and whether there is attention, block by block."""
-    widths: list[list[int]] = [[]]
-    attention: list[list[bool]] = [[]]
-    number = 1
-    while f"input_blocks.{number}.0.in_layers.0.weight" in state or f"input_blocks.{number}.0.op.weight" in state:
-        if f"input_blocks.{number}.0.op.weight" in state:
-            widths.append([])
-            attention.append([])
+def _scales(state: State, source: str) -> list[list[tuple[int, bool]]]:
+    """Walk down the input blocks; return scale by scale each block's features and whether it attends."""
+    scales: list[list[tuple[int, bool]]] = [[]]
+    for number in count(1):
+        block = f"input_blocks.{number}"
+        if f"{block}.0.op.weight" in state:
+            scales.append([])
+        elif f"{block}.0.in_layers.0.weight" in state:
+            width = state[f"{block}.0.out_layers.3.weight"].shape[0]
+            scales[-1].append((width, f"{block}.1.qkv.weight" in state))
         else:
-            widths[-1].append(state[f"input_blocks.{number}.0.out_layers.3.weight"].shape[0])
-            attention[-1].append(f"input_blocks.{number}.1.qkv.weight" in state)
-        number += 1
+            break
+    widths = [[width for width, _ in scale] for scale in scales]
     if len(widths) < 2 or not all(len(scale) == len(widths[0]) and len(set(scale)) == 1 for scale in widths):
         raise MismatchError(f"{source}: expected two or more scales with equally many blocks, found features {widths}")
-    return widths, attention
+    return scales
 
 
 def _refuse_other_kinds(state: State, channels: int, source: str) -> None:

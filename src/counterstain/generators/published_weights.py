@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from counterstain.checkpoints import (
     CheckpointHeader,
-    Kind,
     is_finished,
     load_checkpoint,
     read_header,
@@ -28,7 +27,7 @@ from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import DiffusionConfig
-from counterstain.generators.published_layouts import Layout, SpadePart, State, to_ours, to_published
+from counterstain.generators.published_layouts import SpadePart, State, to_ours, to_published
 from counterstain.generators.spade import Spade
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.storage import claim, replacing, sha256_of
@@ -36,145 +35,80 @@ from counterstain.taxonomy import Taxonomy
 
 LDM_FILE = "model.ckpt"  # what CompVis' code looks for
 ConfigT = TypeVar("ConfigT", bound=Config)
+Stage = tuple[AutoencoderConfig, dict[str, Tensor]]  # a first stage: its settings, its tensors
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What weights do not tell about themselves.
-
-    Parameters
-    ----------
-    taxonomy : Taxonomy
-        In the order of the labels that the network was trained on.
-    mpp : float
-        Micrometres per pixel of the images that it was trained on.
-    size_px : int
-        Edge of its training patches.
-    patients_seen : tuple of str
-        Every patient whose tissue it was trained on; empty = none of any cohort.
-    """
+    """What weights do not tell about themselves."""
 
     taxonomy: Taxonomy
+    """In the order of the labels that the network was trained on."""
     mpp: float
+    """Micrometres per pixel of the images that it was trained on."""
     size_px: int
-    patients_seen: tuple[str, ...] = field(default=())
-
-
-def import_spade(files: Sequence[Path], out: Path, config: SpadeConfig, facts: Facts) -> CheckpointHeader:
-    """Make a checkpoint in ``out`` of NVlabs' ``latest_net_G.pth``, with ``…_E.pth`` and ``…_D.pth`` where given.
-
-    The files may come in any order. Sizes are read off the tensors, everything else is taken from ``config``.
-
-    Raises
-    ------
-    InputError
-        A file is missing, cannot be read, or none holds a generator.
-    MismatchError
-        A file is of another layout, or does not fit the taxonomy or the size.
-    """
-
-    def make() -> _Made:
-        states, sources = _spade_parts(files)
-        found = layouts.spade_settings(states, sources["generator"])
-        fitted = _spade_config(config, found, facts, sources["generator"])
-        # Not on the meta device: the power iterations of the spectral norms take longer there.
-        with torch.random.fork_rng():
-            plain = fitted.model_copy(update={"vgg_weight": 0.0, "initial_gain": None})
-            model = Spade(plain, facts.taxonomy.num_labels, facts.size_px)
-        state: dict[str, Tensor] = {}
-        for part, published in states.items():
-            network: nn.Module = getattr(model, part)
-            ours = network.state_dict()
-            state |= with_prefix(to_ours(layouts.SPADE, published, ours, sources[part]), f"{part}.")
-        return _Made(fitted, state, {"parts": sorted(states)})
-
-    return _imported("spade", files, out, config=config, facts=facts, make=make)
-
-
-def import_autoencoder(files: Sequence[Path], out: Path, config: AutoencoderConfig, facts: Facts) -> CheckpointHeader:
-    """Make a checkpoint of a first stage of CompVis; of a whole latent diffusion, its first stage is taken."""
-
-    def make() -> _Made:
-        path = _only(files)
-        fitted, state = _first_stage(read_state(path), config, facts.size_px, str(path))
-        return _Made(fitted, state, {})
-
-    return _imported("autoencoder", files, out, config=config, facts=facts, make=make)
-
-
-def import_diffusion(
-    files: Sequence[Path],
-    out: Path,
-    config: DiffusionConfig,
-    facts: Facts,
-    *,
-    first_stage_config: AutoencoderConfig,
-    autoencoder: Path | None = None,
-    averaged: bool = False,
-) -> CheckpointHeader:
-    """Make a checkpoint of a latent diffusion of CompVis.
-
-    Parameters
-    ----------
-    config : DiffusionConfig
-        All that the tensors do not tell: heads, noise, how the mask is shrunk, how images are drawn.
-    first_stage_config : AutoencoderConfig
-        For a first stage inside the file.
-    autoencoder : Path, optional
-        Checkpoint of ours to take the first stage from, where the file has none.
-    averaged : bool
-        Take the moving average of the weights instead of the last ones.
-    """
-
-    def make() -> _Made:
-        path = _only(files)
-        published, source = read_state(path), str(path)
-        stage, stage_state, stage_notes = _stage_of(published, autoencoder, first_stage_config, facts, source)
-        weights = without_prefix(published, layouts.DENOISER_PREFIX) or published
-        found = layouts.denoiser_settings(weights, source)
-        fitted = _diffusion_config(config, found, stage, facts, source)
-        with torch.device("meta"):
-            model = Diffusion(fitted, Autoencoder(stage, facts.size_px), facts.taxonomy.num_labels)
-        ours = model.unet.state_dict()
-        layout = _denoiser_layout(ours, fitted)
-        if averaged:
-            weights = layouts.averaged_denoiser(published, layout.groups(ours), source)
-        state = with_prefix(to_ours(layout, weights, ours, source), "unet.")
-        scale = float(published.get("scale_factor", torch.ones(())))
-        state["latent_mean"] = torch.zeros(stage.latent_channels)
-        state["latent_sd"] = torch.full((stage.latent_channels,), 1 / scale)
-        _require_all_parts(model, state, source)
-        return _Made(fitted, state | with_prefix(stage_state, "first_stage."), stage_notes | {"averaged": averaged})
-
-    seen = read_header(autoencoder).patients_seen if autoencoder else ()
-    return _imported("diffusion", files, out, config=config, facts=facts, make=make, seen=seen)
+    """Edge of its training patches."""
+    patients_seen: tuple[str, ...] = ()
+    """Every patient whose tissue it was trained on; empty = none of any cohort."""
 
 
 @dataclass(frozen=True)
 class _Made:
     config: Config
     state: dict[str, Tensor]
-    notes: dict[str, Any]
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
-def _imported(
-    kind: Kind,
+def import_weights(
     files: Sequence[Path],
     out: Path,
-    *,
-    config: Config,
+    config: SpadeConfig | AutoencoderConfig | DiffusionConfig,
     facts: Facts,
-    make: Callable[[], _Made],
-    seen: tuple[str, ...] = (),
+    *,
+    first_stage: AutoencoderConfig,
+    autoencoder: Path | None = None,
+    averaged: bool = False,
 ) -> CheckpointHeader:
-    """Make and save a checkpoint, once; the same call on a finished folder reads its header."""
+    """Make a checkpoint of published weights, once; the same call on a finished folder reads its header.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        For SPADE NVlabs' ``latest_net_G.pth``, with ``…_E.pth`` and ``…_D.pth`` where given, in any order. For an
+        autoencoder a first stage of CompVis, perhaps inside a latent diffusion; for diffusion a latent diffusion.
+    config : SpadeConfig, AutoencoderConfig or DiffusionConfig
+        Says which network it is, and all that the tensors do not tell: heads, noise, how images are drawn.
+    first_stage : AutoencoderConfig
+        For a first stage inside the file of a latent diffusion.
+    autoencoder : Path, optional
+        Checkpoint of ours to take the first stage from, where a latent diffusion's file has none.
+    averaged : bool
+        Take the moving average of a denoiser's weights instead of the last ones.
+
+    Raises
+    ------
+    InputError
+        A file is missing, cannot be read, or holds no generator or no first stage.
+    MismatchError
+        A file is of another layout, or does not fit the taxonomy or the size.
+    """
     for path in files:
         if not path.is_file():
             raise InputError(f"{path}: no such weights file")
+    made = None
+    if not is_finished(out):  # before anything is written
+        match config:
+            case SpadeConfig():
+                made = _spade(files, config, facts)
+            case AutoencoderConfig():
+                made = _Made(*_first_stage(read_state(_only(files)), config, facts.size_px, str(files[0])))
+            case DiffusionConfig():
+                made = _diffusion(_only(files), config, facts, first_stage, autoencoder, averaged=averaged)
+    kind = type(config).__name__.removesuffix("Config").lower()
     origin = {path.name: sha256_of(path) for path in files}
+    seen = read_header(autoencoder).patients_seen if autoencoder else ()
     common = {"mpp": facts.mpp, "size_px": facts.size_px, "patients_seen": sorted({*facts.patients_seen, *seen})}
     identity = {"kind": kind, "files": origin, "taxonomy": facts.taxonomy.model_dump(mode="json")}
-    made = None if is_finished(out) else make()  # before anything is written
     claim(out, "import weights", identity | common | {"config": config.model_dump(mode="json")})
     if made is None:
         return read_header(out)
@@ -200,6 +134,28 @@ def _fitted(config: ConfigT, found: dict[str, Any], source: str) -> ConfigT:
     return build(type(config), config.model_dump(mode="json") | found, source)
 
 
+def _spade(files: Sequence[Path], config: SpadeConfig, facts: Facts) -> _Made:
+    states, sources = _spade_parts(files)
+    found, source = layouts.spade_settings(states, sources["generator"]), sources["generator"]
+    size_px, channels, labels = found.pop("size_px"), found.pop("channels"), facts.taxonomy.num_labels
+    if channels not in {labels, labels + 1}:
+        raise MismatchError(
+            f"{source}: was trained on {channels} label channels; taxonomy {facts.taxonomy.name} has {labels} labels "
+            f"with background, so {labels} or, with instance edges, {labels + 1}"
+        )
+    if size_px != facts.size_px:
+        raise MismatchError(f"{source}: draws images of {size_px} px, not {facts.size_px}; give --size {size_px}")
+    fitted = _fitted(config, found | {"edge_channel": channels == labels + 1}, source)
+    # Not on the meta device: the power iterations of the spectral norms take longer there.
+    with torch.random.fork_rng():
+        model = Spade(fitted.model_copy(update={"vgg_weight": 0.0, "initial_gain": None}), labels, size_px)
+    state: dict[str, Tensor] = {}
+    for part, published in states.items():
+        network: nn.Module = getattr(model, part)
+        state |= _with_prefix(to_ours(layouts.SPADE, published, network.state_dict(), sources[part]), f"{part}.")
+    return _Made(fitted, state, {"parts": sorted(states)})
+
+
 def _spade_parts(files: Sequence[Path]) -> tuple[dict[SpadePart, State], dict[SpadePart, str]]:
     states: dict[SpadePart, State] = {}
     sources: dict[SpadePart, str] = {}
@@ -216,60 +172,61 @@ def _spade_parts(files: Sequence[Path]) -> tuple[dict[SpadePart, State], dict[Sp
     return states, sources
 
 
-def _spade_config(config: SpadeConfig, found: dict[str, Any], facts: Facts, source: str) -> SpadeConfig:
-    size_px, channels = found.pop("size_px"), found.pop("channels")
-    labels = facts.taxonomy.num_labels
-    if channels not in {labels, labels + 1}:
-        raise MismatchError(
-            f"{source}: was trained on {channels} label channels; taxonomy {facts.taxonomy.name} has {labels} labels "
-            f"with background, so {labels} or, with instance edges, {labels + 1}"
-        )
-    if size_px != facts.size_px:
-        raise MismatchError(f"{source}: draws images of {size_px} px, not {facts.size_px}; give --size {size_px}")
-    found["edge_channel"] = channels == labels + 1
-    return _fitted(config, found, source)
-
-
-def _first_stage(
-    state: State, config: AutoencoderConfig, size_px: int, source: str
-) -> tuple[AutoencoderConfig, dict[str, Tensor]]:
-    published = without_prefix(state, layouts.FIRST_STAGE_PREFIX) or state
+def _first_stage(state: State, config: AutoencoderConfig, size_px: int, source: str) -> Stage:
+    published = _without_prefix(state, layouts.FIRST_STAGE_PREFIX) or state
     published = {name: value for name, value in published.items() if not name.startswith(layouts.NOT_OURS)}
     fitted = _fitted(config, layouts.first_stage_settings(published, source), source)
     judged = layouts.has_discriminator(published)
     with torch.device("meta"):
         model = Autoencoder(fitted.for_use().model_copy(update={"adversarial_weight": float(judged)}), size_px)
-    layout = layouts.first_stage_layout(len(fitted.widths))
-    return fitted, to_ours(layout, published, model.state_dict(), source)
+    return fitted, to_ours(layouts.first_stage_layout(fitted), published, model.state_dict(), source)
 
 
-def _stage_of(
-    published: State, autoencoder: Path | None, config: AutoencoderConfig, facts: Facts, source: str
-) -> tuple[AutoencoderConfig, dict[str, Tensor], dict[str, Any]]:
-    """Return the first stage's settings, its network and what the header says of it."""
-    inside = any(name.startswith(layouts.FIRST_STAGE_PREFIX) for name in published)
+def _diffusion(
+    path: Path,
+    config: DiffusionConfig,
+    facts: Facts,
+    first_stage: AutoencoderConfig,
+    autoencoder: Path | None,
+    *,
+    averaged: bool,
+) -> _Made:
+    published, source, labels = read_state(path), str(path), facts.taxonomy.num_labels
     if autoencoder is not None:
         header, state = load_checkpoint(autoencoder, "autoencoder")
         require_taxonomy(autoencoder, header, facts.taxonomy)
-        fitted, digest = build_stored(AutoencoderConfig, header.config, autoencoder), header.sha256
-    elif inside:
-        fitted, state = _first_stage(published, config, facts.size_px, source)
-        digest = ""
+        stage, digest = build_stored(AutoencoderConfig, header.config, autoencoder), header.sha256
+    elif any(name.startswith(layouts.FIRST_STAGE_PREFIX) for name in published):
+        (stage, state), digest = _first_stage(published, first_stage, facts.size_px, source), ""
     else:
         raise InputError(f"{source}: holds no first stage; give one with --autoencoder CHECKPOINT")
-    without_losses = fitted.for_use()
-    network = {name: value for name, value in state.items() if name.startswith("network.")}
-    notes = {"first_stage": without_losses.model_dump(mode="json"), "first_stage_sha256": digest}
-    return without_losses, network, notes
+    stage = stage.for_use()
+    stage_state = {f"first_stage.{name}": value for name, value in state.items() if name.startswith("network.")}
+    weights = _without_prefix(published, layouts.DENOISER_PREFIX) or published
+    fitted = _diffusion_config(config, layouts.denoiser_settings(weights, source), stage, facts, source)
+    with torch.device("meta"):
+        model = Diffusion(fitted, Autoencoder(stage, facts.size_px), labels)
+    ours = model.unet.state_dict()
+    layout = layouts.denoiser_layout(ours, fitted)
+    if averaged:
+        weights = layouts.averaged_denoiser(published, layout.groups(ours), source)
+    made = _with_prefix(to_ours(layout, weights, ours, source), "unet.")
+    made["latent_mean"] = torch.zeros(stage.latent_channels)
+    made["latent_sd"] = torch.full((stage.latent_channels,), 1 / float(published.get("scale_factor", 1.0)))
+    if missing := set(model.state_dict()) - set(made):
+        raise MismatchError(
+            f"{source}: the recipe asks for {min(missing)}, which published denoisers do not have; use --preset paper"
+        )
+    notes = {"first_stage": stage.model_dump(mode="json"), "first_stage_sha256": digest, "averaged": averaged}
+    return _Made(fitted, made | stage_state, notes)
 
 
 def _diffusion_config(
     config: DiffusionConfig, found: dict[str, Any], stage: AutoencoderConfig, facts: Facts, source: str
 ) -> DiffusionConfig:
-    inputs, latents = found.pop("in_channels"), found.pop("out_channels")
+    inputs, latents, labels = found.pop("in_channels"), found.pop("out_channels"), facts.taxonomy.num_labels
     if latents != stage.latent_channels:
         raise MismatchError(f"{source}: draws {latents} latent channels, its first stage has {stage.latent_channels}")
-    labels = facts.taxonomy.num_labels
     if inputs != latents + labels:
         raise MismatchError(
             f"{source}: takes {inputs - latents} channels beside the latents; taxonomy {facts.taxonomy.name} has "
@@ -286,23 +243,15 @@ def _diffusion_config(
     return fitted
 
 
-def _require_all_parts(model: Diffusion, state: dict[str, Tensor], source: str) -> None:
-    missing = sorted(set(model.state_dict()) - set(state))
-    if missing:
-        raise MismatchError(
-            f"{source}: the recipe asks for {missing[0]}, which published denoisers do not have; use --preset paper"
-        )
-
-
 def export_weights(folder: Path, out: Path) -> list[Path]:
-    """Write the weights of a SPADE, autoencoder or diffusion checkpoint in their published layout.
+    """Write the weights of a checkpoint in their published layout.
 
     Parameters
     ----------
     folder : Path
         The checkpoint.
     out : Path
-        Folder of the files: ``latest_net_G/E/D.pth`` for SPADE, ``model.ckpt`` for the others.
+        Folder of the files: ``latest_net_G/E/D.pth`` for SPADE, ``model.ckpt`` for autoencoder and diffusion.
 
     Returns
     -------
@@ -314,17 +263,18 @@ def export_weights(folder: Path, out: Path) -> list[Path]:
     MismatchError
         There is no published layout for this kind of network, or the network has parts that it lacks.
     """
-    kind = read_header(folder).kind
+    kind, source = read_header(folder).kind, str(folder)
     if kind == "segmenter":
         raise MismatchError(f"{folder}: a segmenter has no published layout; expected spade, autoencoder or diffusion")
     header, state = load_checkpoint(folder, kind)
     if kind == "spade":
-        contents: dict[str, Any] = _published_spade(header, state, str(folder))
+        _refuse_inputs(header, ("noise_channels", "counterstain"), source)
+        parts = {name: _without_prefix(state, f"{part}.") for part, name in layouts.SPADE_FILES.items()}
+        contents: dict[str, Any] = {name: to_published(layouts.SPADE, ours) for name, ours in parts.items() if ours}
     elif kind == "autoencoder":
-        config = build_stored(AutoencoderConfig, header.config, folder)
-        contents = {LDM_FILE: {"state_dict": _published_first_stage(state, config, str(folder))}}
+        contents = {LDM_FILE: {"state_dict": _published_first_stage(state, header.config, source)}}
     else:
-        contents = {LDM_FILE: {"state_dict": _published_diffusion(header, state, str(folder))}}
+        contents = {LDM_FILE: {"state_dict": _published_diffusion(header, state, source)}}
     for name, content in contents.items():
         buffer = io.BytesIO()  # torch's own writer hides that a disk is full
         torch.save(content, buffer)
@@ -333,39 +283,30 @@ def export_weights(folder: Path, out: Path) -> list[Path]:
     return [out / name for name in contents]
 
 
-def _published_spade(header: CheckpointHeader, state: State, source: str) -> dict[str, dict[str, Tensor]]:
-    _refuse_inputs(header, ("noise_channels", "counterstain"), source)
-    parts = {name: without_prefix(state, f"{part}.") for part, name in layouts.SPADE_FILES.items()}
-    return {name: to_published(layouts.SPADE, ours) for name, ours in parts.items() if ours}
-
-
-def _published_first_stage(state: State, config: AutoencoderConfig, source: str) -> dict[str, Tensor]:
+def _published_first_stage(state: State, settings: dict[str, Any], source: str) -> dict[str, Tensor]:
+    config = build_stored(AutoencoderConfig, settings, source)
     if config.kind == "linear":
         raise MismatchError(f"{source}: a linear first stage has no published layout; expected vq or kl")
     # How often codes were used is a matter of training.
     ours = {name: value for name, value in state.items() if name.startswith(("network.", "discriminator."))}
-    return to_published(layouts.first_stage_layout(len(config.widths)), ours)
+    return to_published(layouts.first_stage_layout(config), ours)
 
 
 def _published_diffusion(header: CheckpointHeader, state: State, source: str) -> dict[str, Tensor]:
     _refuse_inputs(header, ("context_share", "counterstain"), source)
-    rest = {name for name in state if not name.startswith(("unet.", "first_stage.", "latent_"))}
-    if rest:
+    if rest := {name for name in state if not name.startswith(("unet.", "first_stage.", "latent_"))}:
         raise MismatchError(f"{source}: has {min(rest)}, which published denoisers do not have; it cannot be exported")
-    stage_config = build_stored(AutoencoderConfig, header.notes["first_stage"], source)
-    stage = _published_first_stage(without_prefix(state, "first_stage."), stage_config, source)
-    ours = without_prefix(state, "unet.")
-    denoiser = to_published(_denoiser_layout(ours, build_stored(DiffusionConfig, header.config, source)), ours)
-    return {
-        **with_prefix(stage, layouts.FIRST_STAGE_PREFIX),
-        **with_prefix(denoiser, layouts.DENOISER_PREFIX),
-        "scale_factor": _scale_factor(state, source),
-    }
-
-
-def _denoiser_layout(ours: State, config: DiffusionConfig) -> Layout:
-    head_width = max(1, config.channels * config.multipliers[-1] // config.heads)
-    return layouts.denoiser_layout(ours, blocks=config.blocks, head_width=head_width)
+    stage = _published_first_stage(_without_prefix(state, "first_stage."), header.notes["first_stage"], source)
+    ours = _without_prefix(state, "unet.")
+    denoiser = to_published(layouts.denoiser_layout(ours, build_stored(DiffusionConfig, header.config, source)), ours)
+    mean, sd = state["latent_mean"], state["latent_sd"]
+    if mean.abs().max() > 0 or not torch.allclose(sd, sd[:1].expand_as(sd)):
+        raise MismatchError(
+            f"{source}: normalises latents by more than one factor; train with diffusion.normalise_latents=none to "
+            "export it"
+        )
+    parts = _with_prefix(stage, layouts.FIRST_STAGE_PREFIX) | _with_prefix(denoiser, layouts.DENOISER_PREFIX)
+    return parts | {"scale_factor": 1 / sd[0]}
 
 
 def _refuse_inputs(header: CheckpointHeader, names: tuple[str, ...], source: str) -> None:
@@ -375,22 +316,10 @@ def _refuse_inputs(header: CheckpointHeader, names: tuple[str, ...], source: str
             raise MismatchError(f"{source}: was trained with {name}, which published networks lack; train without it")
 
 
-def _scale_factor(state: State, source: str) -> Tensor:
-    """Return the one factor that the published code multiplies latents by."""
-    mean, sd = state["latent_mean"], state["latent_sd"]
-    if mean.abs().max() > 0 or not torch.allclose(sd, sd[:1].expand_as(sd)):
-        raise MismatchError(
-            f"{source}: normalises latents by more than one factor; train with diffusion.normalise_latents=none to "
-            "export it"
-        )
-    return 1 / sd[0]
-
-
-def without_prefix(state: State, prefix: str) -> dict[str, Tensor]:
+def _without_prefix(state: State, prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names start with a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
-def with_prefix(state: State, prefix: str) -> dict[str, Tensor]:
-    """Return a state dict with a prefix before every name."""
+def _with_prefix(state: State, prefix: str) -> dict[str, Tensor]:
     return {f"{prefix}{name}": tensor for name, tensor in state.items()}

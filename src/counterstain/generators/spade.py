@@ -6,7 +6,7 @@ rows and columns in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +18,6 @@ from torch.nn.utils import parametrize
 
 from counterstain.checkpoints import CheckpointHeader, load_checkpoint
 from counterstain.config import build_stored
-from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
 from counterstain.devices import choose_device, started_processes
 from counterstain.errors import ConfigError, MismatchError
@@ -44,7 +43,6 @@ class Spade(Trainable):
 
     Parameters
     ----------
-    config : SpadeConfig
     num_labels : int
         Background and every subtype.
     size_px : int
@@ -66,7 +64,7 @@ class Spade(Trainable):
         self.encoder = ImageEncoder(size_px, config.generator_width, config.latent) if config.use_vae else None
         self.discriminator = MultiscaleDiscriminator(channels + 3, config.discriminator_width)
         if config.initial_gain is not None:
-            _start_small(self, config.initial_gain)
+            self._start_small(config.initial_gain)
         # In a list, so that the fixed network is neither trained nor saved.
         self._vgg = [VggDistance(config.vgg_weights)] if config.vgg_weight else []
 
@@ -75,12 +73,11 @@ class Spade(Trainable):
         parts = [one_hot(label_masks, self.num_labels)]
         if self.config.edge_channel:
             parts.append(edges(instances))
-        if self.config.counterstain is not None:
-            parts.append(
-                nuclei_map.absent(len(parts[0]), 1, parts[0])
-                if images is None
-                else nuclei_map.shown(nuclei_map.counterstain_map(images, self.config.counterstain), 1)
-            )
+        shown = self.config.counterstain
+        if shown is not None and images is not None:
+            parts.append(nuclei_map.shown(nuclei_map.counterstain_map(images, shown), 1))
+        elif shown is not None:
+            parts.append(nuclei_map.absent(len(parts[0]), 1, parts[0]))
         return torch.cat(parts, dim=1)
 
     def training_condition(self, batch: dict[str, Tensor]) -> Tensor:
@@ -102,8 +99,7 @@ class Spade(Trainable):
 
     def training_step(self, batch: dict[str, Tensor], minimise: Minimise) -> dict[str, Tensor]:
         """Update the generator, then the discriminator."""
-        real = to_tensor(batch["images"])
-        labels = self.training_condition(batch)
+        real, labels = to_tensor(batch["images"]), self.training_condition(batch)
         losses = self.generator_losses(real, labels, batch)
         minimise(torch.stack(list(losses.values())).sum(), 0)
 
@@ -151,18 +147,13 @@ class Spade(Trainable):
         """Images (B, 3, H, W) in the style of real ones, and the divergence of their codes from the prior."""
         step = int(batch["step"])
         keys = [(self.seed, "code", step, position) for position in batch["position"].tolist()]
-        z, kl = self._codes(real, keys)
+        z, kl = torch.stack([self.code(*key) for key in keys]).to(real), None
+        if self.encoder is not None:
+            mean, log_variance = self.encoder(real)
+            kl = -0.5 * torch.sum(1 + log_variance - mean.pow(2) - log_variance.exp())
+            kl = kl * started_processes()  # a sum over the batch, whereas gradients are averaged over the processes
+            z = mean + z * torch.exp(0.5 * log_variance)
         return self.generator(self.with_noise(labels, keys), z), kl
-
-    def _codes(self, real: Tensor, keys: Sequence[tuple[Any, ...]]) -> tuple[Tensor, Tensor | None]:
-        """Style codes (B, latent) of real images, drawn around their means, and the divergence from the prior."""
-        noise = torch.stack([self.code(*key) for key in keys]).to(real)
-        if self.encoder is None:
-            return noise, None
-        mean, log_variance = self.encoder(real)
-        kl = -0.5 * torch.sum(1 + log_variance - mean.pow(2) - log_variance.exp())
-        # A sum over the batch, whereas gradients are averaged over the processes.
-        return mean + noise * torch.exp(0.5 * log_variance), kl * started_processes()
 
     def code(self, *keys: Any) -> Tensor:
         """Draw a style code, (latent,), from a seed and keys."""
@@ -174,17 +165,17 @@ class Spade(Trainable):
         halves = [[layer.chunk(2) for layer in scale] for scale in verdicts]
         return [[pair[0] for pair in scale] for scale in halves], [[pair[1] for pair in scale] for scale in halves]
 
+    def _start_small(self, gain: float) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+                if not parametrize.is_parametrized(module, "weight"):  # spectral norm takes the size of a weight away
+                    nn.init.xavier_normal_(module.weight, gain)
+
 
 class SpadeGenerator:
-    """A trained SPADE that draws with random style codes.
-
-    Parameters
-    ----------
-    model : Spade
-    device : torch.device, optional
-    header : CheckpointHeader, optional
-        Of its checkpoint.
-    """
+    """A trained SPADE that draws with random style codes or given ones; ``header`` is that of its checkpoint."""
 
     method = "spade"
     references_per_style = 1
@@ -212,10 +203,10 @@ class SpadeGenerator:
 
     @torch.no_grad()
     def draw(self, requests: Sequence[DrawRequest]) -> list[np.ndarray]:
-        """Draw images; without instances the borders of the labels stand in for those of the instances.
+        """Draw images, with a code drawn by the seed where no style is given.
 
-        Without a style the code is drawn by the seed. Networks that are shown a counterstain keep the nuclei of the
-        real image, where there is one.
+        Without instances the borders of the labels stand in for theirs. Networks that are shown a counterstain keep
+        the nuclei of the real image, where there is one.
 
         Raises
         ------
@@ -253,20 +244,6 @@ class SpadeGenerator:
         labels = self.model.condition(on_device(masks, device), on_device(shown, device), real)
         z = torch.stack([self.model.code(*key) for key in keys]) if styles is None else torch.from_numpy(styles)
         return to_images(self.model.generator(self.model.with_noise(labels, keys), z.to(device)))
-
-
-def open_spade(checkpoint: Path, _: Cohort, __: Mapping[str, Any]) -> SpadeGenerator:
-    """Open a checkpoint to draw with."""
-    return SpadeGenerator.load(checkpoint)
-
-
-def _start_small(model: nn.Module, gain: float) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-            if not parametrize.is_parametrized(module, "weight"):  # spectral norm takes the size of a weight away
-                nn.init.xavier_normal_(module.weight, gain)
 
 
 def _feature_distance(drawn: list[list[Tensor]], real: list[list[Tensor]]) -> Tensor:

@@ -29,11 +29,12 @@ from counterstain.training import fit
 from counterstain.training_run import ModuleT, TrainingRun
 
 MAY_DIFFER = ("encoder.", "discriminator.", "codebook.")  # parts that one training has and another has not
+MOST_PATCHES_OF_COMPONENTS = 4096  # some million blocks of pixels
 
 
 @dataclass(frozen=True)
-class InitialWeights:
-    """The weights of a checkpoint that fits a cohort."""
+class _InitialWeights:
+    """The weights of a checkpoint that fits a cohort, to start a training from."""
 
     folder: Path
     header: CheckpointHeader
@@ -41,34 +42,19 @@ class InitialWeights:
 
     @classmethod
     def open(cls, folder: Path | None, kind: Kind, cohort: Cohort) -> Self | None:
-        """Open a checkpoint to start from; None where none is given.
-
-        Raises
-        ------
-        LeakageError
-            It saw a validation or test patient of the cohort.
-        MismatchError
-            It is of another kind, taxonomy or mpp.
-        """
         if folder is None:
             return None
         header, state = load_checkpoint(folder, kind)
-        require_fit(folder, header, cohort)
+        _require_fit(folder, header, cohort)
         return cls(folder, header, state)
 
     def load_into(self, model: nn.Module) -> None:
-        """Set the weights of a new model; parts that the checkpoint lacks stay as they are.
-
-        Raises
-        ------
-        MismatchError
-            The model has other parts, or parts of other sizes.
-        """
+        """Set the weights of a new model; parts that the checkpoint lacks stay as they are."""
         given = {name: value for name, value in self.state.items() if not name.startswith("first_stage.")}
         own = model.state_dict()
-        differing = [name for name in {*own, *given} if (name in own) != (name in given)]
-        unexpected = [name for name in differing if not name.startswith(MAY_DIFFER)]
-        resized = [name for name in own if name in given and own[name].shape != given[name].shape]
+        unexpected = [name for name in own.keys() ^ given.keys() if not name.startswith(MAY_DIFFER)]
+        shared = {name: given[name] for name in own if name in given}
+        resized = [name for name, value in shared.items() if own[name].shape != value.shape]
         if unexpected or resized:
             name = min(unexpected + resized)
             sizes = [tuple(part[name].shape) if name in part else "none" for part in (given, own)]
@@ -76,7 +62,7 @@ class InitialWeights:
                 f"{self.folder}: {name} is {sizes[0]}, the recipe asks for {sizes[1]}; give the settings that it was "
                 f"trained with (in its model.json) by --config or --set"
             )
-        model.load_state_dict({name: value for name, value in given.items() if name in own}, strict=False)
+        model.load_state_dict(shared, strict=False)
 
     def require_first_stage(self, first_stage: nn.Module, folder: Path) -> None:
         """Raise MismatchError unless the latents are those that these weights were trained on."""
@@ -89,7 +75,7 @@ class InitialWeights:
                 )
 
 
-def require_fit(folder: Path, header: CheckpointHeader, cohort: Cohort) -> None:
+def _require_fit(folder: Path, header: CheckpointHeader, cohort: Cohort) -> None:
     """Raise an error unless a trained network may be used to train on a cohort."""
     require_taxonomy(folder, header, cohort.taxonomy)
     if not cohort.is_at(header.mpp):
@@ -99,23 +85,15 @@ def require_fit(folder: Path, header: CheckpointHeader, cohort: Cohort) -> None:
     check_no_leak(header.patients_seen, cohort, f"{header.kind} {folder}")
 
 
-MOST_PATCHES_OF_COMPONENTS = 4096  # some million blocks of pixels
-
-
 def train_spade(
     cohort: Cohort, config: SpadeConfig, out: Path, *, size_px: int, seed: int, init: Path | None = None
 ) -> Path:
-    """Train SPADE with its VAE; a finished checkpoint is left as it is.
+    """Train SPADE with its VAE into the folder ``out``; a finished checkpoint is left as it is.
 
     Parameters
     ----------
     init : Path, optional
         Checkpoint whose weights the training starts from.
-
-    Returns
-    -------
-    Path
-        The checkpoint folder, ``out``.
 
     Raises
     ------
@@ -125,7 +103,7 @@ def train_spade(
         ``out`` belongs to another run, or ``init`` does not fit.
     """
     config = config.at(cohort.mpp)
-    initial = InitialWeights.open(init, "spade", cohort)
+    initial = _InitialWeights.open(init, "spade", cohort)
     run = _run(cohort, "spade", config, out, initial, size_px=size_px, seed=seed)
     if run.finished() or run.spread(train_spade, config.training, init=init):
         return out
@@ -139,8 +117,8 @@ def train_spade(
 def train_autoencoder(
     cohort: Cohort, config: AutoencoderConfig, out: Path, *, size_px: int, seed: int, init: Path | None = None
 ) -> Path:
-    """Train the first stage of latent diffusion; a finished checkpoint is left as it is."""
-    initial = InitialWeights.open(init, "autoencoder", cohort)
+    """Train the first stage of latent diffusion, as :func:`train_spade` trains SPADE."""
+    initial = _InitialWeights.open(init, "autoencoder", cohort)
     run = _run(cohort, "autoencoder", config, out, initial, size_px=size_px, seed=seed)
     linear = config.kind == "linear"  # has no training that devices could share
     if run.finished() or (not linear and run.spread(train_autoencoder, config.training, init=init)):
@@ -190,10 +168,10 @@ def train_diffusion(
         The autoencoder was trained on another taxonomy or at another mpp; ``init`` does not fit.
     """
     first_stage, first_header = load_autoencoder(autoencoder)
-    require_fit(autoencoder, first_header, cohort)
+    _require_fit(autoencoder, first_header, cohort)
     config.check_size(size_px, first_stage.config.factor)
     config = config.at(cohort.mpp)
-    initial = InitialWeights.open(init, "diffusion", cohort)
+    initial = _InitialWeights.open(init, "diffusion", cohort)
     run = _run(cohort, "diffusion", config, out, initial, size_px=size_px, seed=seed, first_stage=first_header)
     if initial is not None:
         initial.require_first_stage(first_stage, autoencoder)
@@ -219,22 +197,21 @@ def train_distilled(cohort: Cohort, config: DistillationConfig, out: Path, *, te
 
     Raises
     ------
-    LeakageError
-        The teacher saw a validation or test patient of this cohort.
-    MismatchError
-        The teacher was trained on another taxonomy or at another mpp, or is distilled itself.
     ConfigError
         Guidance is asked of a teacher that never trained without a mask.
+    LeakageError, MismatchError
+        As :func:`train_diffusion` for its autoencoder; or the teacher is distilled itself.
     """
     generator = DiffusionGenerator.load(teacher)
     model, header = generator.model.cpu(), generator.header
     assert header is not None
-    require_fit(teacher, header, cohort)
+    _require_fit(teacher, header, cohort)
     if model.config.sampler.name == "few_step":
         raise MismatchError(f"{teacher}: is distilled already; give the checkpoint that it was distilled from")
     if config.guidance != 1.0 and not model.config.condition_dropout:
         raise ConfigError(f"{teacher}: was trained without condition_dropout; set distillation.guidance to 1")
     student = student_config(model.config, config)
+    how = config.model_dump(mode="json")
     run = TrainingRun(
         cohort=cohort,
         kind="diffusion",
@@ -242,8 +219,9 @@ def train_distilled(cohort: Cohort, config: DistillationConfig, out: Path, *, te
         out=out,
         size_px=header.size_px,
         seed=seed,
-        names={"first_stage": "", "teacher": header.sha256, "distillation": config.model_dump(mode="json")},
+        names={"first_stage": "", "teacher": header.sha256, "distillation": how},
         seen=header.patients_seen,
+        notes={"teacher_sha256": header.sha256, "distillation": how},
     )
     if run.finished():
         return out
@@ -252,7 +230,6 @@ def train_distilled(cohort: Cohort, config: DistillationConfig, out: Path, *, te
     batches = diffusion_batches(network, run.sampler(student.sampling), header.size_px, seed)
     fit(distillation, batches, out, student.training, label="distillation")
     notes = {name: value for name, value in header.notes.items() if name.startswith("first_stage")}
-    notes |= {"teacher_sha256": header.sha256, "distillation": config.model_dump(mode="json")}
     return run.save(_with_first_stage(network, network.first_stage), notes)
 
 
@@ -261,15 +238,15 @@ def _run(
     kind: Kind,
     config: Config,
     out: Path,
-    initial: InitialWeights | None,
+    initial: _InitialWeights | None,
     *,
     size_px: int,
     seed: int,
     first_stage: CheckpointHeader | None = None,
 ) -> TrainingRun:
     """Return the run of a training, which its initial weights and its first stage are part of."""
-    parts = [part for part in (first_stage, None if initial is None else initial.header) if part is not None]
-    init = {} if initial is None else {"init": initial.header.sha256}
+    first = {} if first_stage is None else {"first_stage": first_stage}
+    init = {} if initial is None else {"init": initial.header}
     return TrainingRun(
         cohort=cohort,
         kind=kind,
@@ -277,13 +254,13 @@ def _run(
         out=out,
         size_px=size_px,
         seed=seed,
-        names={"first_stage": "" if first_stage is None else first_stage.sha256} | init,
-        seen=[patient for part in parts for patient in part.patients_seen],
-        notes={f"{name}_sha256": value for name, value in init.items()},
+        names={"first_stage": ""} | {name: header.sha256 for name, header in (first | init).items()},
+        seen=[patient for header in (first | init).values() for patient in header.patients_seen],
+        notes={f"{name}_sha256": header.sha256 for name, header in init.items()},
     )
 
 
-def _begun(run: TrainingRun, initial: InitialWeights | None, make: Callable[[], ModuleT]) -> ModuleT:
+def _begun(run: TrainingRun, initial: _InitialWeights | None, make: Callable[[], ModuleT]) -> ModuleT:
     """Return a new model, with the weights that it starts from."""
     model = run.initialised(make)
     if initial is not None:

@@ -9,7 +9,7 @@ Shapes: n = images or masks, k = codes for one mask, H, W = rows and columns in 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -63,14 +63,7 @@ def ssim(drawn: Tensor, real: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reconstruction_figures(model: Autoencoder, images: np.ndarray, lpips: Distance | None = None) -> dict[str, float]:
-    """Encode and decode images, and compare.
-
-    Parameters
-    ----------
-    model : Autoencoder
-        In evaluation mode.
-    images : (n, H, W, 3) uint8
-    lpips : callable, optional
+    """Encode and decode images, (n, H, W, 3) uint8, by a model in evaluation mode, and compare.
 
     Returns
     -------
@@ -99,56 +92,38 @@ def reconstruction_figures(model: Autoencoder, images: np.ndarray, lpips: Distan
 
 
 def code_diversity(images: np.ndarray) -> float:
-    """Return how much the style code changes what is drawn for one mask.
+    """Return how much the style code changes what is drawn for one mask; 0 = z has collapsed.
 
-    Parameters
-    ----------
-    images : (n, k, H, W, 3) uint8
-        The same mask along the second axis, k at least 2.
-
-    Returns
-    -------
-    float
-        Standard deviation between codes in grey levels (0..255), averaged over pixels, channels and masks. 0 = z has
-        collapsed.
+    Of images (n, k, H, W, 3) uint8 with the same mask along the second axis, the standard deviation between codes in
+    grey levels (0..255), averaged over pixels, channels and masks.
     """
     return float(images.astype(np.float32).std(axis=1, ddof=1).mean())
 
 
-def white_share(images: np.ndarray, level: float = WHITE_LEVEL) -> float:
-    """Return the share of images (n, H, W, 3) uint8 whose mean grey level is above ``level``."""
-    return float((images.mean(axis=(1, 2, 3)) > level).mean())
+def white_share(images: np.ndarray) -> float:
+    """Return the share of images (n, H, W, 3) uint8 without tissue, by their mean grey level."""
+    return float((images.mean(axis=(1, 2, 3)) > WHITE_LEVEL).mean())
 
 
 def repetition(images: np.ndarray) -> np.ndarray:
-    """Return how strongly each image repeats itself at some distance: the largest peak of its autocorrelation.
+    """Return how strongly each image (n, H, W, 3) uint8 repeats itself at some distance, (n,) float.
 
-    Parameters
-    ----------
-    images : (n, H, W, 3) uint8
-
-    Returns
-    -------
-    (n,) float
-        1 = the image is a tile, laid side by side; 0.2 to 0.3 = tissue, by how few cells it shows; noise is below.
+    1 = the image is a tile, laid side by side; 0.2 to 0.3 = tissue, by how few cells it shows; noise is below.
 
     Notes
     -----
-    The grey level without what varies over more than an eighth of the edge, brought to equal contrast everywhere, is
-    correlated with itself, at distances up to half of the edge, over the pixels that overlap. A peak counts by its
-    height above the lowest point on the way to it: a border correlates with itself all along, and does not repeat.
+    The largest peak of the autocorrelation: the grey level without what varies over more than an eighth of the edge,
+    brought to equal contrast everywhere, is correlated with itself, at distances up to half of the edge, over the
+    pixels that overlap. A peak counts by its height above the lowest point on the way to it: a border correlates with
+    itself all along, and does not repeat.
     """
     return np.array([_strongest_peak(image.mean(axis=2)) for image in images])
 
 
 def warnings_of(figures: Mapping[str, float]) -> list[str]:
-    """Say in a sentence each what is wrong with the figures of :func:`code_diversity` and its siblings.
+    """Say in a sentence each what is wrong with the figures of :func:`watch_spade`.
 
-    Parameters
-    ----------
-    figures : mapping
-        ``code_diversity``, ``white_share`` and ``repetition``, the last two perhaps with ``real_…``, the same of real
-        patches: what real patches show as well is no fault of the generator.
+    White images and repetition that real patches show as well (``real_…``) are no fault of the generator.
     """
     found = []
     if figures.get("code_diversity", np.inf) < FAINTEST_DIVERSITY:
@@ -191,9 +166,8 @@ def _height(correlation: np.ndarray, place: np.ndarray) -> float:
 def _autocorrelation(values: np.ndarray) -> np.ndarray:
     """Correlate (H, W) with itself up to half of each edge, no shift in the middle, over what overlaps."""
     shape = [2 * edge for edge in values.shape]
-    power = np.abs(np.fft.rfft2(values, shape)) ** 2
-    overlap = np.abs(np.fft.rfft2(np.ones_like(values), shape)) ** 2
-    summed, counts = (np.fft.fftshift(np.fft.irfft2(spectrum, shape)) for spectrum in (power, overlap))
+    spectra = [np.abs(np.fft.rfft2(of, shape)) ** 2 for of in (values, np.ones_like(values))]
+    summed, counts = (np.fft.fftshift(np.fft.irfft2(spectrum, shape)) for spectrum in spectra)
     quarter = [edge // 2 for edge in values.shape]
     inside = tuple(slice(q, 3 * q + 1) for q in quarter)
     correlation = summed[inside] / counts[inside]
@@ -231,8 +205,8 @@ def watch_spade(model: Spade, cohort: Cohort, size_px: int, seed: int) -> Monito
     config = model.config
     if not config.monitor_masks:
         return None
-    sampling = _unvaried(config.sampling)
-    sampler = PatchSampler(cohort, "train", size_px, sampling, derive(seed, "monitored masks"))
+    sampler = PatchSampler(cohort, "train", size_px, _unvaried(config.sampling), derive(seed, "monitored masks"))
+    seeds = [derive(seed, "monitored code", code) for code in range(MONITORED_CODES)]
 
     @cache
     def patches() -> list[Patch]:
@@ -240,32 +214,24 @@ def watch_spade(model: Spade, cohort: Cohort, size_px: int, seed: int) -> Monito
 
     @cache
     def real() -> dict[str, float]:
-        images = np.stack([patch.image for patch in patches()])
-        return {"real_white_share": white_share(images), "real_repetition": float(repetition(images).mean())}
+        figures = _texture(np.stack([patch.image for patch in patches()]))
+        return {f"real_{name}": value for name, value in figures.items()}
 
     def measure() -> dict[str, float]:
-        drawn = _drawn_with_codes(model, patches(), MONITORED_CODES, seed)
-        images = drawn.reshape(-1, *drawn.shape[2:])
-        figures = {
-            "code_diversity": code_diversity(drawn),
-            "white_share": white_share(images),
-            "repetition": float(repetition(images).mean()),
-        }
-        return figures | real()
+        requests = [
+            DrawRequest(mask=patch.label_mask, seed=one, instances=patch.instances, image=patch.image)
+            for patch in patches()
+            for one in seeds  # every mask with the same few codes
+        ]
+        images = np.stack(SpadeGenerator(model, model.device).draw(requests))
+        by_mask = images.reshape(-1, MONITORED_CODES, *images.shape[1:])
+        return {"code_diversity": code_diversity(by_mask)} | _texture(images) | real()
 
     return Monitor(measure=measure, every_steps=config.monitor_every_steps)
 
 
-def _drawn_with_codes(model: Spade, patches: Sequence[Patch], codes: int, seed: int) -> np.ndarray:
-    """Draw every mask with the same few style codes, (n, k, H, W, 3) uint8."""
-    seeds = [derive(seed, "monitored code", code) for code in range(codes)]
-    requests = [
-        DrawRequest(mask=patch.label_mask, seed=one, instances=patch.instances, image=patch.image)
-        for patch in patches
-        for one in seeds
-    ]
-    drawn = np.stack(SpadeGenerator(model, model.device).draw(requests))
-    return drawn.reshape(len(patches), codes, *drawn.shape[1:])
+def _texture(images: np.ndarray) -> dict[str, float]:
+    return {"white_share": white_share(images), "repetition": float(repetition(images).mean())}
 
 
 def _unvaried(sampling: SamplingConfig) -> SamplingConfig:
