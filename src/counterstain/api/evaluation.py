@@ -47,38 +47,19 @@ def segment(
         How much of it: 1.0 is +100 % [default: 1.0 with --synthetic].
     share : float, optional
         Share of synthetic patches in training; 1.0 is synthetic patches alone.
-    preset : str
-        Recipe to start from: paper, best or demo.
-    config : str or Path, optional
-        YAML with changes to the preset.
-    settings : mapping or sequence of str, optional
-        A change over both, for example segmenter.training.steps=500.
     seed : int
         Of the initial weights and of the order of the data.
-    logger : str, optional
-        Send curves to mlflow or wandb as well; TensorBoard and CSV are always written.
-
-    Returns
-    -------
-    Path
-        The segmenter, ``out``.
+    preset, config, settings, logger
+        As for :func:`train`.
     """
     from counterstain.data.patch_set import PatchSet
     from counterstain.segmentation.train import train_segmenter
 
     recipe = recipe_of(preset, config, settings, logger)
     patches = synthetic if synthetic is None or isinstance(synthetic, PatchSet) else PatchSet.open(Path(synthetic))
-    default_amount = 0.0 if patches is None else 1.0
-    return train_segmenter(
-        open_cohort(cohort),
-        recipe.segmenter,
-        Path(out),
-        size_px=recipe.size_px,
-        seed=seed,
-        synthetic=patches,
-        amount=default_amount if amount is None else amount,
-        share=share,
-    )
+    amount = (0.0 if patches is None else 1.0) if amount is None else amount
+    mixed: dict[str, Any] = {"synthetic": patches, "amount": amount, "share": share}
+    return train_segmenter(open_cohort(cohort), recipe.segmenter, Path(out), size_px=recipe.size_px, seed=seed, **mixed)
 
 
 def evaluate(
@@ -196,14 +177,8 @@ def predict(
     from counterstain.progress import bar
     from counterstain.segmentation.predict import PredictConfig, predict_cohort, predict_slide
 
-    settings = {
-        "threshold": threshold,
-        "min_area_um2": min_area_um2,
-        "origin": origin,
-        "object_type": object_type,
-        "regions_per_slide": regions_per_slide,
-        "region_size_um": region_size_um,
-    }
+    settings = {"threshold": threshold, "min_area_um2": min_area_um2, "origin": origin, "object_type": object_type}
+    settings |= {"regions_per_slide": regions_per_slide, "region_size_um": region_size_um}
     segmenter, source, out = Path(segmenter), Path(source), Path(out)
     config = build(PredictConfig, settings, f"prediction on {source}")
     if not source.is_dir():
@@ -268,17 +243,8 @@ def audit(
     from counterstain.progress import bar
     from counterstain.storage import claimed
 
-    options = {
-        "patches": patches,
-        "features": features,
-        "weights": weights,
-        "stain": stain,
-        "copies": copies,
-        "device": device,
-        "batch_size": batch_size,
-        "seed": seed,
-    }
-    wanted = build(AuditConfig, options, "audit")
+    options = {"patches": patches, "features": features, "weights": weights, "stain": stain, "copies": copies}
+    wanted = build(AuditConfig, options | {"device": device, "batch_size": batch_size, "seed": seed}, "audit")
     folders = [sets] if isinstance(sets, str | Path) else sets
     opened = {name: PatchSet.open(folder) for name, folder in _named([Path(folder) for folder in folders]).items()}
     tissue, judge, out = open_cohort(cohort), Path(judge), Path(out)

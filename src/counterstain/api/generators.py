@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from counterstain.api import PathLike, Settings, assignments, open_cohort, recipe_of
 from counterstain.errors import ConfigError, CounterstainWarning
@@ -59,17 +59,13 @@ def train(
     config : str or Path, optional
         YAML with changes to the preset.
     settings : mapping or sequence of str, optional
-        A change over both, for example spade.latent=64.
+        A change over both, such as spade.latent=64 or segmenter.training.steps=500.
     seed : int
         Another number makes other random choices.
     logger : str, optional
         Send curves to mlflow or wandb as well; TensorBoard and CSV are always written.
-
-    Returns
-    -------
-    Path
-        The checkpoint, ``out``.
     """
+    from counterstain.checkpoints import read_header
     from counterstain.generators.methods import METHODS
 
     opened, out = open_cohort(cohort), Path(out)
@@ -95,24 +91,17 @@ def train(
         training = trainings[network]
         _require_inputs(network, given, needs=training.needs, may=("init",))
         training.train(opened, recipe.settings_of(training), out, size_px=recipe.size_px, seed=seed, **given)
-    _pass_on_warnings(out)
+    for warning in read_header(out).notes.get("warnings", ()):
+        warnings.warn(warning, CounterstainWarning, stacklevel=2)
     return out
 
 
 def _require_inputs(network: str, given: dict[str, Path], *, needs: Sequence[str], may: Sequence[str]) -> None:
-    missing = [name for name in needs if name not in given]
-    if missing:
-        raise ConfigError(f"train {network}: give the checkpoint --{missing[0]}")
-    wrong = sorted(set(given) - set(needs) - set(may))
-    if wrong:
-        raise ConfigError(f"train {network}: takes no --{wrong[0]}")
-
-
-def _pass_on_warnings(checkpoint: Path) -> None:
-    from counterstain.checkpoints import read_header
-
-    for warning in read_header(checkpoint).notes.get("warnings", ()):
-        warnings.warn(warning, CounterstainWarning, stacklevel=3)
+    for name in needs:
+        if name not in given:
+            raise ConfigError(f"train {network}: give the checkpoint --{name}")
+    for name in sorted(set(given) - {*needs, *may}):
+        raise ConfigError(f"train {network}: takes no --{name}")
 
 
 def synthesize(
@@ -196,26 +185,12 @@ def preview(
 
     Parameters
     ----------
-    cohort : str, Path or Cohort
-        A cohort with a split.
-    method : str
-        How to draw: spade, diffusion, inpainting or oracle (phantoms only).
     out : str or Path
         Picture to write (svg, png or pdf).
-    generator : str or Path, optional
-        Checkpoint to draw with; none for the oracle.
     per_subtype : int
         Training patches of each subtype, 1 to 20.
-    size_px : int, optional
-        Edge of the patches [default: as the checkpoint, or the recipe].
-    preset : str, optional
-        Recipe to draw by: paper, best or demo [default: what the checkpoint was trained with].
-    config : str or Path, optional
-        YAML with changes to the recipe.
-    settings : mapping or sequence of str, optional
-        A change over both, for example diffusion.sampler.steps=20.
-    seed : int
-        Another number makes other random choices.
+    cohort, method, generator, size_px, preset, config, settings, seed
+        As for :func:`synthesize`.
     """
     from counterstain.report.figures import figure_kind, save_figure
     from counterstain.report.patch_figures import redrawn_as_every_subtype
@@ -249,24 +224,14 @@ def redraw(
 
     Parameters
     ----------
-    cohort : str, Path or Cohort
-        A cohort with a split.
     out : str or Path
         Folder of the new cohort.
     method : str
         How to draw: diffusion, inpainting or oracle (phantoms only).
-    generator : str or Path, optional
-        Checkpoint to draw with; none for the oracle.
     region : sequence of str, optional
         Name of a training region; may be given again [default: all training regions].
-    preset : str, optional
-        Recipe to draw by: paper, best or demo [default: what the checkpoint was trained with].
-    config : str or Path, optional
-        YAML with changes to the recipe.
-    settings : mapping or sequence of str, optional
-        A change over both, for example diffusion.sampler.steps=20.
-    seed : int
-        Another number makes other random choices.
+    cohort, generator, preset, config, settings, seed
+        As for :func:`synthesize`.
     """
     from counterstain.synthesis.redraw import redraw_regions
 
@@ -296,13 +261,7 @@ class Generator:
         return f"Generator({self.drawer.method}" + (f", {header.sha256[:12]})" if header else ")")
 
     def draw(self, patch: Patch, *, seed: int = 0) -> Patch:
-        """Draw a new image for the mask of a patch; inpainting redraws its instances and keeps the rest.
-
-        Returns
-        -------
-        Patch
-            The same patch with the new image.
-        """
+        """Return a patch with a new image drawn for its mask; inpainting redraws its instances and keeps the rest."""
         from counterstain.data.relabel import redrawn_pixels
         from counterstain.generators.interface import DrawRequest
 
@@ -323,13 +282,9 @@ def load_generator(
 
     Parameters
     ----------
-    generator : str or Path, optional
-        Checkpoint to draw with; none for the oracle.
-    method : str
-        How to draw: spade, diffusion, inpainting or oracle (phantoms only).
     cohort : str, Path or Cohort
         The cohort whose masks are drawn.
-    preset, config, settings
+    generator, method, preset, config, settings
         As for :func:`synthesize`.
     """
     return Generator(_opened(cohort, method, generator, preset=preset, config=config, settings=settings)[1])
@@ -350,8 +305,7 @@ def _opened(
     from counterstain.recipe import drawing_recipe
 
     entry = METHODS.named(method, "--method")
-    folder = None if checkpoint is None else Path(checkpoint)
-    changes: dict[str, Any] = {"file": None if config is None else Path(config), "overrides": assignments(settings)}
-    recipe = drawing_recipe(entry, folder, preset=preset, **changes)
+    folder, file = (None if path is None else Path(path) for path in (checkpoint, config))
+    recipe = drawing_recipe(entry, folder, preset=preset, file=file, overrides=assignments(settings))
     tissue = open_cohort(cohort)
     return tissue, load(method, folder, tissue, recipe.drawing(entry)), recipe

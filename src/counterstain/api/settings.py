@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from counterstain.api import PathLike, Settings, recipe_of
 from counterstain.errors import ConfigError
@@ -29,12 +29,8 @@ def config_show(*, preset: str = "best", config: PathLike | None = None, setting
 
     Parameters
     ----------
-    preset : str
-        paper, best or demo.
-    config : str or Path, optional
-        YAML with changes to the preset.
-    settings : mapping or sequence of str, optional
-        A change over both, for example spade.latent=64.
+    preset, config, settings
+        As for :func:`train`.
     """
     from counterstain.config import to_yaml
 
@@ -49,14 +45,21 @@ def config_explain(key: str) -> str:
     key : str
         For example spade.training.steps, or a part such as spade.training; study.repeats for those of a study.
     """
-    lines = [_explained(setting) for setting in _settings() if setting.key == key or setting.key.startswith(f"{key}.")]
-    if not lines:
-        near = sorted(
-            setting.key for setting in _settings() if setting.key.rpartition(".")[2] == key.rpartition(".")[2]
-        )
+    from counterstain.recipe import PRESETS
+
+    settings = list(_settings())
+    found = []
+    for setting in settings:
+        if f"{setting.key}.".startswith(f"{key}."):
+            names = ("default",) if len(setting.values) == 1 else PRESETS
+            values = ", ".join(f"{name} {value}" for name, value in zip(names, setting.values, strict=True))
+            found.append(f"{setting.key} ({setting.type})\n  {setting.text}\n  {values}\n")
+    if not found:
+        last = key.rpartition(".")[2]
+        near = sorted(setting.key for setting in settings if setting.key.rpartition(".")[2] == last)
         hint = f"did you mean {' or '.join(near)}?" if near else "'counterstain config show' lists all"
         raise ConfigError(f"config explain {key}: no such setting; {hint}")
-    return "\n\n".join(lines) + "\n"
+    return "\n".join(found)
 
 
 def config_schema() -> dict[str, Any]:
@@ -65,10 +68,10 @@ def config_schema() -> dict[str, Any]:
     from counterstain.study.config import StudyConfig
 
     schema, recipe = StudyConfig.model_json_schema(), recipe_class().model_json_schema()
-    definitions = schema.setdefault("$defs", {}) | recipe.pop("$defs", {})
-    for definition in (*(_referred(definitions, recipe)), recipe):
-        definition.pop("required", None)  # a study's recipe holds changes alone
-    schema["$defs"] = definitions | {"Recipe": recipe}
+    parts = recipe.pop("$defs", {})
+    for part in (recipe, *parts.values()):
+        part.pop("required", None)  # a study's recipe holds changes alone
+    schema["$defs"] = schema.get("$defs", {}) | parts | {"Recipe": recipe}
     schema["properties"]["recipe"] = {"$ref": "#/$defs/Recipe", "description": "Changes to the preset's recipe."}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
@@ -102,16 +105,16 @@ RECIPE_HEADER = "| setting | type | paper | best | demo | meaning |\n|---|---|--
 STUDY_HEADER = "| setting | type | default | meaning |\n|---|---|---|---|"
 
 
-class _Setting:
-    """A setting: its key, type, values by preset (or its default) and what it does."""
+class _Setting(NamedTuple):
+    key: str
+    type: str
+    values: list[str]  # by preset, or the default alone
+    text: str
 
-    def __init__(self, key: str, field: FieldInfo, values: list[Any]) -> None:
-        self.key, self.type, self.values = (
-            key,
-            _type_name(field.annotation, field.metadata),
-            [_shown(value) for value in values],
-        )
-        self.text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", " ".join((field.description or "").replace("``", "`").split()))
+    @classmethod
+    def of(cls, key: str, field: FieldInfo, values: Iterable[Any]) -> _Setting:
+        text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", " ".join((field.description or "").replace("``", "`").split()))
+        return cls(key, _type_name(field.annotation, field.metadata), [_shown(value) for value in values], text)
 
 
 def _settings() -> Iterator[_Setting]:
@@ -121,11 +124,11 @@ def _settings() -> Iterator[_Setting]:
 
     presets = [load_recipe(preset).model_dump(mode="json") for preset in PRESETS]
     for key, field in _fields(recipe_class()):
-        yield _Setting(key, field, [_value(preset, key) for preset in presets])
+        yield _Setting.of(key, field, [_value(preset, key) for preset in presets])
     for key, field in _fields(StudyConfig):
         if not key.startswith("recipe"):
             default = field.get_default(call_default_factory=True)
-            yield _Setting(f"study.{key}", field, ["required" if field.is_required() else default])
+            yield _Setting.of(f"study.{key}", field, ["required" if field.is_required() else default])
 
 
 def _fields(model: Any, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -141,10 +144,10 @@ def _model_of(annotation: Any) -> Any:
     """Return the settings class of a field that is one, perhaps optional."""
     from pydantic import BaseModel
 
-    found = [
-        kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, BaseModel)
-    ]
-    return found[0] if found and str(annotation).count("[") <= 1 and "tuple" not in str(annotation) else None
+    if str(annotation).count("[") > 1 or "tuple" in str(annotation):
+        return None
+    kinds = (kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type))
+    return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
 
 
 def _value(settings: Any, key: str) -> Any:
@@ -180,31 +183,5 @@ def _type_name(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         name = f"mapping to {_type_name(inner[1])}"
     else:
         name = WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)).lower())
-    bounds = [
-        f"{words} {getattr(bound, key)}" for bound in metadata for key, words in BOUNDS.items() if hasattr(bound, key)
-    ]
-    return " ".join((name, *bounds))
-
-
-def _explained(setting: _Setting) -> str:
-    from counterstain.recipe import PRESETS
-
-    names = ("default",) if len(setting.values) == 1 else PRESETS
-    values = ", ".join(f"{name} {value}" for name, value in zip(names, setting.values, strict=True))
-    return f"{setting.key} ({setting.type})\n  {setting.text}\n  {values}"
-
-
-def _referred(definitions: Mapping[str, Any], schema: Any) -> Iterator[dict[str, Any]]:
-    """Definitions that a schema refers to, through others as well."""
-    todo, seen = [schema], set[str]()
-    while todo:
-        part = todo.pop()
-        if isinstance(part, Mapping):
-            name = str(part.get("$ref", "")).rpartition("/")[2]
-            if name in definitions and name not in seen:
-                seen.add(name)
-                todo.append(definitions[name])
-                yield definitions[name]
-            todo += part.values()
-        elif isinstance(part, list):
-            todo += part
+    bounds = ((words, getattr(bound, key, None)) for bound in metadata for key, words in BOUNDS.items())
+    return " ".join((name, *(f"{words} {limit}" for words, limit in bounds if limit is not None)))

@@ -21,12 +21,9 @@ class StudyPlan(NamedTuple):
     """A study before it runs."""
 
     name: str
-    run: Path
-    """Folder of the study."""
-    state: StudyState
-    """The state of every cell."""
-    lacking: tuple[str, ...]
-    """What this machine still lacks for it, a line each."""
+    run: Path  # folder of the study
+    state: StudyState  # of every cell
+    lacking: tuple[str, ...]  # what this machine still lacks for it, a line each
 
 
 MOST_DEMO_PROCESSES = 4  # no more than that can be busy for long, and each needs a gigabyte
@@ -50,8 +47,6 @@ def headroom(
 
     Parameters
     ----------
-    cohort : str, Path or Cohort
-        Cohort with a split.
     out : str or Path
         Folder of the trainings, the table and the figure.
     patients : str or sequence of int, optional
@@ -60,14 +55,10 @@ def headroom(
         Trainings at each number, with other patients and seeds.
     split : str
         val or test: what is tested on.
-    preset : str
-        Recipe to start from: paper, best or demo.
-    config : str or Path, optional
-        YAML with changes to the preset.
-    settings : mapping or sequence of str, optional
-        A change over both, for example segmenter.training.steps=500.
     seed : int
         Of the choice of patients and of the trainings.
+    cohort, preset, config, settings
+        As for :func:`train`.
     """
     from counterstain.config import build
     from counterstain.progress import bar
@@ -116,7 +107,7 @@ def run_study(
     settings : mapping or sequence of str, optional
         A change to the study, for example repeats=2.
     logger : str, optional
-        Send curves to mlflow or wandb as well; TensorBoard and CSV are always written.
+        As for :func:`train`.
 
     Returns
     -------
@@ -145,11 +136,6 @@ def demo(*, out: PathLike = "out/demo", processes: int | None = None, settings: 
         Processes of one thread each [default: one per core].
     settings : mapping or sequence of str, optional
         A change to the study, for example repeats=2.
-
-    Returns
-    -------
-    Path
-        The report.
     """
     import os
     from importlib import resources
@@ -172,12 +158,8 @@ def plan_study(
 
     Parameters
     ----------
-    study : str, Path or StudyConfig
-        The study, STUDY.yaml.
-    out : str or Path, optional
-        Folder of the study [default: out/NAME_OF_THE_FILE].
-    settings : mapping or sequence of str, optional
-        A change to the study, for example repeats=2.
+    study, out, settings
+        As for :func:`run_study`.
     """
     from counterstain.study.plan import plan_study as plan
     from counterstain.study.run import lacking
@@ -211,23 +193,14 @@ def clean_study(
     dry_run: bool = False,
     settings: Settings | None = None,
 ) -> list[Leftover]:
-    """Delete the folders of cells that the study's plan no longer refers to; the command asks first.
+    """Delete the folders of cells that the study's plan no longer refers to, and return them; the command asks first.
 
     Parameters
     ----------
-    study : str, Path or StudyConfig
-        The study, STUDY.yaml.
-    out : str or Path, optional
-        Folder of the study [default: out/NAME_OF_THE_FILE].
     dry_run : bool
         Only say what would be deleted.
-    settings : mapping or sequence of str, optional
-        A change to the study, for example repeats=2.
-
-    Returns
-    -------
-    list of Leftover
-        The folders and their sizes.
+    study, out, settings
+        As for :func:`run_study`.
     """
     from counterstain.storage import claim, stage_of
     from counterstain.study.plan import CELLS
@@ -261,11 +234,6 @@ def report(
         Folder to write each figure to as well, as SVG and PNG.
     tables : str or Path, optional
         Folder to write the tables to as well, as CSV and LaTeX.
-
-    Returns
-    -------
-    Path
-        The page.
     """
     from counterstain.report.page import write_figures, write_report, write_tables
 

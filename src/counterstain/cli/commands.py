@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+import counterstain
 from counterstain.errors import CounterstainWarning
 
 Verb = Callable[..., Any]
@@ -34,7 +35,8 @@ TYPES: dict[str, Any] = {
     "Sequence[PathLike]": list[Path],
 }
 PARAMETERS = re.compile(r"Parameters\n-+\n(.*?)(?:\n\w+\n---|\Z)", re.DOTALL)
-PARAMETER = re.compile(r"^(\w+) : .*\n((?:    .+\n?)+)", re.MULTILINE)
+PARAMETER = re.compile(r"^(\w[\w, ]*?)(?: : .*)?\n((?:    .+\n?)+)", re.MULTILINE)
+SAME_AS = re.compile(r"As for :func:`(\w+)`\.")
 
 
 def command_of(verb: Verb, show: Show) -> Callable[..., None]:
@@ -49,9 +51,7 @@ def command_of(verb: Verb, show: Show) -> Callable[..., None]:
     """
     signature = list(inspect.signature(verb).parameters.values())
     positional = [p.name for p in signature if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-    documentation = inspect.getdoc(verb) or ""
-    found = PARAMETERS.search(documentation)
-    described = {name: " ".join(text.split()) for name, text in PARAMETER.findall(found[1] + "\n")} if found else {}
+    documentation, described = inspect.getdoc(verb) or "", descriptions_of(verb)
 
     def command(**arguments: Any) -> None:
         options = dict(arguments)
@@ -67,6 +67,17 @@ def command_of(verb: Verb, show: Show) -> Callable[..., None]:
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return command
+
+
+def descriptions_of(verb: Verb) -> dict[str, str]:
+    """Return what a docstring says of each parameter; ``As for :func:`train`.`` refers to another public function."""
+    found = PARAMETERS.search(inspect.getdoc(verb) or "")
+    described: dict[str, str] = {}
+    for names, text in PARAMETER.findall(found[1] + "\n") if found else ():
+        other = SAME_AS.match(text.strip())
+        others = descriptions_of(getattr(counterstain, other[1])) if other else {}
+        described |= {name: others.get(name, " ".join(text.split())) for name in names.split(", ")}
+    return described
 
 
 _show_warning = warnings.showwarning
