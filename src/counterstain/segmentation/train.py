@@ -50,20 +50,16 @@ def train_segmenter(
 ) -> Path:
     """Train a segmenter on the training part of a cohort, or on a mixture with synthetic patches.
 
-    Interrupted, the same call continues; a finished checkpoint is kept.
-
     Parameters
     ----------
     out : str or Path
-        Checkpoint folder, which is returned.
+        Checkpoint folder, which is returned; the same call continues an interrupted training and keeps a finished one.
     seed : int
         Of the initial weights and the order of the data. Arms with equal seeds share both.
     synthetic : PatchSet, optional
         Its first ``amount`` x ``config.mixing.epoch_patches`` patches are mixed in; an amount of 1.0 is +100 %.
     share : float, optional
         Share of synthetic patches in training, amount / (1 + amount) by default; 1.0 trains on them alone.
-    label : str
-        Of the progress bar.
 
     Raises
     ------
@@ -71,13 +67,12 @@ def train_segmenter(
         The synthetic set comes from, or its generator saw, a validation or test patient of this cohort.
     MismatchError
         The synthetic set is of another taxonomy, size or mpp; or ``out`` belongs to another run.
-    ConfigError
-        ``size_px`` is not a multiple of 32, or windows overlap completely.
     InputError
-        The set has fewer patches than the amount asks for; an amount without a set, or a set without an amount.
+        ``size_px`` is not a multiple of 32; windows overlap completely; a set with fewer patches than the amount asks
+        for; an amount without a set, or a set without an amount.
     """
-    count, share = synthetic_count(amount, config.mixing), synthetic_share(amount, share)
     config.check_size(size_px)
+    count, share = synthetic_count(amount, config.mixing), synthetic_share(amount, share)
     run = TrainingRun(
         cohort=cohort,
         kind="segmenter",
@@ -94,8 +89,7 @@ def train_segmenter(
 
     # The stream of patches, real and synthetic.
     steps = training_steps(config.training.steps, amount, config.mixing)
-    training = config.training.model_copy(update={"steps": steps})
-    sampler = run.sampler(config.sampling)
+    training, sampler = config.training.model_copy(update={"steps": steps}), run.sampler(config.sampling)
     schedule = ShareSchedule(share=share, steps=steps, batch_size=training.batch_size, config=config.mixing)
     patches = MixedPatches(
         _pasted(sampler, cohort, config, size_px, seed),
@@ -105,18 +99,11 @@ def train_segmenter(
         share=schedule,
         seed=derive(seed, "mixing"),
     )
-    batches: Batches = PatchBatches(patches, training.batch_size)
-    if config.mixup_alpha is not None:
-        batches = MixupBatches(batches, config.mixup_alpha, derive(seed, "mixup"))
+    batches = _mixed_up(PatchBatches(patches, training.batch_size), config.mixup_alpha, derive(seed, "mixup"))
 
     # The network.
     weights = _label_weights(patches, cohort, config, steps * training.batch_size)
-    segmenter = run.initialised(
-        lambda: Segmenter(config, steps=steps, seed=derive(seed, "training"), label_weights=weights)
-    )
-    encoder: Any = segmenter.network.encoder
-    with run.released_on_error():
-        start = load_encoder_weights(encoder, config.encoder, config.encoder_weights)
+    segmenter, start = _network(run, config, steps, weights)
     fit(segmenter, batches, run.out, training, ema_decay=config.ema_decay, label=label)
     notes = {
         "encoder_starts_from": start,
@@ -140,6 +127,19 @@ def _pasted(real: PatchSource, cohort: Cohort, config: SegmenterConfig, size_px:
         return real
     options: dict[str, Any] = {"config": config.copy_paste, "sampling": config.sampling}
     return PastedPatches(real, cohort, size_px=size_px, seed=derive(seed, "copy-paste"), **options)
+
+
+def _mixed_up(batches: Batches, alpha: float | None, seed: int) -> Batches:
+    return batches if alpha is None else MixupBatches(batches, alpha, seed)
+
+
+def _network(run: TrainingRun, config: SegmenterConfig, steps: int, weights: Tensor | None) -> tuple[Segmenter, Any]:
+    """Make the network and load its encoder's weights; return it and what the encoder starts from."""
+    seed = derive(run.seed, "training")
+    segmenter = run.initialised(lambda: Segmenter(config, steps=steps, seed=seed, label_weights=weights))
+    encoder: Any = segmenter.network.encoder
+    with run.released_on_error():
+        return segmenter, load_encoder_weights(encoder, config.encoder, config.encoder_weights)
 
 
 def _label_weights(patches: PatchSource, cohort: Cohort, config: SegmenterConfig, total: int) -> Tensor | None:
