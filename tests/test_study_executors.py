@@ -15,15 +15,17 @@ from small_study import small_study
 
 from counterstain.errors import ConfigError, DivergenceError, StorageError
 from counterstain.storage import write_json
-from counterstain.study import journal
 from counterstain.study.config import load_study
 from counterstain.study.executors import ExecutorConfig, Outcome, ProcessExecutor, attempt
 from counterstain.study.plan import Cell, plan_study
 from counterstain.study.run import leftovers, remove, run_cells, run_study, whole_cells
 from counterstain.study.status import (
+    events_of,
     failures,
+    notes_of,
     plan_tree,
     read_plan,
+    record,
     running,
     stage_table,
     state_of,
@@ -131,9 +133,9 @@ def test_a_set_drawn_in_shards_by_several_cells_is_the_same_set(finished, tmp_pa
     whole = tmp_path / "run" / "cells"
     shutil.copytree(finished / "run" / "cells", whole, ignore=shutil.ignore_patterns("synthetic-*", "shards-*"))
     assert attempt(drawn[0], whole, 1).error is None
-    files = journal.notes_of(whole / drawn[0].folder)
+    files = notes_of(whole / drawn[0].folder)
     assert sum(name.endswith("hashes.json") for name in files) > 1
-    assert files == journal.notes_of(finished / "run" / "cells" / drawn[0].folder)
+    assert files == notes_of(finished / "run" / "cells" / drawn[0].folder)
 
 
 @pytest.mark.parametrize("stage", ["spade", "synthetic", "evaluation", "cohort"])
@@ -144,10 +146,10 @@ def test_a_damaged_file_is_said_and_made_again_the_same(copied, stage, capsys):
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content if stage != "spade" else content[:-1])
-    noted = len(journal.read(run))
+    noted = len(events_of(run))
     run_study(study, run)
     assert f"{largest} is damaged or missing; the cell is made again" in capsys.readouterr().err
-    assert [event["stage"] for event in journal.read(run)[noted:] if event["event"] == "start"] == [stage]
+    assert [event["stage"] for event in events_of(run)[noted:] if event["event"] == "start"] == [stage]
     assert (run / "results" / "results.csv").read_bytes() == whole
 
 
@@ -166,15 +168,15 @@ def test_a_full_disk_is_one_line_and_the_study_goes_on_afterwards(copied):
 
 
 def test_a_half_written_line_of_the_journal_is_passed_over(tmp_path):
-    journal.record(tmp_path, "start", cell="x-1", stage="spade")
+    record(tmp_path, "start", A)
     file = next((tmp_path / "journal").iterdir())
     file.write_text(file.read_text() + '{"event": "fini')
-    assert [event["event"] for event in journal.read(tmp_path)] == ["start"]
+    assert [event["event"] for event in events_of(tmp_path)] == ["start"]
 
 
 def test_the_status_tells_running_from_interrupted_and_failed(tmp_path):
     for one, kind in ((A, "start"), (B, "start"), (C, "fail")):
-        journal.record(tmp_path, kind, cell=one.folder, stage=one.stage, why="loss is nan")
+        record(tmp_path, kind, one, why="loss is nan")
     file = next((tmp_path / "journal").iterdir())
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     lines[1]["pid"] = ended_process()
@@ -186,7 +188,7 @@ def test_the_status_tells_running_from_interrupted_and_failed(tmp_path):
 
 
 def test_what_is_left_is_estimated_from_cells_of_the_same_stage(tmp_path):
-    journal.record(tmp_path, "finish", cell="y-1", stage="segmenter", seconds=10.0, bytes=2_000_000)
+    record(tmp_path, "finish", cell("y"), seconds=10.0, bytes=2_000_000)
     state = state_of(tmp_path, DIAMOND)
     assert (state.seconds_left(1), state.seconds_left(2), state.seconds_left(9)) == (40, 30, 30)  # a, b or c, d wait
     assert "4 left\nat least 40 s, about 8.0 MB of disk" in what_it_takes(state, tmp_path, 1)
@@ -195,8 +197,8 @@ def test_what_is_left_is_estimated_from_cells_of_the_same_stage(tmp_path):
 def test_the_time_is_unknown_until_a_cell_has_finished_and_never_below_zero(tmp_path):
     told = time_left(state_of(tmp_path, DIAMOND), 2)
     assert told == "how long the rest takes is not known yet: no cell of segmenter has finished"
-    journal.record(tmp_path, "finish", cell="y-1", stage="segmenter", seconds=0.001, bytes=1)
-    journal.record(tmp_path, "start", cell=A.folder, name="a", stage="segmenter")
+    record(tmp_path, "finish", cell("y"), seconds=0.001, bytes=1)
+    record(tmp_path, "start", A)
     time.sleep(0.01)
     assert time_left(state_of(tmp_path, [A]), 1) == "at least 0 s"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from small_study import small_study
 
-from counterstain.study.journal import read
+from counterstain.study.status import events_of
 
 KILLS = 20
 HERE = Path(__file__).parent
@@ -52,7 +52,7 @@ class Launcher:
 
 
 def starts(out):
-    return sum(event["event"] == "start" for event in read(out))
+    return sum(event["event"] == "start" for event in events_of(out))
 
 
 def seen(line):
@@ -68,14 +68,14 @@ def kill_and_resume(launcher, folder, processes, rng):
         runs = 0
         while True:
             done = {file.parent.name for file in out.glob("cells/*/cell.json")}
-            noted = len(read(out))
+            noted = len(events_of(out))
             delay = rng.uniform(0, 4 * seconds_a_cell) if results and kills < KILLS else None
             status = launcher.run(study, out, processes, delay)
-            started = {event["cell"] for event in read(out)[noted:] if event["event"] == "start"}
+            started = {event["cell"] for event in events_of(out)[noted:] if event["event"] == "start"}
             assert not started & done, "a finished cell ran again"
             runs += 1
             if status == 0:
-                times = [event["seconds"] for event in read(out) if event["event"] == "finish"]
+                times = [event["seconds"] for event in events_of(out) if event["event"] == "finish"]
                 seconds_a_cell = sum(times) / len(times)
                 break
             assert status == -signal.SIGKILL
@@ -119,6 +119,6 @@ def test_ctrl_c_ends_driver_and_processes_within_5_seconds_and_says_how_to_go_on
     assert time.monotonic() - start < 5
     assert process.returncode == 130
     assert "give the same command again to continue" in said
-    for event in read(tmp_path / "run"):
+    for event in events_of(tmp_path / "run"):
         with pytest.raises(ProcessLookupError):
             os.kill(event["pid"], 0)

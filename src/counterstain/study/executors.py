@@ -28,10 +28,10 @@ from pydantic import Field
 from counterstain.config import Config
 from counterstain.errors import ConfigError, CounterstainError, InputError, StorageError
 from counterstain.storage import disk_errors_named
-from counterstain.study import journal
 from counterstain.study.config import Resources
 from counterstain.study.plan import Cell
 from counterstain.study.stages import run_cell
+from counterstain.study.status import is_done, record
 
 LOCK_FILE = ".cells.lock"
 
@@ -55,17 +55,16 @@ class CellCrashError(RuntimeError):
 
 def attempt(cell: Cell, root: Path, threads: int | None = None) -> Outcome:
     """Make a cell, unless it is done by now; errors come back in the outcome."""
-    about = journal.about(cell)
     try:
         with _alone(cell, root), _with_threads(threads), disk_errors_named(root / cell.folder):
-            if journal.is_done(cell, root):
+            if is_done(cell, root):
                 return Outcome(cell)  # the process of a driver that was killed had finished it
-            journal.record(root.parent, "start", **about)
+            record(root.parent, "start", cell)
             seconds, size_bytes = run_cell(cell, root)
-            journal.record(root.parent, "finish", seconds=seconds, bytes=size_bytes, **about)
+            record(root.parent, "finish", cell, seconds=seconds, bytes=size_bytes)
     except Exception as error:  # noqa: BLE001 - the driver decides what to do about it
         with contextlib.suppress(StorageError):  # the disk is full: the error itself is what the user must see
-            journal.record(root.parent, "fail", why=str(error) or type(error).__name__, **about)
+            record(root.parent, "fail", cell, why=str(error) or type(error).__name__)
         return Outcome(cell, error)
     return Outcome(cell, seconds=seconds)
 

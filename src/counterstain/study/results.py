@@ -26,10 +26,10 @@ from counterstain.segmentation.counts import TABLE_COLUMNS, measures
 from counterstain.storage import committing, read_json, write_csv, write_json
 from counterstain.study.config import StudyConfig
 from counterstain.study.fairness import fairness_table
-from counterstain.study.journal import DONE_FILE, is_done
 from counterstain.study.pictures import write_examples, write_gallery
 from counterstain.study.plan import CELLS, REFERENCE, Cell
 from counterstain.study.stages import merged, open_cohort, software
+from counterstain.study.status import DONE_FILE, is_done
 from counterstain.synthesis.synthesize import rejections
 from counterstain.taxonomy import Taxonomy
 from counterstain.training_config import LOG_FOLDER

@@ -27,14 +27,12 @@ from counterstain.progress import duration
 from counterstain.recipe import Recipe
 from counterstain.segmentation.model import Segmenter
 from counterstain.storage import claim, write_text
-from counterstain.study import journal
 from counterstain.study.config import StudyConfig, trainings
 from counterstain.study.executors import Executor, ExecutorConfig, Outcome, open_executor
-from counterstain.study.journal import DONE_FILE, damage, is_done
 from counterstain.study.plan import CELLS, Cell, plan_study
 from counterstain.study.results import write_results
 from counterstain.study.stages import follow_cohort
-from counterstain.study.status import write_plan
+from counterstain.study.status import DONE_FILE, damage, events_of, is_done, record, summarised, write_plan
 
 READ_BY_RESULTS = {"cohort", "synthetic", "evaluation"}
 INPUT_FAILED = "an input of it failed"
@@ -140,7 +138,7 @@ def run_cells(
     """
     scheduler = _Scheduler(cells, done, root, executor, retries)
     say(f"{len(cells)} cells, {len(cells) - len(scheduler.todo)} done already; executor: {executor.name}")
-    journal.record(root.parent, "study", executor=executor.name, slots=executor.slots)
+    record(root.parent, "study", executor=executor.name, slots=executor.slots)
     scheduler.run()
     failures = scheduler.failures
     for cell in cells:  # each after its inputs
@@ -166,7 +164,7 @@ class _Scheduler:
         self._lost = Counter[str]()
         self._started = 0
         self._left = Counter[str](cell.stage for cell in cells if cell.folder not in done)
-        known = journal.fold(journal.read(root.parent)).seconds
+        known = summarised(events_of(root.parent)).seconds
         self._seconds, self._finished = dict(known), Counter[str](known.keys())
 
     def run(self) -> None:
@@ -215,7 +213,7 @@ class _Scheduler:
     def _start_again(self, cell: Cell) -> None:
         self._lost[cell.folder] += 1
         lost = self._lost[cell.folder]
-        journal.record(self._root.parent, "lost", attempt=lost, **journal.about(cell))
+        record(self._root.parent, "lost", cell, attempt=lost)
         if lost > self._retries:
             self._fail(cell, f"its process was lost {lost} times; perhaps memory ran out")
             return

@@ -31,8 +31,8 @@ from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.segmentation.train import train_segmenter
 from counterstain.storage import read_json, write_json, write_parquet
 from counterstain.study.config import trainings
-from counterstain.study.journal import DONE_FILE, notes_of
 from counterstain.study.plan import Cell
+from counterstain.study.status import DONE_FILE, notes_of
 from counterstain.synthesis.masks import SynthesisConfig
 from counterstain.synthesis.synthesize import synthesize
 from counterstain.training_config import with_logger

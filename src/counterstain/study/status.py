@@ -1,7 +1,10 @@
-"""The state of every cell of a study, read from its files, so that any process can ask at any time.
+"""The state of every cell of a study, kept in files: any process can write and read it at any time.
 
-The driver writes ``plan.json`` (the cells, each after all that it needs); a cell writes ``cell.json`` when it is done
-and lines of the journal. Nothing here imports torch.
+``plan.json`` lists the cells, each after all that it needs. ``journal/<host>.jsonl`` has a line of JSON per event:
+``study`` (a run began), ``start``, ``finish``, ``fail`` (of a cell) and ``lost`` (its process or machine is gone). Each
+machine has its own file: on network drives, lines that two machines append to one file can overwrite each other. A
+finished cell has ``cell.json``: what it was made from and took, and the size and hash of each of its files.
+Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -11,10 +14,11 @@ import os
 import shutil
 import socket
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, get_args
 
 from rich.table import Table
@@ -22,15 +26,118 @@ from rich.tree import Tree
 
 from counterstain.errors import InputError
 from counterstain.progress import duration, size
-from counterstain.storage import read_json, write_text
+from counterstain.storage import RUN_FILE, disk_errors_named, read_json, sha256_of, write_text
 from counterstain.study.config import stages
-from counterstain.study.journal import CellRow, Journal, fold, is_done, read
 from counterstain.study.plan import CELLS, Cell
+from counterstain.training_config import LOG_FOLDER
 
 PLAN_FILE = "plan.json"
+DONE_FILE = "cell.json"
+UNNOTED = {DONE_FILE, RUN_FILE}
+Kind = Literal["study", "start", "finish", "fail", "lost"]
 State = Literal["done", "running", "failed", "left"]
 STATES: tuple[State, ...] = get_args(State)
+
+
+@dataclass(frozen=True)
+class CellRow:
+    """A cell as the plan's file holds it."""
+
+    folder: str
+    name: str
+    stage: str
+    arm: str
+    needs: tuple[str, ...]
+    count: int
+    """Patches that a synthetic set must have at least."""
+
+
 Row = Cell | CellRow
+
+
+def record(run: Path, kind: Kind, cell: Cell | None = None, **content: Any) -> None:
+    """Append one event in a single write, so that lines of several processes do not mix."""
+    host = socket.gethostname()
+    file = run / "journal" / f"{host}.jsonl"
+    event = {"event": kind, "time": round(time.time(), 3), "host": host, "pid": os.getpid()} | content
+    if cell is not None:
+        event |= {"cell": cell.folder, "name": cell.name, "stage": cell.stage}
+    with disk_errors_named(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("ab", buffering=0) as opened:
+            opened.write((json.dumps(event, ensure_ascii=False) + "\n").encode())
+
+
+def events_of(run: Path) -> list[dict[str, Any]]:
+    """Return all events in the order of their time; a line that a power cut left half-written is passed over."""
+    events = []
+    for file in sorted((run / "journal").glob("*.jsonl")):
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and {"event", "time", "host", "pid"} <= event.keys():
+                events.append(event)
+    return sorted(events, key=lambda event: float(event["time"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Journal:
+    """What the events say is true now."""
+
+    last: dict[str, dict[str, Any]]
+    """Folder of a cell -> the last event about it."""
+    seconds: dict[str, float]
+    """Stage -> mean time of its finished cells."""
+    size_bytes: dict[str, float]
+    """Stage -> mean size of its finished cells."""
+    study: dict[str, Any] | None
+    """The last event that began a run."""
+
+
+def summarised(events: list[dict[str, Any]]) -> Journal:
+    """Return what events, oldest first, say."""
+    finished = defaultdict[str, list[dict[str, Any]]](list)
+    for event in events:
+        if event["event"] == "finish":
+            finished[event["stage"]].append(event)
+    return Journal(
+        last={event["cell"]: event for event in events if "cell" in event},
+        seconds={stage: fmean(event["seconds"] for event in found) for stage, found in finished.items()},
+        size_bytes={stage: fmean(event["bytes"] for event in found) for stage, found in finished.items()},
+        study=next((event for event in reversed(events) if event["event"] == "study"), None),
+    )
+
+
+def is_done(cell: Row, root: Path) -> bool:
+    """Whether a cell's result is there; a synthetic set must also be long enough."""
+    note = root / cell.folder / DONE_FILE
+    return note.exists() and (not cell.count or int(read_json(note).get("count", 0)) >= cell.count)
+
+
+def notes_of(folder: Path) -> dict[str, list[Any]]:
+    """Return name -> [size in bytes, SHA-256] of a cell's files; partial ones and logs are left out."""
+    notes: dict[str, list[Any]] = {}
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        unnoted = name in UNNOTED or ".partial-" in name or name.startswith(f"{LOG_FOLDER}/")
+        if file.is_file() and not unnoted:
+            notes[name] = [file.stat().st_size, sha256_of(file)]
+    return notes
+
+
+def damage(folder: Path, *, hashes: bool) -> str | None:
+    """Return which file of a finished cell is missing or changed, by its size and, if asked, its hash; None if none."""
+    try:
+        notes = read_json(folder / DONE_FILE).get("files", {})
+    except (OSError, ValueError, AttributeError):
+        return DONE_FILE
+    for name, (size_bytes, sha256) in notes.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != size_bytes or (hashes and sha256_of(file) != sha256):
+            return str(name)
+    return None
 
 
 @dataclass(frozen=True)
@@ -51,10 +158,6 @@ class StudyState:
         """Return for how long a cell has been running, in seconds."""
         return self.now - float(self.journal.last[row.folder]["time"])
 
-    def why(self, row: Row) -> str:
-        """Return why a cell failed, in one line."""
-        return str(self.journal.last[row.folder].get("why", "")).partition("\n")[0]
-
     def unknown_stages(self) -> list[str]:
         """Return the stages with open cells of which none has finished yet, so that their time is unknown."""
         return sorted({row.stage for row in self.of("left", "running")} - self.journal.seconds.keys())
@@ -69,10 +172,6 @@ class StudyState:
             total += seconds
             ends[row.folder] = seconds + max((ends.get(need, 0.0) for need in row.needs), default=0.0)
         return max(0.0, max(total / slots, *ends.values()) - spent / slots)
-
-    def bytes_left(self) -> float:
-        """Estimate what the open cells will write."""
-        return sum(self.journal.size_bytes.get(row.stage, 0.0) for row in self.of("left", "running"))
 
 
 def write_plan(run: Path, cells: Sequence[Cell]) -> None:
@@ -97,7 +196,7 @@ def read_plan(run: Path) -> list[CellRow]:
 
 def state_of(run: Path, rows: Sequence[Row]) -> StudyState:
     """Look at a study's files."""
-    journal, root = fold(read(run)), run / CELLS
+    journal, root = summarised(events_of(run)), run / CELLS
     done = {row.folder for row in rows if is_done(row, root)}
     # Of a set that was whole before it was to be drawn in shards, no shard is drawn.
     needless = {folder for row in rows if row.stage == "synthetic" and row.folder in done for folder in row.needs}
@@ -173,7 +272,8 @@ def what_it_takes(state: StudyState, run: Path, slots: int) -> str:
         return line
     existing = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
-    disk = f"about {size(state.bytes_left())} of disk ({size(free)} are free)"
+    bytes_left = sum(state.journal.size_bytes.get(row.stage, 0.0) for row in state.of("left", "running"))
+    disk = f"about {size(bytes_left)} of disk ({size(free)} are free)"
     return f"{line}\n{time_left(state, slots)}, {disk}"
 
 
@@ -202,7 +302,11 @@ def running(state: StudyState, most: int) -> list[str]:
 
 def failures(state: StudyState, most: int) -> list[str]:
     """Say which cells failed and why."""
-    return _first([f"failed: {row.name}: {state.why(row)}" for row in state.of("failed")], most)
+    lines = []
+    for row in state.of("failed"):
+        why = str(state.journal.last[row.folder].get("why", "")).partition("\n")[0]
+        lines.append(f"failed: {row.name}: {why}")
+    return _first(lines, most)
 
 
 def _first(lines: list[str], most: int) -> list[str]:
