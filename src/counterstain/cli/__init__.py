@@ -38,16 +38,6 @@ study_app = typer.Typer(help="Arms x repeats over shared generators and syntheti
 config_app = typer.Typer(help="Show and explain settings; templates for the files you write.", no_args_is_help=True)
 
 
-def _echo(text: str, _: dict[str, Any]) -> None:
-    typer.echo(text, nl=False)
-
-
-def _json(content: dict[str, Any], _: dict[str, Any]) -> None:
-    import json
-
-    typer.echo(json.dumps(content, indent=2))
-
-
 class Command(NamedTuple):
     """A command: where it stands, the function behind it, what is printed of the result."""
 
@@ -59,9 +49,9 @@ class Command(NamedTuple):
 
 COMMANDS = (  # in the order of the help
     Command(app, "phantom", cohorts.make_phantom, printing.show_phantom),
-    Command(import_app, "table", imports.import_table, printing.show_table_import),
-    Command(import_app, "slides", imports.import_slides, printing.show_slide_import),
-    Command(import_app, "labels", imports.import_labels, _echo),
+    Command(import_app, "table", imports.import_table, printing.show_import),
+    Command(import_app, "slides", imports.import_slides, printing.show_import),
+    Command(import_app, "labels", imports.import_labels, printing.show_text),
     Command(import_app, "exact", imports.import_exact, printing.show_exact),
     Command(import_app, "weights", imports.import_weights, printing.show_weights),
     Command(app, "split", cohorts.split, printing.show_parts),
@@ -80,11 +70,11 @@ COMMANDS = (  # in the order of the help
     Command(study_app, "status", studies.study_status, printing.show_status),
     Command(app, "report", studies.report, printing.show_report),
     Command(app, "demo", studies.demo, printing.show_study),
-    Command(config_app, "show", settings.config_show, _echo),
-    Command(config_app, "explain", settings.config_explain, _echo),
-    Command(config_app, "schema", settings.config_schema, _json),
-    Command(config_app, "taxonomy", settings.config_taxonomy, _echo),
-    Command(config_app, "reference", settings.config_reference, _echo),
+    Command(config_app, "show", settings.config_show, printing.show_text),
+    Command(config_app, "explain", settings.config_explain, printing.show_text),
+    Command(config_app, "schema", settings.config_schema, printing.show_json),
+    Command(config_app, "taxonomy", settings.config_taxonomy, printing.show_text),
+    Command(config_app, "reference", settings.config_reference, printing.show_text),
 )
 for _command in COMMANDS:
     _command.group.command(_command.name)(command_of(_command.verb, _command.show))

@@ -63,10 +63,7 @@ def _weights() -> list[tuple[str, str, str]]:
         ("VGG16, ImageNet", "vgg16-*.pth", "LPIPS", "autoencoder.lpips_weights=FILE or autoencoder.lpips_weight=0"),
         ("ResNet-34, ImageNet", "resnet34-*.pth", "segmenter", "segmenter.encoder_weights=FILE or null"),
     ):
-        found = sorted(cache.glob(pattern))
-        where = found[0].name if found else "not in the cache"
-        meaning = (
-            f"for the {used}" if found else f"for the {used}: fetched on first use; without a network --set {remedy}"
-        )
-        rows.append((network, where, meaning))
+        found = sorted(file.name for file in cache.glob(pattern))
+        otherwise = "" if found else f": fetched on first use; without a network --set {remedy}"
+        rows.append((network, found[0] if found else "not in the cache", f"for the {used}{otherwise}"))
     return rows

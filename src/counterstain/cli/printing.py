@@ -48,6 +48,18 @@ def print_rich(what: object) -> None:
     (console if console.is_terminal else Console(width=120)).print(what)
 
 
+def show_text(text: str, _: Arguments) -> None:
+    """Print a text that ends its last line."""
+    typer.echo(text, nl=False)
+
+
+def show_json(content: dict[str, Any], _: Arguments) -> None:
+    """Print a schema."""
+    import json
+
+    typer.echo(json.dumps(content, indent=2))
+
+
 def show_phantom(cohort: Cohort, arguments: Arguments) -> None:
     """Print what a phantom is made of."""
     regions = cohort.regions
@@ -59,21 +71,9 @@ def show_phantom(cohort: Cohort, arguments: Arguments) -> None:
     typer.echo(f"next: counterstain split {cohort.folder}, then counterstain inspect {cohort.folder}")
 
 
-def show_table_import(cohort: Cohort, _: Arguments) -> None:
-    """Print what came of an import of a table."""
-    from counterstain.storage import read_json
-
-    found = read_json(cohort.folder / "import.json")
-    if found["masks_of_0_and_1"]:
-        typer.echo("no mask goes above 1: taken as masks of 0 and 1, the threshold is not used")
-    if found["dropped_components"]:
-        typer.echo(f"dropped {found['dropped_components']} components of {found['dropped_px']} px in all")
-    if found["regions_without_instance"]:
-        typer.echo(f"{found['regions_without_instance']} regions have no instance")
-    _show_import(cohort)
-
-
-SLIDE_LINES = {
+IMPORT_LINES = {  # by the entries of import.json
+    "masks_of_0_and_1": "no mask goes above 1: taken as masks of 0 and 1, the threshold is not used",
+    "dropped_components": "dropped {} components of {dropped_px} px in all",
     "repaired": "{} outlines crossed themselves and were repaired",
     "cut_at_slide_edge": "{} annotations reach over the edge of their slide and were cut there",
     "cut_at_region_edge": "{} annotations reach over the edge of a region and were cut there",
@@ -87,36 +87,37 @@ SLIDE_LINES = {
 CORNERS = {"canvas": "whole canvas", "bounds": "scanned area"}
 
 
-def show_slide_import(cohort: Cohort, _: Arguments) -> None:
-    """Print what came of an import of slides."""
+def show_import(cohort: Cohort, _: Arguments) -> None:
+    """Print what came of an import of a table or of slides."""
+    from counterstain.data.cohort import missing_subtypes
     from counterstain.storage import read_json
 
     found = read_json(cohort.folder / "import.json")
-    typer.echo(f"annotations count from the corner of the {CORNERS[found['origin']]} (--origin {found['origin']})")
-    for name, line in SLIDE_LINES.items():
-        if found[name]:
-            typer.echo(line.format(f"{found[name]:,}"))
-    for reason, count in found["skipped"].items():
-        typer.echo(f"left out: {count:,} x {reason}")
-    others = found["files_of_other_formats"]
-    if others:
-        more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
-        warn(f"{others[0]}{more}: another format, left out")
-    for slide in found["slides_coarser_than_mpp"]:
-        warn(f"slide {slide} was scanned at a coarser resolution than {cohort.mpp:g} mpp")
-    typer.echo(f"overview pictures: {cohort.folder / 'overview'}")
-    _show_import(cohort)
-
-
-def _show_import(cohort: Cohort) -> None:
-    from counterstain.data.cohort import missing_subtypes
-
+    of_slides = "origin" in found
+    if of_slides:
+        typer.echo(f"annotations count from the corner of the {CORNERS[found['origin']]} (--origin {found['origin']})")
+    for name, line in IMPORT_LINES.items():
+        if found.get(name):
+            typer.echo(line.format(f"{found[name]:,}", **found))
+    if of_slides:
+        _show_left_out(found, cohort)
     show_parts(cohort)
     _show_subtypes(cohort)
     for line in missing_subtypes(cohort):
         warn(line)
     unsplit = cohort.regions["split"].isna().all()
     typer.echo(f"next: counterstain {'split' if unsplit else 'inspect'} {cohort.folder}")
+
+
+def _show_left_out(found: Arguments, cohort: Cohort) -> None:
+    for reason, count in found["skipped"].items():
+        typer.echo(f"left out: {count:,} x {reason}")
+    if others := found["files_of_other_formats"]:
+        more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
+        warn(f"{others[0]}{more}: another format, left out")
+    for slide in found["slides_coarser_than_mpp"]:
+        warn(f"slide {slide} was scanned at a coarser resolution than {cohort.mpp:g} mpp")
+    typer.echo(f"overview pictures: {cohort.folder / 'overview'}")
 
 
 def warn(line: str) -> None:
@@ -160,18 +161,10 @@ def _show_subtypes(cohort: Cohort) -> None:
 
     rows: list[Sequence[str]] = []
     for part, table in subtypes_table(cohort).groupby("part", sort=False):
-        rows += [
-            (
-                str(part) if number == 0 else "",
-                str(row.subtype),
-                f"{row.slides:,}",
-                f"{row.instances:,}",
-                f"{row.instance_share:.1%}",
-                f"{row.area_mm2:,.3f}",
-                f"{row.area_share:.1%}",
-            )
-            for number, row in enumerate(table.itertuples())
-        ]
+        for row in table.itertuples():
+            named = str(part) if row.Index == table.index[0] else ""
+            instances = (f"{row.slides:,}", f"{row.instances:,}", f"{row.instance_share:.1%}")
+            rows.append((named, str(row.subtype), *instances, f"{row.area_mm2:,.3f}", f"{row.area_share:.1%}"))
         rows.append(())
     print_table(("part", cohort.taxonomy.tissue_class, "slides", "instances", "share", "mm²", "share"), rows, words=2)
 
@@ -196,12 +189,11 @@ NEXT_OF_EXPORT = {
 
 def show_export(written: list[Path] | int, arguments: Arguments) -> None:
     """Print what was exported and how to read it."""
-    if not isinstance(written, int):
-        for file in written:
-            typer.echo(f"{file}")
-        return
-    typer.echo(f"{arguments['out']}: {written:,} images")
-    typer.echo(NEXT_OF_EXPORT[arguments["format"]].format(out=arguments["out"]))
+    if isinstance(written, int):
+        typer.echo(f"{arguments['out']}: {written:,} images")
+        typer.echo(NEXT_OF_EXPORT[arguments["format"]].format(out=arguments["out"]))
+    else:
+        typer.echo("\n".join(map(str, written)))
 
 
 def show_training(out: Path, arguments: Arguments) -> None:
@@ -269,16 +261,14 @@ def _number(value: float, form: str = ".2f") -> str:
 
 def show_segmenter(out: Path, arguments: Arguments) -> None:
     """Print what to do with a trained segmenter."""
-    typer.echo(f"{out}: trained")
-    typer.echo(f"next: counterstain evaluate {out} {arguments['cohort']} --split val")
+    typer.echo(f"{out}: trained\nnext: counterstain evaluate {out} {arguments['cohort']} --split val")
 
 
 def show_scores(scores: pd.Series, arguments: Arguments) -> None:
     """Print the measures of a segmenter."""
     title = f"{arguments['segmenter']} on {arguments['cohort']} ({arguments['split']})"
-    print_table(
-        ("measure", "value"), [(str(name), _number(value, ".4f")) for name, value in scores.items()], title=title
-    )
+    rows = [(str(name), _number(value, ".4f")) for name, value in scores.items()]
+    print_table(("measure", "value"), rows, title=title)
     if scores.attrs["absent"]:
         absent = ", ".join(scores.attrs["absent"])
         typer.echo(f"notice: no pixel of {absent}; left out of the subtype variance", err=True)
@@ -300,8 +290,7 @@ def show_predictions(predictions: Sequence[Prediction], _: Arguments) -> None:
 
 def show_headroom(found: Headroom, arguments: Arguments) -> None:
     """Print what more patients would bring."""
-    for line in found.in_words():
-        typer.echo(line)
+    typer.echo("\n".join(found.in_words()))
     out = arguments["out"]
     typer.echo(f"{out / 'headroom.csv'}, {out / 'headroom.svg'}; a study with fewer patients: cohort.train_patients")
 
@@ -344,7 +333,6 @@ def show_plan(plan: StudyPlan, *, cells: bool, processes: int) -> None:
 
 def show_report(page: Path, arguments: Arguments) -> None:
     """Print where the page and its files are."""
-    typer.echo(f"report: {page}")
-    for name in ("figures", "tables"):
-        if arguments[name] is not None:
-            typer.echo(f"{name}: {arguments[name]}")
+    for name, place in {"report": page, "figures": arguments["figures"], "tables": arguments["tables"]}.items():
+        if place is not None:
+            typer.echo(f"{name}: {place}")
