@@ -36,6 +36,7 @@ def path_of(command):
 
 
 def test_every_public_name_is_listed_and_says_what_it_is():
+    assert list(cs.__all__) == sorted(cs.__all__)
     assert set(cs.__all__) <= set(dir(cs))
     for name in cs.__all__:
         assert inspect.getdoc(getattr(cs, name))

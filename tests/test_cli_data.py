@@ -33,14 +33,10 @@ def test_a_table_becomes_a_split_and_inspected_cohort(run, table, tmp_path):
     assert "lesion" in printed
     assert "warning: part" in warned
     assert (out / "composition.svg").read_text().startswith("<?xml")
-    assert Cohort.open(out).taxonomy.tissue_class == "lesion"
-
-
-def test_the_figure_goes_where_it_is_wanted(run, table, tmp_path):
-    run("import", "table", table, "--mpp", 0.25, "--out", tmp_path / "cohort")
-    assert run("inspect", tmp_path / "cohort", "--out", tmp_path / "figures" / "a.png")[0] == 0
+    assert run("inspect", out, "--out", tmp_path / "figures" / "a.png")[0] == 0
     with Image.open(tmp_path / "figures" / "a.png") as figure:
         assert figure.width > 300
+    assert Cohort.open(out).taxonomy.tissue_class == "lesion"
 
 
 def test_bad_input_is_one_line_and_status_2(run, table, tmp_path):
@@ -53,35 +49,24 @@ def test_bad_input_is_one_line_and_status_2(run, table, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("words", "message"),
     [
-        (("--train", -1), "error: split: train: Input should be greater than or equal to 0 (got -1.0)"),
-        (("--train", 8), "error: 8 + 0.2 + 0.2 = 8.4: expected shares that sum to 1"),
-        (("--train", 8, "--val", 8, "--test", 8), "error: 8 + 8 + 8 = 24 patients, but the cohort has 10"),
+        (("split", "COHORT", "--train", -1), "split: train: Input should be greater than or equal to 0 (got -1.0)"),
+        (("split", "COHORT", "--train", 8), "8 + 0.2 + 0.2 = 8.4: expected shares that sum to 1"),
+        (("split", "COHORT", "--train", 8, "--val", 8, "--test", 8), "8 + 8 + 8 = 24 patients, but the cohort has 10"),
+        (("inspect", "COHORT", "--out", "a.bmp"), "a.bmp: unknown kind of figure '.bmp'; expected .svg, .png or .pdf"),
+        (("split", "nowhere"), "nowhere: no such cohort"),
+        (("inspect", "nowhere"), "nowhere: no such cohort"),
     ],
 )
-def test_amounts_that_do_not_fit_are_one_line(run, table, tmp_path, options, message):
+def test_what_does_not_fit_is_one_line_and_status_2(run, table, tmp_path, words, message):
     run("import", "table", table, "--mpp", 0.25, "--out", tmp_path / "cohort")
-    status, _, error = run("split", tmp_path / "cohort", *options)
+    status, _, error = run(*(tmp_path / "cohort" if word == "COHORT" else word for word in words))
     assert status == 2
-    assert error.startswith(message)
+    assert error.startswith(f"error: {message}")
 
 
 def test_an_unknown_kind_of_labels_is_told_the_known_ones(run, table, tmp_path):
     status, _, error = run("import", "table", table, "--mpp", 1, "--out", tmp_path / "c", "--labels", "colours")
     assert status == 2
     assert "labels: Input should be 'mask' or 'ids' (got 'colours')" in error
-
-
-def test_an_unknown_kind_of_figure_is_told_the_known_ones(run, table, tmp_path):
-    run("import", "table", table, "--mpp", 0.25, "--out", tmp_path / "cohort")
-    status, _, error = run("inspect", tmp_path / "cohort", "--out", "a.bmp")
-    assert status == 2
-    assert "expected .svg, .png or .pdf" in error
-
-
-def test_a_folder_that_is_no_cohort_is_one_line(run, tmp_path):
-    for command in ("split", "inspect"):
-        status, _, error = run(command, tmp_path / "none")
-        assert status == 2
-        assert "no such cohort" in error

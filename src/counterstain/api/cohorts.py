@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from counterstain.data.cohort import Cohort
 
+EXPORT_FORMATS = ("png", "nnunet", "hf")
+
 
 def make_phantom(
     out: PathLike,
@@ -166,6 +168,3 @@ def export(
         raise ConfigError(f"--format {format}: expected {', '.join(EXPORT_FORMATS)} or weights")
     settings = {"file_format": format, "labels": labels, "parts": tuple(dict.fromkeys(split or ()))}
     return write(source, out, build(ExportConfig, settings, f"export of {source}"), progress=bar)
-
-
-EXPORT_FORMATS = ("png", "nnunet", "hf")

@@ -147,8 +147,6 @@ def predict(
 
     Parameters
     ----------
-    segmenter : str or Path
-        Folder of a trained segmenter.
     source : str or Path
         A slide, or the folder of a cohort.
     out : str or Path
@@ -170,8 +168,8 @@ def predict(
         With --regions auto: how many at most.
     region_size_um : float
         With --regions auto: edge in micrometres.
-    device : str
-        auto, cpu or cuda.
+    segmenter, device
+        As for :func:`evaluate`.
     """
     from counterstain.config import build
     from counterstain.progress import bar
@@ -258,9 +256,8 @@ def audit(
 
 def _named(sets: list[Path]) -> dict[str, Path]:
     """Name sets by their folders' names, by their paths where those are not unique."""
-    names = [folder.name for folder in sets]
-    if len(set(names)) < len(names):
-        names = ["-".join(folder.parts[-2:]) for folder in sets]
-    if len(set(names)) < len(names):
-        raise InputError(f"{sets[0]}: the same set is given twice; give each set once")
-    return dict(zip(names, sets, strict=True))
+    for parts in (1, 2):
+        named = {"-".join(folder.parts[-parts:]): folder for folder in sets}
+        if len(named) == len(sets):
+            return named
+    raise InputError(f"{sets[0]}: the same set is given twice; give each set once")
