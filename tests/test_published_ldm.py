@@ -16,7 +16,6 @@ from counterstain.generators.published_layouts import (
     denoiser_settings,
     first_stage_layout,
     first_stage_settings,
-    has_discriminator,
     to_ours,
     to_published,
 )
@@ -50,7 +49,7 @@ def shapes(state):
 def built(layout, device):
     """Our first stage for a layout, and how it is published."""
     found = first_stage_settings(meta(layout), "f")
-    judged = has_discriminator(layout)
+    judged = "discriminator_width" in found
     config = AutoencoderConfig(training=ONE, lpips_weight=0, adversarial_weight=float(judged), **found)
     with torch.device(device):
         model = Autoencoder(config, 32).eval()

@@ -32,17 +32,15 @@ class CheckpointHeader(Config):
     """What is known about a trained network."""
 
     kind: Kind
-    """Which network it is."""
     taxonomy: Taxonomy
     """The subtypes that it was trained on."""
     size_px: int
     """Edge of its training patches."""
     mpp: float
-    """Micrometres per pixel of its training patches."""
+    """Their micrometres per pixel."""
     config: dict[str, Any]
     """The configuration it was built and trained with."""
     seed: int
-    """Seed of its training."""
     patients_seen: tuple[str, ...]
     """Every patient whose tissue it saw, directly or through another network or synthetic images."""
     cohort: str
@@ -94,25 +92,20 @@ def load_checkpoint(folder: Path, kind: Kind) -> tuple[CheckpointHeader, dict[st
 
     Raises
     ------
-    InputError
-        There is no finished checkpoint.
-    MismatchError
-        It is of another kind.
-    StorageError
-        The weights are damaged.
+    InputError, MismatchError, StorageError
+        There is no finished checkpoint, it is of another kind, its weights are damaged.
     """
     header = read_header(folder)
     if header.kind != kind:
         raise MismatchError(f"{folder}: is a checkpoint of kind {header.kind!r}, expected {kind!r}")
     weights = folder / WEIGHTS_FILE
+    remedy = "delete its folder and train it again"
     if not weights.exists() or sha256_of(weights) != header.sha256:
-        raise StorageError(
-            f"{weights}: missing or damaged (its hash differs from the header's); delete its folder and train it again"
-        )
+        raise StorageError(f"{weights}: missing or damaged (its hash differs from the header's); {remedy}")
     try:
         return header, load_file(weights)
     except SafetensorError as error:
-        raise StorageError(f"{weights}: damaged ({error}); delete its folder and train it again") from error
+        raise StorageError(f"{weights}: damaged ({error}); {remedy}") from error
 
 
 def require_taxonomy(folder: Path, header: CheckpointHeader, taxonomy: Taxonomy) -> None:
@@ -127,12 +120,7 @@ def require_taxonomy(folder: Path, header: CheckpointHeader, taxonomy: Taxonomy)
 def read_state(path: Path, setting: str = "") -> dict[str, Tensor]:
     """Read weights of other projects: safetensors, or PyTorch's own format, of which no code is run.
 
-    Parameters
-    ----------
-    path : Path
-        A state dict, or a training's checkpoint with one under ``state_dict``.
-    setting : str
-        The setting that names the file, for messages.
+    The file holds a state dict, perhaps under ``state_dict``; messages name the ``setting`` that it was given by.
 
     Raises
     ------
@@ -143,26 +131,8 @@ def read_state(path: Path, setting: str = "") -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"{where}: no such weights file")
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else _load_tensors(path, where)
-    except InputError:
-        raise
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{where}: not a file of weights, or damaged ({reason})") from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not content:
-        raise InputError(f"{where}: expected a state dict (names -> tensors), found {type(content).__name__}")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            kind = type(value).__name__
-            raise InputError(f"{where}: expected a state dict (names -> tensors), found {kind} at {name!r}")
-    return dict(content)
-
-
-def _load_tensors(path: Path, where: str) -> object:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        safe = path.suffix == ".safetensors"
+        content: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
         if unsafe is None:
@@ -171,3 +141,15 @@ def _load_tensors(path: Path, where: str) -> object:
             f"{where}: holds more than plain tensors ({unsafe[1]}), which could run code, so it is not opened; if you "
             "trust it, save its state dict alone as safetensors and give that file"
         ) from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{where}: not a file of weights, or damaged ({reason})") from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    wanted = f"{where}: expected a state dict (names -> tensors), found"
+    if not isinstance(content, Mapping) or not content:
+        raise InputError(f"{wanted} {type(content).__name__}")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise InputError(f"{wanted} {type(value).__name__} at {name!r}")
+    return dict(content)

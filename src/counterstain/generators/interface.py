@@ -155,10 +155,7 @@ def fixed_batches(run: Callable[[list[ItemT]], np.ndarray], size: int, items: Se
 def stacked(requests: Sequence[DrawRequest], field: str) -> np.ndarray | None:
     """Return a field of all requests as one array, (n, ...), or None where no request has it.
 
-    Raises
-    ------
-    InputError
-        Some requests have it and some have not.
+    Raises :class:`InputError` where some have it and some have not.
     """
     found = [value for request in requests if (value := getattr(request, field)) is not None]
     if found and len(found) < len(requests):
@@ -176,14 +173,10 @@ def on_device(array: np.ndarray, device: torch.device) -> Tensor:
 def load_generator(
     method: str, checkpoint: Path | None, cohort: Cohort, settings: Mapping[str, Any] | None = None
 ) -> ImageGenerator:
-    """Open the generator of a method.
+    """Open the generator of a method, with a checkpoint where it needs one, to draw masks of a cohort.
 
     Parameters
     ----------
-    checkpoint : Path or None
-        None for methods that need none.
-    cohort : Cohort
-        Whose masks are drawn.
     settings : mapping, optional
         Fields of the method's ``drawing``, as plain values; the checkpoint's own where not given.
 

@@ -65,7 +65,6 @@ class Training:
     stage: str
     """Name of its settings in a recipe, kind of its checkpoint, and name of its cells in a study."""
     title: str
-    """As people read it."""
     config: Lazy | type[Config]
     """Class of its settings."""
     train: Callable[..., Any]
@@ -107,7 +106,6 @@ class Method:
     name: str
     """As users write it."""
     title: str
-    """As people read it."""
     colour: str
     """``#rrggbb``, the same in every figure."""
     load: Callable[[Path | None, Cohort, Mapping[str, Any]], ImageGenerator]
@@ -170,13 +168,18 @@ class Registry(Mapping[str, Method]):
             raise ConfigError(f"{source} {name}: expected one of {', '.join(self)}")
         return self[name]
 
-    def add(self, method: Method) -> None:
-        """Add a method, or raise ConfigError where its name, or a stage with another training, is there already."""
-        _add(method, self._methods)
+    def register(self, method: Method) -> ExitStack:
+        """Add a method, for the rest of the process or for the length of a ``with`` block.
 
-    def remove(self, name: str) -> None:
-        """Take a method out again."""
-        del self._methods[name]
+        Raises
+        ------
+        ConfigError
+            There is a method of that name, or another training of the same stage.
+        """
+        _add(method, self._methods)
+        block = ExitStack()
+        block.callback(self._methods.pop, method.name)
+        return block
 
     @cached_property
     def _methods(self) -> dict[str, Method]:
@@ -194,20 +197,6 @@ def _add(method: Method, others: dict[str, Method]) -> None:
         if known.get(training.stage, training) != training:
             raise ConfigError(f"method {method.name}: another method has a training of the stage {training.stage!r}")
     others[method.name] = method
-
-
-def register(method: Method) -> ExitStack:
-    """Add a method to :data:`METHODS`, for the rest of the process or for the length of a ``with`` block.
-
-    Raises
-    ------
-    ConfigError
-        There is a method of that name, or another training of the same stage.
-    """
-    METHODS.add(method)
-    block = ExitStack()
-    block.callback(METHODS.remove, method.name)
-    return block
 
 
 def missing_file(key: str, path: str | None) -> Iterator[str]:
@@ -304,5 +293,6 @@ METHODS = Registry(
     )
 )
 """Every method, by name."""
+register = METHODS.register
 DEFAULT_METHODS = tuple(method.name for method in METHODS.built_in if not method.ceiling)
 """What a study compares where it does not say."""

@@ -213,7 +213,7 @@ def first_stage_layout(config: AutoencoderConfig) -> Layout:
 
 
 def first_stage_settings(state: State, source: str) -> dict[str, Any]:
-    """Read the sizes of a published first stage off its tensors, as settings of ``AutoencoderConfig``."""
+    """Read settings of ``AutoencoderConfig`` off the tensors; ``discriminator_width`` where its patch GAN is there."""
     channels = _shape(state, "encoder.conv_in.weight", source)[0]
     firsts = takewhile(state.__contains__, (f"encoder.down.{i}.block.0.conv1.weight" for i in count()))
     widths = [state[name].shape[0] for name in firsts]
@@ -237,14 +237,9 @@ def first_stage_settings(state: State, source: str) -> dict[str, Any]:
     }
     if found["kind"] == "vq":
         found["codebook_size"] = state["quantize.embedding.weight"].shape[0]
-    if has_discriminator(state):
+    if f"{_STAGE_DISCRIMINATOR}0.weight" in state:
         found["discriminator_width"] = state[f"{_STAGE_DISCRIMINATOR}0.weight"].shape[0]
     return found
-
-
-def has_discriminator(state: State) -> bool:
-    """Whether the weights of a first stage's patch GAN are there as well."""
-    return f"{_STAGE_DISCRIMINATOR}0.weight" in state
 
 
 # Denoisers ------------------------------------------------------------------------------------------------------------

@@ -175,8 +175,8 @@ def _spade_parts(files: Sequence[Path]) -> tuple[dict[SpadePart, State], dict[Sp
 def _first_stage(state: State, config: AutoencoderConfig, size_px: int, source: str) -> Stage:
     published = _without_prefix(state, layouts.FIRST_STAGE_PREFIX) or state
     published = {name: value for name, value in published.items() if not name.startswith(layouts.NOT_OURS)}
-    fitted = _fitted(config, layouts.first_stage_settings(published, source), source)
-    judged = layouts.has_discriminator(published)
+    found = layouts.first_stage_settings(published, source)
+    fitted, judged = _fitted(config, found, source), "discriminator_width" in found
     with torch.device("meta"):
         model = Autoencoder(fitted.for_use().model_copy(update={"adversarial_weight": float(judged)}), size_px)
     return fitted, to_ours(layouts.first_stage_layout(fitted), published, model.state_dict(), source)

@@ -1,4 +1,9 @@
-"""Train a generator on the training part of a cohort, anew or from given weights, and save it with what it saw."""
+"""Train a generator on the training part of a cohort, anew or from given weights, and save it with what it saw.
+
+Each training writes its checkpoint into the folder ``out``, which it returns, and leaves a finished one as it is. It
+raises :class:`LeakageError` where the networks that it starts from saw a validation or test patient of the cohort, and
+:class:`MismatchError` where they do not fit it or each other, or where ``out`` belongs to another run.
+"""
 
 from __future__ import annotations
 
@@ -88,20 +93,7 @@ def _require_fit(folder: Path, header: CheckpointHeader, cohort: Cohort) -> None
 def train_spade(
     cohort: Cohort, config: SpadeConfig, out: Path, *, size_px: int, seed: int, init: Path | None = None
 ) -> Path:
-    """Train SPADE with its VAE into the folder ``out``; a finished checkpoint is left as it is.
-
-    Parameters
-    ----------
-    init : Path, optional
-        Checkpoint whose weights the training starts from.
-
-    Raises
-    ------
-    LeakageError
-        The weights to start from saw a validation or test patient of this cohort.
-    MismatchError
-        ``out`` belongs to another run, or ``init`` does not fit.
-    """
+    """Train SPADE with its VAE, from the weights of the checkpoint ``init`` where it is given."""
     config = config.at(cohort.mpp)
     initial = _InitialWeights.open(init, "spade", cohort)
     run = _run(cohort, "spade", config, out, initial, size_px=size_px, seed=seed)
@@ -117,7 +109,7 @@ def train_spade(
 def train_autoencoder(
     cohort: Cohort, config: AutoencoderConfig, out: Path, *, size_px: int, seed: int, init: Path | None = None
 ) -> Path:
-    """Train the first stage of latent diffusion, as :func:`train_spade` trains SPADE."""
+    """Train the first stage of latent diffusion, from the weights of ``init`` where it is given."""
     initial = _InitialWeights.open(init, "autoencoder", cohort)
     run = _run(cohort, "autoencoder", config, out, initial, size_px=size_px, seed=seed)
     linear = config.kind == "linear"  # has no training that devices could share
@@ -162,10 +154,6 @@ def train_diffusion(
     ------
     ConfigError
         Patches cannot be halved as often as the networks must.
-    LeakageError
-        The autoencoder, or the weights to start from, saw a validation or test patient of this cohort.
-    MismatchError
-        The autoencoder was trained on another taxonomy or at another mpp; ``init`` does not fit.
     """
     first_stage, first_header = load_autoencoder(autoencoder)
     _require_fit(autoencoder, first_header, cohort)
@@ -190,17 +178,12 @@ def train_diffusion(
 def train_distilled(cohort: Cohort, config: DistillationConfig, out: Path, *, teacher: Path, seed: int) -> Path:
     """Bring a trained denoiser to few steps; the checkpoint is one of diffusion, with the teacher's first stage.
 
-    Parameters
-    ----------
-    teacher : Path
-        Checkpoint of :func:`train_diffusion`.
-
     Raises
     ------
     ConfigError
         Guidance is asked of a teacher that never trained without a mask.
-    LeakageError, MismatchError
-        As :func:`train_diffusion` for its autoencoder; or the teacher is distilled itself.
+    MismatchError
+        The teacher is distilled itself.
     """
     generator = DiffusionGenerator.load(teacher)
     model, header = generator.model.cpu(), generator.header

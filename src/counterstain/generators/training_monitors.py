@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from counterstain.data.cohort import Cohort
-from counterstain.data.patches import Patch
 from counterstain.data.sampling import PatchSampler, SamplingConfig
 from counterstain.errors import InputError
 from counterstain.generators.autoencoder import Autoencoder, usage_of
@@ -34,7 +32,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]  # two batches (n, 3, H, W), -1..1
 RANGE = 2.0  # of values in -1..1
 WINDOW_PX = 11  # of SSIM
 HIGHEST_PSNR = 106.0  # dB; two equal images have no finite one
-BATCH = 8
+BATCH = 8  # images
 MONITORED_CODES = 4  # style codes that each mask is drawn with
 FAINTEST_DIVERSITY = 1.0  # grey levels: less than a display shows
 LARGEST_WHITE_SHARE = 0.1
@@ -189,12 +187,10 @@ def watch_autoencoder(model: Autoencoder, cohort: Cohort, size_px: int, seed: in
         sys.stderr.write(f"notice: the first stage is not validated: {reason}\n")
         return None
 
-    @cache
-    def images() -> np.ndarray:
-        return np.stack([sampler[i].image for i in range(config.validation_patches)])
+    images = np.stack([sampler[i].image for i in range(config.validation_patches)])
 
     def measure() -> dict[str, float]:
-        figures = reconstruction_figures(model, images(), model.lpips)
+        figures = reconstruction_figures(model, images, model.lpips)
         return {f"val_{name}": value for name, value in figures.items()}
 
     return Monitor(measure=measure, every_steps=config.validate_every_steps)
@@ -206,26 +202,19 @@ def watch_spade(model: Spade, cohort: Cohort, size_px: int, seed: int) -> Monito
     if not config.monitor_masks:
         return None
     sampler = PatchSampler(cohort, "train", size_px, _unvaried(config.sampling), derive(seed, "monitored masks"))
-    seeds = [derive(seed, "monitored code", code) for code in range(MONITORED_CODES)]
-
-    @cache
-    def patches() -> list[Patch]:
-        return [sampler[i] for i in range(config.monitor_masks)]
-
-    @cache
-    def real() -> dict[str, float]:
-        figures = _texture(np.stack([patch.image for patch in patches()]))
-        return {f"real_{name}": value for name, value in figures.items()}
+    patches = [sampler[i] for i in range(config.monitor_masks)]
+    real = {f"real_{name}": value for name, value in _texture(np.stack([patch.image for patch in patches])).items()}
+    seeds = [derive(seed, "monitored code", code) for code in range(MONITORED_CODES)]  # the same for every mask
+    requests = [
+        DrawRequest(mask=patch.label_mask, seed=one, instances=patch.instances, image=patch.image)
+        for patch in patches
+        for one in seeds
+    ]
 
     def measure() -> dict[str, float]:
-        requests = [
-            DrawRequest(mask=patch.label_mask, seed=one, instances=patch.instances, image=patch.image)
-            for patch in patches()
-            for one in seeds  # every mask with the same few codes
-        ]
         images = np.stack(SpadeGenerator(model, model.device).draw(requests))
         by_mask = images.reshape(-1, MONITORED_CODES, *images.shape[1:])
-        return {"code_diversity": code_diversity(by_mask)} | _texture(images) | real()
+        return {"code_diversity": code_diversity(by_mask)} | _texture(images) | real
 
     return Monitor(measure=measure, every_steps=config.monitor_every_steps)
 
