@@ -7,11 +7,11 @@ from scipy import ndimage
 from counterstain.data.phantom import render
 from counterstain.data.phantom.styles import PhantomConfig, slide_style
 from counterstain.data.stains import STAIN_VECTORS
-from counterstain.generators import nuclei
 from counterstain.generators.autoencoder import Autoencoder
-from counterstain.generators.autoencoder_config import AutoencoderConfig
+from counterstain.generators.conditioning import counterstain_map, nuclei_channels, nuclei_shown
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import (
+    AutoencoderConfig,
     CounterstainConfig,
     DiffusionConfig,
     InpaintingConfig,
@@ -19,7 +19,6 @@ from counterstain.generators.diffusion_config import (
     SamplerConfig,
 )
 from counterstain.generators.drawing import DiffusionGenerator
-from counterstain.generators.nuclei import counterstain_map
 from counterstain.training import fit
 from counterstain.training_config import TrainingConfig
 
@@ -157,12 +156,15 @@ def test_the_border_of_an_image_looks_as_it_does_in_a_larger_one():
 
 
 def test_maps_come_to_the_latents_without_loss():
-    maps = torch.arange(2 * 6 * 4, dtype=torch.float32).reshape(2, 1, 6, 4)
-    shown = nuclei.shown(maps, 2)
-    assert shown.shape == (2, nuclei.channels(2), 3, 2)
-    assert torch.equal(torch.nn.functional.pixel_shuffle(shown[:, :4], 2), maps)
+    images = torch.randint(0, 256, (2, 6, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    config = CounterstainConfig(local_px=1)
+    shown = nuclei_shown(images, config, 2, images)
+    assert shown.shape == (2, nuclei_channels(2), 3, 2)
+    assert torch.equal(torch.nn.functional.pixel_shuffle(shown[:, :4], 2), counterstain_map(images, config))
     assert (shown[:, 4] == 1).all()
-    assert not nuclei.absent(2, 2, shown).any()
+    absent = nuclei_shown(None, config, 2, shown)
+    assert absent.shape == shown.shape
+    assert not absent.any()
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,7 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.sampling import PatchBatches
 from counterstain.devices import run_in_processes, starts_processes
 from counterstain.errors import ConfigError, DivergenceError, StorageError
-from counterstain.generators.autoencoder_config import AutoencoderConfig
-from counterstain.generators.diffusion_config import DiffusionConfig
+from counterstain.generators.diffusion_config import AutoencoderConfig, DiffusionConfig
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.generators.train import train_autoencoder, train_diffusion, train_spade
 from counterstain.segmentation.segmenter_config import SegmenterConfig

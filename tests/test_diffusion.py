@@ -10,10 +10,15 @@ from drawn_requests import drawn_by
 from counterstain.config import build
 from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder import Autoencoder
-from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.conditioning import shrink
 from counterstain.generators.diffusion import Diffusion
-from counterstain.generators.diffusion_config import DiffusionConfig, InpaintingConfig, NoiseConfig, SamplerConfig
+from counterstain.generators.diffusion_config import (
+    AutoencoderConfig,
+    DiffusionConfig,
+    InpaintingConfig,
+    NoiseConfig,
+    SamplerConfig,
+)
 from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.inpainting import KnownLatents, draw_redrawn, latent_redraw_mask, step_walk, surroundings
 from counterstain.generators.samplers import build_scheduler, sample

@@ -6,9 +6,14 @@ from drawn_requests import drawn_by
 
 from counterstain.checkpoints import read_header
 from counterstain.errors import ConfigError, MismatchError
-from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.conditioning import Condition
-from counterstain.generators.diffusion_config import DiffusionConfig, DistillationConfig, NoiseConfig, SamplerConfig
+from counterstain.generators.diffusion_config import (
+    AutoencoderConfig,
+    DiffusionConfig,
+    DistillationConfig,
+    NoiseConfig,
+    SamplerConfig,
+)
 from counterstain.generators.distillation import Distillation, student_config
 from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.samplers import power_spacing, sample

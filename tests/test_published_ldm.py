@@ -7,9 +7,8 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
 from counterstain.errors import MismatchError
 from counterstain.generators.autoencoder import Autoencoder
-from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.diffusion import build_denoiser
-from counterstain.generators.diffusion_config import DiffusionConfig
+from counterstain.generators.diffusion_config import AutoencoderConfig, DiffusionConfig
 from counterstain.generators.published_layouts import (
     averaged_denoiser,
     denoiser_layout,

@@ -4,7 +4,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from counterstain.generators.autoencoder import Autoencoder
-from counterstain.generators.autoencoder_config import AutoencoderConfig
+from counterstain.generators.diffusion_config import AutoencoderConfig
 from counterstain.generators.training_monitors import psnr, reconstruction_figures, ssim
 from counterstain.training_config import TrainingConfig
 

@@ -4,11 +4,10 @@ import torch
 from drawn_requests import drawn_by
 
 from counterstain.errors import ConfigError, InputError
-from counterstain.generators.conditioning import edges, one_hot
+from counterstain.generators.conditioning import counterstain_map, edges, one_hot
 from counterstain.generators.diffusion_config import CounterstainConfig
 from counterstain.generators.networks import ImageEncoder, MultiscaleDiscriminator, SpadeGeneratorNetwork
 from counterstain.generators.networks import Spade as SpadeNorm
-from counterstain.generators.nuclei import counterstain_map
 from counterstain.generators.perceptual import VggDistance
 from counterstain.generators.spade import Spade, SpadeGenerator
 from counterstain.generators.spade_config import SpadeConfig

@@ -13,8 +13,13 @@ from counterstain.data.phantom.styles import PhantomConfig, slide_style, style_f
 from counterstain.data.sampling import SamplingConfig
 from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
-from counterstain.generators.autoencoder_config import AutoencoderConfig
-from counterstain.generators.diffusion_config import DiffusionConfig, SamplerConfig, StyleChoice, StyleConfig
+from counterstain.generators.diffusion_config import (
+    AutoencoderConfig,
+    DiffusionConfig,
+    SamplerConfig,
+    StyleChoice,
+    StyleConfig,
+)
 from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.interface import OracleGenerator
 from counterstain.generators.spade import Spade, SpadeGenerator

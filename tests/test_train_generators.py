@@ -12,8 +12,8 @@ from counterstain.cli import app
 from counterstain.data.patch_set import PatchSet
 from counterstain.errors import ConfigError, LeakageError, MismatchError
 from counterstain.generators.autoencoder import Autoencoder
-from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.diffusion_config import (
+    AutoencoderConfig,
     CounterstainConfig,
     DiffusionConfig,
     SamplerConfig,

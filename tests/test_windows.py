@@ -5,10 +5,10 @@ from drawn_requests import drawn_by
 
 from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder import Autoencoder
-from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.conditioning import Condition
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import (
+    AutoencoderConfig,
     DiffusionConfig,
     InpaintingConfig,
     NoiseConfig,

@@ -17,8 +17,7 @@ from pydantic import Field, create_model
 from counterstain.audit.judge_config import JudgeConfig
 from counterstain.config import Config, build, build_stored, merge, parse_overrides, read_yaml
 from counterstain.errors import ConfigError
-from counterstain.generators.autoencoder_config import AutoencoderConfig
-from counterstain.generators.diffusion_config import DiffusionConfig, DistillationConfig
+from counterstain.generators.diffusion_config import AutoencoderConfig, DiffusionConfig, DistillationConfig
 from counterstain.generators.methods import METHODS, Method, Training
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.segmentation.segmenter_config import SegmenterConfig

@@ -16,8 +16,8 @@ from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from counterstain.generators.autoencoder_config import ADAM_BETAS, AutoencoderConfig
 from counterstain.generators.conditioning import to_tensor
+from counterstain.generators.diffusion_config import ADAM_BETAS, AutoencoderConfig
 from counterstain.generators.networks import LinearAutoencoder, PatchDiscriminator, hinge_discriminator_loss
 from counterstain.generators.perceptual import lpips_distance
 from counterstain.seeding import torch_generator

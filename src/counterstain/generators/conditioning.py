@@ -1,4 +1,11 @@
-"""What a generator is shown: one-hot labels, instance edges, images as tensors.
+"""What a generator is shown: one-hot labels, instance edges, and the nuclei of a real patch, read off its counterstain.
+
+A label mask does not say where nuclei lie, so a denoiser has to invent them; what it invents is paler and less regular
+than tissue, and a segmenter learns that. Where subtypes differ by a stain, relabelling an instance leaves its nuclei
+where they are, and haematoxylin shows them. How strong haematoxylin is, and what of another stain is mistaken for it,
+would tell the old subtype; so the map holds differences to the surroundings alone, in units of their spread or, where
+nuclei are as dark under any stain, in optical density. It does not suit subtypes that the architecture of the tissue
+tells apart: the old one would show.
 
 Shapes: B = batch, L = labels (background and subtypes), S = length of a style vector, z = latent channels, f = pixels
 of a latent's edge, h, w = rows and columns of the latents, H, W = of the image in pixels.
@@ -6,7 +13,7 @@ of a latent's edge, h, w = rows and columns of the latents, H, W = of the image 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,9 +21,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from counterstain.generators.diffusion_config import Shrinking
+from counterstain.data.stains import unmixing
+from counterstain.generators.diffusion_config import CounterstainConfig, Shrinking
 from counterstain.seeding import torch_generator
 from counterstain.taxonomy import BACKGROUND, IGNORE
+
+BLEED = 0.1  # of the other stain's amount is read as haematoxylin
+SATURATION = 2.0  # amount of the other stain, in optical density, that hides half of the haematoxylin under it
+SPREAD_WIDTH = 4.0  # the spread is taken over so many times the width of the mean
+FLAT = 0.02  # added to the spread, in optical density: noise of empty glass is no structure
+TYPICAL = 0.5  # difference of nuclei to their surroundings, in optical density
+FURTHEST = 3.0  # in units of the spread, or of what is typical
+GAUSSIAN_WIDTHS = 3.0  # radius of a kernel in standard deviations
+
+Place = tuple[int, int, int]  # of a window: number of the sample, first row, first column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,25 +51,28 @@ class Condition:
         return torch.cat([part for part in (self.labels, self.nuclei, self.context) if part is not None], dim=1)
 
     def without_labels(self) -> Condition:
-        """Take the labels out and leave what else is in it."""
+        """Return the same condition with all labels 0."""
         return replace(self, labels=torch.zeros_like(self.labels))
 
     def followed_by(self, other: Condition) -> Condition:
         """Append the samples of another condition of the same network."""
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__}
-        return Condition(**{name: torch.cat(pair) for name, pair in pairs.items() if pair[0] is not None})
+        return Condition(**{name: torch.cat([part, getattr(other, name)]) for name, part in self._given().items()})
 
-    def cut(self, places: Iterable[tuple[int, int, int]], height: int, width: int) -> Condition:
-        """Return windows of a size, one for each place: number of the sample, first row, first column."""
-        wanted = list(places)
-        planes = {"labels": self.labels, "nuclei": self.nuclei, "context": self.context}
-        windows = {name: cut(plane, wanted, height, width) for name, plane in planes.items() if plane is not None}
-        style = None if self.style is None else self.style[[sample for sample, _, _ in wanted]]
-        return Condition(**windows, style=style)
+    def cut(self, places: Sequence[Place], height: int, width: int) -> Condition:
+        """Return windows of a size as samples, each with the style of the sample that it is cut from."""
+        return Condition(
+            **{
+                name: part[[sample for sample, _, _ in places]] if name == "style" else cut(part, places, height, width)
+                for name, part in self._given().items()
+            }
+        )
+
+    def _given(self) -> dict[str, Tensor]:
+        return {name: part for name, part in vars(self).items() if part is not None}
 
 
-def cut(plane: Tensor, places: Sequence[tuple[int, int, int]], height: int, width: int) -> Tensor:
-    """Cut windows out of (B, C, h, w), one for each place: number of the sample, first row, first column."""
+def cut(plane: Tensor, places: Sequence[Place], height: int, width: int) -> Tensor:
+    """Cut windows out of (B, C, H, W), one for each place."""
     return torch.stack([plane[b, :, y : y + height, x : x + width] for b, y, x in places])
 
 
@@ -62,26 +83,13 @@ def one_hot(label_masks: Tensor, num_labels: int) -> Tensor:
 
 
 def edges(instances: Tensor) -> Tensor:
-    """Mark pixels that have a neighbour (up, down, left, right) of another instance.
+    """Mark the pixels of (B, H, W) that have a neighbour (up, down, left, right) of another instance.
 
-    The instance-edge channel of Park et al. 2019, after pix2pixHD.
-
-    Parameters
-    ----------
-    instances : (B, H, W) integer tensor
-
-    Returns
-    -------
-    (B, 1, H, W) float tensor of 0 and 1
+    The instance-edge channel of Park et al. 2019, after pix2pixHD: (B, 1, H, W) float of 0 and 1.
     """
-    edge = torch.zeros(instances.shape, dtype=torch.bool, device=instances.device)
-    across = instances[:, :, 1:] != instances[:, :, :-1]
-    down = instances[:, 1:] != instances[:, :-1]
-    edge[:, :, 1:] |= across
-    edge[:, :, :-1] |= across
-    edge[:, 1:] |= down
-    edge[:, :-1] |= down
-    return edge[:, None].float()
+    across = functional.pad(instances[:, :, 1:] != instances[:, :, :-1], (1, 1))
+    down = functional.pad(instances[:, 1:] != instances[:, :-1], (0, 0, 1, 1))
+    return (across[:, :, 1:] | across[:, :, :-1] | down[:, 1:] | down[:, :-1])[:, None].float()
 
 
 def shrink(condition: Tensor, factor: int, how: Shrinking) -> Tensor:
@@ -89,9 +97,7 @@ def shrink(condition: Tensor, factor: int, how: Shrinking) -> Tensor:
 
     ``area`` gives the share of each label under a latent, ``bilinear`` is what the authors' code does.
     """
-    if factor == 1:
-        return condition
-    if how == "area":
+    if how == "area" or factor == 1:
         return functional.avg_pool2d(condition, factor)
     return functional.interpolate(condition, scale_factor=1 / factor, mode="bilinear", align_corners=False)
 
@@ -100,6 +106,62 @@ def kept_samples(batch: dict[str, Tensor], seed: int, what: str, dropout: float)
     """Choose which samples of a training batch are shown something, (B,) float of 0 and 1."""
     generators = [torch_generator(seed, what, int(batch["step"]), place) for place in batch["position"].tolist()]
     return torch.stack([torch.rand((), generator=g) >= dropout for g in generators]).float()
+
+
+def nuclei_channels(factor: int) -> int:
+    """Return how many channels of a condition show nuclei."""
+    return factor**2 + 1
+
+
+def nuclei_shown(images: Tensor | None, config: CounterstainConfig, factor: int, like: Tensor) -> Tensor:
+    """Return what a condition shows of the nuclei of images (B, H, W, 3) uint8, (B, f² + 1, h, w).
+
+    The map is brought to the latents' size without loss, and the last channel is 1; without images all is 0, in the
+    size of ``like`` (B, any, h, w).
+    """
+    if images is None:
+        return like.new_zeros(len(like), nuclei_channels(factor), *like.shape[2:])
+    blocks = functional.pixel_unshuffle(counterstain_map(images, config), factor)
+    return torch.cat([blocks, torch.ones_like(blocks[:, :1])], dim=1)
+
+
+def counterstain_map(images: Tensor, config: CounterstainConfig) -> Tensor:
+    """Read the nuclei off images (B, H, W, 3) uint8; ``config`` needs ``local_px``.
+
+    Haematoxylin is unmixed from the other stain and a residual with the colours of Ruifrok & Johnston (2001). Where the
+    other stain is strong the law of absorption fails, and some of it is left in what is unmixed; this is taken off. Of
+    the rest the local mean is taken off; for ``structure`` the difference is divided by its local standard deviation.
+
+    Returns
+    -------
+    (B, 1, H, W) float tensor
+        -1..1, positive where there is more haematoxylin than around.
+    """
+    if config.local_px is None:
+        raise ValueError("local_px depends on the scale: use CounterstainConfig.at")
+    density = -torch.log(images.clamp(min=1).float() / 255)
+    amounts = torch.from_numpy(unmixing(config.other_stain)[:, :2]).float()  # (3, 2)
+    unmixed = (density @ amounts.to(images.device)).movedim(-1, 1)
+    other = unmixed[:, 1:].clamp(min=0)
+    amount = (unmixed[:, :1] - BLEED * other) / (1 + (other / SATURATION).square())
+    difference = amount - _smooth(amount, config.local_px)
+    unit: Tensor | float = TYPICAL
+    if config.shows == "structure":
+        unit = _smooth(difference.square(), SPREAD_WIDTH * config.local_px).sqrt() + FLAT
+    return (difference / unit).clamp(-FURTHEST, FURTHEST) / FURTHEST
+
+
+def _smooth(maps: Tensor, sd_px: float) -> Tensor:
+    """Convolve (B, 1, H, W) with a Gaussian; only pixels of the image count, so borders are no darker."""
+    return _blurred(maps, sd_px) / _blurred(torch.ones_like(maps[:1]), sd_px)
+
+
+def _blurred(maps: Tensor, sd_px: float) -> Tensor:
+    radius = round(GAUSSIAN_WIDTHS * sd_px)
+    kernel = torch.exp(-torch.arange(-radius, radius + 1, device=maps.device).float().square() / (2 * sd_px**2))
+    kernel /= kernel.sum()
+    down = functional.conv2d(maps, kernel[None, None, :, None], padding=(radius, 0))
+    return functional.conv2d(down, kernel[None, None, None, :], padding=(0, radius))
 
 
 def to_tensor(images: Tensor) -> Tensor:

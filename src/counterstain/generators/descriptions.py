@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from counterstain.generators import autoencoder_config, spade_config
+from counterstain.generators import diffusion_config, spade_config
 from counterstain.generators.diffusion_config import NUCLEUS_UM, CounterstainConfig
 from counterstain.progress import PERCENT, TIMES
 
@@ -59,9 +59,7 @@ def autoencoder(recipe: Any) -> str:
         return f"{start}, the principal components of blocks of {config.factor} {TIMES} {config.factor} pixels."
     kind = {"vq": "a vector-quantised autoencoder", "kl": "a variational autoencoder"}[config.kind]
     losses = _weighted({"LPIPS": config.lpips_weight, "adaptive patch GAN": config.adversarial_weight})
-    return (
-        f"{start} by {kind}, trained with Adam (betas {_pair(autoencoder_config.ADAM_BETAS)}), minimising L1{losses}."
-    )
+    return f"{start} by {kind}, trained with Adam (betas {_pair(diffusion_config.ADAM_BETAS)}), minimising L1{losses}."
 
 
 def diffusion(recipe: Any) -> str:

@@ -17,9 +17,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from counterstain.data.sampling import PatchBatches, PatchSampler, stack
-from counterstain.generators import nuclei as nuclei_map
 from counterstain.generators.autoencoder import Autoencoder
-from counterstain.generators.conditioning import Condition, kept_samples, one_hot, shrink, to_tensor
+from counterstain.generators.conditioning import (
+    Condition,
+    kept_samples,
+    nuclei_channels,
+    nuclei_shown,
+    one_hot,
+    shrink,
+    to_tensor,
+)
 from counterstain.generators.diffusion_config import DiffusionConfig, WindowsConfig
 from counterstain.generators.inpainting import draw_redrawn, surroundings
 from counterstain.generators.networks import StyleNetwork
@@ -135,7 +142,7 @@ class Diffusion(Trainable):
         super().__init__()
         self.config, self.num_labels, self.seed = config, num_labels, seed
         self.latent_channels, self.factor = first_stage.config.latent_channels, first_stage.config.factor
-        nuclei = nuclei_map.channels(self.factor) if config.counterstain else 0
+        nuclei = nuclei_channels(self.factor) if config.counterstain else 0
         context = self.latent_channels + 1 if config.context_share else 0
         self.unet = build_denoiser(config, self.latent_channels, num_labels + nuclei + context)
         style = config.style
@@ -202,7 +209,7 @@ class Diffusion(Trainable):
         labels = self._labels(label_masks)
         nuclei = context = style = None
         if self.config.counterstain is not None:
-            nuclei = nuclei_map.absent(len(labels), self.factor, labels) if images is None else self.nuclei(images)
+            nuclei = nuclei_shown(images, self.config.counterstain, self.factor, labels)
         if self.config.context_share and images is not None and redraw is not None:
             context = surroundings(self.encode, images, redraw, self.factor)
         elif self.config.context_share:
@@ -221,7 +228,7 @@ class Diffusion(Trainable):
         """Images (B, H, W, 3) uint8 -> their counterstain as the network is shown it, (B, f² + 1, h, w)."""
         if self.config.counterstain is None:
             raise ValueError("this network is shown no counterstain")
-        return nuclei_map.shown(nuclei_map.counterstain_map(images, self.config.counterstain), self.factor)
+        return nuclei_shown(images, self.config.counterstain, self.factor, images)
 
     def training_context(self, batch: dict[str, Tensor], step: int, positions: Sequence[int]) -> Tensor:
         """Choose what is redrawn in each patch of a batch and return the rest, (B, z + 1, h, w)."""

@@ -1,4 +1,4 @@
-"""Settings of latent diffusion: the noise, the denoiser and its training, style, nuclei, and how images are drawn."""
+"""Settings of latent diffusion: the first stage, the denoiser and what it is shown, its distillation, and drawing."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from counterstain.training_config import TrainingConfig
 Shrinking = Literal["area", "bilinear"]
 NUCLEUS_UM = 8.0
 REFERENCES_OF_A_SLIDE = 64  # that those of a style are chosen from
+ADAM_BETAS = (0.5, 0.9)  # of the first stage
 
 
 class SamplerConfig(Config):
@@ -115,6 +116,88 @@ class StyleChoice(Config):
     one training slide through a second and past it."""
     step: Annotated[float, Field(gt=0, le=2)] = 0.3
     """How far past the second slide ``beyond`` goes, as a share of the way between the two."""
+
+
+class AutoencoderConfig(Config):
+    """The autoencoder's networks, losses and training."""
+
+    training: TrainingConfig
+    """Steps, batch size, device."""
+    sampling: SamplingConfig = SamplingConfig()
+    """Which patches it trains on."""
+    kind: Literal["vq", "kl", "linear"] = "vq"
+    """Quantised latents; Gaussian ones with a Kullback-Leibler penalty; or principal components of pixel blocks,
+    which need no training (``training`` then says how many patches they are found from, 4,096 at most)."""
+    factor: Literal[2, 4, 8] = 4
+    """How many times smaller latents are than the image, along each edge."""
+    channels: Annotated[int, Field(ge=8)] = 128
+    """Features at full size."""
+    multipliers: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+    """Features at each size, as multiples of ``channels``; None = they double at every halving."""
+    blocks: Annotated[int, Field(ge=1)] = 2
+    """Residual blocks at each size."""
+    attention: bool = True
+    """Attention in the middle block."""
+    latent_channels: Annotated[int, Field(ge=1)] = 3
+    """z."""
+    codebook_size: Annotated[int, Field(ge=2)] = 8192
+    """Number of codes (``vq``)."""
+    codebook_update: Literal["gradient", "average"] = "gradient"
+    """Whether codes follow the gradient, or are moving averages of the latents that choose them (``vq``)."""
+    revive_codes_below: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Set codes used less often than this share of 1 / ``codebook_size`` to latents of the batch, for example 0.03;
+    None = never, as published."""
+    kl_weight: Annotated[float, Field(ge=0)] = 1e-6
+    """Weight of the Kullback-Leibler term of ``kl``, summed over the latents, beside the distance, summed over all
+    values of the image (as CompVis/latent-diffusion does)."""
+    lpips_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of LPIPS; 0 needs no ImageNet weights."""
+    lpips_weights: str = "imagenet"
+    """``imagenet`` or the path of VGG16's state dict."""
+    adversarial_weight: Annotated[float, Field(ge=0)] = 0.75
+    """Weight of the patch GAN, on top of the adaptive one; 0 = no GAN."""
+    adversarial_start: Annotated[int, Field(ge=0)] = 0
+    """Step at which the GAN sets in."""
+    validation_patches: Annotated[int, Field(ge=0)] = 64
+    """Patches of the validation part on which PSNR, SSIM, LPIPS and the use of the codebook are taken; 0 = none."""
+    validate_every_steps: Annotated[int, Field(ge=1)] = 1000
+    """Distance of these figures; they are taken at the end in any case."""
+    discriminator_width: Annotated[int, Field(ge=4)] = 64
+    """Features of the discriminator's first layer."""
+    lr: Annotated[float, Field(gt=0)] = 4.5e-6
+    """Learning rate of both optimisers."""
+    lr_scaling: Literal["none", "batch"] = "none"
+    """``batch`` multiplies the rate by the batch size, as CompVis/latent-diffusion does."""
+
+    @model_validator(mode="after")
+    def _fits_the_factor(self) -> Self:
+        values, sizes = 3 * self.factor**2, self.factor.bit_length()
+        if self.kind == "linear" and self.latent_channels > values:
+            raise ValueError(f"latent_channels: blocks of {self.factor} x {self.factor} have {values} values")
+        if self.multipliers is not None and len(self.multipliers) != sizes:
+            raise ValueError(f"multipliers: factor {self.factor} needs {sizes} of them")
+        return self
+
+    def check_size(self, size_px: int) -> None:
+        """Raise ConfigError where it cannot be trained on patches of that edge."""
+        if size_px % self.factor:
+            raise ConfigError(f"size_px {size_px}: must be a multiple of the autoencoder's factor {self.factor}")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Features at each size, the full one first."""
+        multipliers = self.multipliers or [2**i for i in range(self.factor.bit_length())]
+        return tuple(self.channels * m for m in multipliers)
+
+    def for_use(self) -> Self:
+        """Return the same network without what only its training needs."""
+        unused = {"lpips_weight": 0.0, "adversarial_weight": 0.0, "revive_codes_below": None}
+        return self.model_copy(update=unused | {"codebook_update": "gradient"})
+
+    @property
+    def scaled_lr(self) -> float:
+        """The rate that the optimisers get."""
+        return self.lr * (self.training.batch_size if self.lr_scaling == "batch" else 1)
 
 
 class NoiseConfig(Config):

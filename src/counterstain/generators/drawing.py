@@ -21,10 +21,15 @@ from counterstain.data.patches import Patch
 from counterstain.devices import choose_device
 from counterstain.errors import ConfigError, InputError, MismatchError
 from counterstain.generators.autoencoder import Autoencoder
-from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.conditioning import Condition, to_images
 from counterstain.generators.diffusion import Diffusion
-from counterstain.generators.diffusion_config import DiffusionConfig, InpaintingConfig, SamplerConfig, WindowsConfig
+from counterstain.generators.diffusion_config import (
+    AutoencoderConfig,
+    DiffusionConfig,
+    InpaintingConfig,
+    SamplerConfig,
+    WindowsConfig,
+)
 from counterstain.generators.inpainting import KnownLatents, composite, dilated, latent_redraw_mask, step_walk
 from counterstain.generators.interface import DrawRequest, fixed_batches, on_device, stacked
 from counterstain.generators.samplers import Denoiser, build_scheduler, sample

@@ -25,8 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from counterstain.errors import MismatchError
-from counterstain.generators.autoencoder_config import AutoencoderConfig
-from counterstain.generators.diffusion_config import DiffusionConfig
+from counterstain.generators.diffusion_config import AutoencoderConfig, DiffusionConfig
 from counterstain.generators.spade_config import UPSAMPLINGS
 
 State = Mapping[str, Tensor]

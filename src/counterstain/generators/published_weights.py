@@ -24,9 +24,8 @@ from counterstain.config import Config, build, build_stored
 from counterstain.errors import ConfigError, InputError, MismatchError
 from counterstain.generators import published_layouts as layouts
 from counterstain.generators.autoencoder import Autoencoder
-from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.diffusion import Diffusion
-from counterstain.generators.diffusion_config import DiffusionConfig
+from counterstain.generators.diffusion_config import AutoencoderConfig, DiffusionConfig
 from counterstain.generators.published_layouts import SpadePart, State, to_ours, to_published
 from counterstain.generators.spade import Spade
 from counterstain.generators.spade_config import SpadeConfig

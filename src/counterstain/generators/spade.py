@@ -21,8 +21,15 @@ from counterstain.config import build_stored
 from counterstain.data.patches import Patch
 from counterstain.devices import choose_device, started_processes
 from counterstain.errors import ConfigError, MismatchError
-from counterstain.generators import nuclei as nuclei_map
-from counterstain.generators.conditioning import edges, kept_samples, one_hot, to_images, to_tensor
+from counterstain.generators.conditioning import (
+    edges,
+    kept_samples,
+    nuclei_channels,
+    nuclei_shown,
+    one_hot,
+    to_images,
+    to_tensor,
+)
 from counterstain.generators.interface import DrawRequest, fixed_batches, on_device, stacked
 from counterstain.generators.networks import (
     ImageEncoder,
@@ -57,7 +64,7 @@ class Spade(Trainable):
         super().__init__()
         config.check_size(size_px)
         self.config, self.num_labels, self.size_px, self.seed = config, num_labels, size_px, seed
-        channels = num_labels + int(config.edge_channel) + (nuclei_map.channels(1) if config.counterstain else 0)
+        channels = num_labels + int(config.edge_channel) + (nuclei_channels(1) if config.counterstain else 0)
         self.generator = SpadeGeneratorNetwork(
             channels + config.noise_channels, size_px, config.generator_width, config.latent, config.hidden
         )
@@ -74,10 +81,8 @@ class Spade(Trainable):
         if self.config.edge_channel:
             parts.append(edges(instances))
         shown = self.config.counterstain
-        if shown is not None and images is not None:
-            parts.append(nuclei_map.shown(nuclei_map.counterstain_map(images, shown), 1))
-        elif shown is not None:
-            parts.append(nuclei_map.absent(len(parts[0]), 1, parts[0]))
+        if shown is not None:
+            parts.append(nuclei_shown(images, shown, 1, parts[0]))
         return torch.cat(parts, dim=1)
 
     def training_condition(self, batch: dict[str, Tensor]) -> Tensor:
@@ -86,7 +91,7 @@ class Spade(Trainable):
         if self.config.counterstain is None:
             return condition
         kept = kept_samples(batch, self.seed, "counterstain", self.config.counterstain.dropout).to(condition)
-        first = -nuclei_map.channels(1)  # the last ones
+        first = -nuclei_channels(1)  # the last ones
         return torch.cat([condition[:, :first], condition[:, first:] * kept[:, None, None, None]], dim=1)
 
     def with_noise(self, labels: Tensor, keys: Sequence[tuple[Any, ...]]) -> Tensor:

@@ -22,9 +22,8 @@ from counterstain.data.sampling import PatchBatches
 from counterstain.data.split import check_no_leak
 from counterstain.errors import ConfigError, MismatchError
 from counterstain.generators.autoencoder import Autoencoder
-from counterstain.generators.autoencoder_config import AutoencoderConfig
 from counterstain.generators.diffusion import Diffusion, diffusion_batches, measure_latents
-from counterstain.generators.diffusion_config import DiffusionConfig, DistillationConfig
+from counterstain.generators.diffusion_config import AutoencoderConfig, DiffusionConfig, DistillationConfig
 from counterstain.generators.distillation import Distillation, student_config
 from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.spade import Spade
