@@ -20,8 +20,8 @@ from counterstain.generators.diffusion_config import (
     SamplerConfig,
 )
 from counterstain.generators.drawing import DiffusionGenerator
-from counterstain.generators.inpainting import KnownLatents, draw_redrawn, latent_redraw_mask, step_walk, surroundings
-from counterstain.generators.samplers import build_scheduler, sample
+from counterstain.generators.inpainting import dilated, draw_redrawn, latent_redraw_mask, surroundings
+from counterstain.generators.samplers import KnownLatents, build_scheduler, sample, step_walk
 from counterstain.seeding import torch_generator
 from counterstain.training import fit
 from counterstain.training_config import TrainingConfig
@@ -208,7 +208,7 @@ def test_resampling_brings_what_is_redrawn_into_line_with_what_is_kept():
     def agreeing(config):
         known, mask = torch.ones(400, 1, 1, 2), torch.tensor([0.0, 1.0]).expand(400, 1, 1, 2)
         of_known = [torch.Generator().manual_seed(1000 + i) for i in range(400)]
-        blend = KnownLatents(known, mask, of_known, build_scheduler(noise, sampler))
+        blend = KnownLatents(known, mask, of_known)
         generators = [torch.Generator().manual_seed(i) for i in range(400)]
         walk = step_walk(20, config)
         drawn = sample(
@@ -295,8 +295,8 @@ def test_the_area_condition_is_the_share_of_each_label():
 def test_a_latent_is_redrawn_if_any_of_its_pixels_is():
     redraw = torch.zeros(1, 8, 8, dtype=torch.bool)
     redraw[0, 3, 3] = True
-    assert latent_redraw_mask(redraw, 4, 0)[0, 0].tolist() == [[1, 0], [0, 0]]
-    assert latent_redraw_mask(redraw, 4, 1)[0, 0].tolist() == [[1, 1], [1, 1]]
+    assert latent_redraw_mask(redraw, 4)[0, 0].tolist() == [[1, 0], [0, 0]]
+    assert latent_redraw_mask(dilated(redraw, 1), 4)[0, 0].tolist() == [[1, 1], [1, 1]]
 
 
 @pytest.mark.parametrize("loss", ["l1", "l2", "min-snr"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, VQModel
@@ -20,6 +20,7 @@ from counterstain.generators.conditioning import to_tensor
 from counterstain.generators.diffusion_config import ADAM_BETAS, AutoencoderConfig
 from counterstain.generators.networks import LinearAutoencoder, PatchDiscriminator, hinge_discriminator_loss
 from counterstain.generators.perceptual import lpips_distance
+from counterstain.generators.samplers import fresh_noise
 from counterstain.seeding import torch_generator
 from counterstain.training import Minimise, Trainable, fused_optimizers
 
@@ -58,12 +59,6 @@ class CodebookUpkeep(nn.Module):
         self.register_buffer("sums", codes.detach().clone())
 
     @torch.no_grad()
-    def restart(self, codes: Tensor) -> None:
-        """Begin anew from other codes, (K, z), each as if it had been used as often as all others."""
-        self.usage.fill_(1.0)
-        self.sums.copy_(codes)
-
-    @torch.no_grad()
     def update(self, codebook: Tensor, latents: Tensor, chosen: Tensor, generator: torch.Generator) -> int:
         """Change ``codebook`` (K, z) in place after a step; return how many codes were revived.
 
@@ -76,9 +71,9 @@ class CodebookUpkeep(nn.Module):
             Picks the latents that revived codes are set to.
         """
         flat = latents.detach().float().movedim(1, -1).flatten(0, -2)  # (n, z)
-        counts, sums = _tally(flat, chosen.flatten(), len(codebook))
-        total = _over_all_devices(torch.tensor(float(len(flat)), device=flat.device))
-        share = len(codebook) / total
+        counts = torch.bincount(chosen.flatten(), minlength=len(codebook)).to(flat)
+        sums = torch.zeros_like(self.sums, dtype=flat.dtype).index_add_(0, chosen.flatten(), flat)
+        share = len(codebook) / _over_all_devices(torch.tensor(float(len(flat)), device=flat.device))
         self.usage.lerp_(_over_all_devices(counts) * share, 1 - self.decay)
         self.sums.lerp_(_over_all_devices(sums) * share, 1 - self.decay)
         if self.averaged:
@@ -110,13 +105,6 @@ def usage_of(chosen: Tensor, size: int) -> tuple[float, float]:
     return len(shares) / size, float(torch.exp(-(shares * shares.log()).sum()))
 
 
-def _tally(latents: Tensor, chosen: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return how many latents chose each code, (K,), and their sums, (K, z)."""
-    counts = torch.bincount(chosen, minlength=size).to(latents.dtype)
-    sums = torch.zeros(size, latents.shape[1], dtype=latents.dtype, device=latents.device)
-    return counts, sums.index_add_(0, chosen, latents)
-
-
 def _over_all_devices(tensor: Tensor) -> Tensor:
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(tensor)
@@ -128,7 +116,7 @@ def build_network(config: AutoencoderConfig) -> nn.Module:
     if config.kind == "linear":
         return LinearAutoencoder(config.factor, config.latent_channels)
     levels = len(config.widths)
-    settings = {
+    settings: dict[str, Any] = {
         "down_block_types": ("DownEncoderBlock2D",) * levels,
         "up_block_types": ("UpDecoderBlock2D",) * levels,
         "block_out_channels": config.widths,
@@ -138,11 +126,8 @@ def build_network(config: AutoencoderConfig) -> nn.Module:
         "mid_block_add_attention": config.attention,
     }
     if config.kind == "vq":
-        network: nn.Module = VQModel(
-            num_vq_embeddings=config.codebook_size, vq_embed_dim=config.latent_channels, **settings
-        )
-    else:
-        network = AutoencoderKL(**settings)
+        settings |= {"num_vq_embeddings": config.codebook_size, "vq_embed_dim": config.latent_channels}
+    network: nn.Module = VQModel(**settings) if config.kind == "vq" else AutoencoderKL(**settings)
     return network
 
 
@@ -159,7 +144,6 @@ class Autoencoder(Trainable):
 
     Parameters
     ----------
-    config : AutoencoderConfig
     size_px : int
         Edge of the training patches, a multiple of the factor.
     seed : int
@@ -172,25 +156,24 @@ class Autoencoder(Trainable):
         super().__init__()
         config.check_size(size_px)
         self.config, self.seed = config, seed
-        self.network = build_network(config)
+        self.network: Any = build_network(config)
         self.codebook = self._codebook_upkeep()
         self.discriminator = PatchDiscriminator(config.discriminator_width) if config.adversarial_weight else None
         # In a list, so that the fixed network is neither trained nor saved.
         self._lpips = [lpips_distance(config.lpips_weights)] if config.lpips_weight else []
 
     def _codebook_upkeep(self) -> CodebookUpkeep | None:
-        config, network = self.config, cast("Any", self.network)
-        averaged = config.codebook_update == "average"
+        config, averaged = self.config, self.config.codebook_update == "average"
         if config.kind != "vq" or not (averaged or config.revive_codes_below):
             return None
-        codes = network.quantize.embedding.weight
+        codes = self.network.quantize.embedding.weight
         codes.requires_grad_(not averaged)
         return CodebookUpkeep(codes, CODEBOOK_DECAY, averaged=averaged, revive_below=config.revive_codes_below)
 
     def begin_from_given_codes(self) -> None:
         """Let the upkeep of the codebook begin from codes that were loaded without one, or it would forget them."""
         if self.codebook is not None:
-            self.codebook.restart(cast("Any", self.network).quantize.embedding.weight)
+            self.codebook = self._codebook_upkeep()
 
     @property
     def lpips(self) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -199,8 +182,7 @@ class Autoencoder(Trainable):
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), -1..1 -> latents (B, z, h, w): before quantisation, or the Gaussians' means."""
-        network: Any = self.network
-        encoded = network.encode(images)
+        encoded = self.network.encode(images)
         if self.config.kind == "linear":
             return torch.as_tensor(encoded)
         latents: Tensor = encoded.latents if self.config.kind == "vq" else encoded.latent_dist.mode()
@@ -208,15 +190,13 @@ class Autoencoder(Trainable):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, z, h, w) -> images (B, 3, H, W), about -1..1; ``vq`` quantises first."""
-        network: Any = self.network
-        decoded = network.decode(latents)
+        decoded = self.network.decode(latents)
         images: Tensor = decoded if self.config.kind == "linear" else decoded.sample
         return images
 
     def fit_components(self, batches: Iterable[Tensor]) -> float:
         """Find the components of the linear autoencoder from images (B, H, W, 3) uint8; return the variance kept."""
-        assert isinstance(self.network, LinearAutoencoder)
-        return self.network.fit(to_tensor(images) for images in batches)
+        return float(self.network.fit(to_tensor(images) for images in batches))
 
     def training_step(self, batch: dict[str, Tensor], minimise: Minimise) -> dict[str, Any]:
         """Update the autoencoder, then the discriminator."""
@@ -225,7 +205,7 @@ class Autoencoder(Trainable):
         loss, logged = self._loss(real, found, step)
         minimise(loss, 0)
         if self.codebook is not None and found.codes is not None:
-            codes = cast("Any", self.network).quantize.embedding.weight.data
+            codes = self.network.quantize.embedding.weight.data
             generator = torch_generator(self.seed, "revived codes", step)
             logged["codes_revived"] = self.codebook.update(codes, found.latents, found.codes, generator)
         if self.discriminator is not None:
@@ -239,7 +219,6 @@ class Autoencoder(Trainable):
         return logged
 
     def _loss(self, real: Tensor, found: _Reconstruction, step: int) -> tuple[Tensor, dict[str, Any]]:
-        """Return the autoencoder's loss, and its parts for the record."""
         distance = (real - found.decoded).abs().mean()
         logged: dict[str, Any] = {"loss_l1": distance.detach(), "loss_regulariser": found.regulariser.detach()}
         if self.lpips is not None:
@@ -261,25 +240,22 @@ class Autoencoder(Trainable):
         return [torch.optim.Adam(part.parameters(), self.config.scaled_lr, ADAM_BETAS, fused=fused) for part in parts]
 
     def _reconstruct(self, real: Tensor, batch: dict[str, Tensor]) -> _Reconstruction:
-        network: Any = self.network
+        network = self.network
         if self.config.kind == "vq":
             latents = network.encode(real).latents
             quantised, loss, (_, _, codes) = network.quantize(latents)
             decoded = network.decode(quantised, force_not_quantize=True).sample
             return _Reconstruction(decoded, loss, latents, codes)
         gaussians = network.encode(real).latent_dist
-        noise = torch.stack([self._noise(gaussians.mean[0], batch, place) for place in batch["position"].tolist()])
+        keys = [("latent", int(batch["step"]), position) for position in batch["position"].tolist()]
+        noise = fresh_noise(gaussians.mean.shape[1:], [torch_generator(self.seed, *key) for key in keys])
         latents = gaussians.mean + gaussians.std * noise.to(real)
         divergence = gaussians.kl().mean() / real[0].numel()
         return _Reconstruction(network.decode(latents).sample, self.config.kl_weight * divergence, latents)
 
-    def _noise(self, like: Tensor, batch: dict[str, Tensor], position: int) -> Tensor:
-        return torch.randn(like.shape, generator=torch_generator(self.seed, "latent", int(batch["step"]), position))
-
     def _adaptive_weight(self, distance: Tensor, gan: Tensor) -> Tensor:
         # Esser et al. 2021, equation 7: the ratio of the two gradients at the decoder's last layer.
-        network: Any = self.network
-        last = network.decoder.conv_out.weight
+        last = self.network.decoder.conv_out.weight
         of_distance = torch.autograd.grad(distance, last, retain_graph=True)[0].norm()
         of_gan = torch.autograd.grad(gan, last, retain_graph=True)[0].norm()
         weight: Tensor = of_distance / (of_gan + 1e-4)

@@ -1,16 +1,15 @@
 """Latent diffusion conditioned on label masks (Rombach et al. 2022): the denoiser, its loss, and the batches of latents
 that it learns from.
 
-Shapes: B = batch, z = latent channels, h, w = rows and columns of the latents.
+Shapes: B = batch, z = latent channels, h, w = rows and columns of the latents, S = length of a style vector.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
-import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
@@ -38,68 +37,6 @@ from counterstain.seeding import torch_generator
 from counterstain.training import Batches, Trainable, cosine, fused_optimizers
 
 ENCODE_BATCH = 64
-
-
-@torch.no_grad()
-def measure_latents(model: Diffusion, sampler: PatchSampler, patches: int = 256) -> None:
-    """Set the mean and standard deviation of the latents' channels, as ``normalise_latents`` says."""
-    encoded = [model.encode(_images(sampler, range(i, i + 16))) for i in range(0, patches, 16)]
-    latents = torch.cat(encoded)
-    sd = latents.std((0, 2, 3))
-    if model.config.normalise_latents == "all":
-        sd = sd.pow(2).mean().sqrt().expand_as(sd)
-    model.latent_mean.copy_(latents.mean((0, 2, 3)))
-    model.latent_sd.copy_(sd.clamp(min=1e-6))
-
-
-def _images(sampler: PatchSampler, indices: range) -> Tensor:
-    return torch.from_numpy(np.stack([sampler[i].image for i in indices]))
-
-
-def diffusion_batches(model: Diffusion, sampler: PatchSampler, size_px: int, seed: int) -> Batches:
-    """Return the function step -> batch of patches, encoded once where the configuration says so, with references."""
-    config = model.config
-    references = None if config.style is None else references_of(sampler.cohort, size_px, seed)
-    if config.latent_pool is not None:
-        return _pooled(model, sampler, config.latent_pool, references)
-    if config.style is not None and references is not None:
-        return styled_batches(sampler, references, config.style.references, config.training.batch_size)
-    return PatchBatches(sampler, config.training.batch_size)
-
-
-def _pooled(model: Diffusion, sampler: PatchSampler, pool: int, references: StyleReferences | None) -> Batches:
-    """Encode the first ``pool`` patches once; batches are runs of a fresh shuffle for each pass."""
-    batch_size, style = model.config.training.batch_size, model.config.style
-    encoded: list[dict[str, Tensor]] = []
-    with bar("encoding", pool) as advance:
-        for first in range(0, pool, ENCODE_BATCH):
-            members = range(first, min(first + ENCODE_BATCH, pool))
-            patches = [sampler[i] for i in members]
-            part = stack(patches)
-            kept = {"latents": model.encode(part["images"]), "labels": part["labels"]}
-            if style is not None and references is not None:
-                kept["references"] = references.choose_for(patches, members, style.references)
-            if model.config.counterstain is not None:
-                kept["counterstain"] = model.nuclei(part["images"]).half()
-            if model.config.context_share:
-                kept["context"] = model.training_context(part, 0, members)
-            encoded.append(kept)
-            advance(len(members))
-    whole = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
-
-    @lru_cache(maxsize=2)
-    def order(turn: int) -> Tensor:
-        return torch.randperm(pool, generator=torch_generator(model.seed, "pool", turn))
-
-    def batch(step: int) -> dict[str, Tensor]:
-        numbers = range(step * batch_size, (step + 1) * batch_size)
-        members = torch.stack([order(n // pool)[n % pool] for n in numbers])
-        found = {name: values[members] for name, values in whole.items()}
-        return found if references is None else found | references.described(found.pop("references"))
-
-    return batch
-
-
 TILE_OVERLAP_PX = 64  # what tiles of the first stage share, blended
 MIN_SNR_GAMMA = 5.0  # Hang et al. 2023
 
@@ -126,7 +63,6 @@ class Diffusion(Trainable):
 
     Parameters
     ----------
-    config : DiffusionConfig
     first_stage : Autoencoder
         Trained; it is kept fixed.
     num_labels : int
@@ -163,10 +99,8 @@ class Diffusion(Trainable):
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, H, W, 3) uint8 -> normalised latents (B, z, h, w)."""
         tensor = to_tensor(images)
-        height, width = (size // self.factor for size in tensor.shape[2:])
-        latents = in_tiles(
-            self.first_stage.encode, tensor, self._tiling(height, width), reads=self.factor, blend=self._blends
-        )
+        grid = self._tiling(*(size // self.factor for size in tensor.shape[2:]))
+        latents = in_tiles(self.first_stage.encode, tensor, grid, reads=self.factor, blend=self._blends)
         return (latents - self.latent_mean[:, None, None]) / self.latent_sd[:, None, None]
 
     @torch.no_grad()
@@ -219,16 +153,25 @@ class Diffusion(Trainable):
             style = labels.new_zeros(len(labels), self.style.length) if styles is None else styles.to(labels)
         return Condition(labels=labels, nuclei=nuclei, context=context, style=style)
 
-    def _labels(self, label_masks: Tensor) -> Tensor:
-        """Labels (B, H, W) -> (B, L, h, w) float."""
-        return shrink(one_hot(label_masks, self.num_labels), self.factor, self.config.condition)
-
-    @torch.no_grad()
-    def nuclei(self, images: Tensor) -> Tensor:
-        """Images (B, H, W, 3) uint8 -> their counterstain as the network is shown it, (B, f² + 1, h, w)."""
-        if self.config.counterstain is None:
-            raise ValueError("this network is shown no counterstain")
-        return nuclei_shown(images, self.config.counterstain, self.factor, images)
+    def training_condition(self, batch: dict[str, Tensor], keep: Tensor | None = None) -> Condition:
+        """Return all that the network is shown in training, the labels only where ``keep``, (B, 1, 1, 1), is 1."""
+        labels = self._labels(batch["labels"])
+        nuclei = context = style = None
+        if (shown := self.config.counterstain) is not None:
+            nuclei = batch.get("counterstain")
+            if nuclei is None:
+                nuclei = nuclei_shown(batch["images"], shown, self.factor, labels)
+            kept = kept_samples(batch, self.seed, "counterstain", shown.dropout).to(labels)
+            nuclei = nuclei.to(labels) * kept[:, None, None, None]
+        if self.config.context_share:
+            context = batch.get("context")
+            if context is None:
+                context = self.training_context(batch, int(batch["step"]), batch["position"].tolist())
+        if self.style is not None and self.config.style is not None:
+            styles: Tensor = self.style(batch["style_seen"], batch["style_stain"])
+            kept = kept_samples(batch, self.seed, "style", self.config.style.dropout)
+            style = (styles * kept[:, None].to(styles)).to(labels)
+        return Condition(labels=labels if keep is None else labels * keep, nuclei=nuclei, context=context, style=style)
 
     def training_context(self, batch: dict[str, Tensor], step: int, positions: Sequence[int]) -> Tensor:
         """Choose what is redrawn in each patch of a batch and return the rest, (B, z + 1, h, w)."""
@@ -236,23 +179,8 @@ class Diffusion(Trainable):
         redraw = draw_redrawn(batch["instances"], self.config.context_share, 2 * self.factor, generators)
         return surroundings(self.encode, batch["images"], redraw, self.factor)
 
-    def training_condition(self, batch: dict[str, Tensor], keep: Tensor | None = None) -> Condition:
-        """Return all that the network is shown in training, the labels only where ``keep``, (B, 1, 1, 1), is 1."""
-        labels = self._labels(batch["labels"])
-        if keep is not None:
-            labels = labels * keep
-        nuclei = context = None
-        if self.config.counterstain is not None:
-            maps = batch["counterstain"] if "counterstain" in batch else self.nuclei(batch["images"])
-            kept = kept_samples(batch, self.seed, "counterstain", self.config.counterstain.dropout).to(labels)
-            nuclei = maps.to(labels) * kept[:, None, None, None]
-        if self.config.context_share:
-            context = batch.get("context")
-            if context is None:
-                context = self.training_context(batch, int(batch["step"]), batch["position"].tolist())
-        styles = self._training_styles(batch)
-        style = None if styles is None else styles.to(labels)
-        return Condition(labels=labels, nuclei=nuclei, context=context, style=style)
+    def _labels(self, label_masks: Tensor) -> Tensor:
+        return shrink(one_hot(label_masks, self.num_labels), self.factor, self.config.condition)
 
     def clean_latents(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the latents (B, z, h, w) of a batch that holds ``latents`` or ``images``."""
@@ -269,14 +197,10 @@ class Diffusion(Trainable):
         latents = self.clean_latents(batch)
         timesteps, noise, keep = self._draws(batch, latents)
         noisy = self._noising.add_noise(latents, noise, timesteps)
-        condition = self.training_condition(batch, keep)
-        prediction = self.predict(noisy, timesteps, condition)
-        targets: dict[str, Callable[[], Tensor]] = {
-            "epsilon": lambda: noise,
-            "v_prediction": lambda: self._noising.get_velocity(latents, noise, timesteps),
-            "sample": lambda: latents,
-        }
-        target = targets[self.config.noise.prediction]()
+        prediction = self.predict(noisy, timesteps, self.training_condition(batch, keep))
+        target = {"epsilon": noise, "sample": latents}.get(self.config.noise.prediction)
+        if target is None:
+            target = self._noising.get_velocity(latents, noise, timesteps)
         return {"loss": self._distance(prediction, target, timesteps)}
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -300,13 +224,6 @@ class Diffusion(Trainable):
         kept = torch.stack(keep).float()[:, None, None, None]
         return torch.stack(timesteps).to(self.device), noise.to(latents), kept.to(self.device)
 
-    def _training_styles(self, batch: dict[str, Tensor]) -> Tensor | None:
-        """Styles (B, S) of a batch's references, some of them dropped."""
-        if self.style is None or self.config.style is None:
-            return None
-        styles: Tensor = self.style(batch["style_seen"], batch["style_stain"])
-        return styles * kept_samples(batch, self.seed, "style", self.config.style.dropout)[:, None].to(styles)
-
     def _distance(self, prediction: Tensor, target: Tensor, timesteps: Tensor) -> Tensor:
         if self.config.loss == "l1":
             return functional.l1_loss(prediction, target)
@@ -315,6 +232,68 @@ class Diffusion(Trainable):
             alphas = self._noising.alphas_cumprod.to(timesteps.device)[timesteps]
             snr = alphas / (1 - alphas)
             per_target = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
-            weight = snr.clamp(max=MIN_SNR_GAMMA) / per_target[self.config.noise.prediction].clamp(min=1e-8)
-            squared = squared * weight
+            squared = squared * snr.clamp(max=MIN_SNR_GAMMA) / per_target[self.config.noise.prediction].clamp(min=1e-8)
         return squared.mean()
+
+
+@torch.no_grad()
+def measure_latents(model: Diffusion, sampler: PatchSampler, patches: int = 256) -> None:
+    """Set the mean and standard deviation of the latents' channels, as ``normalise_latents`` says."""
+    encoded = [model.encode(stack([sampler[i] for i in range(n, n + 16)])["images"]) for n in range(0, patches, 16)]
+    latents = torch.cat(encoded)
+    sd = latents.std((0, 2, 3))
+    if model.config.normalise_latents == "all":
+        sd = sd.pow(2).mean().sqrt().expand_as(sd)
+    model.latent_mean.copy_(latents.mean((0, 2, 3)))
+    model.latent_sd.copy_(sd.clamp(min=1e-6))
+
+
+def diffusion_batches(model: Diffusion, sampler: PatchSampler, size_px: int, seed: int) -> Batches:
+    """Return the function step -> batch of patches, encoded once where the configuration says so, with references."""
+    config = model.config
+    references = None if config.style is None else references_of(sampler.cohort, size_px, seed)
+    if config.latent_pool is not None:
+        return _pooled(model, sampler, config.latent_pool, references)
+    if config.style is not None and references is not None:
+        return styled_batches(sampler, references, config.style.references, config.training.batch_size)
+    return PatchBatches(sampler, config.training.batch_size)
+
+
+def _pooled(model: Diffusion, sampler: PatchSampler, pool: int, references: StyleReferences | None) -> Batches:
+    """Encode the first ``pool`` patches once; batches are runs of a fresh shuffle for each pass."""
+    batch_size = model.config.training.batch_size
+    encoded = []
+    with bar("encoding", pool) as advance:
+        for first in range(0, pool, ENCODE_BATCH):
+            members = range(first, min(first + ENCODE_BATCH, pool))
+            encoded.append(_encoded(model, sampler, members, references))
+            advance(len(members))
+    whole = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
+
+    @lru_cache(maxsize=2)
+    def order(turn: int) -> Tensor:
+        return torch.randperm(pool, generator=torch_generator(model.seed, "pool", turn))
+
+    def batch(step: int) -> dict[str, Tensor]:
+        numbers = range(step * batch_size, (step + 1) * batch_size)
+        members = torch.stack([order(n // pool)[n % pool] for n in numbers])
+        found = {name: values[members] for name, values in whole.items()}
+        return found if references is None else found | references.described(found.pop("references"))
+
+    return batch
+
+
+def _encoded(
+    model: Diffusion, sampler: PatchSampler, members: range, references: StyleReferences | None
+) -> dict[str, Tensor]:
+    """Return what a pool keeps of some patches."""
+    patches = [sampler[i] for i in members]
+    part, config = stack(patches), model.config
+    kept = {"latents": model.encode(part["images"]), "labels": part["labels"]}
+    if config.style is not None and references is not None:
+        kept["references"] = references.choose_for(patches, members, config.style.references)
+    if config.counterstain is not None:
+        kept["counterstain"] = nuclei_shown(part["images"], config.counterstain, model.factor, part["labels"]).half()
+    if config.context_share:
+        kept["context"] = model.training_context(part, 0, members)
+    return kept

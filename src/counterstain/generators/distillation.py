@@ -22,7 +22,7 @@ from counterstain.generators.samplers import FEW_STEP_POWER, fresh_noise, power_
 from counterstain.seeding import torch_generator
 from counterstain.training import Trainable
 
-Levels = tuple[Tensor, Tensor]  # alpha, sigma: (B, 1, 1, 1) each
+Levels = tuple[Tensor, Tensor]  # alpha, sigma: (B, 1, 1, 1) each; latents are alpha x clean + sigma x noise
 
 
 def student_config(teacher: DiffusionConfig, config: DistillationConfig) -> DiffusionConfig:
@@ -46,44 +46,11 @@ def student_config(teacher: DiffusionConfig, config: DistillationConfig) -> Diff
     return teacher.model_copy(update=changes)
 
 
-def clean_and_noise(
-    prediction: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor, kind: str
-) -> tuple[Tensor, Tensor]:
-    """Turn what a network predicts into clean latents and noise, both (B, z, h, w).
-
-    Parameters
-    ----------
-    prediction, noisy : (B, z, h, w)
-    alpha, sigma : (B, 1, 1, 1)
-        ``noisy`` is alpha x clean + sigma x noise.
-    kind : str
-        ``epsilon``, ``v_prediction`` or ``sample``.
-    """
-    if kind == "epsilon":
-        return (noisy - sigma * prediction) / alpha, prediction
-    clean = prediction if kind == "sample" else alpha * noisy - sigma * prediction
-    return clean, (noisy - alpha * clean) / sigma
-
-
-def target_of_one_step(noisy: Tensor, reached: Tensor, before: Levels, after: Levels) -> Tensor:
-    """Return the clean latents that lead from ``noisy`` to ``reached`` in one step of DDIM (Salimans & Ho 2022).
-
-    Parameters
-    ----------
-    noisy, reached : (B, z, h, w)
-    before, after : pairs of (B, 1, 1, 1)
-        alpha and sigma of the two.
-    """
-    ratio = after[1] / before[1]
-    return (reached - ratio * noisy) / (after[0] - ratio * before[0])
-
-
 class Distillation(Trainable):
     """Trains ``student``; the halving follows from the number of the training step.
 
     Parameters
     ----------
-    config : DistillationConfig
     teacher : Diffusion
         Trained; it is used up: later students are copied into it.
     student : Diffusion
@@ -114,14 +81,13 @@ class Distillation(Trainable):
             self.teacher.load_state_dict(self.student.state_dict())
         latents, condition = self.student.clean_latents(batch), self.student.training_condition(batch)
         noisy, first = self._noised(latents, batch, halving)
-        before, student_kind = self._levels(first), self.student.config.noise.prediction
+        before, stride = self._levels(first), 2**halving
         with torch.no_grad():
-            stride = 2**halving
             middle = self._taught(noisy, first, first + stride, condition, halving)
             reached = self._taught(middle, first + stride, first + 2 * stride, condition, halving)
-            target = target_of_one_step(noisy, reached, before, self._levels(first + 2 * stride))
+            target = _target_of_one_step(noisy, reached, before, self._levels(first + 2 * stride))
         prediction = self.student.predict(noisy, self._timesteps(first), condition).float()
-        clean, _ = clean_and_noise(prediction, noisy, *before, student_kind)
+        clean, _ = _clean_and_noise(prediction, noisy, before, self.student.config.noise.prediction)
         weight = (before[0] / before[1]).square().clamp(min=1.0)
         return {"loss": (weight * (clean - target).square()).mean()}
 
@@ -136,9 +102,8 @@ class Distillation(Trainable):
 
     def _noised(self, latents: Tensor, batch: dict[str, Tensor], halving: int) -> tuple[Tensor, Tensor]:
         """Noise latents to a step of the student's grid, (B,) numbers on the first teacher's grid."""
-        step = int(batch["step"])
+        step, stride = int(batch["step"]), 2 ** (halving + 1)
         generators = [torch_generator(self.seed, "distillation", step, p) for p in batch["position"].tolist()]
-        stride = 2 ** (halving + 1)
         chosen = [torch.randint(self.config.teacher_steps // stride, (), generator=g) for g in generators]
         first = torch.stack(chosen).to(latents.device) * stride
         noise = fresh_noise(latents.shape[1:], generators).to(latents)
@@ -157,8 +122,8 @@ class Distillation(Trainable):
             level = timesteps / self.student.config.noise.timesteps
             scale = torch.where((level >= low) & (level <= high), self.config.guidance, 1.0)[:, None, None, None]
             prediction = without + scale * (prediction - without)
-        kind = self.teacher.config.noise.prediction if halving == 0 else self.student.config.noise.prediction
-        clean, noise = clean_and_noise(prediction, noisy, *self._levels(now), kind)
+        kind = (self.student if halving else self.teacher).config.noise.prediction
+        clean, noise = _clean_and_noise(prediction, noisy, self._levels(now), kind)
         alpha, sigma = self._levels(following)
         return alpha * clean + sigma * noise
 
@@ -166,6 +131,20 @@ class Distillation(Trainable):
         return torch.tensor(self.timesteps, device=numbers.device)[numbers]
 
     def _levels(self, numbers: Tensor) -> Levels:
-        place = numbers.cpu()
-        alpha, sigma = self._alphas[place], self._sigmas[place]
-        return alpha.to(numbers.device)[:, None, None, None], sigma.to(numbers.device)[:, None, None, None]
+        alpha, sigma = (part[numbers.cpu()].to(numbers.device) for part in (self._alphas, self._sigmas))
+        return alpha[:, None, None, None], sigma[:, None, None, None]
+
+
+def _clean_and_noise(prediction: Tensor, noisy: Tensor, levels: Levels, kind: str) -> tuple[Tensor, Tensor]:
+    """Turn what a network predicts, (B, z, h, w), into clean latents and noise."""
+    alpha, sigma = levels
+    if kind == "epsilon":
+        return (noisy - sigma * prediction) / alpha, prediction
+    clean = prediction if kind == "sample" else alpha * noisy - sigma * prediction
+    return clean, (noisy - alpha * clean) / sigma
+
+
+def _target_of_one_step(noisy: Tensor, reached: Tensor, before: Levels, after: Levels) -> Tensor:
+    """Return the clean latents that lead from ``noisy`` to ``reached`` in one step of DDIM (Salimans & Ho 2022)."""
+    ratio = after[1] / before[1]
+    return (reached - ratio * noisy) / (after[0] - ratio * before[0])

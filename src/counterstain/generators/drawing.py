@@ -30,12 +30,14 @@ from counterstain.generators.diffusion_config import (
     SamplerConfig,
     WindowsConfig,
 )
-from counterstain.generators.inpainting import KnownLatents, composite, dilated, latent_redraw_mask, step_walk
+from counterstain.generators.inpainting import dilated, latent_redraw_mask
 from counterstain.generators.interface import DrawRequest, fixed_batches, on_device, stacked
-from counterstain.generators.samplers import Denoiser, build_scheduler, sample
+from counterstain.generators.samplers import Denoiser, KnownLatents, sample, step_walk
 from counterstain.generators.style import describe
 from counterstain.generators.windows import WindowGrid, extended, windowed
 from counterstain.seeding import torch_generator
+
+DrawnAs = Literal["diffusion", "inpainting"]
 
 
 class DiffusionGenerator:
@@ -44,7 +46,7 @@ class DiffusionGenerator:
     def __init__(
         self,
         model: Diffusion,
-        method: Literal["diffusion", "inpainting"] = "diffusion",
+        method: DrawnAs = "diffusion",
         *,
         sampler: SamplerConfig | None = None,
         inpainting: InpaintingConfig | None = None,
@@ -57,6 +59,7 @@ class DiffusionGenerator:
         self.method, self.trained_px, self.header = method, trained_px, header
         own = model.config
         self.draw_with(sampler or own.sampler, inpainting or own.inpainting, windows or own.windows)
+        self.references_per_style = 1 if own.style is None else own.style.references
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -77,67 +80,47 @@ class DiffusionGenerator:
             Guidance is asked of a network that never trained without a mask, few steps of one that is not distilled,
             more steps than it has, or windows that it cannot halve as often as it must.
         """
-        own = self.model.config.sampler
-        if own.name == "few_step":  # it can draw in this way alone
-            sampler = own.model_copy(update={"compute_batch": sampler.compute_batch})
+        config = self.model.config
+        if config.sampler.name == "few_step":  # it can draw in this way alone
+            sampler = config.sampler.model_copy(update={"compute_batch": sampler.compute_batch})
         elif sampler.name == "few_step":
             raise ConfigError(
                 "sampler.name few_step: this network is not distilled; run 'counterstain train distilled'"
             )
-        if sampler.guidance != 1.0 and not self.model.config.condition_dropout:
+        if sampler.guidance != 1.0 and not config.condition_dropout:
             raise ConfigError("sampler.guidance: this network was trained without condition_dropout; use 1")
-        if sampler.steps > self.model.config.noise.timesteps:
-            raise ConfigError(f"sampler.steps {sampler.steps}: this network has {self.model.config.noise.timesteps}")
-        self.sampler, self.inpainting, self.windows = sampler, inpainting, windows
-        unit = self.model.factor * self.model.config.halvings
+        if sampler.steps > config.noise.timesteps:
+            raise ConfigError(f"sampler.steps {sampler.steps}: this network has {config.noise.timesteps}")
+        unit = self.model.factor * config.halvings
         if (windows.window_px or 0) % unit:
             raise ConfigError(f"windows.window_px {windows.window_px}: must be a multiple of {unit}")
+        self.sampler, self.inpainting, self.windows = sampler, inpainting, windows
         self.model.tiles = windows if self.trained_px else None
 
     @classmethod
-    def load(cls, folder: Path, method: Literal["diffusion", "inpainting"] = "diffusion", **drawing: Any) -> Self:
+    def load(cls, folder: Path, method: DrawnAs = "diffusion", **drawing: Any) -> Self:
         """Load a checkpoint made by :func:`counterstain.generators.train.train_diffusion`.
 
-        Parameters
-        ----------
-        folder : Path
-        method : str
-        **drawing
-            ``sampler``, ``inpainting`` and ``windows``; the checkpoint's own where not given.
+        ``drawing`` are ``sampler``, ``inpainting`` and ``windows``; the checkpoint's own where not given.
         """
         header, state = load_checkpoint(folder, "diffusion")
         settings = build_stored(AutoencoderConfig, header.notes["first_stage"], folder)
         first_stage = Autoencoder(settings.for_use(), header.size_px)
-        first_stage.load_state_dict(
-            {k.removeprefix("first_stage."): v for k, v in state.items() if k.startswith("first_stage.")}
-        )
+        of_first = {name for name in state if name.startswith("first_stage.")}
+        first_stage.load_state_dict({name.removeprefix("first_stage."): state.pop(name) for name in of_first})
         model = Diffusion(build_stored(DiffusionConfig, header.config, folder), first_stage, header.taxonomy.num_labels)
-        model.load_state_dict({k: v for k, v in state.items() if not k.startswith("first_stage.")})
+        model.load_state_dict(state)
         return cls(model, method, trained_px=header.size_px, header=header, **drawing)
-
-    @property
-    def references_per_style(self) -> int:
-        """How many references' styles were averaged in training; 1 without styles."""
-        style = self.model.config.style
-        return 1 if style is None else style.references
 
     @torch.no_grad()
     def style_codes(self, references: Sequence[Patch]) -> np.ndarray:
-        """Return the styles of reference patches, (n, S) float.
-
-        Raises
-        ------
-        ConfigError
-            The network was trained without styles.
-        """
+        """Return the styles of reference patches, (n, S) float; ConfigError of a network trained without styles."""
         if self.model.style is None:
             raise ConfigError("synthesis.style: this network was trained without styles; train it with diffusion.style")
-        device = self.model.device
-        # One by one: a style must not round differently in other company.
         codes = []
-        for patch in references:
+        for patch in references:  # one by one: a style must not round differently in other company
             described = describe([patch], self.trained_px or len(patch.image))
-            codes.append(self.model.style(*(part[None].to(device) for part in described)))
+            codes.append(self.model.style(*(part[None].to(self.model.device) for part in described)))
         return torch.cat(codes).cpu().numpy()
 
     @torch.no_grad()
@@ -166,13 +149,12 @@ class DiffusionGenerator:
 
     def _needed(self, request: DrawRequest) -> DrawRequest:
         """Return what is drawn from, of a size that is at least a window and a whole number of latents."""
-        image, redraw = request.image, request.redraw
+        mask, image, redraw = request.mask, request.image, request.redraw
         if self.method == "diffusion":
             redraw = None
             image = image if self.model.config.counterstain else None
         elif image is None or redraw is None:
             raise InputError("inpainting needs the real images and which pixels to redraw")
-        mask = request.mask
         if self._window_px is not None:
             size = self._window_px, self.model.factor
             mask = extended(mask, *size)
@@ -181,13 +163,14 @@ class DiffusionGenerator:
         return DrawRequest(mask=mask, seed=request.seed, image=image, redraw=redraw, style=request.style)
 
     def _finished(self, request: DrawRequest, image: np.ndarray) -> np.ndarray:
+        """Return an image of the size that was asked for, with the original's own pixels where they are kept."""
         height, width = request.mask.shape
         image = image[:height, :width]
         if self.method == "diffusion" or not self.inpainting.composite:
             return image
         assert request.image is not None
         assert request.redraw is not None
-        return composite(image, request.image, request.redraw)
+        return np.where(request.redraw[..., None], image, request.image)
 
     def _draw(self, requests: Sequence[DrawRequest]) -> np.ndarray:
         model, device, seeds = self.model, self.model.device, [request.seed for request in requests]
@@ -196,14 +179,12 @@ class DiffusionGenerator:
             for array in (stacked(requests, field) for field in ("mask", "image", "redraw", "style"))
         )
         assert masks is not None
-        scheduler = build_scheduler(model.config.noise, self.sampler)
         inpainting: dict[str, Any] = {}
         if images is not None and redraw is not None:
-            redraw = dilated(redraw, self.inpainting.dilation_px)
-            known, wanted = model.encode(images), latent_redraw_mask(redraw, model.factor, 0)
+            redraw, known = dilated(redraw, self.inpainting.dilation_px), model.encode(images)
             noise = [torch_generator(seed, "known") for seed in seeds]
             inpainting = {
-                "blend": KnownLatents(known, wanted, noise, scheduler),
+                "blend": KnownLatents(known, latent_redraw_mask(redraw, model.factor), noise),
                 "origin": known if self.inpainting.start == "original" else None,
                 "walk": step_walk(self.sampler.steps, self.inpainting),
             }
@@ -215,7 +196,6 @@ class DiffusionGenerator:
             model.config.noise,
             self.sampler,
             device=device,
-            scheduler=scheduler,
             **inpainting,
         )
         return to_images(model.decode(latents))
@@ -239,9 +219,7 @@ class DiffusionGenerator:
         return without + self.sampler.guidance * (with_mask - without)
 
 
-def open_diffusion(
-    checkpoint: Path, _: Cohort, settings: Mapping[str, Any], *, method: Literal["diffusion", "inpainting"]
-) -> DiffusionGenerator:
+def open_diffusion(checkpoint: Path, _: Cohort, settings: Mapping[str, Any], *, method: DrawnAs) -> DiffusionGenerator:
     """Open a checkpoint to draw whole images or to inpaint, with settings as plain values."""
     kinds: dict[str, type[Any]] = {"sampler": SamplerConfig, "inpainting": InpaintingConfig, "windows": WindowsConfig}
     given = {name: build(kinds[name], value, f"diffusion.{name}") for name, value in settings.items()}

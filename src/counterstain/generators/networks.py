@@ -74,8 +74,6 @@ class SpadeGeneratorNetwork(nn.Module):
 
     Parameters
     ----------
-    label_channels : int
-        C.
     size_px : int
         Edge of the images, a multiple of 32.
     width : int
@@ -94,13 +92,8 @@ class SpadeGeneratorNetwork(nn.Module):
             return SpadeResBlock(fin * width, fout * width, label_channels, hidden)
 
         self.fc = nn.Linear(latent, self.top * self.start_px**2)
-        self.head_0 = block(16, 16)
-        self.G_middle_0 = block(16, 16)
-        self.G_middle_1 = block(16, 16)
-        self.up_0 = block(16, 8)
-        self.up_1 = block(8, 4)
-        self.up_2 = block(4, 2)
-        self.up_3 = block(2, 1)
+        self.head_0, self.G_middle_0, self.G_middle_1 = block(16, 16), block(16, 16), block(16, 16)
+        self.up_0, self.up_1, self.up_2, self.up_3 = block(16, 8), block(8, 4), block(4, 2), block(2, 1)
         self.conv_img = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, labels: Tensor, z: Tensor) -> Tensor:
@@ -119,16 +112,10 @@ def _double(x: Tensor) -> Tensor:
 
 
 class ImageEncoder(nn.Module):
-    """Stride-2 convolutions down to 4 x 4 (six at 256 px), then a mean and a log-variance.
+    """Stride-2 convolutions down to 4 x 4 (six at 256 px), then a mean and a log-variance, ``latent`` values each.
 
-    Parameters
-    ----------
-    size_px : int
-        Edge of the images; it is encoded at the nearest power of two times 4 that is not above 256 px.
-    width : int
-        ``ngf``: features of the first layer.
-    latent : int
-        Length of the latent code.
+    Images of ``size_px`` are encoded at the nearest power of two times 4 that is not above 256 px; ``width`` (``ngf``)
+    is the number of features of the first layer.
     """
 
     def __init__(self, size_px: int, width: int, latent: int) -> None:
@@ -136,11 +123,9 @@ class ImageEncoder(nn.Module):
         halvings = (min(size_px, ENCODED_PX) // LAST_PX).bit_length() - 1
         self.encode_px = LAST_PX * 2**halvings
         features = [3, *(width * min(2**i, 8) for i in range(halvings))]
+        convs = (nn.Conv2d(fin, fout, 3, stride=2, padding=1, bias=False) for fin, fout in pairwise(features))
         self.layers = nn.ModuleList(
-            nn.Sequential(
-                spectral_norm(nn.Conv2d(fin, fout, 3, stride=2, padding=1, bias=False)), nn.InstanceNorm2d(fout)
-            )
-            for fin, fout in pairwise(features)
+            nn.Sequential(spectral_norm(conv), nn.InstanceNorm2d(conv.out_channels)) for conv in convs
         )
         self.fc_mu = nn.Linear(features[-1] * LAST_PX**2, latent)
         self.fc_var = nn.Linear(features[-1] * LAST_PX**2, latent)
@@ -181,11 +166,11 @@ class ScaleDiscriminator(nn.Module):
     def __init__(self, channels: int, width: int, layers: int) -> None:
         super().__init__()
         features = [min(width * 2**i, width * 8) for i in range(layers)]
-        stages: list[nn.Module] = [nn.Sequential(_conv(channels, features[0], 2), nn.LeakyReLU(LEAK))]
+        stages: list[nn.Module] = [nn.Sequential(_conv(channels, features[0], 2, 2), nn.LeakyReLU(LEAK))]
         for i in range(1, layers):
-            conv = spectral_norm(_conv(features[i - 1], features[i], 1 if i == layers - 1 else 2, bias=False))
+            conv = spectral_norm(_conv(features[i - 1], features[i], 1 if i == layers - 1 else 2, 2, bias=False))
             stages.append(nn.Sequential(conv, nn.InstanceNorm2d(features[i]), nn.LeakyReLU(LEAK)))
-        stages.append(_conv(features[-1], 1, 1))
+        stages.append(_conv(features[-1], 1, 1, 2))
         self.stages = nn.ModuleList(stages)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -221,11 +206,11 @@ class PatchDiscriminator(nn.Sequential):
 
     def __init__(self, width: int = 64, layers: int = 3) -> None:
         features = [min(width * 2**i, width * 8) for i in range(layers + 1)]
-        stages: list[nn.Module] = [_patch_conv(3, features[0], 2, bias=True), nn.LeakyReLU(LEAK)]
+        stages: list[nn.Module] = [_conv(3, features[0], 2, 1), nn.LeakyReLU(LEAK)]
         for i in range(1, layers + 1):
-            conv = _patch_conv(features[i - 1], features[i], 1 if i == layers else 2, bias=False)
+            conv = _conv(features[i - 1], features[i], 1 if i == layers else 2, 1, bias=False)
             stages += [conv, nn.BatchNorm2d(features[i]), nn.LeakyReLU(LEAK)]
-        super().__init__(*stages, _patch_conv(features[-1], 1, 1, bias=True))
+        super().__init__(*stages, _conv(features[-1], 1, 1, 1))
         for stage in self:
             if isinstance(stage, nn.Conv2d | nn.BatchNorm2d):
                 nn.init.normal_(stage.weight, 1.0 if isinstance(stage, nn.BatchNorm2d) else 0.0, 0.02)
@@ -236,28 +221,18 @@ def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     return functional.relu(1 - real).mean() + functional.relu(1 + fake).mean()
 
 
-def _conv(fin: int, fout: int, stride: int, *, bias: bool = True) -> nn.Conv2d:
-    return nn.Conv2d(fin, fout, 4, stride=stride, padding=2, bias=bias)
-
-
-def _patch_conv(fin: int, fout: int, stride: int, *, bias: bool) -> nn.Conv2d:
-    return nn.Conv2d(fin, fout, 4, stride=stride, padding=1, bias=bias)
+def _conv(fin: int, fout: int, stride: int, padding: int, *, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(fin, fout, 4, stride=stride, padding=padding, bias=bias)
 
 
 # The first stage that needs no training, and the encoder of styles
 
 
 class LinearAutoencoder(nn.Module):
-    """A first stage without training: blocks of f x f pixels, projected to z principal components and back.
+    """A first stage without training: blocks of f x f pixels, projected to z <= 3 f² principal components and back.
 
     The best linear autoencoder in the squared error (Baldi & Hornik 1989), found in closed form. On tissue at cell
     scale, 8 components of 4 x 4 pixels keep more than a convolutional autoencoder learns in minutes.
-
-    Parameters
-    ----------
-    factor : int
-    latent_channels : int
-        At most 3 f².
     """
 
     basis: Tensor
@@ -307,25 +282,20 @@ class LinearAutoencoder(nn.Module):
 class StyleNetwork(nn.Module):
     """Encode references, and embed styles for a denoiser.
 
-    Parameters
-    ----------
-    width : int
-        Features of the encoder's first layer.
-    code : int
-        Length of the learned code.
-    embedding : int
-        Length of the denoiser's embedding of the timestep, to which a style's is added.
+    The encoder's first layer has ``width`` features, the learned code ``code`` values; ``embedding`` is the length of
+    the denoiser's embedding of the timestep, to which a style's is added.
     """
 
     def __init__(self, width: int, code: int, embedding: int) -> None:
         super().__init__()
         self.length = code + STAIN_VALUES + 1
         features = [3, *(width * 2**i for i in range(STYLE_HALVINGS))]
-        layers = [
-            nn.Sequential(nn.Conv2d(fin, fout, 3, stride=2, padding=1), nn.GroupNorm(1, fout), nn.SiLU())
-            for fin, fout in pairwise(features)
-        ]
-        self.encoder = nn.Sequential(*layers)
+        self.encoder = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(fin, fout, 3, stride=2, padding=1), nn.GroupNorm(1, fout), nn.SiLU())
+                for fin, fout in pairwise(features)
+            )
+        )
         self.code = nn.Linear(features[-1], code)
         last = nn.Linear(embedding, embedding)
         nn.init.zeros_(last.weight)  # training starts from a network without a style

@@ -6,6 +6,8 @@ a local file, or switched off by a weight of 0.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,7 @@ VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 
 
 class VggDistance(nn.Module):
-    """Weighted L1 distance between features of VGG19.
-
-    Parameters
-    ----------
-    weights : "imagenet" or path of a state dict (safetensors or a file that loads with ``weights_only``)
-    """
+    """Weighted L1 distance between features of VGG19, whose weights are "imagenet" or the path of a state dict."""
 
     mean: Tensor
     sd: Tensor
@@ -42,7 +39,7 @@ class VggDistance(nn.Module):
 
     def forward(self, drawn: Tensor, real: Tensor) -> Tensor:
         """Distance of two batches (B, 3, H, W), -1..1; gradients flow to ``drawn``."""
-        x, y = self._normalise(drawn), self._normalise(real)
+        x, y = (((images + 1) / 2 - self.mean) / self.sd for images in (drawn, real))
         distance = drawn.new_zeros(())
         for part, weight in zip(self.slices, VGG_WEIGHTS, strict=True):
             x = part(x)
@@ -50,10 +47,6 @@ class VggDistance(nn.Module):
                 y = part(y)
             distance = distance + weight * functional.l1_loss(x, y)
         return distance
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        normalised: Tensor = ((images + 1) / 2 - self.mean) / self.sd
-        return normalised
 
 
 def lpips_distance(weights: str) -> nn.Module:
@@ -63,16 +56,16 @@ def lpips_distance(weights: str) -> nn.Module:
     except ImportError as error:
         raise InputError("autoencoder.lpips_weight is above 0: install counterstain[lpips], or set it to 0") from error
     with _fetching("VGG16", "autoencoder.lpips_weights", "autoencoder.lpips_weight"):
-        network: nn.Module = lpips.LPIPS(net="vgg", pnet_rand=weights != "imagenet", verbose=False)
+        network: Any = lpips.LPIPS(net="vgg", pnet_rand=weights != "imagenet", verbose=False)
     if weights != "imagenet":
         from torchvision.models import vgg16
 
         backbone: Any = _load(vgg16(), Path(weights))
-        slices: Any = network.net
-        for name in ("slice1", "slice2", "slice3", "slice4", "slice5"):
-            for index, layer in getattr(slices, name).named_children():
+        for slice_ in range(1, 6):
+            for index, layer in network.net.get_submodule(f"slice{slice_}").named_children():
                 layer.load_state_dict(backbone.features[int(index)].state_dict())
-    return network.eval().requires_grad_(requires_grad=False)
+    distance: nn.Module = network.eval().requires_grad_(requires_grad=False)
+    return distance
 
 
 def _vgg19(weights: str) -> Any:
@@ -93,17 +86,13 @@ def _load(network: nn.Module, path: Path) -> nn.Module:
     return network
 
 
-class _fetching:  # noqa: N801 - reads as a clause: with _fetching(...)
+@contextmanager
+def _fetching(network: str, path_key: str, weight_key: str) -> Iterator[None]:
     """Turn a failed download into one line with the remedy."""
-
-    def __init__(self, network: str, path_key: str, weight_key: str) -> None:
-        self._line = (
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
             f"the ImageNet weights of {network} cannot be fetched; give {path_key}=FILE, or switch the term off with "
             f"{weight_key}=0"
-        )
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise InputError(self._line) from error
+        ) from error

@@ -1,5 +1,8 @@
 """From noise to latents: one loop over any of diffusers' schedulers, each sample with noise of its own.
 
+Inpainting walks the same loop, and puts what is kept back after each step: blended latents after Rombach et al. 2022
+and Avrahami et al. 2023, steps taken again after Lugmayr et al. 2022 (RePaint).
+
 Shapes: B = batch, z = latent channels, h, w = rows and columns of the latents.
 """
 
@@ -8,47 +11,31 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
 from counterstain.errors import ConfigError
-from counterstain.generators.diffusion_config import NoiseConfig, SamplerConfig
+from counterstain.generators.diffusion_config import InpaintingConfig, NoiseConfig, SamplerConfig
 
 FEW_STEP_POWER = 2.0  # quadratic (Song et al. 2021)
 Denoiser = Callable[[Tensor, int], Tensor]  # noisy latents (B, z, h, w), timestep -> the network's prediction
 
 
-class Blend(Protocol):
-    """Puts back what inpainting keeps."""
-
-    def __call__(self, latents: Tensor, timestep: int | None) -> Tensor:
-        """Return the latents, at a timestep (None = clean), with what is kept in its place."""
-        ...
-
-    def renoise(self) -> None:
-        """Draw new noise for what is kept, before stretches of steps are taken again."""
-        ...
-
-
 def build_scheduler(noise: NoiseConfig, sampler: SamplerConfig) -> Any:
     """Build the scheduler of a sampler with its timesteps set."""
-    settings = noise.scheduler_settings()
+    settings = noise.scheduler_settings() | {"timestep_spacing": "trailing"}
     if sampler.name == "ddim":
-        spacing = "trailing" if noise.zero_terminal_snr else "leading"
-        scheduler: Any = _Ddim(
-            **settings, clip_sample=False, set_alpha_to_one=False, steps_offset=1, timestep_spacing=spacing
-        )
+        settings["timestep_spacing"] = "trailing" if noise.zero_terminal_snr else "leading"
+        scheduler: Any = _Ddim(**settings, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     elif sampler.name == "unipc":
-        scheduler = UniPCMultistepScheduler(**settings, timestep_spacing="trailing")
+        scheduler = UniPCMultistepScheduler(**settings)
     else:  # of first order, DPM-Solver++ is DDIM without noise that ends at the clean image
         order = 1 if sampler.name == "few_step" else 2
-        scheduler = DPMSolverMultistepScheduler(
-            **settings, solver_order=order, algorithm_type="dpmsolver++", timestep_spacing="trailing"
-        )
-    begin(scheduler, noise, sampler)
+        scheduler = DPMSolverMultistepScheduler(**settings, solver_order=order, algorithm_type="dpmsolver++")
+    _begin(scheduler, noise, sampler)
     return scheduler
 
 
@@ -65,7 +52,7 @@ class _Ddim(DDIMScheduler):  # type: ignore[misc]
         return variance.minimum((1 - 1e-6) * (1 - before))
 
 
-def begin(scheduler: Any, noise: NoiseConfig, sampler: SamplerConfig) -> None:
+def _begin(scheduler: Any, noise: NoiseConfig, sampler: SamplerConfig) -> None:
     """Set a scheduler's timesteps and forget the predictions of earlier steps."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="__array__ implementation doesn't accept a copy keyword")
@@ -105,6 +92,58 @@ def power_spacing(timesteps: int, steps: int, power: float) -> list[int]:
     return chosen[::-1]
 
 
+def step_walk(steps: int, config: InpaintingConfig) -> list[int]:
+    """Return the order in which inpainting takes steps, for :func:`sample`.
+
+    With ``resamples`` r and ``jump_length`` j, after every j steps the latents are noised back by j steps, r - 1
+    times, and these are taken again, as in the published schedule of RePaint (Lugmayr et al. 2022, appendix B).
+
+    Examples
+    --------
+    >>> step_walk(4, InpaintingConfig(resamples=2, jump_length=2))
+    [0, 1, 2, 3, 1, 2, 3, 4]
+    """
+    first = steps - max(1, round(steps * config.strength)) if config.start == "original" else 0
+    r, j = config.resamples, config.jump_length
+    jumps_left = {steps - 1 - left: r - 1 for left in range(0, steps - first - j, j)}
+    walk = [first]
+    while walk[-1] < steps:
+        walk.append(walk[-1] + 1)
+        if jumps_left.get(walk[-1], 0):
+            jumps_left[walk[-1]] -= 1
+            walk.append(walk[-1] - j)
+    return walk
+
+
+class KnownLatents:
+    """Puts the known latents, noised to the step's level, back outside the mask.
+
+    Parameters
+    ----------
+    known : (B, z, h, w)
+        Latents of the real images.
+    mask : (B, 1, h, w)
+        1 = redrawn.
+    generators : one per sample
+        Of the known latents' noise, which stays the same until :meth:`renoise`.
+    """
+
+    def __init__(self, known: Tensor, mask: Tensor, generators: Sequence[torch.Generator]) -> None:
+        self._known, self._mask, self._generators = known, mask, generators
+        self.renoise()
+
+    def renoise(self) -> None:
+        """Draw new noise: with the old one, taking steps again would not see more of what is kept."""
+        self._noise = fresh_noise(self._known.shape[1:], self._generators).to(self._known)
+
+    def __call__(self, latents: Tensor, timestep: int | None, scheduler: Any) -> Tensor:
+        """Blend latents (B, z, h, w) that are at a timestep of a scheduler, None = clean."""
+        kept = self._known
+        if timestep is not None:
+            kept = scheduler.add_noise(kept, self._noise, torch.full((len(kept),), timestep, device=kept.device))
+        return self._mask * latents + (1 - self._mask) * kept
+
+
 def sample(
     denoise: Denoiser,
     shape: Sequence[int],
@@ -113,61 +152,52 @@ def sample(
     sampler: SamplerConfig,
     *,
     device: torch.device,
-    blend: Blend | None = None,
+    blend: KnownLatents | None = None,
     origin: Tensor | None = None,
     walk: Sequence[int] | None = None,
-    scheduler: Any | None = None,
 ) -> Tensor:
-    """Draw latents.
+    """Draw latents, (B, z, h, w) float.
 
     Parameters
     ----------
     denoise : callable
-        The network, with condition and guidance applied.
+        The network, with its condition and guidance applied.
     shape : (z, h, w)
     generators : one per sample
         All noise of a sample comes from its own generator.
-    blend : callable, optional
+    blend : KnownLatents, optional
         Applied after each step, for inpainting.
     origin : (B, z, h, w), optional
         Clean latents to begin from, noised to the walk's first step; None = begin from noise alone.
     walk : sequence of int, optional
         Numbers of the steps in the order in which they are taken, the end (``steps``) last; a smaller number after a
         larger one noises the latents back to that step. None = each step once.
-    scheduler : optional
-        Of :func:`build_scheduler` for the same settings, where ``blend`` uses it too; None = built here.
-
-    Returns
-    -------
-    (B, z, h, w) float tensor
     """
-    scheduler = build_scheduler(noise, sampler) if scheduler is None else scheduler
-    timesteps = [int(t) for t in scheduler.timesteps]
+    scheduler = build_scheduler(noise, sampler)
+    timesteps, alphas = [int(t) for t in scheduler.timesteps], scheduler.alphas_cumprod
     walk = range(len(timesteps) + 1) if walk is None else walk
 
-    def noised(clean: Tensor, kept: Tensor) -> Tensor:
-        fresh = fresh_noise(shape, generators).to(device)
-        return kept.sqrt() * clean + (1 - kept).sqrt() * fresh
+    def fresh() -> Tensor:
+        return fresh_noise(shape, generators).to(device)
 
-    alphas = scheduler.alphas_cumprod
-    if origin is None:
-        latents = fresh_noise(shape, generators).to(device) * scheduler.init_noise_sigma
-    else:
-        latents = noised(origin, alphas[timesteps[walk[0]]])
+    def noised(clean: Tensor, kept: Tensor) -> Tensor:
+        return kept.sqrt() * clean + (1 - kept).sqrt() * fresh()
+
+    latents = fresh() * scheduler.init_noise_sigma if origin is None else noised(origin, alphas[timesteps[walk[0]]])
     for now, following in pairwise(walk):
         if following < now:
             latents = noised(latents, alphas[timesteps[following]] / alphas[timesteps[now]])
-            begin(scheduler, noise, sampler)
+            _begin(scheduler, noise, sampler)
             if blend is not None:
                 blend.renoise()
         else:
             prediction = denoise(scheduler.scale_model_input(latents, timesteps[now]), timesteps[now])
             extra: dict[str, Any] = {}
             if sampler.name == "ddim" and sampler.eta > 0:
-                extra = {"eta": sampler.eta, "variance_noise": fresh_noise(shape, generators).to(device)}
+                extra = {"eta": sampler.eta, "variance_noise": fresh()}
             latents = scheduler.step(prediction, scheduler.timesteps[now], latents, **extra).prev_sample
         if blend is not None:
-            latents = blend(latents, timesteps[following] if following < len(timesteps) else None)
+            latents = blend(latents, timesteps[following] if following < len(timesteps) else None, scheduler)
     return torch.as_tensor(latents)
 
 

@@ -1,11 +1,10 @@
 """Style: how the tissue around tumour looks on a slide, as a vector that a generator can be given.
 
-A style is taken from a reference patch of a training slide, and from its background alone (label 0). Tumour is left
-out on purpose: its stain is what tells the subtypes apart, so a reference that showed tumour would tell the generator
-which subtype its slide has, and the generator would listen to the style instead of the mask. Stain statistics are taken
-over background pixels; the learned encoder sees the reference with tumour filled by the background's mean. For the same
-reason references are other patches of the slide, chosen for much background, never the patch that is drawn. The styles
-of several references are averaged: a small patch has few nuclei.
+A style is taken from a reference patch of a training slide, and from its background alone (label 0): the stain of
+tumour tells its subtype, and a generator that saw it would follow the style instead of the mask. Stain statistics are
+taken over background pixels; the learned encoder sees the reference with tumour filled by the background's mean. For
+the same reason references are other patches of the slide, chosen for much background, never the patch that is drawn.
+The styles of several references are averaged: a small patch has few nuclei.
 
 Shapes: B = batch, n = references, H, W = rows and columns in pixels, S = length of a style vector, s = edge of what is
 encoded.
@@ -13,9 +12,8 @@ encoded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +22,12 @@ from torch.nn import functional
 
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
-from counterstain.data.sampling import stack
+from counterstain.data.sampling import PatchSource, stack
 from counterstain.errors import LeakageError
 from counterstain.generators.diffusion_config import REFERENCES_OF_A_SLIDE
 from counterstain.seeding import derive, numpy_generator
 from counterstain.taxonomy import BACKGROUND
+from counterstain.training import Batches
 
 SEEN_PX = 64  # edge of what the encoder sees of a reference
 CANDIDATES = 4  # places that the one with the most background is chosen from
@@ -38,13 +37,7 @@ REMEMBERED = 4096  # references whose descriptions are kept, 25 kB each
 class StyleReferences:
     """Reference patches of the training slides of a cohort, 64 of each; which they are depends on the seed alone.
 
-    Parameters
-    ----------
-    cohort : Cohort
-        With a split: only slides of its training part give styles.
-    size_px : int
-        Edge of the references; less where a region is smaller.
-    seed : int
+    Their edge is ``size_px``, or less where a region is smaller.
     """
 
     def __init__(self, cohort: Cohort, size_px: int, seed: int) -> None:
@@ -55,17 +48,10 @@ class StyleReferences:
             slide = str(cohort.regions["slide"].iloc[position])
             self._positions.setdefault(slide, []).append(position)
         self.slides = sorted(self._positions)
-        """The slides that give styles."""
         self._described = lru_cache(REMEMBERED)(self._describe)
 
     def choose(self, slide: str, count: int, *keys: int | str) -> list[int]:
-        """Choose references of a slide, by the seed and the keys; return their numbers.
-
-        Raises
-        ------
-        LeakageError
-            The slide is not of the training part.
-        """
+        """Choose references of a slide by the keys; return their numbers, or raise LeakageError outside training."""
         if slide not in self._positions:
             raise LeakageError(
                 f"slide {slide}: is not of the training part of {self.cohort.folder}; styles come from training "
@@ -79,7 +65,8 @@ class StyleReferences:
         """Cut a reference out of its slide: of four random places the one with the most background."""
         slide = self.slides[number // REFERENCES_OF_A_SLIDE]
         rng = numpy_generator(self.seed, "style reference", slide, number % REFERENCES_OF_A_SLIDE)
-        return max((self._cut(slide, rng) for _ in range(CANDIDATES)), key=_background_pixels)
+        cuts = [self._cut(slide, rng) for _ in range(CANDIDATES)]
+        return max(cuts, key=lambda patch: int((patch.instances == BACKGROUND).sum()))
 
     def choose_for(self, patches: Sequence[Patch], numbers: Sequence[int], count: int) -> Tensor:
         """Choose references of each patch's slide, by the patches' numbers; return the references' numbers, (B, n)."""
@@ -105,9 +92,7 @@ class StyleReferences:
         return self.cohort.patch(position, y, x, size)
 
 
-def styled_batches(
-    source: Any, references: StyleReferences, count: int, batch_size: int
-) -> Callable[[int], dict[str, Tensor]]:
+def styled_batches(source: PatchSource, references: StyleReferences, count: int, batch_size: int) -> Batches:
     """Return the function step -> batch as :func:`counterstain.data.sampling.PatchBatches` with references."""
 
     def batch(step: int) -> dict[str, Tensor]:
@@ -129,31 +114,24 @@ def describe(references: Sequence[Patch], size_px: int) -> tuple[Tensor, Tensor]
     They are brought to one size, that of references of ``size_px``, and at most 64 pixels.
     """
     edge = min(SEEN_PX, size_px)
-    seen, stain = zip(*(_described(patch.image, patch.label_mask, edge) for patch in references), strict=True)
+    seen, stain = [], []
+    for patch in references:
+        density = _optical_density(without_tumour(patch.image, patch.label_mask))
+        seen.append(functional.adaptive_avg_pool2d(torch.from_numpy(density).float().movedim(-1, 0), edge))
+        stain.append(torch.from_numpy(stain_statistics(patch.image, patch.label_mask)).float())
     return torch.stack(seen), torch.stack(stain)
 
 
 def stain_statistics(image: np.ndarray, label_mask: np.ndarray) -> np.ndarray:
-    """Return mean and standard deviation of the background's optical density in each colour channel.
+    """Return mean and standard deviation of the background's optical density in each colour channel, (6,).
 
-    Parameters
-    ----------
-    image : (H, W, 3) uint8
-    label_mask : (H, W) uint8
-        Only pixels of label 0 count: see the module's description.
-
-    Returns
-    -------
-    (6,) float array
-        Natural logarithms; 0 where there is no background.
+    Only pixels of label 0 count; without any all are 0.
     """
-    density = optical_density(image[label_mask == BACKGROUND])
-    if not len(density):
-        return np.zeros(6)
-    return np.concatenate([density.mean(0), density.std(0)])
+    density = _optical_density(image[label_mask == BACKGROUND])
+    return np.concatenate([density.mean(0), density.std(0)]) if len(density) else np.zeros(6)
 
 
-def optical_density(image: np.ndarray) -> np.ndarray:
+def _optical_density(image: np.ndarray) -> np.ndarray:
     """Turn (…, 3) uint8 into natural optical density, 0 = white."""
     return np.asarray(-np.log(np.maximum(image, 1) / 255.0))
 
@@ -163,13 +141,3 @@ def without_tumour(image: np.ndarray, label_mask: np.ndarray) -> np.ndarray:
     background = label_mask == BACKGROUND
     fill = image[background].mean(0) if background.any() else np.full(3, 255.0)
     return np.where(background[..., None], image, fill.round().astype(np.uint8)).astype(np.uint8)
-
-
-def _described(image: np.ndarray, label_mask: np.ndarray, edge: int) -> tuple[Tensor, Tensor]:
-    density = torch.from_numpy(optical_density(without_tumour(image, label_mask))).float().movedim(-1, 0)
-    seen = functional.adaptive_avg_pool2d(density, edge)
-    return seen, torch.from_numpy(stain_statistics(image, label_mask)).float()
-
-
-def _background_pixels(patch: Patch) -> int:
-    return int((patch.instances == BACKGROUND).sum())

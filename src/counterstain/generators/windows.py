@@ -44,28 +44,25 @@ class WindowGrid:
     def __len__(self) -> int:
         return len(self.rows) * len(self.columns)
 
-    def scaled(self, times: int) -> WindowGrid:
-        """Return the same windows in units ``times`` as small."""
-        return WindowGrid(
-            self.height * times,
-            self.width * times,
-            self.window_height * times,
-            self.window_width * times,
-            tuple(row * times for row in self.rows),
-            tuple(column * times for column in self.columns),
-        )
-
     @property
     def places(self) -> list[tuple[int, int]]:
         """First row and column of every window."""
         return [(y, x) for y in self.rows for x in self.columns]
 
-    def weights(self) -> Tensor:
-        """Return each window's weights, (n, window height, window width) double; over a point they sum to 1."""
-        down = _weights(self.height, self.window_height, self.rows)
-        across = _weights(self.width, self.window_width, self.columns)
+    def span(self, y: int, x: int, scale: int = 1) -> tuple[slice, slice]:
+        """Return the rows and columns of the window that begins at y, x, in units ``scale`` times as small."""
+        height, width = self.window_height * scale, self.window_width * scale
+        return slice(y * scale, y * scale + height), slice(x * scale, x * scale + width)
+
+    def weights(self, scale: int = 1) -> Tensor:
+        """Return each window's weights, (n, rows, columns) double, in units ``scale`` times as small.
+
+        Over every point they sum to 1.
+        """
+        down = _weights(self.height, self.window_height, self.rows, scale)
+        across = _weights(self.width, self.window_width, self.columns, scale)
         both = down[:, None, :, None] * across[None, :, None, :]
-        return torch.from_numpy(both.reshape(len(self), self.window_height, self.window_width))
+        return torch.from_numpy(both.reshape(len(self), *both.shape[2:]))
 
 
 def windowed(denoise: ConditionedDenoiser, condition: Condition, grid: WindowGrid, batch: int) -> Denoiser:
@@ -73,28 +70,24 @@ def windowed(denoise: ConditionedDenoiser, condition: Condition, grid: WindowGri
 
     Parameters
     ----------
-    denoise : callable
-        Latents (batch, z, window), timestep, condition of the window -> prediction.
     condition : Condition
         Of the whole latents.
-    grid : WindowGrid
-        Over the latents.
     batch : int
         Windows that the network sees at once, always as many: the last batch is filled up by repetition, so that
         the result does not depend on how many windows there are.
     """
     size = grid.window_height, grid.window_width
     weights = grid.weights().float().to(condition.labels.device)
-    pieces = [(i, (b, y, x)) for b in range(len(condition.labels)) for i, (y, x) in enumerate(grid.places)]
+    pieces = [(b, y, x) for b in range(len(condition.labels)) for y, x in grid.places]
 
     def predict(latents: Tensor, timestep: int) -> Tensor:
         blended = torch.zeros_like(latents)
         for first in range(0, len(pieces), batch):
-            members = [pieces[min(k, len(pieces) - 1)] for k in range(first, first + batch)]
-            places = [place for _, place in members]
+            places = [pieces[min(k, len(pieces) - 1)] for k in range(first, first + batch)]
             predicted = denoise(cut(latents, places, *size), timestep, condition.cut(places, *size))
-            for (i, (b, y, x)), part in zip(members[: len(pieces) - first], predicted, strict=False):
-                blended[b, :, y : y + size[0], x : x + size[1]] += weights[i] * part
+            for k, (b, y, x) in enumerate(places[: len(pieces) - first]):
+                rows, columns = grid.span(y, x)
+                blended[b, :, rows, columns] += weights[(first + k) % len(grid)] * predicted[k]
         return blended
 
     return predict
@@ -110,8 +103,6 @@ def in_tiles(
     apply : callable
         (1, C, y, x) -> (1, channels, y · writes / reads, x · writes / reads).
     plane : (B, C, grid height · reads, grid width · reads)
-    grid : WindowGrid
-        The tiles, in latents.
     reads, writes : int
         Rows that one latent stands for in ``plane`` and in the result.
     blend : bool
@@ -119,18 +110,19 @@ def in_tiles(
     """
     if len(grid) == 1:
         return apply(plane)
-    weights = grid.scaled(writes).weights().to(plane.device) if blend else None
+    weights = grid.weights(writes).to(plane.device) if blend else None
     whole: Tensor | None = None
     for b in range(len(plane)):
         for i, (y, x) in enumerate(grid.places):
-            part = apply(plane[b : b + 1, :, _span(y, grid.window_height, reads), _span(x, grid.window_width, reads)])
+            rows, columns = grid.span(y, x, reads)
+            part = apply(plane[b : b + 1, :, rows, columns])
             if whole is None:
                 whole = part.new_zeros((len(plane), part.shape[1], grid.height * writes, grid.width * writes))
-            area = whole[b, :, _span(y, grid.window_height, writes), _span(x, grid.window_width, writes)]
+            rows, columns = grid.span(y, x, writes)
             if weights is None:
-                area.copy_(part[0])
+                whole[b, :, rows, columns] = part[0]
             else:
-                area.add_(weights[i].to(part) * part[0])
+                whole[b, :, rows, columns] += weights[i].to(part) * part[0]
     assert whole is not None
     return whole
 
@@ -145,19 +137,16 @@ def extended(plane: np.ndarray, smallest: int, multiple: int, *, by_edges: bool 
     return np.pad(plane, margins, mode="edge" if by_edges else "constant") if any(missing) else plane
 
 
-def _span(start: int, length: int, scale: int) -> slice:
-    return slice(start * scale, (start + length) * scale)
-
-
 def _starts(length: int, window: int, overlap: int) -> tuple[int, ...]:
     steps = math.ceil((length - window) / max(1, window - min(overlap, window - 1)))
     return tuple(round(i * (length - window) / max(1, steps)) for i in range(steps + 1))
 
 
-def _weights(length: int, window: int, starts: tuple[int, ...]) -> np.ndarray:
-    """Return weights along one axis, (windows, window), that sum to 1 over every point."""
-    bump = np.sin(np.pi * (np.arange(window) + 0.5) / window) ** 2
-    total = np.zeros(length)
-    for start in starts:
-        total[start : start + window] += bump
-    return np.stack([bump / total[start : start + window] for start in starts])
+def _weights(length: int, window: int, starts: tuple[int, ...], scale: int) -> np.ndarray:
+    """Return weights along one axis, (windows, window · scale), that sum to 1 over every point."""
+    bump = np.sin(np.pi * (np.arange(window * scale) + 0.5) / (window * scale)) ** 2
+    total = np.zeros(length * scale)
+    spans = [slice(start * scale, (start + window) * scale) for start in starts]
+    for span in spans:
+        total[span] += bump
+    return np.stack([bump / total[span] for span in spans])
