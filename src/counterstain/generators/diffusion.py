@@ -232,7 +232,8 @@ class Diffusion(Trainable):
             alphas = self._noising.alphas_cumprod.to(timesteps.device)[timesteps]
             snr = alphas / (1 - alphas)
             per_target = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
-            squared = squared * snr.clamp(max=MIN_SNR_GAMMA) / per_target[self.config.noise.prediction].clamp(min=1e-8)
+            weight = snr.clamp(max=MIN_SNR_GAMMA) / per_target[self.config.noise.prediction].clamp(min=1e-8)
+            squared = squared * weight
         return squared.mean()
 
 
