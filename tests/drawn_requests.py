@@ -1,10 +1,32 @@
-"""Ask generators for many images at once, and generators to ask in tests."""
+"""Ask generators for many images at once, and small generators to ask in tests."""
 
 from types import MappingProxyType
 
 import numpy as np
 
+from counterstain.generators.diffusion_config import AutoencoderConfig, DiffusionConfig
 from counterstain.generators.interface import DrawRequest
+from counterstain.training_config import TrainingConfig
+
+ONE = TrainingConfig(steps=1, batch_size=2)
+
+
+def first_stage_config(**changes):
+    """A small first stage without perceptual and adversarial loss."""
+    settings = {"training": ONE, "channels": 8, "blocks": 1, "attention": False, "latent_channels": 4}
+    return AutoencoderConfig(**settings | {"lpips_weight": 0, "adversarial_weight": 0} | changes)
+
+
+def denoiser_config(**changes):
+    """A small denoiser."""
+    return DiffusionConfig(**{"training": ONE, "channels": 8, "multipliers": (1, 2), "blocks": 1, "heads": 2} | changes)
+
+
+def random_masks(n, height, width):
+    """Masks of 4 x 4 blocks of labels, random images, and which pixels to redraw: labels above 2."""
+    rng = np.random.default_rng(0)
+    masks = rng.integers(0, 6, (n, height // 4, width // 4), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
+    return masks, rng.integers(0, 256, (n, height, width, 3), dtype=np.uint8), masks > 2
 
 
 def requests(masks, seeds, images=None, redraw=None, *, instances=None, slides=None, styles=None):

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from drawn_cohort import draw_cohort
+from drawn_requests import denoiser_config, first_stage_config
 from safetensors.numpy import load_file
 from torch.multiprocessing import ProcessRaisedException
 from torch.nn.functional import batch_norm
@@ -17,7 +18,6 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.sampling import PatchBatches
 from counterstain.devices import run_in_processes, starts_processes
 from counterstain.errors import ConfigError, DivergenceError, StorageError
-from counterstain.generators.diffusion_config import AutoencoderConfig, DiffusionConfig
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.generators.train import train_autoencoder, train_diffusion, train_spade
 from counterstain.segmentation.segmenter_config import SegmenterConfig
@@ -47,19 +47,14 @@ def normalised_by_running_statistics(layer, x):
 
 def train_all(cohort: Cohort, first_stage: Path, out: Path, devices: int) -> None:
     """Without the statistics of batches: on CPUs those are of each process's part of the batch."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.BatchNorm2d, "forward", normalised_by_running_statistics)
-        train_each(cohort, first_stage, out, devices)
-
-
-def train_each(cohort: Cohort, first_stage: Path, out: Path, devices: int) -> None:
-    unet = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "heads": 2}
-    diffusion = DiffusionConfig(training=training(devices), ema_decay=0.9, **unet)
-    train_diffusion(cohort, diffusion, out / "diffusion", autoencoder=first_stage, **GIVEN)
+    diffusion = denoiser_config(training=training(devices), ema_decay=0.9)
     widths = {"generator_width": 4, "discriminator_width": 4, "hidden": 4, "latent": 8}
     spade = SpadeConfig(training=training(devices), vgg_weight=0, lr_discriminator=LR_OF_D, **widths)
-    train_spade(cohort, spade, out / "spade", **GIVEN)
-    train_segmenter(cohort, segmenter(devices), out / "segmenter", **GIVEN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.BatchNorm2d, "forward", normalised_by_running_statistics)
+        train_diffusion(cohort, diffusion, out / "diffusion", autoencoder=first_stage, **GIVEN)
+        train_spade(cohort, spade, out / "spade", **GIVEN)
+        train_segmenter(cohort, segmenter(devices), out / "segmenter", **GIVEN)
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +77,15 @@ def cohort(tmp_path_factory):
 def trained(forked, cohort, tmp_path_factory):
     """The same trainings in two processes and in one."""
     folder = tmp_path_factory.mktemp("devices")
-    linear = {"kind": "linear", "latent_channels": 4, "lpips_weight": 0, "adversarial_weight": 0}
-    train_autoencoder(cohort, AutoencoderConfig(training=training(1), **linear), folder / "first", **GIVEN)
+    linear = first_stage_config(training=training(1), kind="linear")
+    train_autoencoder(cohort, linear, folder / "first", **GIVEN)
     run_in_processes(2, train_all, cohort, folder / "first", folder / "two", 2)
     train_all(cohort, folder / "first", folder / "one", 1)
     return folder
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_give_the_losses_of_one(trained, kind):
+def test_two_processes_give_the_losses_and_the_weights_of_one(trained, kind):
     one, two = (pd.read_csv(trained / name / kind / "losses.csv") for name in ("one", "two"))
     assert one[["step", "name"]].equals(two[["step", "name"]])
     assert one["step"].max() == 4
@@ -98,10 +93,6 @@ def test_two_processes_give_the_losses_of_one(trained, kind):
     # whole steps of it: up to its learning rate each.
     bias = 4 * LR_OF_D * np.sqrt(10) if kind == "spade" else 0
     np.testing.assert_allclose(two["value"], one["value"], rtol=1e-5, atol=bias)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_give_the_weights_of_one(trained, kind):
     one, two = (load_file(trained / name / kind / "model.safetensors") for name in ("one", "two"))
     for name, weights in one.items():
         # Where a gradient is next to nothing, Adam makes steps of its rounding errors: a few weights in 10,000.
@@ -126,7 +117,7 @@ def test_a_training_asks_for_its_processes_itself_and_resumes_where_they_were_st
     train_segmenter(cohort, segmenter(2), tmp_path / "out", **GIVEN)
     whole = train_segmenter(cohort, segmenter(2), tmp_path / "whole", **GIVEN)
     assert "batch norm sees each process's part of the batch" in capfd.readouterr().err
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted(file.name for file in whole.iterdir())
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {file.name for file in whole.iterdir()}
     for name in ("model.safetensors", "losses.csv"):
         assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes()
 

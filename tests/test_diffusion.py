@@ -5,16 +5,17 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from drawn_requests import drawn_by
+from drawn_requests import denoiser_config, drawn_by, first_stage_config, random_masks
 
 from counterstain.config import build
 from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder import Autoencoder
-from counterstain.generators.conditioning import shrink
+from counterstain.generators.conditioning import shrink, to_tensor
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import (
     AutoencoderConfig,
     DiffusionConfig,
+    DistillationConfig,
     InpaintingConfig,
     NoiseConfig,
     SamplerConfig,
@@ -26,7 +27,6 @@ from counterstain.seeding import torch_generator
 from counterstain.training import fit
 from counterstain.training_config import TrainingConfig
 
-ONE = TrainingConfig(steps=1, batch_size=2)
 SAMPLERS = [
     SamplerConfig(name="ddim", steps=3, eta=1.0, compute_batch=2),
     SamplerConfig(name="dpmsolver++", steps=3, guidance=2.0, compute_batch=2),
@@ -43,37 +43,28 @@ OPTIONS = {
 
 
 def first_stage(**changes):
-    settings = {"channels": 8, "blocks": 1, "attention": False, "latent_channels": 4, "kind": "kl"}
-    return Autoencoder(
-        AutoencoderConfig(training=ONE, lpips_weight=0, adversarial_weight=0, **settings | changes), 32
-    ).eval()
+    return Autoencoder(first_stage_config(**{"kind": "kl"} | changes), 32).eval()
 
 
-def tiny(**changes):
-    settings = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "heads": 2}
-    return DiffusionConfig(**{"training": ONE} | settings | changes)
+def denoiser(**changes):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Diffusion(denoiser_config(**changes), first_stage(), 6)
 
 
 @pytest.fixture(scope="module")
 def model():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Diffusion(tiny(), first_stage(), 6)
-
-
-def inputs(n=6, size=32):
-    rng = np.random.default_rng(0)
-    masks = rng.integers(0, 6, (n, 4, 4), dtype=np.uint8).repeat(size // 4, 1).repeat(size // 4, 2)
-    images = rng.integers(0, 255, (n, size, size, 3), dtype=np.uint8)
-    return masks, images, masks > 2
+    return denoiser()
 
 
 @pytest.fixture(scope="module")
 def seeing():
     """A network that is shown what is kept."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Diffusion(tiny(context_share=0.5), first_stage(), 6)
+    return denoiser(context_share=0.5)
+
+
+def inputs(n=6):
+    return random_masks(n, 32, 32)
 
 
 def generator_for(model, sampler, method="inpainting", inpainting=None):
@@ -221,7 +212,7 @@ def test_resampling_brings_what_is_redrawn_into_line_with_what_is_kept():
 
 
 def test_what_is_kept_is_shown_without_what_is_redrawn():
-    model = Diffusion(tiny(context_share=1.0), first_stage(), 6)
+    model = denoiser(context_share=1.0)
     _, images, _ = inputs(2)
     redraw = torch.zeros(2, 32, 32, dtype=torch.bool)
     redraw[:, 8:20, 8:20] = True
@@ -257,12 +248,10 @@ def test_a_network_that_sees_what_is_kept_follows_the_asked_label_and_the_surrou
         images = (ground + shift[..., None]).expand(size, 16, 16, 3).to(torch.uint8)
         return {"images": images, "labels": (label * inside).to(torch.uint8), "instances": inside}
 
-    stage = Autoencoder(
-        AutoencoderConfig(training=ONE, kind="linear", latent_channels=3, lpips_weight=0, adversarial_weight=0), 32
-    ).eval()
+    stage = first_stage(kind="linear", latent_channels=3)
     stage.fit_components(batch(step)["images"] for step in range(5))
     training = TrainingConfig(steps=150, batch_size=16, accelerator="cpu", precision="32")
-    config = tiny(
+    config = denoiser_config(
         training=training, context_share=0.8, lr=3e-3, noise=NoiseConfig(prediction="sample"), ema_decay=None,
         channels=16, lr_schedule="cosine", normalise_latents="none",
     )  # fmt: skip
@@ -286,13 +275,10 @@ def test_a_network_that_sees_what_is_kept_follows_the_asked_label_and_the_surrou
     assert np.corrcoef(ground, darker + lighter)[0, 1] > 0.6
 
 
-def test_the_area_condition_is_the_share_of_each_label():
+def test_the_area_condition_is_the_share_of_each_label_and_a_latent_is_redrawn_if_any_of_its_pixels_is():
     condition = torch.zeros(1, 1, 4, 4)
     condition[0, 0, 0, :3] = 1
     assert shrink(condition, 4, "area").item() == pytest.approx(3 / 16)
-
-
-def test_a_latent_is_redrawn_if_any_of_its_pixels_is():
     redraw = torch.zeros(1, 8, 8, dtype=torch.bool)
     redraw[0, 3, 3] = True
     assert latent_redraw_mask(redraw, 4)[0, 0].tolist() == [[1, 0], [0, 0]]
@@ -302,7 +288,7 @@ def test_a_latent_is_redrawn_if_any_of_its_pixels_is():
 @pytest.mark.parametrize("loss", ["l1", "l2", "min-snr"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_every_loss_is_finite_and_trains_the_denoiser_alone(loss, prediction):
-    model = Diffusion(tiny(loss=loss, noise=NoiseConfig(prediction=prediction)), first_stage(), 6)
+    model = denoiser(loss=loss, noise=NoiseConfig(prediction=prediction))
     masks, images, _ = inputs(2)
     batch = {"images": torch.from_numpy(images), "labels": torch.from_numpy(masks), "position": torch.arange(2)}
     value = model.losses(batch | {"step": torch.tensor(0)})["loss"]
@@ -313,9 +299,8 @@ def test_every_loss_is_finite_and_trains_the_denoiser_alone(loss, prediction):
 
 
 def test_guidance_needs_a_network_that_was_trained_without_masks_too():
-    model = Diffusion(tiny(condition_dropout=0.0), first_stage(), 6)
     with pytest.raises(ConfigError, match="trained without condition_dropout"):
-        DiffusionGenerator(model, sampler=SAMPLERS[1])
+        DiffusionGenerator(denoiser(condition_dropout=0.0), sampler=SAMPLERS[1])
 
 
 @pytest.mark.parametrize("kind", ["vq", "kl"])
@@ -331,14 +316,13 @@ def test_autoencoders_shrink_by_their_factor_and_back(kind, factor):
 
 def test_the_linear_autoencoder_keeps_images_of_few_components(tmp_path):
     rng = np.random.default_rng(0)
-    components = rng.standard_normal((3, 4, 4, 3))
-    weights = rng.standard_normal((10, 8, 8, 3)) * 20
+    components, weights = rng.standard_normal((3, 4, 4, 3)), rng.standard_normal((10, 8, 8, 3)) * 20
     blocks = np.einsum("nhwk,kabc->nhawbc", weights, components) + 128
     images = torch.from_numpy(blocks.reshape(10, 32, 32, 3).clip(0, 255).round().astype(np.uint8))
     model = first_stage(kind="linear", latent_channels=3)
     assert model.fit_components([images[:5], images[5:]]) > 0.95
-    restored = model.decode(model.encode(images.movedim(-1, 1) / 127.5 - 1))
-    assert (restored - (images.movedim(-1, 1) / 127.5 - 1)).pow(2).mean().sqrt() < 0.1
+    real = to_tensor(images)
+    assert (model.decode(model.encode(real)) - real).pow(2).mean().sqrt() < 0.1
 
 
 def test_components_do_not_depend_on_how_patches_are_batched():
@@ -349,30 +333,38 @@ def test_components_do_not_depend_on_how_patches_are_batched():
     torch.testing.assert_close(whole.network.mean, parts.network.mean)
 
 
-def test_more_components_than_pixels_are_refused():
-    with pytest.raises(ValueError, match="blocks of 2 x 2 have 12 values"):
-        AutoencoderConfig(training=ONE, kind="linear", factor=2, latent_channels=13)
-
-
 def test_an_autoencoder_refuses_a_size_it_cannot_shrink():
     with pytest.raises(ConfigError, match="size_px 30: must be a multiple of the autoencoder's factor 4"):
-        Autoencoder(AutoencoderConfig(training=ONE, lpips_weight=0), 30)
+        Autoencoder(first_stage_config(), 30)
 
 
-def test_the_adaptive_weight_is_the_ratio_of_the_gradients_at_the_last_layer():
-    model = first_stage()
-    distance = model.decode(torch.ones(1, 4, 8, 8)).abs().mean()
-    assert model._adaptive_weight(distance, 4 * distance).item() == pytest.approx(0.25, rel=1e-2)
-    assert model._adaptive_weight(distance, 0 * distance).item() <= 1e4
+def training_batch(step):
+    images = torch.from_numpy(inputs(2)[1])
+    return {"images": images, "step": torch.tensor(step), "position": torch.arange(2)}
+
+
+def test_the_gan_pulls_at_the_last_layer_in_proportion_to_the_distance():
+    gan = {"adversarial_weight": 0.5, "adversarial_start": 1, "discriminator_width": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = first_stage(kind="vq", codebook_size=16, **gan)
+    last, gradients = model.network.decoder.conv_out.weight, []
+
+    def minimise(loss, number):
+        if number == 0:
+            gradients.append(torch.autograd.grad(loss, last, retain_graph=True)[0])
+
+    for step in (0, 1):
+        model.training_step(training_batch(step), minimise)
+    without, with_gan = gradients
+    assert ((with_gan - without).norm() / without.norm()).item() == pytest.approx(0.5, rel=0.15)
 
 
 def test_the_kl_term_weighs_sums_over_latents_against_sums_over_the_image():
     model = first_stage(kl_weight=1.0)
-    images = torch.rand(2, 3, 32, 32) * 2 - 1
-    batch = {"step": torch.tensor(0), "position": torch.arange(2)}
-    with torch.no_grad():
-        gaussians = model.network.encode(images).latent_dist
-        found = model._reconstruct(images, batch).regulariser
+    batch = training_batch(0)
+    found = model.training_step(batch, lambda loss, number: None)["loss_regulariser"]
+    gaussians = model.network.encode(to_tensor(batch["images"])).latent_dist
     divergence = 0.5 * (gaussians.mean**2 + gaussians.var - 1 - gaussians.logvar).sum((1, 2, 3))
     assert found.item() == pytest.approx(divergence.mean().item() / (3 * 32 * 32), rel=1e-4)
 
@@ -380,20 +372,18 @@ def test_the_kl_term_weighs_sums_over_latents_against_sums_over_the_image():
 def test_widths_of_a_first_stage_need_not_double():
     network = first_stage(factor=8, channels=16, multipliers=(1, 2, 4, 4)).network
     assert network.encoder.conv_out.weight.shape[1] == 64
-    with pytest.raises(ValueError, match="multipliers: factor 8 needs 4 of them"):
-        first_stage(factor=8, multipliers=(1, 2))
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("kind", "settings", "message"),
     [
-        (
-            {"sampler": {"guidance_interval": [0.7, 0.0]}},
-            r"guidance_interval \[0.7, 0\]: expected 0 <= first <= second",
-        ),
-        ({"sampler": {"steps": 200}, "noise": {"timesteps": 100}}, r"sampler.steps 200: there are 100 noise.timesteps"),
+        (AutoencoderConfig, {"kind": "linear", "factor": 2, "latent_channels": 13}, "blocks of 2 x 2 have 12 values"),
+        (AutoencoderConfig, {"factor": 8, "multipliers": [1, 2]}, "multipliers: factor 8 needs 4 of them"),
+        (DiffusionConfig, {"sampler": {"guidance_interval": [0.7, 0.0]}}, r"guidance_interval \[0.7, 0\]: expected"),
+        (DiffusionConfig, {"sampler": {"steps": 200}, "noise": {"timesteps": 100}}, "there are 100 noise.timesteps"),
+        (DistillationConfig, {"teacher_steps": 8, "steps": 8}, "steps 8: must be fewer than teacher_steps 8"),
     ],
 )
-def test_settings_that_could_not_be_drawn_with_are_refused_before_training(settings, message):
+def test_settings_that_could_not_be_used_are_refused_before_training(kind, settings, message):
     with pytest.raises(ConfigError, match=message):
-        build(DiffusionConfig, {"training": {"steps": 1}} | settings)
+        build(kind, {"training": {"steps": 1}} | settings)

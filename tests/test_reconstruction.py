@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from drawn_requests import first_stage_config
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from counterstain.generators.autoencoder import Autoencoder
-from counterstain.generators.diffusion_config import AutoencoderConfig
 from counterstain.generators.training_monitors import psnr, reconstruction_figures, ssim
-from counterstain.training_config import TrainingConfig
 
 
 def pair():
@@ -26,11 +25,7 @@ def test_psnr_and_ssim_are_those_of_scikit_image():
 
 
 def first_stage(**changes):
-    settings = {"channels": 8, "blocks": 1, "latent_channels": 3, "factor": 2} | changes
-    config = AutoencoderConfig(
-        training=TrainingConfig(steps=1), lpips_weight=0, adversarial_weight=0, codebook_size=32, **settings
-    )
-    return Autoencoder(config, 32).eval()
+    return Autoencoder(first_stage_config(**{"factor": 2, "codebook_size": 32} | changes), 32).eval()
 
 
 def images(n=10):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from drawn_cohort import draw_cohort
-from drawn_requests import drawn_by
+from drawn_requests import denoiser_config, drawn_by, first_stage_config
 
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
@@ -14,8 +14,6 @@ from counterstain.data.sampling import SamplingConfig
 from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
 from counterstain.generators.diffusion_config import (
-    AutoencoderConfig,
-    DiffusionConfig,
     SamplerConfig,
     StyleChoice,
     StyleConfig,
@@ -45,13 +43,11 @@ def cohort(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(cohort, tmp_path_factory):
     out = tmp_path_factory.mktemp("models")
-    stage = AutoencoderConfig(
-        training=FEW, kind="linear", latent_channels=4, lpips_weight=0, adversarial_weight=0, validation_patches=0
-    )
+    stage = first_stage_config(training=FEW, kind="linear", validation_patches=0)
     train_autoencoder(cohort, stage, out / "ae", size_px=32, seed=0)
-    config = DiffusionConfig(
-        training=FEW, channels=8, multipliers=(1, 2), blocks=1, heads=2, latent_pool=8, lr=1e-2, ema_decay=None,
-        style=StyleConfig(width=4, code=3), sampler=SamplerConfig(steps=2, compute_batch=16),
+    config = denoiser_config(
+        training=FEW, latent_pool=8, lr=1e-2, ema_decay=None, style=StyleConfig(width=4, code=3),
+        sampler=SamplerConfig(steps=2, compute_batch=16),
     )  # fmt: skip
     return train_diffusion(cohort, config, out / "dm", autoencoder=out / "ae", size_px=32, seed=0)
 
@@ -65,10 +61,8 @@ def test_a_style_does_not_change_when_the_tumour_of_its_reference_does(cohort):
     tumour = patch.instances != BACKGROUND
     repainted = np.where(tumour[..., None], 7, patch.image).astype(np.uint8)
     assert tumour.any()
-    assert np.array_equal(without_tumour(repainted, patch.label_mask), without_tumour(patch.image, patch.label_mask))
-    assert np.array_equal(
-        stain_statistics(repainted, patch.label_mask), stain_statistics(patch.image, patch.label_mask)
-    )
+    for taken in (without_tumour, stain_statistics):
+        assert np.array_equal(taken(repainted, patch.label_mask), taken(patch.image, patch.label_mask))
 
 
 def test_stain_statistics_are_means_and_deviations_of_the_backgrounds_optical_density():
@@ -131,8 +125,7 @@ def test_the_style_of_every_patch_is_on_record_and_changes_its_image(cohort, tra
     sets = {}
     for source in ("none", "own", "mixture"):
         config = SYNTHESIS.model_copy(update={"style": StyleChoice(source=source)})
-        arguments = {"count": 64, "size_px": 32, "seed": 0}
-        sets[source] = synthesize(generator, cohort, tmp_path / source, config, **arguments)
+        sets[source] = synthesize(generator, cohort, tmp_path / source, config, count=64, size_px=32, seed=0)
     assert "style_slides" not in sets["none"].patches
     own = sets["own"].patches
     assert [list(slides) for slides in own["style_slides"]] == [[slide] for slide in own["slide"]]
@@ -152,22 +145,21 @@ def test_the_encoder_of_styles_learns(cohort, trained):
     assert all(p.grad is not None for p in style.parameters())
 
 
+def spade(**changes):
+    widths = {"generator_width": 4, "discriminator_width": 4, "hidden": 8, "latent": 8}
+    return SpadeGenerator(Spade(SpadeConfig(training=FEW, vgg_weight=0.0, **widths, **changes), 6, 32))
+
+
 def test_spade_draws_in_the_style_that_its_encoder_finds(cohort):
-    config = SpadeConfig(
-        training=FEW, generator_width=4, discriminator_width=4, hidden=8, latent=8, vgg_weight=0.0, compute_batch=4
-    )
-    generator = SpadeGenerator(Spade(config, 6, 32))
+    generator = spade(compute_batch=4)
     found = references(cohort)
     styles = generator.style_codes([found[found.choose(slide, 1, "image", 0)[0]] for slide in found.slides[:2]])
-    masks, seeds = np.zeros((2, 32, 32), np.uint8), [0, 0]
-    first, second = drawn_by(generator, masks, seeds, styles=styles)
+    first, second = drawn_by(generator, np.zeros((2, 32, 32), np.uint8), [0, 0], styles=styles)
     assert not np.array_equal(first, second)
 
 
 def test_a_generator_without_styles_says_so(cohort):
-    without = SpadeGenerator(Spade(SpadeConfig(training=FEW, generator_width=4, discriminator_width=4, hidden=8,
-                                               latent=8, vgg_weight=0.0, use_vae=False), 6, 32))  # fmt: skip
-    drawer = StyleDrawer(without, references(cohort), StyleChoice(source="own"))
+    drawer = StyleDrawer(spade(use_vae=False), references(cohort), StyleChoice(source="own"))
     with pytest.raises(ConfigError, match="trained with use_vae: false"):
         drawer("p0", 0)
     with pytest.raises(ConfigError, match="this generator takes no styles"):

@@ -1,15 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from drawn_requests import drawn_by
+from drawn_requests import denoiser_config, drawn_by, first_stage_config, random_masks
 
 from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.conditioning import Condition
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import (
-    AutoencoderConfig,
-    DiffusionConfig,
     InpaintingConfig,
     NoiseConfig,
     SamplerConfig,
@@ -18,9 +16,7 @@ from counterstain.generators.diffusion_config import (
 from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.samplers import sample
 from counterstain.generators.windows import WindowGrid, extended, in_tiles, windowed
-from counterstain.training_config import TrainingConfig
 
-ONE = TrainingConfig(steps=1, batch_size=2)
 SAMPLER = SamplerConfig(name="dpmsolver++", steps=2, guidance=2.0, compute_batch=4)
 
 
@@ -28,17 +24,9 @@ SAMPLER = SamplerConfig(name="dpmsolver++", steps=2, guidance=2.0, compute_batch
 def model():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        stage = AutoencoderConfig(training=ONE, kind="linear", latent_channels=4, lpips_weight=0, adversarial_weight=0)
-        first_stage = Autoencoder(stage, 32)
+        first_stage = Autoencoder(first_stage_config(kind="linear"), 32)
         first_stage.fit_components([torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8)])
-        config = DiffusionConfig(training=ONE, channels=8, multipliers=(1, 2), blocks=1, heads=2, sampler=SAMPLER)
-        return Diffusion(config, first_stage, 6)
-
-
-def large(height=80, width=56):
-    rng = np.random.default_rng(0)
-    masks = rng.integers(0, 6, (2, height // 4, width // 4), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
-    return masks, rng.integers(0, 256, (2, height, width, 3), dtype=np.uint8), masks > 2
+        return Diffusion(denoiser_config(sampler=SAMPLER), first_stage, 6)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (5, 30), (64, 17), (9, 8)])
@@ -65,7 +53,7 @@ def test_a_grid_of_one_window_predicts_what_the_denoiser_does():
 
 
 def test_a_patch_of_the_training_size_is_drawn_as_ever(model):
-    masks, images, redraw = large(32, 32)
+    masks, images, redraw = random_masks(2, 32, 32)
     for method in ("diffusion", "inpainting"):
         plain = drawn_by(DiffusionGenerator(model, method), masks, [0, 1], images, redraw)
         with_windows = drawn_by(DiffusionGenerator(model, method, trained_px=32), masks, [0, 1], images, redraw)
@@ -74,7 +62,7 @@ def test_a_patch_of_the_training_size_is_drawn_as_ever(model):
 
 @pytest.mark.parametrize("size", [(50, 33), (20, 20)])
 def test_images_of_any_size_follow_from_their_seed_alone(model, size):
-    masks, images, redraw = (np.resize(a, (2, *size, *a.shape[3:])) for a in large())
+    masks, images, redraw = (np.resize(a, (2, *size, *a.shape[3:])) for a in random_masks(2, 80, 56))
     generator = DiffusionGenerator(model, "inpainting", trained_px=32, inpainting=InpaintingConfig(dilation_px=2))
     drawn = drawn_by(generator, masks, [0, 1], images, redraw)
     assert drawn.shape == images.shape
@@ -115,12 +103,12 @@ def test_an_analytic_denoiser_leaves_no_seam_at_the_windows_borders():
 
 
 def test_tiles_of_a_linear_first_stage_decode_to_the_same_bits(model):
-    latents = torch.randn(2, 4, 40, 27)
+    latents, images = torch.randn(2, 4, 40, 27), torch.randint(0, 256, (1, 160, 108, 3), dtype=torch.uint8)
     model.tiles = None
-    whole, there_and_back = model.decode(latents), model.encode(torch.zeros(1, 160, 108, 3, dtype=torch.uint8))
+    decoded, encoded = model.decode(latents), model.encode(images)
     model.tiles = WindowsConfig(decode_px=64)
-    assert torch.equal(model.decode(latents), whole)
-    assert torch.equal(model.encode(torch.zeros(1, 160, 108, 3, dtype=torch.uint8)), there_and_back)
+    assert torch.equal(model.decode(latents), decoded)
+    assert torch.equal(model.encode(images), encoded)
 
 
 def test_a_first_stage_never_sees_more_than_a_tile():

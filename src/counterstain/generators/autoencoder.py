@@ -29,12 +29,10 @@ SMOOTHING = 1e-5  # of the usage, so that a code without latents is not divided 
 
 
 class CodebookUpkeep(nn.Module):
-    """What is known about the use of each code, and what is done about it after a training step.
+    """Follows how often each of the codes (K, z) is used, and changes them after a training step.
 
     Parameters
     ----------
-    codes : (K, z) tensor
-        The codebook at the start.
     decay : float
         Of the moving averages.
     averaged : bool
@@ -42,14 +40,10 @@ class CodebookUpkeep(nn.Module):
     revive_below : float, optional
         Codes used less often than this share of 1 / K are set to latents of the batch (Dhariwal et al. 2020, section
         3.1, with a threshold relative to the fair share); None = never.
-
-    Attributes
-    ----------
-    usage : (K,) tensor
-        Moving average of K · (share of the latents that chose a code): 1 = as often as all others.
     """
 
     usage: Tensor
+    """(K,): moving average of K · (share of the latents that chose a code): 1 = as often as all others."""
     sums: Tensor
 
     def __init__(self, codes: Tensor, decay: float, *, averaged: bool, revive_below: float | None) -> None:
@@ -62,13 +56,8 @@ class CodebookUpkeep(nn.Module):
     def update(self, codebook: Tensor, latents: Tensor, chosen: Tensor, generator: torch.Generator) -> int:
         """Change ``codebook`` (K, z) in place after a step; return how many codes were revived.
 
-        Parameters
-        ----------
-        latents : (B, z, h, w) tensor
-        chosen : (n,) integer tensor
-            The code of each latent, in the order B, h, w.
-        generator : torch.Generator
-            Picks the latents that revived codes are set to.
+        ``chosen`` (n,) are the codes of the latents (B, z, h, w), in the order B, h, w; ``generator`` picks the latents
+        that revived codes are set to.
         """
         flat = latents.detach().float().movedim(1, -1).flatten(0, -2)  # (n, z)
         counts = torch.bincount(chosen.flatten(), minlength=len(codebook)).to(flat)
@@ -87,7 +76,7 @@ class CodebookUpkeep(nn.Module):
             return 0
         picked = torch.randint(len(latents), (len(dead),), generator=generator).to(latents.device)
         fresh = latents[picked]
-        if distributed.is_available() and distributed.is_initialized():
+        if _spread():
             distributed.broadcast(fresh, 0)  # the latents differ from device to device
         codebook[dead] = fresh.to(codebook.dtype)
         self.sums[dead] = fresh
@@ -105,8 +94,12 @@ def usage_of(chosen: Tensor, size: int) -> tuple[float, float]:
     return len(shares) / size, float(torch.exp(-(shares * shares.log()).sum()))
 
 
+def _spread() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def _over_all_devices(tensor: Tensor) -> Tensor:
-    if distributed.is_available() and distributed.is_initialized():
+    if _spread():
         distributed.all_reduce(tensor)
     return tensor
 

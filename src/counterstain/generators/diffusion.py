@@ -30,7 +30,7 @@ from counterstain.generators.diffusion_config import DiffusionConfig, WindowsCon
 from counterstain.generators.inpainting import draw_redrawn, surroundings
 from counterstain.generators.networks import StyleNetwork
 from counterstain.generators.samplers import fresh_noise
-from counterstain.generators.style import StyleReferences, references_of, styled_batches
+from counterstain.generators.style import StyleReferences, references_of
 from counterstain.generators.windows import WindowGrid, in_tiles
 from counterstain.progress import bar
 from counterstain.seeding import torch_generator
@@ -251,13 +251,20 @@ def measure_latents(model: Diffusion, sampler: PatchSampler, patches: int = 256)
 
 def diffusion_batches(model: Diffusion, sampler: PatchSampler, size_px: int, seed: int) -> Batches:
     """Return the function step -> batch of patches, encoded once where the configuration says so, with references."""
-    config = model.config
+    config, batch_size = model.config, model.config.training.batch_size
     references = None if config.style is None else references_of(sampler.cohort, size_px, seed)
     if config.latent_pool is not None:
         return _pooled(model, sampler, config.latent_pool, references)
-    if config.style is not None and references is not None:
-        return styled_batches(sampler, references, config.style.references, config.training.batch_size)
-    return PatchBatches(sampler, config.training.batch_size)
+    if config.style is None or references is None:
+        return PatchBatches(sampler, batch_size)
+    count = config.style.references
+
+    def batch(step: int) -> dict[str, Tensor]:
+        numbers = range(step * batch_size, (step + 1) * batch_size)
+        patches = [sampler[i] for i in numbers]
+        return stack(patches) | references.described(references.choose_for(patches, numbers, count))
+
+    return batch
 
 
 def _pooled(model: Diffusion, sampler: PatchSampler, pool: int, references: StyleReferences | None) -> Batches:

@@ -41,8 +41,7 @@ class Spade(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """Modulate ``x`` (B, features, h, w) by ``labels`` (B, C, H, W), shrunk to its size."""
         hidden = self.mlp_shared(functional.interpolate(labels, size=x.shape[2:], mode="nearest"))
-        modulated: Tensor = self.param_free_norm(x) * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)
-        return modulated
+        return torch.as_tensor(self.param_free_norm(x) * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden))
 
 
 class SpadeResBlock(nn.Module):
@@ -64,24 +63,13 @@ class SpadeResBlock(nn.Module):
         """(B, fin, h, w) -> (B, fout, h, w)."""
         shortcut = self.conv_s(self.norm_s(x, labels)) if self.learned_shortcut else x
         y = self.conv_0(functional.leaky_relu(self.norm_0(x, labels), LEAK))
-        y = self.conv_1(functional.leaky_relu(self.norm_1(y, labels), LEAK))
-        out: Tensor = shortcut + y
-        return out
+        return torch.as_tensor(shortcut + self.conv_1(functional.leaky_relu(self.norm_1(y, labels), LEAK)))
 
 
 class SpadeGeneratorNetwork(nn.Module):
-    """A latent code, grown to an image, with the label map fed in at every scale.
+    """A latent code of length ``latent``, grown to an image, with the label map fed in at every scale.
 
-    Parameters
-    ----------
-    size_px : int
-        Edge of the images, a multiple of 32.
-    width : int
-        ``ngf``.
-    latent : int
-        Length of the latent code.
-    hidden : int
-        Width of the modulating networks.
+    ``size_px`` is a multiple of 32, ``width`` the published ``ngf``, ``hidden`` the width of the modulating networks.
     """
 
     def __init__(self, label_channels: int, size_px: int, width: int, latent: int, hidden: int) -> None:

@@ -42,8 +42,8 @@ def build_scheduler(noise: NoiseConfig, sampler: SamplerConfig) -> Any:
 class _Ddim(DDIMScheduler):  # type: ignore[misc]
     """DDIM whose first step after pure noise survives rounding.
 
-    With eta 1 the fresh noise of that step has all the variance there is, and what is left for the direction is
-    1 - alpha - variance = 0: a little less on some machines, and its root is no number.
+    With eta 1 the fresh noise of that step has all the variance, and 1 - alpha - variance, of which the root is taken,
+    is a little below 0 on some machines.
     """
 
     def _get_variance(self, timestep: int, prev_timestep: int) -> Tensor:
@@ -68,15 +68,10 @@ def _begin(scheduler: Any, noise: NoiseConfig, sampler: SamplerConfig) -> None:
 
 
 def power_spacing(timesteps: int, steps: int, power: float) -> list[int]:
-    """Return ``steps`` falling timesteps from T - 1 on, at T (1 - i / steps) ** power - 1.
+    """Return ``steps`` falling timesteps from T - 1 on, at T (1 - i / steps) ** power - 1; ConfigError if T < steps.
 
     Grids of the same power nest: that of half as many steps is every second entry, wherever the grid is not so dense
     that neighbours would be equal; those are moved apart.
-
-    Raises
-    ------
-    ConfigError
-        There are fewer timesteps than steps.
 
     Examples
     --------
@@ -116,16 +111,9 @@ def step_walk(steps: int, config: InpaintingConfig) -> list[int]:
 
 
 class KnownLatents:
-    """Puts the known latents, noised to the step's level, back outside the mask.
+    """Puts the known latents (B, z, h, w), noised to the step's level, back where ``mask`` (B, 1, h, w) is 0.
 
-    Parameters
-    ----------
-    known : (B, z, h, w)
-        Latents of the real images.
-    mask : (B, 1, h, w)
-        1 = redrawn.
-    generators : one per sample
-        Of the known latents' noise, which stays the same until :meth:`renoise`.
+    Their noise, from one generator per sample, stays the same until :meth:`renoise`.
     """
 
     def __init__(self, known: Tensor, mask: Tensor, generators: Sequence[torch.Generator]) -> None:

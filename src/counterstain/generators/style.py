@@ -22,12 +22,10 @@ from torch.nn import functional
 
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
-from counterstain.data.sampling import PatchSource, stack
 from counterstain.errors import LeakageError
 from counterstain.generators.diffusion_config import REFERENCES_OF_A_SLIDE
 from counterstain.seeding import derive, numpy_generator
 from counterstain.taxonomy import BACKGROUND
-from counterstain.training import Batches
 
 SEEN_PX = 64  # edge of what the encoder sees of a reference
 CANDIDATES = 4  # places that the one with the most background is chosen from
@@ -69,7 +67,7 @@ class StyleReferences:
         return max(cuts, key=lambda patch: int((patch.instances == BACKGROUND).sum()))
 
     def choose_for(self, patches: Sequence[Patch], numbers: Sequence[int], count: int) -> Tensor:
-        """Choose references of each patch's slide, by the patches' numbers; return the references' numbers, (B, n)."""
+        """Choose references of each patch's slide by the patches' numbers, (B, n)."""
         return torch.tensor([self.choose(p.source.slide, count, n) for p, n in zip(patches, numbers, strict=True)])
 
     def described(self, chosen: Tensor) -> dict[str, Tensor]:
@@ -90,17 +88,6 @@ class StyleReferences:
         size = min(self.size_px, *self._sizes[position])
         y, x = (int(rng.integers(length - size + 1)) for length in self._sizes[position])
         return self.cohort.patch(position, y, x, size)
-
-
-def styled_batches(source: PatchSource, references: StyleReferences, count: int, batch_size: int) -> Batches:
-    """Return the function step -> batch as :func:`counterstain.data.sampling.PatchBatches` with references."""
-
-    def batch(step: int) -> dict[str, Tensor]:
-        numbers = range(step * batch_size, (step + 1) * batch_size)
-        patches = [source[i] for i in numbers]
-        return stack(patches) | references.described(references.choose_for(patches, numbers, count))
-
-    return batch
 
 
 def references_of(cohort: Cohort, size_px: int, seed: int) -> StyleReferences:
