@@ -126,6 +126,7 @@ def test_spade_without_an_encoder_is_read_back(cohort, tmp_path):
     [
         ({"gradient_clip": 1.0}, "gradient_clip 1: Spade clips no gradients"),
         ({"accumulate": 2}, "accumulate 2: Spade cannot accumulate"),
+        ({"num_nodes": 2}, "num_nodes 2: start the command on every node"),
     ],
 )
 def test_what_a_gan_cannot_be_trained_with_leaves_its_folder_free(cohort, tmp_path, changes, message):

@@ -65,7 +65,8 @@ class TrainingRun:
 
     def spread(self, train: Callable[..., Path], training: TrainingConfig, **options: Any) -> bool:
         """Let new processes train, one for each device; say whether it needed them."""
-        needed = starts_processes(training)
+        with self.released_on_error():
+            needed = starts_processes(training)
         if needed:
             given = {"size_px": self.size_px, "seed": self.seed, **options}
             run_in_processes(training.devices, train, self.cohort, self.config, self.out, **given)
