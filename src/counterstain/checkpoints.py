@@ -1,13 +1,16 @@
 """Trained networks on disk: safetensors for the weights, JSON for all that is known about them; no code is loaded.
 
 A checkpoint folder holds ``model.safetensors`` and ``model.json``, the header; the header is written last and holds
-the hash of the weights, so a folder with it is whole.
+the hash of the weights, so a folder with it is whole. While training runs, the folder holds ``last.ckpt``, its state.
 """
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,11 +23,12 @@ from torch import Tensor
 
 import counterstain
 from counterstain.config import Config, build
-from counterstain.errors import InputError, MismatchError, StorageError
+from counterstain.errors import CounterstainWarning, InputError, MismatchError, StorageError
 from counterstain.storage import read_json, replacing, sha256_of, stage_of, sweep, write_json
 from counterstain.taxonomy import Taxonomy
 
 WEIGHTS_FILE, HEADER_FILE = "model.safetensors", "model.json"
+PROGRESS_FILE, PROGRESS_FORMAT = "last.ckpt", "counterstain 2"
 Kind = str  # stage of a registered training, or segmenter or judge
 
 
@@ -115,6 +119,54 @@ def require_taxonomy(folder: Path, header: CheckpointHeader, taxonomy: Taxonomy)
             f"{folder}: was trained on the subtypes {', '.join(header.taxonomy.names)}; "
             f"this cohort has {', '.join(taxonomy.names)}; train it on this taxonomy"
         )
+
+
+def save_progress(file: Path, content: Mapping[str, Any]) -> None:
+    """Save the state of a training that is under way."""
+    buffer = io.BytesIO()  # torch's own writer hides that a disk is full
+    torch.save({"format": PROGRESS_FORMAT, **content}, buffer)
+    sweep(file)  # each as large as the whole
+    with replacing(file) as partial:
+        partial.write_bytes(buffer.getbuffer())
+
+
+def read_progress(file: Path) -> dict[str, Any] | None:
+    """Read the state of a training, None without one; a torn one is set aside, a reading error changes nothing."""
+    if not file.exists():
+        return None
+    try:
+        content: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+    except Exception as error:
+        if not _is_torn(file):
+            why = str(error).partition("\n")[0]
+            raise StorageError(f"{file}: cannot be read ({why}) and is left as it is; run the command again") from error
+        fault = "is torn"
+    else:
+        if content.get("format") == PROGRESS_FORMAT:
+            return content
+        fault = "was written by another version of counterstain"
+    aside = file.with_name(f"{file.name}.set-aside")
+    file.replace(aside)
+    warnings.warn(
+        f"{file}: {fault}; it is now called {aside.name}, and training starts anew", CounterstainWarning, stacklevel=5
+    )
+    return None
+
+
+def _is_torn(file: Path) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is not None
+    except (zipfile.BadZipFile, EOFError):
+        return True
+    except OSError:  # says nothing about the file
+        return False
+
+
+def forget_progress(folder: Path) -> None:
+    """Delete the state of a training whose result is saved."""
+    sweep(folder / PROGRESS_FILE)
+    (folder / PROGRESS_FILE).unlink(missing_ok=True)
 
 
 def read_state(path: Path, setting: str = "") -> dict[str, Tensor]:

@@ -6,13 +6,10 @@ Models draw their noise from generators derived from the step (``batch["step"]``
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import signal
 import threading
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -28,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
+from counterstain.checkpoints import PROGRESS_FILE, read_progress, save_progress
 from counterstain.data.sampling import PatchBatches
 from counterstain.devices import (
     average_gradients,
@@ -37,16 +35,14 @@ from counterstain.devices import (
     share_batch_statistics,
     starts_processes,
 )
-from counterstain.errors import ConfigError, CounterstainWarning, DivergenceError, StorageError
+from counterstain.errors import ConfigError, DivergenceError
 from counterstain.progress import bar
-from counterstain.storage import released_on_error, replacing, sweep, write_csv
+from counterstain.storage import released_on_error, write_csv
 from counterstain.training_config import Curves, TrainingConfig
 
 Batch = dict[str, Tensor]
 Batches = Callable[[int], Batch]
 Minimise = Callable[..., None]
-PROGRESS_FILE = "last.ckpt"
-FORMAT = "counterstain 2"
 
 
 class Trainable(nn.Module):
@@ -305,16 +301,12 @@ class _Run:
             self.curves.log(values, self.step)
 
     def save(self) -> None:
-        content = {"format": FORMAT, "step": self.step, "rows": self.rows, "average": self.average}
+        content = {"step": self.step, "rows": self.rows, "average": self.average}
         content |= {"model": self.model.state_dict(), "scaler": self.fabric.strategy.precision.state_dict()}
-        buffer = io.BytesIO()  # torch's own writer hides that a disk is full
-        torch.save(content | {"optimizers": [each.state_dict() for each in self.optimizers]}, buffer)
-        sweep(self.file)  # each as large as the whole
-        with replacing(self.file) as partial:
-            partial.write_bytes(buffer.getbuffer())
+        save_progress(self.file, content | {"optimizers": [each.state_dict() for each in self.optimizers]})
 
     def load(self) -> None:
-        content = _read(self.file)
+        content = read_progress(self.file)
         if content is None:
             return
         self.step, self.rows = content["step"], content["rows"]
@@ -324,45 +316,6 @@ class _Run:
             optimizer.load_state_dict(given)
         for mean, given in zip(self.average or (), content["average"] or (), strict=True):
             mean.copy_(given)
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    """Read a state; None where there is none. One that is torn is set aside; a reading error changes nothing."""
-    if not file.exists():
-        return None
-    try:
-        content: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
-    except Exception as error:
-        if not _is_torn(file):
-            why = str(error).partition("\n")[0]
-            raise StorageError(f"{file}: cannot be read ({why}) and is left as it is; run the command again") from error
-        fault = "is torn"
-    else:
-        if content.get("format") == FORMAT:
-            return content
-        fault = "was written by another version of counterstain"
-    aside = file.with_name(f"{file.name}.set-aside")
-    file.replace(aside)
-    warnings.warn(
-        f"{file}: {fault}; it is now called {aside.name}, and training starts anew", CounterstainWarning, stacklevel=4
-    )
-    return None
-
-
-def _is_torn(file: Path) -> bool:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return archive.testzip() is not None
-    except (zipfile.BadZipFile, EOFError):
-        return True
-    except OSError:  # says nothing about the file
-        return False
-
-
-def forget_progress(folder: Path) -> None:
-    """Delete the state of a training whose result is saved."""
-    sweep(folder / PROGRESS_FILE)
-    (folder / PROGRESS_FILE).unlink(missing_ok=True)
 
 
 class _Parts(Dataset[Batch]):

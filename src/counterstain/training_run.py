@@ -11,14 +11,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from counterstain.checkpoints import CheckpointHeader, Kind, is_finished, save_checkpoint
+from counterstain.checkpoints import CheckpointHeader, Kind, forget_progress, is_finished, save_checkpoint
 from counterstain.config import Config
 from counterstain.data.cohort import Cohort
 from counterstain.data.sampling import PatchSampler, SamplingConfig
 from counterstain.devices import rank, run_in_processes, starts_processes
 from counterstain.seeding import derive
 from counterstain.storage import claim, released_on_error
-from counterstain.training import forget_progress
 from counterstain.training_config import TrainingConfig
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
