@@ -23,17 +23,11 @@ def test_a_set_is_a_sequence_of_its_patches(patches):
     assert len(every) == len(patches) == 70
     assert sources(every) == sources(patches[i] for i in range(70))
     assert patches[-1].source == patches[np.int64(69)].source == every[69].source
-
-
-@pytest.mark.parametrize("part", [slice(3), slice(-2, None), slice(60, 68, 3), slice(None, None, -30), slice(80, 90)])
-def test_slices_are_lists_of_patches(patches, part):
-    assert sources(patches[part]) == sources(patches)[part]
-
-
-@pytest.mark.parametrize("index", [70, -71])
-def test_there_is_nothing_beyond_the_ends(patches, index):
-    with pytest.raises(IndexError):
-        patches[index]
+    for part in (slice(3), slice(-2, None), slice(60, 68, 3), slice(None, None, -30), slice(80, 90)):
+        assert sources(patches[part]) == sources(every[part])
+    for beyond in (70, -71):
+        with pytest.raises(IndexError):
+            patches[beyond]
 
 
 def test_a_set_shows_what_it_is_and_is_opened_by_a_string(patches):

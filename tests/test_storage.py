@@ -57,20 +57,15 @@ def test_a_table_keeps_its_floats(tmp_path):
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "a.parquet"), table)
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    write_text(tmp_path / "a.txt", "old")
-    with pytest.raises(RuntimeError, match="killed"), replacing(tmp_path / "a.txt") as partial:
+def test_a_failed_write_leaves_the_old_file_or_folder_and_nothing_else(tmp_path):
+    write_text(tmp_path / "folder" / "a.txt", "old")
+    with pytest.raises(RuntimeError, match="killed"), replacing(tmp_path / "folder" / "a.txt") as partial:
         fail_half_way(partial)
-    assert (tmp_path / "a.txt").read_text() == "old"
-    assert names_in(tmp_path) == ["a.txt"]
-
-
-def test_a_failed_folder_leaves_the_old_one_and_nothing_else(tmp_path):
-    (tmp_path / "a").mkdir()
-    with pytest.raises(RuntimeError, match="killed"), committing(tmp_path / "a") as partial:
-        fail_half_way(partial / "file")
-    assert names_in(tmp_path) == ["a"]
-    assert not any((tmp_path / "a").iterdir())
+    with pytest.raises(RuntimeError, match="killed"), committing(tmp_path / "folder") as partial:
+        fail_half_way(partial / "b.txt")
+    assert names_in(tmp_path) == ["folder"]
+    assert names_in(tmp_path / "folder") == ["a.txt"]
+    assert (tmp_path / "folder" / "a.txt").read_text() == "old"
 
 
 def test_a_finished_folder_takes_the_place_of_the_old_one(tmp_path):
@@ -90,15 +85,14 @@ def test_a_full_disk_is_one_line_with_the_remedy(tmp_path, full_disk):
     assert names_in(tmp_path) == []
 
 
-def test_a_full_disk_while_the_content_is_written_is_the_same_error(tmp_path):
-    with pytest.raises(StorageError, match="the disk is full"), committing(tmp_path / "folder"):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize(
+    ("number", "message"), [(errno.ENOSPC, "the disk is full"), (errno.EACCES, "cannot be written")]
+)
+@pytest.mark.parametrize("write", [replacing, committing])
+def test_a_disk_that_takes_no_content_is_one_line(tmp_path, number, message, write):
+    with pytest.raises(StorageError, match=message), write(tmp_path / "a"):
+        raise OSError(number, "as the system says it")
     assert names_in(tmp_path) == []
-
-
-def test_a_folder_that_may_not_be_written_is_one_line(tmp_path):
-    with pytest.raises(StorageError, match="cannot be written"), replacing(tmp_path / "a"):
-        raise OSError(errno.EACCES, "Permission denied")
 
 
 KILLED = """
@@ -124,43 +118,29 @@ def test_what_a_killed_process_leaves_is_never_taken_for_finished(tmp_path):
     assert names_in(tmp_path / "folder") == ["whole"]
 
 
-def test_a_missing_json_file_is_named(tmp_path):
+def test_a_missing_or_damaged_json_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"a\.json: no such file"):
         read_json(tmp_path / "a.json")
-
-
-def test_a_damaged_json_file_is_named(tmp_path):
     (tmp_path / "a.json").write_text('{"a": ')
     with pytest.raises(StorageError, match=r"a\.json: damaged"):
         read_json(tmp_path / "a.json")
 
 
-def test_a_fingerprint_does_not_depend_on_the_order_of_keys():
-    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
-    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
-
-
-def test_sha256_is_that_of_the_bytes(tmp_path):
+def test_hashes_are_those_of_the_content(tmp_path):
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1}) != fingerprint({"a": 2, "b": [2]})
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_of(tmp_path / "a").startswith("ba7816bf8f01cfea")
 
 
-def test_the_same_run_may_claim_its_folder_again(tmp_path):
-    claim(tmp_path / "run", "train", {"steps": 10})
+def test_a_folder_is_for_one_run_and_another_is_told_what_differs(tmp_path):
+    settings = {"loss": {"dice": 0.9, "ce": 0.1}, "steps": 10}
+    claim(tmp_path / "run", "train", settings)
     (tmp_path / "run" / "content").touch()
-    claim(tmp_path / "run", "train", {"steps": 10})
-
-
-def test_another_run_is_told_the_first_setting_that_differs(tmp_path):
-    claim(tmp_path / "run", "train", {"loss": {"dice": 0.9, "ce": 0.1}, "steps": 10})
+    claim(tmp_path / "run", "train", settings)
     with pytest.raises(MismatchError, match=r"another run \(train: loss\.ce was 0\.1, now 0\.5\)"):
         claim(tmp_path / "run", "train", {"loss": {"dice": 0.9, "ce": 0.5}, "steps": 20})
-
-
-def test_another_stage_is_told_whose_folder_it_is(tmp_path):
-    claim(tmp_path / "run", "cohort", {})
-    with pytest.raises(MismatchError, match=r"another run \(cohort\); give another output folder"):
-        claim(tmp_path / "run", "train", {})
+    with pytest.raises(MismatchError, match=r"another run \(train\); give another output folder"):
+        claim(tmp_path / "run", "cohort", {})
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
@@ -176,21 +156,18 @@ def test_a_place_where_nothing_can_be_made_is_named(tmp_path):
         write_text(tmp_path / "file" / "x.txt", "text")
 
 
-def test_a_claim_is_given_back_where_nothing_came_of_it(tmp_path):
-    with pytest.raises(InputError), claimed(tmp_path / "run", "train", {}):
-        raise InputError("the weights do not fit")
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_claim_holds_where_something_was_written(tmp_path):
+@pytest.mark.parametrize("written", [(), ("x.txt",)])
+def test_a_claim_is_given_back_only_where_nothing_came_of_it(tmp_path, written):
     def write_and_fail():
         with claimed(tmp_path / "run", "train", {}):
-            write_text(tmp_path / "run" / "x.txt", "text")
-            raise InputError("later")
+            for name in written:
+                write_text(tmp_path / "run" / name, "text")
+            raise InputError("the weights do not fit")
 
-    with pytest.raises(InputError, match="later"):
+    with pytest.raises(InputError, match="do not fit"):
         write_and_fail()
-    assert names_in(tmp_path / "run") == ["run.json", "x.txt"]
+    assert (tmp_path / "run" / "run.json").exists() == bool(written)
+    assert (tmp_path / "run").exists() == bool(written)
 
 
 def test_what_a_killed_writer_left_of_a_large_file_is_swept_away(tmp_path):

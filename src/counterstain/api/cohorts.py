@@ -167,4 +167,4 @@ def export(
     if format not in EXPORT_FORMATS:
         raise ConfigError(f"--format {format}: expected {', '.join(EXPORT_FORMATS)} or weights")
     settings = {"file_format": format, "labels": labels, "parts": tuple(dict.fromkeys(split or ()))}
-    return write(source, out, build(ExportConfig, settings, f"export of {source}"), progress=bar)
+    return write(source, out, build(ExportConfig, settings, f"export of {source}"), bar)

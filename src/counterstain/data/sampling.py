@@ -93,7 +93,12 @@ class PatchSampler:
         self.missing_subtypes = tuple(name for name, pool in zip(wanted, by_subtype, strict=True) if not pool)
         self._tumour = [pool for pool in ([_pool(tumour)] if config.mode == "tumor" else by_subtype) if pool]
         self._background = _pool(_background(regions, instances))
-        self._check_pixels()
+        where = f"{cohort.folder}: part {part!r}"
+        if config.background_share < 1 and not self._tumour:
+            names = ", ".join(self.missing_subtypes)
+            raise InputError(f"{where} has no pixel of {names}; choose other subtypes or split the cohort anew")
+        if config.background_share > 0 and not self._background:
+            raise InputError(f"{where} has no background pixel; set background_share to 0")
         self._shapes = list(cohort.regions[["height_px", "width_px"]].itertuples(index=False, name=None))
 
     def __getitem__(self, index: int) -> Patch:
@@ -121,14 +126,6 @@ class PatchSampler:
         size = self.size_px
         y, x = (min(max(c - size // 2, 0), n - size) for c, n in zip(centre, self._shapes[position], strict=True))
         return self.cohort.patch(position, y, x, size)
-
-    def _check_pixels(self) -> None:
-        where = f"{self.cohort.folder}: part {self.part!r}"
-        if self.config.background_share < 1 and not self._tumour:
-            wanted = ", ".join(self.missing_subtypes)
-            raise InputError(f"{where} has no pixel of {wanted}; choose other subtypes or split the cohort anew")
-        if self.config.background_share > 0 and not self._background:
-            raise InputError(f"{where} has no background pixel; set background_share to 0")
 
 
 def vary(patch: Patch, config: SamplingConfig, rng: np.random.Generator) -> Patch:

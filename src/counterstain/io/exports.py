@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from counterstain.config import Config, build, to_yaml
+from counterstain.config import Config, to_yaml
 from counterstain.data.cohort import PARTS, Cohort
 from counterstain.data.patch_set import HEADER_FILE, PatchSet
 from counterstain.data.patches import label_mask
@@ -70,19 +70,14 @@ class Contents:
     """A cohort or a synthetic set, laid out for export."""
 
     source: Path
-    taxonomy: Taxonomy
-    """Labels of the export."""
+    taxonomy: Taxonomy  # labels of the export
     mpp: float
-    fingerprint: str
-    """What distinguishes these contents from others."""
-    table: pd.DataFrame
-    """A row per image: name (of its files), index, region, slide, patient, part, score, and its source."""
-    instances: pd.DataFrame
-    """A row per instance: name, instance, subtype (label in the export), area_px."""
+    fingerprint: str  # what distinguishes these contents from others
+    table: pd.DataFrame  # a row per image: name (of its files), index, region, slide, patient, part, score, its source
+    instances: pd.DataFrame  # a row per instance: name, instance, subtype (label in the export), area_px
     read: Callable[[int], tuple[np.ndarray, np.ndarray, dict[int, int]]]
     """Index in the table -> image (H, W, 3) uint8, instances (H, W) int32, subtype of every instance, 255 = ignore."""
-    patients_seen: tuple[str, ...] = ()
-    """Patients behind generated images: those of the masks and those that the generator saw."""
+    patients_seen: tuple[str, ...] = ()  # behind generated images: those of the masks and those the generator saw
 
     @property
     def rows(self) -> list[Row]:
@@ -90,26 +85,16 @@ class Contents:
         rows = self.table.astype(object).where(self.table.notna(), None).to_dict("records")
         return [{str(k): v.tolist() if isinstance(v, np.ndarray) else v for k, v in row.items()} for row in rows]
 
-    @property
-    def training(self) -> list[Row]:
-        """The records outside the test part."""
-        return [row for row in self.rows if row["part"] != "test"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """A kind of export."""
 
-    files: Mapping[str, str]
-    """``image``, ``label`` and perhaps ``instances`` -> path in the export, of {name} and {folder}."""
-    folders: Mapping[str | None, str]
-    """Part of the split -> {folder}."""
-    write_tables: Callable[[Path, Contents], None]
-    """Write the tables, when all images are there."""
-    check: Callable[[Path, Contents], None] = lambda _out, _contents: None
-    """Raise InputError where the contents cannot be laid out so."""
-    ignore_is_highest: bool = False
-    """Whether the highest label, instead of 255, is ignored."""
+    files: Mapping[str, str]  # image, label and perhaps instances -> path in the export, of {name} and {folder}
+    folders: Mapping[str | None, str]  # part of the split -> {folder}
+    write_tables: Callable[[Path, Contents], None]  # called when all images are there
+    check: Callable[[Path, Contents], None] = lambda _out, _contents: None  # InputError where it cannot be laid out so
+    ignore_is_highest: bool = False  # whether the highest label, instead of 255, is ignored
 
     def files_of(self, row: Row) -> dict[str, str]:
         """Return the files of an image."""
@@ -117,38 +102,15 @@ class Layout:
         return {kind: path.format(name=row["name"], folder=folder) for kind, path in self.files.items()}
 
 
-def export(
-    source: str | Path,
-    out: str | Path,
-    config: ExportConfig | str,
-    *,
-    progress: Progress | None = None,
-    **settings: Any,
-) -> int:
-    """Export a cohort or a synthetic set and return the number of images.
+def export(source: Path, out: Path, config: ExportConfig, progress: Progress = silent) -> int:
+    """Export a cohort, or a synthetic set as a training part, and return the number of images.
 
     Images are written one by one, so that memory does not grow with their number. ``export.json`` comes last: an
-    export that has it is complete and left untouched.
+    export that has it is complete; one that was interrupted is continued.
 
-    Parameters
-    ----------
-    source : str or Path
-        Folder of a cohort or of a synthetic set; the patches of a set belong to the training part.
-    out : str or Path
-        Folder of the export. An interrupted export into it is continued.
-    config, **settings
-        An :class:`ExportConfig`, or ``png``, ``nnunet`` or ``hf`` and further fields of it.
-
-    Raises
-    ------
-    InputError
-        There is no such source or part, or the format cannot hold it.
-    MismatchError
-        ``out`` holds something else.
+    Raises InputError where there is no such source or part, or the format cannot hold it, and MismatchError where
+    ``out`` holds something else.
     """
-    source, out = Path(source), Path(out)
-    if isinstance(config, str):
-        config = build(ExportConfig, {"file_format": config, **settings}, f"export of {source}")
     is_set = (source / HEADER_FILE).exists() or (source / "shards").exists()
     contents = _of_set(PatchSet.open(source)) if is_set else _of_cohort(Cohort.open(source, cache_bytes=1))
     if config.parts:
@@ -164,7 +126,7 @@ def export(
         half_written.unlink(missing_ok=True)
     if layout.ignore_is_highest:
         lookup[IGNORE] = contents.taxonomy.num_labels
-    with (progress or silent)("images", len(contents.table)) as advance:
+    with progress("images", len(contents.table)) as advance:
         for row in contents.rows:
             write_image(out, row, contents, layout, lookup)
             advance(1)
@@ -308,12 +270,13 @@ def _check_nnunet(out: Path, contents: Contents) -> None:
     reserved = {"background", "ignore"}.intersection(contents.taxonomy.names)
     if reserved:
         raise InputError(f"{contents.source}: nnU-Net reserves the name {min(reserved)!r}; rename that subtype")
-    if not contents.training:
+    if (contents.table["part"] == "test").all():
         raise InputError(f"{contents.source}: nothing to train on; export the training part too")
 
 
 def _write_nnunet_tables(out: Path, contents: Contents) -> None:
-    if folds := _training_folds(contents.training):
+    training = [row for row in contents.rows if row["part"] != "test"]
+    if folds := _training_folds(training):
         write_json(out / "splits_final.json", folds)
     values = {"background": 0} | {s.name: s.id for s in contents.taxonomy.subtypes}
     if (contents.instances["subtype"] == IGNORE).any():
@@ -322,7 +285,7 @@ def _write_nnunet_tables(out: Path, contents: Contents) -> None:
         "name": out.name,
         "channel_names": {"0": "R", "1": "G", "2": "B"},
         "labels": values,
-        "numTraining": len(contents.training),
+        "numTraining": len(training),
         "file_ending": ".png",
         "overwrite_image_reader_writer": "NaturalImage2DIO",
         "mpp": contents.mpp,
