@@ -369,11 +369,6 @@ def test_the_kl_term_weighs_sums_over_latents_against_sums_over_the_image():
     assert found.item() == pytest.approx(divergence.mean().item() / (3 * 32 * 32), rel=1e-4)
 
 
-def test_widths_of_a_first_stage_need_not_double():
-    network = first_stage(factor=8, channels=16, multipliers=(1, 2, 4, 4)).network
-    assert network.encoder.conv_out.weight.shape[1] == 64
-
-
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [

@@ -163,19 +163,19 @@ def test_what_does_not_fit_is_named(run, spade_files, tmp_path, monkeypatch, cha
     assert not (tmp_path / "c").exists()
 
 
-def test_a_damaged_or_missing_file_is_named(run, spade_files, tmp_path):
-    spade_files[1].write_bytes(spade_files[1].read_bytes()[:1000])
-    status, _, errors = run("import", "weights", *spade_files, "--kind", "spade", "--out", tmp_path / "c", *COMMON)
-    assert (status, "latest_net_E.pth: not a file of weights, or damaged" in errors) == (2, True)
-    missing = tmp_path / "missing.pth"
-    status, _, errors = run("import", "weights", missing, "--kind", "spade", "--out", tmp_path / "c", *COMMON)
-    assert (status, f"{missing}: no such weights file" in errors) == (2, True)
-
-
-def test_two_networks_of_one_kind_are_refused(run, spade_files, tmp_path):
-    twice = (spade_files[0], spade_files[0])
-    status, _, errors = run("import", "weights", *twice, "--kind", "spade", "--out", tmp_path / "c", *COMMON)
-    assert (status, "give one of them" in errors) == (2, True)
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("latest_net_G.pth", "give one of them"),
+        ("missing.pth", "missing.pth: no such weights file"),
+        ("cut.pth", "cut.pth: not a file of weights, or damaged"),
+    ],
+)
+def test_a_second_file_that_is_no_other_network_is_named(run, spade_files, tmp_path, second, message):
+    (tmp_path / "cut.pth").write_bytes(spade_files[1].read_bytes()[:1000])
+    files = (spade_files[0], tmp_path / second)
+    status, _, errors = run("import", "weights", *files, "--kind", "spade", "--out", tmp_path / "c", *COMMON)
+    assert (status, message in errors) == (2, True)
 
 
 @pytest.mark.parametrize(

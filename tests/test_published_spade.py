@@ -30,9 +30,16 @@ def parameters(network):
 
 
 def small_generator():
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return SpadeGeneratorNetwork(5, 32, 4, 6, 8).eval()
+    return SpadeGeneratorNetwork(5, 32, 4, 6, 8)
+
+
+def loaded(network, state):
+    """The network with published weights, which it gives back unchanged."""
+    network.load_state_dict(to_ours(SPADE, state, network.state_dict(), "file"))
+    back = to_published(SPADE, network.state_dict())
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)
+    return network.eval()
 
 
 @pytest.mark.parametrize(
@@ -49,21 +56,9 @@ def test_names_shapes_and_numbers_of_the_published_networks_go_there_and_back(la
         network = make()
         state = {name: torch.empty(shape) for name, shape in layout.items()}
     assert elements(layout) == count == parameters(network)
-    ours = network.state_dict()
-    loaded = to_ours(SPADE, state, ours, "file")
-    network.load_state_dict(loaded, assign=True)
+    network.load_state_dict(to_ours(SPADE, state, network.state_dict(), "file"), assign=True)
     back = to_published(SPADE, network.state_dict())
     assert {name: tuple(tensor.shape) for name, tensor in back.items()} == layout
-
-
-def test_values_go_there_and_back_unchanged():
-    state = published.drawn(published.spade_generator(**SMALL))
-    network = small_generator()
-    ours = network.state_dict()
-    network.load_state_dict(to_ours(SPADE, state, ours, "file"))
-    back = to_published(SPADE, network.state_dict())
-    assert back.keys() == state.keys()
-    assert all(torch.equal(back[name], state[name]) for name in state)
 
 
 # The SPADE block, written out in numpy: x (C, H, W), labels (L, H, W).
@@ -107,25 +102,9 @@ def spade_block(p, name, x, labels):
     return short + normalised_conv(p, f"{name}.conv_1", leaky(modulate(p, f"{name}.norm_1", y, labels)))
 
 
-def test_the_block_of_published_weights_is_the_formula_in_numpy():
-    state = published.drawn(published.spade_generator(**SMALL))
-    network = small_generator()
-    ours = network.state_dict()
-    network.load_state_dict(to_ours(SPADE, state, ours, "file"))
-    rng = np.random.default_rng(0)
-    x, labels = rng.standard_normal((32, 8, 8)), rng.random((5, 32, 32))
-    expected = spade_block({name: t.double().numpy() for name, t in state.items()}, "up_1", x, labels)
-    network.double()
-    with torch.no_grad():
-        found = network.up_1(torch.from_numpy(x)[None], torch.from_numpy(labels)[None])[0].numpy()
-    assert np.allclose(found, expected, rtol=1e-9, atol=1e-9)
-
-
 def test_the_generator_of_published_weights_is_the_formula_in_numpy():
     state = published.drawn(published.spade_generator(**SMALL))
-    network = small_generator()
-    ours = network.state_dict()
-    network.load_state_dict(to_ours(SPADE, state, ours, "file"))
+    network = loaded(small_generator(), state)
     p = {name: t.double().numpy() for name, t in state.items()}
     rng = np.random.default_rng(0)
     z, labels = rng.standard_normal(6), rng.random((5, 32, 32))
@@ -137,12 +116,6 @@ def test_the_generator_of_published_weights_is_the_formula_in_numpy():
     with torch.no_grad():
         found = network.double()(torch.from_numpy(labels)[None], torch.from_numpy(z)[None])[0].numpy()
     assert np.allclose(found, expected, rtol=1e-8, atol=1e-8)
-
-
-def loaded(network, state):
-    ours = network.state_dict()
-    network.load_state_dict(to_ours(SPADE, state, ours, "file"))
-    return network.eval()
 
 
 def spectral(state, name):
@@ -216,9 +189,9 @@ def test_a_generator_without_style_codes_is_refused():
 )
 def test_a_tensor_too_many_too_few_or_of_another_size_is_named(change, message):
     state = published.drawn(published.spade_generator(**SMALL)) | change
-    ours = small_generator().state_dict()
+    given = {name: tensor for name, tensor in state.items() if tensor is not None}
     with pytest.raises(MismatchError, match=message):
-        to_ours(SPADE, {name: tensor for name, tensor in state.items() if tensor is not None}, ours, "f")
+        to_ours(SPADE, given, small_generator().state_dict(), "f")
 
 
 def test_an_old_file_with_the_normalised_weight_in_it_gives_that_weight():

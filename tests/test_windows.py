@@ -46,12 +46,6 @@ def test_neighbouring_windows_share_at_least_the_overlap():
     assert len(WindowGrid.over(8, 8, 8, 3)) == 1
 
 
-def test_a_grid_of_one_window_predicts_what_the_denoiser_does():
-    latents, condition = torch.randn(2, 3, 8, 8), torch.randn(2, 1, 8, 8)
-    predict = windowed(lambda x, t, c: x * t + c.labels, Condition(labels=condition), WindowGrid.over(8, 8, 8, 4), 2)
-    assert torch.equal(predict(latents, 3), latents * 3 + condition)
-
-
 def test_a_patch_of_the_training_size_is_drawn_as_ever(model):
     masks, images, redraw = random_masks(2, 32, 32)
     for method in ("diffusion", "inpainting"):
