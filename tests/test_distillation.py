@@ -7,12 +7,7 @@ from drawn_requests import denoiser_config, drawn_by, first_stage_config, random
 from counterstain.checkpoints import read_header
 from counterstain.errors import ConfigError, MismatchError
 from counterstain.generators.conditioning import Condition
-from counterstain.generators.diffusion_config import (
-    DiffusionConfig,
-    DistillationConfig,
-    NoiseConfig,
-    SamplerConfig,
-)
+from counterstain.generators.diffusion_config import DiffusionConfig, DistillationConfig, NoiseConfig, SamplerConfig
 from counterstain.generators.distillation import Distillation, student_config
 from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.samplers import power_spacing, sample

@@ -13,11 +13,7 @@ from counterstain.data.phantom.styles import PhantomConfig, slide_style, style_f
 from counterstain.data.sampling import SamplingConfig
 from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
-from counterstain.generators.diffusion_config import (
-    SamplerConfig,
-    StyleChoice,
-    StyleConfig,
-)
+from counterstain.generators.diffusion_config import SamplerConfig, StyleChoice, StyleConfig
 from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.interface import OracleGenerator
 from counterstain.generators.spade import Spade, SpadeGenerator

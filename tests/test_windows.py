@@ -7,12 +7,7 @@ from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.conditioning import Condition
 from counterstain.generators.diffusion import Diffusion
-from counterstain.generators.diffusion_config import (
-    InpaintingConfig,
-    NoiseConfig,
-    SamplerConfig,
-    WindowsConfig,
-)
+from counterstain.generators.diffusion_config import InpaintingConfig, NoiseConfig, SamplerConfig, WindowsConfig
 from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.samplers import sample
 from counterstain.generators.windows import WindowGrid, extended, in_tiles, windowed

@@ -29,17 +29,11 @@ SMOOTHING = 1e-5  # of the usage, so that a code without latents is not divided 
 
 
 class CodebookUpkeep(nn.Module):
-    """Follows how often each of the codes (K, z) is used, and changes them after a training step.
+    """Follows how often each of the codes (K, z) is used, by moving averages, and changes them after a training step.
 
-    Parameters
-    ----------
-    decay : float
-        Of the moving averages.
-    averaged : bool
-        Whether codes are moving averages of the latents that chose them (van den Oord et al. 2017, appendix A.1).
-    revive_below : float, optional
-        Codes used less often than this share of 1 / K are set to latents of the batch (Dhariwal et al. 2020, section
-        3.1, with a threshold relative to the fair share); None = never.
+    ``averaged`` codes are moving averages of the latents that chose them (van den Oord et al. 2017, appendix A.1).
+    Codes used less often than ``revive_below`` / K are set to latents of the batch (Dhariwal et al. 2020, section 3.1,
+    with a threshold relative to the fair share); None = never.
     """
 
     usage: Tensor
@@ -133,14 +127,8 @@ class _Reconstruction:
 
 
 class Autoencoder(Trainable):
-    """Encoder, decoder and, in training, the patch GAN's discriminator.
-
-    Parameters
-    ----------
-    size_px : int
-        Edge of the training patches, a multiple of the factor.
-    seed : int
-        Of the latents drawn in training (``kl``).
+    """Encoder, decoder and, in training, the patch GAN's discriminator, for patches of ``size_px``, whose latents are
+    drawn by ``seed`` in training (``kl``).
     """
 
     updates_itself = True

@@ -131,11 +131,7 @@ def counterstain_map(images: Tensor, config: CounterstainConfig) -> Tensor:
     Haematoxylin is unmixed from the other stain and a residual with the colours of Ruifrok & Johnston (2001). Where the
     other stain is strong the law of absorption fails, and some of it is left in what is unmixed; this is taken off. Of
     the rest the local mean is taken off; for ``structure`` the difference is divided by its local standard deviation.
-
-    Returns
-    -------
-    (B, 1, H, W) float tensor
-        -1..1, positive where there is more haematoxylin than around.
+    The result, (B, 1, H, W) float, -1..1, is positive where there is more haematoxylin than around.
     """
     if config.local_px is None:
         raise ValueError("local_px depends on the scale: use CounterstainConfig.at")

@@ -59,16 +59,9 @@ def build_denoiser(config: DiffusionConfig, latent_channels: int, condition_chan
 
 
 class Diffusion(Trainable):
-    """A denoiser of the latents of a trained autoencoder.
+    """A denoiser of the latents of a trained first stage, which is kept fixed.
 
-    Parameters
-    ----------
-    first_stage : Autoencoder
-        Trained; it is kept fixed.
-    num_labels : int
-        Background and every subtype.
-    seed : int
-        Of timesteps, noise and dropout in training.
+    ``num_labels`` counts background and every subtype; timesteps, noise and dropout of the training follow ``seed``.
     """
 
     latent_mean: Tensor

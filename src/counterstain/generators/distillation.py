@@ -47,16 +47,9 @@ def student_config(teacher: DiffusionConfig, config: DistillationConfig) -> Diff
 
 
 class Distillation(Trainable):
-    """Trains ``student``; the halving follows from the number of the training step.
+    """Trains ``student``, of :func:`student_config`, from the weights of ``teacher``; ``seed`` draws steps and noise.
 
-    Parameters
-    ----------
-    teacher : Diffusion
-        Trained; it is used up: later students are copied into it.
-    student : Diffusion
-        Of :func:`student_config`; it begins with the teacher's weights.
-    seed : int
-        Of steps and noise.
+    The halving follows from the number of the training step. The teacher is used up: later students are copied into it.
     """
 
     def __init__(self, config: DistillationConfig, teacher: Diffusion, student: Diffusion, seed: int = 0) -> None:

@@ -74,11 +74,8 @@ class DiffusionGenerator:
     def draw_with(self, sampler: SamplerConfig, inpainting: InpaintingConfig, windows: WindowsConfig) -> None:
         """Change how images are drawn; images larger than ``trained_px`` (None = any) are drawn in windows.
 
-        Raises
-        ------
-        ConfigError
-            Guidance is asked of a network that never trained without a mask, few steps of one that is not distilled,
-            more steps than it has, or windows that it cannot halve as often as it must.
+        Raises ConfigError where guidance is asked of a network that never trained without a mask, few steps of one that
+        is not distilled, more steps than it has, or windows that it cannot halve as often as it must.
         """
         config = self.model.config
         if config.sampler.name == "few_step":  # it can draw in this way alone
@@ -125,14 +122,9 @@ class DiffusionGenerator:
 
     @torch.no_grad()
     def draw(self, requests: Sequence[DrawRequest]) -> list[np.ndarray]:
-        """Draw images; inpainting needs the real image and what of it is drawn anew.
+        """Draw images; inpainting needs the real image and what of it is drawn anew, or raises InputError.
 
-        Raises
-        ------
-        InputError
-            Inpainting lacks one of them.
-        MismatchError
-            The masks of one call differ in size.
+        The masks of one call have the same size, or MismatchError is raised.
         """
         if len({request.mask.shape for request in requests}) > 1:
             raise MismatchError("the masks of one call differ in size; draw each size in a call of its own")

@@ -35,13 +35,9 @@ def latent_redraw_mask(redraw: Tensor, factor: int) -> Tensor:
 def surroundings(encode: Encode, images: Tensor, redraw: Tensor, factor: int) -> Tensor:
     """Return the channels that show what is kept of images (B, H, W, 3) uint8 outside ``redraw`` (B, H, W) bool.
 
+    They are (B, z + 1, h, w): latents of the kept pixels, 0 where anything is redrawn; then 1 where anything is.
     The pixels to be redrawn are blanked before encoding: an encoder sees beyond a latent's own pixels, and the old
     stain would reach the latents around an instance.
-
-    Returns
-    -------
-    (B, z + 1, h, w) float tensor
-        Latents of the kept pixels, 0 where anything is redrawn; then 1 where anything is redrawn.
     """
     blanked = torch.where(redraw[..., None], BLANK, images).to(torch.uint8)
     mask = latent_redraw_mask(redraw, factor)
@@ -51,16 +47,9 @@ def surroundings(encode: Encode, images: Tensor, redraw: Tensor, factor: int) ->
 def draw_redrawn(instances: Tensor, share: float, widest_px: int, generators: Sequence[torch.Generator]) -> Tensor:
     """Choose what training samples have to redraw, (B, H, W) bool: some of their instances, or all of the image.
 
-    Parameters
-    ----------
-    instances : (B, H, W) integer tensor
-        0 = background.
-    share : float
-        Share of the samples that redraw instances: half of them all instances, half of them each one with chance 1/2;
-        the others, and those without an instance, redraw the whole image, which is plain diffusion.
-    widest_px : int
-        Instances are widened by 0 to so many pixels.
-    generators : one per sample
+    ``instances`` (B, H, W) are integers, 0 = background, and widened by 0 to ``widest_px`` pixels. Of the ``share`` of
+    samples that redraw instances half redraw all, half each one with chance 1/2; the others, and those without an
+    instance, redraw the whole image, which is plain diffusion. Each sample has a generator of its own.
     """
     chosen = [_redrawn(map_, share, widest_px, g) for map_, g in zip(instances, generators, strict=True)]
     return torch.stack(chosen)

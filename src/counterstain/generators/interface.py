@@ -76,12 +76,7 @@ class ImageGenerator(Protocol):
     def draw(self, requests: Sequence[DrawRequest]) -> list[np.ndarray]:
         """Draw images, (H, W, 3) uint8 each; all masks have the same size.
 
-        Raises
-        ------
-        InputError
-            A request lacks what the method needs.
-        MismatchError
-            Its size is not one that the generator draws.
+        Raises InputError where a request lacks what the method needs, MismatchError for a size that it cannot draw.
         """
 
 
@@ -100,13 +95,8 @@ class StyledGenerator(Protocol):
 class OracleGenerator:
     """Render masks as the phantom renders its slides, each in the style of its slide unless it is given another.
 
-    A perfect generator, which exists on the phantom only: the ceiling of what relabelling can give. Whatever is drawn
-    with it is labelled ``oracle`` everywhere.
-
-    Raises
-    ------
-    InputError
-        The cohort was not made by ``counterstain phantom``.
+    A perfect generator, which exists on the phantom only (InputError of other cohorts): the ceiling of what relabelling
+    can give. Whatever is drawn with it is labelled ``oracle`` everywhere.
     """
 
     method = "oracle"
@@ -175,19 +165,13 @@ def load_generator(
 ) -> ImageGenerator:
     """Open the generator of a method, with a checkpoint where it needs one, to draw masks of a cohort.
 
-    Parameters
-    ----------
-    settings : mapping, optional
-        Fields of the method's ``drawing``, as plain values; the checkpoint's own where not given.
+    ``settings`` are fields of the method's ``drawing``, as plain values; the checkpoint's own where not given.
 
     Raises
     ------
-    InputError
-        A checkpoint is needed and was not given.
-    ConfigError
-        There is no such method, or the network cannot draw with these settings.
-    MismatchError
-        The checkpoint is of a kind that does not draw with this method.
+    InputError, ConfigError, MismatchError
+        A checkpoint is needed and was not given; there is no such method, or the network cannot draw with these
+        settings; the checkpoint is of a kind that does not draw with this method.
     """
     entry = METHODS.named(method, "method")
     if entry.kind is not None:

@@ -171,10 +171,7 @@ class Registry(Mapping[str, Method]):
     def register(self, method: Method) -> ExitStack:
         """Add a method, for the rest of the process or for the length of a ``with`` block.
 
-        Raises
-        ------
-        ConfigError
-            There is a method of that name, or another training of the same stage.
+        Raises ConfigError where there is a method of that name, or another training of the same stage.
         """
         _add(method, self._methods)
         block = ExitStack()

@@ -243,24 +243,10 @@ def _diffusion_config(
 
 
 def export_weights(folder: Path, out: Path) -> list[Path]:
-    """Write the weights of a checkpoint in their published layout.
+    """Write the weights of the checkpoint in ``folder`` in their published layout and return the files in ``out``.
 
-    Parameters
-    ----------
-    folder : Path
-        The checkpoint.
-    out : Path
-        Folder of the files: ``latest_net_G/E/D.pth`` for SPADE, ``model.ckpt`` for autoencoder and diffusion.
-
-    Returns
-    -------
-    list of Path
-        The files.
-
-    Raises
-    ------
-    MismatchError
-        There is no published layout for this kind of network, or the network has parts that it lacks.
+    They are ``latest_net_G/E/D.pth`` for SPADE, ``model.ckpt`` for autoencoder and diffusion. MismatchError is raised
+    where there is no published layout for this kind of network, or the network has parts that it lacks.
     """
     kind, source = read_header(folder).kind, str(folder)
     if kind == "segmenter":

@@ -40,11 +40,8 @@ def build_scheduler(noise: NoiseConfig, sampler: SamplerConfig) -> Any:
 
 
 class _Ddim(DDIMScheduler):  # type: ignore[misc]
-    """DDIM whose first step after pure noise survives rounding.
-
-    With eta 1 the fresh noise of that step has all the variance, and 1 - alpha - variance, of which the root is taken,
-    is a little below 0 on some machines.
-    """
+    # With eta 1 the fresh noise of the first step after pure noise has all the variance, and 1 - alpha - variance, of
+    # which the root is taken, is a little below 0 on some machines.
 
     def _get_variance(self, timestep: int, prev_timestep: int) -> Tensor:
         variance: Tensor = super()._get_variance(timestep, prev_timestep)

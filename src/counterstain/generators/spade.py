@@ -46,16 +46,9 @@ from counterstain.training import Minimise, Trainable, fused_optimizers
 
 
 class Spade(Trainable):
-    """Generator, encoder and discriminator with their losses.
+    """Generator, encoder and discriminator with their losses, for patches of ``size_px``, a multiple of 32.
 
-    Parameters
-    ----------
-    num_labels : int
-        Background and every subtype.
-    size_px : int
-        Edge of the patches, a multiple of 32.
-    seed : int
-        Of the codes drawn in training.
+    ``num_labels`` counts background and every subtype; the codes drawn in training follow ``seed``.
     """
 
     updates_itself = True
@@ -208,15 +201,10 @@ class SpadeGenerator:
 
     @torch.no_grad()
     def draw(self, requests: Sequence[DrawRequest]) -> list[np.ndarray]:
-        """Draw images, with a code drawn by the seed where no style is given.
+        """Draw images, with a code drawn by the seed where no style is given; MismatchError at another size.
 
         Without instances the borders of the labels stand in for theirs. Networks that are shown a counterstain keep
         the nuclei of the real image, where there is one.
-
-        Raises
-        ------
-        MismatchError
-            A mask has another size than the patches of the training.
         """
         size = (self.model.size_px, self.model.size_px)
         for request in requests:
@@ -229,10 +217,7 @@ class SpadeGenerator:
     def style_codes(self, references: Sequence[Patch]) -> np.ndarray:
         """Return the encoder's means for reference patches, (n, latent) float, their tumour filled with background.
 
-        Raises
-        ------
-        ConfigError
-            The network was trained without its encoder.
+        Raises ConfigError where the network was trained without its encoder.
         """
         if self.model.encoder is None:
             raise ConfigError("synthesis.style: this SPADE was trained with use_vae: false; use source: none")

@@ -149,10 +149,7 @@ def train_diffusion(
 ) -> Path:
     """Train a denoiser on the latents of a trained autoencoder; the checkpoint holds both.
 
-    Raises
-    ------
-    ConfigError
-        Patches cannot be halved as often as the networks must.
+    Raises ConfigError where patches cannot be halved as often as the networks must.
     """
     first_stage, first_header = load_autoencoder(autoencoder)
     _require_fit(autoencoder, first_header, cohort)
@@ -177,12 +174,8 @@ def train_diffusion(
 def train_distilled(cohort: Cohort, config: DistillationConfig, out: Path, *, teacher: Path, seed: int) -> Path:
     """Bring a trained denoiser to few steps; the checkpoint is one of diffusion, with the teacher's first stage.
 
-    Raises
-    ------
-    ConfigError
-        Guidance is asked of a teacher that never trained without a mask.
-    MismatchError
-        The teacher is distilled itself.
+    Raises ConfigError where guidance is asked of a teacher that never trained without a mask, MismatchError where the
+    teacher is distilled itself.
     """
     generator = DiffusionGenerator.load(teacher)
     model, header = generator.model.cpu(), generator.header

@@ -63,11 +63,8 @@ def ssim(drawn: Tensor, real: Tensor) -> Tensor:
 def reconstruction_figures(model: Autoencoder, images: np.ndarray, lpips: Distance | None = None) -> dict[str, float]:
     """Encode and decode images, (n, H, W, 3) uint8, by a model in evaluation mode, and compare.
 
-    Returns
-    -------
-    dict
-        ``psnr`` (dB, larger is better), ``ssim`` (at most 1), ``lpips`` (0 is best), ``codebook_usage`` (share of the
-        codes that all images together use) and ``codebook_perplexity``; the last three where there are such.
+    Returns ``psnr`` (dB, larger is better), ``ssim`` (at most 1) and, where there are such, ``lpips`` (0 is best),
+    ``codebook_usage`` (share of the codes that all images together use) and ``codebook_perplexity``.
     """
     found: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
     chosen = []
@@ -108,8 +105,6 @@ def repetition(images: np.ndarray) -> np.ndarray:
 
     1 = the image is a tile, laid side by side; 0.2 to 0.3 = tissue, by how few cells it shows; noise is below.
 
-    Notes
-    -----
     The largest peak of the autocorrelation: the grey level without what varies over more than an eighth of the edge,
     brought to equal contrast everywhere, is correlated with itself, at distances up to half of the edge, over the
     pixels that overlap. A peak counts by its height above the lowest point on the way to it: a border correlates with

@@ -66,15 +66,10 @@ class WindowGrid:
 
 
 def windowed(denoise: ConditionedDenoiser, condition: Condition, grid: WindowGrid, batch: int) -> Denoiser:
-    """Return a denoiser of large latents out of one of windows.
+    """Return a denoiser of large latents out of one of windows; ``condition`` is that of the whole latents.
 
-    Parameters
-    ----------
-    condition : Condition
-        Of the whole latents.
-    batch : int
-        Windows that the network sees at once, always as many: the last batch is filled up by repetition, so that
-        the result does not depend on how many windows there are.
+    The network always sees ``batch`` windows at once: the last batch is filled up by repetition, so that the result
+    does not depend on how many windows there are.
     """
     size = grid.window_height, grid.window_width
     weights = grid.weights().float().to(condition.labels.device)
@@ -98,15 +93,8 @@ def in_tiles(
 ) -> Tensor:
     """Apply a network to a large plane tile by tile; the memory it needs is that of one tile, whatever the plane.
 
-    Parameters
-    ----------
-    apply : callable
-        (1, C, y, x) -> (1, channels, y · writes / reads, x · writes / reads).
-    plane : (B, C, grid height · reads, grid width · reads)
-    reads, writes : int
-        Rows that one latent stands for in ``plane`` and in the result.
-    blend : bool
-        Average overlaps with smooth weights; False where tiles agree on them anyway.
+    One latent stands for ``reads`` rows of ``plane``, (B, C, grid height · reads, grid width · reads), and ``writes``
+    rows of the result. ``blend`` averages overlaps with smooth weights; False where tiles agree on them anyway.
     """
     if len(grid) == 1:
         return apply(plane)
