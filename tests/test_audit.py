@@ -103,12 +103,6 @@ def test_the_frechet_distance_is_the_same_in_both_spaces():
     assert frechet_distance(tall, other) == pytest.approx(((tall.mean(0) - other.mean(0)) ** 2).sum() + covariances)
 
 
-def test_the_kernel_distance_is_unbiased():
-    found = [kernel_distance(normal(2 * i, 40), normal(2 * i + 1, 40)) for i in range(200)]
-    error = np.std(found) / np.sqrt(len(found))
-    assert abs(np.mean(found)) < 3 * error
-
-
 def test_the_kernel_distance_equals_the_sums_written_out():
     a, b = normal(0, 5, 3), normal(1, 4, 3)
 
@@ -182,13 +176,13 @@ def test_a_seam_is_the_step_across_the_border_of_what_was_drawn():
     assert np.isnan(seam(one_disc(100, 130), kept={4, 255}))
 
 
-def test_a_generator_that_listens_adheres_as_well_as_real_tissue(audit):
+def test_a_generator_that_listens_adheres_as_well_as_real_tissue(audit, sets):
     _, real, listens, deaf = audit.findings
-    assert [f.name for f in audit.findings] == [HALVES, HELD_OUT, "listens", "deaf"]
     assert real.adherence.mean() > 0.9
     assert listens.adherence.mean() > 0.9
     assert deaf.adherence.drop("LCIS/DCIS").max() < 0.2
     assert deaf.adherence["LCIS/DCIS"] > 0.9
+    assert listens.confusion.to_numpy().sum() == (sets["listens"].instances["area_px"] >= 20).sum()
 
 
 def test_what_looks_like_real_tissue_is_nearer_to_it(audit):
@@ -200,19 +194,6 @@ def test_what_looks_like_real_tissue_is_nearer_to_it(audit):
     assert np.isnan(halves.copies.share)
     assert real.copies.share <= 0.06
     assert listens.copies.share <= 0.1
-
-
-def test_the_table_has_a_row_for_each_kind_and_counts_every_instance(audit, sets):
-    table = audit.table()
-    assert table["images"].tolist() == [HALVES, HELD_OUT, "listens", "deaf"]
-    judged = sets["listens"].instances.query("area_px >= 20")
-    assert audit.findings[2].confusion.to_numpy().sum() == len(judged)
-
-
-def test_instances_that_are_to_be_ignored_are_not_judged(judge):
-    loaded, _ = load_judge(judge)
-    patches = [one_disc(80, 230, subtype=255), one_disc(80, 230, subtype=5)]
-    assert instance_probabilities(loaded, patches)["asked"].tolist() == [5]
 
 
 @pytest.mark.parametrize("counterstain", [None, CounterstainConfig()])
@@ -250,9 +231,11 @@ def test_the_loss_of_instances_is_that_of_their_mean_logits():
     assert instance_loss(logits, labels, torch.zeros_like(instances)).item() == 0
 
 
-def test_the_judge_learns_real_subtypes(cohort, judge):
-    sampler = PatchSampler(cohort, "test", 32, SamplingConfig(), 0)
-    opinions = instance_probabilities(load_judge(judge)[0], [sampler[i] for i in range(40)], min_area_px=20)
+def test_the_judge_learns_real_subtypes_and_leaves_out_what_is_to_be_ignored(cohort, judge):
+    sampler, loaded = PatchSampler(cohort, "test", 32, SamplingConfig(), 0), load_judge(judge)[0]
+    discs = [one_disc(80, 230, subtype=255), one_disc(80, 230, subtype=5)]
+    assert instance_probabilities(loaded, discs)["asked"].tolist() == [5]
+    opinions = instance_probabilities(loaded, [sampler[i] for i in range(40)], min_area_px=20)
     assert (opinions["asked"] == opinions["seen"]).mean() > 0.9
     assert opinions["tissue"].mean() > 0.8
     probabilities = opinions.filter(like="probability_").to_numpy()

@@ -64,12 +64,9 @@ def test_the_patch_that_a_mask_is_from_can_be_left_out(cohort, search):
             assert max(abs(row.y_px - source.y_px), abs(row.x_px - source.x_px)) >= 30  # to the shrunk pixel
 
 
-def test_other_contrast_does_not_hide_a_copy(cohort, search):
+def test_other_contrast_hides_no_copy_and_empty_images_are_none_of_empty_tissue(cohort, search):
     patch = patches(cohort, "train")[0]
     assert search.best((patch.image * 0.6 + 30).astype(np.uint8)).similarity > 0.99
-
-
-def test_empty_images_are_no_copies_of_empty_tissue(search):
     assert search.best(np.full((32, 32, 3), 230, np.uint8)).similarity < 0.5
 
 

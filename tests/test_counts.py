@@ -7,14 +7,11 @@ from torchmetrics.functional.classification import binary_f1_score, binary_jacca
 
 from counterstain.errors import InputError
 from counterstain.segmentation.counts import (
-    absent_subtypes,
     add_by_slide,
     by_slide,
     count,
-    dice,
     measures,
     pooled,
-    recalls,
     subtype_variance,
 )
 from counterstain.taxonomy import IGNORE, Subtype, Taxonomy
@@ -100,17 +97,9 @@ def test_regions_are_added_up_by_slide_of_a_patient(tmp_path) -> None:
     assert table["score"].isna().tolist() == [False] * 4 + [True] * 4
 
 
-def test_leading_axes_are_kept() -> None:
-    stack = np.stack([DRAWN, 2 * DRAWN])
-    assert dice(stack).shape == (2,)
-    assert recalls(stack).shape == (2, 3)
-    assert subtype_variance(stack, (1, 2)).tolist() == pytest.approx([0.0625, 0.0625])
-
-
-def test_an_absent_subtype_is_left_out_of_the_variance_and_named() -> None:
+def test_an_absent_subtype_is_left_out_of_the_variance() -> None:
     counts = np.array([[6, 4], [1, 3], [0, 0], [0, 2]])
     assert subtype_variance(counts, (1, 2, 3)) == pytest.approx(np.var([0.75, 1.0]))
-    assert absent_subtypes(counts, THREE) == ("dark",)
     assert np.isnan(measures(counts, THREE)["recall_dark"])
 
 

@@ -57,9 +57,6 @@ def test_an_interval_shrinks_with_more_patients():
     many = jackknife(frechet_distance, sample(0, 64, name="a"), sample(1, 64, shift=1, name="b"))
     assert few.low < few.value < few.high
     assert many.high - many.low < 0.6 * (few.high - few.low)
-
-
-def test_a_frechet_distance_is_never_below_nothing():
     assert jackknife(frechet_distance, sample(0, name="a"), sample(1, name="b"), least=0).low >= 0
 
 

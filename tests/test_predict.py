@@ -20,7 +20,7 @@ from counterstain.io.slides import Box, Slide
 from counterstain.segmentation import predict as predict_module
 from counterstain.segmentation.evaluate import sliding_window_inference
 from counterstain.segmentation.model import Segmenter
-from counterstain.segmentation.outlines import Span, join, mask_polygons, pieces, spans
+from counterstain.segmentation.outlines import Span, join, pieces, spans
 from counterstain.segmentation.predict import (
     PredictConfig,
     Tissue,
@@ -173,15 +173,11 @@ def test_before_they_are_simplified_exactly_the_pixels_above_the_threshold_lie_i
     assert np.array_equal(painted([area.polygon for area in areas], image.shape), image[..., 1] < 128)
 
 
-def test_holes_are_kept_across_seams():
-    image = disc(disc(ground(300, 300), 150, 150, 120), 150, 150, 70, shade=190)
+def test_holes_are_kept_across_seams_and_the_mean_probability_is_that_of_the_pixels_inside():
+    image = disc(disc(ground(300, 300), 150, 150, 120, shade=100), 150, 150, 70, shade=190)
     (area,) = join(tiled(image))
     (hole,) = area.polygon.interiors
     assert shapely.Polygon(hole).area == pytest.approx(np.pi * 70**2, rel=0.01)
-
-
-def test_the_mean_probability_is_that_of_the_pixels_inside():
-    (area,) = join(tiled(disc(ground(200, 200), 100, 100, 70, shade=100)))
     assert area.mean_probability == pytest.approx(1 / (1 + np.exp(-28 / 16)), abs=1e-4)
 
 
@@ -198,13 +194,6 @@ def test_parts_that_touch_at_a_corner_are_valid():
     found = list(pieces(checks, span, span, 0.5))
     assert all(piece.polygon.is_valid for piece in found)
     assert sum(piece.pixels for piece in found) == checks.sum()
-
-
-def test_a_mask_is_outlined():
-    mask = np.zeros((20, 30), bool)
-    mask[5:10, 5:25] = True
-    (polygon,) = mask_polygons(mask)
-    assert polygon.area == pytest.approx(100, rel=0.05)
 
 
 # Slides
@@ -361,7 +350,7 @@ def make_cohort(folder, origins, mpp: float = 1.0) -> Cohort:
     return writer.finish()
 
 
-def test_a_cohort_gets_a_file_per_slide_in_level_0_pixels(checkpoint, tmp_path):
+def test_a_cohort_gets_a_file_per_slide_in_level_0_pixels_or_per_region_without_a_place(checkpoint, tmp_path):
     cohort = make_cohort(tmp_path / "cohort", [(1000, 2000), (5000, 2000)])
     (prediction,) = predict_cohort(checkpoint, cohort, tmp_path / "out", PredictConfig())
     assert prediction.path.name.startswith("a_b-")
@@ -370,11 +359,8 @@ def test_a_cohort_gets_a_file_per_slide_in_level_0_pixels(checkpoint, tmp_path):
     assert prediction.area_um2 == pytest.approx(2 * np.pi * 400, rel=0.02)
     (again,) = predict_cohort(checkpoint, cohort, tmp_path / "out", PredictConfig())
     assert again.areas is None
-
-
-def test_regions_without_a_place_of_their_own_get_files_of_their_own(checkpoint, tmp_path):
-    cohort = make_cohort(tmp_path / "cohort", [(0, 0), (0, 0)])
-    written = predict_cohort(checkpoint, cohort, tmp_path / "out", PredictConfig())
+    without_place = make_cohort(tmp_path / "without place", [(0, 0), (0, 0)])
+    written = predict_cohort(checkpoint, without_place, tmp_path / "files", PredictConfig())
     assert [p.path.name for p in written] == ["r0.geojson", "r1.geojson"]
 
 

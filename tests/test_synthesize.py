@@ -50,7 +50,7 @@ def images(found):
     return np.stack([found[i].image for i in range(len(found))])
 
 
-def test_every_patch_knows_where_it_comes_from(cohort, tmp_path):
+def test_every_patch_knows_where_it_comes_from_and_the_mask_that_it_was_drawn_for(cohort, tmp_path):
     found = draw(cohort, tmp_path)
     row = found.patches.iloc[7]
     patch = found[7]
@@ -63,10 +63,6 @@ def test_every_patch_knows_where_it_comes_from(cohort, tmp_path):
     every = found.instances
     assert set(every["subtype_before"]) <= set(range(1, 6))
     assert (every["subtype"] != every["subtype_before"]).mean() > 0.5
-
-
-def test_the_mask_of_a_patch_is_the_one_it_was_drawn_for(cohort, tmp_path):
-    found = draw(cohort, tmp_path)
     for i in range(10):
         brightness = found[i].image.astype(int) - (HER2.palette[found[i].label_mask] // 2)
         assert len(np.unique(brightness)) == 1  # nothing but the seed's offset
@@ -89,16 +85,6 @@ def test_a_larger_set_begins_with_the_smaller_one(cohort, tmp_path):
     large = draw(cohort, tmp_path, count=2 * SHARD_PATCHES + 1)
     assert np.array_equal(images(large)[:70], small)
     assert len(large.patches) == 2 * SHARD_PATCHES + 1
-
-
-def test_shards_drawn_by_different_processes_make_the_same_set(cohort, tmp_path):
-    whole = draw(cohort, tmp_path / "whole")
-    for shard in (1, 0):
-        assert draw(cohort, tmp_path / "parts", shards=[shard]) is None
-    joined = Painter()
-    found = draw(cohort, tmp_path / "parts", generator=joined)
-    assert joined.calls == 0
-    assert np.array_equal(images(whole), images(found))
 
 
 def test_a_set_of_2000_instances_is_balanced(cohort, tmp_path):

@@ -94,7 +94,7 @@ def evaluate(
     import pandas as pd
 
     from counterstain.checkpoints import read_header
-    from counterstain.segmentation.counts import absent_subtypes, measures, pooled
+    from counterstain.segmentation.counts import measures, pooled
     from counterstain.segmentation.evaluate import check_evaluable
     from counterstain.segmentation.evaluate import evaluate as count_pixels
     from counterstain.storage import claim, write_csv, write_parquet
@@ -106,7 +106,9 @@ def evaluate(
         claim(Path(out), "evaluate", {"segmenter": header.sha256, "cohort": opened.fingerprint, "split": split})
     counts = count_pixels(segmenter, opened, split, device=device)
     scores = pd.Series(measures(counts, opened.taxonomy), name=split)
-    scores.attrs = {"counts": counts, "absent": absent_subtypes(pooled(counts), opened.taxonomy)}
+    pixels = pooled(counts)
+    absent = tuple(subtype.name for subtype in opened.taxonomy.subtypes if not pixels[subtype.id].any())
+    scores.attrs = {"counts": counts, "absent": absent}
     if header.cohort == opened.fingerprint:
         scores.attrs |= _recorded(segmenter, split)
     if out is not None:

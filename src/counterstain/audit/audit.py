@@ -66,10 +66,7 @@ def real_patches(cohort: Cohort, part: str, size_px: int, count: int, seed: int)
 def training_halves(cohort: Cohort, size_px: int, count: int, seed: int) -> tuple[Chosen, Chosen]:
     """Cut ``count`` patches out of each of two halves of the training patients, alike in their slides' scores.
 
-    Raises
-    ------
-    InputError
-        There is one training patient only, or half of them have next to no tissue.
+    Raises InputError where there is one training patient only, or half of them have next to no tissue.
     """
     sampler = PatchSampler(cohort, "train", size_px, SamplingConfig(), derive(seed, "audit", "halves"))
     first = _every_second_patient(cohort, seed)
@@ -153,17 +150,8 @@ def audit_sets(
     subtypes, while the masks of a set are of training patients, relabelled. So they are landmarks, not bounds: a
     perfect generator may be nearer to the training patches.
 
-    Parameters
-    ----------
-    judge_folder : Path
-        Checkpoint of a judge that was trained on this cohort.
-    advance : callable
-        Called with 1 when the training halves, the held-out patches or a set are done.
-
-    Raises
-    ------
-    MismatchError, LeakageError, InputError
-        As :func:`require_auditable`; or the file of weights cannot be used.
+    ``advance`` is called with 1 when the training halves, the held-out patches or a set are done. Raises what
+    :func:`require_auditable` does, and InputError where the file of weights cannot be used.
     """
     size_px = require_auditable(sets, cohort, judge_folder).size_px
     count = min([config.patches, *(len(patch_set) for patch_set in sets.values())])
@@ -219,7 +207,9 @@ def write_audit(audit: Audit, sets: dict[str, PatchSet], config: AuditConfig, ou
     ``SET-examples.png`` (below the subtypes that were asked for).
     """
     write_csv(out / "audit.csv", audit.table())
-    write_csv(out / "confusion.csv", _joined({f.name: _confusion_rows(f) for f in audit.findings}))
+    asked = {f.name: f.confusion.rename_axis("asked").reset_index() for f in audit.findings}
+    seen = {name: table.melt("asked", var_name="seen", value_name="instances") for name, table in asked.items()}
+    write_csv(out / "confusion.csv", _joined(seen))
     write_csv(out / "copies.csv", _joined({f.name: f.copies.table for f in audit.findings}))
     write_csv(out / "nearest.csv", _joined({f.name: f.nearest for f in audit.findings}))
     write_json(out / "audit.json", {"settings": config.model_dump(mode="json"), "sets": _headers(sets)})
@@ -237,11 +227,6 @@ def write_audit(audit: Audit, sets: dict[str, PatchSet], config: AuditConfig, ou
 def _joined(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     named = [table.assign(images=name) for name, table in tables.items()]
     return pd.concat([table for table in named if len(table)] or named[:1], ignore_index=True)
-
-
-def _confusion_rows(findings: Findings) -> pd.DataFrame:
-    table = findings.confusion.rename_axis("asked").reset_index()
-    return table.melt("asked", var_name="seen", value_name="instances")
 
 
 def _nearest(findings: Findings, patch_set: PatchSet, audit: Audit) -> Image.Image:

@@ -10,8 +10,8 @@ Shapes: H, W = rows and columns of a region, h, w = those of a template, n = reg
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Self
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -73,16 +73,8 @@ class CopySearch:
     ) -> Match | None:
         """Find the place that an image, (size_px, size_px, 3) uint8, resembles most.
 
-        Parameters
-        ----------
-        mask : (size_px, size_px) bool array, optional
-            Pixels that are compared; all where not given.
-        apart_from : Source, optional
-            Windows that overlap this patch are left out.
-
-        Returns
-        -------
-        Match, or None where the mask holds less than a tenth of the pixels
+        Only the pixels of ``mask`` (size_px, size_px) bool are compared, where given; None where these are less than a
+        tenth. Windows that overlap the patch ``apart_from`` are left out.
         """
         inside = np.ones(image.shape[:2], np.float32) if mask is None else mask.astype(np.float32)
         if inside.mean() < LEAST_SHARE:
@@ -192,13 +184,9 @@ def copy_table(
 ) -> pd.DataFrame:
     """Search for every patch of a sequence.
 
-    Parameters
-    ----------
-    kept : collection of int, optional
-        Subtypes that inpainting does not draw. Where given, only the pixels of all other instances are compared: the
-        rest of an inpainted image is a copy, as it should be.
-    own_tissue : bool
-        Whether an image is also compared with the patch that its mask is from.
+    Where ``kept``, the subtypes that inpainting does not draw, is given, only the pixels of all other instances are
+    compared: the rest of an inpainted image is a copy, as it should be. ``own_tissue`` says whether an image is also
+    compared with the patch that its mask is from.
 
     Returns
     -------
@@ -223,28 +211,15 @@ def _table(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 class CopiesFound:
     """How similar images are to the training tissue that they resemble most."""
 
-    share: float
+    share: float = float("nan")
     """Share of the images that are more similar, pixel by pixel, than 99 % of the held-out ones. Of inpainted images
     what was drawn is compared, of the held-out ones then the instances. NaN where nothing was searched for."""
-    table: pd.DataFrame
+    table: pd.DataFrame = field(default_factory=lambda: _table([]))
     """See :func:`copy_table`."""
-
-    @classmethod
-    def none(cls) -> Self:
-        """Return the record of no search."""
-        return cls(share=float("nan"), table=_table([]))
 
 
 class CopyCheck:
-    """A search that knows how similar held-out tissue is.
-
-    Parameters
-    ----------
-    held_out : sequence of Patch
-        Real patches of other patients.
-    most : int
-        Patches of each kind that are searched for.
-    """
+    """A search that knows how similar ``held_out`` tissue of other patients is; ``most`` patches of a kind each."""
 
     def __init__(self, search: CopySearch, held_out: Sequence[Patch], most: int) -> None:
         self.search, self._held_out, self._most = search, held_out, most

@@ -130,19 +130,8 @@ def _check(real: np.ndarray, drawn: np.ndarray) -> None:
 def features_of(name: str, weights: Path | None, judge: Judge, batch_size: int) -> Features:
     """Return the function patches -> features (n, d) float64.
 
-    Parameters
-    ----------
-    name : str
-        ``judge``, or ``timm:NAME`` with the name of a network in timm.
-    weights : Path, optional
-        Its state dict, for ``timm:NAME``: safetensors, or PyTorch's own format; nothing is ever downloaded.
-
-    Raises
-    ------
-    ConfigError
-        No such network, or weights without a network.
-    InputError
-        The file is missing, damaged or of another network.
+    ``name`` is ``judge``, or ``timm:NAME`` with the file of that network's state dict; nothing is ever downloaded.
+    Raises ConfigError without such a network or its file, InputError where the file does not fit.
     """
     if name == JUDGE:
         if weights is not None:
@@ -216,16 +205,9 @@ class Sample:
 
 
 def jackknife(distance: Distance, real: Sample, drawn: Sample, *, least: float = -np.inf) -> Interval:
-    """Put a 95 % interval around a distance, for as many images of as many groups.
+    """Put a 95 % interval around a distance (never below ``least``), for as many images of as many groups.
 
-    Parameters
-    ----------
-    distance : callable
-        (n, d), (m, d) -> float.
-    real, drawn : Sample
-        A group in both is left out of both at once: images drawn for the masks of a patient go with that patient.
-    least : float
-        The distance is never below.
+    A group in both samples is left out of both at once: images drawn for the masks of a patient go with that patient.
 
     Notes
     -----

@@ -151,15 +151,7 @@ class Evaluator:
         kept: Collection[int] = REAL,
         copies: CopiesFound | None = None,
     ) -> Findings:
-        """Measure patches.
-
-        Parameters
-        ----------
-        kept : collection of int
-            Subtypes whose instances are left out of what is said about instances.
-        copies : CopiesFound, optional
-            What a search for copies found.
-        """
+        """Measure patches; instances of the subtypes ``kept`` are left out of what is said about instances."""
         config = self._config
         groups = groups_of(reference.patches, patches)
         real = Sample(features=reference.features, groups=groups[0])
@@ -179,7 +171,7 @@ class Evaluator:
             seen_as_tissue=float((judged["tissue"] > 0.5).mean()) if len(judged) else float("nan"),
             stain=pd.Series({s.name: float(stains.get(s.id, float("nan"))) for s in self._taxonomy.subtypes}),
             seam=float(np.nanmean(seams)) if np.isfinite(seams).any() else float("nan"),
-            copies=copies or CopiesFound.none(),
+            copies=copies or CopiesFound(),
             nearest=nearest(drawn.features, real.features),
         )
 
@@ -195,10 +187,8 @@ class Evaluator:
 def stain_density(image: np.ndarray, stain: Stain) -> np.ndarray:
     """Separate one stain of an image, (H, W, 3) uint8, from haematoxylin.
 
-    Returns
-    -------
-    (H, W) float array
-        Optical density (natural logarithm) along the stain's unit vector; negative where the colour lies outside.
+    It is returned as optical density (natural logarithm) along the stain's unit vector, (H, W) float; negative where
+    the colour lies outside.
     """
     density = -np.log((image.astype(np.float64) + 1) / 256)
     return np.asarray((density @ unmixing(stain))[..., 1])

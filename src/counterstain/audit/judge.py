@@ -55,8 +55,7 @@ class Judge(Trainable):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, H, W, 3) uint8 -> logits (B, L, H, W)."""
-        logits: Tensor = self.network(_normalised(images))
-        return logits
+        return self.network(_normalised(images))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -91,12 +90,8 @@ def _normalised(images: Tensor) -> Tensor:
 def instance_loss(logits: Tensor, labels: Tensor, instances: Tensor) -> Tensor:
     """Cross-entropy of the subtypes of instances; an instance's logits are the mean over its pixels.
 
-    Parameters
-    ----------
-    logits : (B, L, H, W) float
-    labels : (B, H, W) int64
-    instances : (B, H, W) int32
-        Those that show fewer than 32 pixels or are to be ignored are left out.
+    ``logits`` (B, L, H, W) float, ``labels`` (B, H, W) int64, ``instances`` (B, H, W) int32: those that show fewer than
+    32 pixels or are to be ignored are left out.
     """
     patch = torch.arange(len(instances), device=instances.device)[:, None, None]
     counted = (instances != BACKGROUND) & (labels != IGNORE)
@@ -114,10 +109,7 @@ def instance_loss(logits: Tensor, labels: Tensor, instances: Tensor) -> Tensor:
 def train_judge(cohort: Cohort, config: JudgeConfig, out: Path, *, size_px: int, seed: int) -> Path:
     """Train a judge on the training part of a cohort, in the folder ``out``; a finished one is left as it is.
 
-    Raises
-    ------
-    MismatchError
-        ``out`` belongs to another run.
+    Raises MismatchError where ``out`` belongs to another run.
     """
     run = TrainingRun(cohort=cohort, kind="judge", config=config, out=out, size_px=size_px, seed=seed)
     if run.finished():
@@ -162,16 +154,10 @@ def instance_probabilities(
     min_area_px: int = 1,
     batch_size: int = BATCH,
 ) -> pd.DataFrame:
-    """Say what the judge takes every instance for, and with what probability.
+    """Say what the judge, in evaluation mode, takes every instance for, and with what probability.
 
-    Parameters
-    ----------
-    judge : Judge
-        On the device that it is to run on, in evaluation mode.
-    kept : collection of int
-        Subtypes whose instances are left out, beside those to be ignored: what relabelling kept was not redrawn.
-    min_area_px : int
-        Smaller instances, or what a patch shows of one, are left out.
+    Instances of the subtypes ``kept`` (what relabelling kept was not redrawn), those to be ignored, and those that show
+    fewer than ``min_area_px`` pixels are left out.
 
     Returns
     -------
@@ -234,12 +220,8 @@ class JudgeFilter:
     def load(cls, folder: Path, cohort: Cohort, config: JudgeFilterConfig, *, size_px: int) -> JudgeFilter:
         """Open a judge for the images of a cohort.
 
-        Raises
-        ------
-        MismatchError
-            The judge is of another taxonomy, size or resolution.
-        LeakageError
-            It saw a validation or test patient of the cohort.
+        Raises MismatchError where it is of another taxonomy, size or resolution, and LeakageError where it saw a
+        validation or test patient of the cohort.
         """
         judge, header = load_judge(folder)
         require_taxonomy(folder, header, cohort.taxonomy)

@@ -22,23 +22,10 @@ _COUNTS = ["predicted_background", "predicted_tumour"]
 
 
 def count(label_mask: np.ndarray, predicted: np.ndarray, num_labels: int) -> np.ndarray:
-    """Count the pixels of every label by prediction.
+    """Count the pixels of every label by prediction, (K + 1, 2) int64.
 
-    Parameters
-    ----------
-    label_mask : (H, W) uint8 array
-        0 = background, 1…K = subtypes, 255 = ignored.
-    predicted : (H, W) bool array
-        Whether a pixel was predicted as tumour.
-
-    Returns
-    -------
-    (K + 1, 2) int64 array
-
-    Raises
-    ------
-    InputError
-        A label that the taxonomy does not have.
+    ``label_mask`` (H, W) uint8 holds 0 = background, 1…K = subtypes, 255 = ignored; ``predicted`` (H, W) bool says what
+    was predicted as tumour. Raises InputError at a label that the taxonomy does not have.
     """
     kept = label_mask != IGNORE
     joint = 2 * label_mask[kept].astype(np.intp) + predicted[kept].astype(bool)
@@ -64,14 +51,9 @@ def recalls(counts: np.ndarray) -> np.ndarray:
 def subtype_variance(counts: np.ndarray, counted_ids: Sequence[int], ddof: int = 0) -> np.ndarray:
     """Return the variance of the recalls of the counted subtypes, (…).
 
-    Subtypes without pixels are left out (:func:`absent_subtypes` names them); NaN if fewer than two remain.
+    Subtypes without pixels are left out; NaN if fewer than two remain.
     """
     return _variance(recalls(counts)[..., np.asarray(counted_ids, np.intp) - 1], ddof)
-
-
-def absent_subtypes(counts: np.ndarray, taxonomy: Taxonomy) -> tuple[str, ...]:
-    """Return the names of the subtypes without pixels in a (K + 1, 2) table, which have no recall."""
-    return tuple(s.name for s in taxonomy.subtypes if not counts[s.id].any())
 
 
 def measures(counts: pd.DataFrame | np.ndarray, taxonomy: Taxonomy) -> dict[str, float]:
@@ -138,15 +120,13 @@ def by_slide(table: pd.DataFrame) -> np.ndarray:
 
 def pooled(table: pd.DataFrame) -> np.ndarray:
     """Return counts by slide as one (K + 1, 2) table over all slides."""
-    total: np.ndarray = by_slide(table).sum(axis=0)
-    return total
+    return np.asarray(by_slide(table).sum(axis=0))
 
 
 def _slide_means(counts: np.ndarray, taxonomy: Taxonomy) -> dict[str, float]:
-    """Return the measures in which every slide has the same weight, for (slides, K + 1, 2) counts."""
     recall = _mean(recalls(counts))[np.asarray(taxonomy.counted_ids, np.intp) - 1]
-    means = {"dice_slide_mean": _mean(dice(counts)), "subtype_variance_slide_mean": _variance(recall, ddof=0)}
-    return {name: float(value) for name, value in means.items()}
+    variance = _variance(recall, ddof=0)
+    return {"dice_slide_mean": float(_mean(dice(counts))), "subtype_variance_slide_mean": float(variance)}
 
 
 def _confusion(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -36,20 +36,9 @@ def evaluate(
     part: str = "test",
     *,
     device: str = "auto",
-    label: str = "evaluating",
+    label: str = "evaluating",  # of the progress bar
 ) -> pd.DataFrame:
-    """Segment every region of a part of a cohort and count its pixels.
-
-    Parameters
-    ----------
-    segmenter : str or Path
-        Checkpoint of a segmenter.
-    cohort : Cohort
-        Any cohort of the same subtypes and resolution.
-    part : str
-        ``train``, ``val``, ``test`` or ``all``.
-    label : str
-        Of the progress bar.
+    """Segment every region of a part of a cohort (``train``, ``val``, ``test`` or ``all``) and count its pixels.
 
     Returns
     -------

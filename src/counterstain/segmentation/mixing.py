@@ -37,16 +37,8 @@ class MixedPatches:
 
     Position i holds real patch number i unless it is synthetic, so streams of different amounts share their real
     patches, and a stream without synthetic ones is the real stream itself. A synthetic position holds one of the
-    first ``count`` patches of the set, drawn uniformly and then mirrored, turned and stained like real ones.
-
-    Parameters
-    ----------
-    sampling : SamplingConfig
-        How patches are varied.
-    count : int
-        How many patches of ``synthetic`` are used, from its beginning.
-    share : callable
-        Position -> probability of a synthetic patch, 0 to 1.
+    first ``count`` patches of the set, drawn uniformly and then mirrored, turned and stained like real ones. ``share``
+    maps a position to the probability of a synthetic patch.
     """
 
     def __init__(
@@ -67,7 +59,6 @@ class MixedPatches:
         return bool(numpy_generator(self._seed, "synthetic", index).random() < self._share(index))
 
     def __getitem__(self, index: int) -> Patch:
-        """Return the patch at a position (0, 1, 2, … without end)."""
         if not self.is_synthetic(index):
             return self._real[index]
         rng = numpy_generator(self._seed, "synthetic patch", index)

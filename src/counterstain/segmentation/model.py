@@ -37,19 +37,9 @@ DECODERS_WITH_CHANNELS = ("unet", "unetplusplus", "manet")
 class Segmenter(Trainable):
     """A network with two outputs per pixel, background and tumour.
 
-    Parameters
-    ----------
-    steps : int
-        Length of the training, for the learning-rate schedule.
-    seed : int
-        Of dropout, in networks that have it.
-    label_weights : (256,) float tensor, optional
-        Weight of a pixel of each label in the losses; 1 for all by default.
-
-    Raises
-    ------
-    ConfigError
-        Unknown encoder, or channels for a decoder that has a fixed number.
+    ``steps`` is the length of the training, for the learning-rate schedule; ``seed`` that of dropout; ``label_weights``
+    (256,) float the weight in the losses of a pixel of each label, 1 by default. Raises ConfigError where the settings
+    describe no network.
     """
 
     def __init__(
@@ -68,8 +58,7 @@ class Segmenter(Trainable):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, H, W, 3) uint8 -> logits (B, 2, H, W) of background and tumour."""
         normalised = (images.float() / 255 - self.mean) / self.sd
-        logits: Tensor = self.network(normalised.permute(0, 3, 1, 2))
-        return logits
+        return self.network(normalised.permute(0, 3, 1, 2))  # type: ignore[no-any-return]
 
     def tumour_logits(self, images: Tensor) -> Tensor:
         """Images (B, H, W, 3) uint8, on any device -> logits of tumour (B, H, W) float on the network's device."""
@@ -111,13 +100,8 @@ class Segmenter(Trainable):
 def dice_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return 1 - soft Dice, averaged over background and tumour, over all pixels of the batch together.
 
-    Parameters
-    ----------
-    logits : (B, 2, H, W) float
-    labels : (B, H, W) uint8
-        0 = background, 255 = ignored, anything else is tumour.
-    weights : (B, H, W) float, optional
-        Weight of each pixel; 1 by default.
+    ``logits`` (B, 2, H, W) float; ``labels`` (B, H, W) uint8: 0 = background, 255 = ignored, anything else is tumour;
+    ``weights`` (B, H, W) float of the pixels, 1 by default.
     """
     kept = labels != IGNORE
     predicted = logits.softmax(1).movedim(1, -1)[kept]  # (pixels, 2)
@@ -142,15 +126,7 @@ def cross_entropy_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = 
 
 
 def load_segmenter(folder: str | Path) -> tuple[Segmenter, CheckpointHeader]:
-    """Load a trained segmenter, ready for inference on the CPU.
-
-    Raises
-    ------
-    InputError
-        There is no finished checkpoint.
-    MismatchError
-        The checkpoint is not of a segmenter.
-    """
+    """Load a trained segmenter, ready for inference on the CPU; errors as of ``load_checkpoint``."""
     header, state = load_checkpoint(Path(folder), "segmenter")
     segmenter = Segmenter(build_stored(SegmenterConfig, header.config, folder), seed=header.seed)
     segmenter.load_state_dict(state)

@@ -53,16 +53,8 @@ def spans(length: int, size_px: int, overlap_px: int, tile_windows: int = TILE_W
     """Cut one axis of an image into tiles, such that no pixel's probability depends on its tile.
 
     All tiles take their windows from one grid over the image. A tile owns the pixels all of whose windows it reads;
-    neighbouring tiles share the windows on their seam. The first window begins ``overlap_px`` before the image.
-
-    Parameters
-    ----------
-    length : int
-        Pixels of the image.
-    size_px, overlap_px : int
-        Edge of a window, and what neighbouring windows share of it.
-    tile_windows : int
-        Windows of a tile; more if windows overlap so much that a tile would make no progress.
+    neighbouring tiles share the windows on their seam. The first window begins ``overlap_px`` before the image. A tile
+    has more than ``tile_windows`` windows where they overlap so much that it would make no progress.
     """
     stride = size_px - overlap_px
     windows = max(1, -(-(length + overlap_px - size_px) // stride) + 1)
@@ -100,11 +92,7 @@ def pieces(probability: np.ndarray, rows: Span, columns: Span, threshold: float)
 
     Outlines interpolate between pixel centres, so that exactly the pixels above the threshold have their centres inside
     (a pixel at the threshold has it on the outline). Tiles meet on the line through the centres of their shared pixels.
-
-    Parameters
-    ----------
-    probability : (rows.read_px, columns.read_px) float array
-        Of all pixels that were read.
+    ``probability`` is that of all pixels that were read, (rows.read_px, columns.read_px) float.
     """
     known = probability[_known(rows, len(probability)), _known(columns, probability.shape[1])]
     if known.max() < threshold:
@@ -184,7 +172,7 @@ def _filled(samples: np.ndarray, y: np.ndarray, x: np.ndarray, threshold: float)
 
 
 ObjectType = Literal["annotation", "detection"]
-DECIMALS = 2  # of a level-0 pixel
+DECIMALS = 2  # of coordinates, in level-0 pixels
 TUMOUR_COLOUR = (200, 0, 0)  # QuPath's own for tumour
 HEAD_BYTES = 4096
 _NAMESPACE = uuid.UUID("5f0c1bd4-6a40-4c1e-9f53-2d0f9b7d6a11")
@@ -225,14 +213,8 @@ def write_geojson(
 ) -> None:
     """Write areas as GeoJSON that QuPath opens (File > Import objects, or dropped on the slide), in one step.
 
-    Parameters
-    ----------
-    label : str
-        Class of all areas.
-    offset_xy_level0_px : x, y
-        Origin of the file's coordinates on the canvas.
-    about : dict
-        How the areas were made; written first, ignored by QuPath.
+    ``label`` is the class of all areas, ``offset_xy_level0_px`` the origin of the file's coordinates on the canvas,
+    ``about`` how the areas were made; it is written first and ignored by QuPath.
     """
     head = json.dumps({"type": "FeatureCollection", "counterstain": about}, ensure_ascii=False)
     shared = {"objectType": object_type, "classification": {"name": label, "color": list(TUMOUR_COLOUR)}}

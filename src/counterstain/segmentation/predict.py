@@ -92,8 +92,6 @@ def predict_slide(
 
     Parameters
     ----------
-    segmenter : str or Path
-        Checkpoint of a segmenter.
     out : str or Path
         GeoJSON file to be written; an existing one of the same prediction is kept.
     regions : ``whole``, ``auto`` or the path of a CSV table
@@ -151,15 +149,9 @@ def predict_cohort(
 ) -> list[Prediction]:
     """Outline tumour in all regions of a cohort, with the probabilities of :func:`counterstain.evaluate`.
 
-    Coordinates are level-0 pixels of the slide's canvas. A slide whose regions overlap, such as images that were cut
-    out without their position, gets a file per region.
-
-    Parameters
-    ----------
-    segmenter : str or Path
-        Checkpoint of a segmenter.
-    out : str or Path
-        Folder of a GeoJSON file per slide; finished files are kept.
+    ``out`` is a folder of a GeoJSON file per slide; finished files are kept. Coordinates are level-0 pixels of the
+    slide's canvas. A slide whose regions overlap, such as images that were cut out without their position, gets a file
+    per region.
 
     Raises
     ------
@@ -243,26 +235,18 @@ class Tissue(NamedTuple):
 def predicted_boxes(slide: Slide, regions: str, config: PredictConfig) -> list[Box]:
     """Return the rectangles of an open slide in which tumour is predicted; ``regions`` as in :func:`predict_slide`.
 
-    Raises
-    ------
-    InputError
-        There is no tissue, or the table has no region of this slide or one that lies off it.
+    Raises InputError where there is no tissue, or a table has no region of this slide or one that lies off it.
     """
+    extent = Box(*slide.bounds_level0_px, name="slide")
     if regions == WHOLE:
-        return [Box(*slide.bounds_level0_px, name="slide")]
-    return _placed(slide, config) if regions == AUTO else _listed(slide, Path(regions))
-
-
-def _placed(slide: Slide, config: PredictConfig) -> list[Box]:
+        return [extent]
+    if regions != AUTO:
+        return _listed(slide, Path(regions))
     tissue = Tissue.of(slide)
     edge = max(1, round(config.region_size_um / slide.mpp_level0))
     corner = (tissue.x_level0_px, tissue.y_level0_px)
-    boxes = place_boxes(
-        [shapely.transform(p, lambda xy: xy * tissue.downsample + corner) for p in mask_polygons(tissue.mask)],
-        count=config.regions_per_slide,
-        edge=edge,
-        extent=Box(*slide.bounds_level0_px),
-    )
+    areas = [shapely.transform(p, lambda xy: xy * tissue.downsample + corner) for p in mask_polygons(tissue.mask)]
+    boxes = place_boxes(areas, count=config.regions_per_slide, edge=edge, extent=extent)
     if not boxes:
         raise InputError(f"{slide.path}: no tissue found on it; give --regions whole, or a table of regions")
     return boxes

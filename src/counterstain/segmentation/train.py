@@ -91,15 +91,15 @@ def train_segmenter(
     steps = training_steps(config.training.steps, amount, config.mixing)
     training, sampler = config.training.model_copy(update={"steps": steps}), run.sampler(config.sampling)
     schedule = ShareSchedule(share=share, steps=steps, batch_size=training.batch_size, config=config.mixing)
-    patches = MixedPatches(
-        _pasted(sampler, cohort, config, size_px, seed),
-        synthetic or (),
-        config.sampling,
-        count=count,
-        share=schedule,
-        seed=derive(seed, "mixing"),
-    )
-    batches = _mixed_up(PatchBatches(patches, training.batch_size), config.mixup_alpha, derive(seed, "mixup"))
+    real: PatchSource = sampler
+    if config.copy_paste is not None:
+        pasting: dict[str, Any] = {"config": config.copy_paste, "sampling": config.sampling}
+        real = PastedPatches(sampler, cohort, size_px=size_px, seed=derive(seed, "copy-paste"), **pasting)
+    mixing: dict[str, Any] = {"count": count, "share": schedule, "seed": derive(seed, "mixing")}
+    patches = MixedPatches(real, synthetic or (), config.sampling, **mixing)
+    batches: Batches = PatchBatches(patches, training.batch_size)
+    if config.mixup_alpha is not None:
+        batches = MixupBatches(batches, config.mixup_alpha, derive(seed, "mixup"))
 
     # The network.
     weights = _label_weights(patches, cohort, config, steps * training.batch_size)
@@ -122,17 +122,6 @@ def _identity(synthetic: PatchSet | None) -> str | None:
     return None if synthetic is None else fingerprint(synthetic.header.model_dump(mode="json", exclude={"count"}))
 
 
-def _pasted(real: PatchSource, cohort: Cohort, config: SegmenterConfig, size_px: int, seed: int) -> PatchSource:
-    if config.copy_paste is None:
-        return real
-    options: dict[str, Any] = {"config": config.copy_paste, "sampling": config.sampling}
-    return PastedPatches(real, cohort, size_px=size_px, seed=derive(seed, "copy-paste"), **options)
-
-
-def _mixed_up(batches: Batches, alpha: float | None, seed: int) -> Batches:
-    return batches if alpha is None else MixupBatches(batches, alpha, seed)
-
-
 def _network(run: TrainingRun, config: SegmenterConfig, steps: int, weights: Tensor | None) -> tuple[Segmenter, Any]:
     """Make the network and load its encoder's weights; return it and what the encoder starts from."""
     seed = derive(run.seed, "training")
@@ -143,7 +132,6 @@ def _network(run: TrainingRun, config: SegmenterConfig, steps: int, weights: Ten
 
 
 def _label_weights(patches: PatchSource, cohort: Cohort, config: SegmenterConfig, total: int) -> Tensor | None:
-    """Return the weight of a pixel of each label, (256,) float; None if all weigh the same."""
     if not config.subtype_weighting:
         return None
     weights = torch.ones(256)
@@ -191,20 +179,11 @@ def _patients_behind(synthetic: PatchSet | None, count: int, share: float, cohor
 
 
 def label_weights(pixels: np.ndarray, strength: float) -> np.ndarray:
-    """Return the weight in the losses of a pixel of every label, higher for rare subtypes.
+    """Return the weight in the losses of a pixel of every label, (K + 1,) float, higher for rare subtypes.
 
-    Parameters
-    ----------
-    pixels : (K + 1,) array
-        Pixels of each label in training.
-    strength : float
-        Exponent of the inverse frequency: at 1 all subtypes have the same total weight, at 0 nothing changes.
-
-    Returns
-    -------
-    (K + 1,) float array
-        1 for background and for subtypes that do not occur; the mean over all pixels of subtypes is 1, so that the
-        balance of tissue class and background does not change.
+    ``pixels`` (K + 1,) are those of each label in training, ``strength`` is the exponent of the inverse frequency: at 1
+    all subtypes have the same total weight, at 0 nothing changes. Background and subtypes that do not occur weigh 1;
+    the mean over all pixels of subtypes is 1, so that the balance of tissue class and background does not change.
     """
     weights = np.ones(len(pixels))
     present = np.flatnonzero(pixels[1:]) + 1

@@ -34,7 +34,6 @@ class Redrawn:
     """A real patch, redrawn as each subtype."""
 
     patch: Patch
-    """The real one."""
     subtype: int
     """What it was chosen for."""
     drawn: dict[int, np.ndarray]
@@ -114,19 +113,9 @@ def redraw_regions(
     ``redrawn_instances.parquet`` a row per instance (region, instance, subtype_before, subtype). The cohort's source
     names the generator, the settings and every patient behind the images, so that leaks are noticed as with sets.
 
-    Parameters
-    ----------
-    generator : ImageGenerator
-        Of a method that draws images of any size.
-    config : SynthesisConfig
-        Only its ``relabel`` and ``style`` are used.
-    regions : sequence of str, optional
-        Names of training regions; all of them where not given.
-
-    Returns
-    -------
-    Cohort
-        With the patients and slides of the sources, all in its training part.
+    The generator's method must draw images of any size; of the settings only ``relabel`` and ``style`` are used;
+    ``regions`` are names of training regions, all of them where not given. The cohort has the patients and slides of
+    the sources, all in its training part.
 
     Raises
     ------

@@ -32,12 +32,7 @@ class DrawnStyle:
 class StyleDrawer:
     """Draw styles; each depends on the seed, the image's number and its own slide alone.
 
-    Raises
-    ------
-    ConfigError
-        The generator takes no styles.
-    InputError
-        The choice needs two training slides, and there is one.
+    Raises ConfigError where the generator takes no styles, InputError where two training slides are needed.
     """
 
     def __init__(self, generator: ImageGenerator, references: StyleReferences, choice: StyleChoice) -> None:

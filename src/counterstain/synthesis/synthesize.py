@@ -71,18 +71,8 @@ def synthesize(
 ) -> PatchSet | None:
     """Write a synthetic set; finished shards are kept, the result is the same as without an interruption.
 
-    Parameters
-    ----------
-    count : int
-        Number of patches.
-    shards : iterable of int, optional
-        Write only these shards and no header; for spreading a set over processes.
-    judge : ImageFilter, optional
-        Images that it refuses are drawn again, so that the set has as many patches as without it.
-
-    Returns
-    -------
-    PatchSet, or None where ``shards`` is given
+    Only these ``shards`` and no header are written where they are given (to spread a set over processes); then None is
+    returned. Images that the ``judge`` refuses are drawn again, so that the set has as many patches as without it.
 
     Raises
     ------
@@ -251,16 +241,9 @@ def _in_place_of(refused: SyntheticPatch, patch: SyntheticPatch) -> SyntheticPat
 def rejections(judged: pd.DataFrame, taxonomy: Taxonomy) -> pd.DataFrame:
     """Count what a filter refused, by subtype.
 
-    Parameters
-    ----------
-    judged : DataFrame
-        A row per drawn and judged instance: ``subtype``, ``agreed``, ``kept`` (its image).
-
-    Returns
-    -------
-    DataFrame
-        A row per subtype: ``subtype`` (name), ``drawn`` (instances), ``disagreed`` (those that look like another
-        subtype), ``refused`` (those in refused images), ``rejection_rate`` (refused / drawn; NaN where none was drawn).
+    ``judged`` has a row per drawn and judged instance: ``subtype``, ``agreed``, ``kept`` (its image). The result has
+    one per subtype: ``subtype`` (name), ``drawn`` (instances), ``disagreed`` (those that look like another subtype),
+    ``refused`` (those in refused images), ``rejection_rate`` (refused / drawn; NaN where none was drawn).
     """
     rows = []
     for subtype in taxonomy.subtypes:
