@@ -53,9 +53,44 @@ def test_a_value_out_of_range_is_named_with_its_place():
         build(Study, {"name": "a", "training": {"steps": 0}})
 
 
-def test_a_missing_value_is_named_and_the_rest_counted():
-    with pytest.raises(ConfigError, match=r"name: Field required \(and 1 more\)"):
+def test_all_faults_are_named_at_once():
+    with pytest.raises(ConfigError, match=r"name: Field required; training\.lr: .*valid number.* \(got 'fast'\)$"):
         build(Study, {"training": {"lr": "fast"}})
+    with pytest.raises(ConfigError, match=r"\(and 3 more\)$"):
+        build(Study, {"name": "a", "arms": [1, 2, 3, 4, 5, 6, 7]})
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_a_setting_that_is_no_finite_number_is_refused(value):
+    with pytest.raises(ConfigError, match=r"training\.lr: .*finite number"):
+        build(Study, {"name": "a"} | parse_overrides([f"training.lr=.{value}".replace(".-", "-.")]))
+
+
+EXPLODING = "\n".join(["a0: &a0 {x: 1}", *(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}" for n in range(1, 30))])
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("a: 2026-13-45", "month must be in"),
+        ("a: !!int x", "invalid literal"),
+        ("a: !!timestamp x", "does not fit"),
+        ("a: !!python/name:os.system", "tag:yaml.org"),
+        ("[" * 5000, "nested too deeply"),
+        ("a: &a [*a]", "contains itself"),
+        (EXPLODING, "values once its aliases"),
+        ("a: 1\na: 2", "is there twice"),
+        ("a: " + "9" * 6000, "cannot hold"),
+        ("a: \x00", "unacceptable character"),
+        ("x" * 2_000_000, "larger than 1 MB"),
+    ],
+)
+def test_hostile_yaml_is_refused_in_one_short_line(tmp_path, text, why):
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=why) as found:
+        read_yaml(tmp_path / "study.yaml")
+    assert len(str(found.value)) < len(str(tmp_path)) + 400
+    assert "\n" not in str(found.value)
 
 
 def test_a_configuration_cannot_be_changed():

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -175,3 +176,28 @@ def test_what_a_killed_writer_left_of_a_large_file_is_swept_away(tmp_path):
         (tmp_path / name).write_text("")
     sweep(tmp_path / "a[1].ckpt")
     assert {path.name for path in tmp_path.iterdir()} == {".b.partial-1", "a[1].ckpt"}
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/dev/full"])
+def test_a_device_is_not_replaced_by_a_file(place):
+    with pytest.raises(StorageError, match="is not a file, so it is not replaced"):
+        write_text(Path(place), "text")
+    assert Path(place).is_char_device()
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    with pytest.raises(StorageError, match="is not a file"):
+        write_text(tmp_path, "text")
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "file.txt").write_text("old")
+    (tmp_path / "folder").mkdir()
+    for name in ("file.txt", "folder"):
+        (tmp_path / f"link to {name}").symlink_to(name)
+    write_text(tmp_path / "link to file.txt", "new")
+    with committing(tmp_path / "link to folder") as partial:
+        (partial / "inside").write_text("new")
+    assert (tmp_path / "link to file.txt").is_symlink()
+    assert (tmp_path / "link to folder").is_symlink()
+    assert (tmp_path / "file.txt").read_text() == (tmp_path / "folder" / "inside").read_text() == "new"

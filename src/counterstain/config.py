@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from counterstain.errors import ConfigError
 
@@ -16,7 +17,9 @@ from counterstain.errors import ConfigError
 class Config(BaseModel):
     """Base of all configuration: frozen, typed, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -50,8 +53,18 @@ REMOVED_SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
 same as today."""
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a mapping that holds a key twice, of which YAML would keep the last without a word."""
+LARGEST_YAML_BYTES, MOST_YAML_VALUES = 1_000_000, 100_000
+SHOWN_FAULTS, SHOWN_CHARACTERS = 4, 80
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would keep the last without a word, and aliases that explode."""
+
+    def compose_document(self) -> Any:
+        """Return the document, once it is known how large its aliases make it."""
+        document: Any = super().compose_document()
+        self._size(document, {})
+        return document
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Return the mapping that begins here."""
@@ -63,6 +76,22 @@ class _UniqueKeys(yaml.SafeLoader):
             seen.add((key.tag, str(key.value)))
         return node
 
+    def _size(self, node: yaml.Node, known: dict[int, int]) -> int:
+        """Return how many values a node holds once all aliases are written out."""
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        if known.setdefault(id(node), 0) == 0:
+            pairs = isinstance(node, yaml.MappingNode)
+            inner = [part for pair in node.value for part in pair] if pairs else node.value
+            if any(known.get(id(part)) == 0 for part in inner):
+                raise yaml.composer.ComposerError(None, None, "a value that contains itself", node.start_mark)
+            known[id(node)] = 1 + sum(self._size(part, known) for part in inner)
+        if known[id(node)] > MOST_YAML_VALUES:
+            raise yaml.composer.ComposerError(
+                None, None, f"more than {MOST_YAML_VALUES:,} values once its aliases are written out", node.start_mark
+            )
+        return known[id(node)]
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
@@ -70,17 +99,36 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        The file is missing, is not YAML, or is not a mapping.
+        The file is missing, cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # noqa: S506 - it is a SafeLoader
+        if path.stat().st_size > LARGEST_YAML_BYTES:
+            raise ConfigError(f"{path}: larger than {LARGEST_YAML_BYTES // 1_000_000} MB; is this the right file?")
+        text = path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise ConfigError(f"{path}: no such file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML ({_fault(error)})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not YAML (byte {error.start} is not UTF-8); save it as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    content = _yaml_value(text, f"{path}: not YAML")
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
     return content
+
+
+def _yaml_value(text: str, refusal: str) -> Any:
+    try:
+        return yaml.load(text, _StrictLoader)  # noqa: S506 - it is a SafeLoader
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+    except RecursionError:
+        reason = "nested too deeply"
+    except ValueError as error:  # 2026-13-45, !!int x
+        reason = f"a value that YAML cannot hold: {error}"
+    except (TypeError, KeyError, AttributeError):  # !!bool x, !!timestamp x
+        reason = "a tag (!!) that its value does not fit"
+    raise ConfigError(f"{refusal} ({_short(reason, 3 * SHOWN_CHARACTERS)})")
 
 
 def to_yaml(config: Config) -> str:
@@ -135,36 +183,37 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
         key, separator, text = assignment.partition("=")
         if not separator or not all(key.strip().split(".")):
             raise ConfigError(f"--set {assignment}: expected KEY=VALUE, for example --set diffusion.training.steps=500")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {assignment}: the value is not YAML") from error
+        value = _yaml_value(text, f"--set {_short(assignment)}: the value is not YAML")
         for part in reversed(key.strip().split(".")):
             value = {part: value}
         overrides = merge(overrides, value)
     return overrides
 
 
-def _fault(error: Exception) -> str:
-    """Say what is wrong with YAML that was read as text; the caller names the file."""
-    return " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
-
-
 def _describe(model: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(model, first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        deeper = sorted(key for key in _keys_below(model) if key.endswith(f".{first['loc'][-1]}"))
-        near = near or ([" or ".join(deeper)] if len(first["loc"]) == 1 and deeper else [])
+    faults = error.errors(include_url=False)
+    said = dict.fromkeys(_fault(model, fault) for fault in faults[:SHOWN_FAULTS])
+    more = f" (and {len(faults) - SHOWN_FAULTS} more)" if len(faults) > SHOWN_FAULTS else ""
+    return "; ".join(said) + more
+
+
+def _fault(model: type[BaseModel], fault: ErrorDetails) -> str:
+    place = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(model, fault["loc"][:-1])
+        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+        deeper = sorted(key for key in _keys_below(model) if key.endswith(f".{fault['loc'][-1]}"))
+        near = near or ([" or ".join(deeper)] if len(fault["loc"]) == 1 and deeper else [])
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
-        return f"{place}: unknown key; {hint}{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    given = first["input"]
-    shown = "" if isinstance(given, Mapping | list | BaseModel) else f" (got {given!r})"
-    return f"{place}: {message}{shown}{more}" if place else f"{message}{shown}{more}"
+        return f"{_short(place)}: unknown key; {hint}"
+    message = fault["msg"].removeprefix("Value error, ")
+    given = fault["input"]
+    shown = "" if isinstance(given, Mapping | list | tuple | BaseModel) else f" (got {_short(repr(given))})"
+    return f"{_short(place)}: {message}{shown}" if place else f"{message}{shown}"
+
+
+def _short(text: str, characters: int = SHOWN_CHARACTERS) -> str:
+    return text if len(text) <= characters else f"{text[: characters - 1]}…"
 
 
 def _known_keys(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:

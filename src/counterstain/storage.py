@@ -32,7 +32,18 @@ NO_ROOM = {
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; on success it takes the place of ``path`` in one step."""
+    """Yield a path beside ``path`` to write to; on success it takes the place of ``path`` in one step.
+
+    A link stays: the file that it leads to is replaced.
+
+    Raises
+    ------
+    StorageError
+        The place cannot be written; something else than a file is there, such as a folder or a device.
+    """
+    path = path.resolve() if path.is_symlink() else path
+    if path.exists() and not path.is_file():
+        raise StorageError(f"{path}: is not a file, so it is not replaced; give another output file")
     _make_folder(path.parent)
     partial = _partial(path)
     with disk_errors_named(path):
@@ -53,9 +64,13 @@ def sweep(path: Path) -> None:
 
 @contextmanager
 def committing(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``folder`` to fill; on success it becomes ``folder`` in one step."""
+    """Yield an empty folder beside ``folder`` to fill; on success it becomes ``folder`` in one step.
+
+    A link stays: the folder that it leads to is replaced.
+    """
+    folder = folder.resolve() if folder.is_symlink() else folder
     _make_folder(folder.parent)
-    for left_over in folder.parent.glob(f".{folder.name}.partial-*"):
+    for left_over in folder.parent.glob(f".{glob.escape(folder.name)}.partial-*"):
         shutil.rmtree(left_over, ignore_errors=True)
     partial = _partial(folder)
     partial.mkdir()
