@@ -13,6 +13,7 @@ from counterstain.storage import (
     claim,
     claimed,
     committing,
+    file_identity,
     fingerprint,
     read_json,
     replacing,
@@ -169,6 +170,34 @@ def test_a_claim_is_given_back_only_where_nothing_came_of_it(tmp_path, written):
         write_and_fail()
     assert (tmp_path / "run" / "run.json").exists() == bool(written)
     assert (tmp_path / "run").exists() == bool(written)
+
+
+@pytest.mark.parametrize("size", [0, 1, 10_000, 9 * 2**20])
+def test_a_file_is_known_again_by_its_size_its_time_and_its_content(tmp_path, size):
+    path = tmp_path / "slide.tif"
+    path.write_bytes(bytes(size))
+    known = file_identity(path)
+    assert file_identity(path) == known
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    for start, stop in ((0, min(size, 10)), (max(0, size - 10), size), (size // 3, 2 * size // 3)):
+        changed = bytearray(size)
+        changed[start:stop] = b"x" * (stop - start)
+        path.write_bytes(changed)
+        os.utime(path, ns=times)
+        assert (file_identity(path) != known) == (stop > start)
+    os.utime(path, ns=(0, 0))
+    assert file_identity(path)["modified"] != known["modified"]
+
+
+def test_a_mirax_slide_is_known_by_the_files_beside_it(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a.mrxs").write_bytes(b"a picture of its label")
+    (tmp_path / "a" / "Data0000.dat").write_bytes(b"pixels")
+    known = file_identity(tmp_path / "a.mrxs")
+    (tmp_path / "a" / "Data0000.dat").write_bytes(b"others")
+    assert file_identity(tmp_path / "a.mrxs")["sample"] != known["sample"]
+    with pytest.raises(InputError, match=r"b\.svs: no such file"):
+        file_identity(tmp_path / "b.svs")
 
 
 def test_what_a_killed_writer_left_of_a_large_file_is_swept_away(tmp_path):

@@ -23,6 +23,7 @@ import pandas as pd
 from counterstain.errors import CounterstainError, InputError, MismatchError, StorageError
 
 RUN_FILE = "run.json"
+SAMPLE_BLOCKS, BLOCK_BYTES = 64, 2**16  # what is read of a large file to know it again
 NO_ROOM = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -124,6 +125,36 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_identity(path: Path) -> dict[str, Any]:
+    """Return what tells a large file from another of its name: ``bytes``, ``modified`` (ns) and a hash, ``sample``.
+
+    The hash is taken over 64 blocks of 64 KiB that are spread evenly over the file, so that a slide costs 4 MiB of
+    reading; smaller files are hashed whole. The files beside a MIRAX slide (``a.mrxs`` with the folder ``a``) share the
+    blocks. Another modification time alone makes another identity, as nothing is known of what lies between the blocks.
+    Raises InputError where the file is missing or cannot be read.
+    """
+    beside = path.with_suffix("").rglob("*") if path.suffix.lower() == ".mrxs" else ()
+    try:
+        files = [path, *sorted(file for file in beside if file.is_file())]
+        known, digest = [file.stat() for file in files], hashlib.sha256()
+        for file, about in zip(files, known, strict=True):
+            digest.update(f"{file.name}\0{about.st_size}\0".encode())
+            count = max(2, SAMPLE_BLOCKS // len(files))
+            last = max(0, about.st_size - BLOCK_BYTES)
+            whole = about.st_size <= count * BLOCK_BYTES
+            starts = range(0, about.st_size, BLOCK_BYTES) if whole else (last * i // (count - 1) for i in range(count))
+            with file.open("rb") as opened:
+                for start in starts:
+                    opened.seek(start)
+                    digest.update(opened.read(BLOCK_BYTES))
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename}: no such file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    size, modified = sum(a.st_size for a in known), max(a.st_mtime_ns for a in known)
+    return {"bytes": size, "modified": modified, "sample": digest.hexdigest()}
 
 
 def fingerprint(content: Any) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -33,15 +35,26 @@ def check_no_leak(
 ) -> None:
     """Raise LeakageError where a checkpoint, or what it made, has seen a patient of the parts (``all``: of any).
 
-    The message says ``what`` it is, for example ``the judge FOLDER``, and the ``remedy``.
+    Spellings of one patient count as one (:func:`patient_key`). The message says ``what`` it is, for example ``the
+    judge FOLDER``, and the ``remedy``.
     """
-    seen = set(patients_seen)
+    seen = {patient_key(patient) for patient in patients_seen}
     for part in parts:
-        leaked = sorted(seen.intersection(cohort.regions["patient"] if part == "all" else cohort.patients(part)))
+        patients = cohort.regions["patient"].astype(str).unique() if part == "all" else cohort.patients(part)
+        leaked = sorted(patient for patient in patients if patient_key(patient) in seen)
         if leaked:
             shown = ", ".join(leaked[:NAMED]) + (f" and {len(leaked) - NAMED} more" if len(leaked) > NAMED else "")
             where = "" if part == "all" else f"the {part} part of "
             raise LeakageError(f"{what} has seen {shown} of {where}{cohort.folder}; {remedy}")
+
+
+def patient_key(name: str) -> str:
+    """Return what all spellings of a patient share: those of other case, spaces, invisible signs, leading zeros or
+    Unicode form (``"Pat 01"``, ``"pat1"``).
+    """
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    visible = "".join(sign for sign in plain if not sign.isspace() and unicodedata.category(sign) not in {"Cf", "Cc"})
+    return re.sub(r"(?<![\d.])0+(?=\d)", "", visible)
 
 
 def read_patients_seen(path: Path) -> tuple[str, ...]:
