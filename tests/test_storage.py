@@ -1,3 +1,4 @@
+import csv
 import errno
 import os
 import signal
@@ -15,13 +16,17 @@ from counterstain.storage import (
     committing,
     file_identity,
     fingerprint,
+    name_on_disk,
+    read_csv,
     read_json,
+    read_sealed,
     replacing,
     sha256_of,
     sweep,
     write_csv,
     write_json,
     write_parquet,
+    write_sealed,
     write_text,
 )
 
@@ -205,6 +210,65 @@ def test_what_a_killed_writer_left_of_a_large_file_is_swept_away(tmp_path):
         (tmp_path / name).write_text("")
     sweep(tmp_path / "a[1].ckpt")
     assert {path.name for path in tmp_path.iterdir()} == {".b.partial-1", "a[1].ckpt"}
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from counterstain.storage import claim, replacing
+claim(Path(sys.argv[1]), "train", {})
+with replacing(Path(sys.argv[1]) / "folder" / "a.txt") as partial:
+    partial.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_run_but_not_what_is_being_written(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(tmp_path / "run")], check=False)
+    (left_over,) = (tmp_path / "run" / "folder").iterdir()
+    with replacing(tmp_path / "run" / "b.txt") as partial:
+        partial.write_text("whole")
+        claim(tmp_path / "run", "train", {})
+        assert not left_over.exists()
+    assert names_in(tmp_path / "run") == ["b.txt", "folder", "run.json"]
+
+
+def test_names_on_disk_are_short_and_tell_names_apart():
+    names = ["a", "A", "a/b", "a_b", "../a", ".a", "", "ä", "x" * 300, "x" * 301, "a\0", "a~0123456789abcdef"]
+    on_disk = [name_on_disk(name) for name in names]
+    assert len({name.casefold() for name in on_disk}) == len(names)
+    assert name_on_disk("a_b") == "a_b"
+    assert all(len(name) < 130 and not set(name) & set("/\0") and name[0] != "." for name in on_disk)
+    assert name_on_disk(name_on_disk("a/b")) not in on_disk
+
+
+def test_a_file_with_a_long_name_is_written(tmp_path):
+    write_text(tmp_path / ("x" * 250), "text")
+    assert names_in(tmp_path) == ["x" * 250]
+
+
+def test_a_sealed_file_is_not_read_where_anything_in_it_was_changed(tmp_path):
+    file = tmp_path / "a.json"
+    write_sealed(file, {"patients": ["p1"], "mpp": 0.5})
+    assert read_sealed(file) == {"patients": ["p1"], "mpp": 0.5}
+    whole = file.read_text()
+    for old, new in (("p1", "p2"), ("0.5", "0.25"), ("mpp", "npp")):
+        file.write_text(whole.replace(old, new))
+        with pytest.raises(StorageError, match=r"a\.json: damaged \(its content is not what was written"):
+            read_sealed(file)
+    file.write_text("[]")
+    with pytest.raises(StorageError, match="damaged"):
+        read_sealed(file)
+
+
+def test_cells_that_a_spreadsheet_would_compute_get_an_apostrophe_that_is_taken_off_again(tmp_path):
+    cells = ["=1+1", "+x", "@a", "-b", "'=1", "'quoted", "-", "-1.5", "3+", ""]
+    write_csv(tmp_path / "a.csv", pd.DataFrame({"text": cells, "number": [-1.5] * len(cells)}))
+    with (tmp_path / "a.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["text"] for row in rows][:6] == ["'=1+1", "'+x", "'@a", "'-b", "''=1", "'quoted"]
+    assert read_csv(tmp_path / "a.csv", keep_default_na=False)["text"].tolist() == cells
+    assert {row["number"] for row in rows} == {"-1.5"}
 
 
 @pytest.mark.parametrize("place", ["/dev/null", "/dev/full"])

@@ -1,7 +1,7 @@
 """Writing that survives being killed: write beside, fsync, rename.
 
-A file or folder is either absent or whole. What a killed process leaves behind is named ``.<name>.partial-…``; of
-folders and of large files it is swept away by the next one that writes to the same place.
+A file or folder is either absent or whole. What a killed process leaves behind is named ``.<name>.partial-…``; it is
+swept away by the next run that claims the folder, or writes to the same place.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,10 @@ from counterstain.errors import CounterstainError, InputError, MismatchError, St
 
 RUN_FILE = "run.json"
 SAMPLE_BLOCKS, BLOCK_BYTES = 64, 2**16  # what is read of a large file to know it again
+CHECKSUM = "checksum"  # key of a JSON file that says what the rest must hash to
+MAX_NAME = 100  # characters of a name on disk; with a suffix and what marks it as partial, file systems take it
+FORMULA = re.compile(r"'*[=+\-@\t\r].")  # how a cell begins that a spreadsheet would compute
+DEAD_AFTER_S = 24 * 60 * 60
 NO_ROOM = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -58,9 +66,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sweep(path: Path) -> None:
-    """Remove what killed writers of a file left beside it; only where one process at a time writes it."""
-    for left_over in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
-        left_over.unlink(missing_ok=True)
+    """Remove what killed writers of a file or folder left beside it; only where one process at a time writes it."""
+    for left_over in path.parent.glob(f".{glob.escape(_short(path.name))}.partial-*"):
+        _remove(left_over)
+
+
+def name_on_disk(name: str) -> str:
+    """Return a name for files that stands for ``name`` alone, on every system, also where case does not count."""
+    safe = re.sub(r"[^a-z0-9_.-]", "_", name.lower()).lstrip(".-")[:MAX_NAME] or "_"
+    return safe if safe == name else f"{safe}~{fingerprint(name)[:16]}"  # no name that is safe has a ~
 
 
 @contextmanager
@@ -71,8 +85,7 @@ def committing(folder: Path) -> Iterator[Path]:
     """
     folder = folder.resolve() if folder.is_symlink() else folder
     _make_folder(folder.parent)
-    for left_over in folder.parent.glob(f".{glob.escape(folder.name)}.partial-*"):
-        shutil.rmtree(left_over, ignore_errors=True)
+    sweep(folder)
     partial = _partial(folder)
     partial.mkdir()
     with disk_errors_named(folder):
@@ -105,8 +118,28 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path}: no such file") from error
-    except ValueError as error:
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
         raise StorageError(f"{path}: damaged ({error}); delete its folder and make it again") from error
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file with a checksum of its content, for :func:`read_sealed`."""
+    write_json(path, {**content, CHECKSUM: fingerprint(content)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read a JSON mapping as :func:`read_json`; StorageError also where it is not what :func:`write_sealed` wrote.
+
+    One that an earlier version wrote without a checksum is taken as it is.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.pop(CHECKSUM, None) not in {None, fingerprint(content)}:
+        raise StorageError(
+            f"{path}: damaged (its content is not what was written); delete its folder and make it again"
+        )
+    return content
 
 
 def write_parquet(path: Path, table: pd.DataFrame) -> None:
@@ -117,8 +150,38 @@ def write_parquet(path: Path, table: pd.DataFrame) -> None:
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write a table in one step; floats keep all their digits."""
-    with replacing(path) as partial:
-        table.to_csv(partial, index=False, lineterminator="\n")
+    write_text(path, csv_of(table))
+
+
+def csv_of(table: pd.DataFrame) -> str:
+    """Return a table as CSV; before text that a spreadsheet would compute stands an apostrophe."""
+    texts = table.select_dtypes(exclude="number").columns
+    shown = table.assign(**{name: table[name].map(_with_apostrophe) for name in texts}).rename(columns=_with_apostrophe)
+    return str(shown.to_csv(index=False, lineterminator="\n"))
+
+
+def _with_apostrophe(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) and not _is_number(cell) else cell
+
+
+def without_apostrophe(cell: Any) -> Any:
+    """Return what a cell was before :func:`csv_of` wrote it."""
+    return cell[1:] if isinstance(cell, str) and cell.startswith("'") and FORMULA.match(cell) else cell
+
+
+def read_csv(path: Path, **options: Any) -> pd.DataFrame:
+    """Read a table that :func:`write_csv` wrote; ``options`` are those of pandas."""
+    table: pd.DataFrame = pd.read_csv(path, **options).rename(columns=without_apostrophe)
+    texts = table.select_dtypes(exclude="number").columns
+    return table.assign(**{name: table[name].map(without_apostrophe) for name in texts})
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def sha256_of(path: Path) -> str:
@@ -180,6 +243,7 @@ def claim(folder: Path, stage: str, settings: Any) -> None:
                 f"{folder}: belongs to another run ({found.get('stage')}{difference}); "
                 "give another output folder, or delete this one"
             )
+        _sweep_all(folder)
         return
     write_json(run_file, identity)
 
@@ -221,10 +285,10 @@ def _first_difference(found: Any, wanted: Any, where: str = "") -> str:
         for key in sorted({*found, *wanted}, key=str):
             if found.get(key) != wanted.get(key):
                 return _first_difference(found.get(key), wanted.get(key), f"{where}.{key}" if where else str(key))
-    return f": {where or 'settings'} was {_short(found)}, now {_short(wanted)}"
+    return f": {where or 'settings'} was {_shown(found)}, now {_shown(wanted)}"
 
 
-def _short(value: Any) -> str:
+def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -240,7 +304,48 @@ def _make_folder(folder: Path) -> None:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
+    return path.with_name(f".{_short(path.name)}.partial-{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+
+
+def _short(name: str) -> str:
+    return name.encode()[:180].decode(errors="ignore")  # file systems take 255 bytes
+
+
+@cache
+def _machine() -> str:
+    """Return what tells apart machines and containers: each counts its processes for itself."""
+    processes = Path("/proc/self/ns/pid")
+    return fingerprint([socket.gethostname(), str(processes.readlink()) if processes.exists() else ""])[:8]
+
+
+def _sweep_all(folder: Path) -> None:
+    """Remove what killed writers left in a folder and in those in it; others may be writing there just now."""
+    for place in (folder, *(child for child in folder.iterdir() if child.is_dir())):
+        for left_over in place.glob(".*.partial-*"):
+            machine, _, process = left_over.name.rpartition(".partial-")[2].rpartition("-")[0].partition("-")
+            if machine == _machine() and process.isdecimal():
+                dead = not _is_running(int(process))
+            else:  # of another machine, or of an earlier version
+                dead = left_over.exists() and time.time() - left_over.stat().st_mtime > DEAD_AFTER_S
+            if dead:
+                _remove(left_over)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _fsync(path: Path) -> None:

@@ -17,6 +17,7 @@ from counterstain.config import Config
 from counterstain.data.cohort import PARTS
 from counterstain.errors import InputError
 from counterstain.io.pixel_readers import image_size
+from counterstain.storage import without_apostrophe
 
 FIRST_ROW = 2
 
@@ -63,7 +64,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: not a CSV table ({' '.join(str(error).split())})") from error
     if table.empty:
         raise InputError(f"{path}: the table has a header but no row")
-    return pd.DataFrame({str(name).strip(): table[name].fillna("").str.strip() for name in table.columns})
+    cells = {str(name).strip(): table[name].fillna("").str.strip() for name in table.columns}
+    return pd.DataFrame({name: column.map(without_apostrophe) for name, column in cells.items()})
 
 
 class Columns(Config):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from counterstain.errors import InputError, StorageError
 from counterstain.generators.methods import METHODS
-from counterstain.storage import read_json, stage_of
+from counterstain.storage import read_csv, read_json, stage_of
 from counterstain.study.arms import Arm, read_arms
 from counterstain.study.fairness import COLUMNS, FAIRNESS_FILE, fairness_of
 from counterstain.study.test_access_log import Look, read_looks, record_look, run_of
@@ -314,7 +314,7 @@ def _check_arms(path: Path, results: pd.DataFrame, study: StudyRecord) -> None:
 
 def _read_table(path: Path, columns: Sequence[str], numbers: Sequence[str] = ()) -> pd.DataFrame:
     """Read a table that has these columns; those named ``numbers``, without any all but arm and split, are numbers."""
-    read: Callable[[Path], pd.DataFrame] = pd.read_parquet if path.suffix == ".parquet" else pd.read_csv
+    read: Callable[[Path], pd.DataFrame] = pd.read_parquet if path.suffix == ".parquet" else read_csv
     try:
         table = read(path)
     except FileNotFoundError as error:

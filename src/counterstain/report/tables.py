@@ -12,6 +12,7 @@ import pandas as pd
 from counterstain.progress import PERCENT, counted
 from counterstain.report.results import CEILING, Results
 from counterstain.segmentation.counts import dice, recalls, subtype_variance
+from counterstain.storage import csv_of
 from counterstain.study.arms import Arm
 from counterstain.study.statistics.arm_differences import differences, effects_of, measures_of, spread
 from counterstain.study.statistics.significance import Measure
@@ -262,8 +263,7 @@ def table_copies(results: Results, effects: Effects, chosen: Arm | None) -> dict
         rows = [{"arm": arm, "measure": measure} | asdict(effect) for (arm, measure), effect in effects.items()]
         shown["effects"] = pd.DataFrame(rows), differences_table(results, effects, chosen)
     return {
-        name: {"csv": str(numbers.to_csv(index=False, lineterminator="\n")), "tex": _latex(table, label=name)}
-        for name, (numbers, table) in shown.items()
+        name: {"csv": csv_of(numbers), "tex": _latex(table, label=name)} for name, (numbers, table) in shown.items()
     }
 
 

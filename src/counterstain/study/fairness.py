@@ -15,7 +15,7 @@ import pandas as pd
 from counterstain.checkpoints import read_header
 from counterstain.data.patch_set import PatchSet
 from counterstain.errors import InputError
-from counterstain.storage import fingerprint
+from counterstain.storage import fingerprint, read_csv
 from counterstain.study.plan import REFERENCE, Cell
 
 FAIRNESS_FILE = "fairness.csv"
@@ -62,7 +62,7 @@ def fairness_of(run: Path) -> pd.DataFrame:
     """
     for folder in (run / "results", run):
         if (folder / FAIRNESS_FILE).exists():
-            return pd.read_csv(folder / FAIRNESS_FILE, keep_default_na=False)
+            return read_csv(folder / FAIRNESS_FILE, keep_default_na=False)
     raise InputError(f"{run}: {FAIRNESS_FILE} is missing; run the study again, finished cells are kept")
 
 
