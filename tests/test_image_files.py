@@ -1,12 +1,9 @@
-import struct
-import zlib
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from counterstain.errors import InputError
-from counterstain.io.pixel_readers import image_size, read_image, read_label_image
+from counterstain.io.pixel_readers import image_size, read_image
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
 
@@ -26,39 +23,6 @@ def test_grey_becomes_rgb_and_what_is_transparent_white(tmp_path):
     assert (read_image(tmp_path / "clear.png") == 255).all()
 
 
-def test_a_label_image_saved_as_grey_rgb_is_read(tmp_path):
-    Image.fromarray(GREY).convert("RGB").save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_label_image(tmp_path / "a.png"), GREY)
-
-
-def test_a_label_image_of_one_bit_is_0_and_255_and_its_ids_0_and_1(tmp_path):
-    Image.fromarray(GREY > 100).save(tmp_path / "a.png")
-    assert set(np.unique(read_label_image(tmp_path / "a.png"))) == {0, 255}
-    assert set(np.unique(read_label_image(tmp_path / "a.png", palette_ids=True))) == {0, 1}
-
-
-def test_ids_that_two_bits_would_spread_are_an_error(tmp_path):
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 4, 1, 2, 0, 0, 0, 0)  # 4 x 1 pixels, 2 bits, grey
-    pixels = zlib.compress(bytes([0, 0b00_01_10_11]))
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    (tmp_path / "a.png").write_bytes(png)
-    assert read_label_image(tmp_path / "a.png").tolist() == [[0, 85, 170, 255]]
-    with pytest.raises(InputError, match=r"a\.png: has 2 or 4 bits a pixel.* save it with 8 bits"):
-        read_label_image(tmp_path / "a.png", palette_ids=True)
-
-
-def test_a_palette_image_holds_ids_or_greys(tmp_path):
-    image = Image.new("P", (2, 1))
-    image.putdata([0, 1])
-    image.putpalette([0, 0, 0, 200, 200, 200])
-    image.save(tmp_path / "a.png")
-    assert read_label_image(tmp_path / "a.png", palette_ids=True).tolist() == [[0, 1]]
-    assert read_label_image(tmp_path / "a.png").tolist() == [[0, 200]]
-
-
 def save_two_pages(path):
     page = Image.fromarray(GREY)
     page.save(path, "TIFF", save_all=True, append_images=[page])
@@ -67,7 +31,6 @@ def save_two_pages(path):
 @pytest.mark.parametrize(
     ("write", "words"),
     [
-        (Image.new("RGB", (2, 2), (255, 0, 0)).save, "has colours; expected a grey label image"),
         (Image.fromarray(GREY.astype(np.uint16) * 99).save, "more than 8 bits a channel .* convert it to 8 bits"),
         (save_two_pages, "has 2 pages; save the one to be imported"),
         (lambda path: path.write_text("not an image"), "not an image that can be read; expected PNG, TIFF or JPEG"),
@@ -77,7 +40,7 @@ def save_two_pages(path):
 def test_a_file_that_cannot_be_read_for_certain_is_an_error(tmp_path, write, words):
     write(tmp_path / "a.png")
     with pytest.raises(InputError, match=rf"a\.png: {words}"):
-        read_label_image(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("kind", ["png", "tif", "jpg"])

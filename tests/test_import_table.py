@@ -93,19 +93,67 @@ def test_soft_masks_are_cut_at_the_threshold(tmp_path):
         assert cohort.instances["area_px"].tolist() == [area]
 
 
-@pytest.mark.parametrize(("values", "found"), [((1, 1), ["a", "b"]), ((255, 1), ["a"])])
-def test_masks_of_0_and_1_are_recognised_unless_others_are_bright(pairs, values, found):
-    for name, value in zip("ab", values, strict=True):
-        draw(pairs, name, boxes((0, 0), value=value))
-    cohort = imported(pairs, *ROWS[:2])
-    assert cohort.instances["region"].tolist() == found
-    assert report_of(cohort)["masks_of_0_and_1"] is (max(values) == 1)
+def test_each_mask_is_read_as_0_and_1_or_as_0_and_255_and_the_report_says_how_many_were(pairs):
+    draw(pairs, "a", boxes((0, 0), value=1))
+    draw(pairs, "c", boxes())
+    cohort = imported(pairs, *ROWS)
+    assert cohort.instances["region"].tolist() == ["a", "b"]
+    assert report_of(cohort)["masks"] == {"of 0 and 1": 1, "of 0 and 255": 1, "without tissue": 1}
+
+
+def test_values_mean_what_the_user_says(tmp_path):
+    draw(tmp_path, "a", np.maximum(boxes((0, 0), value=2), boxes((8, 8), value=9)))
+    cohort = imported(tmp_path, ROWS[0], mask_values="0=background,1-5=tissue,9=ignore")
+    assert cohort.instances["subtype"].tolist() == [1, IGNORE]
+    colours = np.zeros((16, 20, 3), np.uint8)
+    colours[:5] = 255, 0, 0
+    Image.fromarray(colours).save(tmp_path / "a-label.png")
+    table(tmp_path, row("a", "p"), header="image,label,patient")
+    options = {"labels": "ids", "taxonomy": HER2}
+    with pytest.raises(InputError, match=r"has colours, #000000 \(68.8%\), #ff0000 .*Do not convert it to grey"):
+        import_table(tmp_path / "tissue.csv", mpp=1, out=tmp_path / "colours", **options)
+    by_colour = "#000000=background,#ff0000=HER2 3+"
+    again = import_table(tmp_path / "tissue.csv", mpp=1, out=tmp_path / "colours", mask_values=by_colour, **options)
+    assert again.instances[["subtype", "area_px"]].to_numpy().tolist() == [[4, 100]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"mask_values": "0=background,255=tumour"},
+            "255=tumour: unknown meaning; expected background, ignore, tissue",
+        ),
+        ({"mask_values": "white=tissue"}, "'white' is no value; expected 255, 1-254 or #ff0000"),
+        ({"mask_values": "0-9=background,9=tissue"}, "9 is there twice"),
+        ({"mask_values": "0=background,#ffffff=tissue"}, "numbers and colours together"),
+        (
+            {"mask_values": "0=background"},
+            r"a-label\.png: --mask-values does not say what 255 means, which covers 15.6%",
+        ),
+        ({"mask_values": "0=background,255=tissue", "threshold": 9}, "--threshold: not together with --mask-values"),
+    ],
+)
+def test_meanings_that_do_not_fit_are_named(pairs, options, message):
+    with pytest.raises((InputError, ConfigError), match=message):
+        imported(pairs, *ROWS, **options)
+    assert not (pairs / "out").exists()
+
+
+def test_subtypes_are_put_together_by_a_merge_of_the_taxonomy(tmp_path):
+    draw(tmp_path, "a", np.maximum(boxes((0, 0), value=1), boxes((8, 8), value=4)))
+    options = {"header": "image,label,patient", "labels": "ids", "taxonomy": HER2}
+    cohort = imported(tmp_path, row("a", "p1"), merge="stained", **options)
+    assert cohort.taxonomy.names == ("non-stained", "stained", "LCIS/DCIS")
+    assert cohort.instances["subtype"].tolist() == [1, 2]
+    with pytest.raises(InputError, match="unknown merge 'brown'; her2 has stained"):
+        imported(tmp_path, row("a", "p1"), merge="brown", **options)
 
 
 @pytest.mark.parametrize(
     ("value", "options", "message"),
     [
-        (100, {}, "hold values up to 100, none above the threshold of 127; give a lower --threshold"),
+        (100, {}, r"two values, 0 and 1 or 0 and 255; found 0 \(92.2%\), 100 \(7.8%\)\. Say .* --mask-values"),
         (0, {}, "no label image has a pixel of a subtype"),
         (255, {"min_area_px": 26}, "all 1 components are smaller than 26 px; give a lower --min-area-px"),
     ],
@@ -257,9 +305,10 @@ def test_an_unknown_id_or_an_image_cut_off_is_named_and_nothing_is_left(pairs):
     draw(pairs, "c", boxes((3, 7), value=9))
     with pytest.raises(TaxonomyError, match=r"c-label\.png: unknown id 9 at row 3, column 7 \(25 pixels .* 1 HER2 0"):
         imported(pairs, *ROWS, taxonomy=HER2, labels="ids")
+    draw(pairs, "c", boxes())
     (pairs / "c.png").write_bytes((pairs / "c.png").read_bytes()[:-200])
     with pytest.raises(InputError, match=r"c\.png: damaged or cut off"):
-        imported(pairs, *ROWS, threshold=0)
+        imported(pairs, *ROWS)
     assert not (pairs / "out").exists()
 
 

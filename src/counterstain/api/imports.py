@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,9 @@ def import_table(
     taxonomy: str | None = None,
     tissue_class: str = "tumour",
     labels: str = "mask",
-    threshold: int = 127,
+    merge: str | None = None,
+    threshold: int | None = None,
+    mask_values: str | Mapping[str, str] | None = None,
     shrink: int = 1,
     min_area_px: int = 0,
     image_column: str = "image",
@@ -56,9 +58,15 @@ def import_table(
     tissue_class : str
         What all subtypes are, where no taxonomy is given.
     labels : str
-        mask: tissue class above the threshold; ids: a subtype's id in every pixel.
-    threshold : int
-        Masks: values above it are tissue class.
+        mask: 255 (or 1, where no value is higher) is tissue class; ids: a subtype's id in every pixel.
+    merge : str, optional
+        Put subtypes together by this merge of the taxonomy.
+    threshold : int, optional
+        Masks with grey levels: values above it are tissue class [default: 127 at soft edges; other grey levels are
+        refused].
+    mask_values : str or mapping, optional
+        What values mean, as in 0=background,1-254=tissue,255=ignore; colours as in #ff0000=tissue; for ids, subtypes
+        in the place of tissue.
     shrink : int
         Shrink images by this whole number; 2 turns 0.25 um into 0.5 um.
     min_area_px : int
@@ -83,6 +91,9 @@ def import_table(
     # First of all, while the parameters are the only local names.
     columns = {name.removesuffix("_column"): value for name, value in locals().items() if name.endswith("_column")}
 
+    if isinstance(mask_values, Mapping):
+        mask_values = ",".join(f"{value}={meaning}" for value, meaning in mask_values.items())
+
     from counterstain.io.import_table import import_table as import_rows
     from counterstain.progress import bar
     from counterstain.taxonomy import Taxonomy
@@ -95,7 +106,9 @@ def import_table(
         progress=bar,
         tissue_class=tissue_class,
         labels=labels,
+        merge=merge,
         threshold=threshold,
+        mask_values=mask_values or "",
         shrink=shrink,
         min_area_px=min_area_px,
         columns=columns,
@@ -117,6 +130,7 @@ def import_slides(
     mpp_level0: float | None = None,
     patients: PathLike | None = None,
     taxonomy: str | None = None,
+    merge: str | None = None,
     types: PathLike | None = None,
 ) -> Cohort:
     """Import whole slides and their annotations; if interrupted, the same command continues.
@@ -151,6 +165,8 @@ def import_slides(
         CSV with slide, patient, and optionally score and mpp_level0 [default: one patient per slide].
     taxonomy : str, optional
         her2 or a YAML file [default: her2, or the subtypes of LABELS.yaml].
+    merge : str, optional
+        As for :func:`import_table`.
     types : str or Path, optional
         EXACT: saved annotation types, where rows hold only their numbers.
     """
@@ -170,6 +186,7 @@ def import_slides(
         patients=patients,
         types=types,
         taxonomy=Taxonomy.load(taxonomy) if taxonomy else None,
+        merge=merge,
         progress=bar,
         mpp_level0=mpp_level0,
         regions_per_slide=regions_per_slide,

@@ -72,7 +72,6 @@ def show_phantom(cohort: Cohort, arguments: Arguments) -> None:
 
 
 IMPORT_LINES = {  # by the entries of import.json
-    "masks_of_0_and_1": "no mask goes above 1: taken as masks of 0 and 1, the threshold is not used",
     "dropped_components": "dropped {} components of {dropped_px} px in all",
     "repaired": "{} outlines crossed themselves and were repaired",
     "cut_at_slide_edge": "{} annotations reach over the edge of their slide and were cut there",
@@ -96,6 +95,8 @@ def show_import(cohort: Cohort, _: Arguments) -> None:
     of_slides = "origin" in found
     if of_slides:
         typer.echo(f"annotations count from the corner of the {CORNERS[found['origin']]} (--origin {found['origin']})")
+    if masks := found.get("masks"):
+        typer.echo("masks: " + ", ".join(f"{count:,} {kind}" for kind, count in masks.items()))
     for name, line in IMPORT_LINES.items():
         if found.get(name):
             typer.echo(line.format(f"{found[name]:,}", **found))

@@ -53,6 +53,7 @@ def import_slides(
     patients: str | Path | None = None,
     types: str | Path | None = None,
     taxonomy: Taxonomy | None = None,
+    merge: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Cohort:
@@ -84,6 +85,9 @@ def import_slides(
     files = [read_annotations(path, file_format, types=types) for path in annotation_files(annotations, file_format)]
     taxonomy = taxonomy or _taxonomy(label_map, labels)
     meanings = label_map.resolve(count_labels(files), taxonomy, labels)
+    if merge:
+        lookup, taxonomy = taxonomy.merge_lookup(merge), taxonomy.merged(merge)
+        meanings = {label: int(lookup[subtype]) for label, subtype in meanings.items()}
     people = read_patients(patients, paths) if patients else {name: Patient(name) for name in paths}
     table = read_region_table(str(regions)) if config.regions == "table" else {}
     matched = match_annotations(paths, files)

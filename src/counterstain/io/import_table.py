@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,14 +22,17 @@ from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.patches import Components, components
 from counterstain.data.region_store import Region
 from counterstain.data.split import PATIENTS_SEEN_FILE, read_patients_seen
-from counterstain.errors import InputError, TaxonomyError
-from counterstain.io.labels import taxonomy_of
-from counterstain.io.pixel_readers import read_image, read_label_image
+from counterstain.errors import ConfigError, InputError, TaxonomyError
+from counterstain.io.labels import MEANINGS, taxonomy_of
+from counterstain.io.masks import TISSUE, ValueMeanings, read_ids, read_mask
+from counterstain.io.pixel_readers import read_image
 from counterstain.io.slides import area_average
 from counterstain.io.table import Columns, read_table
 from counterstain.progress import Progress, silent
 from counterstain.storage import fingerprint, read_json, sha256_of, write_json
-from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
+from counterstain.taxonomy import IGNORE, Taxonomy
+
+ReadLabel = Callable[[dict[str, Any]], tuple[np.ndarray, str | None]]
 
 PACK_BYTES = 256 * 2**20  # decoded regions of a slide that are held in memory at once
 
@@ -46,9 +49,16 @@ class TableConfig(Config):
     tissue_class: Annotated[str, Field(min_length=1, max_length=80)] = "tumour"
     """Name of all subtypes together, where no taxonomy is given."""
     labels: Literal["mask", "ids"] = "mask"
-    """``mask``: the tissue class is where pixels are above the threshold; ``ids``: each pixel holds a subtype's id."""
-    threshold: Annotated[int, Field(ge=0, le=254)] = 127
-    """Masks: values above it are tissue class. Masks of 0 and 1 are recognised whatever the threshold."""
+    """``mask``: the tissue class is white, or 1 where there is no other value; ``ids``: each pixel holds a subtype's
+    id."""
+    threshold: Annotated[int, Field(ge=0, le=254)] | None = None
+    """Masks with grey levels: values above it are tissue class. Without it, 127 for masks with soft edges; other grey
+    levels are an error. Masks of 0 and 1 are recognised whatever the threshold."""
+    mask_values: str = ""
+    """What values of label images mean, ``0=background,1-254=tissue,255=ignore``: a value, a range or a colour
+    (``#ff0000``) is background, ignore, and tissue in masks or a subtype in images of ids."""
+    merge: str | None = None
+    """Merge of the taxonomy by which its subtypes are put together."""
     min_area_px: Annotated[int, Field(ge=0)] = 0
     """Smaller components, in pixels of the cohort, become background; they are counted in ``import.json``."""
     columns: Columns = Columns()
@@ -90,8 +100,9 @@ def import_table(
     table, out = Path(table), Path(out)
     config = build(TableConfig, {"mpp": mpp, **options}, f"import of {table}")
     rows = read_table(table, config.columns, labels=config.labels)
-    taxonomy = _taxonomy(table, rows, config, taxonomy)
-    threshold = _threshold(table, rows, config) if config.labels == "mask" else None
+    known = _taxonomy(table, rows, config, taxonomy)
+    read_label = _reader(config, known)
+    taxonomy = known.merged(config.merge) if config.merge else known
     source = {
         "kind": "table",
         "sha256": sha256_of(table),
@@ -108,11 +119,11 @@ def import_table(
             for name, members in _packs(rows):
                 if not writer.has(name):
                     notes = _Notes()
-                    regions = [_region(row, config, threshold, taxonomy, notes) for row in members]
+                    regions = [_region(row, config, read_label, taxonomy, notes) for row in members]
                     write_json(out / "notes" / f"{members[0]['row']}.json", vars(notes))
                     writer.add(name, regions)
                 advance(len(members))
-        report = _report(out / "notes", rows, threshold, config)
+        report = _report(out / "notes", rows)
         _check_any(table, report, config)
     except InputError:
         _discard(out)
@@ -140,19 +151,21 @@ def _taxonomy(path: Path, rows: pd.DataFrame, config: TableConfig, given: Taxono
     return given
 
 
-def _threshold(path: Path, rows: pd.DataFrame, config: TableConfig) -> int:
-    """Return 0 where no mask of the table goes above 1, otherwise the configured threshold."""
-    highest = 0
-    for label in rows["label"]:
-        highest = max(highest, int(read_label_image(label).max()))
-        if highest > config.threshold:
-            return config.threshold
-    if highest > 1:
-        raise InputError(
-            f"{path}: its masks hold values up to {highest}, none above the threshold of {config.threshold}; "
-            f"give a lower --threshold, or --labels ids if values are the ids of subtypes"
-        )
-    return 0
+def _reader(config: TableConfig, taxonomy: Taxonomy) -> ReadLabel:
+    """Return the function that reads a label image: row -> (H, W) uint8 labels of the cohort, kind of mask."""
+    merged = taxonomy.merge_lookup(config.merge) if config.merge else np.arange(256, dtype=np.uint8)
+    if config.threshold is not None and (config.mask_values or config.labels == "ids"):
+        raise ConfigError("--threshold: not together with --mask-values or --labels ids, which say what values mean")
+    names = {"tissue": TISSUE} if config.labels == "mask" else {n: taxonomy.id_of(n) for n in taxonomy.names}
+    meanings = ValueMeanings(config.mask_values, MEANINGS | names) if config.mask_values else None
+
+    def read(row: dict[str, Any]) -> tuple[np.ndarray, str | None]:
+        if config.labels == "ids":
+            return merged[read_ids(row["label"], taxonomy, meanings)], None
+        mask, kind = read_mask(row["label"], config.threshold, meanings)
+        return np.array([0, merged[taxonomy.id_of(row["subtype"])], *[IGNORE] * 254], np.uint8)[mask], kind
+
+    return read
 
 
 def _check_any(table: Path, report: dict[str, Any], config: TableConfig) -> None:
@@ -176,13 +189,9 @@ def _packs(rows: pd.DataFrame) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def _region(
-    row: dict[str, Any], config: TableConfig, threshold: int | None, taxonomy: Taxonomy, notes: _Notes
+    row: dict[str, Any], config: TableConfig, read_label: ReadLabel, taxonomy: Taxonomy, notes: _Notes
 ) -> Region:
-    labels = read_label_image(row["label"], palette_ids=config.labels == "ids")
-    if threshold is None:
-        _check_ids(row["label"], labels, taxonomy)
-    else:
-        labels = np.where(labels > threshold, taxonomy.id_of(row["subtype"]), BACKGROUND).astype(np.uint8)
+    labels, kind = read_label(row)
     image = read_image(row["image"])
     if config.shrink > 1:
         if min(labels.shape) < config.shrink:
@@ -190,7 +199,7 @@ def _region(
             raise InputError(f"{row['label']}: {size} cannot be shrunk {config.shrink} times")
         image, labels = _shrunk(image, config.shrink), _shrunk_labels(labels, config.shrink)
     found = components(labels, config.min_area_px)
-    notes.add(found, taxonomy)
+    notes.add(found, taxonomy, kind)
     return Region(
         region=row["region"],
         slide=row["slide"],
@@ -217,18 +226,6 @@ def _shrunk_labels(labels: np.ndarray, factor: int) -> np.ndarray:
     return np.asarray(ids[shares.argmax(-1)])
 
 
-def _check_ids(path: Path, label_image: np.ndarray, taxonomy: Taxonomy) -> None:
-    known = [BACKGROUND, IGNORE, *(subtype.id for subtype in taxonomy.subtypes)]
-    wrong = np.argwhere(np.isin(label_image, known, invert=True))
-    if len(wrong):
-        y, x = wrong[0]
-        names = ", ".join(f"{subtype.id} {subtype.name}" for subtype in taxonomy.subtypes)
-        raise TaxonomyError(
-            f"{path}: unknown id {label_image[y, x]} at row {y}, column {x} ({len(wrong)} pixels in all); "
-            f"{taxonomy.name} has 0 background, {names}, 255 ignore"
-        )
-
-
 @dataclass
 class _Notes:
     """Counts of a pack for the report: anything dropped, instances and area by subtype."""
@@ -236,8 +233,9 @@ class _Notes:
     counts: Counter[str] = field(default_factory=Counter)
     instances: Counter[str] = field(default_factory=Counter)
     area_px: Counter[str] = field(default_factory=Counter)
+    masks: Counter[str] = field(default_factory=Counter)
 
-    def add(self, found: Components, taxonomy: Taxonomy) -> None:
+    def add(self, found: Components, taxonomy: Taxonomy, kind: str | None) -> None:
         areas = np.bincount(found.instances.ravel(), minlength=len(found.labels) + 1).tolist()
         for instance, label in found.labels.items():
             self.instances[taxonomy.name_of(label)] += 1
@@ -245,9 +243,11 @@ class _Notes:
         self.counts["dropped_components"] += found.dropped
         self.counts["dropped_px"] += found.dropped_px
         self.counts["regions_without_instance"] += not found.labels
+        if kind:
+            self.masks[kind] += 1
 
 
-def _report(notes: Path, rows: pd.DataFrame, threshold: int | None, config: TableConfig) -> dict[str, Any]:
+def _report(notes: Path, rows: pd.DataFrame) -> dict[str, Any]:
     total = _Notes()
     for file in sorted(notes.glob("*.json")):
         for name, counts in read_json(file).items():
@@ -256,8 +256,7 @@ def _report(notes: Path, rows: pd.DataFrame, threshold: int | None, config: Tabl
         "regions": len(rows),
         "slides": int(rows["slide"].nunique()),
         "patients": int(rows["patient"].nunique()),
-        "threshold": threshold,
-        "masks_of_0_and_1": threshold == 0 and config.threshold != 0,
+        "masks": dict(sorted(total.masks.items())),
         **total.counts,
         "subtypes": {
             n: {"instances": total.instances[n], "area_px": total.area_px[n]} for n in sorted(total.instances)

@@ -6,7 +6,6 @@ hands out a pixel. Shapes: H, W = rows and columns in pixels of a level or image
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -300,7 +299,7 @@ def _tag_mpp(page: Any) -> tuple[float, float] | None:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return rows and columns of an image from its header alone; raises what :func:`read_image` raises on headers."""
-    with _opened(path) as image:
+    with opened_image(path) as image:
         return image.height, image.width
 
 
@@ -312,42 +311,24 @@ def read_image(path: Path) -> np.ndarray:
     InputError
         The file is missing, damaged or no image, has a layout that is not read, or is far too large.
     """
-    with _opened(path) as image:
+    with opened_image(path) as image:
         if image.has_transparency_data:
             return _on_white(np.asarray(image.convert("RGBA")))
         return np.asarray(image.convert("RGB"))
 
 
-def read_label_image(path: Path, *, palette_ids: bool = False) -> np.ndarray:
-    """Read a label image as (H, W) uint8.
-
-    With ``palette_ids`` the indices of a palette image are its labels, otherwise the greys of its palette are.
-
-    Raises
-    ------
-    InputError
-        As :func:`read_image`, or the image has colours.
-    """
-    with _opened(path) as image:
-        if palette_ids and image.mode in {"1", "P"}:
-            return np.asarray(image).astype(np.uint8)
-        if palette_ids and re.search("L;[24]", _decoder(image)):  # Pillow spreads them over 0 to 255
-            raise InputError(f"{path}: has 2 or 4 bits a pixel, in which ids cannot be read; save it with 8 bits")
-        if image.mode in {"1", "L"}:
-            return np.asarray(image.convert("L"))
-        channels = np.asarray(image.convert("RGB"))
-    if (channels != channels[..., :1]).any():
-        raise InputError(f"{path}: has colours; expected a grey label image, so save it with one channel")
-    return channels[..., 0]
-
-
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened_image(path: Path, *, labels: bool = False) -> Iterator[Image.Image]:
+    """Open an image with Pillow, whatever is wrong with it as an InputError.
+
+    Layouts of ``labels`` are checked by :mod:`counterstain.io.masks`, which reads them.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half the size that is an error
             with Image.open(path) as image:
-                check_layout(path, _image_layout(image))
+                if not labels:
+                    check_layout(path, _image_layout(image))
                 yield image
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error

@@ -16,6 +16,7 @@ from pydantic import Field
 from counterstain.config import Config
 from counterstain.data.cohort import PARTS
 from counterstain.errors import InputError
+from counterstain.io.masks import label_size
 from counterstain.io.pixel_readers import image_size
 from counterstain.storage import without_apostrophe
 
@@ -196,13 +197,13 @@ def _with_sizes(path: Path, named: pd.DataFrame) -> pd.DataFrame:
     sizes = []
     for row, image, label in zip(named["row"], named["image"], named["label"], strict=True):
         try:
-            size, label_size = image_size(image), image_size(label)
+            size, of_label = image_size(image), label_size(label)
         except InputError as error:
             raise InputError(f"{path} row {row}: {error}") from error
-        if size != label_size:
+        if size != of_label:
             raise InputError(
                 f"{path} row {row}: {image.name} is {size[0]} x {size[1]} px but its label {label.name} is "
-                f"{label_size[0]} x {label_size[1]} px (rows x columns); export both at the same scale"
+                f"{of_label[0]} x {of_label[1]} px (rows x columns); export both at the same scale"
             )
         sizes.append(size)
     return named.assign(height_px=[height for height, _ in sizes], width_px=[width for _, width in sizes])

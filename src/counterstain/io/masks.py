@@ -1,0 +1,288 @@
+"""Label images: masks of one tissue class, and images that hold the id of a subtype in every pixel.
+
+What a value means is decided for each file, from its values as they are stored. Where that is not certain (0 drawn
+white, palettes, several grey levels, losses of compression), an InputError asks for ``--mask-values``.
+Shapes: H, W = rows and columns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from counterstain.errors import ConfigError, InputError, TaxonomyError
+from counterstain.io.pixel_readers import opened_image
+from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
+
+TISSUE = 1  # label of the tissue class in what read_mask returns
+THRESHOLD = 127
+FEW_LEVELS = 8  # a mask with more grey levels was smeared by interpolation or compression
+MIDDLE_OF_FEW, MIDDLE_OF_MANY = (0, 240), (40, 215)  # grey levels in between are neither background nor tissue
+SHOWN_LEVELS = 5
+LOSSY_FORMATS = {"AVIF", "JPEG", "JPEG2000", "MPO", "WEBP"}
+LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp", "jpeg2000"}
+LOSSY = "was compressed with losses (JPEG or similar), which change values"
+MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B", "I;16L", "I;16N"}
+WHITE_IS_ZERO, PHOTOMETRIC, ORIENTATION = 0, 262, 274  # tags of TIFF and EXIF
+KEY = re.compile(r"(?P<low>\d+)(?:\s*-\s*(?P<high>\d+))?|#(?P<colour>[0-9a-fA-F]{6})")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLabels:
+    """The pixels of a label image as its file stores them."""
+
+    values: np.ndarray
+    """(H, W) integers; 0xrrggbb where ``coloured``."""
+    highest: int = 255
+    """That a pixel of this format can hold."""
+    coloured: bool = False
+    palette: np.ndarray | None = None
+    """Colours of the values, (n, 3) uint8."""
+    white_is_zero: bool = False
+    lossy: bool = False
+
+    @property
+    def colours(self) -> np.ndarray:
+        """(H, W) colours as 0xrrggbb, the way that the image is drawn."""
+        if self.coloured:
+            return self.values
+        if self.palette is not None:
+            return _packed(self.palette[self.values])
+        values = self.highest - self.values if self.white_is_zero else self.values
+        return np.asarray(values, np.int64) * 255 // self.highest * 0x010101
+
+    def shares(self) -> str:
+        """Say which values there are and how much of the image each covers."""
+        levels, counts = np.unique(self.values, return_counts=True)
+        ranked = sorted(zip(counts.tolist(), levels.tolist(), strict=True), key=lambda item: (-item[0], item[1]))
+        named = [
+            f"{f'#{level:06x}' if self.coloured else level} ({count / self.values.size:.1%})"
+            for count, level in ranked[:SHOWN_LEVELS]
+        ]
+        return ", ".join(named) + (f" and {len(ranked) - SHOWN_LEVELS} more" if len(ranked) > SHOWN_LEVELS else "")
+
+
+def label_size(path: Path) -> tuple[int, int]:
+    """Return rows and columns of a label image from its header; raises InputError where it cannot be read."""
+    with opened_image(path, labels=True) as image:
+        return image.height, image.width
+
+
+def read_stored(path: Path) -> StoredLabels:
+    """Read a label image as it is stored; raises InputError where its layout cannot hold labels."""
+    with opened_image(path, labels=True) as image:
+        decoder = str([tile[3] for tile in getattr(image, "tile", [])])
+        _check_layout(path, image, decoder)
+        lossy = image.format in LOSSY_FORMATS or image.info.get("compression") in LOSSY_TIFF
+        white_is_zero = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO  # type: ignore[attr-defined]
+        if image.mode == "P":
+            palette = np.zeros((256, 3), np.uint8)
+            colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+            palette[: len(colours)] = colours
+            return StoredLabels(np.asarray(image), palette=palette, lossy=lossy)
+        if image.mode.startswith("I"):
+            return StoredLabels(np.asarray(image).astype(np.int64), 65_535, white_is_zero=white_is_zero, lossy=lossy)
+        if image.mode in {"1", "L", "LA"}:
+            few = re.search(r"L;([24])", decoder)  # Pillow spreads them
+            highest = 1 if image.mode == "1" else 2 ** int(few[1]) - 1 if few else 255
+            shown = np.asarray(image.convert("L")) // (255 // highest)
+            return StoredLabels(highest - shown if white_is_zero else shown, highest, False, None, white_is_zero, lossy)
+        pixels = np.asarray(image.convert("RGB"))
+    if (pixels == pixels[..., :1]).all():
+        return StoredLabels(pixels[..., 0], lossy=lossy)
+    return StoredLabels(_packed(pixels), 0xFFFFFF, coloured=True, lossy=lossy)
+
+
+def _check_layout(path: Path, image: Image.Image, decoder: str) -> None:
+    if getattr(image, "n_frames", 1) > 1:
+        raise InputError(f"{path}: has {image.n_frames} pages; save the one to be imported as a file of its own")  # type: ignore[attr-defined]
+    if image.mode not in MODES or (";16" in decoder and not image.mode.startswith("I")):
+        raise InputError(
+            f"{path}: {image.mode} pixels are not read as labels; save whole numbers in one channel as PNG"
+        )
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        raise InputError(f"{path}: is stored turned or mirrored (EXIF orientation); save it upright, as PNG")
+    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+        raise InputError(f"{path}: has transparent pixels, whose label is not certain; save it without transparency")
+
+
+def _packed(pixels: np.ndarray) -> np.ndarray:
+    """Turn (H, W, 3) uint8 into (H, W) 0xrrggbb."""
+    return np.asarray(pixels.astype(np.int64) @ np.array([0x10000, 0x100, 1]))
+
+
+class ValueMeanings:
+    """What users say that values mean: ``0=background,1-254=tissue,255=ignore`` or ``#ff0000=tissue,#ffffff=ignore``.
+
+    Parameters
+    ----------
+    given : str
+        ``VALUE=MEANING,…``, where a value is a number, a range or a colour.
+    labels : mapping of str to int
+        Label of every meaning that is allowed.
+    """
+
+    def __init__(self, given: str, labels: Mapping[str, int]) -> None:
+        pairs = [part.partition("=")[::2] for part in given.split(",")]
+        self._ranges = [self._range(key.strip(), meaning.strip(), labels) for key, meaning in pairs]
+        self._coloured = {coloured for *_, coloured in self._ranges} == {True}
+        ordered = sorted(self._ranges)
+        if len({coloured for *_, coloured in ordered}) > 1:
+            raise ConfigError("--mask-values: numbers and colours together; give one kind")
+        for (_, high, _, _), (low, *_) in pairwise(ordered):
+            if low <= high:
+                raise ConfigError(f"--mask-values: {self._named(low)} is there twice; give each value one meaning")
+
+    @staticmethod
+    def _range(key: str, meaning: str, labels: Mapping[str, int]) -> tuple[int, int, int, bool]:
+        found = KEY.fullmatch(key)
+        if found is None:
+            raise ConfigError(f"--mask-values: {key!r} is no value; expected 255, 1-254 or #ff0000, as in 255=tissue")
+        if meaning not in labels:
+            raise ConfigError(f"--mask-values: {key}={meaning}: unknown meaning; expected {', '.join(labels)}")
+        if found["colour"]:
+            low = high = int(found["colour"], 16)
+        else:
+            low, high = int(found["low"]), int(found["high"] or found["low"])
+        if low > high:
+            raise ConfigError(f"--mask-values: {key}: the range ends before it begins")
+        return low, high, labels[meaning], bool(found["colour"])
+
+    def _named(self, value: int) -> str:
+        return f"#{value:06x}" if self._coloured else str(value)
+
+    def labels(self, path: Path, stored: StoredLabels) -> np.ndarray:
+        """Return the (H, W) uint8 labels of an image; raises InputError where a value was given no meaning."""
+        if stored.lossy:
+            raise InputError(f"{path}: {LOSSY}; save it as PNG")
+        if stored.coloured and not self._coloured:
+            raise InputError(
+                f"{path}: has colours, {stored.shares()}; give --mask-values colours, as in #ff0000=tissue"
+            )
+        values = stored.colours if self._coloured else stored.values
+        labels = np.full(values.shape, -1, np.int16)
+        for low, high, label, _ in self._ranges:
+            labels[(values >= low) & (values <= high)] = label
+        missing = values[labels < 0]
+        if missing.size:
+            raise InputError(
+                f"{path}: --mask-values does not say what {self._named(int(missing.min()))} means, which covers "
+                f"{(values == missing.min()).mean():.1%} of the image; add it"
+            )
+        return labels.astype(np.uint8)
+
+
+def read_mask(
+    path: Path, threshold: int | None = None, meanings: ValueMeanings | None = None
+) -> tuple[np.ndarray, str]:
+    """Read a mask: (H, W) uint8 with 0 = background, 1 = tissue, 255 = ignore; and in words what kind of mask it was.
+
+    Values above ``threshold`` are tissue. Without one, grey levels are only taken for soft edges where no area, 3 x 3
+    pixels, has a level between black and white.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_stored`, or what the values mean is not certain.
+    """
+    stored = read_stored(path)
+    if meanings is not None:
+        return meanings.labels(path, stored), "read by --mask-values"
+    values = _brightness(path, stored)
+    levels, cut = set(np.unique(values).tolist()), THRESHOLD if threshold is None else threshold
+    if levels == {0}:
+        return values.astype(np.uint8), "without tissue"
+    if stored.lossy and max(levels) <= cut:
+        raise InputError(f"{path}: {LOSSY}: none is above {cut}, found {stored.shares()}; save masks as PNG")
+    for white in (1, 255, stored.highest):
+        if levels <= {0, white}:
+            return (values > 0).astype(np.uint8), f"of 0 and {white}"
+    if stored.highest != 255 or (threshold is None and (max(levels) <= cut or _has_middle_area(values, len(levels)))):
+        raise InputError(
+            f"{path}: a mask has two values, 0 and 1 or 0 and 255; found {stored.shares()}. Say what they mean, as in "
+            f"--mask-values 0=background,1-{stored.highest}=tissue{_OTHERWISE[stored.highest == 255]}"
+        )
+    return (values > cut).astype(np.uint8), f"with grey levels, {'cut at' if max(levels) > cut else 'none above'} {cut}"
+
+
+_OTHERWISE = (
+    ". If they are the numbers of instances, do not convert the image to 8 bits, which changes them",
+    ", or cut them with --threshold; if they are the ids of subtypes, give --labels ids",
+)
+
+
+def _has_middle_area(values: np.ndarray, levels: int) -> bool:
+    """Whether 3 x 3 pixels have one level between black and white, as no soft edge has."""
+    if min(values.shape) < 3:
+        return False
+    low, high = MIDDLE_OF_FEW if levels <= FEW_LEVELS else MIDDLE_OF_MANY
+    rows = (values[:, :-2] == values[:, 1:-1]) & (values[:, 1:-1] == values[:, 2:])
+    centre = values[:, 1:-1]
+    columns = (centre[:-2] == centre[1:-1]) & (centre[1:-1] == centre[2:])
+    flat = rows[:-2] & rows[1:-1] & rows[2:] & columns
+    return bool((flat & (centre[1:-1] > low) & (centre[1:-1] < high)).any())
+
+
+def read_ids(path: Path, taxonomy: Taxonomy, meanings: ValueMeanings | None = None) -> np.ndarray:
+    """Read an image that holds an id of the taxonomy in every pixel, (H, W) uint8.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_stored`, or what the values mean is not certain.
+    TaxonomyError
+        A value is no id.
+    """
+    stored = read_stored(path)
+    if meanings is not None:
+        return meanings.labels(path, stored)
+    values = stored.values
+    _check_certain(path, stored, taxonomy.names[0])
+    if stored.lossy:
+        raise InputError(f"{path}: {LOSSY}, so ids cannot be read; save it as PNG")
+    known = [BACKGROUND, IGNORE, *(subtype.id for subtype in taxonomy.subtypes)]
+    wrong = np.argwhere(np.isin(values, known, invert=True))
+    if len(wrong):
+        y, x = wrong[0]
+        names = ", ".join(f"{subtype.id} {subtype.name}" for subtype in taxonomy.subtypes)
+        raise TaxonomyError(
+            f"{path}: unknown id {values[y, x]} at row {y}, column {x} ({len(wrong)} pixels in all); "
+            f"{taxonomy.name} has 0 background, {names}, 255 ignore"
+        )
+    return values.astype(np.uint8)
+
+
+def _check_certain(path: Path, stored: StoredLabels, meaning: str) -> None:
+    """Raise InputError where colours or MINISWHITE leave open what the values mean."""
+    if stored.coloured:
+        raise InputError(
+            f"{path}: has colours, {stored.shares()}; say what they mean, as in --mask-values "
+            f"#000000=background,#ff0000={meaning}. Do not convert it to grey, which makes other values of them"
+        )
+    if stored.white_is_zero:
+        raise InputError(
+            f"{path}: its file draws 0 white and {stored.highest} black (MINISWHITE), so what is tissue is open; "
+            f"stored are {stored.shares()}. Say which, as in --mask-values 0=background,{stored.highest}={meaning}"
+        )
+
+
+def _brightness(path: Path, stored: StoredLabels) -> np.ndarray:
+    """Return values in which more is brighter; raises InputError where values and colours disagree on that."""
+    _check_certain(path, stored, "tissue")
+    if stored.palette is None:
+        return stored.values
+    used = stored.palette[: max(1, int(stored.values.max())) + 1].astype(int)
+    greys = used[:, 0]
+    if (used != used[:, :1]).any() or (np.diff(greys) <= 0).any():
+        drawn = ", ".join(f"{value} as #{r:02x}{g:02x}{b:02x}" for value, (r, g, b) in enumerate(used[:SHOWN_LEVELS]))
+        raise InputError(
+            f"{path}: its palette draws {drawn}, so whether values or colours count is not certain; stored are "
+            f"{stored.shares()}. Say what the values mean, as in --mask-values 0=background,1=tissue"
+        )
+    return stored.values if len(used) == 2 else greys[stored.values]

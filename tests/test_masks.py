@@ -1,0 +1,138 @@
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from counterstain.errors import InputError, TaxonomyError
+from counterstain.io.masks import read_ids, read_mask
+from counterstain.taxonomy import Taxonomy
+
+HER2 = Taxonomy.named("her2")
+TISSUE = np.zeros((40, 40), np.uint8)
+TISSUE[10:30, 5:15] = 1
+
+
+def saved(folder, content, name="a.png", **options):
+    path = folder / name
+    (content if isinstance(content, Image.Image) else Image.fromarray(content)).save(path, **options)
+    return path
+
+
+def indexed(*colours):
+    image = Image.fromarray(TISSUE, "P") if not colours else Image.new("P", TISSUE.shape[::-1])
+    image.putdata(TISSUE.ravel().tolist())
+    image.putpalette([channel for colour in colours for channel in colour])
+    return image
+
+
+def grey_png(bits, pixels):
+    """A PNG of one row with 2 or 4 bits a pixel, which Pillow does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packed = bytes(
+        sum(value << (8 - bits * (place + 1)) for place, value in enumerate(pixels[i : i + 8 // bits]))
+        for i in range(0, len(pixels), 8 // bits)
+    )
+    header = struct.pack(">IIBBBBB", len(pixels), 1, bits, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" + packed))
+        + chunk(b"IEND", b"")
+    )  # fmt: skip
+
+
+CERTAIN = {
+    "0 and 1": (TISSUE, "a.png", "of 0 and 1"),
+    "0 and 255": (TISSUE * 255, "a.png", "of 0 and 255"),
+    "0 and 255 in grey RGB": (np.stack([TISSUE * 255] * 3, axis=-1), "a.png", "of 0 and 255"),
+    "0 and 65535": (TISSUE.astype(np.uint16) * 65_535, "a.png", "of 0 and 65535"),
+    "one bit": (TISSUE.astype(bool), "a.png", "of 0 and 1"),
+    "one bit of TIFF": (TISSUE.astype(bool), "a.tif", "of 0 and 1"),
+    "a grey palette": (indexed((0, 0, 0), (255, 255, 255)), "a.png", "of 0 and 1"),
+    "JPEG": (TISSUE * 255, "a.jpg", "with grey levels, cut at 127"),
+    "soft edges": (Image.fromarray(TISSUE * 255).resize((90, 90), Image.Resampling.BICUBIC), "a.png", "with grey lev"),
+}
+
+
+@pytest.mark.parametrize("case", CERTAIN)
+def test_a_mask_means_what_its_maker_meant(tmp_path, case):
+    content, name, kind = CERTAIN[case]
+    mask, found = read_mask(saved(tmp_path, content, name))
+    assert found.startswith(kind)
+    assert mask.mean() == pytest.approx(TISSUE.mean(), abs=0.01)
+
+
+UNCERTAIN = {
+    "one grey level": (TISSUE * 100, "a.png", r"two values, 0 and 1 or 0 and 255; found 0 \(87.5%\), 100 \(12.5%\)"),
+    "three grey levels": (TISSUE * 128 + np.tri(40, 40, -25, np.uint8) * 127, "a.png", "found .*, 128 .* --threshold"),
+    "ids": (TISSUE * 2, "a.png", "2 .12.5%.* give --labels ids"),
+    "ids with 255": (TISSUE * 3 + np.tri(40, 40, -25, np.uint8) * 252, "a.png", "3 .12.*; if they are the ids of"),
+    "instances": (TISSUE.astype(np.uint16) * 300, "a.png", "numbers of instances, do not convert .* to 8 bits"),
+    "colours": (np.stack([TISSUE * 255, TISSUE, TISSUE], axis=-1), "a.png", "#ff0101 .* --mask-values .*grey"),
+    "0 and 1 in JPEG": (TISSUE, "a.jpg", r"compressed with losses .*none is above 127, found 0 .* save masks as PNG"),
+    "an inverted palette": (indexed((255,) * 3, (0,) * 3), "a.png", "palette draws 0 as #ffffff, 1 as #000000.*1=tis"),
+    "a coloured palette": (indexed((0,) * 3, (200, 0, 0)), "a.png", "palette draws 0 as #000000, 1 as #c80000"),
+    "fractions": (TISSUE.astype(np.float32), "a.tif", "F pixels are not read as labels"),
+    "turned": (TISSUE, "a.tif", "stored turned or mirrored"),
+    "transparent": (np.stack([TISSUE * 255] * 4, axis=-1), "a.png", "has transparent pixels"),
+}
+
+
+@pytest.mark.parametrize("case", UNCERTAIN)
+def test_a_mask_that_could_mean_two_things_is_asked_about(tmp_path, case):
+    content, name, message = UNCERTAIN[case]
+    options = {"tiffinfo": {274: 6}} if case == "turned" else {}
+    with pytest.raises(InputError, match=rf"a\.\w+: .*{message}"):
+        read_mask(saved(tmp_path, content, name, **options))
+
+
+@pytest.mark.parametrize("pixels", [TISSUE.astype(bool), TISSUE * 255])
+def test_a_tiff_that_draws_0_white_is_asked_about(tmp_path, pixels):
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite")
+    for read in (read_mask, lambda path: read_ids(path, HER2)):
+        with pytest.raises(InputError, match=r"draws 0 white and \d+ black .* stored are 0 \(87.5%\).* 0=background"):
+            read(tmp_path / "a.tif")
+
+
+def test_a_threshold_cuts_grey_levels_without_a_question(tmp_path):
+    levels = np.array([[0, 100, 101, 255]] * 4, np.uint8)
+    assert read_mask(saved(tmp_path, levels), 100)[0][0].tolist() == [0, 0, 1, 1]
+    assert read_mask(saved(tmp_path, levels // 3), 100)[1] == "with grey levels, none above 100"
+
+
+def test_ids_are_the_stored_values_whatever_their_number_of_bits(tmp_path):
+    for bits in (2, 4):
+        (tmp_path / "a.png").write_bytes(grey_png(bits, [0, 1, 2, 3]))
+        assert read_ids(tmp_path / "a.png", HER2).tolist() == [[0, 1, 2, 3]]
+    for content in (TISSUE * 4, TISSUE.astype(np.uint16) * 4):
+        assert (read_ids(saved(tmp_path, content), HER2) == TISSUE * 4).all()
+    assert (read_ids(saved(tmp_path, indexed((255,) * 3, (0, 99, 0))), HER2) == TISSUE).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "error", "message"),
+    [
+        (TISSUE.astype(np.uint16) * 300, "a.png", TaxonomyError, "unknown id 300 at row 10, column 5 .200 pixels"),
+        (TISSUE, "a.jpg", InputError, "compressed with losses .* so ids cannot be read; save it as PNG"),
+        (
+            np.stack([TISSUE * 9, TISSUE, TISSUE], axis=-1),
+            "a.png",
+            InputError,
+            "has colours, .*=HER2 0. Do not convert",
+        ),
+    ],
+)
+def test_values_that_are_no_ids_are_an_error(tmp_path, content, name, error, message):
+    with pytest.raises(error, match=message):
+        read_ids(saved(tmp_path, content, name), HER2)
+
+
+def test_two_pages_are_an_error(tmp_path):
+    page = Image.fromarray(TISSUE)
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
+    with pytest.raises(InputError, match="has 2 pages; save the one to be imported"):
+        read_mask(tmp_path / "a.tif")
