@@ -211,7 +211,6 @@ def draw_results(run: Path, arms=DEMO_ARMS, repeats=2, gain=None, patients=8, me
         "failed": [],
         "filter": {m: {"drawn": 640 + 7 * i, "rejected": 7 * i} for i, m in enumerate(methods)},
         "device": "cpu, 2 threads",
-        "notes": [],
     }
     (folder / "study.json").write_text(json.dumps(record | study))
     return run

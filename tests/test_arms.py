@@ -2,7 +2,7 @@ import pytest
 
 from counterstain.config import build
 from counterstain.errors import ConfigError
-from counterstain.study.arms import read_arms
+from counterstain.study.arms import read_arm
 from counterstain.study.config import StudyConfig
 from counterstain.study.plan import plan_study
 
@@ -77,8 +77,7 @@ def test_an_arm_twice_and_an_oracle_on_real_tissue_are_refused():
     ],
 )
 def test_reports_say_an_arm_in_words(name, label):
-    (arm,) = read_arms({"arms": [name]})
-    assert arm.label.replace("\N{NO-BREAK SPACE}", " ") == label
+    assert read_arm(name).label.replace("\N{NO-BREAK SPACE}", " ") == label
 
 
 def test_variants_change_the_settings_that_they_name_and_no_others():

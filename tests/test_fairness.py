@@ -4,11 +4,11 @@ from small_study import SMALL, small_study
 
 from counterstain.checkpoints import read_header
 from counterstain.config import merge
-from counterstain.errors import InputError
 from counterstain.report.page import write_report
+from counterstain.report.results import read_results
 from counterstain.storage import read_json
 from counterstain.study.config import load_study
-from counterstain.study.fairness import augmentation_of, departures, fairness_of, filter_of
+from counterstain.study.fairness import augmentation_of, departures, filter_of
 from counterstain.study.plan import CELLS, plan_study
 from counterstain.study.run import run_study
 from counterstain.taxonomy import Taxonomy
@@ -33,19 +33,15 @@ def finished(tmp_path_factory):
 
 
 def row(run, arm):
-    table = fairness_of(run)
+    table = read_results(run).fairness
     return table[table["arm"] == arm].iloc[0]
 
 
-def test_every_arm_of_a_study_is_trained_scored_and_reported(finished):
+def test_every_arm_of_a_study_is_reported_with_what_each_training_was_given(finished):
     run, _ = finished
-    assert set(pd.read_csv(run / "results" / "results.csv")["arm"]) == {"tumor", "subtype", *ARMS}
+    assert set(read_results(run).results["arm"]) == {"tumor", "subtype", *ARMS}
     assert "subtype, weighted loss, stain jitter" in write_report(run).read_text()
-
-
-def test_what_each_training_was_given_is_on_record(finished):
-    run, _ = finished
-    table = fairness_of(run)
+    table = read_results(run).fairness
     assert len(table) == 6
     assert set(table["steps"]) == {2}
     assert set(table["batch_size"]) == {2}
@@ -78,7 +74,7 @@ def test_the_weights_of_subtypes_are_on_record(finished):
 def test_departures_from_equal_treatment_are_said(finished):
     run, _ = finished
     usual = "mirrored, quarter turns"
-    assert departures(fairness_of(run)) == [
+    assert list(departures(read_results(run).fairness)) == [
         f"augmentation: {usual}, stain jitter 0.1 (dab), mixup 0.4, copy-paste in {ARMS[0]}, {usual} in the others",
         f"weighting of subtypes: 1.0 in {ARMS[0]}, 0.0 in the others",
         "filter: near white in oracle+only, oracle+100+anneal; near white, judge agrees on 75 % in oracle+100+filtered",
@@ -104,15 +100,10 @@ def table(**columns):
     ],
 )
 def test_each_kind_of_departure_is_said(columns, lines):
-    assert departures(table(**columns)) == lines
+    assert list(departures(table(**columns))) == lines
 
 
 def test_words_for_settings_without_augmentation_or_filter():
     sampling = {"flip": False, "quarter_turns": False, "stain_jitter": 0.0, "stains": "channels"}
     assert augmentation_of({"sampling": sampling, "mixup_alpha": None, "copy_paste": None}) == "none"
     assert filter_of({"settings": {"synthesis": {"reject": "none"}}}) == "none"
-
-
-def test_a_run_without_the_table_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"fairness.csv is missing"):
-        fairness_of(tmp_path)

@@ -11,10 +11,10 @@ from counterstain.report import figures, patch_figures
 from counterstain.report.figures import STYLE, colour_of, save_figure, svg_text
 from counterstain.report.patch_figures import examples
 from counterstain.report.results import Example
-from counterstain.study.arms import Arm, read_arms
+from counterstain.study.arms import Arm, read_arm
 from counterstain.taxonomy import Subtype, Taxonomy
 
-ARMS = read_arms({"arms": DEMO_ARMS})
+ARMS = [read_arm(name) for name in DEMO_ARMS]
 _, SUBTYPE, SPADE, *_ = ARMS
 LESION = Taxonomy(name="t", tissue_class="lesion", subtypes=(Subtype(id=1, name="a", colour="#112233"),))
 

@@ -6,10 +6,10 @@ import base64
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pandas as pd
@@ -45,15 +45,8 @@ DRAWS = 10_000  # of the bootstrap
 def write_report(run: Path, out: Path | None = None, *, command: str = "report") -> Path:
     """Write the report of a study and return its file, ``RUN/report.html`` if not given.
 
-    ``run`` is the folder of the study, or its results folder; ``command`` is what shows the results, for the record of
-    :mod:`counterstain.study.test_access_log`.
-
-    Raises
-    ------
-    InputError
-        The study is missing or not finished, a table holds an impossible value, or ``out`` is a folder.
-    StorageError
-        A file is damaged or cannot be written.
+    ``run`` and the errors are as in :func:`~counterstain.report.results.read_results`; ``command`` is what shows the
+    results, for the record of :mod:`counterstain.study.test_access_log`.
     """
     path = out or run / "report.html"
     if path.is_dir():
@@ -90,9 +83,11 @@ def render(results: Results, *, place: Path | None = None, draws: int = DRAWS) -
     effects, chosen = effects_on_test(results, draws=draws), chosen_arm(results)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     pictures = read_gallery(folder, study.taxonomy)
-    return environment.from_string(_file("page.html.j2")).render(
-        css=Markup(_file("page.css")),  # noqa: S704 - ours, nobody's input
-        js=Markup(_file("page.js")),  # noqa: S704
+    files = resources.files("counterstain.report")
+    template, css, js = ((files / name).read_text(encoding="utf-8") for name in ("page.html.j2", "page.css", "page.js"))
+    return environment.from_string(template).render(
+        css=Markup(css),  # noqa: S704 - ours, nobody's input
+        js=Markup(js),  # noqa: S704
         study=study,
         repeats=counted(study.repeats, "repeat"),
         arms=results.arms,
@@ -117,22 +112,23 @@ def render(results: Results, *, place: Path | None = None, draws: int = DRAWS) -
         fairness=fairness_sentences(results.fairness, study),
         sheets=[data_sheet(found, results.trainings, study) for found in results.sets],
         pictures=pictures,
-        filters=_filters(pictures, study.taxonomy),
+        filters={
+            "method": list(dict.fromkeys(picture["method"] for picture in pictures)),
+            "subtype": [name for name in study.taxonomy.names if any(name in p["subtypes"] for p in pictures)],
+            "slide": sorted({picture["slide"] for picture in pictures}),
+            "patient": sorted({picture["patient"] for picture in pictures}),
+        },
         about={
             "colours": {subtype.name: subtype.colour for subtype in study.taxonomy.subtypes},
             "pictures": [{k: v for k, v in p.items() if k not in {"image", "subtypes"}} for p in pictures],
         },
-        logs=_logs(results.trainings, folder.parent, place or folder.parent),
+        logs=[
+            (training.name, f"{training.steps:,} steps, {duration(training.seconds)}", quote(address.as_posix() + "/"))
+            for training in results.trainings
+            if training.logs
+            and (address := Path(os.path.relpath(folder.parent / training.logs, place or folder.parent)))
+        ],
     )
-
-
-def _logs(trainings: tuple[TrainingRecord, ...], run: Path, place: Path) -> list[tuple[str, str, str]]:
-    """Return name, length and relative address of the curves of every training that left some."""
-    return [
-        (training.name, f"{training.steps:,} steps, {duration(training.seconds)}", quote(address.as_posix() + "/"))
-        for training in trainings
-        if training.logs and (address := Path(os.path.relpath(run / training.logs, place)))
-    ]
 
 
 def draw_figures(results: Results, chosen: Arm | None) -> dict[str, Figure]:
@@ -157,20 +153,13 @@ def _data_uri(figure: Figure) -> str:
     return "data:image/svg+xml," + quote(" ".join(figures.svg_text(figure).split("\n")), safe=" /:;=,'()!*@+$?~")
 
 
-def _file(name: str) -> str:
-    return (resources.files("counterstain.report") / name).read_text(encoding="utf-8")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sheet:
+class Sheet(NamedTuple):
     """The data sheet of a synthetic set."""
 
     name: str
     facts: dict[str, str]
-    changes: Table
-    """Instances by old and new subtype."""
-    settings: str
-    """YAML."""
+    changes: Table  # instances by old and new subtype
+    settings: str  # YAML
 
 
 def data_sheet(found: SetRecord, trainings: Sequence[TrainingRecord], study: StudyRecord) -> Sheet:
@@ -266,14 +255,4 @@ def _picture(row: dict[Any, Any], taxonomy: Taxonomy) -> dict[str, Any]:
         "mask": f"data:image/png;base64,{base64.b64encode(row['mask']).decode()}",
         "labels": labels,
         "subtypes": sorted(areas, key=lambda name: (-areas[name], name)),
-    }
-
-
-def _filters(pictures: list[dict[str, Any]], taxonomy: Taxonomy) -> dict[str, list[str]]:
-    """Return the choices of the gallery's filters: name -> values."""
-    return {
-        "method": list(dict.fromkeys(picture["method"] for picture in pictures)),
-        "subtype": [name for name in taxonomy.names if any(name in picture["subtypes"] for picture in pictures)],
-        "slide": sorted({picture["slide"] for picture in pictures}),
-        "patient": sorted({picture["patient"] for picture in pictures}),
     }

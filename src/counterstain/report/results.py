@@ -16,8 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from counterstain.errors import InputError, StorageError
 from counterstain.generators.methods import METHODS
 from counterstain.storage import read_csv, read_json, stage_of
-from counterstain.study.arms import Arm, read_arms
-from counterstain.study.fairness import COLUMNS, FAIRNESS_FILE, fairness_of
+from counterstain.study.arms import Arm, read_arm
+from counterstain.study.fairness import COLUMNS, TEXTS
 from counterstain.study.test_access_log import Look, read_looks, record_look, run_of
 from counterstain.taxonomy import Taxonomy
 
@@ -60,11 +60,6 @@ class FilterCount(Record):
     rejected: int = Field(ge=0)
 
 
-def _arm(value: object) -> object:
-    """Read the name that stood for an arm before arms were records."""
-    return read_arms({"arms": [value]})[0] if isinstance(value, str) else value
-
-
 class StudyRecord(Record):
     """``study.json``."""
 
@@ -73,8 +68,9 @@ class StudyRecord(Record):
     taxonomy: Taxonomy
     cohort: CohortRecord
     config: dict[str, Any] = Field(default_factory=dict)  # the resolved configuration
-    arms: tuple[Annotated[Arm, BeforeValidator(_arm)], ...] = Field(min_length=1)
-    """In the order in which they are shown."""
+    arms: tuple[Annotated[Arm, BeforeValidator(lambda v: read_arm(v) if isinstance(v, str) else v)], ...] = Field(
+        min_length=1
+    )  # in the order in which they are shown
     reference: str  # name of the arm that the others are compared with
     repeats: int = Field(ge=1)
     versions: dict[str, str] = Field(default_factory=dict)  # package -> version
@@ -82,7 +78,6 @@ class StudyRecord(Record):
     failed: tuple[Failure, ...] = ()
     filter: dict[str, FilterCount] = Field(default_factory=dict)  # by synthetic set
     device: str = ""
-    notes: tuple[str, ...] = ()
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -224,6 +219,7 @@ def read_results(run: Path) -> Results:
     amounts = ["instances", "area_px"]
     both = [*amounts, "instances_before", "area_px_before"]
     keys = ["arm", "repeat", "split", "slide", "patient", "subtype"]
+    given = _read_optional(folder / "fairness.csv", COLUMNS, [name for name in COLUMNS if name not in TEXTS])
     return Results(
         folder=folder,
         study=study,
@@ -232,7 +228,7 @@ def read_results(run: Path) -> Results:
         composition=_read_table(folder / "composition.csv", ["split", "subtype", *amounts], amounts),
         synthetic=_read_optional(folder / "synthetic.csv", ["method", "subtype", *both], both),
         losses=_read_optional(folder / "losses.csv", ["stage", "step", "name", "value"], ["step", "value"]),
-        fairness=_read_fairness(folder),
+        fairness=given.astype(dict.fromkeys(TEXTS, object)).fillna(dict.fromkeys(TEXTS, "")),
         trainings=_read_records(folder / "trainings.json", TypeAdapter(tuple[TrainingRecord, ...])),
         sets=_read_records(folder / "sets.json", TypeAdapter(tuple[SetRecord, ...])),
         examples=_read_examples(folder / "examples"),
@@ -278,15 +274,6 @@ def _read_records(path: Path, kind: TypeAdapter[tuple[RecordT, ...]]) -> tuple[R
         return kind.validate_python(read_json(path)) if path.exists() else ()
     except ValidationError as error:
         raise StorageError(f"{path}: {_first_problem(error)}; {AGAIN}") from error
-
-
-def _read_fairness(folder: Path) -> pd.DataFrame:
-    if not (folder / FAIRNESS_FILE).exists():
-        return pd.DataFrame(columns=list(COLUMNS))
-    try:
-        return fairness_of(folder)[list(COLUMNS)]
-    except (ValueError, KeyError) as error:  # pandas derives its errors from these
-        raise damaged(folder / FAIRNESS_FILE, error) from error
 
 
 def _check_arms(path: Path, results: pd.DataFrame, study: StudyRecord) -> None:

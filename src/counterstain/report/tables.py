@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -68,9 +69,9 @@ def p_text(p: float, corrected: float = math.nan) -> str:
 
 def needed_text(number: float, thing: str) -> str:
     """Write how many repeats or patients are needed (``9 repeats``); empty if that is unknown."""
-    if math.isnan(number):
-        return ""
-    return counted(int(number), thing) if math.isfinite(number) else "not achievable"
+    if math.isinf(number):
+        return "not achievable"
+    return "" if math.isnan(number) else counted(int(number), thing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +135,7 @@ def _measures(taxonomy: Taxonomy, counts: pd.DataFrame) -> dict[str, Measure]:
     return {"dice": dice, "subtype_variance": variance, **found}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
+class Cell(NamedTuple):
     """One cell: its text, a small note under it, and the value that a column is sorted by."""
 
     text: str
@@ -143,17 +143,15 @@ class Cell:
     value: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class Row(NamedTuple):
     """One row: its head with short remarks, and its cells."""
 
     head: str
-    tags: tuple[str, ...] = ()
     cells: tuple[Cell, ...]
+    tags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
+class Table(NamedTuple):
     """One table; its first column is the head of each row."""
 
     caption: str
@@ -163,11 +161,8 @@ class Table:
 
 def plain_table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """Return a table of plain values."""
-    return Table(
-        caption=caption,
-        columns=tuple(columns),
-        rows=tuple(Row(head=str(head), cells=tuple(Cell(text=str(v)) for v in values)) for head, *values in rows),
-    )
+    written = (Row(str(head), tuple(Cell(str(value)) for value in values)) for head, *values in rows)
+    return Table(caption, tuple(columns), tuple(written))
 
 
 def results_table(results: Results, split: str, chosen: Arm | None) -> Table:

@@ -18,8 +18,7 @@ Names are read in a study's file and in results of earlier versions; everything 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from counterstain.errors import ConfigError
@@ -98,20 +97,9 @@ class Arm:
             return None
         return f"{self.method}+filtered" if "filtered" in self.variants else self.method
 
-    def record(self) -> dict[str, Any]:
-        """Return it as plain values, for :func:`read_arms`."""
-        return asdict(self) | {"variants": list(self.variants)}
 
-
-def read_arms(study: Mapping[str, Any]) -> list[Arm]:
-    """Return the arms of a ``study.json``: records, or names where an earlier version wrote it."""
-    return [
-        _read(arm) if isinstance(arm, str) else Arm(**arm | {"variants": tuple(arm["variants"])})
-        for arm in study["arms"]
-    ]
-
-
-def _read(name: str) -> Arm:
+def read_arm(name: str) -> Arm:
+    """Return the arm that a ``study.json`` of an earlier version names."""
     try:
         return parse_arm(name)
     except ConfigError:  # a method or a variant that this version does not know
@@ -137,7 +125,13 @@ def parse_arm(name: str) -> Arm:
         if word not in VARIANTS:
             raise _wrong(name, f"{word!r} is not known")
     arm = Arm(**chosen, variants=tuple(variant for variant in VARIANTS if variant in words))
-    _check(name, arm)
+    for variant in arm.variants:
+        if variant in OF_SYNTHETIC and arm.method is None:
+            raise _wrong(name, f"+{variant} is for synthetic patches")
+        if variant in {"pretrain", "anneal", "copypaste"} and arm.only:
+            raise _wrong(name, f"+{variant} needs real patches")
+    if {"pretrain", "anneal"} <= set(arm.variants):
+        raise _wrong(name, "+pretrain and +anneal exclude each other")
     if arm.name != name:
         raise ConfigError(f"arm {name}: write it as {arm.name}")
     return arm
@@ -153,16 +147,6 @@ def _amount(name: str, word: str) -> dict[str, Any]:
     if not 0 < percent <= MOST_PERCENT:
         raise _wrong(name, f"the amount must be above 0 and at most {MOST_PERCENT} per cent")
     return {"amount": percent / 100}
-
-
-def _check(name: str, arm: Arm) -> None:
-    for variant in arm.variants:
-        if variant in OF_SYNTHETIC and arm.method is None:
-            raise _wrong(name, f"+{variant} is for synthetic patches")
-        if variant in {"pretrain", "anneal", "copypaste"} and arm.only:
-            raise _wrong(name, f"+{variant} needs real patches")
-    if {"pretrain", "anneal"} <= set(arm.variants):
-        raise _wrong(name, "+pretrain and +anneal exclude each other")
 
 
 def _wrong(name: str, why: str) -> ConfigError:

@@ -14,15 +14,14 @@ import pandas as pd
 
 from counterstain.checkpoints import read_header
 from counterstain.data.patch_set import PatchSet
-from counterstain.errors import InputError
-from counterstain.storage import fingerprint, read_csv
+from counterstain.storage import fingerprint
 from counterstain.study.plan import REFERENCE, Cell
 
-FAIRNESS_FILE = "fairness.csv"
 COLUMNS = (
     "arm", "repeat", "steps", "batch_size", "seed", "starts_from", "settings", "augmentation", "subtype_weighting",
     "synthetic_set", "synthetic_patches", "synthetic_share", "schedule", "filter", "drawn", "rejected",
 )  # fmt: skip
+TEXTS = ("arm", "starts_from", "settings", "augmentation", "synthetic_set", "schedule", "filter")
 EQUAL = {
     "steps": "optimiser steps",
     "batch_size": "batch size",
@@ -41,40 +40,28 @@ def fairness_table(cells: Sequence[Cell], root: Path) -> pd.DataFrame:
     (initial weights of the encoder), ``settings`` (a hash of all that no arm changes), ``filter`` (which images of the
     set were drawn again), ``drawn`` and ``rejected`` (images, for the patches that are used).
     """
-    drawn = cache(_drawn)
+
+    @cache
+    def patches_of(synthetic: str) -> pd.DataFrame:
+        return PatchSet.open(root / synthetic).patches
+
     rows = []
     for cell in cells:
         if cell.stage == "segmenter":
             row = _row(cell, root)
-            count = row["synthetic_patches"]
-            attempts = drawn(root / cell.inputs["synthetic"], count) if count else 0
+            attempts, count = 0, row["synthetic_patches"]
+            if count:
+                patches = patches_of(cell.inputs["synthetic"])
+                attempts = int(patches.loc[patches["index"] < count, "attempts"].sum())
             rows.append(row | {"drawn": attempts, "rejected": attempts - count})
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def fairness_of(run: Path) -> pd.DataFrame:
-    """Read the table of a study that has run; ``run`` is its folder, or that of its results.
-
-    Raises
-    ------
-    InputError
-        There is none.
-    """
-    for folder in (run / "results", run):
-        if (folder / FAIRNESS_FILE).exists():
-            return read_csv(folder / FAIRNESS_FILE, keep_default_na=False)
-    raise InputError(f"{run}: {FAIRNESS_FILE} is missing; run the study again, finished cells are kept")
-
-
-def departures(table: pd.DataFrame) -> list[str]:
+def departures(table: pd.DataFrame) -> Iterator[str]:
     """Say how the treatment of arms differed, a line for each difference.
 
     Intended differences of variants (``subtype+weighted``) are included; the amount of synthetic patches is not.
     """
-    return list(_departures(table))
-
-
-def _departures(table: pd.DataFrame) -> Iterator[str]:
     for column, words in EQUAL.items():
         usual = table.loc[table["arm"] == REFERENCE, column]
         expected = usual.iloc[0] if len(usual) else table[column].mode().iloc[0]
@@ -133,8 +120,3 @@ def filter_of(header: dict[str, Any] | None) -> str:
     if "filter" in settings:
         words.append(f"judge agrees on {100 * settings['filter']['agreement']:g} %")
     return ", ".join(word for word in words if word != "none") or "none"
-
-
-def _drawn(folder: Path, count: int) -> int:
-    patches = PatchSet.open(folder).patches
-    return int(patches.loc[patches["index"] < count, "attempts"].sum())

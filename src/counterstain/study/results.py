@@ -10,6 +10,7 @@ every training and set) and ``gallery.parquet``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,9 @@ def _study(study: StudyConfig, recipe: Recipe, cohort: Cohort) -> dict[str, Any]
             "patients": {part: len(cohort.patients(part)) for part in COHORT_PARTS},
         },
         "config": {"study": config, "cohort": cohort.source, "recipe": recipe.model_dump(mode="json")},
-        "arms": [arm.record() for arm in study.arms],
+        "arms": [asdict(arm) for arm in study.arms],
         "reference": REFERENCE,
         "repeats": study.repeats,
-        "notes": [],
     }
 
 
