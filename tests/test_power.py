@@ -74,12 +74,9 @@ def test_what_is_detectable_here_needs_no_more_repeats_or_patients():
     assert (again.needed_repeats, again.needed_patients) == (5, 8)
 
 
-def test_no_number_of_repeats_makes_up_for_few_patients():
+def test_no_number_of_repeats_makes_up_for_few_patients_and_one_repeat_tells_nothing():
     needed = need(0.015, components(repeats=1e-6), T7 * 0.01)
     assert needed.needed_repeats == float("inf")
     assert 8 < needed.needed_patients < 100
-
-
-def test_one_repeat_tells_nothing_of_power():
     needed = need(0.05, components(repeats=float("nan"), num_repeats=1), HALF_WIDTH)
     assert np.isnan([needed.detectable, needed.needed_repeats, needed.needed_patients]).all()

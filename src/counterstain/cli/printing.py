@@ -314,10 +314,10 @@ def show_study(report: Path, _: Arguments) -> None:
 
 def show_status(state: StudyState, _: Arguments) -> None:
     """Print how far a study is."""
-    from counterstain.study.status import failures, running, stage_table, time_left
+    from counterstain.study.status import running_and_failed, stage_table, time_left
 
     print_rich(stage_table(state))
-    for line in (*running(state, SHOWN), *failures(state, SHOWN)):
+    for line in running_and_failed(state, SHOWN):
         typer.echo(line)
     typer.echo(time_left(state, int(state.journal.study["slots"]) if state.journal.study else 1))
 

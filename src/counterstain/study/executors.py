@@ -41,12 +41,9 @@ class Outcome:
     """How an attempt at a cell ended."""
 
     cell: Cell
-    error: Exception | None = None
-    """Why it failed; None where it is done."""
-    lost: bool = False
-    """Its process or machine is gone; another attempt may succeed."""
-    seconds: float | None = None
-    """What it took; None where it was done by another."""
+    error: Exception | None = None  # why it failed; None where it is done
+    lost: bool = False  # its process or machine is gone; another attempt may succeed
+    seconds: float | None = None  # what it took; None where it was done by another
 
 
 class CellCrashError(RuntimeError):
@@ -102,12 +99,9 @@ def _with_threads(threads: int | None) -> Iterator[None]:
 class Executor(Protocol):
     """Runs cells whose inputs are there."""
 
-    name: str
-    """As the journal and the user read it."""
-    slots: int
-    """Cells that it can run at once, to estimate the time left."""
-    queue: int
-    """Cells that it takes before one must end."""
+    name: str  # as the journal and the user read it
+    slots: int  # cells that it can run at once, to estimate the time left
+    queue: int  # cells that it takes before one must end
 
     def start(self, cell: Cell) -> None:
         """Take a cell; never called for more than ``queue`` cells at once."""
@@ -266,9 +260,6 @@ def _thread_variables(threads: int) -> dict[str, str]:
     return dict.fromkeys(THREAD_VARIABLES, str(threads))
 
 
-QUEUED_PER_SLOT = 4
-
-
 class RayExecutor:
     """One Ray task for each attempt at a cell: on this machine, on Slurm, on Kubernetes.
 
@@ -284,7 +275,7 @@ class RayExecutor:
         processors = int(self._ray.cluster_resources().get("CPU", 1))
         self.name = f"ray, {processors} processors, {address or 'this machine'}"
         self.slots = max(1, processors // self._threads)
-        self.queue = QUEUED_PER_SLOT * self.slots + 16
+        self.queue = 4 * self.slots + 16
         # Lost attempts are counted by the scheduler, the same for all executors.
         self._task = self._ray.remote(max_retries=0, max_calls=0)(attempt_elsewhere)
 

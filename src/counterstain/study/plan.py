@@ -36,22 +36,16 @@ PARTS = ("val", "test")
 class Cell:
     """One piece of work of a study."""
 
-    name: str
-    """As people read it."""
+    name: str  # as people read it
     stage: str
-    settings: dict[str, Any]
-    """All that determines the result, besides the inputs."""
-    inputs: dict[str, str] = field(default_factory=dict)
-    """Role -> folder of another cell."""
+    settings: dict[str, Any]  # all that determines the result, besides the inputs
+    inputs: dict[str, str] = field(default_factory=dict)  # role -> folder of another cell
+    # What does not change the result: where a cohort lies, how long a set must at least be.
     details: dict[str, Any] = field(default_factory=dict)
-    """What does not change the result: where a cohort lies, how long a set must at least be."""
-    after: tuple[str, ...] = ()
-    """Folders of cells that must be done before and do not change the result."""
-    arm: str = ""
-    """Name of the arm that is trained or evaluated."""
+    after: tuple[str, ...] = ()  # folders of cells that must be done before and do not change the result
+    arm: str = ""  # name of the arm that is trained or evaluated
     repeat: int = -1
-    set_name: str = ""
-    """Name of the synthetic set that is drawn."""
+    set_name: str = ""  # name of the synthetic set that is drawn
 
     @property
     def needs(self) -> tuple[str, ...]:

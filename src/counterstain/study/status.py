@@ -86,14 +86,10 @@ def events_of(run: Path) -> list[dict[str, Any]]:
 class Journal:
     """What the events say is true now."""
 
-    last: dict[str, dict[str, Any]]
-    """Folder of a cell -> the last event about it."""
-    seconds: dict[str, float]
-    """Stage -> mean time of its finished cells."""
-    size_bytes: dict[str, float]
-    """Stage -> mean size of its finished cells."""
-    study: dict[str, Any] | None
-    """The last event that began a run."""
+    last: dict[str, dict[str, Any]]  # folder of a cell -> the last event about it
+    seconds: dict[str, float]  # stage -> mean time of its finished cells
+    size_bytes: dict[str, float]  # stage -> mean size of its finished cells
+    study: dict[str, Any] | None  # the last event that began a run
 
 
 def summarised(events: list[dict[str, Any]]) -> Journal:
@@ -290,27 +286,20 @@ def time_left(state: StudyState, slots: int) -> str:
     return f"{text}, not counting stages of which no cell has finished yet ({', '.join(unknown)})" if unknown else text
 
 
-def running(state: StudyState, most: int) -> list[str]:
-    """Say which cells run and for how long."""
-    lines = []
-    for row in state.of("running"):
-        known = state.journal.seconds.get(row.stage)
-        of_about = "" if known is None else f" of about {duration(known)}"
-        lines.append(f"running: {row.name}, {duration(state.elapsed(row))}{of_about}")
-    return _first(lines, most)
-
-
-def failures(state: StudyState, most: int) -> list[str]:
-    """Say which cells failed and why."""
-    lines = []
-    for row in state.of("failed"):
-        why = str(state.journal.last[row.folder].get("why", "")).partition("\n")[0]
-        lines.append(f"failed: {row.name}: {why}")
-    return _first(lines, most)
-
-
-def _first(lines: list[str], most: int) -> list[str]:
-    return lines if len(lines) <= most else [*lines[:most], f"… and {len(lines) - most} more"]
+def running_and_failed(state: StudyState, most: int) -> list[str]:
+    """Say which cells run and for how long, and which failed and why; of each kind the first ones."""
+    said: list[str] = []
+    kinds: tuple[State, ...] = ("running", "failed")
+    for kind in kinds:
+        rows = state.of(kind)
+        for row in rows[:most]:
+            what, known = state.journal.last[row.folder], state.journal.seconds.get(row.stage)
+            of_about = "" if known is None else f" of about {duration(known)}"
+            how = f", {duration(state.elapsed(row))}{of_about}" if kind == "running" else f": {what.get('why', '')}"
+            said.append(f"{kind}: {row.name}{how}".partition("\n")[0])
+        if len(rows) > most:
+            said.append(f"… and {len(rows) - most} more")
+    return said
 
 
 def _group_line(key: tuple[str, str], rows: list[Row], state: StudyState) -> str:
