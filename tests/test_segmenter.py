@@ -169,6 +169,11 @@ def test_stages_below_the_encoder_s_depth_are_left_out() -> None:
         ({"encoder": "resnet18", "encoder_depth": 4, "decoder_channels": None},
          r"encoder_depth 4: resnet18 would keep its deeper stages.*tu-resnet18"),
         ({"encoder": "resnet43"}, r"encoder 'resnet43': unknown; did you mean .*resnet34"),
+        ({"encoder": "tu-resnet43"}, r"encoder 'tu-resnet43': unknown; did you mean tu-resnet34"),
+        ({"encoder": "tu-resnet18.nobody"}, r"makes no unet \(Invalid pretrained tag .*; try resnet34"),
+        ({"encoder": "tu-vit_base_patch16_224"}, r"makes no unet \(Unsupported model"),
+        ({"encoder": "tu-hf-hub:anybody/anything"}, "encoder: .*expected the name of a network"),
+        ({"encoder": "tu-local-dir:/tmp"}, "encoder: .*expected the name of a network"),
         ({"architecture": "fpn"}, "decoder_channels: fpn has a fixed number"),
         ({"encoder_depth": 4}, "5 numbers for an encoder_depth of 4; give 4"),
     ],
@@ -181,15 +186,20 @@ def test_a_network_that_cannot_be_is_refused(changes, message) -> None:
 # Encoder weights
 
 
-def test_weights_that_cannot_be_downloaded_are_reported_once_and_recorded(monkeypatch, capsys) -> None:
-    def no_connection(*_, **__):
-        raise FileNotFoundError("no connection")
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-test_resnet"])
+def test_imagenet_weights_that_cannot_be_downloaded_are_an_error_after_one_try(monkeypatch, encoder) -> None:
+    tried = []
 
-    monkeypatch.setattr("segmentation_models_pytorch.encoders.get_encoder", no_connection)
-    encoder = Segmenter(config()).network.encoder
-    for _ in range(2):
-        assert load_encoder_weights(encoder, "resnet101", "imagenet").startswith("random (")
-    assert capsys.readouterr().err.count("notice: ImageNet weights of resnet101 cannot be downloaded") == 1
+    def no_connection(request, **_):
+        tried.append(request.full_url)
+        raise OSError("no connection")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_connection)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    settings = config(encoder=encoder, encoder_weights="imagenet")
+    with pytest.raises(InputError, match=r"cannot be downloaded here; give the path .*encoder_weights=null"):
+        load_encoder_weights(Segmenter(settings).network.encoder, settings)
+    assert len(tried) == 1
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
@@ -198,13 +208,13 @@ def test_weights_of_a_local_file_are_loaded(tmp_path, suffix) -> None:
     path = tmp_path / f"resnet18.{suffix}"
     save = save_file if suffix == "safetensors" else torch.save
     save({name: value.contiguous() for name, value in source.state_dict().items()}, path)
-    start = load_encoder_weights(target, "resnet18", str(path))
+    start = load_encoder_weights(target, config(encoder="resnet18", encoder_weights=str(path)))
     assert start.startswith(f"resnet18.{suffix} sha256:")
     assert torch.equal(source.conv1.weight, target.conv1.weight)
 
 
 def test_weights_of_another_network_or_of_none_are_refused(tmp_path) -> None:
-    encoder = Segmenter(config()).network.encoder
+    encoder = Segmenter(config(encoder="resnet18")).network.encoder
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     (tmp_path / "text.pth").write_text("no weights")
     for name, message in {
@@ -213,7 +223,7 @@ def test_weights_of_another_network_or_of_none_are_refused(tmp_path) -> None:
         "absent.pth": "no such weights file",
     }.items():
         with pytest.raises(InputError, match=rf"{name}.*{message}"):
-            load_encoder_weights(encoder, "resnet18", str(tmp_path / name))
+            load_encoder_weights(encoder, config(encoder="resnet18", encoder_weights=str(tmp_path / name)))
 
 
 # Training

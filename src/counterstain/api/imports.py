@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from counterstain.generators.published_weights import Facts
     from counterstain.io.annotations import Format
 
-NOBODY = "none"
 KINDS = ("spade", "autoencoder", "diffusion")
 
 
@@ -333,7 +332,7 @@ def import_weights(
 
 
 def _facts(taxonomy: str | None, cohort: Cohort | None, mpp: float | None, size_px: int, patients_seen: str) -> Facts:
-    from counterstain.data.split import read_patients_seen
+    from counterstain.data.split import NOBODY, read_patients_seen
     from counterstain.generators.published_weights import Facts
     from counterstain.taxonomy import Taxonomy
 

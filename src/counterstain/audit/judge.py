@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -32,6 +31,7 @@ from counterstain.data.split import check_no_leak
 from counterstain.devices import choose_device
 from counterstain.errors import MismatchError
 from counterstain.generators.interface import fixed_batches, on_device
+from counterstain.segmentation.model import build_network
 from counterstain.synthesis.synthesize import Verdict
 from counterstain.taxonomy import BACKGROUND, IGNORE
 from counterstain.training import Trainable, cosine, fit, fused_optimizers
@@ -51,7 +51,7 @@ class Judge(Trainable):
         super().__init__()
         self.config, self.num_labels = config, num_labels
         channels = list(config.decoder_channels)
-        self.network = smp.Unet(config.encoder, encoder_weights=None, decoder_channels=channels, classes=num_labels)
+        self.network: Any = build_network("unet", config.encoder, classes=num_labels, decoder_channels=channels)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, H, W, 3) uint8 -> logits (B, L, H, W)."""

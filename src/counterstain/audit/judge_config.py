@@ -8,6 +8,7 @@ from pydantic import Field
 
 from counterstain.config import Config
 from counterstain.data.sampling import SamplingConfig
+from counterstain.segmentation.segmenter_config import Channels, EncoderName
 from counterstain.training_config import TrainingConfig
 
 
@@ -18,9 +19,9 @@ class JudgeConfig(Config):
     """Steps, batch size, device."""
     sampling: SamplingConfig = SamplingConfig(background_share=0.1, stain_jitter=0.05)
     """Which real patches it learns from; subtypes are drawn equally often."""
-    encoder: str = "tu-resnet18"
+    encoder: EncoderName = "tu-resnet18"
     """Encoder, by its name in segmentation_models_pytorch; it starts without weights from elsewhere."""
-    decoder_channels: Annotated[tuple[int, ...], Field(min_length=5, max_length=5)] = (128, 64, 48, 32, 16)
+    decoder_channels: Annotated[tuple[Channels, ...], Field(min_length=5, max_length=5)] = (128, 64, 48, 32, 16)
     """Channels of the decoder's five blocks."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Highest learning rate; it falls to 0 along a cosine."""

@@ -19,6 +19,7 @@ from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.seeding import numpy_generator
 from counterstain.storage import replacing
 
+NOBODY = "none"  # where a file of patients is asked for
 PATIENTS_SEEN_FILE = "patients_seen.txt"  # beside exported generated images
 NAMED = 3  # patients that a message names
 RETRAIN = "train the generator on this cohort's training part only, or restore the split that it was trained on"

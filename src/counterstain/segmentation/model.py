@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import functools
-import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from counterstain.checkpoints import CheckpointHeader, load_checkpoint, read_state
+from counterstain.checkpoints import (
+    WEIGHTS_FILE,
+    CheckpointHeader,
+    is_finished,
+    load_checkpoint,
+    read_header,
+    read_state,
+)
 from counterstain.config import build_stored
+from counterstain.data.split import NOBODY, PATIENTS_SEEN_FILE, read_patients_seen
 from counterstain.devices import summed
 from counterstain.errors import ConfigError, InputError
 from counterstain.seeding import derive
@@ -29,6 +38,8 @@ from counterstain.training import Trainable, cosine, fused_optimizers
 IMAGENET = "imagenet"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_SD = (0.229, 0.224, 0.225)
+ENCODER_PREFIX = "network.encoder."  # of its tensors' names in a segmenter or judge
+HUB_PATIENCE_S = 5.0
 DEEPEST = 5
 DECODER_CHANNELS = (256, 128, 64, 32, 16)
 DECODERS_WITH_CHANNELS = ("unet", "unetplusplus", "manet")
@@ -138,12 +149,6 @@ def _tumour(labels: Tensor) -> Tensor:
 
 
 def _network(config: SegmenterConfig) -> nn.Module:
-    import segmentation_models_pytorch as smp
-
-    known = list(smp.encoders.encoders)
-    if config.encoder not in known and not config.encoder.startswith("tu-"):
-        near = " or ".join(difflib.get_close_matches(config.encoder, known, n=3))
-        raise ConfigError(f"encoder {config.encoder!r}: unknown; did you mean {near or 'resnet34'}?")
     depth = config.encoder_depth
     if depth < DEEPEST and not config.encoder.startswith("tu-"):
         raise ConfigError(
@@ -160,66 +165,129 @@ def _network(config: SegmenterConfig) -> nn.Module:
             f"decoder_channels: {config.architecture} has a fixed number; leave them out, or use "
             f"{' or '.join(DECODERS_WITH_CHANNELS)}"
         )
-    network: Any = smp.create_model(config.architecture, config.encoder, encoder_weights=None, classes=2, **options)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
+    network = build_network(config.architecture, config.encoder, classes=2, **options)
+    return network.to(memory_format=torch.channels_last)
 
 
-def load_encoder_weights(encoder: nn.Module, name: str, weights: str | None) -> str:
-    """Load the weights that an encoder starts from: ImageNet's, those of a local file, or none.
+def build_network(architecture: str, encoder: str, **options: Any) -> nn.Module:
+    """Build a network of segmentation_models_pytorch with random weights; nothing is downloaded.
 
-    Parameters
-    ----------
-    name : str
-        Of the encoder in segmentation_models_pytorch, for example ``resnet34``.
-    weights : str, optional
-        ``imagenet``, the path of a state dict (safetensors, or PyTorch's own read with ``weights_only``), or None.
-        If ImageNet weights cannot be downloaded, the encoder stays random, with a notice on standard error.
+    Raises ConfigError where there is no such encoder, or it does not fit the architecture.
+    """
+    import segmentation_models_pytorch as smp
+    import timm
 
-    Returns
-    -------
-    str
-        What the encoder starts from, for the record.
+    if not (timm.is_model(encoder[3:]) if encoder.startswith("tu-") else encoder in smp.encoders.encoders):
+        known = [*smp.encoders.encoders, *(f"tu-{name}" for name in timm.list_models())]
+        near = " or ".join(difflib.get_close_matches(encoder, known, n=3))
+        raise ConfigError(f"encoder {encoder!r}: unknown; did you mean {near or 'resnet34'}?")
+    try:
+        network: Any = smp.create_model(architecture, encoder, encoder_weights=None, **options)
+    except Exception as error:  # each of a thousand networks of timm has its own way to say that it does not fit
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"encoder {encoder!r}: makes no {architecture} ({reason}); try resnet34") from error
+    return network  # type: ignore[no-any-return]
+
+
+def encoder_patients(config: SegmenterConfig) -> set[str]:
+    """Return the patients whose tissue is in the weights that an encoder starts from.
+
+    They are known of a segmenter or judge of ours. Of any other file, ``config.encoder_patients`` or the file
+    ``patients_seen.txt`` beside it must name them.
 
     Raises
     ------
     InputError
-        The file is missing, is not a state dict or belongs to another network.
+        There is no such file, or nobody says what its network was trained on.
     """
-    if weights is None:
+    if config.encoder_weights in {None, IMAGENET}:
+        return set()
+    path = Path(str(config.encoder_weights))
+    folder = _checkpoint_of(path)
+    if folder is not None:
+        return set(read_header(folder).patients_seen)
+    if not path.is_file():
+        raise InputError(f"encoder_weights {path}: no such weights file, or folder of a trained segmenter")
+    beside = path.parent / PATIENTS_SEEN_FILE
+    lists = [beside] if beside.exists() else []
+    if config.encoder_patients not in {None, NOBODY}:
+        lists.append(Path(str(config.encoder_patients)))
+    if not lists and config.encoder_patients is None:
+        raise InputError(
+            f"encoder_weights {path}: whose tissue was this network trained on? Set encoder_patients to {NOBODY} if it "
+            "saw none of your patients (ImageNet's weights), or to a text file with one patient per line"
+        )
+    return {patient for file in lists for patient in read_patients_seen(file)}
+
+
+def _checkpoint_of(path: Path) -> Path | None:
+    """Return the checkpoint that a path names: its folder, or the weights in it."""
+    folder = path if path.is_dir() else path.parent
+    return folder if (path.is_dir() or path.name == WEIGHTS_FILE) and is_finished(folder) else None
+
+
+def load_encoder_weights(encoder: nn.Module, config: SegmenterConfig) -> str:
+    """Load the weights that an encoder starts from: ImageNet's, those of a file or a trained segmenter, or none.
+
+    Returns what the encoder starts from, for the record.
+
+    Raises
+    ------
+    InputError
+        ImageNet's weights cannot be downloaded; the file is missing, no state dict or of another network.
+    """
+    if config.encoder_weights is None:
         return "random"
-    if weights != IMAGENET:
-        path = Path(weights)
-        _load(encoder, read_state(path, "encoder_weights"), name, weights)
+    if config.encoder_weights == IMAGENET:
+        _load(encoder, _imagenet(config.encoder), config)
+        return IMAGENET
+    path = Path(config.encoder_weights)
+    folder = _checkpoint_of(path)
+    if folder is None:
+        _load(encoder, read_state(path, "encoder_weights"), config)
         return f"{path.name} sha256:{sha256_of(path)}"
-    state = _imagenet(name)
-    if state is None:
-        return "random (imagenet weights could not be downloaded)"
-    _load(encoder, state, name, weights)
-    return IMAGENET
+    header, state = load_checkpoint(folder, read_header(folder).kind)
+    parts = ((name.partition(ENCODER_PREFIX), value) for name, value in state.items())
+    _load(encoder, {name: value for (before, found, name), value in parts if found and not before}, config)
+    return f"encoder of the {header.kind} {folder.name} sha256:{header.sha256}"
 
 
 @functools.cache
-def _imagenet(name: str) -> dict[str, Tensor] | None:
-    """Download ImageNet weights once per process; None without a connection."""
+def _imagenet(name: str) -> dict[str, Tensor]:
+    """Fetch ImageNet weights once per process: from the cache, or from the Hub if it answers at all."""
+    from huggingface_hub import constants
     from segmentation_models_pytorch.encoders import get_encoder
 
+    offline = constants.HF_HUB_OFFLINE
     try:
+        constants.HF_HUB_OFFLINE = offline or not _answers(constants.ENDPOINT)  # then the cache only, without retries
         encoder = get_encoder(name, weights=True if name.startswith("tu-") else IMAGENET)
-    except OSError:
-        sys.stderr.write(
-            f"notice: ImageNet weights of {name} cannot be downloaded here; the encoder starts from random weights "
-            "(encoder_weights takes the path of a local file)\n"
-        )
-        return None
-    except KeyError as error:
+    except OSError as error:
+        raise InputError(
+            f"encoder_weights imagenet: the weights of {name} cannot be downloaded here; give the path of a local "
+            "file, or set segmenter.encoder_weights=null to start from random weights"
+        ) from error
+    except (KeyError, RuntimeError) as error:
         raise InputError(f"encoder_weights imagenet: there are none for {name}; set it to null") from error
-    state: dict[str, Tensor] = encoder.state_dict()
-    return state
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+    return dict(encoder.state_dict())
 
 
-def _load(encoder: nn.Module, state: dict[str, Tensor], name: str, source: str) -> None:
+def _answers(address: str) -> bool:
     try:
-        encoder.load_state_dict(dict(state))
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_PATIENCE_S).close()  # noqa: S310 - the Hub's own
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _load(encoder: nn.Module, state: dict[str, Tensor], config: SegmenterConfig) -> None:
+    try:
+        encoder.load_state_dict(state)
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:200]
-        raise InputError(f"encoder_weights {source}: do not fit encoder {name} ({detail})") from error
+        source = f"encoder_weights {config.encoder_weights}"
+        raise InputError(f"{source}: do not fit encoder {config.encoder} ({detail})") from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from counterstain.config import Config
 from counterstain.data.sampling import CopyPasteConfig, SamplingConfig
@@ -12,6 +13,16 @@ from counterstain.errors import ConfigError
 from counterstain.segmentation.mixing import MixingConfig
 from counterstain.training_config import TrainingConfig
 
+
+def _no_address(name: str) -> str:
+    """Refuse names by which timm would fetch a network from elsewhere, such as ``hf-hub:...``."""
+    if not re.fullmatch(r"[\w.+-]+", name):
+        raise ValueError("expected the name of a network in segmentation_models_pytorch or, with tu-, in timm")
+    return name
+
+
+EncoderName = Annotated[str, AfterValidator(_no_address)]
+Channels = Annotated[int, Field(ge=1, le=2048)]
 SIZE_MULTIPLE = 32  # the encoders halve an image five times
 ADAM_BETAS = (0.9, 0.999)
 
@@ -62,14 +73,18 @@ class SegmenterConfig(Config):
     """How regions are cut into windows in evaluation and prediction."""
     architecture: Literal["unet", "unetplusplus", "manet", "fpn", "linknet", "deeplabv3plus"] = "unet"
     """Decoder, by its name in segmentation_models_pytorch."""
-    encoder: str = "resnet34"
+    encoder: EncoderName = "resnet34"
     """Encoder, by its name in segmentation_models_pytorch; ``tu-…`` are timm's."""
     encoder_weights: str | None = "imagenet"
-    """``imagenet`` (random weights and a notice if they cannot be downloaded), the path of a state dict, or null."""
+    """What the encoder starts from: ``imagenet``, the path of a state dict, the folder of a trained segmenter, or null
+    (random weights)."""
+    encoder_patients: str | None = None
+    """Whose tissue was seen by the network that a state dict is from: ``none``, or the path of a text file with one
+    patient per line. A trained segmenter knows it."""
     encoder_depth: Annotated[int, Field(ge=3, le=5)] = 5
     """How often the encoder halves a patch; deeper stages are left out. In patches of 32 px the last two of five stages
     see 2 x 2 pixels and one pixel, and cost half of the time."""
-    decoder_channels: Annotated[tuple[int, ...], Field(min_length=3, max_length=5)] | None = None
+    decoder_channels: Annotated[tuple[Channels, ...], Field(min_length=3, max_length=5)] | None = None
     """Channels of the decoder's blocks, one per halving, from the deepest; null = the library's (256, 128, 64, 32, 16),
     or as many of the last ones as there are blocks."""
     dice_weight: Annotated[float, Field(ge=0)] = 1.0

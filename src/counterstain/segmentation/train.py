@@ -26,7 +26,7 @@ from counterstain.segmentation.mixing import (
     synthetic_share,
     training_steps,
 )
-from counterstain.segmentation.model import Segmenter, load_encoder_weights
+from counterstain.segmentation.model import Segmenter, encoder_patients, load_encoder_weights
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.storage import fingerprint
 from counterstain.taxonomy import BACKGROUND
@@ -81,7 +81,7 @@ def train_segmenter(
         size_px=size_px,
         seed=seed,
         names={"synthetic": _identity(synthetic), "amount": amount, "share": share},
-        seen=_patients_behind(synthetic, count, share, cohort, size_px),
+        seen=_patients_behind(synthetic, count, share, cohort, size_px) | _patients_behind_encoder(config, cohort),
     )
     options = {"synthetic": synthetic, "amount": amount, "share": share, "label": label}
     if run.finished() or run.spread(train_segmenter, config.training, **options):
@@ -128,7 +128,7 @@ def _network(run: TrainingRun, config: SegmenterConfig, steps: int, weights: Ten
     segmenter = run.initialised(lambda: Segmenter(config, steps=steps, seed=seed, label_weights=weights))
     encoder: Any = segmenter.network.encoder
     with run.released_on_error():
-        return segmenter, load_encoder_weights(encoder, config.encoder, config.encoder_weights)
+        return segmenter, load_encoder_weights(encoder, config)
 
 
 def _label_weights(patches: PatchSource, cohort: Cohort, config: SegmenterConfig, total: int) -> Tensor | None:
@@ -138,6 +138,13 @@ def _label_weights(patches: PatchSource, cohort: Cohort, config: SegmenterConfig
     pixels = count_labels(patches, total, cohort.taxonomy.num_labels)
     weights[: len(pixels)] = torch.from_numpy(label_weights(pixels, config.subtype_weighting)).float()
     return weights
+
+
+def _patients_behind_encoder(config: SegmenterConfig, cohort: Cohort) -> set[str]:
+    seen = encoder_patients(config)
+    remedy = "start from weights that saw none of the patients held out, or from null"
+    check_no_leak(seen, cohort, f"encoder_weights {config.encoder_weights}", remedy=remedy)
+    return seen
 
 
 def _patients_behind(synthetic: PatchSet | None, count: int, share: float, cohort: Cohort, size_px: int) -> set[str]:

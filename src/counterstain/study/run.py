@@ -16,16 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from counterstain.config import to_yaml
 from counterstain.devices import started_processes
-from counterstain.errors import ConfigError, CounterstainError, DivergenceError, MismatchError
-from counterstain.generators.methods import missing_file
+from counterstain.errors import ConfigError, CounterstainError, DivergenceError, InputError, MismatchError
 from counterstain.progress import duration
 from counterstain.recipe import Recipe
-from counterstain.segmentation.model import Segmenter
+from counterstain.segmentation.model import Segmenter, encoder_patients, load_encoder_weights
 from counterstain.storage import claim, write_text
 from counterstain.study.config import StudyConfig, trainings
 from counterstain.study.executors import Executor, ExecutorConfig, Outcome, open_executor
@@ -78,7 +78,9 @@ def run_study(
         if lines:
             raise ConfigError("; ".join(lines))
         with torch.random.fork_rng():
-            Segmenter(recipe.segmenter, steps=1, seed=0)  # a network that cannot be built is reported now
+            network: Any = Segmenter(recipe.segmenter).network  # what cannot be built or downloaded is reported now
+        if any(cell.stage == "segmenter" and cell.folder not in done for cell in cells):
+            load_encoder_weights(network.encoder, recipe.segmenter)
         opened = open_executor(executor or ExecutorConfig(), study.resources, root)
         try:
             failures = run_cells(cells, done, root, opened, retries=study.resources.retries)
@@ -92,7 +94,10 @@ def lacking(recipe: Recipe, cells: Iterable[Cell]) -> list[str]:
     stages = {cell.stage for cell in cells}
     lines: list[str] = []
     if "segmenter" in stages:
-        lines += missing_file("segmenter.encoder_weights", recipe.segmenter.encoder_weights)
+        try:
+            encoder_patients(recipe.segmenter)
+        except InputError as error:
+            lines.append(f"segmenter.{error}")
     for stage, training in trainings().items():
         if stage in stages:
             lines += training.missing(recipe.settings_of(training))
