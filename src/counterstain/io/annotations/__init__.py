@@ -1,54 +1,91 @@
-"""Annotation files of EXACT, QuPath, ASAP and Aperio as labelled polygons in level-0 pixels."""
+"""Annotation files of EXACT, QuPath, ASAP, Aperio, HALO and SlideRunner as labelled polygons in level-0 pixels."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, get_args
 
 from shapely.errors import GEOSException
 
 from counterstain.errors import InputError
-from counterstain.io.annotations.json_formats import read_exact, read_geojson
+from counterstain.io.annotations.json_formats import ANNOTATION, OBJECTS, read_exact, read_geojson
 from counterstain.io.annotations.outlines import AnnotationFile
 from counterstain.io.annotations.safe_parsing import read_bytes
+from counterstain.io.annotations.sliderunner import read_sliderunner
 from counterstain.io.annotations.xml_formats import read_aperio, read_asap
 
-Format = Literal["exact", "qupath", "asap", "aperio"]
+Format = Literal["exact", "qupath", "asap", "aperio", "halo", "sliderunner"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 ENDINGS: dict[Format, tuple[str, ...]] = {
     "exact": (".json", ".json.gz"),
-    "qupath": (".geojson", ".json", ".geojson.gz", ".json.gz"),
+    "qupath": (".geojson", ".json", ".geojson.gz", ".json.gz", ".zip"),
     "asap": (".xml", ".xml.gz"),
     "aperio": (".xml", ".xml.gz"),
+    "halo": (".annotations", ".annotations.gz"),
+    "sliderunner": (".sqlite", ".db"),
 }
-ROOTS: dict[bytes, Format] = {b"ASAP_Annotations": "asap", b"Annotations": "aperio"}
 ROOT = re.compile(rb"<([A-Za-z_][\w.-]*)")
 QUPATH = re.compile(rb'"type"\s*:\s*"(FeatureCollection|Feature|GeometryCollection|(Multi)?Polygon)"')
 EXACT = re.compile(rb'"(annotation_type|vector)"\s*:|"results"\s*:\s*\[')
+HALO = re.compile(rb"<V\s|\bHasEndcaps=|\bVisible=.(True|False)\b")
+APERIO = re.compile(rb"<Vertex\s|\bMicronsPerPixel=|<Attributes\b|\bReadOnly=")
+SQLITE = b"SQLite format 3\0"
+BLANK = b"\xef\xbb\xbf \t\r\n"
+OTHERS = {  # what else people give, by its first bytes
+    re.compile(
+        rb"[{[].{,9999}\"(slots|slot_names|schema_ref|workview_url|complex_polygon)\"", re.DOTALL
+    ): "a file of V7 Darwin",
+    re.compile(rb"[{[].{,9999}\"(bounding_box|polygon)\"\s*:\s*\{", re.DOTALL): "a file of V7 Darwin",
+    re.compile(rb"[{[].{,9999}\"(category_id|supercategory|categories|coco_url)\"", re.DOTALL): "a COCO file",
+    re.compile(rb"[{[].{,9999}\"shape_type\"", re.DOTALL): "a labelme file",
+    re.compile(rb"<.{,999}<?annotations[\s>]", re.DOTALL): "a file of Hamamatsu's NDP.view",
+    re.compile(rb"<(!doctype )?html", re.IGNORECASE): "a web page",
+    re.compile(rb"\x89PNG|\xff\xd8\xff|II[*+]\0|MM\0[*+]"): "an image",
+    re.compile(rb"%PDF"): "a PDF",
+    re.compile(rb"\x89HDF"): "an HDF5 file",
+}
 
 
-def read_annotations(path: str | Path, file_format: Format, *, types: str | Path | None = None) -> AnnotationFile:
-    """Read an annotation file, compressed with gzip or not.
+def read_annotations(
+    path: str | Path,
+    file_format: Format,
+    *,
+    types: str | Path | None = None,
+    objects: Collection[str] = (ANNOTATION,),
+) -> AnnotationFile:
+    """Read an annotation file, compressed with gzip or zip or not.
 
     ``types`` is a file with names of EXACT's annotation types, see
-    :func:`~counterstain.io.annotations.json_formats.read_exact`.
+    :func:`~counterstain.io.annotations.json_formats.read_exact`, ``objects`` the types of QuPath's objects to read.
 
     Raises
     ------
     InputError
         One line with the file, the place in it, what was expected and the remedy. Nothing else is raised, whatever
-        the file holds.
+        the file holds. An odd object among others is no error: it is skipped, counted and described in the result.
     """
     path = Path(path)
+    unknown = sorted(set(objects) - set(OBJECTS))
+    if unknown or not objects:
+        raise InputError(
+            f"--objects {','.join(unknown)}: expected names of {', '.join(OBJECTS)} with commas between them"
+        )
     data = read_bytes(path)
     looks = looks_like(data)
     if looks is not None and looks != file_format:
         raise InputError(f"{path}: looks like {looks}, not {file_format}; give --format {looks}, or move it away")
+    other = next((kind for start, kind in OTHERS.items() if start.match(data[: 2**16].lstrip(BLANK))), None)
+    if looks is None and other is not None:
+        raise InputError(f"{path}: is {other}, which is not read; export the outlines as GeoJSON for --format qupath")
     try:
         if file_format == "exact":
             return read_exact(path, data, Path(types) if types is not None else None)
-        return {"qupath": read_geojson, "asap": read_asap, "aperio": read_aperio}[file_format](path, data)
+        if file_format == "qupath":
+            return read_geojson(path, data, objects)
+        readers = {"asap": read_asap, "aperio": read_aperio, "halo": read_aperio, "sliderunner": read_sliderunner}
+        return readers[file_format](path, data)
     except GEOSException as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: an outline cannot be made valid ({reason}); draw it again") from error
@@ -56,10 +93,14 @@ def read_annotations(path: str | Path, file_format: Format, *, types: str | Path
 
 def looks_like(data: bytes) -> Format | None:
     """Return the format that the beginning of a file shows, or None."""
-    head = data[: 2**16].lstrip(b"\xef\xbb\xbf \t\r\n")
+    if data.startswith(SQLITE):
+        return "sliderunner"
+    head = data[: 2**16].lstrip(BLANK)
     if head.startswith(b"<"):
         root = ROOT.search(head)
-        return ROOTS.get(root[1]) if root else None
+        if root is None or root[1] != b"Annotations":
+            return "asap" if root and root[1] == b"ASAP_Annotations" else None
+        return "halo" if HALO.search(head) else "aperio" if APERIO.search(head) else None
     if head.startswith((b"{", b"[")):
         qupath, exact = QUPATH.search(head), EXACT.search(head)
         if qupath and exact:

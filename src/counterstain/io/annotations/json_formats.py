@@ -1,8 +1,9 @@
 """Annotations saved as JSON: QuPath's GeoJSON and the rows of EXACT's server.
 
 QuPath writes bare lists (version 0.2) to FeatureCollections (0.6). A position is ``[x, y, …]`` in level-0 pixels.
-Classes are ``properties.classification`` with a ``name``; tools that write none put the class into
-``properties.name``.
+Classes are ``properties.classification``, text or an object with a ``name``; tools that write none put the class into
+``properties.name``. Whether an object is an annotation or a detection is ``properties.objectType``; version 0.3 called
+it ``object_type``, and 0.2 wrote the name of a Java class for the ``id``.
 
 EXACT answers ``/api/v1/annotations/annotations/`` with rows, paged or not, of one image or many. A row's ``vector`` is
 an object ``{"x1": 10, "y1": 20, "x2": …}`` in level-0 pixels, or null. Types and images are numbers, or objects if
@@ -12,7 +13,7 @@ the request said ``expand=``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from counterstain.io.annotations.outlines import UNCLASSIFIED, AnnotationFile, C
 from counterstain.io.annotations.safe_parsing import (
     COORDINATE,
     MAX_DEPTH,
+    OddObjectError,
     expect,
     file_name,
     identifier,
@@ -37,6 +39,10 @@ Json = Any
 Row = dict[str, Json]
 
 QUPATH_WITHOUT_AREA = {"Point": "point", "MultiPoint": "points", "LineString": "line", "MultiLineString": "lines"}
+ANNOTATION = "annotation"
+OBJECTS = (ANNOTATION, "detection", "cell", "tile", "tma_core")  # of QuPath
+JAVA_CLASSES = {f"Path{name.title()}Object": name for name in OBJECTS} | {"TMACoreObject": "tma_core"}
+EMPTY = "object without geometry"
 BOX, POINT, FIXED_BOX = 1, 2, 6
 EXACT_WITHOUT_AREA = {POINT: "point", 3: "line", 4: "lines", 7: "label of the whole image", 8: "pixel segmentation"}
 NO_VECTOR = "row without outline (vector is null)"
@@ -45,11 +51,17 @@ AMBIGUOUS = "two points of a type that is only a number (a box or a line?)"
 AXIS = re.compile(r"([xy])([1-9][0-9]{0,6})")
 
 
-def read_geojson(path: Path, data: bytes) -> AnnotationFile:
-    """Read QuPath's GeoJSON; errors name the feature and what is wrong with it."""
+def read_geojson(path: Path, data: bytes, objects: Collection[str] = (ANNOTATION,)) -> AnnotationFile:
+    """Read QuPath's GeoJSON: objects of the types ``objects``, which are of OBJECTS, and those that say no type.
+
+    Errors name the feature and what is wrong with it.
+    """
     collector = Collector(path)
     for number, feature in enumerate(_features(parse_json(path, data), path), start=1):
-        _add_feature(collector, feature, number)
+        try:
+            _add_feature(collector, feature, number, objects)
+        except OddObjectError as error:
+            collector.odd(error)
     return collector.finish()
 
 
@@ -57,7 +69,7 @@ def _features(content: Json, path: Path) -> list[Json]:
     """Return the features of any of the layouts; a bare geometry is a feature without properties."""
     if isinstance(content, list):
         return content
-    kind = content.get("type") if isinstance(content, dict) else None
+    kind = expect(content, dict, str(path), "GeoJSON").get("type") if isinstance(content, dict) else None
     if kind == "FeatureCollection":
         return expect(content.get("features"), list, f"{path} features", "a list")
     if kind == "Feature":
@@ -74,25 +86,35 @@ def _features(content: Json, path: Path) -> list[Json]:
     )
 
 
-def _add_feature(collector: Collector, feature: Json, number: int) -> None:
+def _add_feature(collector: Collector, feature: Json, number: int, objects: Collection[str]) -> None:
     where = f"{collector.path} feature {number}"
-    if not isinstance(feature, dict) or feature.get("type") != "Feature":
-        found = feature.get("type") if isinstance(feature, dict) else feature
-        raise InputError(f"{where}: expected type Feature, found {shown(found)}; export it again")
-    label = _class(expect(feature.get("properties") or {}, dict, f"{where} properties", "an object"), where)
-    geometry = feature.get("geometry")
-    if geometry is None:
-        collector.skip("object without geometry")
+    if expect(feature, dict, where, "an object of type Feature").get("type") != "Feature":
+        raise OddObjectError(f"{where}: expected type Feature, found {shown(feature.get('type'))}; export it again")
+    properties = expect(feature.get("properties") or {}, dict, f"{where} properties", "an object")
+    kind = properties.get("objectType", properties.get("object_type"))
+    kind = kind or JAVA_CLASSES.get(str(feature.get("id")), ANNOTATION)
+    if kind not in objects:
+        known = f"{kind} (--objects {kind} imports them)"
+        collector.skip(known if kind in OBJECTS else f"object of type {shown(kind)}")
         return
-    parts = list(_parts(collector, geometry, where, depth=0))
+    label = _class(properties, where)
+    if feature.get("geometry") is None:
+        collector.skip(EMPTY)
+        return
+    skipped = collector.skips
+    parts = list(_parts(collector, feature["geometry"], where, depth=0))
     if parts:
         polygon = collector.polygon(parts, where)
-        collector.add(polygon, identifier=identifier(feature.get("id", number), where), label=label)
+        collector.add(polygon, identifier=identifier(feature.get("id"), number), label=label)
+    elif collector.skips == skipped:
+        collector.skip(EMPTY)
 
 
 def _class(properties: dict[str, Json], where: str) -> str:
-    place = f"{where} properties classification"
-    classification = expect(properties.get("classification") or {}, dict, place, "an object")
+    classification = properties.get("classification") or {}
+    if isinstance(classification, str):
+        return name(classification, f"{where} class")
+    classification = expect(classification, dict, f"{where} properties classification", "a name or an object")
     given = classification.get("name")
     if given is None and isinstance(classification.get("names"), list):  # a derived class, outermost first
         given = ": ".join(name(part, f"{where} classification") for part in classification["names"])
@@ -106,21 +128,22 @@ def _parts(collector: Collector, geometry: Json, where: str, depth: int) -> Iter
     kind = expect(geometry, dict, f"{where} geometry", "a GeoJSON geometry").get("type")
     if kind in ("Polygon", "MultiPolygon"):
         coordinates = expect(geometry.get("coordinates"), list, f"{where} coordinates", "a list")
-        if kind == "Polygon":
+        if kind == "Polygon" and coordinates:
             yield _rings(collector, coordinates, where)
-        else:
-            yield from (_rings(collector, p, f"{where} part {i}") for i, p in enumerate(coordinates, start=1))
+        elif kind == "MultiPolygon":
+            parts = ((f"{where} part {number}", part) for number, part in enumerate(coordinates, start=1))
+            yield from (_rings(collector, part, place) for place, part in parts if part != [])
     elif kind == "GeometryCollection" and depth < MAX_DEPTH:
         for member in expect(geometry.get("geometries"), list, f"{where} geometries", "a list"):
             yield from _parts(collector, member, where, depth + 1)
     elif isinstance(kind, str) and kind in QUPATH_WITHOUT_AREA:
         collector.skip(QUPATH_WITHOUT_AREA[kind])
     else:
-        raise InputError(f"{where} geometry: unknown type {shown(kind)}; expected Polygon or MultiPolygon")
+        raise OddObjectError(f"{where} geometry: unknown type {shown(kind)}; expected Polygon or MultiPolygon")
 
 
 def _rings(collector: Collector, rings: Json, where: str) -> Rings:
-    rings = expect(rings or None, list, where, "a polygon's outline and its holes")
+    rings = expect(rings, list, where, "a polygon's outline and its holes")
     return [_ring(collector, ring, f"{where} ring {number}") for number, ring in enumerate(rings, start=1)]
 
 
@@ -128,7 +151,7 @@ def _ring(collector: Collector, ring: Json, where: str) -> np.ndarray:
     collector.count_points(len(expect(ring, list, where, "a list of points")))
     for number, point in enumerate(ring, start=1):
         if not (isinstance(point, list) and len(point) >= 2 and usable(point[0]) and usable(point[1])):
-            raise InputError(
+            raise OddObjectError(
                 f"{where} point {number}: expected x and y, each {COORDINATE}, found {shown(point)}; correct it or "
                 "export it again"
             )
@@ -150,17 +173,26 @@ def read_exact(path: Path, data: bytes, types: Path | None = None) -> Annotation
     for rows whose type is only a number; such types are otherwise called ``type 7``. Errors name the row and what is
     wrong with it, or that pages are missing.
     """
-    rows = list(_rows(parse_json(path, data), path))
+    collector, rows = Collector(path), []
     known = _read_types(types) if types is not None else {}
-    for number, row in rows:
-        where = f"{path} row {number}"
-        if isinstance(row.get("annotation_type"), dict):
-            known[_id(row["annotation_type"], f"{where} annotation_type")] = _type(row["annotation_type"], where)
-    used = {_id(row["annotation_type"], str(path)) for _, row in rows if row.get("annotation_type") is not None}
+    used: set[str] = set()
+    for number, found in enumerate(_rows(parse_json(path, data), path), start=1):
+        try:
+            row, where = _row(found, f"{path} row {number}"), f"{path} row {number} annotation_type"
+            if row.get("annotation_type") is not None:
+                used.add(_id(row["annotation_type"], where))
+            if isinstance(row.get("annotation_type"), dict):
+                known[_id(row["annotation_type"], where)] = _type(row["annotation_type"], where)
+        except OddObjectError as error:
+            collector.odd(error)
+        else:
+            rows.append((number, row))
     labels = _labels({type_id: known[type_id] for type_id in used if type_id in known})
-    collector = Collector(path)
     for number, row in rows:
-        _add_row(collector, row, f"{path} row {number}", known, labels)
+        try:
+            _add_row(collector, row, number, known, labels)
+        except OddObjectError as error:
+            collector.odd(error)
     return collector.finish()
 
 
@@ -168,27 +200,29 @@ def _read_types(path: Path) -> dict[str, ExactType]:
     content = parse_json(path, read_bytes(path))
     if isinstance(content, dict) and "results" not in content:
         return {str(key): ExactType(name(value, f"{path} {shown(key)}")) for key, value in content.items()}
-    rows = ((f"{path} row {number}", row) for number, row in _rows(content, path))
-    return {_id(row, where): _type(row, where) for where, row in rows}
+    rows = [(f"{path} row {number}", row) for number, row in enumerate(_rows(content, path), start=1)]
+    return {_id(_row(row, where), where): _type(row, f"{where} annotation_type") for where, row in rows}
 
 
-def _rows(content: Json, path: Path) -> Iterator[tuple[int, Row]]:
-    """Yield the rows of one page, a list of pages or a bare list, numbered from 1."""
+def _rows(content: Json, path: Path) -> list[Json]:
+    """Return the rows of one page, a list of pages or a bare list."""
     pages = content if isinstance(content, list) else [content]
     if all(isinstance(page, dict) and "results" in page for page in pages) and pages:
-        rows = []
+        rows: list[Json] = []
         for number, page in enumerate(pages, start=1):
             rows += expect(page["results"], list, f"{path} page {number} results", "a list")
         _check_complete(pages, len(rows), path)
-    else:
-        rows = pages
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or not ("annotation_type" in row or "vector" in row or "vector_type" in row):
-            raise InputError(
-                f"{path} row {number}: expected a row of EXACT's API with annotation_type and vector, found "
-                f"{shown(row)}; save what /api/v1/annotations/annotations/ answers"
-            )
-        yield number, row
+        return rows
+    return pages
+
+
+def _row(found: Json, where: str) -> Row:
+    if not isinstance(found, dict) or not {"annotation_type", "vector", "vector_type"} & found.keys():
+        raise OddObjectError(
+            f"{where}: expected a row of EXACT's API with annotation_type and vector, found {shown(found)}; save what "
+            "/api/v1/annotations/annotations/ answers"
+        )
+    return expect(found, dict, where, "a row")
 
 
 def _check_complete(pages: list[dict[str, Json]], rows: int, path: Path) -> None:
@@ -203,8 +237,9 @@ def _check_complete(pages: list[dict[str, Json]], rows: int, path: Path) -> None
 
 
 def _add_row(
-    collector: Collector, row: Row, where: str, known: Mapping[str, ExactType], labels: Mapping[str, str]
+    collector: Collector, row: Row, number: int, known: Mapping[str, ExactType], labels: Mapping[str, str]
 ) -> None:
+    where = f"{collector.path} row {number}"
     given = row.get("annotation_type")
     type_id = _id(given, f"{where} annotation_type") if given is not None else None
     exact_type = known.get(type_id or "", ExactType(UNCLASSIFIED if type_id is None else f"type {type_id}"))
@@ -219,7 +254,7 @@ def _add_row(
         return
     collector.add(
         collector.polygon([[rectangle(points) if kind in {BOX, FIXED_BOX} else points]], where),
-        identifier=identifier(row.get("unique_identifier") or row.get("id") or where.rsplit(" ", 1)[-1], where),
+        identifier=identifier(row.get("unique_identifier") or row.get("id"), number),
         label=labels.get(type_id or "", exact_type.name),
         slide=_slide(row.get("image"), f"{where} image"),
     )
@@ -234,15 +269,15 @@ def _points(collector: Collector, vector: Json, where: str) -> np.ndarray:
     for key, value in vector.items():
         match = AXIS.fullmatch(key)
         if match is None or int(match[2]) > count:
-            raise InputError(f"{where}: expected x1, y1, x2, y2, … in pairs without a gap, found {shown(key)}")
+            raise OddObjectError(f"{where}: expected x1, y1, x2, y2, … in pairs without a gap, found {shown(key)}")
         if not usable(value):
-            raise InputError(
+            raise OddObjectError(
                 f"{where} {key}: expected {COORDINATE}, found {shown(value)}; correct it or export it again"
             )
         xy[int(match[2]) - 1, "xy".index(match[1])] = value
     if np.isnan(xy).any():
         missing = int(np.flatnonzero(np.isnan(xy).any(axis=1))[0]) + 1
-        raise InputError(f"{where}: x{missing} or y{missing} is missing; correct it or export it again")
+        raise OddObjectError(f"{where}: x{missing} or y{missing} is missing; correct it or export it again")
     return xy
 
 
@@ -263,7 +298,7 @@ def _type(row: Json, where: str) -> ExactType:
         product = product.get("name") or product.get("id")
     vector_type = row.get("vector_type")
     return ExactType(
-        name=name(row.get("name"), f"{where} annotation_type name") or UNCLASSIFIED,
+        name=name(row.get("name"), f"{where} name") or UNCLASSIFIED,
         vector_type=vector_type if type(vector_type) is int else None,
         product=name(str(product), f"{where} product") if isinstance(product, str | int) else None,
     )
@@ -272,7 +307,7 @@ def _type(row: Json, where: str) -> ExactType:
 def _id(given: Json, where: str) -> str:
     number = given.get("id") if isinstance(given, dict) else given
     if isinstance(number, bool) or not isinstance(number, str | int):
-        raise InputError(f"{where}: expected a number or an object with an id, found {shown(given)}; save it again")
+        raise OddObjectError(f"{where}: expected a number or an object with an id, found {shown(given)}; save it again")
     return name(str(number), where)
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import shapely
 from shapely import MultiPolygon, Polygon
+from shapely.errors import GEOSException
 
 from counterstain.errors import InputError
+from counterstain.io.annotations.safe_parsing import OddObjectError
 
 Area = Polygon | MultiPolygon
 Rings = Sequence[np.ndarray]  # (n, 2) float each: the outline, then its holes
@@ -23,10 +25,14 @@ UNCLASSIFIED = "Unclassified"
 MAX_POINTS = 5_000_000
 MAX_TANGLES = 1_000_000  # of all outlines of a file together
 NO_AREA = "outline without area"
+ODD = "object that cannot be read"
+SHOWN_ODD = 3  # of a file
 MAX_REPAIR_POINTS = 200_000  # about ten seconds
 MAX_TANGLE = 50_000  # that many take make_valid a second or two, and it grows with the square
 PAIRS_PER_SEGMENT = 20  # pairs of segments whose boxes meet, of an outline that crosses itself here and there
 PAIRS_AT_ONCE = 10_000_000  # at most, 16 bytes each
+FLATNESS_PX = 0.1  # a curve and the line that is drawn for it lie so close together
+MAX_STEPS = 1000  # between two points of a curve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +57,12 @@ class AnnotationFile:
     annotations: tuple[Annotation, ...]
     skipped: Counter[str] = field(default_factory=Counter)
     """Reason -> objects that cannot become an instance: points, lines, deleted rows, outlines without area."""
+    odd: tuple[str, ...] = ()
+    """What is wrong with the first of the objects that could not be read, and where; all are counted as skipped."""
     repaired: int = 0
     """Polygons that crossed themselves and were made valid."""
+    splines: int = 0
+    """Outlines that the source draws as curves through their points."""
 
     @property
     def slides(self) -> tuple[str, ...]:
@@ -91,6 +101,40 @@ def rectangle(points: np.ndarray) -> np.ndarray:
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float)
 
 
+def spline(points: np.ndarray) -> np.ndarray:
+    """Return the curve that ASAP draws through some (n, 2) points as a polyline that ends at the first, (m, 2) float.
+
+    A centripetal Catmull-Rom spline: each piece is the cubic Bezier curve between two points whose inner control points
+    follow from the neighbours and the square roots of the distances. As in ASAP, a piece beside the last point takes
+    the mirror image of its other end for the neighbour beyond that point, so that the curve may have a corner there.
+    """
+    kept = points[np.append(True, np.any(points[1:] != points[:-1], axis=1))[: len(points)]]
+    if len(kept) > 1 and np.array_equal(kept[0], kept[-1]):
+        kept = kept[:-1]
+    if len(kept) < 3:
+        return np.asarray(kept)
+    start, end = kept, np.roll(kept, -1, axis=0)
+    before, after = np.roll(kept, 1, axis=0), np.roll(kept, -2, axis=0)
+    after[-2], before[-1] = 2 * end[-2] - start[-2], 2 * start[-1] - end[-1]
+    first, second = _control(before, start, end), _control(after, end, start)
+
+    # A line of n pieces lies within max |second derivative| / (8 n^2) of its curve.
+    bend = np.maximum(*(np.hypot(*(a - 2 * b + c).T) for a, b, c in ((start, first, second), (first, second, end))))
+    steps = np.clip(np.ceil(np.sqrt(6 * bend / (8 * FLATNESS_PX))), 1, MAX_STEPS).astype(int)
+    piece = np.repeat(np.arange(len(kept)), steps)
+    t = (np.arange(len(piece)) - np.repeat(np.cumsum(steps) - steps, steps))[:, None] / steps[piece, None]
+    weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3)
+    curve = sum(w * p[piece] for w, p in zip(weights, (start, first, second, end), strict=True))
+    return np.concatenate([np.asarray(curve), kept[:1]])
+
+
+def _control(neighbour: np.ndarray, point: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the control point beside ``point`` of pieces that end at ``other`` (Yuksel et al. 2011)."""
+    d1, d2 = (np.hypot(*(a - b).T)[:, None] for a, b in ((point, neighbour), (other, point)))
+    r1, r2 = np.sqrt(d1), np.sqrt(d2)
+    return np.asarray((d1 * other - d2 * neighbour + (2 * d1 + 3 * r1 * r2 + d2) * point) / (3 * r1 * (r1 + r2)))
+
+
 class Collector:
     """Gathers the annotations of one file, counts what is skipped and keeps ids unique."""
 
@@ -99,11 +143,23 @@ class Collector:
         self._annotations: list[Annotation] = []
         self._skipped: Counter[str] = Counter()
         self._numbers: dict[str, int] = {}
-        self._repaired = self._tangle = self._points = 0
+        self._odd: list[str] = []
+        self._repaired = self._tangle = self._points = self._splines = 0
 
     def skip(self, reason: str) -> None:
         """Count an object that cannot become an instance."""
         self._skipped[reason] += 1
+
+    @property
+    def skips(self) -> int:
+        """How many objects were skipped so far."""
+        return self._skipped.total()
+
+    def odd(self, error: OddObjectError) -> None:
+        """Count an object that cannot be read and keep the message; :meth:`finish` refuses a file of many."""
+        self.skip(ODD)
+        if len(self._odd) < SHOWN_ODD:
+            self._odd.append(str(error))
 
     def count_points(self, points: int) -> None:
         """Count points before anything is built of them; too many for one file are an InputError."""
@@ -128,19 +184,39 @@ class Collector:
         ]
         drawn = polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)
         if not drawn.is_valid:
-            self._tangle += _tangle(drawn, where)
-            if self._tangle > MAX_TANGLES:
-                raise InputError(
-                    f"{where}: this and earlier outlines of the file cross themselves all over; are these outlines of "
-                    "tissue? export them again"
-                )
-            mended = polygonal(shapely.make_valid(drawn, method="structure", keep_collapsed=False))
+            mended = self._mended(drawn, where)
             self._repaired += mended is not None
         else:
             mended = drawn if drawn.area > 0 else None
         if mended is None:
             self.skip(NO_AREA)
         return mended
+
+    def curve(self, points: np.ndarray) -> np.ndarray:
+        """Return the curve of :func:`spline`, counted."""
+        drawn = spline(points)
+        self.count_points(max(0, len(drawn) - len(points)))
+        self._splines += len(drawn) > 2
+        return drawn
+
+    def _mended(self, drawn: Area, where: str) -> Area | None:
+        tangle = _tangle(drawn, where)
+        self._tangle += tangle
+        if self._tangle > MAX_TANGLES:
+            raise InputError(
+                f"{where}: this and earlier outlines of the file cross themselves all over; are these outlines of "
+                "tissue? export them again"
+            )
+        if tangle > MAX_TANGLE:
+            raise OddObjectError(
+                f"{where}: the outline of {shapely.get_num_coordinates(drawn):,} points crosses itself all over; it is "
+                "not the outline of anything; draw it again or delete it"
+            )
+        try:
+            return polygonal(shapely.make_valid(drawn, method="structure", keep_collapsed=False))
+        except GEOSException as error:
+            reason = " ".join(str(error).split())
+            raise OddObjectError(f"{where}: the outline cannot be made valid ({reason}); draw it again") from error
 
     def add(self, polygon: Area | None, *, identifier: str, label: str, slide: str | None = None) -> None:
         """Add an annotation; None, which :meth:`polygon` returns where there is no area, adds nothing."""
@@ -149,9 +225,17 @@ class Collector:
             self._annotations.append(Annotation(id=unique, label=label or UNCLASSIFIED, polygon=polygon, slide=slide))
 
     def finish(self) -> AnnotationFile:
-        """Return what was gathered."""
+        """Return what was gathered; a file with more odd objects than annotations is an InputError."""
+        if self._skipped[ODD] > len(self._annotations):
+            more = f" (and {self._skipped[ODD] - 1:,} more such objects)" if self._skipped[ODD] > 1 else ""
+            raise InputError(self._odd[0] + more)
         return AnnotationFile(
-            path=self.path, annotations=tuple(self._annotations), skipped=self._skipped, repaired=self._repaired
+            path=self.path,
+            annotations=tuple(self._annotations),
+            skipped=+self._skipped,
+            odd=tuple(self._odd),
+            repaired=self._repaired,
+            splines=self._splines,
         )
 
     def _unique(self, identifier: str) -> str:
@@ -170,10 +254,10 @@ def _has_corners(ring: np.ndarray) -> bool:
 
 
 def _tangle(drawn: Area, where: str) -> int:
-    """Count near pairs of segments beyond those of a plain outline; refuse what would take hours to repair."""
+    """Count near pairs of segments beyond those of a plain outline, up to a few more than MAX_TANGLE."""
     points = shapely.get_num_coordinates(drawn)
     if points > MAX_REPAIR_POINTS:
-        raise InputError(
+        raise OddObjectError(
             f"{where}: the outline crosses itself and has {points:,} points; at most {MAX_REPAIR_POINTS:,} can be "
             "repaired; simplify it in the annotation tool"
         )
@@ -187,8 +271,5 @@ def _tangle(drawn: Area, where: str) -> int:
     for first in range(0, len(boxes), step):
         tangle += tree.query(boxes[first : first + step]).shape[1]
         if tangle > MAX_TANGLE:
-            raise InputError(
-                f"{where}: the outline of {points:,} points crosses itself all over; it is not the outline of "
-                "anything; draw it again or delete it"
-            )
-    return max(0, tangle)
+            break
+    return max(0, min(tangle, MAX_TANGLE + 1))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import lzma
 import re
 import reprlib
+import struct
+import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import IO, Any, TypeVar
 
 from counterstain.errors import InputError
 
@@ -19,28 +24,43 @@ MAX_NAME_LENGTH = 200
 MAX_BYTES = 256 * 2**20  # of a file, unpacked
 MAX_JSON_MEMORY = 800 * 2**20
 MAX_DEPTH = 50
-GZIP_MAGIC = b"\x1f\x8b"
+MAX_SHOWN = 80  # characters of a value in a message
+GZIP_MAGIC, ZIP_MAGIC = b"\x1f\x8b", b"PK\x03\x04"
+ZIP_END, ZIP64_END = b"PK\x05\x06", b"PK\x06\x07"  # the record that ends a zip, the one before it in a large one
+MAX_ZIP_DIRECTORY = 2**20  # bytes
 
 T = TypeVar("T")
 
 
+class OddObjectError(InputError):
+    """An object of a file cannot be read, the others can; see :meth:`.outlines.Collector.odd`."""
+
+
+class RepeatedKey(dict[str, Any]):
+    """An object out of JSON in which a key stands twice, so that nobody knows which value is meant."""
+
+    key = ""
+
+
 def shown(value: Any) -> str:
     """Return a value for an error message: one short line."""
-    return reprlib.repr(value)
+    text = reprlib.repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
 def expect(value: Any, kind: type[T], where: str, what: str) -> T:
-    """Return a list or an object out of JSON; anything else is an InputError that names its place."""
+    """Return a list or an object out of JSON; anything else is an OddObjectError that names its place."""
+    if isinstance(value, RepeatedKey):
+        raise OddObjectError(f"{where}: {shown(value.key)} stands twice in one object; export it again")
     if not isinstance(value, kind):
-        raise InputError(f"{where}: expected {what}, found {shown(value)}; export it again")
+        raise OddObjectError(f"{where}: expected {what}, found {shown(value)}; export it again")
     return value
 
 
-def identifier(value: Any, where: str) -> str:
-    """Return an id out of JSON, which may be a number; anything else is an InputError that names its place."""
-    if not isinstance(value, str | int):
-        raise InputError(f"{where} id: expected text or a number, found {shown(value)}; export it again")
-    return name(str(value), f"{where} id")
+def identifier(value: Any, otherwise: int) -> str:
+    """Return an id on one line, long remarks shortened; ``otherwise`` where it is neither text nor a number."""
+    known = isinstance(value, str | int) and not isinstance(value, bool)
+    return (_one_line(str(value)[:MAX_NAME_LENGTH]) if known else "") or str(otherwise)
 
 
 def usable(value: Any) -> bool:
@@ -51,21 +71,27 @@ def usable(value: Any) -> bool:
 def number(text: str | None, place: Callable[[], str], what: str) -> float:
     """Read a coordinate that is written as text, beyond no slide; ``place`` is called for messages only."""
     if text is None:
-        raise InputError(f"{place()} {what}: the coordinate is missing; export it again")
+        raise OddObjectError(f"{place()} {what}: the coordinate is missing; export it again")
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
     if not -MAX_COORDINATE_PX <= value <= MAX_COORDINATE_PX:  # nor is NaN
-        raise InputError(f"{place()} {what}: expected {COORDINATE}, found {shown(text)}; correct it or export it again")
+        raise OddObjectError(
+            f"{place()} {what}: expected {COORDINATE}, found {shown(text)}; correct it or export it again"
+        )
     return value
 
 
 def name(value: Any, where: str) -> str:
     """Return a name on one line, white space and unprintable characters made single spaces."""
     if not isinstance(value, str) or len(value) > MAX_NAME_LENGTH:
-        raise InputError(f"{where}: expected a name of at most {MAX_NAME_LENGTH} characters, found {shown(value)}")
-    return " ".join("".join(c if c.isprintable() else " " for c in value).split())
+        raise OddObjectError(f"{where}: expected a name of at most {MAX_NAME_LENGTH} characters, found {shown(value)}")
+    return _one_line(value)
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def file_name(value: Any, where: str) -> str | None:
@@ -75,11 +101,10 @@ def file_name(value: Any, where: str) -> str | None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file, decompressed if it is gzip; an InputError names what is missing, empty, too large or damaged."""
+    """Read a file, unpacked if it is gzip or a zip of one file; an InputError names what is missing or damaged."""
     try:
         with path.open("rb") as file:
-            packed = file.peek(2).startswith(GZIP_MAGIC)
-            data = gzip.GzipFile(fileobj=file).read(MAX_BYTES + 1) if packed else file.read(MAX_BYTES + 1)
+            data = _unpacked(path, file)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path}: no such file") from error
     except IsADirectoryError as error:
@@ -98,15 +123,50 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
+def _unpacked(path: Path, file: io.BufferedReader) -> bytes:
+    """Read at most one byte more than MAX_BYTES."""
+    start = file.peek(4)
+    if start.startswith(GZIP_MAGIC):
+        return gzip.GzipFile(fileobj=file).read(MAX_BYTES + 1)
+    if not start.startswith(ZIP_MAGIC):
+        return file.read(MAX_BYTES + 1)
+    try:
+        return _unzipped(file)
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, ValueError) as error:
+        # RuntimeErrors are passwords and unknown compressions
+        raise InputError(
+            f"{path}: a zip that cannot be read ({error}); unpack it, or export again without zip"
+        ) from error
+
+
+def _unzipped(file: IO[bytes]) -> bytes:
+    """Return the one file in a zip; its directory is not read if it would fill the memory."""
+    file.seek(max(0, file.seek(0, 2) - 2**16))
+    before, mark, record = file.read().rpartition(ZIP_END)
+    if mark and (struct.unpack_from("<8xI", record)[0] > MAX_ZIP_DIRECTORY or before[-20:].startswith(ZIP64_END)):
+        raise zipfile.BadZipFile("it holds thousands of files")
+    with zipfile.ZipFile(file) as archive:
+        parts = ((info, info.filename.split("/")) for info in archive.infolist() if not info.is_dir())
+        members = [info for info, names in parts if names[0] != "__MACOSX" and not names[-1].startswith(".")]
+        if len(members) != 1:
+            raise zipfile.BadZipFile(f"it holds {len(members)} files, not one")
+        with archive.open(members[0]) as member:
+            return member.read(MAX_BYTES + 1)
+
+
 def parse_json(path: Path, data: bytes) -> Any:
-    """Parse JSON strictly (UTF-8, no NaN, no infinity); an InputError names line and column where they are known."""
-    if _json_memory(data) > MAX_JSON_MEMORY:
+    """Parse JSON (UTF-8); an InputError names line and column where they are known.
+
+    NaN and infinities are numbers as Python reads them, since old versions of QuPath write them into measurements;
+    :func:`usable` refuses them as coordinates. An object with a key twice is a :class:`RepeatedKey`.
+    """
+    if json_memory(data) > MAX_JSON_MEMORY:
         raise InputError(
             f"{path}: would take more than {MAX_JSON_MEMORY // 2**20} MB of memory; export the annotations alone "
             "(without detections and measurements), or one file a slide"
         )
     try:
-        return json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise InputError(f"{path} byte {error.start:,}: not UTF-8; save it as UTF-8") from error
     except json.JSONDecodeError as error:
@@ -115,17 +175,22 @@ def parse_json(path: Path, data: bytes) -> Any:
         ) from error
     except RecursionError as error:
         raise InputError(f"{path}: nested too deep for annotations; export it again") from error
-    except ValueError as error:  # NaN, or an integer of thousands of digits
+    except ValueError as error:  # an integer of thousands of digits
         raise InputError(f"{path}: not usable JSON ({error}); correct it or export it again") from error
 
 
-def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a number")
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) == len(pairs):
+        return content
+    repeated = RepeatedKey(content)
+    repeated.key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+    return repeated
 
 
-def _json_memory(data: bytes) -> int:
+def json_memory(data: bytes) -> int:
     """Estimate from above, in bytes, what text and objects take while JSON is parsed."""
     wide = any(bytes([lead]) in data for lead in range(0xF0, 0xF5))
     width = 1 if data.isascii() else 4 if wide else 2  # Python keeps a text at the width of its widest character
     objects = 88 * data.count(b"[") + 240 * data.count(b"{") + 40 * data.count(b",") + 40 * data.count(b'"')
-    return width * len(data) + objects
+    return width * len(data) + objects + 64 * data.count(b":")

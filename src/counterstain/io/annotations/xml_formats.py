@@ -1,6 +1,6 @@
-"""Annotations saved as XML: ASAP's and Aperio ImageScope's.
+"""Annotations saved as XML: ASAP's, Aperio ImageScope's and HALO's.
 
-ASAP names the group of each outline. A spline is taken as the polygon through its points. ::
+ASAP names the group of each outline. A spline is drawn as ASAP shows it, a curve through its points. ::
 
     ASAP_Annotations > Annotations > Annotation (Name, Type, PartOfGroup)
                                        > Coordinates > Coordinate (Order, X, Y)
@@ -12,14 +12,23 @@ Aperio has layers of regions, of which negative ones are cut out. ImageScope sho
                                         > Regions > Region (Id, Type, Text, NegativeROA)
                                             > Vertices > Vertex (X, Y)
 
+Scripts that write this XML out of QuPath (WSITools, dicom_wsi) add ``GeoShape``, the shape's name, and put the number
+of the class into ``Type``. HALO writes the same layers with other names (documentation of pyhaloxml, 2023)::
+
+    Annotations > Annotation (Name, LineColor, Visible)
+                    > Regions > Region (Type, HasEndcaps, NegativeROA)
+                        > Vertices > V (X, Y)
+
 XML is parsed without keeping it; entities and document types are refused.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from xml.sax import SAXException
 from xml.sax.handler import ContentHandler
 from xml.sax.xmlreader import AttributesImpl
@@ -31,14 +40,21 @@ from defusedxml.sax import make_parser
 
 from counterstain.errors import InputError
 from counterstain.io.annotations.outlines import AnnotationFile, Area, Collector, ellipse, polygonal, rectangle
-from counterstain.io.annotations.safe_parsing import MAX_DEPTH, name, number, shown
+from counterstain.io.annotations.safe_parsing import MAX_DEPTH, OddObjectError, identifier, name, number, shown
 
 MAX_ELEMENTS = 8_000_000  # as many points as a file may have, and what stands around them
 ASAP_OUTLINES = ("Polygon", "Rectangle", "Spline")
-ASAP_WITHOUT_AREA = {"Dot": "point", "PointSet": "points", "Line": "line", "Measurement": "line"}
-RECTANGLE, ELLIPSE = "1", "2"
-APERIO_OUTLINES = {"0", RECTANGLE, ELLIPSE}
-APERIO_WITHOUT_AREA = {"3": "arrow"}
+ASAP_WITHOUT_AREA = {
+    "Dot": "point",
+    "PointSet": "points",
+    "Line": "line",
+    "Measurement": "line",
+    "None": "annotation without a type",
+}
+POLYGON, RECTANGLE, ELLIPSE = "polygon", "rectangle", "ellipse"
+APERIO_TYPES = {"0": POLYGON, "1": RECTANGLE, "2": ELLIPSE, "3": "arrow", "4": "ruler"}
+SHAPES_WITHOUT_AREA = {"arrow", "ruler", "pin", "point", "points", "line", "polyline"}
+ENCODING = re.compile(rb"""^\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([^"']{1,60})""")
 NOT_A_NAME = {"", "Description"}
 NEGATIVE_ALONE = "negative region outside every region of its layer"
 ALL_NEGATIVE = "region wholly inside negative regions"
@@ -52,15 +68,15 @@ def read_asap(path: Path, data: bytes) -> AnnotationFile:
 
 
 def read_aperio(path: Path, data: bytes) -> AnnotationFile:
-    """Read Aperio's XML; the label is the layer's name, otherwise the region's text, otherwise ``layer`` with its Id.
+    """Read Aperio's or HALO's XML; errors name the line and what is wrong there.
 
-    Errors name the line and what is wrong there.
+    The label is the layer's name, otherwise the region's text, otherwise ``layer`` with its Id.
     """
     return _AperioVisitor(path).read(data)
 
 
 class _Visitor(ContentHandler):
-    """Is told of the elements named in ``tags`` as they start and end."""
+    """Is told of the elements named in ``tags`` as they start and end, and of an object that cannot be read."""
 
     tags: frozenset[str]
 
@@ -78,6 +94,10 @@ class _Visitor(ContentHandler):
     def end(self, tag: str) -> None:
         raise NotImplementedError
 
+    def drop(self) -> None:
+        """Forget the object that is being read."""
+        raise NotImplementedError
+
     def read(self, data: bytes) -> AnnotationFile:
         self._parser.forbid_dtd = True
         self._parser.setContentHandler(self)
@@ -89,9 +109,14 @@ class _Visitor(ContentHandler):
                 f"{self.collector.path}: has a document type or entities of its own, which can do harm and which no "
                 "annotation tool writes; export it again"
             ) from error
-        except (SAXException, UnicodeError, LookupError) as error:
-            message = getattr(error, "getMessage", error.__str__)()
-            raise InputError(f"{self.where()}: not XML or cut short ({message}); export it again") from error
+        except InputError:
+            raise
+        except SAXException as error:
+            raise InputError(f"{self.where()}: not XML or cut short ({error.getMessage()}); export it again") from error
+        except (ValueError, LookupError) as error:  # Python's codecs refuse it
+            found = ENCODING.match(data[:1000])
+            said = f"encoding {shown(found[1].decode('ascii', 'replace'))}" if found else "an encoding"
+            raise InputError(f"{self.collector.path}: says {said}, which is not read; save it as UTF-8") from error
         return self.collector.finish()
 
     def where(self) -> str:
@@ -109,12 +134,19 @@ class _Visitor(ContentHandler):
         if self._elements > MAX_ELEMENTS:
             raise InputError(f"{self.where()}: more than {MAX_ELEMENTS:,} elements; export one file a slide")
         if name in self.tags:
-            self.start(name, attrs)
+            self._try(self.start, name, attrs)
 
     def endElement(self, name: str) -> None:  # noqa: N802
         self._depth -= 1
         if name in self.tags:
-            self.end(name)
+            self._try(self.end, name)
+
+    def _try(self, call: Callable[..., None], *arguments: Any) -> None:
+        try:
+            call(*arguments)
+        except OddObjectError as error:
+            self.collector.odd(error)
+            self.drop()
 
 
 class _AsapVisitor(_Visitor):
@@ -133,8 +165,11 @@ class _AsapVisitor(_Visitor):
 
     def end(self, tag: str) -> None:
         if tag == "Annotation" and self.attributes is not None:
-            self._add(self.attributes)
-            self.attributes = None
+            attributes, self.attributes = self.attributes, None
+            self._add(attributes)
+
+    def drop(self) -> None:
+        self.attributes = None
 
     def _add(self, attributes: Attributes) -> None:
         kind = attributes.get("Type", "Polygon")
@@ -142,13 +177,16 @@ class _AsapVisitor(_Visitor):
             self.collector.skip(ASAP_WITHOUT_AREA[kind])
             return
         if kind not in ASAP_OUTLINES:
-            raise InputError(f"{self.place}: unknown Type {shown(kind)}; expected one of {', '.join(ASAP_OUTLINES)}")
+            raise OddObjectError(
+                f"{self.place}: unknown Type {shown(kind)}; expected one of {', '.join(ASAP_OUTLINES)}"
+            )
         group = name(attributes.get("PartOfGroup", "None"), f"{self.place} PartOfGroup")
         self.points.sort(key=lambda point: point[0])
         ring = np.array([point[1:] for point in self.points], float).reshape(-1, 2)
+        ring = self.collector.curve(ring) if kind == "Spline" else ring
         self.collector.add(
             self.collector.polygon([[ring]], self.place),
-            identifier=name(attributes.get("Name", ""), f"{self.place} Name") or str(self.number),
+            identifier=identifier(attributes.get("Name"), self.number),
             label="Ungrouped" if group in {"", "None"} else group,
         )
 
@@ -158,6 +196,7 @@ class _Region:
     attributes: Attributes
     where: str
     points: list[tuple[float, float]] = field(default_factory=list)
+    odd: bool = False
 
     @property
     def negative(self) -> bool:
@@ -165,9 +204,17 @@ class _Region:
 
     def polygon(self, collector: Collector) -> Area | None:
         """Draw the region; rectangles and ellipses may be given by the corners of their box."""
-        kind = self.attributes.get("Type", "0").strip()
-        if kind not in APERIO_OUTLINES:
-            collector.skip(APERIO_WITHOUT_AREA.get(kind, f"region of Type {shown(kind)}"))
+        shape = self.attributes.get("GeoShape")  # decides where it stands: Type is then the number of the class
+        if shape is None:
+            shape = self.attributes.get("Type", "0").strip()
+            shape = APERIO_TYPES.get(shape, shape)
+        kind = shape.strip().lower()
+        if kind not in {POLYGON, RECTANGLE, ELLIPSE}:
+            if self.negative and kind not in SHAPES_WITHOUT_AREA:
+                raise OddObjectError(
+                    f"{self.where}: a negative region of the unknown shape {shown(shape)}; draw it again"
+                )
+            collector.skip(kind if kind in SHAPES_WITHOUT_AREA else f"region of the unknown shape {shown(shape)}")
             return None
         ring = np.array(self.points, float).reshape(-1, 2)
         if kind == ELLIPSE and 0 < len(ring) <= 4:  # more points are its outline
@@ -187,14 +234,14 @@ class _Layer:
 
     def label(self) -> str:
         """Return the layer's name, or nothing."""
-        attributes = [(name(key, self.where), name(value, self.where)) for key, value in self.names]
-        described = next((value for key, value in attributes if key == "Description"), "")
-        attribute = next((key for key, _ in attributes if key not in NOT_A_NAME), "")
-        return name(self.attributes.get("Name", ""), f"{self.where} Name") or described or attribute
+        described = next((value for key, value in self.names if key.strip() == "Description"), "")
+        attribute = next((key for key, _ in self.names if key.strip() not in NOT_A_NAME), "")
+        given = (self.attributes.get("Name", ""), described, attribute)
+        return next((text for text in (name(text, f"{self.where} Name") for text in given) if text), "")
 
 
 class _AperioVisitor(_Visitor):
-    tags = frozenset({"Annotation", "Attribute", "Region", "Vertex"})
+    tags = frozenset({"Annotation", "Attribute", "Region", "Vertex", "V"})
     layer: _Layer | None = None
     region: _Region | None = None
 
@@ -209,24 +256,37 @@ class _AperioVisitor(_Visitor):
             self.layer.regions.append(self.region)
         elif tag == "Attribute" and self.region is None:
             self.layer.names.append((attributes.get("Name", ""), attributes.get("Value", "")))
-        elif tag == "Vertex" and self.region is not None:
+        elif tag in {"Vertex", "V"} and self.region is not None and not self.region.odd:
             self.region.points.append(self.point(attributes))
 
     def end(self, tag: str) -> None:
         if tag == "Region":
             self.region = None
         elif tag == "Annotation" and self.layer is not None:
-            _add_layer(self.collector, self.layer)
-            self.layer = None
+            layer, self.layer = self.layer, None
+            _add_layer(self.collector, layer)
+
+    def drop(self) -> None:
+        if self.layer is not None and self.region is not None:
+            self.layer.regions.pop()
+            self.region.odd = True
+            if self.region.negative:
+                raise InputError(f"{self.region.where}: a negative region cannot be read; export it again")
 
 
 def _add_layer(collector: Collector, layer: _Layer) -> None:
-    drawn = [(region, region.polygon(collector)) for region in layer.regions]
+    drawn = []
+    for region in layer.regions:
+        try:
+            drawn.append((region, region.polygon(collector)))
+        except OddObjectError as error:
+            if region.negative:
+                raise InputError(str(error)) from error
+            collector.odd(error)
     negatives = np.array([p for region, p in drawn if region.negative and p is not None], dtype=object)
     tree = shapely.STRtree(negatives)
     used: set[int] = set()
-    label = layer.label()
-    layer_id = name(layer.attributes.get("Id", ""), f"{layer.where} Id") or str(layer.number)
+    layer_id = identifier(layer.attributes.get("Id"), layer.number)
     for position, (region, polygon) in enumerate(drawn, start=1):
         if region.negative or polygon is None:
             continue
@@ -236,8 +296,12 @@ def _add_layer(collector: Collector, layer: _Layer) -> None:
         if left is None:
             collector.skip(ALL_NEGATIVE)
             continue
-        text = name(region.attributes.get("Text", ""), f"{region.where} Text")
-        identifier = name(region.attributes.get("Id", ""), f"{region.where} Id") or str(position)
-        collector.add(left, identifier=f"{layer_id}/{identifier}", label=label or text or f"layer {layer_id}")
+        try:
+            label = layer.label() or name(region.attributes.get("Text", ""), f"{region.where} Text")
+        except OddObjectError as error:
+            collector.odd(error)
+            continue
+        region_id = identifier(region.attributes.get("Id"), position)
+        collector.add(left, identifier=f"{layer_id}/{region_id}", label=label or f"layer {layer_id}")
     for _ in range(len(negatives) - len(used)):
         collector.skip(NEGATIVE_ALONE)
