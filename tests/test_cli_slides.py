@@ -58,4 +58,7 @@ def test_a_format_that_is_unknown_or_not_the_files_is_one_line_and_status_2(run,
     assert (status, error.count("\n")) == (2, 1)
     assert error.startswith(f"error: {tmp_path / 'b.xml'}: looks like asap, not aperio; give --format asap")
     status, _, error = run("import", "labels", tmp_path, "--format", "xml")
-    assert (status, error) == (2, "error: --format xml: unknown; expected exact, qupath, asap, aperio\n")
+    assert (status, error) == (
+        2,
+        "error: --format xml: unknown; expected exact, qupath, asap, aperio, halo, sliderunner\n",
+    )

@@ -100,7 +100,7 @@ def test_the_name_of_an_image_leads_to_no_other_folder(tmp_path):
     ("content", "message"),
     [
         ([{"id": 1}], "row 1: expected a row of EXACT's API"),
-        ([row(), 5], "row 2: expected a row of EXACT's API"),
+        ([5, row(), 5], "row 1: expected a row of EXACT's API"),
         ({"results": 5}, "page 1 results: expected a list, found 5"),
         ([row(vector=[1])], "row 1 vector: expected an object"),
         ([row(vector={"x1": 1, "y1": 1, "x3": 1, "y3": 1})], "row 1 vector: expected x1, y1, .* found 'x3'"),
@@ -111,7 +111,6 @@ def test_the_name_of_an_image_leads_to_no_other_folder(tmp_path):
         ([row(vector={**SQUARE, "x3": 1e12})], "vector x3: expected a coordinate"),
         ([row(exact_type={"name": "a"})], "row 1 annotation_type: expected a number or an object with an id"),
         ([row(exact_type={"id": 1, "name": 5})], "row 1 annotation_type name: expected a name"),
-        ([row(unique_identifier=[1])], "row 1 id: expected text or a number"),
     ],
 )
 def test_faults_are_named_with_their_row(tmp_path, content, message):

@@ -139,11 +139,25 @@ def test_annotations_off_the_slide_suggest_the_other_origin(lab: Lab):
 
 
 @pytest.mark.parametrize("x", [700, -50])  # beside the slide, and touching its edge
-def test_annotations_off_a_plain_slide_belong_to_another_one(lab: Lab, x: int):
+def test_a_stray_annotation_off_the_slide_is_left_out_and_said_most_of_them_belong_to_another_slide(lab: Lab, x: int):
     lab.tiff("a")
-    lab.annotate("a", polygon("three", 10, 10, 64, 64), polygon("three", x, 10, 50, 20))
-    with pytest.raises(InputError, match=r"1 of 2 .* off the slide's 600 x 400 px .*; they belong to another slide"):
-        lab.load(regions="auto")
+    stray = polygon("three", x, 10, 50, 20)
+    lab.annotate("a", polygon("three", 10, 10, 64, 64), stray)
+    report = read_json(lab.load(regions="auto").folder / "import.json")
+    assert (report["annotations"], report["off_the_slide"]) == (1, 1)
+    assert report["odd"] == [f"slide a: 1 off the slide, the first: 'three', id three-{x}-10, at x {x}, y 10"]
+    lab.annotate("a", polygon("three", 10, 10, 64, 64), stray, stray)
+    with pytest.raises(InputError, match=r"2 of 3 .* off the slide's 600 x 400 px .*; they belong to another slide"):
+        lab.load(regions="auto", out=lab.out / "again")
+
+
+def test_a_stray_does_not_hide_that_the_other_origin_is_meant(lab: Lab):
+    lab.mirax("a", np.full((256, 320, 3), 240, np.uint8))
+    places = [polygon("three", 1010 + 20 * i, 530, 9, 9) for i in range(9)]
+    lab.annotate("a", *places, polygon("three", 200, 100, 9, 9), polygon("three", 10**6, 9, 9, 9))
+    with pytest.raises(InputError, match=r"10 of 11 annotations lie off .*: try --origin canvas"):
+        lab.load(regions="auto", origin="bounds")
+    assert read_json(lab.load(regions="auto", origin="canvas").folder / "import.json")["off_the_slide"] == 2
 
 
 def test_annotations_over_the_edge_of_the_slide_are_cut_and_counted(lab: Lab):

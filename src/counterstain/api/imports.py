@@ -131,6 +131,7 @@ def import_slides(
     taxonomy: str | None = None,
     merge: str | None = None,
     types: PathLike | None = None,
+    objects: str = "annotation",
 ) -> Cohort:
     """Import whole slides and their annotations; if interrupted, the same command continues.
 
@@ -141,7 +142,7 @@ def import_slides(
     annotations : str or Path
         Folder of annotation files, or one file.
     format : str
-        exact, qupath, asap or aperio.
+        exact, qupath, asap, aperio, halo or sliderunner.
     labels : str or Path
         LABELS.yaml; 'counterstain import labels' writes a draft.
     mpp : float
@@ -168,6 +169,8 @@ def import_slides(
         As for :func:`import_table`.
     types : str or Path, optional
         EXACT: saved annotation types, where rows hold only their numbers.
+    objects : str
+        QuPath: types of the objects to read, of annotation, detection, cell, tile, tma_core, with commas.
     """
     from counterstain.io.import_slides import import_slides as import_all
     from counterstain.progress import bar
@@ -184,6 +187,7 @@ def import_slides(
         origin=origin,
         patients=patients,
         types=types,
+        objects=objects.split(","),
         taxonomy=Taxonomy.load(taxonomy) if taxonomy else None,
         merge=merge,
         progress=bar,
@@ -193,7 +197,14 @@ def import_slides(
     )
 
 
-def import_labels(annotations: PathLike, *, format: str, taxonomy: str = "her2", types: PathLike | None = None) -> str:
+def import_labels(
+    annotations: PathLike,
+    *,
+    format: str,
+    taxonomy: str = "her2",
+    types: PathLike | None = None,
+    objects: str = "annotation",
+) -> str:
     """Draft LABELS.yaml: every label of the annotations, to be given a meaning.
 
     Parameters
@@ -201,18 +212,22 @@ def import_labels(annotations: PathLike, *, format: str, taxonomy: str = "her2",
     annotations : str or Path
         Folder of annotation files, or one file.
     format : str
-        exact, qupath, asap or aperio.
+        exact, qupath, asap, aperio, halo or sliderunner.
     taxonomy : str
         her2 or a YAML file: names of subtypes are filled in.
     types : str or Path, optional
         EXACT: saved annotation types, where rows hold only their numbers.
+    objects : str
+        QuPath: types of the objects to read, of annotation, detection, cell, tile, tma_core, with commas.
     """
-    from counterstain.io.annotations import annotation_files, files_of_other_formats, read_annotations
+    from counterstain.io.annotations import files_of_other_formats, read_all
     from counterstain.io.labels import draft_labels
     from counterstain.taxonomy import Taxonomy
 
     known = _annotation_format(format)
-    files = [read_annotations(path, known, types=types) for path in annotation_files(annotations, known)]
+    files = read_all(annotations, known, types=types, objects=objects.split(","))
+    for message in (message for file in files for message in file.odd):
+        warnings.warn(message, CounterstainWarning, stacklevel=2)
     if others := files_of_other_formats(annotations, known):
         more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
         warnings.warn(f"{others[0].name}{more}: another format, left out", CounterstainWarning, stacklevel=2)

@@ -73,9 +73,11 @@ def show_phantom(cohort: Cohort, arguments: Arguments) -> None:
 
 IMPORT_LINES = {  # by the entries of import.json
     "dropped_components": "dropped {} components of {dropped_px} px in all",
+    "splines": "{} splines are drawn as the curves that ASAP shows",
     "repaired": "{} outlines crossed themselves and were repaired",
     "cut_at_slide_edge": "{} annotations reach over the edge of their slide and were cut there",
     "cut_at_region_edge": "{} annotations reach over the edge of a region and were cut there",
+    "off_the_slide": "{} annotations lie off their slide and were left out",
     "outside_of_regions": "{} annotations lie outside all regions",
     "hidden_or_smaller_than_a_pixel": "{} instances are hidden by others or smaller than a pixel",
     "background": "{} annotations are background",
@@ -113,6 +115,8 @@ def show_import(cohort: Cohort, _: Arguments) -> None:
 def _show_left_out(found: Arguments, cohort: Cohort) -> None:
     for reason, count in found["skipped"].items():
         typer.echo(f"left out: {count:,} x {reason}")
+    for message in found["odd"][:SHOWN]:
+        warn(message)
     if others := found["files_of_other_formats"]:
         more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
         warn(f"{others[0]}{more}: another format, left out")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from counterstain.config import build
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.region_store import Region
 from counterstain.errors import InputError
-from counterstain.io.annotations import Format, annotation_files, files_of_other_formats, read_annotations
+from counterstain.io.annotations import Format, files_of_other_formats, read_all
+from counterstain.io.annotations.json_formats import ANNOTATION
 from counterstain.io.annotations.outlines import AnnotationFile
-from counterstain.io.labels import MEANINGS, LabelMap, count_labels, taxonomy_of
+from counterstain.io.labels import MEANINGS, LabelMap, count_labels, count_skipped, taxonomy_of
 from counterstain.io.regions import Outline, rasterise, read_region_table
 from counterstain.io.slide_plan import Patient, SlidePlan, SlidesConfig, match_annotations, plan_slide, read_patients
 from counterstain.io.slides import Box, Slide, Thumbnail, list_slides
@@ -52,6 +53,7 @@ def import_slides(
     origin: str | None = None,
     patients: str | Path | None = None,
     types: str | Path | None = None,
+    objects: Collection[str] = (ANNOTATION,),
     taxonomy: Taxonomy | None = None,
     merge: str | None = None,
     progress: Progress | None = None,
@@ -82,7 +84,7 @@ def import_slides(
     settings = {"mpp": mpp, "origin": origin, "regions": _region_mode(regions, label_map), **options}
     config = build(SlidesConfig, settings, f"import of {slides}")
     paths = list_slides(slides)
-    files = [read_annotations(path, file_format, types=types) for path in annotation_files(annotations, file_format)]
+    files = read_all(annotations, file_format, types=types, objects=objects)
     taxonomy = taxonomy or _taxonomy(label_map, labels)
     meanings = label_map.resolve(count_labels(files), taxonomy, labels)
     if merge:
@@ -96,7 +98,10 @@ def import_slides(
         for name, path in paths.items()
     ]
     _check_names(paths, table, plans)
-    writer = CohortWriter(out, taxonomy=taxonomy, mpp=config.mpp, source=_source(config, meanings, files, plans))
+    source = _source(config, meanings, files, plans)
+    if any(file.splines or file.of_other_types for file in files) or set(objects) != {ANNOTATION}:
+        source |= {"splines": "curves", "objects": sorted(set(objects))}  # cohorts of version 0.1 say nothing of them
+    writer = CohortWriter(out, taxonomy=taxonomy, mpp=config.mpp, source=source)
     if not writer.finished:
         with (progress or silent)("regions", sum(len(plan.boxes) for plan in plans)) as advance:
             for plan in plans:
@@ -212,7 +217,6 @@ def _report(
     cohort: Cohort, plans: Sequence[SlidePlan], files: Sequence[AnnotationFile], config: SlidesConfig
 ) -> dict[str, Any]:
     shown = [s for plan in plans for s in plan.shown]
-    skipped: Counter[str] = sum((file.skipped for file in files), Counter())
     return {
         "slides": len(plans),
         "patients": len({plan.patient.patient for plan in plans}),
@@ -221,11 +225,16 @@ def _report(
         "regions_from": config.regions,
         "annotations": len(shown),
         "labels": dict(sorted(count_labels(files).items())),
-        "skipped": dict(sorted(skipped.items())),
+        "skipped": dict(sorted(count_skipped(files).items())),
+        "skipped_by_file": {file.path.name: dict(sorted(file.skipped.items())) for file in files if file.skipped},
+        "odd": [message for file in files for message in file.odd]
+        + [f"slide {p.slide}: {len(p.strays):,} off the slide, the first: {p.strays[0]}" for p in plans if p.strays],
+        "splines": sum(file.splines for file in files),
         "repaired": sum(file.repaired for file in files),
         "background": sum(s.label == BACKGROUND for s in shown),
         "ignored": sum(s.label == IGNORE for s in shown),
         "cut_at_slide_edge": sum(plan.cut for plan in plans),
+        "off_the_slide": sum(len(plan.strays) for plan in plans),
         **_region_counts(cohort, plans, config),
         "slides_coarser_than_mpp": [plan.slide for plan in plans if config.mpp < 0.99 * plan.mpp_level0],
         "subtypes": _by_subtype(cohort),

@@ -101,6 +101,11 @@ def count_labels(files: Iterable[AnnotationFile]) -> Counter[str]:
     return sum((file.labels for file in files), Counter())
 
 
+def count_skipped(files: Iterable[AnnotationFile]) -> Counter[str]:
+    """Return reason -> objects that were left out, over all files."""
+    return sum((file.skipped for file in files), Counter())
+
+
 def draft_labels(files: Iterable[AnnotationFile], taxonomy: Taxonomy | None = None) -> str:
     """Return a LABELS.yaml to edit: every label found, how often and in how many files.
 
@@ -122,6 +127,7 @@ def draft_labels(files: Iterable[AnnotationFile], taxonomy: Taxonomy | None = No
             lines.append(f"  {_yaml(label)}:{meaning}  # {place}")
     if lines[-1] == "labels:":
         lines[-1] = "labels: {}"
+    lines += [f"# Left out: {count:,} x {reason}" for reason, count in sorted(count_skipped(files).items())]
     lines += ["# Labels whose rectangles are regions of the slide, not instances.", f"regions: {_yaml(regions)}"]
     return "\n".join(lines) + "\n"
 

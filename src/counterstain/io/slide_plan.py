@@ -163,6 +163,8 @@ class SlidePlan:
     shown: tuple[Shown, ...]
     cut: int
     """Annotations that reach over the edge of the scanned area and end there."""
+    strays: tuple[str, ...]
+    """Annotations that lie off the slide and are left out: label, id and place of each."""
 
     def region_name(self, box: Box) -> str:
         """Return what a region of the slide is called in the cohort."""
@@ -212,7 +214,7 @@ def plan_slide(
     with Slide.open(path, patient.mpp_level0 or config.mpp_level0, given_by) as slide:
         extent = Box(*slide.bounds_level0_px)
         moved = _moved(annotations, (extent.x, extent.y)) if config.origin == "bounds" else annotations
-        _check_on_slide(name, moved, extent, config)
+        moved, strays = _on_slide(name, moved, extent, config)
         instances = [a for a in moved if a.label in labels]
         shown = _shown(instances, labels, extent.polygon)
         boxes = list(listed)
@@ -230,6 +232,7 @@ def plan_slide(
             boxes=tuple(boxes),
             shown=shown,
             cut=sum(not extent.polygon.covers(a.polygon) for a in instances),
+            strays=strays,
         )
 
 
@@ -249,22 +252,37 @@ def _moved(annotations: Sequence[Annotation], offset_xy: tuple[int, int]) -> lis
     return [replace(a, polygon=polygon) for a, polygon in zip(annotations, moved, strict=True)]
 
 
-def _check_on_slide(name: str, annotations: Sequence[Annotation], extent: Box, config: SlidesConfig) -> None:
-    area = extent.polygon
-    outside = [a for a in annotations if not a.polygon.intersects(area) or a.polygon.touches(area)]
-    if not outside:
-        return
-    left, top, _, _ = outside[0].polygon.bounds
-    if (extent.x, extent.y) == (0, 0):
-        remedy = "they belong to another slide or another level of it"
-    else:
+def _on_slide(
+    name: str, annotations: Sequence[Annotation], extent: Box, config: SlidesConfig
+) -> tuple[list[Annotation], tuple[str, ...]]:
+    """Return the annotations that lie on the slide, and a word on each that does not.
+
+    Raises InputError where most are off the slide, or where the other origin would put more of them on it.
+    """
+    outside = _outside(annotations, extent)
+    strays = [a for a, off in zip(annotations, outside, strict=True) if off]
+    if not strays:
+        return list(annotations), ()
+    places = tuple(
+        f"{a.label!r}, id {a.id}, at x {a.polygon.bounds[0]:.0f}, y {a.polygon.bounds[1]:.0f}" for a in strays
+    )
+    sign = -1 if config.origin == "bounds" else 1
+    if sum(_outside(_moved(annotations, (sign * extent.x, sign * extent.y)), extent)) < len(strays):
         other = "canvas" if config.origin == "bounds" else "bounds"
         remedy = f"the scanned area begins at x {extent.x}, y {extent.y}: try --origin {other}"
+    elif 2 * len(strays) > len(annotations):
+        remedy = "they belong to another slide or another level of it"
+    else:
+        return [a for a, off in zip(annotations, outside, strict=True) if not off], places
     raise InputError(
-        f"slide {name}: {len(outside)} of {len(annotations)} annotations lie off the slide's {extent.width} x "
-        f"{extent.height} px (the first: {outside[0].label!r}, id {outside[0].id}, at x {left:.0f}, y {top:.0f}); "
-        f"{remedy}"
+        f"slide {name}: {len(strays)} of {len(annotations)} annotations lie off the slide's {extent.width} x "
+        f"{extent.height} px (the first: {places[0]}); {remedy}"
     )
+
+
+def _outside(annotations: Sequence[Annotation], extent: Box) -> list[bool]:
+    area = extent.polygon
+    return [not a.polygon.intersects(area) or a.polygon.touches(area) for a in annotations]
 
 
 def _placed_boxes(slide: Slide, shown: Sequence[Shown], config: SlidesConfig) -> list[Box]:

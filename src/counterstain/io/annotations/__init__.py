@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Literal, get_args
@@ -89,6 +90,23 @@ def read_annotations(
     except GEOSException as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: an outline cannot be made valid ({reason}); draw it again") from error
+
+
+def read_all(
+    folder_or_file: str | Path,
+    file_format: Format,
+    *,
+    types: str | Path | None = None,
+    objects: Collection[str] = (ANNOTATION,),
+) -> list[AnnotationFile]:
+    """Read the annotation files of a folder, or one file; objects without any annotation are an InputError."""
+    paths = annotation_files(folder_or_file, file_format)
+    files = [read_annotations(path, file_format, types=types, objects=objects) for path in paths]
+    skipped: Counter[str] = sum((file.skipped for file in files), Counter())
+    if skipped and not any(file.annotations for file in files):
+        found = ", ".join(f"{count:,} x {reason}" for reason, count in sorted(skipped.items()))
+        raise InputError(f"{folder_or_file}: no annotation with an area; found {found}")
+    return files
 
 
 def looks_like(data: bytes) -> Format | None:

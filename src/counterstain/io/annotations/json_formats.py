@@ -94,7 +94,7 @@ def _add_feature(collector: Collector, feature: Json, number: int, objects: Coll
     kind = properties.get("objectType", properties.get("object_type"))
     kind = kind or JAVA_CLASSES.get(str(feature.get("id")), ANNOTATION)
     if kind not in objects:
-        known = f"{kind} (--objects {kind} imports them)"
+        known = f"{kind} (imported with --objects {','.join((*objects, str(kind)))})"
         collector.skip(known if kind in OBJECTS else f"object of type {shown(kind)}")
         return
     label = _class(properties, where)

@@ -70,6 +70,11 @@ class AnnotationFile:
         return tuple(dict.fromkeys(a.slide for a in self.annotations if a.slide is not None))
 
     @property
+    def of_other_types(self) -> bool:
+        """Whether objects of QuPath were left out that ``objects`` would import."""
+        return any("--objects" in reason for reason in self.skipped)
+
+    @property
     def labels(self) -> Counter[str]:
         """Label -> annotations that carry it."""
         return Counter(a.label for a in self.annotations)
