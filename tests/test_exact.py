@@ -1,4 +1,6 @@
+import gzip
 import json
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -128,15 +130,20 @@ class Playback(BaseHTTPRequestHandler):
     expanded = False
     mishaps: Counter
     page_limit = 2
+    attack = None
     root = "/api/v1/"
 
     def do_GET(self):
         address = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(address.query).items()}
-        if not address.path.startswith(self.root):
+        if self.attack is not None:
+            type(self).attack(self)
+        elif not address.path.startswith(self.root):
             self.reply(404, {})
         elif self.headers["Authorization"] != "Bearer right":
             self.reply(401, {"detail": "Invalid token."})
+        elif "404" in query.get("image_set", ""):
+            self.reply(400, {"image_set": ["Select a valid choice."]})
         elif address.path.endswith("/images/images/"):
             self.page([IMAGE] if "12" in {query.get("image_set"), query.get("id")} else [], query)
         elif address.path.endswith("/annotation_types/"):
@@ -206,6 +213,109 @@ def test_images_can_be_chosen_by_number(playback):
     assert fetch(url, image_set=None, images=(12,))["count"] == 5
     with pytest.raises(InputError, match="no image with id 99, or none that you may see"):
         fetch(url, image_set=None, images=(99,))
+
+
+def test_an_unknown_image_set_is_said(playback):
+    with pytest.raises(InputError, match=r"does not know image_set 404 \(status 400\); check the number"):
+        fetch(playback[1], image_set=404)
+
+
+def head(server, status=200, **headers):
+    server.send_response(status)
+    for name, value in {"Content_Type": "application/json", **headers}.items():
+        server.send_header(name.replace("_", "-"), value)
+    server.end_headers()
+    server.close_connection = True
+
+
+def send(server, pieces):
+    try:
+        for piece in pieces:
+            server.wfile.write(piece)
+            server.wfile.flush()
+    except OSError:
+        server.hung_up = True
+
+
+def endless_pages(server):
+    offset = int(parse_qs(urlsplit(server.path).query)["offset"][0])
+    server.reply(200, page([{**IMAGE, "id": offset}], 3, "http://x/"))
+
+
+def trickle(server):
+    head(server, Content_Length=10**6)
+    send(server, (time.sleep(0.05) or b" " for _ in range(200)))
+
+
+def trickling_headers(server):
+    send(server, [b"HTTP/1.0 200 OK\r\nX: ", *(time.sleep(0.05) or b"x" for _ in range(200))])
+
+
+def gzip_bomb(server):
+    head(server, Content_Encoding="gzip")
+    send(server, [gzip.compress(b" " * 2**24)])
+
+
+def brackets(server):
+    head(server)
+    send(server, [b"[" + b"[]," * 2**17 + b"[]]"])
+
+
+def huge(server):
+    head(server, Content_Length=50 * 2**30)
+    send(server, [b" "] * 4)
+
+
+def endless_body(server):
+    head(server)
+    send(server, [b" " * 2**16] * 2**10)
+
+
+def redirect_with_a_large_body(server):
+    head(server, 302, Location="/api/v1/again")
+    send(server, [b" " * 2**16] * 2**10)
+
+
+def circle(server):
+    head(server, 302, Location=server.path, Content_Length=0)
+
+
+def elsewhere(server):
+    head(server, 302, Location="https://evil.example/api", Content_Length=0)
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (endless_pages, r"sends page after page, 4 rows so far of 3"),
+        (trickle, "no whole answer within 1 s; fetch fewer images"),
+        (trickling_headers, "no whole answer within 1 s; fetch fewer images"),
+        (gzip_bomb, "sends more than 4 MB; fetch fewer images at a time"),
+        (brackets, "a page of its answer would fill the memory"),
+        (huge, "sends more than 4 MB"),
+        (endless_body, "sends more than 4 MB"),
+        (redirect_with_a_large_body, "sends more than 4 MB"),
+        (circle, "redirects more than 3 times"),
+        (elsewhere, "sends you on to 'https://evil.example/api'; if you trust that server"),
+    ],
+)
+def test_a_hostile_server_is_bounded_in_time_pages_and_bytes(playback, monkeypatch, attack, message):
+    script, url = playback
+    script.attack = staticmethod(attack)
+    monkeypatch.setattr(exact_server, "REQUEST_S", 1)
+    monkeypatch.setattr(exact_server, "MAX_JSON_MEMORY", 2**24)
+    monkeypatch.setattr(exact_server, "MAX_BYTES", 2**22)
+    started = time.monotonic()
+    with pytest.raises(InputError, match=message) as caught:
+        fetch(url)
+    assert str(caught.value).startswith(url)
+    assert time.monotonic() - started < 5
+
+
+def test_all_requests_together_are_bounded_in_time(playback, monkeypatch):
+    monkeypatch.setattr(exact_server, "TOTAL_S", 0)
+    with pytest.raises(InputError, match="no whole answer within 0 s"):
+        fetch(playback[1])
 
 
 def test_a_wrong_token_is_said_without_the_token(playback):

@@ -3,6 +3,8 @@
 The result has the form of the server's own answer in one page, so that it is saved with
 :func:`~counterstain.storage.write_json` and read like any saved file. Credentials come from the environment only:
 ``EXACT_TOKEN``, or ``EXACT_USERNAME`` and ``EXACT_PASSWORD``.
+
+A server is bounded in time (each request and all together), in pages and rows, and in bytes, unpacked.
 """
 
 from __future__ import annotations
@@ -11,20 +13,27 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Annotated, Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from pydantic import Field, model_validator
 
 from counterstain.config import Config
 from counterstain.errors import InputError
+from counterstain.io.annotations.safe_parsing import MAX_BYTES, MAX_JSON_MEMORY, json_memory, shown
 
 THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 WORTH_ANOTHER_TRY = {429, 502, 503, 504}
 REDIRECTS = 3
 PAGE_ROWS = 500  # asked for at a time
 TIMEOUT_S = 60  # longest silence of the server before a request is given up
+REQUEST_S = 600  # longest time of a request, however steadily the server sends
+TOTAL_S = 4 * 3600  # longest time of all requests together
+MAX_ROWS = 1_000_000
+CHUNK = 2**16  # bytes
 TRIES = 4  # per request, if the connection drops or the server is busy
 FIRST_PAUSE_S = 1.0  # before the second try; it doubles with each
 ROW = ("id", "unique_identifier", "annotation_type", "vector")
@@ -78,16 +87,17 @@ def fetch_exact(
         EXACT-Sync is not installed, credentials are missing or refused, or the server cannot be reached, is not
         trusted or does not answer as EXACT does.
     """
-    with _client(server, environment) as client:
+    limits = _Limits(server.url)
+    with _client(server, environment, limits) as client:
         from exact_sync.v1.api import AnnotationsApi, AnnotationTypesApi, ImagesApi
 
         list_types = AnnotationTypesApi(client, retry=False).list_annotation_types
         list_annotations = AnnotationsApi(client, retry=False).list_annotations
-        images = list(_images(server, ImagesApi(client, retry=False).list_images))
-        types = {t.id: _fields(t, TYPE) for t in _all(server, list_types, expand="product")}
+        images = list(_images(server, limits, ImagesApi(client, retry=False).list_images))
+        types = {t.id: _fields(t, TYPE) for t in _all(limits, list_types, expand="product")}
         rows: list[dict[str, Json]] = []
         for number, image in enumerate(images, start=1):
-            for annotation in _all(server, list_annotations, image=image["id"]):
+            for annotation in _all(limits, list_annotations, image=image["id"]):
                 row = _fields(annotation, ROW) | {"image": image, "deleted": bool(annotation.deleted)}
                 if not isinstance(row["annotation_type"], dict):
                     row["annotation_type"] = types.get(row["annotation_type"], row["annotation_type"])
@@ -97,10 +107,82 @@ def fetch_exact(
     return {"count": len(rows), "next": None, "previous": None, "results": rows}
 
 
-def _images(server: ExactServer, list_images: Call) -> Iterator[dict[str, Json]]:
+@dataclass
+class _Limits:
+    """What a server may still use."""
+
+    url: str
+    bytes_left: int = field(default_factory=lambda: MAX_BYTES)
+    end: float = field(default_factory=lambda: time.monotonic() + TOTAL_S)
+
+    def error(self, reason: str) -> InputError:
+        return InputError(f"{self.url}: {reason}")
+
+    def spend(self, size: int) -> None:
+        """Count bytes that were sent, unpacked."""
+        self.bytes_left -= size
+        if self.bytes_left < 0:
+            raise self.error(f"sends more than {MAX_BYTES // 2**20} MB; fetch fewer images at a time (--images 1,2,3)")
+
+    def within(self, call: Call, **arguments: Any) -> Any:
+        """Call in a thread, which is left alone when the time is over: no timeout of a socket bounds a slow trickle."""
+        answer: list[Any] = []
+
+        def run() -> None:
+            try:
+                answer.append(call(**arguments))
+            except BaseException as error:  # noqa: BLE001, raised again below
+                answer.append(error)
+
+        seconds = max(0.0, min(REQUEST_S, self.end - time.monotonic()))
+        thread = Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if not answer:
+            raise self.error(f"no whole answer within {seconds:.0f} s; fetch fewer images at a time, or try later")
+        if isinstance(answer[0], BaseException):
+            raise answer[0]
+        return answer[0]
+
+    def bounded(self, request: Call) -> Call:
+        """Return urllib3's ``request`` that reads a body piece by piece, and stays with the server that was given."""
+        from urllib3 import HTTPResponse
+
+        def ask(method: str, url: str, *, fields: Any = None, preload_content: bool, **more: Any) -> HTTPResponse:
+            assert preload_content
+            for _ in range(REDIRECTS + 1):
+                response = request(method, url, fields=fields, preload_content=False, redirect=False, **more)
+                body = self._body(response)
+                if not (location := response.get_redirect_location()):
+                    return HTTPResponse(body, headers=response.headers, status=response.status, reason=response.reason)
+                here, url, fields = url, urljoin(url, location), None
+                if urlsplit(url)[:2] != urlsplit(here)[:2]:
+                    raise self.error(f"sends you on to {shown(url)}; if you trust that server, give its address")
+            raise self.error(f"redirects more than {REDIRECTS} times; check the address")
+
+        return ask
+
+    def _body(self, response: Any) -> bytes:
+        pieces: list[bytes] = []
+        try:
+            self.spend(response.length_remaining or 0)  # as announced
+            self.bytes_left += response.length_remaining or 0
+            for piece in response.stream(CHUNK, decode_content=True):
+                self.spend(len(piece))
+                pieces.append(piece)
+        finally:
+            if self.bytes_left < 0:
+                response.close()
+        body = b"".join(pieces)
+        if json_memory(body) > MAX_JSON_MEMORY:
+            raise self.error("a page of its answer would fill the memory; fetch fewer images at a time")
+        return body
+
+
+def _images(server: ExactServer, limits: _Limits, list_images: Call) -> Iterator[dict[str, Json]]:
     filters = [{"image_set": server.image_set}] if server.image_set is not None else [{"id": i} for i in server.images]
     for chosen in filters:
-        found = _all(server, list_images, **chosen)
+        found = _all(limits, list_images, **chosen)
         if not found:
             (key, value), *_ = chosen.items()
             raise InputError(f"{server.url}: no image with {key} {value}, or none that you may see")
@@ -112,26 +194,30 @@ def _fields(answer: Any, names: Sequence[str]) -> dict[str, Json]:
     return {name: getattr(answer, name) for name in names}
 
 
-def _all(server: ExactServer, call: Call, **filters: Any) -> list[Any]:
+def _all(limits: _Limits, call: Call, **filters: Any) -> list[Any]:
     """Return the rows of every page."""
     rows: dict[int, Any] = {}
     offset, more = 0, True
     while more:
-        page = _page(server, call, limit=PAGE_ROWS, offset=offset, **filters)
+        page = _page(limits, call, limit=PAGE_ROWS, offset=offset, **filters)
         if not isinstance(page.results, list) or not isinstance(page.count, int):
-            raise InputError(f"{server.url}: {NOT_EXACT}")
+            raise limits.error(NOT_EXACT)
         rows.update({row.id: row for row in page.results})
         offset += len(page.results)
         more = page.next is not None and bool(page.results)
+        if offset > MAX_ROWS or page.count > MAX_ROWS or (more and offset > page.count):
+            raise limits.error(
+                f"sends page after page, {offset:,} rows so far of {page.count:,}, and at most {MAX_ROWS:,} can be "
+                "fetched; fetch fewer images at a time"
+            )
     if len(rows) != page.count:
-        raise InputError(
-            f"{server.url}: sent {len(rows):,} of {page.count:,} rows; somebody may be working on them; "
-            "give the same command again"
+        raise limits.error(
+            f"sent {len(rows):,} of {page.count:,} rows; somebody may be working on them; give the same command again"
         )
     return list(rows.values())
 
 
-def _page(server: ExactServer, call: Call, **arguments: Any) -> Any:
+def _page(limits: _Limits, call: Call, **arguments: Any) -> Any:
     """Ask for one page, and again after a pause if the connection drops or the server is busy."""
     from exact_sync.v1.rest import ApiException
     from urllib3.exceptions import HTTPError, SSLError
@@ -139,26 +225,28 @@ def _page(server: ExactServer, call: Call, **arguments: Any) -> Any:
     for attempt in range(TRIES):
         last = attempt == TRIES - 1
         try:
-            return call(_request_timeout=(TIMEOUT_S, TIMEOUT_S), **arguments)
+            return limits.within(call, _request_timeout=(TIMEOUT_S, TIMEOUT_S), **arguments)
+        except InputError:
+            raise
         except ApiException as error:
             if last or error.status not in WORTH_ANOTHER_TRY:
-                raise InputError(f"{server.url}: {_refusal(error.status)}") from error
+                raise limits.error(_refusal(error.status, arguments)) from error
         except HTTPError as error:
             if SSLError in {type(error), type(getattr(error, "reason", None))}:
-                raise InputError(f"{server.url}: {_refusal(None)}") from error
+                raise limits.error(_refusal(None, arguments)) from error
             if last:
                 reason = " ".join(str(getattr(error, "reason", None) or error).split())
-                raise InputError(
-                    f"{server.url}: the connection failed {TRIES} times ({reason}); check the address and the network, "
+                raise limits.error(
+                    f"the connection failed {TRIES} times ({reason}); check the address and the network, "
                     "then give the same command again"
                 ) from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{server.url}: {NOT_EXACT}") from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise limits.error(NOT_EXACT) from error
         time.sleep(FIRST_PAUSE_S * 2**attempt)
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def _refusal(status: int | None) -> str:
+def _refusal(status: int | None, arguments: Mapping[str, Any]) -> str:
     if status in {401, 403}:
         return (
             f"refuses these credentials (status {status}); set EXACT_TOKEN to your token, or EXACT_USERNAME and "
@@ -166,14 +254,17 @@ def _refusal(status: int | None) -> str:
         )
     if status == 404:
         return "has no EXACT interface (status 404); check the address"
+    if status == 400:
+        asked = [f"{key} {value}" for key, value in arguments.items() if key in {"image_set", "id", "image"}]
+        return f"does not know {''.join(asked) or 'what was asked for'} (status 400); check the number"
     if not status:
         return "its certificate cannot be verified; check the address, or name your institution's ca_file"
     return f"answers with status {status}; try again later, or ask whoever runs it"
 
 
 @contextmanager
-def _client(server: ExactServer, environment: Mapping[str, str]) -> Iterator[Any]:
-    """Yield EXACT-Sync's client with verified TLS, and close its connections."""
+def _client(server: ExactServer, environment: Mapping[str, str], limits: _Limits) -> Iterator[Any]:
+    """Yield EXACT-Sync's client with verified TLS and within the limits, and close its connections."""
     try:
         from exact_sync.v1.api_client import ApiClient
         from exact_sync.v1.configuration import Configuration
@@ -198,7 +289,8 @@ def _client(server: ExactServer, environment: Mapping[str, str]) -> Iterator[Any
     settings.token, settings.username, settings.password = token or None, user, password
     client = ApiClient(settings)
     pools = client.rest_client.pool_manager
-    pools.connection_pool_kw["retries"] = Retry(REDIRECTS, connect=0, read=0, status=0, other=0, redirect=REDIRECTS)
+    pools.connection_pool_kw["retries"] = Retry(0, redirect=False, raise_on_redirect=False)
+    pools.request = limits.bounded(pools.request)
     try:
         yield client
     finally:
