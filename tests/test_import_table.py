@@ -2,6 +2,7 @@ import json
 import signal
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -242,20 +243,34 @@ BAD_ROWS = {
     "a comma at the end": (["a,Polyp,p1,val,", "b,Polyp,p1,val,"], "row 2: more values than the header has columns"),
     "no row": ([], "the table has a header but no row"),
     "two spellings": (["a,X,p,", "b,N,p,", "c,n ,p2,"], "subtype 'N' in row 3 is 'n' in row 4; use one spelling"),
+    "a misspelt subtype": (
+        ["a,adenoma,p,", "b,adenom,p2,"],
+        "subtype 'adenoma' in row 2 is 'adenom' in row 3; .*--tax",
+    ),
+    "background": (["a,background,p,"], "column 'subtype': 'background' cannot be the name of a subtype"),
+    "an escape": (["a,X\x1b[2J,p,"], r"row 2: column 'subtype' holds a control character \('\\x1b'\); remove it"),
+    "another computer": ([r"C:\tissue\a,X,p,"], "row 2: .* is a path of a Windows computer; give paths relative"),
+    "no label": (["a.png,a.png,X,p,"], "row 2: a.png is the image and its label; name the two files"),
+    "blank rows": (["", "", "z,X,p,"], r"row 4: z\.png: no such file"),
+    "a quote": (['a,"X,p,'], r"not a CSV table \(line 2: unexpected end of data\)"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_ROWS)
 def test_a_bad_row_is_rejected_before_anything_is_written(pairs, case):
     rows, message = BAD_ROWS[case]
+    lines = [row(*line.split(",")) if line and ".png" not in line else line for line in rows]
     with pytest.raises(InputError, match=message):
-        imported(pairs, *(row(*line.split(",")) for line in rows), header=f"{HEADER},part")
+        imported(pairs, *lines, header=f"{HEADER},part")
     assert not (pairs / "out").exists()
 
 
 BAD_TABLES = {
     "no column": ("image,label,kind,patient", {}, r"no column 'subtype'; found image, .* name .* --subtype-column"),
     "semicolons": ("image;label;subtype;patient", {}, "separated by semicolons; save it with commas"),
+    "tabs": (HEADER.replace(",", "\t"), {}, "separated by tabs; save it with commas"),
+    "a column twice": (f"{HEADER},label", {}, "row 1: two columns are called 'label'; rename one, or remove it"),
+    "another case": (f"{HEADER},Part", {}, "row 1: column 'Part' is spelt 'part'; rename it or give --part-column"),
     "no such column": (HEADER, {"columns": {"slide": "case"}}, r"no column 'case' \(--slide-column\)"),
     "unknown subtype": (HEADER, {"taxonomy": HER2}, r"row 2: unknown subtype 'Polyp'; her2 has HER2 0, HER2 1\+"),
     "ids alone": (HEADER, {"labels": "ids"}, "need a taxonomy that names the ids; give one with --taxonomy"),
@@ -271,6 +286,24 @@ def test_a_bad_table_or_option_is_rejected_with_what_was_found(pairs, case):
     rows = [line.replace(",", ";") for line in ROWS] if ";" in header else ROWS
     with pytest.raises((InputError, TaxonomyError, ConfigError), match=message):
         imported(pairs, *rows, header=header, **options)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("1", "01"), ("P1", "p1"), ("P 1", "P1"), ("P\u00a01", "P1"), ("P\u200b1", "P1"), ("\uff11", "1"), ("7", "7.0"),
+     (unicodedata.normalize("NFC", "Mü"), unicodedata.normalize("NFD", "Mü"))],
+)  # fmt: skip
+def test_spellings_of_one_patient_are_asked_about(pairs, first, second):
+    with pytest.raises(InputError, match=r"patient '.*' in row 2 is '.*' in row 4; use one spelling"):
+        imported(pairs, row("a", "x", first), row("b", "x", "other"), row("c", "x", second))
+
+
+def test_paths_of_windows_and_other_unicode_forms_are_found(tmp_path):
+    folder = tmp_path / unicodedata.normalize("NFD", "Bläschen")
+    folder.mkdir()
+    draw(folder, "a", boxes((0, 0)))
+    cohort = imported(tmp_path, "Bläschen\\a.png,Bläschen\\a-label.png,x,p1")
+    assert cohort.regions["region"].tolist() == ["a"]
 
 
 def test_a_slide_of_two_patients_is_an_error(pairs):
@@ -289,7 +322,9 @@ def test_image_and_label_of_different_size_are_an_error(pairs):
     ("name", "content", "message"),
     [
         ("tissue.csv", b"", "the table is empty"),
-        ("tissue.csv", b"a,b\n\xff,1\n", "not UTF-8"),
+        ("tissue.csv", b"a,b\n\xff,1\n", r"not UTF-8 \(byte 4\)"),
+        ("tissue.csv", "a,b\n1,2\n".encode("utf-16"), "holds NUL bytes, as UTF-16"),
+        ("tissue.csv", b"PK\x03\x04", "a workbook of a spreadsheet"),
         ("none.csv", b"", r"none\.csv: no such file; expected a CSV table"),
     ],
 )

@@ -6,7 +6,7 @@ import yaml
 
 from counterstain.errors import ConfigError, InputError
 from counterstain.io.annotations.outlines import Annotation, AnnotationFile
-from counterstain.io.labels import LabelMap, count_labels, draft_labels
+from counterstain.io.labels import LabelMap, count_labels, draft_labels, taxonomy_of
 from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
 
 HER2 = Taxonomy.named("her2")
@@ -82,3 +82,37 @@ def test_a_draft_lists_the_labels_and_reads_back_once_filled_in(tmp_path):
     assert filled.regions == ("roi",)
     assert filled.resolve(count_labels(files), HER2, "L")["no"] == IGNORE
     assert yaml.safe_load(draft_labels([annotated()])) == {"labels": {}, "regions": []}
+
+
+@pytest.mark.parametrize(
+    ("meanings", "message"),
+    [
+        ({"a": "Carcinoma", "b": "carcinoma"}, "'Carcinoma' and 'carcinoma' are probably one name; use one spelling"),
+        ({"a": "polyp", "b": "backgroud"}, "'background' and 'backgroud' are probably one name"),
+        ({"a": "squamous cells", "b": "squamuos cells"}, "list both in a file and give --taxonomy FILE"),
+        ({"a": "in situ", "b": "in-situ"}, "'in situ' and 'in-situ' are probably one name"),
+        ({"a": "tum\x1bour"}, "cannot be the name of a subtype"),
+    ],
+)
+def test_meanings_that_are_probably_one_name_are_asked_about(meanings, message):
+    with pytest.raises(ConfigError, match=message):
+        taxonomy_of(list(meanings.values()), "t", "LABELS.yaml")
+
+
+@pytest.mark.parametrize(
+    "names", [["LCIS", "DCIS"], ["grade 1", "grade 2"], ["typical", "atypical"], ["type a", "type b"]]
+)
+def test_names_that_differ_by_a_grade_a_prefix_or_a_short_word_are_two(names):
+    assert taxonomy_of(names, "t", "L").names == tuple(names)
+
+
+def test_a_misspelt_meaning_is_told_the_known_one():
+    with pytest.raises(InputError, match=r"becomes 'ignored', .* background or ignore; did you mean 'ignore'\?"):
+        LabelMap(labels={"a": "ignored"}).resolve({}, HER2, "L.yaml")
+
+
+def test_a_draft_speaks_of_her2_only_where_labels_do():
+    draft = draft_labels([annotated("polyp", "Polyp ", "adenoma")])
+    assert "HER2" not in draft
+    assert "polyp:  # 1 annotation in 1 file, like 'Polyp '" in draft
+    assert "her2 2+: HER2 2+  #" in draft_labels([annotated("her2 2+", "adenoma")])

@@ -228,7 +228,10 @@ def test_packages_and_files_that_are_not_there_are_named_before_anything_is_trai
     file = study_file(tmp_path)
     settings = [word for change in changes for word in ("--set", change)]
     planned = CliRunner().invoke(app, ["study", "plan", str(file), *settings])
-    for lacking in ("segmenter.encoder_weights no.pt: no such weights file", "autoencoder.lpips_weight is above 0, but lpips"):
+    for lacking in (
+        "segmenter.encoder_weights no.pt: no such weights file",
+        "autoencoder.lpips_weight is above 0, but lpips",
+    ):
         assert f"not yet on this machine: {lacking}" in planned.output
     with pytest.raises(ConfigError, match=r"no\.pt: no such file; .* pip install 'counterstain\[lpips\]'"):
         run_study(load_study(file, changes), tmp_path / "run")

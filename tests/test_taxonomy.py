@@ -83,3 +83,28 @@ def test_a_taxonomy_that_is_not_there_is_an_error(tmp_path):
 @pytest.mark.parametrize("count", [1, 6, 7, 12, 40])
 def test_colours_are_distinct(count):
     assert len(set(colours(count))) == count
+
+
+def test_all_faults_of_a_file_are_told_at_once(tmp_path):
+    (tmp_path / "t.yaml").write_text(
+        "name: t\nsubtypes: [{id: 1, name: a, colour: '#112233'}, {id: 3, name: a, colour: '#112233'}]\n"
+        "merges: {m: {x: [b]}}\n"
+    )
+    with pytest.raises(ConfigError, match=r"found \[1, 3\]; subtype names must differ, found .*; merge 'm' must hold"):
+        Taxonomy.load(tmp_path / "t.yaml")
+    (tmp_path / "t.yaml").write_text("subtypes: [{id: 0, colour: red}]\n")
+    with pytest.raises(ConfigError, match=r"name: Field required.*id: .*name: Field required.*colour: "):
+        Taxonomy.load(tmp_path / "t.yaml")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("Polyp", "polyp"), "'Polyp' and 'polyp' are probably one name; use one spelling"),
+        (("ignore", "a"), "'ignore' cannot be the name of a subtype"),
+    ],
+)
+def test_names_that_are_no_names_of_subtypes_are_rejected(tmp_path, names, message):
+    (tmp_path / "t.yaml").write_text(str({"name": "t", "subtypes": subtypes(*names)}))
+    with pytest.raises(ConfigError, match=message):
+        Taxonomy.load(tmp_path / "t.yaml")

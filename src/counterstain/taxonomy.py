@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterable
+import difflib
+import itertools
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -15,10 +19,15 @@ import yaml
 from pydantic import Field, model_validator
 
 from counterstain.config import Config, build, read_yaml
-from counterstain.errors import InputError, TaxonomyError
+from counterstain.errors import ConfigError, InputError, TaxonomyError
 
 BACKGROUND = 0
 IGNORE = 255  # label of pixels that are left out of sampling and of counts
+MEANINGS = {"background": BACKGROUND, "ignore": IGNORE}  # what pixels can be that are no subtype
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # characters that names must not have
+
+SHORTEST_NEAR, NEAR = 6, 0.83  # letters of a name; share of letters that two names have in common
+LONGEST_SHORT = 3  # letters of words that differ even by one: II and III, a and b
 
 # Okabe and Ito (2008), "Color universal design", without black; told apart with every kind of colour-blindness.
 _COLOUR_BLIND_SAFE = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
@@ -68,14 +77,17 @@ class Taxonomy(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        faults = []
         if [s.id for s in self.subtypes] != list(range(1, len(self.subtypes) + 1)):
-            raise ValueError(f"subtype ids must be 1, 2, … in this order, found {[s.id for s in self.subtypes]}")
+            faults.append(f"subtype ids must be 1, 2, … in this order, found {[s.id for s in self.subtypes]}")
         if len(set(self.names)) != len(self.names):
-            raise ValueError(f"subtype names must differ, found {list(self.names)}")
+            faults.append(f"subtype names must differ, found {list(self.names)}")
         for merge, groups in self.merges.items():
             members = [name for group in groups.values() for name in group]
             if sorted(members) != sorted(self.names):
-                raise ValueError(f"merge {merge!r} must hold every subtype once, found {members}")
+                faults.append(f"merge {merge!r} must hold every subtype once, found {members}")
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
 
     @classmethod
@@ -91,7 +103,9 @@ class Taxonomy(Config):
         """Load a built-in taxonomy by name or any taxonomy from a YAML file."""
         path = Path(name_or_path)
         if path.suffix in {".yaml", ".yml"} or (path.is_file() and not _built_in(str(name_or_path)).is_file()):
-            return build(cls, read_yaml(path), path)
+            taxonomy = build(cls, read_yaml(path), path)
+            check_names(taxonomy.names, path)
+            return taxonomy
         return cls.named(str(name_or_path))
 
     @cached_property
@@ -125,7 +139,7 @@ class Taxonomy(Config):
 
     def name_of(self, subtype: int) -> str:
         """Return the name of an id (``background`` for 0, ``ignore`` for 255)."""
-        special = {BACKGROUND: "background", IGNORE: "ignore"}
+        special = {label: name for name, label in MEANINGS.items()}
         return special[subtype] if subtype in special else self.subtypes[subtype - 1].name
 
     @cached_property
@@ -157,6 +171,62 @@ class Taxonomy(Config):
         if merge not in self.merges:
             raise InputError(f"unknown merge {merge!r}; {self.name} has {', '.join(self.merges) or 'none'}")
         return self.merges[merge]
+
+
+def check_names(names: Iterable[str], source: str | Path, *, near: bool = False) -> None:
+    """Raise ConfigError where names that users gave cannot be those of subtypes, or two are one in two spellings."""
+    names = list(names)
+    for name in names:
+        if name in MEANINGS or CONTROL.search(name):
+            raise ConfigError(f"{source}: {name!r} cannot be the name of a subtype; give it another")
+    if found := alike([*MEANINGS, *names], near=near):
+        remedy = "use one spelling" + (", or list both in a file and give --taxonomy FILE" if near else "")
+        raise ConfigError(f"{source}: {found[0]!r} and {found[1]!r} are probably one name; {remedy}")
+
+
+def name_key(name: str) -> str:
+    """Return what the spellings of a name share that differ by case, spaces, invisible signs or Unicode form."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(sign for sign in plain if not sign.isspace() and unicodedata.category(sign) not in {"Cf", "Cc"})
+
+
+def first_alike(names: Iterable[str], key: Callable[[str], str]) -> tuple[str, str] | None:
+    """Return the first two names of one key."""
+    known: dict[str, str] = {}
+    for name in names:
+        first = known.setdefault(key(name), name)
+        if first != name:
+            return first, name
+    return None
+
+
+def alike(names: Iterable[str], *, near: bool = True) -> tuple[str, str] | None:
+    """Return the first two names that are probably one name, spelt in two ways; None where there are none.
+
+    They differ by case, spaces, hyphens or Unicode form; with ``near`` also by a letter or two. Names with other digits
+    or signs (``HER2 1+``, ``HER2 2+``), short ones (LCIS, DCIS) and those with a prefix (typical, atypical) differ.
+    """
+    names = list(names)
+    found = first_alike(names, lambda name: re.sub(r"(?<=\w)[-_](?=\w)", "", name_key(name)))
+    pairs = itertools.combinations(names, 2) if near else ()
+    return found or next((pair for pair in pairs if is_near(*pair)), None)
+
+
+def is_near(first: str, second: str) -> bool:
+    """Whether two names differ by a letter or two of their longer words, as they do where one is misspelt."""
+    (words, rest), (others, other_rest) = _words(first), _words(second)
+    if rest != other_rest or max(len(words), len(others)) < SHORTEST_NEAR:
+        return False
+    if words.endswith(others) or others.endswith(words):  # a prefix: typical, atypical
+        return words == others
+    return difflib.SequenceMatcher(None, words, others).ratio() > NEAR
+
+
+def _words(name: str) -> tuple[str, list[str]]:
+    """Return the longer words of a name as one, and everything else in it that tells names apart."""
+    parts = re.findall(r"[^\W\d_]+|[^\s_-]", unicodedata.normalize("NFKC", name).casefold())
+    short = [part for part in parts if len(part) <= LONGEST_SHORT]
+    return "".join(part for part in parts if len(part) > LONGEST_SHORT), short
 
 
 def _built_in(name: str) -> Traversable:

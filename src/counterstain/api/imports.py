@@ -201,7 +201,7 @@ def import_labels(
     annotations: PathLike,
     *,
     format: str,
-    taxonomy: str = "her2",
+    taxonomy: str | None = None,
     types: PathLike | None = None,
     objects: str = "annotation",
 ) -> str:
@@ -213,8 +213,8 @@ def import_labels(
         Folder of annotation files, or one file.
     format : str
         exact, qupath, asap, aperio, halo or sliderunner.
-    taxonomy : str
-        her2 or a YAML file: names of subtypes are filled in.
+    taxonomy : str, optional
+        her2 or a YAML file: names of subtypes are filled in [default: her2 where labels have its names].
     types : str or Path, optional
         EXACT: saved annotation types, where rows hold only their numbers.
     objects : str
@@ -231,7 +231,7 @@ def import_labels(
     if others := files_of_other_formats(annotations, known):
         more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
         warnings.warn(f"{others[0].name}{more}: another format, left out", CounterstainWarning, stacklevel=2)
-    return draft_labels(files, Taxonomy.load(taxonomy))
+    return draft_labels(files, Taxonomy.load(taxonomy) if taxonomy else None)
 
 
 def import_exact(

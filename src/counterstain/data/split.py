@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +17,7 @@ from counterstain.data.cohort import PARTS, Cohort, missing_subtypes
 from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.seeding import numpy_generator
 from counterstain.storage import replacing
+from counterstain.taxonomy import first_alike, name_key
 
 NOBODY = "none"  # where a file of patients is asked for
 PATIENTS_SEEN_FILE = "patients_seen.txt"  # beside exported generated images
@@ -51,11 +51,14 @@ def check_no_leak(
 
 def patient_key(name: str) -> str:
     """Return what all spellings of a patient share: those of other case, spaces, invisible signs, leading zeros or
-    Unicode form (``"Pat 01"``, ``"pat1"``).
+    Unicode form (``"Pat 01"``, ``"pat1"``), and numbers with the ``.0`` of a spreadsheet.
     """
-    plain = unicodedata.normalize("NFKC", name).casefold()
-    visible = "".join(sign for sign in plain if not sign.isspace() and unicodedata.category(sign) not in {"Cf", "Cc"})
-    return re.sub(r"(?<![\d.])0+(?=\d)", "", visible)
+    return re.sub(r"(?<![\d.])0+(?=\d)", "", re.sub(r"^(\d+)\.0$", r"\1", name_key(name)))
+
+
+def same_patient(names: Iterable[str]) -> tuple[str, str] | None:
+    """Return the first two names that are spellings of one patient."""
+    return first_alike(names, patient_key)
 
 
 def read_patients_seen(path: Path) -> tuple[str, ...]:

@@ -25,13 +25,13 @@ from counterstain.errors import InputError
 from counterstain.io.annotations import Format, files_of_other_formats, read_all
 from counterstain.io.annotations.json_formats import ANNOTATION
 from counterstain.io.annotations.outlines import AnnotationFile
-from counterstain.io.labels import MEANINGS, LabelMap, count_labels, count_skipped, taxonomy_of
+from counterstain.io.labels import LabelMap, count_labels, count_skipped, taxonomy_of
 from counterstain.io.regions import Outline, rasterise, read_region_table
 from counterstain.io.slide_plan import Patient, SlidePlan, SlidesConfig, match_annotations, plan_slide, read_patients
 from counterstain.io.slides import Box, Slide, Thumbnail, list_slides
 from counterstain.progress import Progress, silent
 from counterstain.storage import replacing, sha256_of, write_json, write_parquet
-from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
+from counterstain.taxonomy import BACKGROUND, IGNORE, MEANINGS, Taxonomy
 
 OVERVIEW_PX = 1400
 OPACITY = 110  # of 255

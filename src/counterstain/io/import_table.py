@@ -23,14 +23,14 @@ from counterstain.data.patches import Components, components
 from counterstain.data.region_store import Region
 from counterstain.data.split import PATIENTS_SEEN_FILE, read_patients_seen
 from counterstain.errors import ConfigError, InputError, TaxonomyError
-from counterstain.io.labels import MEANINGS, taxonomy_of
+from counterstain.io.labels import taxonomy_of
 from counterstain.io.masks import TISSUE, ValueMeanings, read_ids, read_mask
 from counterstain.io.pixel_readers import read_image
 from counterstain.io.slides import area_average
 from counterstain.io.table import Columns, read_table
 from counterstain.progress import Progress, silent
 from counterstain.storage import fingerprint, read_json, sha256_of, write_json
-from counterstain.taxonomy import IGNORE, Taxonomy
+from counterstain.taxonomy import IGNORE, MEANINGS, Taxonomy
 
 ReadLabel = Callable[[dict[str, Any]], tuple[np.ndarray, str | None]]
 
@@ -99,7 +99,7 @@ def import_table(
     """
     table, out = Path(table), Path(out)
     config = build(TableConfig, {"mpp": mpp, **options}, f"import of {table}")
-    rows = read_table(table, config.columns, labels=config.labels)
+    rows = read_table(table, config.columns, labels=config.labels, known_subtypes=taxonomy is not None)
     known = _taxonomy(table, rows, config, taxonomy)
     read_label = _reader(config, known)
     taxonomy = known.merged(config.merge) if config.merge else known

@@ -20,9 +20,8 @@ from pydantic import Field, model_validator
 from counterstain.config import Config, build, read_yaml
 from counterstain.errors import InputError
 from counterstain.io.annotations.outlines import AnnotationFile
-from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy, colours
+from counterstain.taxonomy import MEANINGS, Taxonomy, alike, check_names, colours, name_key
 
-MEANINGS = {"background": BACKGROUND, "ignore": IGNORE}
 LISTED = 40
 
 
@@ -68,10 +67,12 @@ class LabelMap(Config):
         InputError where a label has no meaning, or one that the taxonomy does not have; all labels found are listed.
         """
         for label, meaning in self.labels.items():
-            if meaning not in MEANINGS and meaning not in taxonomy.names:
+            known = [*MEANINGS, *taxonomy.names]
+            if meaning not in known:
+                near = [f"; did you mean {name!r}?" for name in known if alike([name, meaning])]
                 raise InputError(
                     f"{source}: label {label!r} becomes {meaning!r}, which is none of the subtypes of {taxonomy.name} "
-                    f"({', '.join(taxonomy.names)}), background or ignore"
+                    f"({', '.join(taxonomy.names)}), background or ignore{''.join(near[:1])}"
                 )
         missing = [label for label in found if label not in self.labels and label not in self.regions]
         if missing:
@@ -87,8 +88,9 @@ class LabelMap(Config):
 def taxonomy_of(names: Sequence[str], name: str, source: str | Path, tissue_class: str = "tumour") -> Taxonomy:
     """Return a taxonomy of these subtypes in their order, with ids from 1 on and distinct colours.
 
-    Raises ConfigError, beginning with ``source``, where the names cannot be subtypes.
+    Raises ConfigError, beginning with ``source``, where the names cannot be subtypes or two are probably one name.
     """
+    check_names(names, source, near=True)
     subtypes = [
         {"id": i, "name": subtype, "colour": colour}
         for i, (subtype, colour) in enumerate(zip(names, colours(len(names)), strict=True), start=1)
@@ -109,22 +111,27 @@ def count_skipped(files: Iterable[AnnotationFile]) -> Counter[str]:
 def draft_labels(files: Iterable[AnnotationFile], taxonomy: Taxonomy | None = None) -> str:
     """Return a LABELS.yaml to edit: every label found, how often and in how many files.
 
-    Labels with the name of a subtype are filled in, ROI becomes a region, and all others are left open, which is an
-    error until they are filled in.
+    Labels with the name of a subtype are filled in (of HER2 where no taxonomy is given and some have such names), ROI
+    becomes a region, and all others are left open, which is an error until they are filled in.
     """
     files = list(files)
     annotations = count_labels(files)
     in_files = Counter(label for file in files for label in file.labels)
-    subtypes = {name.casefold(): name for name in taxonomy.names} if taxonomy else {}
-    regions = sorted(label for label in annotations if label.casefold() == "roi")
+    her2 = Taxonomy.named("her2")
+    if taxonomy is None and {name_key(name) for name in her2.names} & {name_key(label) for label in annotations}:
+        taxonomy = her2
+    subtypes = {name_key(name): name for name in taxonomy.names} if taxonomy else {}
+    regions = sorted(label for label in annotations if name_key(label) == "roi")
     known = f" of {', '.join(taxonomy.names)}" if taxonomy else ""
     lines = [f"# Give each label a meaning: a subtype{known}; background; or ignore.", "labels:"]
     for label, count in sorted(annotations.items(), key=lambda item: (-item[1], item[0])):
         if label not in regions:
-            subtype = subtypes.get(label.casefold())
+            subtype = subtypes.get(name_key(label))
             meaning = f" {_yaml(subtype)}" if subtype else ""
             place = f"{count:,} annotation{'s' * (count > 1)} in {in_files[label]:,} file{'s' * (in_files[label] > 1)}"
-            lines.append(f"  {_yaml(label)}:{meaning}  # {place}")
+            candidates = annotations if len(annotations) <= LISTED else ()
+            others = [f", like {other!r}" for other in candidates if alike([label, other])]
+            lines.append(f"  {_yaml(label)}:{meaning}  # {place}{''.join(others[:1])}")
     if lines[-1] == "labels:":
         lines[-1] = "labels: {}"
     lines += [f"# Left out: {count:,} x {reason}" for reason, count in sorted(count_skipped(files).items())]

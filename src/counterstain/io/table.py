@@ -5,8 +5,12 @@ Rows are numbered as a spreadsheet numbers them: the header is row 1.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+import csv
+import io
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,12 +19,14 @@ from pydantic import Field
 
 from counterstain.config import Config
 from counterstain.data.cohort import PARTS
+from counterstain.data.split import same_patient
 from counterstain.errors import InputError
 from counterstain.io.masks import label_size
 from counterstain.io.pixel_readers import image_size
 from counterstain.storage import without_apostrophe
+from counterstain.taxonomy import CONTROL, alike
 
-FIRST_ROW = 2
+ZIP = b"PK\x03\x04"
 
 ColumnName = Annotated[str, Field(min_length=1)]
 
@@ -32,41 +38,84 @@ def csv_rows(
 
     Raises InputError where the file is missing, is not CSV or lacks a required column.
     """
-    table = _read_csv(Path(path))
+    table = _read_csv(Path(path), dict.fromkeys((*required, *optional), ""))
     missing = [name for name in required if name not in table]
     if missing:
         raise InputError(
             f"{path}: no column {missing[0]!r}; expected {', '.join(required)} and perhaps {', '.join(optional)}"
         )
-    for number, row in enumerate(table.to_dict("records"), start=FIRST_ROW):
+    for number, row in zip(table.index, table.to_dict("records"), strict=True):
         yield f"{path} row {number}", {str(name): value for name, value in row.items()}
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    """Read a table as text without white space around it."""
+def _read_csv(path: Path, used: Mapping[str, str]) -> pd.DataFrame:
+    """Read a table as text without white space around it; its index holds the numbers of the rows.
+
+    ``used`` holds the columns that are looked at, each with what else its message may advise.
+    """
+    rows = _rows(path)
+    if not rows:
+        raise InputError(f"{path}: the table is empty; expected a header and rows")
+    (header_row, header), *body = rows.items()
+    _check_header(f"{path} row {header_row}", header, used)
+    if not body:
+        raise InputError(f"{path}: the table has a header but no row")
+    for number, row in body:
+        _check_row(f"{path} row {number}", header, row, used)
+    cells = [[*map(without_apostrophe, row), *[""] * (len(header) - len(row))] for _, row in body]
+    table = pd.DataFrame(cells, columns=header, index=[number for number, _ in body], dtype=object)
+    return table.loc[:, ~table.columns.duplicated()]
+
+
+def _check_header(where: str, header: list[str], used: Mapping[str, str]) -> None:
+    for sign, name in {";": "semicolons", "\t": "tabs"}.items():
+        if len(header) == 1 and sign in header[0]:
+            raise InputError(f"{where}: its columns are separated by {name}; save it with commas")
+    for name, advice in used.items():
+        if header.count(name) > 1:
+            raise InputError(f"{where}: two columns are called {name!r}; rename one, or remove it")
+        alike = [other for other in header if _column_key(other) == _column_key(name)]
+        if alike and name not in header:
+            raise InputError(f"{where}: column {alike[0]!r} is spelt {name!r}; rename it{advice}")
+
+
+def _column_key(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name.casefold())
+
+
+def _check_row(where: str, header: list[str], row: list[str], used: Mapping[str, str]) -> None:
+    if len(row) > len(header):
+        raise InputError(
+            f"{where}: more values than the header has columns; remove commas at the ends of rows, "
+            "write decimals with a point (0.25), and put text that holds a comma in quotes"
+        )
+    for name, cell in zip(header, row, strict=False):
+        if name in used and (found := CONTROL.search(cell)):
+            raise InputError(f"{where}: column {name!r} holds a control character ({found[0]!r}); remove it")
+
+
+def _rows(path: Path) -> dict[int, list[str]]:
+    """Return the cells of all rows that are not blank by the number that a spreadsheet gives the row."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # without index_col, all columns would shift
-            table = pd.read_csv(
-                path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True, index_col=False
-            )
+        content = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise InputError(f"{path}: no such file; expected a CSV table") from error
-    except pd.errors.EmptyDataError as error:
-        raise InputError(f"{path}: the table is empty; expected a header and rows") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if content.startswith(ZIP):
+        raise InputError(f"{path}: a workbook of a spreadsheet, not a CSV table; save it as 'CSV UTF-8'")
+    if b"\0" in content:
+        raise InputError(f"{path}: holds NUL bytes, as UTF-16 and damaged files do; save the table as 'CSV UTF-8'")
+    try:
+        lines = io.StringIO(content.decode("utf-8-sig"), newline="")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8; save the table as 'CSV UTF-8'") from error
-    except pd.errors.ParserWarning as error:
-        raise InputError(
-            f"{path} row {FIRST_ROW}: more values than the header has columns; remove commas at the ends of rows, "
-            "write decimals with a point (0.25), and put text that holds a comma in quotes"
-        ) from error
-    except ValueError as error:  # pandas' other errors
-        raise InputError(f"{path}: not a CSV table ({' '.join(str(error).split())})") from error
-    if table.empty:
-        raise InputError(f"{path}: the table has a header but no row")
-    cells = {str(name).strip(): table[name].fillna("").str.strip() for name in table.columns}
-    return pd.DataFrame({name: column.map(without_apostrophe) for name, column in cells.items()})
+        raise InputError(f"{path}: not UTF-8 (byte {error.start}); save the table as 'CSV UTF-8'") from error
+    reader = csv.reader(lines, skipinitialspace=True, strict=True)
+    try:
+        rows = {number: [cell.strip() for cell in row] for number, row in enumerate(reader, start=1)}
+    except csv.Error as error:
+        raise InputError(f"{path}: not a CSV table (line {reader.line_num}: {error})") from error
+    return {number: row for number, row in rows.items() if any(row)}
 
 
 class Columns(Config):
@@ -90,32 +139,42 @@ class Columns(Config):
     """Name of the region; the image's file name where there is no such column."""
 
 
-def read_table(path: Path, columns: Columns, *, labels: Literal["mask", "ids"]) -> pd.DataFrame:
+def read_table(
+    path: Path, columns: Columns, *, labels: Literal["mask", "ids"], known_subtypes: bool = False
+) -> pd.DataFrame:
     """Read a table of images and check everything that can be checked without a pixel.
 
-    Label images that are masks need the subtype column. Returned are the columns row, image, label (absolute paths),
-    region, slide, patient, score, split, subtype (name or None), height_px, width_px.
+    Label images that are masks need the subtype column; ``known_subtypes`` says that a taxonomy lists its names.
+    Returned are the columns row, image, label (absolute paths), region, slide, patient, score, split, subtype (name or
+    None), height_px, width_px.
 
     Raises
     ------
     InputError
         One line that names the row, the column, the value and the remedy.
     """
-    table = _read_csv(path)
+    options = {name: f" or give --{field}-column" for field, name in columns.model_dump().items()}
+    table = _read_csv(path, options)
     _check_columns(path, table, columns, ["image", "label", "patient", *(["subtype"] if labels == "mask" else [])])
     names = columns.model_dump()
     named = pd.DataFrame({field: table[name] for field, name in names.items() if name in table})
-    named.insert(0, "row", range(FIRST_ROW, len(table) + FIRST_ROW))
+    named.insert(0, "row", table.index)
+    named = named.reset_index(drop=True)
     _check_filled(path, named, columns)
     defaults = {"subtype": None, "score": None, "part": None, "slide": named["patient"]}
     named = named.assign(**{field: value for field, value in defaults.items() if field not in named})
+    for field in ("image", "label"):
+        named[field] = [
+            _portable(path.parent, text, f"{path} row {row}")
+            for row, text in zip(named["row"], named[field], strict=True)
+        ]
     if "region" not in named:
         files = named["image"].map(Path)
         stems = files.map(lambda file: file.stem)
         clash = stems.duplicated().any()
         named["region"] = files.map(lambda file: file.with_suffix("").as_posix()) if clash else stems
     named["score"] = _scores(named)
-    _check_spelling(path, named)
+    _check_spelling(path, named, near=not known_subtypes)
     _check_parts(path, named)
     _check_identities(path, named)
     for field in ("image", "label"):
@@ -129,8 +188,6 @@ def _check_columns(path: Path, table: pd.DataFrame, columns: Columns, required: 
         if name in table:
             continue
         if field in required:
-            if len(table.columns) == 1 and ";" in found:
-                raise InputError(f"{path}: its columns are separated by semicolons; save it with commas")
             raise InputError(f"{path}: no column {name!r}; found {found}; name the right one with --{field}-column")
         if name != getattr(default, field):
             raise InputError(f"{path}: no column {name!r} (--{field}-column); found {found}")
@@ -142,6 +199,17 @@ def _check_filled(path: Path, named: pd.DataFrame, columns: Columns) -> None:
     for field in named.columns.drop(["row", "score"], errors="ignore"):
         for row in named["row"][named[field] == ""]:
             raise InputError(f"{path} row {row}: column {getattr(columns, str(field))!r} is empty; fill it in")
+
+
+def _portable(folder: Path, text: str, where: str) -> str:
+    """Return a path as this system spells it: with slashes, and in the Unicode form in which the file is there."""
+    slashes = text.replace("\\", "/")
+    for spelled in (text, slashes, unicodedata.normalize("NFC", slashes), unicodedata.normalize("NFD", slashes)):
+        if os.path.isfile(folder / spelled):  # noqa: PTH113 - False, no error, where the name is too long
+            return spelled
+    if os.name != "nt" and re.match(r"[A-Za-z]:/|//", slashes):
+        raise InputError(f"{where}: {text} is a path of a Windows computer; give paths relative to the table's folder")
+    raise InputError(f"{where}: {text}: no such file in {folder}; paths are relative to the table's folder")
 
 
 def _scores(named: pd.DataFrame) -> pd.Series:
@@ -164,12 +232,19 @@ def _check_parts(path: Path, named: pd.DataFrame) -> None:
         )
 
 
-def _check_spelling(path: Path, named: pd.DataFrame) -> None:
-    spelled: dict[str, tuple[str, int]] = {}
-    for name, row in named.dropna(subset="subtype").drop_duplicates("subtype")[["subtype", "row"]].to_numpy():
-        first, first_row = spelled.setdefault("".join(name.casefold().split()), (name, row))
-        if first != name:
-            raise InputError(f"{path}: subtype {first!r} in row {first_row} is {name!r} in row {row}; use one spelling")
+def _check_spelling(path: Path, named: pd.DataFrame, *, near: bool) -> None:
+    """Refuse names that are one name in two spellings; with ``near`` also subtypes that differ by a letter or two."""
+    for field in ("subtype", "patient", "slide", "score"):
+        rows = named.dropna(subset=field).drop_duplicates(field).set_index(field)["row"]
+        remedy = "use one spelling"
+        found = same_patient(rows.index) if field == "patient" else alike(rows.index, near=False)
+        if field == "subtype" and near and not found:
+            found, remedy = alike(rows.index), "use one spelling, or list both in a file and give --taxonomy FILE"
+        if found:
+            first, second = found
+            raise InputError(
+                f"{path}: {field} {first!r} in row {rows[first]} is {second!r} in row {rows[second]}; {remedy}"
+            )
 
 
 def _check_identities(path: Path, named: pd.DataFrame) -> None:
@@ -196,6 +271,8 @@ def _conflicts(named: pd.DataFrame, key: str, field: str) -> Iterator[tuple[str,
 def _with_sizes(path: Path, named: pd.DataFrame) -> pd.DataFrame:
     sizes = []
     for row, image, label in zip(named["row"], named["image"], named["label"], strict=True):
+        if image == label:
+            raise InputError(f"{path} row {row}: {image.name} is the image and its label; name the two files")
         try:
             size, of_label = image_size(image), label_size(label)
         except InputError as error:
