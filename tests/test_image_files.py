@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from counterstain.errors import InputError
@@ -58,3 +59,63 @@ def test_a_decompression_bomb_is_not_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
     with pytest.raises(InputError, match=r"a\.png: more than 10 pixels; cut it into regions"):
         image_size(tmp_path / "a.png")
+
+
+def exif(orientation: int) -> Image.Exif:
+    found = Image.Exif()
+    found[274] = orientation
+    return found
+
+
+def png_with_exif_behind_its_pixels(path):
+    Image.fromarray(COLOURS).save(path, exif=exif(6))
+    data = path.read_bytes()
+    start = data.index(b"eXIf") - 4
+    stop = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    path.write_bytes(data[:start] + data[stop:-12] + data[start:stop] + data[-12:])
+
+
+COLOURS = np.zeros((16, 16, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "words"),
+    [
+        ("a.jpg", lambda path: Image.fromarray(COLOURS).save(path, exif=exif(3)), r"turned .* \(orientation 3\)"),
+        ("a.png", lambda path: Image.fromarray(COLOURS).save(path, exif=exif(2)), r"turned .* \(orientation 2\)"),
+        ("a.png", png_with_exif_behind_its_pixels, r"turned .* \(orientation 6\)"),
+        ("a.tif", lambda path: Image.fromarray(COLOURS).save(path, tiffinfo={274: 3}), r"turned .* \(orientation 3\)"),
+        ("a.tif", lambda path: Image.new("CMYK", (9, 9)).save(path), "not RGB, grey or palette .*CMYK"),
+        ("a.jpg", lambda path: Image.new("CMYK", (9, 9)).save(path), "not RGB, grey or palette .*CMYK"),
+        ("a.tif", lambda path: Image.new("LAB", (9, 9)).save(path), "not RGB, grey or palette .*CIELab"),
+        ("a.ppm", Image.fromarray(COLOURS).save, "not an image that can be read"),
+    ],
+)
+def test_pixels_that_would_not_be_read_as_their_maker_meant_them_are_an_error(tmp_path, name, write, words):
+    write(tmp_path / name)
+    with pytest.raises(InputError, match=rf"{name}: .*{words}"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("image", "how", "words"),
+    [
+        (np.zeros((3, 16, 16), np.uint16), {"planarconfig": "separate"}, "more than 8 bits a channel"),
+        (COLOURS.astype(np.uint16), {"compression": "deflate"}, "more than 8 bits a channel"),
+        (COLOURS[..., 0], {"photometric": "miniswhite"}, "inverted grey"),
+        (np.zeros((9, 9, 4), np.uint8), {"extrasamples": [0]}, "a channel beside its colours"),
+        (iter([b""]), {"shape": COLOURS.shape, "dtype": np.uint8, "compression": "lzw", "rowsperstrip": 16}, "without"),
+    ],
+)
+def test_a_tiff_of_a_table_is_refused_as_one_of_a_slide_is(tmp_path, image, how, words):
+    tifffile.imwrite(tmp_path / "a.tif", image, **{"photometric": "rgb"} | how)
+    with pytest.raises(InputError, match=rf"a.tif: .*{words}"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
+def test_both_kinds_of_transparency_are_laid_on_white(tmp_path, kind):
+    pixel = [100, 100, 100, 51] if kind == "unassalpha" else [20, 20, 20, 51]
+    image = np.full((9, 9, 4), pixel, np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", extrasamples=[kind])
+    assert np.abs(read_image(tmp_path / "a.tif").astype(int) - 224).max() <= 1

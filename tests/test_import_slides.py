@@ -12,7 +12,7 @@ from PIL import Image
 
 from counterstain.data import region_store
 from counterstain.data.cohort import Cohort
-from counterstain.errors import InputError, MismatchError
+from counterstain.errors import CounterstainWarning, InputError, MismatchError
 from counterstain.io import import_slides as module
 from counterstain.io.annotations import FORMATS, looks_like, read_annotations
 from counterstain.io.import_slides import import_slides, read_region
@@ -43,9 +43,9 @@ class Lab:
         self.annotations.mkdir()
         self.labels.write_text(LABELS)
 
-    def tiff(self, name: str, height: int = 400, width: int = 600, *, says_mpp: bool = True) -> np.ndarray:
+    def tiff(self, name: str, height: int = 400, width: int = 600) -> np.ndarray:
         image = np.random.default_rng(len(name)).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        resolution = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"} if says_mpp else {}  # 0.5 mpp
+        resolution = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}  # 0.5 mpp
         tifffile.imwrite(self.slides / f"{name}.tif", image, photometric="rgb", **resolution)
         return image
 
@@ -189,9 +189,10 @@ def test_regions_come_from_a_table(two_slides: Lab, tmp_path: Path):
 
 
 def test_patients_scores_and_resolutions_come_from_a_table(two_slides: Lab, tmp_path: Path):
-    two_slides.tiff("b", says_mpp=False)
     (tmp_path / "patients.csv").write_text("slide,patient,score,mpp_level0\na.tif,P1,3+,\nb,P1,0,0.25\n")
-    regions = two_slides.load(patients=tmp_path / "patients.csv").regions
+    with pytest.warns(CounterstainWarning, match=r"b.tif: the patients table's mpp_level0 0.25 overrules") as said:
+        regions = two_slides.load(patients=tmp_path / "patients.csv").regions
+    assert len(said) == 1
     assert set(regions["patient"]) == {"P1"}
     assert list(regions["score"]) == ["3+", "3+", "0", "0"]
     assert list(regions["mpp_level0"]) == [0.5, 0.5, 0.25, 0.25]
@@ -202,7 +203,7 @@ def test_patients_scores_and_resolutions_come_from_a_table(two_slides: Lab, tmp_
     [
         ("slide,patient,mpp_level0\na,P1,0.5 um\nb,P1,\n", r"row 2: mpp_level0 '0.5 um': expected micrometres per"),
         ("slide,patient,mpp_level0\na,P1,0.5\nb,P1,0\n", r"row 3: mpp_level0 '0': expected micrometres per pixel"),
-        ("slide,patient,mpp_level0\na,P1,0.9\nb,P1,\n", r"a\.\S+: the patients table's mpp_level0 0.9 contradicts"),
+        ("slide,patient,mpp_level0\na,P1,90\nb,P1,\n", r"a\.\S+: the patients table's mpp_level0 90: expected 0.01 to"),
         ("slide,patient,mpp_level0\na,P1,0,5\nb,P1,0,5\n", r"patients.csv row 2: more values than the header has"),
         ("slide,patient\na,P1\n", r"patients.csv: no row for b; add one for every slide"),
         ("slide,who\na,P1\n", r"no column 'patient'; expected slide, patient and perhaps score"),
@@ -268,8 +269,8 @@ def test_what_cannot_be_imported_is_said_before_anything_is_written(
     [
         ({"regions": "auto", "regions_per_slide": 0}, "regions_per_slide: Input should be greater than or equal to 1"),
         ({"origin": "corner"}, "origin: Input should be 'canvas' or 'bounds'"),
-        ({"mpp": 0}, "mpp: Input should be greater than 0"),
-        ({"mpp": 1e-4}, r"region region1 has 8e\+11 pixels at 0.0001 mpp, more than 4e\+08"),
+        ({"mpp": 0}, "mpp: Input should be greater than or equal to 0.01"),
+        ({"mpp": 0.01, "regions": "auto"}, r"region region1 has 6e\+08 pixels at 0.01 mpp, more than 4e\+08"),
         ({"regions": Path("nowhere.csv")}, "nowhere.csv: no such file"),
     ],
 )

@@ -1,3 +1,5 @@
+import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from counterstain.errors import InputError
+from counterstain.errors import CounterstainWarning, InputError
 from counterstain.io.regions import tissue_mask
 from counterstain.io.slides import Box, Slide, area_average, list_slides, slide_name
 
@@ -36,10 +38,22 @@ def write_ome(path: Path, image: np.ndarray, mpp: float = 0.25, unit: str = "µm
     return path
 
 
-@pytest.fixture
-def plain(tmp_path: Path) -> Path:
-    tifffile.imwrite(tmp_path / "plain.tif", noise(), photometric="rgb")
-    return tmp_path / "plain.tif"
+def write_pyramid(path: Path, *levels: np.ndarray, reader: str = "tifffile", mpp: float = 0.25, **how) -> Path:
+    """Write a tiled pyramid that tifffile reads, or one of Trestle's scanners, which OpenSlide reads."""
+    plain = {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+    trestle = {"resolution": (mpp, mpp), "software": "MedScan", "description": "Background Color=FFFFFF"}
+    usual = {"tile": (64, 64), "compression": "deflate", "photometric": "rgb", "metadata": None}
+    with tifffile.TiffWriter(path) as file:
+        for number, level in enumerate(levels):
+            layout = usual | (trestle if reader == "openslide" else plain) | how
+            file.write(level, subfiletype=int(number > 0), **layout)
+    return path
+
+
+@pytest.fixture(params=["tifffile", "openslide"])
+def drawn(request: pytest.FixtureRequest, tmp_path: Path):
+    """Write a slide that the reader named reads."""
+    return lambda *levels, **how: write_pyramid(tmp_path / "a.tif", *levels, **{"reader": request.param} | how)
 
 
 def test_a_cell_is_the_mean_of_the_area_under_it_with_parts_of_pixels_counted_in_part():
@@ -49,21 +63,21 @@ def test_a_cell_is_the_mean_of_the_area_under_it_with_parts_of_pixels_counted_in
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 7])
-def test_at_integer_factors_a_pixel_is_the_mean_of_its_level_0_pixels(plain: Path, factor: int):
-    with Slide.open(plain, mpp_level0=0.3) as slide:
+def test_at_integer_factors_a_pixel_is_the_mean_of_its_level_0_pixels(drawn, factor: int):
+    with Slide.open(drawn(noise(), mpp=0.3)) as slide:
         read = slide.read(21, 14, 30, 20, mpp=0.3 * factor)
     assert np.array_equal(read, means(noise()[14:, 21:], factor)[:20, :30])
 
 
-def test_the_coarsest_level_that_is_not_coarser_than_the_output_is_read(tmp_path: Path):
+def test_the_coarsest_level_that_is_not_coarser_than_the_output_is_read(drawn):
     image = noise()
-    with Slide.open(write_ome(tmp_path / "a.ome.tif", image)) as slide:
+    with Slide.open(drawn(image, means(image, 2))) as slide:
         assert np.array_equal(slide.read(40, 20, 30, 25, mpp=1.0), means(means(image, 2)[10:, 20:], 2)[:25, :30])
         assert np.array_equal(slide.read(40, 20, 30, 25, mpp=0.25), image[20:45, 40:70])
 
 
-def test_outside_of_the_slide_is_white(plain: Path):
-    with Slide.open(plain, mpp_level0=0.5) as slide:
+def test_outside_of_the_slide_is_white(drawn):
+    with Slide.open(drawn(noise(), mpp=0.5)) as slide:
         read = slide.read(-10, -5, 20, 12, mpp=0.5)
         assert (read[:5] == 255).all()
         assert (read[:, :10] == 255).all()
@@ -72,9 +86,9 @@ def test_outside_of_the_slide_is_white(plain: Path):
 
 
 @pytest.mark.parametrize("mpp", [0.2, 0.26, 0.5, 1.1, 6.0])
-def test_a_region_read_in_tiles_equals_the_region_read_in_one_piece(tmp_path: Path, mpp: float):
+def test_a_region_read_in_tiles_equals_the_region_read_in_one_piece(drawn, mpp: float):
     box = Box(-30, 11, 400, 350, "a")
-    with Slide.open(write_ome(tmp_path / "a.ome.tif", noise())) as slide:
+    with Slide.open(drawn(noise(), means(noise(), 2))) as slide:
         window = slide.window(box, mpp)
         whole = slide.read(box.x, box.y, window.shape[1], window.shape[0], mpp)
         tiled = np.zeros(window.shape, np.uint8)
@@ -84,39 +98,69 @@ def test_a_region_read_in_tiles_equals_the_region_read_in_one_piece(tmp_path: Pa
     assert np.array_equal(tiled, whole)
 
 
-def test_levels_whose_factor_is_no_whole_number_have_no_seams(tmp_path: Path):
-    image = noise(1201, 1601)
-    with tifffile.TiffWriter(tmp_path / "pyramid.tif") as file:  # OpenSlide's generic TIFF
-        for kind, level in enumerate((image, means(image, 3)[:390])):
-            file.write(level, tile=(128, 128), compression="deflate", photometric="rgb", subfiletype=kind)
-    with Slide.open(tmp_path / "pyramid.tif", mpp_level0=0.25) as slide:
-        whole = slide.window(Box(37, 5, 1400, 1100, "a"), 1.0)
-        piece = whole.read(50, 60, 90, 110)
-        assert np.array_equal(piece, whole.read(0, 0, *whole.shape[:2])[50:140, 60:170])
+def test_sides_rounded_when_a_level_was_made_do_not_shift_it(drawn):
+    image = noise(401, 803)  # OpenSlide takes the factor for 2.0037, and would show pixels between the stored ones
+    with Slide.open(drawn(image, means(image, 2))) as slide:
+        assert np.array_equal(slide.read(0, 0, 401, 200, mpp=0.5), means(image, 2))
 
 
-def test_sides_rounded_when_a_level_was_made_do_not_shift_it(tmp_path: Path):
-    image = noise(401, 803)
-    with Slide.open(write_ome(tmp_path / "a.ome.tif", image)) as slide:
-        assert np.array_equal(slide.read(600, 300, 90, 40, mpp=0.5), means(image, 2)[150:190, 300:390])
+def test_a_level_of_no_whole_factor_is_read_as_stored_or_a_finer_one_is(drawn):
+    image, edges = noise(400, 600), np.arange(241) * 2.5
+    shrunk = area_average(image, edges[:161], edges)
+    with Slide.open(drawn(image, shrunk)) as slide:
+        window = slide.window(Box(0, 0, 600, 400), mpp=0.625)
+        assert np.array_equal(window.read(0, 0, 160, 240), shrunk)
+        assert np.array_equal(window.read(50, 60, 90, 110), shrunk[50:140, 60:170])
 
 
-def test_transparent_pixels_are_white(tmp_path: Path):
-    rgba = np.dstack([np.zeros((40, 50, 3), np.uint8), np.full((40, 50), 255, np.uint8)])
-    rgba[:20, :, 3] = 0
-    tifffile.imwrite(tmp_path / "a.tif", rgba, photometric="rgb", extrasamples=["unassalpha"])
-    with Slide.open(tmp_path / "a.tif", mpp_level0=0.5) as slide:
-        read = slide.read(0, 0, 50, 40, mpp=0.5)
-    assert (read[:20] == 255).all()
-    assert (read[20:] == 0).all()
+def test_a_level_padded_to_whole_tiles_is_left_out(drawn):
+    image = noise(400, 600)
+    padded = np.pad(means(image, 2), ((0, 56), (0, 20), (0, 0)))  # 256 x 320
+    with Slide.open(drawn(image, padded)) as slide:
+        assert np.array_equal(slide.read(100, 200, 90, 70, mpp=0.5), means(image, 2)[100:170, 50:140])
 
 
-def test_a_thumbnail_shows_the_scanned_area(plain: Path):
-    with Slide.open(plain, mpp_level0=0.5) as slide:
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
+def test_transparent_pixels_are_laid_on_white(drawn, kind: str):
+    alpha = np.repeat(np.uint8([0, 51, 255, 255]), 40)[:, None, None].repeat(200, 1)
+    colours = np.full((160, 200, 3), 100, np.uint8)
+    stored = colours if kind == "unassalpha" else (colours * (alpha / 255)).astype(np.uint8)
+    with Slide.open(drawn(np.dstack([stored, alpha]), extrasamples=[kind])) as slide:
+        rows = slide.read(0, 0, 200, 160, mpp=0.25)[::40, 0, 0]
+    assert np.abs(rows - np.array([255, 224, 100, 100])).max() <= 1
+
+
+def test_tiles_that_are_not_stored_are_white(tmp_path: Path):
+    tile = zlib.compress(bytes(64 * 64 * 3))
+    path = tmp_path / "a.tif"
+    with Slide.open(write_pyramid(path, iter([tile, b"", b"", tile]), shape=(128, 128, 3), dtype=np.uint8)) as slide:
+        assert slide.read(0, 0, 128, 128, mpp=0.25)[::64, ::64, 0].tolist() == [[0, 255], [255, 0]]
+
+
+def test_a_thumbnail_shows_the_scanned_area(drawn):
+    with Slide.open(drawn(noise())) as slide:
         thumbnail = slide.thumbnail(105)
     assert thumbnail.image.shape == (75, 105, 3)
     assert np.array_equal(thumbnail.image, means(noise(), 4))
     assert thumbnail.downsample == 4
+
+
+def test_pixels_and_resolution_come_from_the_same_page(tmp_path: Path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for image, mpp in ((means(noise(), 4), 1.0), (noise(), 0.25)):
+            file.write(image, photometric="rgb", resolution=(1e4 / mpp, 1e4 / mpp), resolutionunit="CENTIMETER")
+    with Slide.open(tmp_path / "a.tif") as slide:
+        assert (slide.size_level0_px, slide.mpp_level0) == ((420, 300), pytest.approx(0.25))
+
+
+def test_pixels_and_resolution_come_from_the_same_image_of_an_ome_tiff(tmp_path: Path):
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as file:
+        for image, mpp in ((means(noise(), 4), 1.0), (noise(), 0.25)):
+            size = {"PhysicalSizeX": mpp, "PhysicalSizeY": mpp}
+            file.write(image, photometric="rgb", tile=(64, 64), metadata={"axes": "YXS"} | size)
+    with Slide.open(tmp_path / "a.ome.tif") as slide:
+        assert (slide.size_level0_px, slide.mpp_level0) == ((420, 300), pytest.approx(0.25))
+        assert np.array_equal(slide.read(10, 20, 30, 40, mpp=0.25), noise()[20:60, 10:40])
 
 
 @pytest.mark.parametrize(("unit", "size"), [("µm", 0.25), ("nm", 250.0), ("mm", 0.00025)])
@@ -157,33 +201,59 @@ def test_a_resolution_that_is_missing_or_not_a_scanners_is_an_error(tmp_path: Pa
         Slide.open(write_tiff(tmp_path / "a.tif", resolution, unit))
 
 
-def test_a_resolution_that_contradicts_the_file_is_an_error_that_names_both(tmp_path: Path):
-    path = write_ome(tmp_path / "a.ome.tif", noise())
-    with pytest.raises(InputError, match=r"--mpp-level0 0.5 contradicts the file's 0.25 mpp"):
-        Slide.open(path, mpp_level0=0.5)
-    with pytest.raises(InputError, match=r"a.ome.tif: the table's 0.5 contradicts the file's 0.25 mpp"):
-        Slide.open(path, mpp_level0=0.5, given_by="the table's")
-    with Slide.open(path, mpp_level0=0.255) as slide:
-        assert slide.mpp_level0 == 0.255
+def test_a_given_resolution_overrules_the_file_and_says_so(drawn):
+    with pytest.warns(CounterstainWarning, match=r"a.tif: --mpp-level0 0.5 overrules the file's 0.25 mpp"):
+        slide = Slide.open(path := drawn(noise()), mpp_level0=0.5)
+    with slide, pytest.warns(CounterstainWarning, match=r"a.tif: the table's 0.2 overrules the file's 0.25 mpp"):
+        Slide.open(path, mpp_level0=0.2, given_by="the table's").close()
+    assert slide.mpp_level0 == 0.5
+    with Slide.open(path, mpp_level0=0.2501) as slide:
+        assert slide.mpp_level0 == 0.2501
 
 
-def test_pixels_that_are_not_square_are_an_error(tmp_path: Path):
-    tifffile.imwrite(tmp_path / "a.tif", noise(), photometric="rgb", resolution=(2e4, 3e4), resolutionunit="CENTIMETER")
-    with pytest.raises(InputError, match=r"not square, 0.5 x 0.333333 mpp; save the slide with square pixels"):
-        Slide.open(tmp_path / "a.tif")
+@pytest.mark.parametrize("mpp", [1e-9, 1e6, -0.25, float("nan")])
+def test_a_resolution_that_no_microscope_has_is_an_error(drawn, mpp: float):
+    with pytest.raises(
+        InputError, match=rf"a.tif: --mpp-level0 {re.escape(f'{mpp:g}')}: expected 0.01 to 20 micrometres"
+    ):
+        Slide.open(drawn(noise()), mpp_level0=mpp)
 
 
 @pytest.mark.parametrize(
-    ("image", "photometric", "words"),
+    ("image", "how", "words"),
     [
-        (np.zeros((40, 50), np.uint8), "minisblack", r"not RGB \(uint8 pixels, axes YX, 40 x 50\); save it as RGB"),
-        (np.zeros((40, 50, 3), np.uint16), "rgb", r"more than 8 bits a channel \(uint16 pixels, axes YXS, 40 x 50 x 3"),
+        (
+            np.zeros((64, 80), np.uint8),
+            {"photometric": "minisblack"},
+            r"not RGB \(uint8 pixels, axes YX, 64 x 80, grey",
+        ),
+        (
+            np.zeros((64, 80), np.uint8),
+            {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)},
+            "not RGB",
+        ),
+        (np.zeros((64, 80, 3), np.uint8), {"photometric": "ycbcr"}, r"not RGB \(.* YCbCr"),
+        (np.zeros((64, 80, 3), np.uint8), {"photometric": "cielab"}, r"not RGB \(.* CIELab"),
+        (np.zeros((64, 80, 4), np.uint8), {"photometric": "separated"}, r"not RGB \(.* CMYK"),
+        (np.zeros((64, 80, 3), np.uint16), {}, r"more than 8 bits a channel \(uint16 pixels"),
+        (np.zeros((3, 64, 80), np.uint16), {"planarconfig": "separate"}, r"more than 8 bits a channel \(uint16 pixels"),
+        (np.zeros((64, 80, 3), np.int8), {}, "signed numbers"),
+        (np.zeros((64, 80, 4), np.uint8), {"extrasamples": [0]}, "a channel beside its colours"),
+        (np.zeros((64, 80, 5), np.uint8), {"extrasamples": [2, 0]}, "a channel beside its colours"),
+        (
+            np.zeros((64, 80, 3), np.uint8),
+            {"extratags": [(274, "H", 1, 3, True)]},
+            r"turned or mirrored \(orientation 3",
+        ),
+        (np.zeros((64, 80, 3), np.uint8), {"compression": "jpegxl"}, "compression 50002 is not read"),
     ],
 )
-def test_other_pixels_than_8_bits_rgb_are_an_error(tmp_path: Path, image: np.ndarray, photometric: str, words: str):
-    tifffile.imwrite(tmp_path / "a.tif", image, photometric=photometric)
-    with pytest.raises(InputError, match=words):
-        Slide.open(tmp_path / "a.tif", mpp_level0=1)
+@pytest.mark.parametrize("tile", [(64, 64), None])
+def test_other_pixels_than_8_bits_rgb_are_refused_in_tiles_and_strips(drawn, image, how: dict, words: str, tile):
+    path = drawn(image, **({"tile": tile} if tile else {"tile": None, "reader": "tifffile"}) | how)
+    with pytest.raises(InputError, match=rf"a\.tif: .*{words}") as error:
+        Slide.open(path, mpp_level0=1)
+    assert "\n" not in str(error.value)
 
 
 def test_a_missing_file_and_one_that_is_no_slide_are_one_line_each(tmp_path: Path):
@@ -194,11 +264,12 @@ def test_a_missing_file_and_one_that_is_no_slide_are_one_line_each(tmp_path: Pat
         Slide.open(tmp_path / "a.svs")
 
 
-@pytest.mark.parametrize("length", [4, 60, 3000])
-def test_a_tiff_that_is_cut_off_is_one_line(plain: Path, length: int):
-    plain.write_bytes(plain.read_bytes()[:length])
-    with pytest.raises(InputError, match=r"plain.tif: (damaged|not RGB|not a slide|cannot)") as error:
-        Slide.open(plain, mpp_level0=1).read(0, 0, 420, 300, mpp=1)
+@pytest.mark.parametrize("share", [1e-5, 0.001, 0.1, 0.9])
+def test_a_tiff_that_is_cut_off_is_one_line(drawn, share: float):
+    path = drawn(noise())
+    path.write_bytes(path.read_bytes()[: 4 + int(share * path.stat().st_size)])
+    with pytest.raises(InputError, match=r"a.tif: (damaged|not RGB|not a slide|cannot)") as error:
+        Slide.open(path, mpp_level0=1).read(0, 0, 420, 300, mpp=1)
     assert "\n" not in str(error.value)
 
 

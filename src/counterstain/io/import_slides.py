@@ -176,7 +176,7 @@ def _write_slide(writer: CohortWriter, plan: SlidePlan, config: SlidesConfig, ad
     advance(len(plan.boxes) - len(missing))
     if not missing and picture.exists():
         return
-    with Slide.open(plan.path, plan.mpp_level0) as slide:
+    with Slide.open(plan.path, plan.mpp_level0, given_by="") as slide:
         for box in missing:
             writer.add(plan.region_name(box), [read_region(slide, plan, box, writer.taxonomy, config.mpp)])
             advance(1)

@@ -1,33 +1,51 @@
-"""Readers of pixels: OpenSlide and tifffile for slides, Pillow for ordinary images.
+"""Readers of pixels: which layouts are read, OpenSlide for slides, Pillow for ordinary images.
 
-:func:`check_layout` is the one place that decides which layouts of pixels are read; every reader asks it before it
-hands out a pixel. Shapes: H, W = rows and columns in pixels of a level or image.
+:func:`check_layout` is the one list of the ways to store pixels that are read; every reader (tifffile's is in
+:mod:`counterstain.io.tiff_files`) describes a file as a :class:`PixelLayout` and asks before it hands out a pixel.
+Shapes: H, W = rows and columns in pixels of a level or image.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import defusedxml.ElementTree
 import numpy as np
 import openslide
-import tifffile
-import zarr
 from PIL import Image, UnidentifiedImageError
 
 from counterstain.errors import InputError
 
 WHITE = 255
-GENERIC_TIFF = "generic-tiff"  # OpenSlide's vendor of tiled files without a vendor
-BLOCK_PX = 256  # see OpenSlideSource._read_blocks
-MICROMETRES = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
-TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-MICROMETRES_PER_TIFF_UNIT = {2: 25_400.0, 3: 10_000.0}  # ResolutionUnit: inch, centimetre
+MAX_SHEAR = 0.01  # by which the factors of a level may differ between x and y
+ROWS_AT_ONCE = 1024
+IMAGE_FORMATS = ("PNG", "TIFF", "JPEG", "BMP", "GIF", "WEBP")
+
+# TIFF tags and their values
+BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, ORIENTATION, SAMPLES, PREDICTOR = 258, 259, 262, 266, 274, 277, 317
+EXTRA_SAMPLES, SAMPLE_FORMAT = 338, 339
+STORED = (273, 279, 324, 325)  # where strips and tiles lie, and their length
+COLOURS = {0: "inverted grey", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIELab"}
+COMPRESSIONS = {
+    1,  # none
+    *(2, 3, 4),  # CCITT, of one bit
+    *(5, 8, 32773, 32946, 34925, 50000),  # LZW, deflate, PackBits, deflate, LZMA, Zstandard
+    *(7, 33005, 34712, 50001),  # JPEG, JPEG 2000 (Aperio's and others'), WebP
+}
+JPEG = 7
+UNSPECIFIED, PREMULTIPLIED, STRAIGHT = 0, 1, 2  # what an extra sample is
+UPRIGHT = 1
+SLIDE_COLOURS = frozenset({"RGB"})
+IMAGE_COLOURS = frozenset({"RGB", "grey", "palette"})
+OF_MODE = {
+    "1": "grey", "L": "grey", "LA": "grey", "La": "grey", "I": "grey", "F": "grey", "P": "palette", "PA": "palette",
+    "RGB": "RGB", "RGBA": "RGB", "RGBa": "RGB", "RGBX": "RGB",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,23 +54,117 @@ class PixelLayout:
 
     bits: int
     """Of a channel."""
-    channels: int
+    colour: str
+    """RGB, grey, palette, or another one that is not read."""
+    numbers: str = "unsigned"
+    """Or signed, or floating-point."""
+    extra: tuple[int, ...] = ()
+    """What channels beside the colours are, as TIFF's ExtraSamples."""
+    orientation: int = UPRIGHT
+    """As TIFF and EXIF number it; 1 is upright."""
+    storage: str = ""
+    """What is unusual in how bytes are stored, in words."""
     pages: int = 1
     words: str
     """The layout in the words of the library that reads it, for messages."""
 
+    @property
+    def premultiplied(self) -> bool:
+        """Whether colours are multiplied by alpha already."""
+        return self.extra == (PREMULTIPLIED,)
 
-def check_layout(path: Path, layout: PixelLayout, *, channels: tuple[int, ...] = (1, 2, 3, 4)) -> None:
-    """Raise InputError where pixels are stored in a way that would not be read as their maker meant them.
 
-    ``channels`` are the numbers of channels that can be used.
+def check_layout(path: Path, layout: PixelLayout, colours: frozenset[str]) -> None:
+    """Raise InputError where pixels are stored in a way that would not be read for certain as their maker meant them.
+
+    ``colours`` are those that can be used.
     """
     if layout.bits > 8:
         raise InputError(f"{path}: more than 8 bits a channel ({layout.words}); convert it to 8 bits")
-    if layout.channels not in channels:
-        raise InputError(f"{path}: not RGB ({layout.words}); save it as RGB with 8 bits a channel")
+    if layout.numbers != "unsigned":
+        raise InputError(f"{path}: {layout.numbers} numbers ({layout.words}); convert it to 8 bits without a sign")
+    if layout.colour not in colours:
+        expected = "RGB, grey or palette" if len(colours) > 1 else "RGB"
+        raise InputError(f"{path}: not {expected} ({layout.words}); save it as {expected} with 8 bits a channel")
+    if layout.bits != 8 and layout.colour == "RGB":
+        raise InputError(f"{path}: has {layout.bits} bits a channel ({layout.words}); save it with 8 bits a channel")
+    if layout.extra not in {(), (STRAIGHT,), (PREMULTIPLIED,)}:
+        raise InputError(
+            f"{path}: has a channel beside its colours of which the file does not say that it is transparency "
+            f"({layout.words}); save it as RGB without that channel"
+        )
+    if layout.orientation != UPRIGHT:
+        raise InputError(
+            f"{path}: is stored turned or mirrored (orientation {layout.orientation}), so that it may not fit its "
+            "annotations; save it upright, without the orientation tag, as the annotations see it"
+        )
+    if layout.storage:
+        raise InputError(f"{path}: {layout.storage} ({layout.words}); save it with LZW or JPEG compression, or none")
     if layout.pages > 1:
         raise InputError(f"{path}: has {layout.pages} pages; save the one to be imported as a file of its own")
+
+
+def tiff_layout(tag: Callable[[int, Any], Any], words: str, pages: int = 1) -> PixelLayout:
+    """Return the layout of a page of a TIFF file; ``tag`` takes a tag's number and the value where there is none."""
+    samples, photometric, compression = tag(SAMPLES, 1), tag(PHOTOMETRIC, None), tag(COMPRESSION, 1)
+    colour = COLOURS.get(photometric, f"photometric {photometric}")
+    if colour == "YCbCr" and compression == JPEG:
+        colour = "RGB"  # as it is decoded
+    extra = _numbers(tag(EXTRA_SAMPLES, ()))
+    beside = samples - {"RGB": 3, "grey": 1, "palette": 1}.get(colour, samples)
+    unsaid = beside - len(extra)
+    formats = set(_numbers(tag(SAMPLE_FORMAT, 1)))
+    return PixelLayout(
+        bits=max(_numbers(tag(BITS, 1))),
+        colour=colour if beside >= 0 and unsaid >= 0 else f"{colour} of {samples} channels",
+        numbers={1: "unsigned", 2: "signed"}.get(formats.pop(), "floating-point") if len(formats) == 1 else "mixed",
+        extra=(*extra, *[UNSPECIFIED] * unsaid),
+        orientation=tag(ORIENTATION, UPRIGHT),
+        storage=_unusual(tag, compression, samples),
+        pages=pages,
+        words=f"{words}, {colour}" + (f", ExtraSamples {extra}" if extra else ""),
+    )
+
+
+def _unusual(tag: Callable[[int, Any], Any], compression: int, samples: int) -> str:
+    if compression not in COMPRESSIONS:
+        return f"compression {compression} is not read"
+    if compression == JPEG and samples > 3:
+        return "JPEG with transparency is not read"
+    if tag(FILL_ORDER, 1) != 1:
+        return "bytes with reversed bits are not read"
+    if tag(PREDICTOR, 1) not in {1, 2}:
+        return f"predictor {tag(PREDICTOR, 1)} is not read"
+    return ""
+
+
+def _numbers(value: Any) -> tuple[int, ...]:
+    return tuple(map(int, value)) if isinstance(value, tuple | list) else (int(value),)
+
+
+def image_layout(image: Image.Image) -> PixelLayout:
+    """Return the layout of an image that Pillow has opened; of a TIFF file, as its tags say it."""
+    words, pages = f"mode {image.mode}", getattr(image, "n_frames", 1)
+    tags = getattr(image, "tag_v2", None)
+    if image.format == "TIFF" and tags is not None:
+        layout = tiff_layout(tags.get, words, pages)
+        absent = any(0 in _numbers(tags.get(tag, ())) for tag in STORED)
+        return replace(layout, storage="strips or tiles without data are not read") if absent else layout
+    deep = image.mode.startswith(("I", "F")) or ";16" in _decoder(image)  # colours of 16 bits have no mode in Pillow
+    # PNG's EXIF data may stand behind the pixels, and Pillow would decode these to reach it.
+    exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+    return PixelLayout(
+        bits=16 if deep else 8,
+        colour=OF_MODE.get(image.mode, image.mode),
+        orientation=exif.get(ORIENTATION, UPRIGHT),
+        pages=pages,
+        words=words,
+    )
+
+
+def _decoder(image: Image.Image) -> str:
+    """Return how the pixels are stored, in Pillow's words."""
+    return str([tile[3] for tile in getattr(image, "tile", [])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +174,10 @@ class Level:
     width_px: int
     height_px: int
     downsample: float
+    number: int
+    """In the file."""
+    exact: bool = True
+    """Whether its stored pixels are read where they lie; otherwise it will do for pictures to look at."""
 
 
 class SlideSource(Protocol):
@@ -74,130 +190,85 @@ class SlideSource(Protocol):
     bounds_level0_px: tuple[int, int, int, int]
     """x, y, width and height of the scanned area."""
 
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+    def read(self, level: Level, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return (H, W, 3) uint8 at a place in the level's own pixels; what lies outside or is empty is white."""
 
     def close(self) -> None:
         """Close the file."""
 
 
-def open_slide_file(path: Path) -> SlideSource:
-    """Open a slide file with the reader that serves it best; InputError says what is wrong with the file."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such slide file")
-    try:
-        return _open_with_best_reader(path)
-    except InputError:
-        raise
-    except openslide.OpenSlideUnsupportedFormatError as error:
-        if path.suffix.lower() == ".mrxs" and not (path.with_suffix("") / "Slidedat.ini").is_file():
-            raise InputError(
-                f"{path}: its folder {path.stem!r} with Slidedat.ini is missing beside it; copy both"
-            ) from error
-        raise InputError(
-            f"{path}: not a slide that can be read; expected a format of OpenSlide (MIRAX, SVS, NDPI, BIF, DICOM, …), "
-            "OME-TIFF or RGB TIFF"
-        ) from error
-    except Exception as error:  # on damaged files tifffile raises more than its own errors
-        raise InputError(f"{path}: damaged or incomplete ({_reason(error)}); copy or export the slide again") from error
+def levels_of(sizes: Sequence[tuple[int, int]]) -> tuple[Level, ...]:
+    """Return levels of these widths and heights; those are left out whose factors in x and y contradict each other.
 
-
-def _open_with_best_reader(path: Path) -> SlideSource:
-    with path.open("rb") as file:
-        is_tiff = file.read(4) in TIFF_MAGICS
-    if is_tiff and _is_ome(path):
-        return TiffSource(path)  # OpenSlide does not know OME's resolution
-    is_plain = is_tiff and openslide.OpenSlide.detect_format(path) in {None, GENERIC_TIFF}
-    try:
-        return OpenSlideSource(path)
-    except openslide.OpenSlideError:
-        if not is_plain:
-            raise
-        return TiffSource(path)  # OpenSlide reads tiled files of no known vendor; tifffile reads strips too
-
-
-def _is_ome(path: Path) -> bool:
-    try:
-        with tifffile.TiffFile(path) as file:
-            return bool(file.is_ome)
-    except Exception:  # noqa: BLE001 # damaged in a way that the readers will name
-        return False
-
-
-def _levels_of(sizes: Sequence[Sequence[int]]) -> tuple[Level, ...]:
-    """Return levels of these widths and heights.
-
-    Sides are rounded when a level is made (46,001 px shrunk by 4 are 11,500), so the quotient of two sides drifts
-    over a slide. Where a whole number explains both sides to the pixel, it is the factor.
+    Sides are rounded when a level is made (46,001 px shrunk by 4 are 11,500), so one factor has to explain both sides
+    to the pixel; if a whole number does, it is the factor. A level that is padded to whole tiles has no such factor.
     """
     levels = []
-    for size in sizes:
+    for number, size in enumerate(sizes):
         sides = list(zip(sizes[0], size, strict=True))
-        quotient = sum(side0 / side for side0, side in sides) / 2
-        whole = float(round(quotient))
-        exact = whole >= 1 and all(abs(side0 / whole - side) < 1 for side0, side in sides)
-        levels.append(Level(size[0], size[1], whole if exact else quotient))
+        least = max(side0 / (side + 1) for side0, side in sides)
+        most = min(side0 / (side - 1) if side > 1 else math.inf for side0, side in sides)
+        quotients = [side0 / side for side0, side in sides]
+        factor = sum(quotients) / 2
+        whole = max(1.0, float(round(factor)))
+        if least < most:
+            factor = whole if least < whole < most else min(max(factor, least), most)
+        if least < most or max(quotients) <= (1 + MAX_SHEAR) * min(quotients):
+            levels.append(Level(*size, factor, number, exact=least < most))
     return tuple(levels)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Return what a library says as one line of printable characters."""
     text = " ".join(str(error).split())
-    return "".join(character for character in text if character.isprintable()) or type(error).__name__
+    return "".join(character for character in text if character.isprintable())[:200] or type(error).__name__
 
 
-def _on_white(rgba: np.ndarray) -> np.ndarray:
-    """Lay (H, W, 3 or 4) uint8 pixels, alpha not multiplied in, on white; returns (H, W, 3) uint8."""
-    alpha = rgba[..., 3:]
+def on_white(pixels: np.ndarray, *, premultiplied: bool = False) -> np.ndarray:
+    """Lay (H, W, 3 or 4) uint8 pixels on white; returns (H, W, 3) uint8."""
+    alpha = pixels[..., 3:]
     if (alpha == WHITE).all():
-        return np.ascontiguousarray(rgba[..., :3])
-    blended = rgba[..., :3].astype(np.uint16) * alpha + np.uint16(WHITE) * (WHITE - alpha.astype(np.uint16))
-    return np.asarray((blended + WHITE // 2) // WHITE, np.uint8)
+        return np.ascontiguousarray(pixels[..., :3])
+    laid = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for top in range(0, len(pixels), ROWS_AT_ONCE):
+        rows, a = pixels[top : top + ROWS_AT_ONCE, :, :3].astype(np.uint16), alpha[top : top + ROWS_AT_ONCE]
+        white = np.uint16(WHITE) * (WHITE - a.astype(np.uint16))
+        laid[top : top + ROWS_AT_ONCE] = np.minimum(
+            WHITE, (rows * (WHITE if premultiplied else a) + white + WHITE // 2) // WHITE
+        )
+    return laid
 
 
 class OpenSlideSource:
-    """A slide in a format of OpenSlide: MIRAX, SVS, NDPI, BIF, tiled TIFF, DICOM and others."""
+    """A slide in a format of OpenSlide: MIRAX, NDPI, BIF, SCN, DICOM and others."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = openslide.OpenSlide(path)
-        self.levels = _levels_of(self._file.level_dimensions)
+        # OpenSlide takes places in whole level-0 pixels. Where these are not whole pixels of the level, it shifts the
+        # level by the fraction that remains: pixels between those that are stored.
+        self.levels = tuple(
+            replace(level, exact=level.exact and self._file.level_downsamples[level.number] == round(level.downsample))
+            for level in levels_of(self._file.level_dimensions)
+        )
         x, y = self._number(openslide.PROPERTY_NAME_MPP_X), self._number(openslide.PROPERTY_NAME_MPP_Y)
         self.mpp_xy = None if x is None or y is None else (x, y)
         self.bounds_level0_px = self._bounds()
 
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+    def read(self, level: Level, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return (H, W, 3) uint8 at a place in the level's own pixels; what lies outside or is empty is white."""
-        whole = float(self._file.level_downsamples[level]).is_integer()
-        return (self._read if whole else self._read_blocks)(level, x, y, width, height)
+        place = (round(x * level.downsample), round(y * level.downsample))
+        try:
+            return on_white(np.asarray(self._file.read_region(place, level.number, (width, height))))
+        except openslide.OpenSlideError as error:
+            raise InputError(
+                f"{self._path}: cannot be read at x {place[0]}, y {place[1]} ({reason(error)}); "
+                "copy or export the slide again"
+            ) from error
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def _read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-        downsample = self._file.level_downsamples[level]
-        place = (round(x * downsample), round(y * downsample))
-        try:
-            return _on_white(np.asarray(self._file.read_region(place, level, (width, height))))
-        except openslide.OpenSlideError as error:
-            raise InputError(
-                f"{self._path}: cannot be read at x {place[0]}, y {place[1]} ({_reason(error)}); "
-                "copy or export the slide again"
-            ) from error
-
-    def _read_blocks(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Read a level whose downsample is no whole number.
-
-        OpenSlide takes places in whole level-0 pixels and shifts the level by the fraction that remains, a little
-        differently for every place asked for. Blocks on a fixed grid are the same for every caller.
-        """
-        rows, columns = (
-            range(first // BLOCK_PX * BLOCK_PX, first + length, BLOCK_PX) for first, length in ((y, height), (x, width))
-        )
-        blocks = [[self._read(level, left, top, BLOCK_PX, BLOCK_PX) for left in columns] for top in rows]
-        pixels = np.concatenate([np.concatenate(row, axis=1) for row in blocks])
-        return pixels[y - rows[0] :, x - columns[0] :][:height, :width]
 
     def _number(self, name: str) -> float | None:
         try:
@@ -207,94 +278,9 @@ class OpenSlideSource:
 
     def _bounds(self) -> tuple[int, int, int, int]:
         x, y, width, height = (self._number(f"openslide.bounds-{name}") for name in ("x", "y", "width", "height"))
-        plain = self._file.properties[openslide.PROPERTY_NAME_VENDOR] == GENERIC_TIFF  # absent tiles are just white
-        if plain or x is None or y is None or width is None or height is None:
+        if x is None or y is None or width is None or height is None:
             return (0, 0, *self._file.dimensions)
         return (int(x), int(y), int(width), int(height))
-
-
-class TiffSource:
-    """An OME-TIFF or plain TIFF, read with tifffile: pyramids, tiles or strips, RGB with 8 bits a channel."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = tifffile.TiffFile(path)
-        try:
-            # Label and overview pictures are smaller than the slide.
-            series = max(self._file.series, key=lambda series: int(np.prod(series.shape)))
-            check_layout(path, _series_layout(series), channels=(3, 4))
-            self._channels = str(series.axes).index("S")  # the axis of channels
-            self._arrays = [_open_level(path, level) for level in series.levels]
-            self.levels = _levels_of([np.delete(array.shape, self._channels).tolist()[::-1] for array in self._arrays])
-            self.read(0, 0, 0, 1, 1)  # damage that stops the decoder is found here
-        except BaseException:
-            self._file.close()
-            raise
-        from_ome = _ome_mpp(self._file.ome_metadata) if self._file.is_ome else None
-        self.mpp_xy = from_ome or _tag_mpp(self._file.pages.first)
-        self.bounds_level0_px = (0, 0, self.levels[0].width_px, self.levels[0].height_px)
-
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Return (H, W, 3) uint8 at a place in the level's own pixels; what lies outside is white."""
-        pixels = np.full((height, width, 3), WHITE, np.uint8)
-        left, right = max(x, 0), min(x + width, self.levels[level].width_px)
-        top, bottom = max(y, 0), min(y + height, self.levels[level].height_px)
-        if left >= right or top >= bottom:
-            return pixels
-        window = [slice(top, bottom), slice(left, right)]
-        window.insert(self._channels, slice(None))
-        try:
-            found = np.moveaxis(np.asarray(self._arrays[level][tuple(window)]), self._channels, -1)
-        except Exception as error:  # decoders raise whatever they like on damaged segments
-            raise InputError(
-                f"{self._path}: cannot be read at x {left}, y {top} of level {level} ({_reason(error)}); "
-                "copy or export the slide again"
-            ) from error
-        pixels[top - y : bottom - y, left - x : right - x] = _on_white(found)
-        return pixels
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def _series_layout(series: tifffile.TiffPageSeries) -> PixelLayout:
-    axes, shape = str(series.axes), tuple(series.shape)
-    size = " x ".join(map(str, shape))
-    return PixelLayout(
-        bits=8 * series.dtype.itemsize,
-        channels=shape[axes.index("S")] if axes in {"YXS", "SYX"} and series.dtype.kind == "u" else 0,
-        words=f"{series.dtype} pixels, axes {axes}, {size}",
-    )
-
-
-def _open_level(path: Path, level: tifffile.TiffPageSeries) -> Any:
-    """Open a level without reading it: mapped into memory where it is not compressed, segment by segment elsewhere."""
-    page = level.keyframe
-    if page.is_memmappable and len(level.pages) == 1 and page.shape == level.shape:
-        return np.memmap(path, mode="r", dtype=np.uint8, offset=page.dataoffsets[0], shape=tuple(page.shape))
-    return zarr.open_array(level.aszarr(level=0), mode="r")
-
-
-def _ome_mpp(xml: str | None) -> tuple[float, float] | None:
-    try:
-        pixels = next(defusedxml.ElementTree.fromstring(xml or "").iterfind(".//{*}Pixels")).attrib
-        x, y = (
-            float(pixels[f"PhysicalSize{axis}"]) * MICROMETRES[pixels.get(f"PhysicalSize{axis}Unit", "µm")]
-            for axis in "XY"
-        )
-    except (defusedxml.ElementTree.ParseError, defusedxml.DefusedXmlException, StopIteration, KeyError, ValueError):
-        return None  # no XML, no pixels, or no sizes in a unit of length
-    return x, y
-
-
-def _tag_mpp(page: Any) -> tuple[float, float] | None:
-    try:
-        unit = MICROMETRES_PER_TIFF_UNIT[page.tags.valueof("ResolutionUnit", 2)]
-        (x, per_x), (y, per_y) = (page.tags.valueof(f"{axis}Resolution") for axis in "XY")
-        return (unit * per_x / x, unit * per_y / y) if per_x and per_y else None
-    except (KeyError, TypeError, ZeroDivisionError):  # no resolution, or none in a unit of length
-        return None
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -313,7 +299,7 @@ def read_image(path: Path) -> np.ndarray:
     """
     with opened_image(path) as image:
         if image.has_transparency_data:
-            return _on_white(np.asarray(image.convert("RGBA")))
+            return on_white(np.asarray(image.convert("RGBA")))
         return np.asarray(image.convert("RGB"))
 
 
@@ -321,15 +307,15 @@ def read_image(path: Path) -> np.ndarray:
 def opened_image(path: Path, *, labels: bool = False) -> Iterator[Image.Image]:
     """Open an image with Pillow, whatever is wrong with it as an InputError.
 
-    Layouts of ``labels`` are checked by :mod:`counterstain.io.masks`, which reads them.
+    Layouts of ``labels`` without colours are checked by :mod:`counterstain.io.masks`, which reads them.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # half the size that is an error
-            with Image.open(path) as image:
-                if not labels:
-                    check_layout(path, _image_layout(image))
+            warnings.simplefilter("ignore")  # of images half the size that is an error, and of damaged tags
+            with Image.open(path, formats=IMAGE_FORMATS) as image:
+                _check_image(path, image, labels=labels)
                 yield image
+                _check_image(path, image, labels=labels)  # PNG may have its EXIF data behind the pixels
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except Image.DecompressionBombError as error:
@@ -341,20 +327,11 @@ def opened_image(path: Path, *, labels: bool = False) -> Iterator[Image.Image]:
         raise InputError(f"{path}: not an image that can be read; expected PNG, TIFF or JPEG") from error
     except InputError:
         raise
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on damaged files
-        raise InputError(f"{path}: damaged or cut off ({error}); export it again") from error
+    except Exception as error:  # on damaged files Pillow's decoders raise whatever they meet
+        raise InputError(f"{path}: damaged or cut off ({reason(error)}); export it again") from error
 
 
-def _image_layout(image: Image.Image) -> PixelLayout:
-    deep = image.mode.startswith(("I", "F")) or ";16" in _decoder(image)  # colours of 16 bits have no mode in Pillow
-    return PixelLayout(
-        bits=16 if deep else 8,
-        channels=len(image.getbands()),
-        pages=getattr(image, "n_frames", 1),
-        words=f"mode {image.mode}",
-    )
-
-
-def _decoder(image: Image.Image) -> str:
-    """Return how the pixels are stored, in Pillow's words."""
-    return str([tile[3] for tile in getattr(image, "tile", [])])
+def _check_image(path: Path, image: Image.Image, *, labels: bool) -> None:
+    layout = image_layout(image)
+    if not labels or layout.colour == "RGB":
+        check_layout(path, layout, IMAGE_COLOURS)

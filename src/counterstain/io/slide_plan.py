@@ -34,7 +34,7 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class SlidesConfig(Config):
     """How slides and their annotations become a cohort."""
 
-    mpp: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
+    mpp: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
     """Micrometres per pixel of the cohort."""
     mpp_level0: PositiveFloat | None = None
     """Micrometres per level-0 pixel, for slides whose files do not say."""

@@ -12,25 +12,32 @@ Shapes: H, W = rows and columns of the source in pixels, h, w = those of the out
 from __future__ import annotations
 
 import math
+import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import openslide
 import shapely
+import tifffile
 from scipy import sparse
 
-from counterstain.errors import InputError
-from counterstain.io.pixel_readers import SlideSource, open_slide_file
+from counterstain.errors import CounterstainWarning, InputError
+from counterstain.io.pixel_readers import SLIDE_COLOURS, Level, OpenSlideSource, SlideSource, check_layout, reason
+from counterstain.io.tiff_files import TiffSource, area, first_pages, page_layout
 
 SUFFIXES = (
     ".bif", ".dcm", ".mrxs", ".ndpi", ".ome.tif", ".ome.tiff", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms",
     ".vmu",
 )  # fmt: skip
 PLAUSIBLE_MPP = (0.01, 20.0)  # outside, the file's value is a screen's or printer's resolution, not a scanner's
+TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+APERIO, GENERIC_TIFF = "aperio", "generic-tiff"  # OpenSlide's vendors
+APERIO_YCBCR = 33003  # a compression that only OpenSlide knows how to turn into RGB
 MAX_ANISOTROPY = 0.01
-MAX_CONTRADICTION = 0.05
+MAX_DIFFERENCE = 0.01  # between a given resolution and the file's that is not worth a word
 LEVEL_TOLERANCE = 1.01  # a level up to 1 % coarser than the output still serves
 SOURCE_PX = 1024  # edge of what is decoded at once: holds the memory constant
 EDGE_STEPS = 2**20  # edges are whole multiples of 1 / EDGE_STEPS px, so that sums do not depend on where they start
@@ -117,13 +124,15 @@ class SlideWindow:
     """Level-0 pixels per pixel of the window."""
     shape: tuple[int, int, int]
     """H, W, 3."""
+    rough: bool = False
+    """Whether levels will do that show pixels between those stored, as for a thumbnail."""
 
     def read(self, y_px: int, x_px: int, height_px: int, width_px: int) -> np.ndarray:
         """Return a piece at a place in the window, (height_px, width_px, 3) uint8."""
-        levels = self.source.levels
-        serving = [n for n, level in enumerate(levels) if level.downsample <= max(1.0, self.step * LEVEL_TOLERANCE)]
-        level = max(serving, key=lambda n: levels[n].downsample)
-        edge = max(1, int(SOURCE_PX * levels[level].downsample / self.step))
+        coarsest = max(1.0, self.step * LEVEL_TOLERANCE)
+        usable = [level for level in self.source.levels if level.exact or self.rough or level.number == 0]
+        level = max((level for level in usable if level.downsample <= coarsest), key=lambda level: level.downsample)
+        edge = max(1, int(SOURCE_PX * level.downsample / self.step))
         image = np.empty((height_px, width_px, 3), np.uint8)
         for y in range(0, height_px, edge):
             for x in range(0, width_px, edge):
@@ -131,17 +140,56 @@ class SlideWindow:
                 block[:] = self._read_block(level, y_px + y, x_px + x, *block.shape[:2])
         return image
 
-    def _read_block(self, level: int, y_px: int, x_px: int, rows: int, columns: int) -> np.ndarray:
+    def _read_block(self, level: Level, y_px: int, x_px: int, rows: int, columns: int) -> np.ndarray:
         y_edges = self._edges(level, self.y_level0_px, y_px, rows)
         x_edges = self._edges(level, self.x_level0_px, x_px, columns)
         top, left = math.floor(y_edges[0]), math.floor(x_edges[0])
         height, width = math.ceil(y_edges[-1]) - top, math.ceil(x_edges[-1]) - left
         return area_average(self.source.read(level, left, top, width, height), y_edges - top, x_edges - left)
 
-    def _edges(self, level: int, start: float, first: int, count: int) -> np.ndarray:
+    def _edges(self, level: Level, start: float, first: int, count: int) -> np.ndarray:
         """Return the edges of output pixels first … first + count in pixels of a level."""
-        edges = (start + np.arange(first, first + count + 1) * self.step) / self.source.levels[level].downsample
+        edges = (start + np.arange(first, first + count + 1) * self.step) / level.downsample
         return np.asarray(np.round(edges * EDGE_STEPS) / EDGE_STEPS)
+
+
+def open_slide_file(path: Path) -> SlideSource:
+    """Open a slide file with the reader that serves it best; InputError says what is wrong with the file."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such slide file")
+    try:
+        return _open_with_best_reader(path)
+    except InputError:
+        raise
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        if path.suffix.lower() == ".mrxs" and not (path.with_suffix("") / "Slidedat.ini").is_file():
+            raise InputError(
+                f"{path}: its folder {path.stem!r} with Slidedat.ini is missing beside it; copy both"
+            ) from error
+        raise InputError(
+            f"{path}: not a slide that can be read; expected a format of OpenSlide (MIRAX, SVS, NDPI, BIF, DICOM, …), "
+            "OME-TIFF or RGB TIFF"
+        ) from error
+    except Exception as error:  # on damaged files tifffile raises more than its own errors
+        raise InputError(f"{path}: damaged or incomplete ({reason(error)}); copy or export the slide again") from error
+
+
+def _open_with_best_reader(path: Path) -> SlideSource:
+    with path.open("rb") as file:
+        is_tiff = file.read(4) in TIFF_MAGICS
+    if not is_tiff:
+        return OpenSlideSource(path)
+    vendor = openslide.OpenSlide.detect_format(path)
+    with tifffile.TiffFile(path) as opened:
+        if opened.is_ome or vendor in {None, GENERIC_TIFF}:
+            return TiffSource(path)
+        pages = first_pages(path, opened)
+        if vendor == APERIO and not any(
+            page.is_tiled and (page.compression == APERIO_YCBCR or 0 in page.databytecounts) for page in pages
+        ):
+            return TiffSource(path, every_page_is_level=True)
+        check_layout(path, page_layout(max(pages, key=area)), SLIDE_COLOURS)
+    return OpenSlideSource(path)
 
 
 class Slide(AbstractContextManager["Slide"]):
@@ -169,26 +217,30 @@ class Slide(AbstractContextManager["Slide"]):
         Parameters
         ----------
         mpp_level0 : float, optional
-            Micrometres per pixel of level 0. Needed where the file does not say; elsewhere it overrules the file's
-            value, from which it may differ by 5 %.
+            Micrometres per pixel of level 0. Needed where the file does not say; elsewhere it overrules the file, with
+            a warning if it differs by more than 1 %.
         given_by : str
-            Where ``mpp_level0`` comes from, for messages.
+            Where ``mpp_level0`` comes from, for messages; without it there is no warning.
 
         Raises
         ------
         InputError
-            The file is missing, damaged or no slide; its resolution is unknown, contradicts ``mpp_level0`` or differs
-            by more than 1 % between x and y.
+            The file is missing, damaged, no slide, or stores pixels in a way that is not read; its resolution is
+            unknown, no microscope's, or differs by more than 1 % between x and y.
         """
         path = Path(path)
         source = open_slide_file(path)
         try:
             return cls(path, source, _resolve_mpp(path, source.mpp_xy, mpp_level0, given_by))
-        except InputError:
+        except BaseException:
             source.close()
             raise
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
         self._source.close()
 
     def read(self, x_level0: float, y_level0: float, width_px: int, height_px: int, mpp: float) -> np.ndarray:
@@ -210,7 +262,8 @@ class Slide(AbstractContextManager["Slide"]):
         x, y, width, height = self.bounds_level0_px
         downsample = max(1.0, max(width, height) / max_px)
         size = (max(1, int(width / downsample)), max(1, int(height / downsample)))
-        return Thumbnail(self.read(x, y, *size, mpp=self.mpp_level0 * downsample), x, y, downsample)
+        window = SlideWindow(self._source, x, y, downsample, (size[1], size[0], 3), rough=True)
+        return Thumbnail(window.read(0, 0, size[1], size[0]), x, y, downsample)
 
     def _step(self, mpp: float) -> float:
         if not 0 < mpp < math.inf:
@@ -252,20 +305,28 @@ def _coverage(edges: np.ndarray, length: int) -> Any:
 
 def _resolve_mpp(path: Path, found: tuple[float, float] | None, given: float | None, given_by: str) -> float:
     """Return the micrometres per level-0 pixel: the user's where given, otherwise the file's."""
-    if given is not None and not 0 < given < math.inf:
-        raise InputError(f"{path}: {given_by} {given}: expected micrometres per pixel above 0")
-    if found is None or not all(PLAUSIBLE_MPP[0] <= value <= PLAUSIBLE_MPP[1] for value in found):
+    if given is not None and not _is_plausible(given):
+        low, high = PLAUSIBLE_MPP
+        raise InputError(f"{path}: {given_by} {given:g}: expected {low:g} to {high:g} micrometres per pixel")
+    if found is None or not all(map(_is_plausible, found)):
         if given is None:
             said = "" if found is None else f" that is plausible ({found[0]:.4g} mpp)"
             raise InputError(f"{path}: the file has no resolution{said}; give it with --mpp-level0")
         return given
-    mean = sum(found) / 2
-    if abs(found[0] - found[1]) > MAX_ANISOTROPY * mean:
-        raise InputError(
-            f"{path}: pixels are not square, {found[0]:g} x {found[1]:g} mpp; save the slide with square pixels"
+    x, y = found
+    mean = (x + y) / 2
+    square = abs(x - y) <= MAX_ANISOTROPY * mean
+    if given is None and not square:
+        raise InputError(f"{path}: pixels are not square, {x:g} x {y:g} mpp; save the slide with square pixels")
+    if given is None:
+        return mean
+    if given_by and (not square or abs(given - mean) > MAX_DIFFERENCE * mean):
+        said = f"{mean:g}" if square else f"{x:g} x {y:g}"
+        warnings.warn(
+            f"{path}: {given_by} {given:g} overrules the file's {said} mpp", CounterstainWarning, stacklevel=4
         )
-    if given is not None and abs(given - mean) > MAX_CONTRADICTION * mean:
-        raise InputError(
-            f"{path}: {given_by} {given:g} contradicts the file's {mean:g} mpp; leave it out, or correct the file"
-        )
-    return mean if given is None else given
+    return given
+
+
+def _is_plausible(mpp: float) -> bool:
+    return PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]
