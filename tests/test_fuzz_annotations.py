@@ -1,13 +1,17 @@
 """Corrupted annotation files: always an answer or one line, in time and in little memory.
 
-COUNTERSTAIN_FUZZ sets how many corruptions are tried over all formats (240 by default, 2,000 before a release).
+COUNTERSTAIN_FUZZ sets how many corruptions are tried over all formats (300 by default, 2,000 before a release).
 """
 
+import gzip
+import io
 import json
 import os
 import re
 import resource
+import sqlite3
 import time
+import zipfile
 
 import pytest
 import yaml
@@ -19,13 +23,14 @@ from counterstain.io.annotations import FORMATS, read_annotations
 from counterstain.io.annotations.outlines import AnnotationFile
 from counterstain.io.labels import LabelMap, draft_labels
 
-TRIALS = int(os.environ.get("COUNTERSTAIN_FUZZ", "240"))
-KINDS = ("bytes", "values")
+TRIALS = int(os.environ.get("COUNTERSTAIN_FUZZ", "300"))
+KINDS = ("bytes", "values", "one object")
 SECONDS, MEMORY_KB = 5, 2**20
 fuzzed = settings(
     max_examples=max(1, TRIALS // (len(FORMATS) * len(KINDS))),
     deadline=None,
     database=None,
+    derandomize="COUNTERSTAIN_FUZZ" not in os.environ,
     suppress_health_check=list(HealthCheck),
 )
 
@@ -61,8 +66,66 @@ XML_FILES = {
         '<Region Id="2" Type="2" NegativeROA="1"><Vertices><Vertex X="3" Y="3"/><Vertex X="4" Y="4"/></Vertices>'
         "</Region></Regions></Annotation></Annotations>"
     ),
+    "halo": (
+        '<Annotations><Annotation LineColor="65280" Name="Tumor" Visible="True"><Regions><Region Type="Ellipse" '
+        'HasEndcaps="0" NegativeROA="0"><Vertices><V X="1" Y="1"/><V X="9" Y="9"/></Vertices><Comments/></Region>'
+        '<Region Type="Rectangle" HasEndcaps="0" NegativeROA="1"><Vertices><V X="3" Y="3"/><V X="4" Y="4"/></Vertices>'
+        "</Region></Regions></Annotation></Annotations>"
+    ),
 }
-SAMPLES = {**{f: json.dumps(content) for f, content in JSON_FILES.items()}, **XML_FILES}
+ROWS = {  # of SlideRunner's database
+    "Slides (uid, filename)": [(1, "A1.svs")],
+    "Classes (uid, name)": [(1, "Tumor")],
+    "Annotations (uid, slide, type, agreedClass, deleted)": [(1, 1, 3, 1, 0), (2, 1, 2, 1, 0), (3, 1, 5, 1, 0)],
+    "Annotations_coordinates (annoId, orderIdx, coordinateX, coordinateY)": [
+        *((1, 0, 1, 1), (1, 1, 9, 1), (1, 2, 9, 9), (2, 0, 1, 1), (2, 1, 9, 9), (3, 0, 1, 1), (3, 1, 9, 9)),
+    ],
+}
+
+
+def sqlite_file(rows):
+    """Return a database as bytes; values that SQLite cannot hold become text."""
+    with sqlite3.connect(":memory:") as database:
+        for table, values in rows.items():
+            database.execute(f"CREATE TABLE {table}")
+            marks = ", ".join("?" * len(values[0]))
+            for row in values:
+                held = [ascii(v) if isinstance(v, list | dict | str) or abs(v or 0) > 2**62 else v for v in row]
+                database.execute(f"INSERT INTO {table} VALUES ({marks})", held)
+        database.commit()
+        content = database.serialize()
+    database.close()
+    return content
+
+
+SAMPLES = {f: json.dumps(content).encode() for f, content in JSON_FILES.items()}
+SAMPLES |= {f: content.encode() for f, content in XML_FILES.items()} | {"sliderunner": sqlite_file(ROWS)}
+# Three objects of a format, to damage one of them.
+OBJECTS = {
+    "qupath": lambda *objects: json.dumps(objects).encode(),
+    "exact": lambda *objects: json.dumps(objects).encode(),
+    "asap": lambda *objects: f"<ASAP_Annotations>{''.join(objects)}</ASAP_Annotations>".encode("utf-8", "replace"),
+    "aperio": lambda *objects: f"<Annotations><Annotation>{''.join(objects)}</Annotation></Annotations>".encode(
+        "utf-8", "replace"
+    ),
+}
+OBJECT = {
+    "qupath": FEATURE,
+    "exact": ROW,
+    "asap": re.search(r"<Annotation .*</Annotation>", XML_FILES["asap"])[0],
+    "aperio": re.search(r"<Region .*?</Region>", XML_FILES["aperio"])[0].replace(' NegativeROA="0"', ""),
+}
+
+
+def packed(content, how):
+    """Return a file as it is, or packed with gzip or zip."""
+    if how != "zip":
+        return gzip.compress(content, mtime=0) if how == "gzip" else content
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(zipfile.ZipInfo("a/b.json"), content)
+    return zipped.getvalue()
+
 
 NASTY_TEXT = st.sampled_from(
     ["", "../../etc/passwd", "..\\..\\x", "/", "a\x00b", "\ud800", "\u202e", "x" * 500, "nan", "1e999", "#12", "None"]
@@ -106,15 +169,28 @@ def replaced(content, path, value):
 def with_other_values(data, file_format):
     """Put nasty values in the place of sound ones, leaving the file well-formed."""
     if file_format in JSON_FILES:
-        content = JSON_FILES[file_format]
+        return json.dumps(nasty_json(data, JSON_FILES[file_format])).encode()
+    if file_format == "sliderunner":
+        rows = {table: [list(row) for row in values] for table, values in ROWS.items()}
         for _ in range(data.draw(st.integers(1, 3))):
-            content = replaced(content, data.draw(st.sampled_from(places(content))), data.draw(NASTY))
-        return json.dumps(content).encode()
-    parts = re.split(r'(?<==")([^"]*)', XML_FILES[file_format])  # odd ones are the attributes' values
+            row = data.draw(st.sampled_from([row for values in rows.values() for row in values]))
+            row[data.draw(st.integers(0, len(row) - 1))] = data.draw(NASTY)
+        return sqlite_file(rows)
+    return nasty_xml(data, XML_FILES[file_format]).encode("utf-8", "surrogatepass")
+
+
+def nasty_json(data, content):
+    for _ in range(data.draw(st.integers(1, 3))):
+        content = replaced(content, data.draw(st.sampled_from(places(content))), data.draw(NASTY))
+    return content
+
+
+def nasty_xml(data, text):
+    parts = re.split(r'(?<==")([^"]*)', text)  # odd ones are the attributes' values
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.sampled_from(range(1, len(parts), 2)))
         parts[at] = data.draw(NASTY_TEXT | NASTY_NUMBER.map(lambda number: str(float(number > 0) or number)))
-    return "".join(parts).encode("utf-8", "surrogatepass")
+    return "".join(parts)
 
 
 def check(path, file_format, content):
@@ -155,14 +231,14 @@ def check_sound(file):
 
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_the_sound_file_is_read(tmp_path, file_format):
-    assert check(tmp_path / "a", file_format, SAMPLES[file_format].encode()).annotations
+    assert check(tmp_path / "a", file_format, SAMPLES[file_format]).annotations
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
 @fuzzed
-@given(edits=EDITS)
-def test_corrupted_bytes_give_an_answer_or_one_line(tmp_path, file_format, edits):
-    check(tmp_path / "a", file_format, edited(SAMPLES[file_format].encode(), edits))
+@given(edits=EDITS, inside=st.sampled_from(["", "gzip", "zip"]), how=st.sampled_from(["", "", "gzip", "zip"]))
+def test_corrupted_bytes_give_an_answer_or_one_line(tmp_path, file_format, edits, inside, how):
+    check(tmp_path / "a", file_format, packed(edited(packed(SAMPLES[file_format], inside), edits), how))
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
@@ -172,8 +248,23 @@ def test_corrupted_values_give_an_answer_or_one_line(tmp_path, file_format, data
     check(tmp_path / "a", file_format, with_other_values(data, file_format))
 
 
+@pytest.mark.parametrize("file_format", OBJECTS)
+@fuzzed
+@given(data=st.data())
+def test_an_odd_object_never_costs_a_sound_one(tmp_path, file_format, data):
+    sound = OBJECT[file_format]
+    odd = nasty_json(data, sound) if file_format in JSON_FILES else nasty_xml(data, sound)
+    if file_format in JSON_FILES or "\0" not in odd:  # which XML cannot hold
+        file = check(tmp_path / "a", file_format, OBJECTS[file_format](sound, odd, sound))
+        alone = check(tmp_path / "a", file_format, OBJECTS[file_format](sound))
+        same = [a for a in file.annotations if a.polygon.equals(alone.annotations[0].polygon)]
+        assert len(same) >= 2
+        assert len(file.annotations) + sum(file.skipped.values()) >= 3
+        assert len(file.annotations) <= 3
+
+
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_a_file_cut_short_anywhere_gives_one_line(tmp_path, file_format):
-    sample = SAMPLES[file_format].encode()
-    for end in range(0, len(sample) - 1, 1 + len(sample) // TRIALS):
+    sample = SAMPLES[file_format]
+    for end in range(0, len(sample) - 1, 1 + len(sample) // min(TRIALS, 1000)):
         assert check(tmp_path / "a", file_format, sample[:end]) is None

@@ -12,6 +12,7 @@ long is stopped.
 from __future__ import annotations
 
 import sqlite3
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -59,6 +60,7 @@ def read_sliderunner(path: Path, data: bytes) -> AnnotationFile:
             database.deserialize(data[:18] + b"\x01\x01" + data[20:])
             database.execute("PRAGMA trusted_schema = OFF")
             database.execute("PRAGMA query_only = ON")
+            _check_whole(database, data)
             columns = _check_tables(database, path)
             slides = dict(database.execute("SELECT uid, filename FROM Slides"))
             classes = dict(database.execute("SELECT uid, name FROM Classes"))
@@ -68,10 +70,20 @@ def read_sliderunner(path: Path, data: bytes) -> AnnotationFile:
                     _add(collector, head, rows, slides, classes)
                 except OddObjectError as error:
                     collector.odd(error)
-    except (sqlite3.Error, OverflowError, MemoryError) as error:
+    except (sqlite3.Error, struct.error, OverflowError, MemoryError) as error:
         reason = f"takes more than {SECONDS} s" if "interrupted" in str(error) else " ".join(str(error).split())
         raise InputError(f"{path}: a SQLite database that cannot be read ({reason}); save it again") from error
     return collector.finish()
+
+
+def _check_whole(database: sqlite3.Connection, data: bytes) -> None:
+    """Raise where a database is cut short, which SQLite reads as if zeros followed, or damaged."""
+    size, pages = struct.unpack_from(">H10xI", data, 16)
+    if len(data) < max(1, pages) * (2**16 if size == 1 else size):
+        raise sqlite3.DatabaseError("it is cut short")
+    ((found,),) = database.execute("PRAGMA quick_check(1)")
+    if found != "ok":
+        raise sqlite3.DatabaseError(str(found))
 
 
 def _check_tables(database: sqlite3.Connection, path: Path) -> set[str]:
