@@ -115,4 +115,5 @@ def test_a_draft_speaks_of_her2_only_where_labels_do():
     draft = draft_labels([annotated("polyp", "Polyp ", "adenoma")])
     assert "HER2" not in draft
     assert "polyp:  # 1 annotation in 1 file, like 'Polyp '" in draft
+    assert "adenoma:  # 1 annotation in 1 file\n" in draft
     assert "her2 2+: HER2 2+  #" in draft_labels([annotated("her2 2+", "adenoma")])

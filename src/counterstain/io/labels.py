@@ -130,7 +130,7 @@ def draft_labels(files: Iterable[AnnotationFile], taxonomy: Taxonomy | None = No
             meaning = f" {_yaml(subtype)}" if subtype else ""
             place = f"{count:,} annotation{'s' * (count > 1)} in {in_files[label]:,} file{'s' * (in_files[label] > 1)}"
             candidates = annotations if len(annotations) <= LISTED else ()
-            others = [f", like {other!r}" for other in candidates if alike([label, other])]
+            others = [f", like {other!r}" for other in candidates if alike({label, other})]
             lines.append(f"  {_yaml(label)}:{meaning}  # {place}{''.join(others[:1])}")
     if lines[-1] == "labels:":
         lines[-1] = "labels: {}"
