@@ -24,6 +24,8 @@ def test_a_table_becomes_a_split_and_inspected_cohort(run, table, tmp_path):
     status, printed, _ = run("import", "table", table, "--mpp", 0.25, "--out", out, "--tissue-class", "lesion")
     assert status == 0
     assert f"next: counterstain split {out}" in printed
+    assert "masks: 10 of 0 and 255" in printed
+    assert "tissue covers, of the regions that show it: a 25.0%, b 25.0%" in printed
     status, printed, warned = run("split", out, "--train", 6, "--val", 2, "--test", 2)
     assert status == 0
     assert "train          6" in printed
@@ -70,3 +72,12 @@ def test_an_unknown_kind_of_labels_is_told_the_known_ones(run, table, tmp_path):
     status, _, error = run("import", "table", table, "--mpp", 1, "--out", tmp_path / "c", "--labels", "colours")
     assert status == 2
     assert "labels: Input should be 'mask' or 'ids' (got 'colours')" in error
+
+
+def test_names_cannot_steer_the_terminal(run, table, tmp_path):
+    table.write_text(table.read_text().replace(",a,", ",[red]a :tada:,"))
+    status, printed, _ = run("import", "table", table, "--mpp", 0.25, "--out", tmp_path / "cohort")
+    assert (status, printed.count("[red]a :tada:")) == (0, 2)
+    status, _, error = run("import", "table", "no\x1b[2J\u202e.csv", "--mpp", 0.25, "--out", tmp_path / "c")
+    assert status == 2
+    assert error.startswith("error: no\\x1b[2J\\u202e.csv: no such file")

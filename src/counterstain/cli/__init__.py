@@ -114,7 +114,7 @@ def _clean(
 
     found = studies.clean_study(study, out=out, dry_run=True, settings=settings)
     for leftover in found:
-        typer.echo(f"{size(leftover.size_bytes):>10}  {leftover.folder.name}")
+        printing.echo(f"{size(leftover.size_bytes):>10}  {leftover.folder.name}")
     total = f"{len(found)} folders, {size(sum(leftover.size_bytes for leftover in found))}"
     if not found:
         typer.echo("nothing to delete: the plan refers to every cell")
@@ -154,7 +154,7 @@ def main() -> None:
 
         if not isinstance(error, CounterstainError):
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(printing.printable(f"error: {error}\n"))
         sys.exit(2)
     if status == INTERRUPTED:  # what newer versions of typer make of Ctrl-C
         _stop()

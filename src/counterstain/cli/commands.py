@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 import counterstain
+from counterstain.cli.printing import warn
 from counterstain.errors import CounterstainWarning
 
 Verb = Callable[..., Any]
@@ -86,7 +87,7 @@ _show_warning = warnings.showwarning
 def _print_warning(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
     """Print our own warnings as one line each, others as Python does."""
     if issubclass(category, CounterstainWarning):
-        typer.secho(f"warning: {message}", err=True, fg=typer.colors.YELLOW)
+        warn(str(message))
     else:
         _show_warning(message, category, *where, **options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,18 @@ if TYPE_CHECKING:
     from counterstain.study.status import StudyState
 
 Arguments = dict[str, Any]
+STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 SHOWN = 20  # running and failed cells
+
+
+def printable(text: str) -> str:
+    """Return text in which the characters that steer a terminal are written out, as Python writes them."""
+    return STEERING.sub(lambda sign: repr(sign[0])[1:-1], text)
+
+
+def echo(text: str, *, nl: bool = True, err: bool = False) -> None:
+    """Print text that may hold names from files of others."""
+    typer.echo(printable(text), nl=nl, err=err)
 
 
 def print_table(
@@ -43,32 +55,39 @@ def print_table(
 def print_rich(what: object) -> None:
     """Print a table or tree as wide as the terminal, or 120 columns into a file."""
     from rich.console import Console
+    from rich.text import Text
 
-    console = Console()
-    (console if console.is_terminal else Console(width=120)).print(what)
+    class PlainConsole(Console):
+        """Takes what stands in cells for nothing but text."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(printable(text), **options | {"markup": False, "emoji": False})
+
+    console = PlainConsole()
+    (console if console.is_terminal else PlainConsole(width=120)).print(what)
 
 
 def show_text(text: str, _: Arguments) -> None:
     """Print a text that ends its last line."""
-    typer.echo(text, nl=False)
+    echo(text, nl=False)
 
 
 def show_json(content: dict[str, Any], _: Arguments) -> None:
     """Print a schema."""
     import json
 
-    typer.echo(json.dumps(content, indent=2))
+    echo(json.dumps(content, indent=2))
 
 
 def show_phantom(cohort: Cohort, arguments: Arguments) -> None:
     """Print what a phantom is made of."""
     regions = cohort.regions
     share = int(cohort.instances["area_px"].sum()) / int((regions["height_px"] * regions["width_px"]).sum())
-    typer.echo(
+    echo(
         f"{cohort.folder}: {arguments['slides']} slides, {len(cohort)} regions of {arguments['size']} px at "
         f"{cohort.mpp:g} mpp, {len(cohort.instances)} instances, {share:.0%} tumour"
     )
-    typer.echo(f"next: counterstain split {cohort.folder}, then counterstain inspect {cohort.folder}")
+    echo(f"next: counterstain split {cohort.folder}, then counterstain inspect {cohort.folder}")
 
 
 IMPORT_LINES = {  # by the entries of import.json
@@ -90,31 +109,33 @@ CORNERS = {"canvas": "whole canvas", "bounds": "scanned area"}
 
 def show_import(cohort: Cohort, _: Arguments) -> None:
     """Print what came of an import of a table or of slides."""
-    from counterstain.data.cohort import missing_subtypes
+    from counterstain.data.cohort import missing_subtypes, tissue_shares
     from counterstain.storage import read_json
 
     found = read_json(cohort.folder / "import.json")
     of_slides = "origin" in found
     if of_slides:
-        typer.echo(f"annotations count from the corner of the {CORNERS[found['origin']]} (--origin {found['origin']})")
+        echo(f"annotations count from the corner of the {CORNERS[found['origin']]} (--origin {found['origin']})")
     if masks := found.get("masks"):
-        typer.echo("masks: " + ", ".join(f"{count:,} {kind}" for kind, count in masks.items()))
+        echo("masks: " + ", ".join(f"{count:,} {kind}" for kind, count in masks.items()))
     for name, line in IMPORT_LINES.items():
         if found.get(name):
-            typer.echo(line.format(f"{found[name]:,}", **found))
+            echo(line.format(f"{found[name]:,}", **found))
     if of_slides:
         _show_left_out(found, cohort)
     show_parts(cohort)
     _show_subtypes(cohort)
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in tissue_shares(cohort).items())
+    echo(f"tissue covers, of the regions that show it: {shares}; too much or too little, where masks are inverted")
     for line in missing_subtypes(cohort):
         warn(line)
     unsplit = cohort.regions["split"].isna().all()
-    typer.echo(f"next: counterstain {'split' if unsplit else 'inspect'} {cohort.folder}")
+    echo(f"next: counterstain {'split' if unsplit else 'inspect'} {cohort.folder}")
 
 
 def _show_left_out(found: Arguments, cohort: Cohort) -> None:
     for reason, count in found["skipped"].items():
-        typer.echo(f"left out: {count:,} x {reason}")
+        echo(f"left out: {count:,} x {reason}")
     for message in found["odd"][:SHOWN]:
         warn(message)
     if others := found["files_of_other_formats"]:
@@ -122,32 +143,32 @@ def _show_left_out(found: Arguments, cohort: Cohort) -> None:
         warn(f"{others[0]}{more}: another format, left out")
     for slide in found["slides_coarser_than_mpp"]:
         warn(f"slide {slide} was scanned at a coarser resolution than {cohort.mpp:g} mpp")
-    typer.echo(f"overview pictures: {cohort.folder / 'overview'}")
+    echo(f"overview pictures: {cohort.folder / 'overview'}")
 
 
 def warn(line: str) -> None:
     """Print a warning to standard error."""
-    typer.secho(f"warning: {line}", err=True, fg=typer.colors.YELLOW)
+    typer.secho(printable(f"warning: {line}"), err=True, fg=typer.colors.YELLOW)
 
 
 def show_exact(out: Path, _: Arguments) -> None:
     """Print how many annotations were fetched."""
     from counterstain.storage import read_json
 
-    typer.echo(f"{out}: {read_json(out)['count']:,} annotations")
-    typer.echo(f"next: counterstain import labels {out} --format exact > LABELS.yaml")
+    echo(f"{out}: {read_json(out)['count']:,} annotations")
+    echo(f"next: counterstain import labels {out} --format exact > LABELS.yaml")
 
 
 def show_weights(header: Any, arguments: Arguments) -> None:
     """Print what weights were taken for."""
     names, seen = header.taxonomy.names, len(header.patients_seen)
-    typer.echo(f"{arguments['out']}: {header.kind} of {len(names)} subtypes, {header.size_px} px at {header.mpp} um/px")
+    echo(f"{arguments['out']}: {header.kind} of {len(names)} subtypes, {header.size_px} px at {header.mpp} um/px")
     if seen and arguments["cohort"] is not None:
         from counterstain.data.cohort import Cohort
 
         known = set(Cohort.open(arguments["cohort"]).regions["patient"])
-        typer.echo(f"{len(known & set(header.patients_seen))} of {seen} patients seen are of {arguments['cohort']}")
-    typer.echo(f"it counts as trained on {seen} patients" if seen else "it counts as trained on no patient of yours")
+        echo(f"{len(known & set(header.patients_seen))} of {seen} patients seen are of {arguments['cohort']}")
+    echo(f"it counts as trained on {seen} patients" if seen else "it counts as trained on no patient of yours")
 
 
 def show_parts(cohort: Cohort, _: Arguments | None = None) -> None:
@@ -181,7 +202,7 @@ def show_inspection(_: pd.DataFrame, arguments: Arguments) -> None:
     cohort = Cohort.open(arguments["cohort"])
     show_parts(cohort)
     _show_subtypes(cohort)
-    typer.echo(f"figure: {arguments['out'] or cohort.folder / 'composition.svg'}")
+    echo(f"figure: {arguments['out'] or cohort.folder / 'composition.svg'}")
 
 
 NEXT_OF_EXPORT = {
@@ -195,10 +216,10 @@ NEXT_OF_EXPORT = {
 def show_export(written: list[Path] | int, arguments: Arguments) -> None:
     """Print what was exported and how to read it."""
     if isinstance(written, int):
-        typer.echo(f"{arguments['out']}: {written:,} images")
-        typer.echo(NEXT_OF_EXPORT[arguments["format"]].format(out=arguments["out"]))
+        echo(f"{arguments['out']}: {written:,} images")
+        echo(NEXT_OF_EXPORT[arguments["format"]].format(out=arguments["out"]))
     else:
-        typer.echo("\n".join(map(str, written)))
+        echo("\n".join(map(str, written)))
 
 
 def show_training(out: Path, arguments: Arguments) -> None:
@@ -210,8 +231,8 @@ def show_training(out: Path, arguments: Arguments) -> None:
     }
     drawn = {"distilled": "diffusion"}.get(arguments["network"], arguments["network"])
     draw = f"synthesize {cohort} --method {drawn} --generator {out} --count N --out DIR"
-    typer.echo(f"{out}: {arguments['network']} is trained")
-    typer.echo(f"next: counterstain {following.get(arguments['network'], draw)}")
+    echo(f"{out}: {arguments['network']} is trained")
+    echo(f"next: counterstain {following.get(arguments['network'], draw)}")
 
 
 def show_set(found: PatchSet, arguments: Arguments) -> None:
@@ -225,19 +246,19 @@ def show_set(found: PatchSet, arguments: Arguments) -> None:
     columns = ("subtype", "instances before", "instances", "share", "area before (px)", "area (px)", "share of area")
     print_table(columns, rows, title=f"{arguments['out']}: {len(found)} patches ({found.header.method})")
     drawn = int(found.patches["attempts"].sum())
-    typer.echo(f"{drawn} images drawn, {drawn - len(found.patches)} refused by the filter")
+    echo(f"{drawn} images drawn, {drawn - len(found.patches)} refused by the filter")
 
 
 def show_preview(rows: Sequence[Any], arguments: Arguments) -> None:
     """Print where a preview is."""
-    typer.echo(f"{arguments['out']}: {len(rows)} patches, each redrawn as {len(rows[0].drawn)} subtypes")
+    echo(f"{arguments['out']}: {len(rows)} patches, each redrawn as {len(rows[0].drawn)} subtypes")
 
 
 def show_redrawn(cohort: Cohort, arguments: Arguments) -> None:
     """Print what was redrawn and how to look at it."""
     out = arguments["out"]
-    typer.echo(f"{out}: {len(cohort)} regions")
-    typer.echo(f"images with masks: counterstain export {out} --format png --out …; look: counterstain inspect {out}")
+    echo(f"{out}: {len(cohort)} regions")
+    echo(f"images with masks: counterstain export {out} --format png --out …; look: counterstain inspect {out}")
 
 
 def show_audit(audit: Audit, arguments: Arguments) -> None:
@@ -257,7 +278,7 @@ def show_audit(audit: Audit, arguments: Arguments) -> None:
     ]
     title = "against real training patches; 95 % intervals over patients; adherence = share that looks as asked"
     print_table(("", *(f.name for f in found)), rows, title=title)
-    typer.echo(f"tables and pictures: {arguments['out']}")
+    echo(f"tables and pictures: {arguments['out']}")
 
 
 def _number(value: float, form: str = ".2f") -> str:
@@ -266,7 +287,7 @@ def _number(value: float, form: str = ".2f") -> str:
 
 def show_segmenter(out: Path, arguments: Arguments) -> None:
     """Print what to do with a trained segmenter."""
-    typer.echo(f"{out}: trained\nnext: counterstain evaluate {out} {arguments['cohort']} --split val")
+    echo(f"{out}: trained\nnext: counterstain evaluate {out} {arguments['cohort']} --split val")
 
 
 def show_scores(scores: pd.Series, arguments: Arguments) -> None:
@@ -276,28 +297,28 @@ def show_scores(scores: pd.Series, arguments: Arguments) -> None:
     print_table(("measure", "value"), rows, title=title)
     if scores.attrs["absent"]:
         absent = ", ".join(scores.attrs["absent"])
-        typer.echo(f"notice: no pixel of {absent}; left out of the subtype variance", err=True)
+        echo(f"notice: no pixel of {absent}; left out of the subtype variance", err=True)
     if "test_looks" in scores.attrs:
         times, log = scores.attrs["test_looks"], scores.attrs["test_log"]
-        typer.echo(f"times that the test part's figures were shown: {times} ({log})")
+        echo(f"times that the test part's figures were shown: {times} ({log})")
     if arguments["out"] is not None:
-        typer.echo(f"written: {arguments['out'] / 'counts.parquet'}, {arguments['out'] / 'measures.csv'}")
+        echo(f"written: {arguments['out'] / 'counts.parquet'}, {arguments['out'] / 'measures.csv'}")
 
 
 def show_predictions(predictions: Sequence[Prediction], _: Arguments) -> None:
     """Print how much tumour was outlined."""
     for path, areas, area_um2 in predictions:
         if areas is None or area_um2 is None:
-            typer.echo(f"{path}: is there already")
+            echo(f"{path}: is there already")
         else:
-            typer.echo(f"{path}: {areas:,} areas of tumour, {area_um2 / 1e6:,.3f} mm² in all")
+            echo(f"{path}: {areas:,} areas of tumour, {area_um2 / 1e6:,.3f} mm² in all")
 
 
 def show_headroom(found: Headroom, arguments: Arguments) -> None:
     """Print what more patients would bring."""
-    typer.echo("\n".join(found.in_words()))
+    echo("\n".join(found.in_words()))
     out = arguments["out"]
-    typer.echo(f"{out / 'headroom.csv'}, {out / 'headroom.svg'}; a study with fewer patients: cohort.train_patients")
+    echo(f"{out / 'headroom.csv'}, {out / 'headroom.svg'}; a study with fewer patients: cohort.train_patients")
 
 
 def show_study(report: Path, _: Arguments) -> None:
@@ -313,7 +334,7 @@ def show_study(report: Path, _: Arguments) -> None:
         rows.append((str(arm), str(len(group)), *shown))
     columns = ("arm", "n", "Dice", "variance", *(c.removeprefix("recall_") for c in recalls))
     print_table(columns, rows, title="test, mean over repeats; on the right the recall of each subtype")
-    typer.echo(f"report: {report}")
+    echo(f"report: {report}")
 
 
 def show_status(state: StudyState, _: Arguments) -> None:
@@ -322,8 +343,8 @@ def show_status(state: StudyState, _: Arguments) -> None:
 
     print_rich(stage_table(state))
     for line in running_and_failed(state, SHOWN):
-        typer.echo(line)
-    typer.echo(time_left(state, int(state.journal.study["slots"]) if state.journal.study else 1))
+        echo(line)
+    echo(time_left(state, int(state.journal.study["slots"]) if state.journal.study else 1))
 
 
 def show_plan(plan: StudyPlan, *, cells: bool, processes: int) -> None:
@@ -331,13 +352,13 @@ def show_plan(plan: StudyPlan, *, cells: bool, processes: int) -> None:
     from counterstain.study.status import cell_table, plan_tree, what_it_takes
 
     print_rich(cell_table(plan.state) if cells else plan_tree(plan.state, plan.name))
-    typer.echo(what_it_takes(plan.state, plan.run, processes))
+    echo(what_it_takes(plan.state, plan.run, processes))
     for line in plan.lacking:
-        typer.echo(f"not yet on this machine: {line}")
+        echo(f"not yet on this machine: {line}")
 
 
 def show_report(page: Path, arguments: Arguments) -> None:
     """Print where the page and its files are."""
     for name, place in {"report": page, "figures": arguments["figures"], "tables": arguments["tables"]}.items():
         if place is not None:
-            typer.echo(f"{name}: {place}")
+            echo(f"{name}: {place}")
