@@ -233,7 +233,7 @@ def test_packages_and_files_that_are_not_there_are_named_before_anything_is_trai
         "autoencoder.lpips_weight is above 0, but lpips",
     ):
         assert f"not yet on this machine: {lacking}" in planned.output
-    with pytest.raises(ConfigError, match=r"no\.pt: no such file; .* pip install 'counterstain\[lpips\]'"):
+    with pytest.raises(ConfigError, match=r"no\.pt: no such weights file, .* pip install 'counterstain\[lpips\]'"):
         run_study(load_study(file, changes), tmp_path / "run")
     assert not (tmp_path / "run" / "cells").exists()
     with pytest.raises(ConfigError, match="resnet999"):

@@ -47,6 +47,8 @@ class CheckpointHeader(Config):
     seed: int
     patients_seen: tuple[str, ...]
     """Every patient whose tissue it saw, directly or through another network or synthetic images."""
+    tissue_seen: tuple[str, ...] = ()
+    """Hashes of the images of its training regions, for a segmenter; none in checkpoints of earlier versions."""
     cohort: str
     """Fingerprint of the training cohort."""
     notes: dict[str, Any] = Field(default_factory=dict)

@@ -15,6 +15,7 @@ from counterstain.checkpoints import CheckpointHeader, Kind, forget_progress, is
 from counterstain.config import Config
 from counterstain.data.cohort import Cohort
 from counterstain.data.sampling import PatchSampler, SamplingConfig
+from counterstain.data.split import tissue_of
 from counterstain.devices import rank, run_in_processes, starts_processes
 from counterstain.seeding import derive
 from counterstain.storage import claim, released_on_error
@@ -98,6 +99,7 @@ class TrainingRun:
             config=self.config.model_dump(mode="json"),
             seed=self.seed,
             patients_seen=tuple(sorted({*self.cohort.patients("train"), *self.seen})),
+            tissue_seen=tissue_of(self.cohort) if self.kind == "segmenter" else (),
             cohort=self.cohort.fingerprint,
             notes={**notes, **self.notes},
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -59,6 +60,19 @@ def patient_key(name: str) -> str:
 def same_patient(names: Iterable[str]) -> tuple[str, str] | None:
     """Return the first two names that are spellings of one patient."""
     return first_alike(names, patient_key)
+
+
+def image_key(image: np.ndarray) -> str | None:
+    """Return a hash of an image, (H, W, 3) uint8, by which it is known under any name; None for one of one colour."""
+    if (image == image[0, 0]).all():
+        return None
+    return hashlib.blake2b(image.tobytes(), digest_size=8, person=f"{len(image)}x{image.shape[1]}".encode()).hexdigest()
+
+
+def tissue_of(cohort: Cohort) -> tuple[str, ...]:
+    """Return the hashes of the images in the training part of a cohort."""
+    keys = {image_key(cohort.read(position)[0]) for position in cohort.part("train").tolist()}
+    return tuple(sorted(key for key in keys if key is not None))
 
 
 def read_patients_seen(path: Path) -> tuple[str, ...]:

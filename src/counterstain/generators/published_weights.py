@@ -21,6 +21,7 @@ from counterstain.checkpoints import (
     save_checkpoint,
 )
 from counterstain.config import Config, build, build_stored
+from counterstain.data.split import PATIENTS_SEEN_FILE, read_patients_seen
 from counterstain.errors import ConfigError, InputError, MismatchError
 from counterstain.generators import published_layouts as layouts
 from counterstain.generators.autoencoder import Autoencoder
@@ -29,7 +30,7 @@ from counterstain.generators.diffusion_config import AutoencoderConfig, Diffusio
 from counterstain.generators.published_layouts import SpadePart, State, to_ours, to_published
 from counterstain.generators.spade import Spade
 from counterstain.generators.spade_config import SpadeConfig
-from counterstain.storage import claim, replacing, sha256_of
+from counterstain.storage import claim, replacing, sha256_of, write_text
 from counterstain.taxonomy import Taxonomy
 
 LDM_FILE = "model.ckpt"  # what CompVis' code looks for
@@ -105,7 +106,9 @@ def import_weights(
                 made = _diffusion(_only(files), config, facts, first_stage, autoencoder, averaged=averaged)
     kind = type(config).__name__.removesuffix("Config").lower()
     origin = {path.name: sha256_of(path) for path in files}
-    seen = read_header(autoencoder).patients_seen if autoencoder else ()
+    seen = set(read_header(autoencoder).patients_seen if autoencoder else ())
+    for folder in {path.parent for path in files if (path.parent / PATIENTS_SEEN_FILE).exists()}:
+        seen.update(read_patients_seen(folder / PATIENTS_SEEN_FILE))  # as export_weights writes it
     common = {"mpp": facts.mpp, "size_px": facts.size_px, "patients_seen": sorted({*facts.patients_seen, *seen})}
     identity = {"kind": kind, "files": origin, "taxonomy": facts.taxonomy.model_dump(mode="json")}
     claim(out, "import weights", identity | common | {"config": config.model_dump(mode="json")})
@@ -245,7 +248,8 @@ def _diffusion_config(
 def export_weights(folder: Path, out: Path) -> list[Path]:
     """Write the weights of the checkpoint in ``folder`` in their published layout and return the files in ``out``.
 
-    They are ``latest_net_G/E/D.pth`` for SPADE, ``model.ckpt`` for autoencoder and diffusion. MismatchError is raised
+    They are ``latest_net_G/E/D.pth`` for SPADE, ``model.ckpt`` for autoencoder and diffusion, and beside them
+    ``patients_seen.txt``, which the import reads. MismatchError is raised
     where there is no published layout for this kind of network, or the network has parts that it lacks.
     """
     kind, source = read_header(folder).kind, str(folder)
@@ -260,6 +264,8 @@ def export_weights(folder: Path, out: Path) -> list[Path]:
         contents = {LDM_FILE: {"state_dict": _published_first_stage(state, header.config, source)}}
     else:
         contents = {LDM_FILE: {"state_dict": _published_diffusion(header, state, source)}}
+    if header.patients_seen:  # before any weights that could be imported without it
+        write_text(out / PATIENTS_SEEN_FILE, "\n".join(header.patients_seen) + "\n")
     for name, content in contents.items():
         buffer = io.BytesIO()  # torch's own writer hides that a disk is full
         torch.save(content, buffer)

@@ -2,7 +2,8 @@
 
 docs/inputs.md shows the files of each. ``png`` has a table that ``counterstain import table`` reads: the import gives
 the same label masks, but takes connected components for instances; ``instances/`` keeps touching ones apart. Generated
-images bring ``patients_seen.txt``, a line per patient behind them; the import keeps these out of evaluation.
+images bring ``patients_seen.txt``, a line per patient behind them, and a column of the same name in ``table.csv``; the
+import keeps these patients out of evaluation.
 """
 
 from __future__ import annotations
@@ -253,10 +254,12 @@ def _write_csv_tables(out: Path, contents: Contents) -> None:
         "area_px": found["area_px"],
     }
     write_csv(out / "instances.csv", pd.DataFrame(instances))
-    rows = []
+    rows, behind = [], {}
+    if contents.patients_seen:  # in each row, so that none is without it in another table
+        behind["patients_seen"] = json.dumps(contents.patients_seen, ensure_ascii=False)
     for row in contents.rows:
         plain = {key: json.dumps(value) if isinstance(value, list) else value for key, value in row.items()}
-        rows.append(plain | LAYOUTS["png"].files_of(row) | {"mpp": contents.mpp})
+        rows.append(plain | LAYOUTS["png"].files_of(row) | {"mpp": contents.mpp} | behind)
     table = pd.DataFrame(rows).drop(columns=["name", "index"])
     write_csv(out / "table.csv", table[[*FIRST_COLUMNS, *table.columns.drop(FIRST_COLUMNS)]])
 

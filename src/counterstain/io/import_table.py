@@ -6,6 +6,7 @@ one, so that an interrupted import continues where it stopped.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -80,7 +81,8 @@ def import_table(
     ----------
     table : str or Path
         CSV with columns image, label, patient, subtype (masks only) and perhaps slide, part, score, region. If
-        ``patients_seen.txt`` lies beside it, as after an export of generated images, its patients count as trained on.
+        ``patients_seen.txt`` lies beside it or its rows have the column patients_seen (a JSON list), as after an
+        export of generated images, these patients count as trained on.
     mpp : float
         Micrometres per pixel of the images.
     out : str or Path
@@ -109,8 +111,8 @@ def import_table(
         "files": fingerprint([[sha256_of(file) for file in rows[column]] for column in ("image", "label")]),
         "options": config.model_dump(mode="json"),
     }
-    if (table.parent / PATIENTS_SEEN_FILE).exists():
-        source["patients_seen"] = list(read_patients_seen(table.parent / PATIENTS_SEEN_FILE))
+    if behind := patients_behind(table):
+        source["patients_seen"] = sorted(behind)
     writer = CohortWriter(out, taxonomy=taxonomy, mpp=config.mpp * config.shrink, source=source)
     if writer.finished:
         return writer.finish()
@@ -132,6 +134,22 @@ def import_table(
     cohort = writer.finish()
     shutil.rmtree(out / "notes", ignore_errors=True)
     return cohort
+
+
+def patients_behind(table: Path) -> set[str]:
+    """Return the patients behind generated images: those of the file beside a table, and of its own column."""
+    beside = table.parent / PATIENTS_SEEN_FILE
+    seen = set(read_patients_seen(beside)) if beside.exists() else set()
+    column = pd.read_csv(table, usecols=lambda name: name.strip() == "patients_seen", dtype=str, index_col=False)
+    for row, cell in enumerate(column.fillna("[]").to_numpy().ravel().tolist(), start=2):  # row 1 is the header
+        try:
+            names = json.loads(cell)
+        except (ValueError, RecursionError):
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(f'{table} row {row}: patients_seen is {cell[:40]!r}; expected a list such as ["p1", "p2"]')
+        seen.update(names)
+    return seen
 
 
 def _taxonomy(path: Path, rows: pd.DataFrame, config: TableConfig, given: Taxonomy | None) -> Taxonomy:

@@ -19,9 +19,9 @@ import torch
 from counterstain.checkpoints import CheckpointHeader, require_taxonomy
 from counterstain.data.cohort import PARTS, Cohort
 from counterstain.data.patches import label_mask
-from counterstain.data.split import check_no_leak
+from counterstain.data.split import check_no_leak, image_key
 from counterstain.devices import choose_device
-from counterstain.errors import InputError, MismatchError
+from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.progress import bar
 from counterstain.segmentation.counts import add_by_slide, count
 from counterstain.segmentation.model import Segmenter, load_segmenter
@@ -50,7 +50,7 @@ def evaluate(
     MismatchError
         The segmenter was trained on other subtypes, or at an mpp that differs by more than 5 %.
     LeakageError
-        The part is not the training part and contains a patient that the segmenter saw.
+        The part is not the training part and contains a patient, or an image, that the segmenter saw.
     InputError
         There is no such part or it is empty, or there is no finished segmenter.
     """
@@ -59,7 +59,8 @@ def evaluate(
     check_evaluable(folder, header, cohort, part)
     positions: list[int] = list(range(len(cohort))) if part == ALL else cohort.part(part).tolist()
     windows = model.config.inference.windows(header.size_px)
-    images = (cohort.read(position)[0] for position in positions)
+    seen = set() if part == "train" else set(header.tissue_seen)
+    images = (_unseen(cohort, position, seen, folder) for position in positions)
     probabilities = sliding_window_inference(model.to(choose_device(device)), images, windows)
     counts = []
     with bar(label, len(positions)) as advance:
@@ -68,6 +69,18 @@ def evaluate(
             counts.append(count(mask, probability > 0.5, cohort.taxonomy.num_labels))
             advance(1)
     return add_by_slide(cohort.regions.iloc[positions], np.stack(counts))
+
+
+def _unseen(cohort: Cohort, position: int, seen: set[str], folder: Path) -> np.ndarray:
+    """Return the image of a region; raise LeakageError where the segmenter was trained on it under any name."""
+    image = cohort.read(position)[0]
+    if seen and image_key(image) in seen:
+        region, patient = cohort.regions[["region", "patient"]].iloc[position]
+        raise LeakageError(
+            f"{folder}: was trained on the image of region {region} (patient {patient}) of {cohort.folder}, under "
+            "another name; evaluate it on tissue that it has not seen"
+        )
+    return image
 
 
 def check_evaluable(folder: Path, header: CheckpointHeader, cohort: Cohort, part: str) -> None:
