@@ -1,4 +1,5 @@
 import json
+import os
 import zlib
 from pathlib import Path
 
@@ -310,6 +311,38 @@ def test_an_interrupted_import_goes_on_and_ends_the_same(two_slides: Lab, tmp_pa
     for name in ("import.json", "annotations.parquet", "overview/b.png"):
         assert (two_slides.out / name).read_bytes() == (whole.folder / name).read_bytes()
     assert all(np.array_equal(cohort.read(i)[0], whole.read(i)[0]) for i in range(4))
+
+
+def replace_slide(lab: Lab, name: str) -> None:
+    """Write another slide of the same size under the name, with the time of the first."""
+    path = lab.slides / f"{name}.tif"
+    about, data = path.stat(), bytearray(path.read_bytes())
+    data[-1000:] = bytes(1000)
+    path.write_bytes(data)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_slide_replaced_by_another_of_its_name_and_size_is_noticed(two_slides: Lab, monkeypatch, finished: bool):
+    if finished:
+        two_slides.load()
+    else:
+        monkeypatch.setattr(module, "read_region", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            two_slides.load()
+    replace_slide(two_slides, "b")
+    with pytest.raises(MismatchError, match=r"slide b: b.tif is not the file that .* its content differs"):
+        two_slides.load()
+
+
+def test_a_slide_replaced_while_it_is_read_is_noticed(two_slides: Lab, monkeypatch):
+    def replaced_meanwhile(*arguments):
+        replace_slide(two_slides, "a")
+        return read_region(*arguments)
+
+    monkeypatch.setattr(module, "read_region", replaced_meanwhile)
+    with pytest.raises(MismatchError, match=r"slide a: a.tif is not the file"):
+        two_slides.load()
 
 
 def test_another_import_into_the_same_folder_is_refused(two_slides: Lab):

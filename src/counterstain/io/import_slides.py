@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from counterstain.config import build
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.region_store import Region
-from counterstain.errors import InputError
+from counterstain.errors import InputError, MismatchError
 from counterstain.io.annotations import Format, files_of_other_formats, read_all
 from counterstain.io.annotations.json_formats import ANNOTATION
 from counterstain.io.annotations.outlines import AnnotationFile
@@ -30,9 +30,10 @@ from counterstain.io.regions import Outline, rasterise, read_region_table
 from counterstain.io.slide_plan import Patient, SlidePlan, SlidesConfig, match_annotations, plan_slide, read_patients
 from counterstain.io.slides import Box, Slide, Thumbnail, list_slides
 from counterstain.progress import Progress, silent
-from counterstain.storage import replacing, sha256_of, write_json, write_parquet
+from counterstain.storage import file_identity, read_json, replacing, sha256_of, write_json, write_parquet
 from counterstain.taxonomy import BACKGROUND, IGNORE, MEANINGS, Taxonomy
 
+SLIDES_FILE = "slides.json"  # what the slides were when the import began
 OVERVIEW_PX = 1400
 OPACITY = 110  # of 255
 MARGIN_PX = 12
@@ -76,7 +77,7 @@ def import_slides(
         A slide, an annotation or an option cannot be used. Nothing is written, unless damage to a slide shows only
         while its pixels are read; finished regions are then kept.
     MismatchError
-        ``out`` belongs to another import.
+        ``out`` belongs to another import, or a slide is no longer the file that it was.
     """
     labels, out = Path(labels), Path(out)
     label_map = LabelMap.load(labels)
@@ -84,6 +85,7 @@ def import_slides(
     settings = {"mpp": mpp, "origin": origin, "regions": _region_mode(regions, label_map), **options}
     config = build(SlidesConfig, settings, f"import of {slides}")
     paths = list_slides(slides)
+    identities = {name: _identity(path) for name, path in paths.items()}
     files = read_all(annotations, file_format, types=types, objects=objects)
     taxonomy = taxonomy or _taxonomy(label_map, labels)
     meanings = label_map.resolve(count_labels(files), taxonomy, labels)
@@ -102,15 +104,41 @@ def import_slides(
     if any(file.splines or file.of_other_types for file in files) or set(objects) != {ANNOTATION}:
         source |= {"splines": "curves", "objects": sorted(set(objects))}  # cohorts of version 0.1 say nothing of them
     writer = CohortWriter(out, taxonomy=taxonomy, mpp=config.mpp, source=source)
+    _check_unchanged(out, identities)
     if not writer.finished:
+        write_json(out / SLIDES_FILE, identities)
         with (progress or silent)("regions", sum(len(plan.boxes) for plan in plans)) as advance:
             for plan in plans:
                 _write_slide(writer, plan, config, advance)
+                _check_unchanged(out, {plan.slide: _identity(plan.path)})
     cohort = writer.finish()
     write_parquet(out / "annotations.parquet", _annotation_table(plans, taxonomy))
     left_out = [path.name for path in files_of_other_formats(annotations, file_format)]
     write_json(out / "import.json", _report(cohort, plans, files, config) | {"files_of_other_formats": left_out})
     return cohort
+
+
+def _identity(path: Path) -> dict[str, dict[str, Any]]:
+    """Return what tells the files of a slide from others of their names, by name."""
+    files = sorted(path.parent.glob("*.dcm")) if path.suffix.lower() == ".dcm" else [path]
+    return {file.name: file_identity(file) for file in files}
+
+
+def _check_unchanged(out: Path, identities: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise MismatchError where a slide is not the file that the import in ``out`` began with."""
+    known = read_json(out / SLIDES_FILE) if (out / SLIDES_FILE).exists() else {}  # earlier versions have no such file
+    for slide, now in identities.items():
+        before = known.get(slide, now)
+        for file in sorted(before.keys() | now.keys()):
+            was, is_now = before.get(file, {}), now.get(file, {})
+            changed = [what for what in ("bytes", "sample", "modified") if was.get(what) != is_now.get(what)]
+            if changed:
+                words = {"bytes": "its size", "sample": "its content", "modified": "the time of its last change"}
+                raise MismatchError(
+                    f"slide {slide}: {file} is not the file that {out} was imported from: {words[changed[0]]} differs, "
+                    f"{was.get(changed[0])} then, {is_now.get(changed[0])} now; give another output folder, or delete "
+                    "that one to import the slide as it is now"
+                )
 
 
 def _region_mode(regions: str | Path | None, label_map: LabelMap) -> str:
