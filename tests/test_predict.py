@@ -1,5 +1,7 @@
 import json
+import os
 from collections import Counter
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from shapely import Point
 from counterstain.checkpoints import CheckpointHeader, save_checkpoint
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.region_store import Region
-from counterstain.errors import InputError, MismatchError
+from counterstain.errors import CounterstainWarning, InputError, MismatchError
 from counterstain.io.annotations import read_annotations
 from counterstain.io.regions import place, rasterise
 from counterstain.io.slides import Box, Slide
@@ -296,8 +298,47 @@ def test_a_file_that_is_there_is_kept_or_refused(checkpoint, slide, tmp_path):
     out = tmp_path / "x.geojson"
     predict_slide(checkpoint, slide, out, PredictConfig())
     assert predict_slide(checkpoint, slide, out, PredictConfig()).areas is None
-    with pytest.raises(MismatchError, match="contains something else already; give another --out, or delete it"):
+    whole = out.read_bytes()
+    with pytest.raises(MismatchError, match=r"another prediction already: threshold was 0.5, now 0.7; give another"):
         predict_slide(checkpoint, slide, out, PredictConfig(threshold=0.7))
+    with pytest.raises(MismatchError, match="another prediction already of other regions"):
+        predict_slide(checkpoint, slide, out, PredictConfig(regions_per_slide=1), regions="auto")
+    for content, message in (
+        (whole.replace(b"tumour", b"Tumour"), "was changed since it was written"),
+        (b'{"type": "FeatureCollection", "features": []}', "contains something else already"),
+        (b"\x00" * 100, "contains something else already"),
+    ):
+        out.write_bytes(content)
+        with pytest.raises(MismatchError, match=message):
+            predict_slide(checkpoint, slide, out, PredictConfig())
+        assert out.read_bytes() == content
+
+
+@pytest.mark.parametrize("left", [0, 30, 0.5, -70, -1])
+def test_a_file_that_was_cut_short_or_deleted_is_made_again(checkpoint, slide, tmp_path, left):
+    out = tmp_path / "x.geojson"
+    predict_slide(checkpoint, slide, out, PredictConfig())
+    whole = out.read_bytes()
+    out.write_bytes(whole[: int(left * len(whole)) if isinstance(left, float) else left])
+    with pytest.warns(CounterstainWarning, match=r"x\.geojson: was cut short; it is made again"):
+        assert predict_slide(checkpoint, slide, out, PredictConfig()).areas == 2
+    assert out.read_bytes() == whole
+    out.unlink()
+    assert predict_slide(checkpoint, slide, out, PredictConfig()).areas == 2
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_slide_of_the_same_name_and_size_is_noticed(checkpoint, slide, tmp_path, monkeypatch, finished):
+    out, times = tmp_path / "x.geojson", slide.stat()
+    with monkeypatch.context() as patched:
+        if not finished:
+            patched.setattr(predict_module, "join", None)
+        with nullcontext() if finished else pytest.raises(TypeError):
+            predict_slide(checkpoint, slide, out, PredictConfig())
+    slide.write_bytes(slide.read_bytes().replace(bytes([170]), bytes([171])))
+    os.utime(slide, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(MismatchError, match=r"file\.sample was .*, now .*; give another"):
+        predict_slide(checkpoint, slide, out, PredictConfig())
 
 
 def test_listed_regions_alone_are_predicted(checkpoint, slide, tmp_path):
@@ -359,6 +400,9 @@ def test_a_cohort_gets_a_file_per_slide_in_level_0_pixels_or_per_region_without_
     assert prediction.area_um2 == pytest.approx(2 * np.pi * 400, rel=0.02)
     (again,) = predict_cohort(checkpoint, cohort, tmp_path / "out", PredictConfig())
     assert again.areas is None
+    prediction.path.write_bytes(prediction.path.read_bytes()[:-100])
+    with pytest.warns(CounterstainWarning, match="was cut short"):
+        assert predict_cohort(checkpoint, cohort, tmp_path / "out", PredictConfig())[0].areas == 2
     without_place = make_cohort(tmp_path / "without place", [(0, 0), (0, 0)])
     written = predict_cohort(checkpoint, without_place, tmp_path / "files", PredictConfig())
     assert [p.path.name for p in written] == ["r0.geojson", "r1.geojson"]

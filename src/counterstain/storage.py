@@ -238,7 +238,7 @@ def claim(folder: Path, stage: str, settings: Any) -> None:
     if run_file.exists():
         found = read_json(run_file)
         if found.get("fingerprint") != identity["fingerprint"]:
-            difference = _first_difference(found.get("settings"), settings) if found.get("stage") == stage else ""
+            difference = first_difference(found.get("settings"), settings) if found.get("stage") == stage else ""
             raise MismatchError(
                 f"{folder}: belongs to another run ({found.get('stage')}{difference}); "
                 "give another output folder, or delete this one"
@@ -280,11 +280,12 @@ def stage_of(folder: Path) -> str | None:
     return str(read_json(run_file).get("stage")) if run_file.exists() else None
 
 
-def _first_difference(found: Any, wanted: Any, where: str = "") -> str:
+def first_difference(found: Any, wanted: Any, where: str = "") -> str:
+    """Return the first setting that differs, with both values, as the end of a message."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in sorted({*found, *wanted}, key=str):
             if found.get(key) != wanted.get(key):
-                return _first_difference(found.get(key), wanted.get(key), f"{where}.{key}" if where else str(key))
+                return first_difference(found.get(key), wanted.get(key), f"{where}.{key}" if where else str(key))
     return f": {where or 'settings'} was {_shown(found)}, now {_shown(wanted)}"
 
 

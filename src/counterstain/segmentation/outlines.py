@@ -8,8 +8,10 @@ downwards; pixel (row 0, column 0) covers x 0..1 and y 0..1, its probability is 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -23,9 +25,10 @@ from scipy.sparse.csgraph import connected_components
 from shapely import Polygon
 from shapely.geometry import mapping
 
+from counterstain.errors import CounterstainWarning, MismatchError
 from counterstain.io.annotations.outlines import polygonal
 from counterstain.io.regions import rasterise
-from counterstain.storage import replacing
+from counterstain.storage import first_difference, replacing
 
 TILE_WINDOWS = 8  # windows of a tile along one axis
 # Outlines may move by this much, which leaves a sixth of their corners. Half a pixel would halve these again, but take
@@ -174,7 +177,7 @@ def _filled(samples: np.ndarray, y: np.ndarray, x: np.ndarray, threshold: float)
 ObjectType = Literal["annotation", "detection"]
 DECIMALS = 2  # of coordinates, in level-0 pixels
 TUMOUR_COLOUR = (200, 0, 0)  # QuPath's own for tumour
-HEAD_BYTES = 4096
+LONGEST_HEAD_BYTES = 2**20
 _NAMESPACE = uuid.UUID("5f0c1bd4-6a40-4c1e-9f53-2d0f9b7d6a11")
 
 
@@ -216,21 +219,74 @@ def write_geojson(
     ``label`` is the class of all areas, ``offset_xy_level0_px`` the origin of the file's coordinates on the canvas,
     ``about`` how the areas were made; it is written first and ignored by QuPath.
     """
-    head = json.dumps({"type": "FeatureCollection", "counterstain": about}, ensure_ascii=False)
     shared = {"objectType": object_type, "classification": {"name": label, "color": list(TUMOUR_COLOUR)}}
-    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
-        file.write(head[:-1] + ', "features": [')
+    digest = hashlib.sha256()
+    with replacing(path) as partial, partial.open("wb") as file:
+
+        def write(text: str) -> None:
+            file.write(text.encode())
+            digest.update(text.encode())
+
+        write(_head(about))
         for number, area in enumerate(areas):
             identifier = str(uuid.uuid5(_NAMESPACE, f"{about} {number}"))
             feature = _feature(area, offset_xy_level0_px, identifier, shared)
-            file.write((",\n" if number else "\n") + json.dumps(feature, ensure_ascii=False, allow_nan=False))
-        file.write("\n]}\n")
+            write((",\n" if number else "\n") + json.dumps(feature, ensure_ascii=False, allow_nan=False))
+        file.write(_end(digest.hexdigest()))
 
 
-def is_written(path: Path, fingerprint: str) -> bool:
-    """Whether a file begins with an ``about`` that has this fingerprint."""
+def is_written(path: Path, about: dict[str, Any]) -> bool:
+    """Whether a file holds the areas of :func:`write_geojson` with this ``about``, all of them.
+
+    It does not where there is none, or one that was cut short. Raises MismatchError where it holds anything else, or
+    was changed since it was written.
+    """
+    if not path.exists():
+        return False
+    head, length = _head(about).encode(), len(_end("0" * 64))
     with path.open("rb") as file:
-        return fingerprint.encode() in file.read(HEAD_BYTES)
+        begun = file.read(len(head))
+        if begun != head and not head.startswith(begun):
+            raise MismatchError(f"{path}: {_difference(path, about)}; give another --out, or delete it")
+        body = path.stat().st_size - length
+        digest, left = hashlib.sha256(head), body - len(head)
+        while left > 0 and (block := file.read(min(left, 2**20))):
+            digest.update(block)
+            left -= len(block)
+        end = file.read()
+    if left == 0 and end == _end(digest.hexdigest()):
+        return True
+    if end.endswith(b"}\n"):
+        raise MismatchError(
+            f"{path}: was changed since it was written, or is of an earlier version; give another --out, or delete it "
+            "to have it made again"
+        )
+    warnings.warn(f"{path}: was cut short; it is made again", CounterstainWarning, stacklevel=2)
+    return False
+
+
+def _head(about: dict[str, Any]) -> str:
+    return json.dumps({"type": "FeatureCollection", "counterstain": about}, ensure_ascii=False)[:-1] + ', "features": ['
+
+
+def _end(sha256: str) -> bytes:
+    """Return the end of a file, with the hash of all that is before it; QuPath ignores it as it does the head."""
+    return f'\n],\n"sha256": "{sha256}"}}\n'.encode()
+
+
+def _difference(path: Path, about: dict[str, Any]) -> str:
+    with path.open("rb") as file:
+        first = file.readline(LONGEST_HEAD_BYTES)
+    try:
+        found = json.loads(first.decode().removesuffix("\n").removesuffix(', "features": [') + "}")["counterstain"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return "contains something else already"
+    if not isinstance(found, dict):
+        return "contains something else already"
+    shared = {key: (found.get(key), about.get(key)) for key in sorted({*found, *about} - {"fingerprint"})}
+    ours, theirs = ({key: pair[i] for key, pair in shared.items()} for i in (1, 0))
+    of_what = " of other regions" if theirs == ours else first_difference(theirs, ours)
+    return f"contains another prediction already{of_what}"
 
 
 def _feature(area: Outlined, offset: tuple[int, int], identifier: str, shared: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from counterstain.config import Config
 from counterstain.data.cohort import Cohort
 from counterstain.data.region_store import ImageWindow
 from counterstain.devices import choose_device
-from counterstain.errors import InputError, MismatchError
+from counterstain.errors import InputError
 from counterstain.io.exports import file_names
 from counterstain.io.regions import place_boxes, read_region_table, tissue_mask
 from counterstain.io.slides import Box, Slide, SlideWindow, slide_name
@@ -43,7 +43,7 @@ from counterstain.segmentation.outlines import (
     write_geojson,
 )
 from counterstain.segmentation.segmenter_config import Windows
-from counterstain.storage import claim, fingerprint, write_parquet
+from counterstain.storage import claim, file_identity, fingerprint, write_parquet
 
 TISSUE_PX = 2048  # longer side of the thumbnail in which tissue is detected
 WHOLE, AUTO = "whole", "auto"
@@ -115,9 +115,8 @@ def predict_slide(
         boxes = predicted_boxes(opened, str(regions), config)
         windows = model.config.inference.windows(header.size_px)
         about = _about_slide(opened, header, config, windows, boxes)
-        if out.exists():
-            if not is_written(out, fingerprint(about)):
-                raise MismatchError(f"{out}: contains something else already; give another --out, or delete it")
+        of_file = {"fingerprint": fingerprint(about)} | {key: about[key] for key in about if key != "regions"}
+        if is_written(out, of_file):
             return Prediction(out, None, None)
         unfinished = out.with_name(f".{out.name}.unfinished")
         claim(unfinished, "predict", about)
@@ -131,9 +130,8 @@ def predict_slide(
             mpp = {"mpp": header.mpp, "mpp_level0": opened.mpp_level0}
             areas += on_slide(join(of_view), corner_xy_level0_px=corner, **mpp, region=box.name)
         origin = (0, 0) if config.origin == "canvas" else opened.bounds_level0_px[:2]
-    about = {"fingerprint": fingerprint(about)} | {key: about[key] for key in about if key != "regions"}
     label = header.taxonomy.tissue_class
-    prediction = _write(out, areas, config, label=label, offset_xy_level0_px=origin, about=about)
+    prediction = _write(out, areas, config, label=label, offset_xy_level0_px=origin, about=of_file)
     shutil.rmtree(unfinished)
     return prediction
 
@@ -176,8 +174,8 @@ def predict_cohort(
     label, written = header.taxonomy.tissue_class, []
     with progress("regions", len(cohort)) as advance:
         for name, positions in _files(cohort).items():
-            path = out / f"{name}.geojson"
-            if path.exists():
+            path, of_file = out / f"{name}.geojson", {"file": name, "origin": "canvas", **about}
+            if is_written(path, of_file):
                 written.append(Prediction(path, None, None))
             else:
                 images = (cohort.read(position)[0] for position in positions)
@@ -185,7 +183,6 @@ def predict_cohort(
                 areas: list[Outlined] = []
                 for position, probability in zip(positions, probabilities, strict=True):
                     areas += _areas(cohort, position, probability, config.threshold)
-                of_file = {"file": name, "origin": "canvas", **about}
                 written.append(_write(path, areas, config, label=label, offset_xy_level0_px=(0, 0), about=of_file))
             advance(len(positions))
     return written
@@ -275,6 +272,7 @@ def _about_slide(
     return {
         "segmenter": header.sha256,
         "slide": slide.path.name,
+        "file": file_identity(slide.path),
         "size_level0_px": list(slide.size_level0_px),
         "mpp_level0": slide.mpp_level0,
         "mpp": header.mpp,
@@ -301,10 +299,12 @@ def _pieces_of(
         for number, (view, (rows, columns)) in enumerate(zip(views, grids, strict=True)):
             for row in rows:
                 file = unfinished / f"{number:04d}-{row.start:09d}.parquet"
-                if not file.exists():
+                kept = _load(file)
+                if kept is None:
                     wanted = [c for c in columns if tissue is None or tissue.shown(view, row, c)]
-                    _save(file, row_pieces(model, view, row, wanted, windows=windows, threshold=threshold))
-                found[number] += _load(file)
+                    kept = row_pieces(model, view, row, wanted, windows=windows, threshold=threshold)
+                    _save(file, kept)
+                found[number] += kept
                 advance(len(columns))
     return found
 
@@ -324,8 +324,12 @@ def _save(file: Path, found: Sequence[Piece]) -> None:
     write_parquet(file, table.assign(polygon=[shapely.to_wkb(piece.polygon) for piece in found]))
 
 
-def _load(file: Path) -> list[Piece]:
-    columns = (pd.read_parquet(file)[name].tolist() for name in Piece._fields)
+def _load(file: Path) -> list[Piece] | None:
+    """Return the pieces of a row of tiles, None where they are not known yet or the file is damaged."""
+    try:
+        columns = [pd.read_parquet(file)[name].tolist() for name in Piece._fields]
+    except (OSError, ValueError, KeyError):
+        return None
     return [Piece(shapely.from_wkb(wkb), total, pixels) for wkb, total, pixels in zip(*columns, strict=True)]
 
 
