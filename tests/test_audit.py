@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 
 import numpy as np
@@ -20,6 +19,7 @@ from counterstain.audit.fidelity import coverage, features_of, frechet_distance,
 from counterstain.audit.findings import HALVES, HELD_OUT, AuditConfig, seam, stain_density, stain_table
 from counterstain.audit.judge import instance_loss, instance_probabilities, load_judge, train_judge
 from counterstain.audit.judge_config import JudgeConfig
+from counterstain.checkpoints import read_header, write_header
 from counterstain.cli import app
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.patches import Patch, Source
@@ -272,7 +272,7 @@ def test_a_sheet_shows_each_pixel_as_a_square_and_cuts_captions_off_at_their_col
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"patients_seen": ["p0", "p4"]}, LeakageError, "has seen p4 of the test part"),
+        ({"patients_seen": ("p0", "p4")}, LeakageError, "has seen p4 of the test part"),
         ({"cohort": "another"}, MismatchError, r"the judge .*: was made from another cohort than"),
         ({"mpp": 1.0}, MismatchError, r"is at 1 um/px, .* at 0\.5"),
         ({"size_px": 64}, MismatchError, r"listens: has patches of 32 px, the judge .* learnt from 64 px"),
@@ -280,8 +280,7 @@ def test_a_sheet_shows_each_pixel_as_a_square_and_cuts_captions_off_at_their_col
 )
 def test_a_judge_that_does_not_fit_is_refused(sets, cohort, judge, tmp_path, change, error, message):
     shutil.copytree(judge, tmp_path / "j")
-    header = json.loads((judge / "model.json").read_text())
-    (tmp_path / "j" / "model.json").write_text(json.dumps(header | change))
+    write_header(tmp_path / "j", read_header(judge).model_copy(update=change))
     with pytest.raises(error, match=message):
         audit_sets(sets, cohort, tmp_path / "j", CONFIG)
 

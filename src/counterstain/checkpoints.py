@@ -1,7 +1,8 @@
 """Trained networks on disk: safetensors for the weights, JSON for all that is known about them; no code is loaded.
 
 A checkpoint folder holds ``model.safetensors`` and ``model.json``, the header; the header is written last and holds
-the hash of the weights, so a folder with it is whole. While training runs, the folder holds ``last.ckpt``, its state.
+the hashes of the weights and of itself, so a folder with it is whole. While training runs, the folder holds
+``last.ckpt``, its state.
 """
 
 from __future__ import annotations
@@ -11,25 +12,28 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 import counterstain
 from counterstain.config import Config, build
-from counterstain.errors import CounterstainWarning, InputError, MismatchError, StorageError
-from counterstain.storage import read_json, replacing, sha256_of, stage_of, sweep, write_json
+from counterstain.errors import CounterstainError, CounterstainWarning, InputError, MismatchError, StorageError
+from counterstain.storage import read_sealed, replacing, sha256_of, stage_of, sweep, write_sealed
 from counterstain.taxonomy import Taxonomy
 
 WEIGHTS_FILE, HEADER_FILE = "model.safetensors", "model.json"
 PROGRESS_FILE, PROGRESS_FORMAT = "last.ckpt", "counterstain 2"
+LARGEST_HEADER_BYTES = 16_000_000
+REMEDY = "copy the folder again from where it came, or delete it and train it again"
 Kind = str  # stage of a registered training, or segmenter or judge
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class CheckpointHeader(Config):
@@ -38,9 +42,9 @@ class CheckpointHeader(Config):
     kind: Kind
     taxonomy: Taxonomy
     """The subtypes that it was trained on."""
-    size_px: int
+    size_px: Annotated[int, Field(ge=1, le=65_536)]
     """Edge of its training patches."""
-    mpp: float
+    mpp: Annotated[float, Field(gt=0)]
     """Their micrometres per pixel."""
     config: dict[str, Any]
     """The configuration it was built and trained with."""
@@ -70,8 +74,12 @@ def save_checkpoint(folder: Path, state: dict[str, Tensor], header: CheckpointHe
     sweep(folder / WEIGHTS_FILE)
     with replacing(folder / WEIGHTS_FILE) as partial:
         partial.write_bytes(save(tensors))
-    header = header.model_copy(update={"sha256": sha256_of(folder / WEIGHTS_FILE)})
-    write_json(folder / HEADER_FILE, header.model_dump(mode="json"))
+    return write_header(folder, header.model_copy(update={"sha256": sha256_of(folder / WEIGHTS_FILE)}))
+
+
+def write_header(folder: Path, header: CheckpointHeader) -> CheckpointHeader:
+    """Write what is known about a checkpoint, with a checksum, and return it."""
+    write_sealed(folder / HEADER_FILE, header.model_dump(mode="json"))
     return header
 
 
@@ -80,8 +88,8 @@ def read_header(folder: Path) -> CheckpointHeader:
 
     Raises
     ------
-    InputError
-        There is no checkpoint, or its training has not finished.
+    InputError, StorageError
+        There is no checkpoint, or its training has not finished; or its header was changed or is damaged.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such checkpoint folder")
@@ -90,7 +98,10 @@ def read_header(folder: Path) -> CheckpointHeader:
         if stage is not None and stage.startswith("train"):
             raise InputError(f"{folder}: its training was interrupted; give the command that trains it again")
         raise InputError(f"{folder}: not a checkpoint ({f'made by {stage}' if stage else HEADER_FILE + ' is missing'})")
-    return build(CheckpointHeader, read_json(folder / HEADER_FILE), folder / HEADER_FILE)
+    file = folder / HEADER_FILE
+    if not file.is_file() or file.stat().st_size > LARGEST_HEADER_BYTES:
+        raise StorageError(f"{file}: not a header of a checkpoint (larger than any, or no file); {REMEDY}")
+    return build(CheckpointHeader, read_sealed(file), file)
 
 
 def load_checkpoint(folder: Path, kind: Kind) -> tuple[CheckpointHeader, dict[str, Tensor]]:
@@ -99,19 +110,79 @@ def load_checkpoint(folder: Path, kind: Kind) -> tuple[CheckpointHeader, dict[st
     Raises
     ------
     InputError, MismatchError, StorageError
-        There is no finished checkpoint, it is of another kind, its weights are damaged.
+        There is no finished checkpoint, it is of another kind, its weights are damaged or not finite.
     """
     header = read_header(folder)
     if header.kind != kind:
         raise MismatchError(f"{folder}: is a checkpoint of kind {header.kind!r}, expected {kind!r}")
     weights = folder / WEIGHTS_FILE
-    remedy = "delete its folder and train it again"
-    if not weights.exists() or sha256_of(weights) != header.sha256:
-        raise StorageError(f"{weights}: missing or damaged (its hash differs from the header's); {remedy}")
+    if not weights.is_file() or sha256_of(weights) != header.sha256:
+        raise StorageError(f"{weights}: missing or damaged (its hash differs from the header's); {REMEDY}")
     try:
-        return header, load_file(weights)
+        state = load_file(weights)
     except SafetensorError as error:
-        raise StorageError(f"{weights}: damaged ({error}); {remedy}") from error
+        raise StorageError(f"{weights}: damaged ({_short(error)}); {REMEDY}") from error
+    require_finite(state, weights)
+    return header, state
+
+
+def require_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raise StorageError where weights are not numbers, as those of a training that diverged."""
+    for name, stored in state.items():
+        tensor = stored.float() if stored.dtype.itemsize == 1 else stored
+        # A sum is quicker than a look at every value; one that is too large is no proof yet.
+        if not tensor.sum().isfinite() and not (finite := tensor.isfinite()).all():
+            count = f"{tensor.numel() - int(finite.sum()):,} of {tensor.numel():,}"
+            raise StorageError(
+                f"{source}: {count} values of {name} are NaN or infinite; train it again, or get it anew"
+            )
+
+
+def rebuilt(
+    make: Callable[[], ModuleT], state: Mapping[str, Tensor], folder: Path, *, spare: tuple[str, ...] = ()
+) -> ModuleT:
+    """Make the network of a checkpoint with its weights, without the parts whose names ``spare`` has.
+
+    It is made without memory at first, so that no header can ask for more than the file of weights holds.
+
+    Raises
+    ------
+    MismatchError
+        The weights are not those of the network that the header describes, or it describes none.
+    """
+    try:
+        with torch.device("meta"):
+            model = make()
+    except CounterstainError:
+        raise
+    except Exception as error:  # whatever a library raises at settings that make no network
+        raise MismatchError(
+            f"{folder / HEADER_FILE}: its settings make no network ({_short(error)}); {REMEDY}"
+        ) from error
+    parts = tuple(f"{name}." for name in spare)
+    own, given = ({n: t for n, t in of.items() if not n.startswith(parts)} for of in (model.state_dict(), state))
+    for name in sorted(own.keys() | given.keys()):
+        found, wanted = (tuple(of[name].shape) if name in of else "missing" for of in (given, own))
+        if found != wanted:
+            raise MismatchError(
+                f"{folder}: its header and its weights disagree: {name} is {found} in {WEIGHTS_FILE}, {wanted} by "
+                f"{HEADER_FILE}; {REMEDY}"
+            )
+    for name in spare:
+        setattr(model, name, None)
+    # Copies, in memory that is aligned as that of a new network is: kernels could round differently.
+    weights = {name: tensor.to(own[name].dtype, copy=True) for name, tensor in given.items()}
+    model.load_state_dict(weights, assign=True)
+    if any(
+        isinstance(t, Tensor) and t.is_meta for m in model.modules() for t in (*m.buffers(False), *vars(m).values())
+    ):
+        model = make()  # it holds what no file does, and what is only known when it is made
+        model.load_state_dict(weights, strict=False)
+    return model
+
+
+def _short(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def require_taxonomy(folder: Path, header: CheckpointHeader, taxonomy: Taxonomy) -> None:
@@ -195,9 +266,8 @@ def read_state(path: Path, setting: str = "") -> dict[str, Tensor]:
             f"{where}: holds more than plain tensors ({unsafe[1]}), which could run code, so it is not opened; if you "
             "trust it, save its state dict alone as safetensors and give that file"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{where}: not a file of weights, or damaged ({reason})") from error
+    except Exception as error:  # an unpickler that is fed with anything raises anything
+        raise InputError(f"{where}: not a file of weights, or damaged ({_short(error)})") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     wanted = f"{where}: expected a state dict (names -> tensors), found"
@@ -206,4 +276,6 @@ def read_state(path: Path, setting: str = "") -> dict[str, Tensor]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise InputError(f"{wanted} {type(value).__name__} at {name!r}")
+        if value.is_meta or value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
+            raise InputError(f"{where}: {name} {tuple(value.shape)} is not stored in full; save it as a plain tensor")
     return dict(content)

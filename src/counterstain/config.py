@@ -158,7 +158,7 @@ def build_stored(model: type[ConfigT], content: Mapping[str, Any], source: str |
     ConfigError
         As :func:`build`; or a setting of ``REMOVED_SETTINGS`` has a value that this version cannot have.
     """
-    return build(model, _without_removed(model, content, source), source)
+    return build(model, _without_removed(model, content, source) if isinstance(content, Mapping) else content, source)
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

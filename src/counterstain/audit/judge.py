@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from counterstain.audit.judge_config import JudgeConfig, JudgeFilterConfig
-from counterstain.checkpoints import CheckpointHeader, load_checkpoint, require_taxonomy
+from counterstain.checkpoints import CheckpointHeader, load_checkpoint, rebuilt, require_taxonomy
 from counterstain.config import build_stored
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
@@ -124,8 +124,8 @@ def train_judge(cohort: Cohort, config: JudgeConfig, out: Path, *, size_px: int,
 def load_judge(folder: Path, device: Device = "auto") -> tuple[Judge, CheckpointHeader]:
     """Load a judge made by :func:`train_judge`, for use on a device; ``auto`` is the GPU where there is one."""
     header, state = load_checkpoint(folder, "judge")
-    judge = Judge(build_stored(JudgeConfig, header.config, folder), header.taxonomy.num_labels)
-    judge.load_state_dict(state)
+    config = build_stored(JudgeConfig, header.config, folder)
+    judge = rebuilt(lambda: Judge(config, header.taxonomy.num_labels), state, folder)
     return judge.eval().to(choose_device(device)), header
 
 

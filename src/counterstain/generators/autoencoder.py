@@ -7,8 +7,9 @@ Shapes: B = batch, K = codes, z = latent channels, h, w = rows and columns of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
+from counterstain.checkpoints import rebuilt
+from counterstain.config import build_stored
 from counterstain.generators.conditioning import to_tensor
 from counterstain.generators.diffusion_config import ADAM_BETAS, AutoencoderConfig
 from counterstain.generators.networks import LinearAutoencoder, PatchDiscriminator, hinge_discriminator_loss
@@ -241,3 +244,9 @@ class Autoencoder(Trainable):
         of_gan = torch.autograd.grad(gan, last, retain_graph=True)[0].norm()
         weight: Tensor = of_distance / (of_gan + 1e-4)
         return weight.clamp(0.0, 1e4).detach()
+
+
+def rebuilt_first_stage(settings: Any, state: Mapping[str, Tensor], folder: Path, size_px: int) -> Autoencoder:
+    """Make a trained first stage out of what a checkpoint knows of it, without what only its training needs."""
+    config = build_stored(AutoencoderConfig, settings, folder).for_use()
+    return rebuilt(lambda: Autoencoder(config, size_px), state, folder, spare=("discriminator", "codebook"))

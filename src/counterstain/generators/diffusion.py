@@ -81,7 +81,8 @@ class Diffusion(Trainable):
         self.register_buffer("latent_sd", torch.ones(self.latent_channels))
         # In a list, so that the fixed network is neither trained nor averaged.
         self._first_stage = [first_stage.eval().requires_grad_(requires_grad=False)]
-        self._noising = DDPMScheduler(**config.noise.scheduler_settings())
+        with torch.device("cpu"):  # even where the weights are yet to come
+            self._noising = DDPMScheduler(**config.noise.scheduler_settings())
 
     @property
     def first_stage(self) -> Autoencoder:

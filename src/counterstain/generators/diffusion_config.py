@@ -12,6 +12,7 @@ from counterstain.errors import ConfigError
 from counterstain.training_config import TrainingConfig
 
 Shrinking = Literal["area", "bilinear"]
+Multiplier = Annotated[int, Field(ge=1, le=64)]
 NUCLEUS_UM = 8.0
 REFERENCES_OF_A_SLIDE = 64  # that those of a style are chosen from
 ADAM_BETAS = (0.5, 0.9)  # of the first stage
@@ -34,7 +35,7 @@ class SamplerConfig(Config):
     """Classifier-free guidance (Ho & Salimans 2022): 1 = none; needs a network trained with condition dropout."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Part of the noise levels, 0 = clean, 1 = pure noise, where guidance acts (Kynkäänniemi et al. 2024)."""
-    compute_batch: Annotated[int, Field(ge=1)] = 16
+    compute_batch: Annotated[int, Field(ge=1, le=4096)] = 16
     """Images drawn at once."""
 
     @model_validator(mode="after")
@@ -66,11 +67,11 @@ class InpaintingConfig(Config):
 class WindowsConfig(Config):
     """How images larger than the training patches are drawn."""
 
-    window_px: Annotated[int, Field(ge=32)] | None = None
+    window_px: Annotated[int, Field(ge=32, le=65_536)] | None = None
     """Edge of a window; None = of the training patches."""
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of a window's edge that the next window covers again, at least; more is smoother and slower."""
-    decode_px: Annotated[int, Field(ge=64)] = 512
+    decode_px: Annotated[int, Field(ge=64, le=65_536)] = 512
     """Edge of the tiles in which the first stage encodes and decodes larger images."""
 
 
@@ -96,9 +97,9 @@ class CounterstainConfig(Config):
 class StyleConfig(Config):
     """A denoiser that is also given a style."""
 
-    width: Annotated[int, Field(ge=4)] = 32
+    width: Annotated[int, Field(ge=4, le=1024)] = 32
     """Features of the encoder's first layer."""
-    code: Annotated[int, Field(ge=1)] = 16
+    code: Annotated[int, Field(ge=1, le=4096)] = 16
     """Length of the learned code; six statistics of the stain are added to it."""
     references: Annotated[int, Field(ge=1, le=REFERENCES_OF_A_SLIDE)] = 8
     """Reference patches whose styles are averaged. One alone hardly says how strong a slide is stained, and what is
@@ -130,17 +131,17 @@ class AutoencoderConfig(Config):
     which need no training (``training`` then says how many patches they are found from, 4,096 at most)."""
     factor: Literal[2, 4, 8] = 4
     """How many times smaller latents are than the image, along each edge."""
-    channels: Annotated[int, Field(ge=8)] = 128
+    channels: Annotated[int, Field(ge=8, le=4096)] = 128
     """Features at full size."""
-    multipliers: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+    multipliers: Annotated[tuple[Multiplier, ...], Field(min_length=1)] | None = None
     """Features at each size, as multiples of ``channels``; None = they double at every halving."""
-    blocks: Annotated[int, Field(ge=1)] = 2
+    blocks: Annotated[int, Field(ge=1, le=16)] = 2
     """Residual blocks at each size."""
     attention: bool = True
     """Attention in the middle block."""
-    latent_channels: Annotated[int, Field(ge=1)] = 3
+    latent_channels: Annotated[int, Field(ge=1, le=1024)] = 3
     """z."""
-    codebook_size: Annotated[int, Field(ge=2)] = 8192
+    codebook_size: Annotated[int, Field(ge=2, le=1_000_000)] = 8192
     """Number of codes (``vq``)."""
     codebook_update: Literal["gradient", "average"] = "gradient"
     """Whether codes follow the gradient, or are moving averages of the latents that choose them (``vq``)."""
@@ -162,7 +163,7 @@ class AutoencoderConfig(Config):
     """Patches of the validation part on which PSNR, SSIM, LPIPS and the use of the codebook are taken; 0 = none."""
     validate_every_steps: Annotated[int, Field(ge=1)] = 1000
     """Distance of these figures; they are taken at the end in any case."""
-    discriminator_width: Annotated[int, Field(ge=4)] = 64
+    discriminator_width: Annotated[int, Field(ge=4, le=4096)] = 64
     """Features of the discriminator's first layer."""
     lr: Annotated[float, Field(gt=0)] = 4.5e-6
     """Learning rate of both optimisers."""
@@ -203,7 +204,7 @@ class AutoencoderConfig(Config):
 class NoiseConfig(Config):
     """The noising process, and what the network predicts of it."""
 
-    timesteps: Annotated[int, Field(ge=2)] = 1000
+    timesteps: Annotated[int, Field(ge=2, le=100_000)] = 1000
     """T."""
     beta_start: Annotated[float, Field(gt=0, lt=1)] = 0.0015
     """Variance added in the first step."""
@@ -235,15 +236,15 @@ class DiffusionConfig(Config):
     """Steps, batch size, device."""
     sampling: SamplingConfig = SamplingConfig()
     """Which patches it trains on."""
-    channels: Annotated[int, Field(ge=8)] = 64
+    channels: Annotated[int, Field(ge=8, le=4096)] = 64
     """Features at the latents' full size."""
-    multipliers: Annotated[tuple[int, ...], Field(min_length=2)] = (1, 4, 8)
+    multipliers: Annotated[tuple[Multiplier, ...], Field(min_length=2, max_length=8)] = (1, 4, 8)
     """Features at each scale, as multiples of ``channels``."""
-    blocks: Annotated[int, Field(ge=1)] = 2
+    blocks: Annotated[int, Field(ge=1, le=16)] = 2
     """Residual blocks at each scale."""
     attention_scales: Annotated[int, Field(ge=0)] = 0
     """How many of the lowest scales have attention; the middle block always has."""
-    heads: Annotated[int, Field(ge=1)] = 8
+    heads: Annotated[int, Field(ge=1, le=1024)] = 8
     """Attention heads."""
     condition: Shrinking = "area"
     """How the label mask is brought to the size of the latents."""

@@ -14,17 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from counterstain.checkpoints import CheckpointHeader, load_checkpoint
+from counterstain.checkpoints import CheckpointHeader, load_checkpoint, rebuilt
 from counterstain.config import build, build_stored
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
 from counterstain.devices import choose_device
 from counterstain.errors import ConfigError, InputError, MismatchError
-from counterstain.generators.autoencoder import Autoencoder
+from counterstain.generators.autoencoder import rebuilt_first_stage
 from counterstain.generators.conditioning import Condition, to_images
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import (
-    AutoencoderConfig,
     DiffusionConfig,
     InpaintingConfig,
     SamplerConfig,
@@ -101,12 +100,11 @@ class DiffusionGenerator:
         ``drawing`` are ``sampler``, ``inpainting`` and ``windows``; the checkpoint's own where not given.
         """
         header, state = load_checkpoint(folder, "diffusion")
-        settings = build_stored(AutoencoderConfig, header.notes["first_stage"], folder)
-        first_stage = Autoencoder(settings.for_use(), header.size_px)
-        of_first = {name for name in state if name.startswith("first_stage.")}
-        first_stage.load_state_dict({name.removeprefix("first_stage."): state.pop(name) for name in of_first})
-        model = Diffusion(build_stored(DiffusionConfig, header.config, folder), first_stage, header.taxonomy.num_labels)
-        model.load_state_dict(state)
+        of_first = {name: state.pop(name) for name in list(state) if name.startswith("first_stage.")}
+        stage_state = {name.removeprefix("first_stage."): value for name, value in of_first.items()}
+        first_stage = rebuilt_first_stage(header.notes.get("first_stage"), stage_state, folder, header.size_px)
+        config, labels = build_stored(DiffusionConfig, header.config, folder), header.taxonomy.num_labels
+        model = rebuilt(lambda: Diffusion(config, first_stage, labels), state, folder)
         return cls(model, method, trained_px=header.size_px, header=header, **drawing)
 
     @torch.no_grad()

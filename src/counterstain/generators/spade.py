@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from counterstain.checkpoints import CheckpointHeader, load_checkpoint
+from counterstain.checkpoints import CheckpointHeader, load_checkpoint, rebuilt
 from counterstain.config import build_stored
 from counterstain.data.patches import Patch
 from counterstain.devices import choose_device, started_processes
@@ -189,9 +189,10 @@ class SpadeGenerator:
         """Load a checkpoint made by :func:`counterstain.generators.train.train_spade`."""
         header, state = load_checkpoint(folder, "spade")
         config = build_stored(SpadeConfig, header.config, folder).model_copy(update={"vgg_weight": 0.0})
-        model = Spade(config, header.taxonomy.num_labels, header.size_px)
-        model.load_state_dict(state, strict=False)  # the discriminator stays behind
-        return cls(model, header=header)
+        labels, size_px = header.taxonomy.num_labels, header.size_px
+        return cls(
+            rebuilt(lambda: Spade(config, labels, size_px), state, folder, spare=("discriminator",)), header=header
+        )
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -25,17 +25,17 @@ class SpadeConfig(Config):
     """Steps, batch size, device."""
     sampling: SamplingConfig = SamplingConfig()
     """Which patches it trains on."""
-    generator_width: Annotated[int, Field(ge=4)] = 64
+    generator_width: Annotated[int, Field(ge=4, le=4096)] = 64
     """Features of the generator's last block (``ngf``); also the first layer of the encoder."""
-    discriminator_width: Annotated[int, Field(ge=4)] = 64
+    discriminator_width: Annotated[int, Field(ge=4, le=4096)] = 64
     """Features of the discriminator's first layer (``ndf``)."""
-    hidden: Annotated[int, Field(ge=4)] = 128
+    hidden: Annotated[int, Field(ge=4, le=4096)] = 128
     """Width of the networks that modulate."""
-    latent: Annotated[int, Field(ge=1)] = 256
+    latent: Annotated[int, Field(ge=1, le=65_536)] = 256
     """Length of the style code."""
     edge_channel: bool = True
     """Whether the networks see the borders between instances."""
-    noise_channels: Annotated[int, Field(ge=0)] = 0
+    noise_channels: Annotated[int, Field(ge=0, le=1024)] = 0
     """Channels of pixel noise that the generator sees beside the labels (Schönfeld et al. 2021, OASIS, section 3.3);
     without it (0, as published) nuclei of flat areas tend to lie at the same places in every image."""
     counterstain: CounterstainConfig | None = None
@@ -60,7 +60,7 @@ class SpadeConfig(Config):
     """Distance of these figures; they are taken at the end in any case."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Draw with an average of the generator's weights; None = the last weights, as published."""
-    compute_batch: Annotated[int, Field(ge=1)] = 16
+    compute_batch: Annotated[int, Field(ge=1, le=4096)] = 16
     """Images drawn at once."""
 
     def check_size(self, size_px: int) -> None:

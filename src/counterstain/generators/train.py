@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from counterstain.checkpoints import CheckpointHeader, Kind, load_checkpoint, require_taxonomy
-from counterstain.config import Config, build_stored
+from counterstain.config import Config
 from counterstain.data.cohort import Cohort
 from counterstain.data.sampling import PatchBatches
 from counterstain.data.split import check_no_leak
 from counterstain.errors import ConfigError, MismatchError
-from counterstain.generators.autoencoder import Autoencoder
+from counterstain.generators.autoencoder import Autoencoder, rebuilt_first_stage
 from counterstain.generators.diffusion import Diffusion, diffusion_batches, measure_latents
 from counterstain.generators.diffusion_config import AutoencoderConfig, DiffusionConfig, DistillationConfig
 from counterstain.generators.distillation import Distillation, student_config
@@ -131,10 +131,7 @@ def train_autoencoder(
 def load_autoencoder(folder: Path) -> tuple[Autoencoder, CheckpointHeader]:
     """Load a first stage, without its discriminator."""
     header, state = load_checkpoint(folder, "autoencoder")
-    config = build_stored(AutoencoderConfig, header.config, folder)
-    model = Autoencoder(config.for_use(), header.size_px)
-    model.load_state_dict({name: value for name, value in state.items() if name.startswith("network.")})
-    return model, header
+    return rebuilt_first_stage(header.config, state, folder, header.size_px), header
 
 
 def train_diffusion(

@@ -24,6 +24,7 @@ from counterstain.checkpoints import (
     load_checkpoint,
     read_header,
     read_state,
+    rebuilt,
 )
 from counterstain.config import build_stored
 from counterstain.data.split import NOBODY, PATIENTS_SEEN_FILE, read_patients_seen
@@ -139,9 +140,8 @@ def cross_entropy_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = 
 def load_segmenter(folder: str | Path) -> tuple[Segmenter, CheckpointHeader]:
     """Load a trained segmenter, ready for inference on the CPU; errors as of ``load_checkpoint``."""
     header, state = load_checkpoint(Path(folder), "segmenter")
-    segmenter = Segmenter(build_stored(SegmenterConfig, header.config, folder), seed=header.seed)
-    segmenter.load_state_dict(state)
-    return segmenter.eval(), header
+    config = build_stored(SegmenterConfig, header.config, folder)
+    return rebuilt(lambda: Segmenter(config, seed=header.seed), state, Path(folder)).eval(), header
 
 
 def _tumour(labels: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 
 from counterstain.audit.judge import JudgeFilter
 from counterstain.audit.judge_config import JudgeFilterConfig
-from counterstain.checkpoints import HEADER_FILE, read_header
+from counterstain.checkpoints import read_header, write_header
 from counterstain.config import ConfigT, build
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
@@ -95,7 +95,7 @@ def _train(cell: Cell, root: Path) -> None:
     if "drawing" in cell.details:  # which made no difference to the training, but to those who draw with it later
         header = read_header(root / cell.folder)
         known = header.model_copy(update={"config": header.config | cell.details["drawing"]})
-        write_json(root / cell.folder / HEADER_FILE, known.model_dump(mode="json"))
+        write_header(root / cell.folder, known)
 
 
 def _synthesize(cell: Cell, root: Path) -> None:
