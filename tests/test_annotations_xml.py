@@ -3,7 +3,7 @@ import pytest
 import shapely
 
 from counterstain.errors import InputError
-from counterstain.io.annotations import read_annotations
+from counterstain.io.annotations import read_annotations, xml_formats
 
 BOMB = (
     '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b "bbbbbbbb"><!ENTITY c "&b;&b;&b;&b;&b;&b;">]>'
@@ -201,6 +201,12 @@ def test_an_encoding_that_is_not_read_is_one_line(tmp_path, encoding):
     with pytest.raises(InputError, match=r"save it as UTF-8|not XML or cut short") as caught:
         read(tmp_path, text, "aperio")
     assert "\n" not in str(caught.value)
+
+
+def test_holes_that_would_take_hours_to_cut_out_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(xml_formats, "MAX_CUTS", 9)
+    with pytest.raises(InputError, match="line 1: more than 9 holes to cut out of regions"):
+        read(tmp_path, aperio(layer(*[region()] * 4, *[region(NegativeROA=1)] * 4)), "aperio")
 
 
 @pytest.mark.parametrize(

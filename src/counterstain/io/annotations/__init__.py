@@ -41,9 +41,10 @@ OTHERS = {  # what else people give, by its first bytes
     re.compile(rb"[{[].{,9999}\"(bounding_box|polygon)\"\s*:\s*\{", re.DOTALL): "a file of V7 Darwin",
     re.compile(rb"[{[].{,9999}\"(category_id|supercategory|categories|coco_url)\"", re.DOTALL): "a COCO file",
     re.compile(rb"[{[].{,9999}\"shape_type\"", re.DOTALL): "a labelme file",
-    re.compile(rb"<.{,999}<?annotations[\s>]", re.DOTALL): "a file of Hamamatsu's NDP.view",
+    re.compile(rb"(<\?xml[^>]*>\s*)?<annotations[\s>]"): "a file of Hamamatsu's NDP.view",
     re.compile(rb"<(!doctype )?html", re.IGNORECASE): "a web page",
     re.compile(rb"\x89PNG|\xff\xd8\xff|II[*+]\0|MM\0[*+]"): "an image",
+    re.compile(rb"PK\x03\x04|\x1f\x8b"): "a packed file in a packed file",
     re.compile(rb"%PDF"): "a PDF",
     re.compile(rb"\x89HDF"): "an HDF5 file",
 }

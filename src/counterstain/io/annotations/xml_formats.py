@@ -43,6 +43,7 @@ from counterstain.io.annotations.outlines import AnnotationFile, Area, Collector
 from counterstain.io.annotations.safe_parsing import MAX_DEPTH, OddObjectError, identifier, name, number, shown
 
 MAX_ELEMENTS = 8_000_000  # as many points as a file may have, and what stands around them
+MAX_CUTS = 100_000  # of negative regions out of others, in a layer
 ASAP_OUTLINES = ("Polygon", "Rectangle", "Spline")
 ASAP_WITHOUT_AREA = {
     "Dot": "point",
@@ -284,15 +285,23 @@ def _add_layer(collector: Collector, layer: _Layer) -> None:
                 raise InputError(str(error)) from error
             collector.odd(error)
     negatives = np.array([p for region, p in drawn if region.negative and p is not None], dtype=object)
-    tree = shapely.STRtree(negatives)
+    holes = shapely.get_parts(shapely.union_all(negatives))
+    tree, hole_tree = shapely.STRtree(negatives), shapely.STRtree(holes)
     used: set[int] = set()
+    cuts = 0
     layer_id = identifier(layer.attributes.get("Id"), layer.number)
     for position, (region, polygon) in enumerate(drawn, start=1):
         if region.negative or polygon is None:
             continue
         inside = tree.query(polygon, predicate="intersects")
         used.update(inside.tolist())
-        left = polygonal(shapely.difference(polygon, shapely.union_all(negatives[inside]))) if len(inside) else polygon
+        cuts += len(inside)
+        if cuts > MAX_CUTS:
+            raise InputError(f"{layer.where}: more than {MAX_CUTS:,} holes to cut out of regions; export it again")
+        left: Area | None = polygon
+        if len(inside):
+            cut_out = shapely.multipolygons(holes[hole_tree.query(polygon, predicate="intersects")])
+            left = polygonal(shapely.difference(polygon, cut_out))
         if left is None:
             collector.skip(ALL_NEGATIVE)
             continue
