@@ -37,6 +37,7 @@ import numpy as np
 import shapely
 from defusedxml import DefusedXmlException
 from defusedxml.sax import make_parser
+from shapely import MultiPolygon
 
 from counterstain.errors import InputError
 from counterstain.io.annotations.outlines import AnnotationFile, Area, Collector, ellipse, polygonal, rectangle
@@ -275,7 +276,7 @@ class _AperioVisitor(_Visitor):
                 raise InputError(f"{self.region.where}: a negative region cannot be read; export it again")
 
 
-def _add_layer(collector: Collector, layer: _Layer) -> None:
+def _drawn(collector: Collector, layer: _Layer) -> list[tuple[_Region, Area | None]]:
     drawn = []
     for region in layer.regions:
         try:
@@ -284,6 +285,11 @@ def _add_layer(collector: Collector, layer: _Layer) -> None:
             if region.negative:
                 raise InputError(str(error)) from error
             collector.odd(error)
+    return drawn
+
+
+def _add_layer(collector: Collector, layer: _Layer) -> None:
+    drawn = _drawn(collector, layer)
     negatives = np.array([p for region, p in drawn if region.negative and p is not None], dtype=object)
     holes = shapely.get_parts(shapely.union_all(negatives))
     tree, hole_tree = shapely.STRtree(negatives), shapely.STRtree(holes)
@@ -300,7 +306,7 @@ def _add_layer(collector: Collector, layer: _Layer) -> None:
             raise InputError(f"{layer.where}: more than {MAX_CUTS:,} holes to cut out of regions; export it again")
         left: Area | None = polygon
         if len(inside):
-            cut_out = shapely.multipolygons(holes[hole_tree.query(polygon, predicate="intersects")])
+            cut_out = MultiPolygon(list(holes[hole_tree.query(polygon, predicate="intersects")]))
             left = polygonal(shapely.difference(polygon, cut_out))
         if left is None:
             collector.skip(ALL_NEGATIVE)
