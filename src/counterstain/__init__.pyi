@@ -32,6 +32,7 @@ from .api.studies import (
     report as report,
     run_study as run_study,
     study_status as study_status,
+    test_study as test_study,
 )
 from .data.cohort import Cohort as Cohort, CohortWriter as CohortWriter
 from .data.patch_set import PatchSet as PatchSet

@@ -190,7 +190,8 @@ def require_taxonomy(folder: Path, header: CheckpointHeader, taxonomy: Taxonomy)
     if header.taxonomy.names != taxonomy.names:
         raise MismatchError(
             f"{folder}: was trained on the subtypes {', '.join(header.taxonomy.names)}; "
-            f"this cohort has {', '.join(taxonomy.names)}; train it on this taxonomy"
+            f"this cohort has {', '.join(taxonomy.names)}; import the cohort with --taxonomy-of and this checkpoint's "
+            "folder (subtypes may be absent), or train anew on its own subtypes"
         )
 
 

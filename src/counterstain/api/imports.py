@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from counterstain.data.cohort import Cohort
     from counterstain.generators.published_weights import Facts
     from counterstain.io.annotations import Format
+    from counterstain.taxonomy import Taxonomy
 
 KINDS = ("spade", "autoencoder", "diffusion")
 
@@ -26,6 +27,7 @@ def import_table(
     mpp: float,
     out: PathLike,
     taxonomy: str | None = None,
+    taxonomy_of: PathLike | None = None,
     tissue_class: str = "tumour",
     labels: str = "mask",
     merge: str | None = None,
@@ -54,6 +56,9 @@ def import_table(
         Folder of the cohort.
     taxonomy : str, optional
         her2 or a YAML file; without it, the subtypes of the table.
+    taxonomy_of : str or Path, optional
+        Folder of a trained network, such as a segmenter: the cohort gets its subtypes, present or not, so that it can
+        be tested there.
     tissue_class : str
         What all subtypes are, where no taxonomy is given.
     labels : str
@@ -95,13 +100,12 @@ def import_table(
 
     from counterstain.io.import_table import import_table as import_rows
     from counterstain.progress import bar
-    from counterstain.taxonomy import Taxonomy
 
     return import_rows(
         table,
         mpp=mpp,
         out=out,
-        taxonomy=Taxonomy.load(taxonomy) if taxonomy else None,
+        taxonomy=_taxonomy(taxonomy, taxonomy_of),
         progress=bar,
         tissue_class=tissue_class,
         labels=labels,
@@ -129,6 +133,7 @@ def import_slides(
     mpp_level0: float | None = None,
     patients: PathLike | None = None,
     taxonomy: str | None = None,
+    taxonomy_of: PathLike | None = None,
     merge: str | None = None,
     types: PathLike | None = None,
     objects: str = "annotation",
@@ -165,7 +170,7 @@ def import_slides(
         CSV with slide, patient, and optionally score and mpp_level0 [default: one patient per slide].
     taxonomy : str, optional
         her2 or a YAML file [default: her2, or the subtypes of LABELS.yaml].
-    merge : str, optional
+    taxonomy_of, merge
         As for :func:`import_table`.
     types : str or Path, optional
         EXACT: saved annotation types, where rows hold only their numbers.
@@ -174,7 +179,6 @@ def import_slides(
     """
     from counterstain.io.import_slides import import_slides as import_all
     from counterstain.progress import bar
-    from counterstain.taxonomy import Taxonomy
 
     return import_all(
         slides,
@@ -188,13 +192,22 @@ def import_slides(
         patients=patients,
         types=types,
         objects=objects.split(","),
-        taxonomy=Taxonomy.load(taxonomy) if taxonomy else None,
+        taxonomy=_taxonomy(taxonomy, taxonomy_of),
         merge=merge,
         progress=bar,
         mpp_level0=mpp_level0,
         regions_per_slide=regions_per_slide,
         region_size_um=region_size_um,
     )
+
+
+def _taxonomy(taxonomy: str | None, trained: PathLike | None) -> Taxonomy | None:
+    from counterstain.checkpoints import read_header
+    from counterstain.taxonomy import Taxonomy
+
+    if taxonomy and trained:
+        raise ConfigError("--taxonomy and --taxonomy-of: give one of them")
+    return read_header(Path(trained)).taxonomy if trained else Taxonomy.load(taxonomy) if taxonomy else None
 
 
 def import_labels(

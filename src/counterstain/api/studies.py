@@ -1,4 +1,4 @@
-"""Studies: headroom, plan, run, demo, status, clean, report."""
+"""Studies: headroom, plan, run, demo, test on another cohort, status, clean, report."""
 
 from __future__ import annotations
 
@@ -114,15 +114,54 @@ def run_study(
     Path
         The report; the tables are in the folder ``results`` beside it.
     """
-    from counterstain.config import build
-    from counterstain.study.executors import ExecutorConfig
-
-    if (processes is not None and executor == "ray") or (address is not None and executor != "ray"):
-        raise ConfigError("--processes goes with --executor local, --address with --executor ray")
-    where = build(ExecutorConfig, {"kind": executor, "processes": processes, "address": address}, "--executor")
+    where = _executor(executor, processes, address)
     changes = [*assignments(settings), *([] if logger is None else [f"resources.logger={check_logger(logger)}"])]
     loaded, source, run = _loaded(study, out, changes)
     return _run_and_report(loaded, run, source, where)
+
+
+def test_study(
+    run: PathLike,
+    cohort: PathLike | Cohort,
+    *,
+    split: str = "all",
+    name: str | None = None,
+    executor: str = "local",
+    processes: int | None = None,
+    address: str | None = None,
+) -> Path:
+    """Evaluate every arm and repeat of a finished study on another cohort, and compare the arms there.
+
+    The report gets a section of its own for it. If interrupted, the same command continues.
+
+    Parameters
+    ----------
+    run : str or Path
+        Folder of the study (--out of study run).
+    cohort : str, Path or Cohort
+        Another cohort with the study's resolution, of patients that it has not trained on; import it with the study's
+        subtypes (--taxonomy-of), of which some may be absent.
+    split : str
+        train, val, test, or all regions, also of a cohort without a split.
+    name : str, optional
+        What the test is called [default: the cohort's folder].
+    executor, processes, address
+        As for :func:`run_study`.
+
+    Returns
+    -------
+    Path
+        Folder of counts.parquet (pixels per arm, repeat, slide and label), results.csv (every measure per arm and
+        repeat) and differences.csv (paired differences from the baseline, with 95 % intervals and p-values).
+    """
+    from counterstain.report.page import write_external, write_report
+    from counterstain.study.external import evaluate_on
+
+    where = _executor(executor, processes, address)
+    folder = evaluate_on(Path(run), open_cohort(cohort), split=split, name=name, executor=where)
+    write_external(Path(run), folder)
+    write_report(Path(run), command="study test")
+    return folder
 
 
 def demo(*, out: PathLike = "out/demo", processes: int | None = None, settings: Settings | None = None) -> Path:
@@ -140,12 +179,9 @@ def demo(*, out: PathLike = "out/demo", processes: int | None = None, settings: 
     import os
     from importlib import resources
 
-    from counterstain.config import build
-    from counterstain.study.executors import ExecutorConfig
-
     # Networks as small as these gain next to nothing from a second thread.
     count = processes if processes is not None else min(os.cpu_count() or 1, MOST_DEMO_PROCESSES)
-    where = build(ExecutorConfig, {"processes": count}, "--processes")
+    where = _executor("local", count)
     with resources.as_file(resources.files("counterstain") / "presets" / "study_demo.yaml") as file:
         study, _, run = _loaded(file, out, assignments(settings))
         return _run_and_report(study, run, "demo", where)
@@ -203,6 +239,7 @@ def clean_study(
         As for :func:`run_study`.
     """
     from counterstain.storage import claim, stage_of
+    from counterstain.study.external import cells_of_tests
     from counterstain.study.plan import CELLS
     from counterstain.study.plan import plan_study as plan
     from counterstain.study.run import leftovers, locked, remove
@@ -213,7 +250,7 @@ def clean_study(
     claim(run, "study", {"name": loaded.name})  # of another study, nothing would be referred to
     with locked(run):
         planned = {cell.folder for cell in plan(loaded, loaded.resolved_recipe(source))}
-        found = leftovers(run / CELLS, planned)
+        found = leftovers(run / CELLS, planned | cells_of_tests(run))
         if not dry_run:
             remove(found)
     return found
@@ -243,6 +280,15 @@ def report(
     if tables is not None:
         write_tables(Path(run), Path(tables))
     return page
+
+
+def _executor(kind: str, processes: int | None, address: str | None = None) -> ExecutorConfig:
+    from counterstain.config import build
+    from counterstain.study.executors import ExecutorConfig
+
+    if (processes is not None and kind == "ray") or (address is not None and kind != "ray"):
+        raise ConfigError("--processes goes with --executor local, --address with --executor ray")
+    return build(ExecutorConfig, {"kind": kind, "processes": processes, "address": address}, "--executor")
 
 
 def _loaded(

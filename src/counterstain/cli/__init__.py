@@ -67,6 +67,7 @@ COMMANDS = (  # in the order of the help
     Command(app, "predict", evaluation.predict, printing.show_predictions),
     Command(app, "export", cohorts.export, printing.show_export),
     Command(study_app, "run", studies.run_study, printing.show_study),
+    Command(study_app, "test", studies.test_study, printing.show_test),
     Command(study_app, "status", studies.study_status, printing.show_status),
     Command(app, "report", studies.report, printing.show_report),
     Command(app, "demo", studies.demo, printing.show_study),

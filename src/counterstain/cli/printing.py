@@ -337,6 +337,29 @@ def show_study(report: Path, _: Arguments) -> None:
     echo(f"report: {report}")
 
 
+def show_test(folder: Path, _: Arguments) -> None:
+    """Print how the arms of a study differ on another cohort."""
+    import pandas as pd
+
+    from counterstain.storage import read_csv
+
+    results, found = read_csv(folder / "results.csv"), folder / "differences.csv"
+    table = read_csv(found) if found.exists() else pd.DataFrame()
+    differences = {(row["arm"], row["measure"]): row for row in table.to_dict("records")}
+    rows = []
+    for arm, group in results.groupby("arm", sort=False):
+        row = [str(arm), str(len(group)), f"{group['dice'].mean():.3f}", f"{group['subtype_variance'].mean():.4f}"]
+        for measure in ("dice", "subtype_variance"):
+            known = differences.get((arm, measure))
+            row.append("{mean:+.4f} ({low:+.4f} to {high:+.4f})".format_map(known) if known else "")
+        rows.append(row)
+    columns = ("arm", "n", "Dice", "variance", "difference in Dice", "difference in variance")
+    print_table(
+        columns, rows, title=f"{folder.name}: mean over repeats; differences from the baseline with 95 % interval"
+    )
+    typer.echo(f"tables: {folder}\nreport: {folder.parent.parent / 'report.html'}")
+
+
 def show_status(state: StudyState, _: Arguments) -> None:
     """Print how far a study is."""
     from counterstain.study.status import running_and_failed, stage_table, time_left

@@ -25,6 +25,7 @@ from counterstain.report import figures, patch_figures, tables
 from counterstain.report.methods_section import fairness_sentences, methods_paragraphs, settings_table
 from counterstain.report.results import (
     CEILING,
+    ExternalRecord,
     Results,
     SetRecord,
     StudyRecord,
@@ -32,8 +33,9 @@ from counterstain.report.results import (
     damaged,
     looked_at,
     read_results,
+    read_tests,
 )
-from counterstain.report.summary import chosen_arm, summarise
+from counterstain.report.summary import Summary, chosen_arm, summarise
 from counterstain.report.tables import NONE, Cell, Row, Table, effects_on_test, plain_table, rate
 from counterstain.storage import write_text
 from counterstain.study.arms import Arm
@@ -68,9 +70,56 @@ def write_figures(run: Path, folder: Path) -> None:
 def write_tables(run: Path, folder: Path) -> None:
     """Write the tables of results and of differences as ``NAME.csv`` and ``NAME.tex``."""
     results = read_results(run)
-    for name, copies in tables.table_copies(results, effects_on_test(results), chosen_arm(results)).items():
+    chosen = chosen_arm(results)
+    written = tables.table_copies(results, effects_on_test(results), chosen)
+    for test in external_tests(results, chosen, DRAWS):
+        written |= test.copies
+    for name, copies in written.items():
         for ending, text in copies.items():
             write_text(folder / f"{name}.{ending}", text)
+
+
+def write_external(run: Path, folder: Path) -> None:
+    """Write ``differences.csv`` of a test on another cohort into its folder, RUN/external/NAME."""
+    results = read_results(run)
+    for test in external_tests(results, chosen_arm(results), DRAWS):
+        if test.record.name == folder.name:
+            write_text(folder / "differences.csv", test.copies[f"{test.anchor}-effects"]["csv"])
+
+
+class ExternalTest(NamedTuple):
+    """A test of the study on another cohort, as the page shows it; of segmenters trained anew since, nothing."""
+
+    record: ExternalRecord
+    anchor: str
+    summary: Summary | None = None
+    differences: Table | None = None
+    scores: Table | None = None
+    copies: dict[str, dict[str, str]] = {}  # noqa: RUF012 - never changed
+
+
+def external_tests(results: Results, chosen: Arm | None, draws: int) -> list[ExternalTest]:
+    """Return what ``study test`` found on other cohorts; ``chosen`` is the arm that the study's validation chose."""
+    shown = []
+    for record, tested in read_tests(results):
+        anchor = f"external-{record.name}"
+        if tested is None:
+            shown.append(ExternalTest(record, anchor))
+            continue
+        effects = effects_on_test(tested, draws=draws)
+        copies = tables.table_copies(tested, effects, chosen)
+        named = {"results-test": f"{anchor}-results", "effects": f"{anchor}-effects"}
+        shown.append(
+            ExternalTest(
+                record,
+                anchor,
+                summarise(tested, effects, chosen),
+                tables.differences_table(tested, effects, chosen),
+                tables.results_table(tested, "test", chosen),
+                {name: copies[old] for old, name in named.items() if old in copies},
+            )
+        )
+    return shown
 
 
 def render(results: Results, *, place: Path | None = None, draws: int = DRAWS) -> str:
@@ -83,6 +132,10 @@ def render(results: Results, *, place: Path | None = None, draws: int = DRAWS) -
     effects, chosen = effects_on_test(results, draws=draws), chosen_arm(results)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     pictures = read_gallery(folder, study.taxonomy)
+    tests = external_tests(results, chosen, draws)
+    copies = tables.table_copies(results, effects, chosen)
+    for test in tests:
+        copies |= test.copies
     files = resources.files("counterstain.report")
     template, css, js = ((files / name).read_text(encoding="utf-8") for name in ("page.html.j2", "page.css", "page.js"))
     return environment.from_string(template).render(
@@ -106,7 +159,8 @@ def render(results: Results, *, place: Path | None = None, draws: int = DRAWS) -
         versions=plain_table("Versions", ("Package", "Version"), study.versions.items()),
         config=yaml.safe_dump(study.config, sort_keys=False, allow_unicode=True),
         draws=draws,
-        copies=tables.table_copies(results, effects, chosen),
+        copies=copies,
+        tests=tests,
         methods=methods_paragraphs(study, results.fairness["starts_from"].tolist()),
         settings=settings_table(study),
         fairness=fairness_sentences(results.fairness, study),

@@ -18,6 +18,7 @@ from counterstain.generators.methods import METHODS
 from counterstain.storage import read_csv, read_json, stage_of
 from counterstain.study.arms import Arm, read_arm
 from counterstain.study.fairness import COLUMNS, TEXTS
+from counterstain.study.plan import EXTERNAL
 from counterstain.study.test_access_log import Look, read_looks, record_look, run_of
 from counterstain.taxonomy import Taxonomy
 
@@ -27,13 +28,13 @@ CEILING = "ceiling, phantom only"
 """Added to the name of a method that draws with the phantom's own renderer: no real cohort has a perfect generator."""
 
 
+T = TypeVar("T")
+
+
 class Record(BaseModel):
     """What a study wrote; a later version may write more."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-RecordT = TypeVar("RecordT", bound=Record)
 
 
 class CohortRecord(Record):
@@ -54,10 +55,10 @@ class Failure(Record):
 
 
 class FilterCount(Record):
-    """Images of one synthetic set that were drawn, and how many of them the filter rejected."""
+    """Images of one synthetic set."""
 
     drawn: int = Field(ge=0)
-    rejected: int = Field(ge=0)
+    rejected: int = Field(ge=0)  # by the filter
 
 
 class StudyRecord(Record):
@@ -134,6 +135,17 @@ class SetRecord(Record):
     changes: tuple[Change, ...]
 
 
+class ExternalRecord(Record):
+    """A test of the study on another cohort, of its ``test.json``."""
+
+    name: str
+    cohort: CohortRecord
+    split: str  # of the cohort; all = everything
+    segmenters: tuple[dict[str, Any], ...]  # arm, repeat and hash of the weights
+    also_in_study: tuple[str, ...] = ()  # patients of the study's validation and test sets
+    failed: tuple[Failure, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """One patch, its new labels and the image that every method drew for them."""
@@ -160,6 +172,7 @@ class Results:
     sets: tuple[SetRecord, ...]
     examples: tuple[Example, ...]
     looks: tuple[Look, ...]  # when the results of which split were shown, oldest first
+    tested_on: str = "test set"  # what the split ``test`` is
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -212,28 +225,60 @@ def read_results(run: Path) -> Results:
     """
     folder = find_results(run)
     study = _read_study(folder / "study.json")
-    measures = ["dice", "subtype_variance", *(f"recall_{name}" for name in study.taxonomy.names)]
-    results = _read_table(folder / "results.csv", ["arm", "repeat", "split", *measures])
+    results, counts = _read_scores(folder, study)
     _check_arms(folder / "results.csv", results, study)
-    pixels = ["predicted_background", "predicted_tumour"]
     amounts = ["instances", "area_px"]
     both = [*amounts, "instances_before", "area_px_before"]
-    keys = ["arm", "repeat", "split", "slide", "patient", "subtype"]
+    trainings, sets = folder / "trainings.json", folder / "sets.json"
     given = _read_optional(folder / "fairness.csv", COLUMNS, [name for name in COLUMNS if name not in TEXTS])
     return Results(
         folder=folder,
         study=study,
         results=results,
-        counts=_read_table(folder / "counts.parquet", [*keys, *pixels], ["repeat", "subtype", *pixels]),
+        counts=counts,
         composition=_read_table(folder / "composition.csv", ["split", "subtype", *amounts], amounts),
         synthetic=_read_optional(folder / "synthetic.csv", ["method", "subtype", *both], both),
         losses=_read_optional(folder / "losses.csv", ["stage", "step", "name", "value"], ["step", "value"]),
         fairness=given.astype(dict.fromkeys(TEXTS, object)).fillna(dict.fromkeys(TEXTS, "")),
-        trainings=_read_records(folder / "trainings.json", TypeAdapter(tuple[TrainingRecord, ...])),
-        sets=_read_records(folder / "sets.json", TypeAdapter(tuple[SetRecord, ...])),
+        trainings=_validated(trainings, TypeAdapter(tuple[TrainingRecord, ...])) if trainings.exists() else (),
+        sets=_validated(sets, TypeAdapter(tuple[SetRecord, ...])) if sets.exists() else (),
         examples=_read_examples(folder / "examples"),
         looks=read_looks(run_of(folder) or folder),
     )
+
+
+def _read_scores(folder: Path, study: StudyRecord) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read results.csv and counts.parquet."""
+    measures = ["dice", "subtype_variance", *(f"recall_{name}" for name in study.taxonomy.names)]
+    keys, pixels = ["arm", "repeat", "split"], ["predicted_background", "predicted_tumour"]
+    of_slides = [*keys, "slide", "patient", "subtype", *pixels]
+    return (
+        _read_table(folder / "results.csv", [*keys, *measures]),
+        _read_table(folder / "counts.parquet", of_slides, ["repeat", "subtype", *pixels]),
+    )
+
+
+def read_tests(results: Results) -> list[tuple[ExternalRecord, Results | None]]:
+    """Read the tests of a study on other cohorts, each with results whose split ``test`` is that cohort.
+
+    None stands for the results of segmenters that the study has trained anew since.
+    """
+    tests: list[tuple[ExternalRecord, Results | None]] = []
+    trained = {training.sha256 for training in results.trainings}
+    for file in sorted((results.folder.parent / EXTERNAL).glob("*/test.json")):
+        record = _validated(file, TypeAdapter(ExternalRecord))
+        if any(segmenter.get("sha256") not in trained for segmenter in record.segmenters):
+            tests.append((record, None))
+            continue
+        found = []
+        for own, tested in zip(
+            (results.results, results.counts), _read_scores(file.parent, results.study), strict=True
+        ):
+            known = tested[tested["arm"].isin([arm.name for arm in results.study.arms])].assign(split="test")
+            found.append(pd.concat([own[own["split"] == "val"], known], ignore_index=True))
+        tested_on = f"external cohort {record.name}"
+        tests.append((record, replace(results, results=found[0], counts=found[1], tested_on=tested_on)))
+    return tests
 
 
 def looked_at(results: Results, command: str) -> Results:
@@ -242,9 +287,8 @@ def looked_at(results: Results, command: str) -> Results:
     Copies of results, outside of the study's folder, keep the record that they came with.
     """
     run = run_of(results.folder)
-    if run is None or not record_look(run, command, SPLITS):
-        return results
-    return replace(results, looks=read_looks(run))
+    recorded = run is not None and record_look(run, command, SPLITS)
+    return replace(results, looks=read_looks(run)) if run and recorded else results
 
 
 def damaged(path: Path, error: Exception) -> StorageError:
@@ -269,9 +313,9 @@ def _read_study(path: Path) -> StudyRecord:
     return study
 
 
-def _read_records(path: Path, kind: TypeAdapter[tuple[RecordT, ...]]) -> tuple[RecordT, ...]:
+def _validated(path: Path, kind: TypeAdapter[T]) -> T:
     try:
-        return kind.validate_python(read_json(path)) if path.exists() else ()
+        return kind.validate_python(read_json(path))
     except ValidationError as error:
         raise StorageError(f"{path}: {_first_problem(error)}; {AGAIN}") from error
 

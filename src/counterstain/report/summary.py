@@ -97,7 +97,7 @@ def _finding(results: Results, effects: Effects, chosen: Arm) -> tuple[str, str]
     tissue, named = results.study.taxonomy.tissue_class, f"95{PERCENT} interval "
     seen = (
         f"Of the arms with synthetic images, {chosen.label} was chosen on validation"
-        f"{_baseline_ahead(results, chosen)}. On the test set it differs from {results.reference.label} by "
+        f"{_baseline_ahead(results, chosen)}. On the {results.tested_on} it differs from {results.reference.label} by "
         f"{_difference(of_dice, 'dice', p_text(of_dice.p), f' of {tissue} Dice', named)} and by "
         f"{_difference(of_variance, 'subtype_variance', p_text(of_variance.p), ' in subtype variance', named)}."
     )
@@ -225,7 +225,8 @@ def _cautions(results: Results, effects: Effects) -> list[str]:
     patients = _test_patients(results)
     if patients < ENOUGH_PATIENTS:
         said.append(
-            f"The test set has {counted(patients, 'patient')}: results on so few may not generalise to other patients."
+            f"The {results.tested_on} has {counted(patients, 'patient')}: results on so few may not generalise to "
+            "other patients."
         )
     tested = len({arm for arm, _ in effects})
     if tested and (caution := smallest_p_caution(patients, tested)):
@@ -243,7 +244,8 @@ def _cautions(results: Results, effects: Effects) -> list[str]:
         )
     test = results.results[results.results["split"] == "test"]
     if absent := [n for n, c in zip(study.taxonomy.names, results.recalls, strict=True) if test[c].isna().all()]:
-        said.append(f"The test set contains no {', '.join(absent)}: no recall, excluded from the subtype variance.")
+        what = f"The {results.tested_on} contains no {', '.join(absent)}"
+        said.append(f"{what}: no recall, excluded from the subtype variance.")
     if len(results.others) > 2:
         said.append(
             f"{counted(len(results.others), 'arm')} are compared with one reference: one of them may look better by "

@@ -167,7 +167,8 @@ def plain_table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[ob
 
 def results_table(results: Results, split: str, chosen: Arm | None) -> Table:
     """Return mean and sd of the main measures by arm."""
-    caption = f"{PARTS[split].capitalize()}: mean ± standard deviation over repeats"
+    part = results.tested_on if split == "test" else PARTS[split]
+    caption = f"{part[0].upper()}{part[1:]}: mean ± standard deviation over repeats"
     return _spread_table(results, split, chosen, [*MAIN, *results.recalls], caption)
 
 
@@ -204,7 +205,7 @@ def differences_table(results: Results, effects: Effects, chosen: Arm | None) ->
         cells = (points[0], _difference(of_variance, 1, 4), _relative(of_variance), *points[1:])
         rows.append(Row(head=arm.label, tags=_tags(results, arm, chosen), cells=cells))
     caption = (
-        f"Differences from {results.reference.label} on the test set, paired by repeat: mean ± standard "
+        f"Differences from {results.reference.label} on the {results.tested_on}, paired by repeat: mean ± standard "
         f"deviation (Dice and recall in points, 1 point = 0.01); smallest, largest repeat; [95{PERCENT} interval]; "
         "p-value, and corrected for the number of arms"
     )

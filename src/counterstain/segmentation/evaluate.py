@@ -57,7 +57,8 @@ def evaluate(
     folder = Path(segmenter)
     model, header = load_segmenter(folder)
     check_evaluable(folder, header, cohort, part)
-    positions: list[int] = list(range(len(cohort))) if part == ALL else cohort.part(part).tolist()
+    regions = regions_of(cohort, part)
+    positions: list[int] = regions.index.tolist()
     windows = model.config.inference.windows(header.size_px)
     seen = set() if part == "train" else set(header.tissue_seen)
     images = (_unseen(cohort, position, seen, folder) for position in positions)
@@ -68,7 +69,13 @@ def evaluate(
             mask = label_mask(cohort.read(position)[1], cohort.subtypes(position))
             counts.append(count(mask, probability > 0.5, cohort.taxonomy.num_labels))
             advance(1)
-    return add_by_slide(cohort.regions.iloc[positions], np.stack(counts))
+    return add_by_slide(regions, np.stack(counts))
+
+
+def regions_of(cohort: Cohort, part: str) -> pd.DataFrame:
+    """Return the rows of :attr:`Cohort.regions` that a part has, ``all`` included; their index is their position."""
+    regions = cohort.regions.reset_index(drop=True)
+    return regions if part == ALL else regions.iloc[cohort.part(part)]
 
 
 def _unseen(cohort: Cohort, position: int, seen: set[str], folder: Path) -> np.ndarray:

@@ -25,6 +25,7 @@ from counterstain.study.arms import Arm
 from counterstain.study.config import JUDGE, StudyConfig, segmenter_changes, trainings
 
 CELLS = "cells"  # folder of all cells in that of a study
+EXTERNAL = "external"  # folder of its tests on other cohorts, and the split of their results
 # Raise a stage's number when its code changes what it makes: finished cells of the old code are then made anew.
 # Trainings of generators have theirs in their entry of the registry.
 STAGE_VERSIONS = {"cohort": 1, "shards": 1, "synthetic": 1, "segmenter": 1, "evaluation": 1}
@@ -113,7 +114,12 @@ def _cohort(study: StudyConfig, size_px: int) -> Cell:
     check_patch_size(cohort, cohort.regions.iloc[cohort.part("train")], size_px)
     if source.train_patients is not None:
         return cohort_with_fewer(cohort, source.train_patients, source.train_patients_seed)
-    settings, details = {"fingerprint": cohort.fingerprint}, {"path": str(source.path.resolve())}
+    return cohort_cell(cohort)
+
+
+def cohort_cell(cohort: Cohort) -> Cell:
+    """Return the cell of a cohort that is used as it is, where it lies."""
+    settings, details = {"fingerprint": cohort.fingerprint}, {"path": str(cohort.folder.resolve())}
     return Cell(name="cohort", stage="cohort", settings=settings, details=details)
 
 

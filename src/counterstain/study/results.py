@@ -46,7 +46,7 @@ def write_results(
     done = [cell for cell in cells if is_done(cell, root)]
     notes = [read_json(root / cell.folder / DONE_FILE) for cell in done]
     cohort = open_cohort(root / cells[0].folder)
-    counts = _counts(done, root)
+    counts = counts_of(done, root)
     sets = {c.set_name: PatchSet.open(root / c.folder) for c in done if c.stage == "synthetic"}
     with committing(out / "results") as folder:
         happened = {
@@ -57,7 +57,7 @@ def write_results(
             **merged([note for note in notes if "versions" in note] or [software()]),
         }
         write_json(folder / "study.json", _study(study, recipe, cohort) | happened)
-        write_csv(folder / "results.csv", _measures(counts, cohort.taxonomy))
+        write_csv(folder / "results.csv", measures_table(counts, cohort.taxonomy))
         counts.to_parquet(folder / "counts.parquet", index=False)
         composition = cohort.composition()
         write_csv(folder / "composition.csv", composition[composition["split"].notna()])
@@ -73,14 +73,15 @@ def write_results(
     return out / "results"
 
 
-def _measures(counts: pd.DataFrame, taxonomy: Taxonomy) -> pd.DataFrame:
+def measures_table(counts: pd.DataFrame, taxonomy: Taxonomy) -> pd.DataFrame:
     """Return a row per arm, repeat and part; columns: arm, repeat, split, then the measures."""
     keys = ["arm", "repeat", "split"]
     cells = counts.groupby(keys, sort=False)
     return pd.DataFrame([dict(zip(keys, key, strict=True)) | measures(table, taxonomy) for key, table in cells])
 
 
-def _counts(done: Sequence[Cell], root: Path) -> pd.DataFrame:
+def counts_of(done: Sequence[Cell], root: Path) -> pd.DataFrame:
+    """Return the counts of finished evaluations, with the columns arm and repeat before theirs."""
     columns = ["arm", "repeat", *TABLE_COLUMNS]
     tables = [
         pd.read_parquet(root / cell.folder / "counts.parquet").assign(arm=cell.arm, repeat=cell.repeat)[columns]
@@ -96,17 +97,22 @@ def _study(study: StudyConfig, recipe: Recipe, cohort: Cohort) -> dict[str, Any]
         "name": study.name,
         "preset": study.preset,
         "taxonomy": cohort.taxonomy.model_dump(mode="json"),
-        "cohort": {
-            "source": str(cohort.source.get("kind", "")),
-            "mpp": cohort.mpp,
-            "fingerprint": cohort.fingerprint,
-            "regions": int(cohort.regions["split"].notna().sum()),
-            "patients": {part: len(cohort.patients(part)) for part in COHORT_PARTS},
-        },
+        "cohort": about_cohort(cohort),
         "config": {"study": config, "cohort": cohort.source, "recipe": recipe.model_dump(mode="json")},
         "arms": [asdict(arm) for arm in study.arms],
         "reference": REFERENCE,
         "repeats": study.repeats,
+    }
+
+
+def about_cohort(cohort: Cohort) -> dict[str, Any]:
+    """Return what results say of a cohort."""
+    return {
+        "source": str(cohort.source.get("kind", "")),
+        "mpp": cohort.mpp,
+        "fingerprint": cohort.fingerprint,
+        "regions": int(cohort.regions["split"].notna().sum()),
+        "patients": {part: len(cohort.patients(part)) for part in COHORT_PARTS},
     }
 
 

@@ -50,6 +50,7 @@ class CellRow:
     needs: tuple[str, ...]
     count: int
     """Patches that a synthetic set must have at least."""
+    repeat: int = -1
 
 
 Row = Cell | CellRow
@@ -172,7 +173,7 @@ class StudyState:
 
 def write_plan(run: Path, cells: Sequence[Cell]) -> None:
     """Write the plan's file, a line a cell."""
-    rows = [[cell.folder, cell.name, cell.stage, cell.arm, cell.needs, cell.count] for cell in cells]
+    rows = [[cell.folder, cell.name, cell.stage, cell.arm, cell.needs, cell.count, cell.repeat] for cell in cells]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     write_text(run / PLAN_FILE, "[\n" + ",\n".join(lines) + "\n]\n")
 

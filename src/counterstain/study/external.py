@@ -1,0 +1,170 @@
+"""Test a finished study on another cohort: all its segmenters, with results as of the study's own test set.
+
+RUN/external/NAME holds ``test.json`` (what was tested on which cohort), ``counts.parquet`` and ``results.csv`` as
+RUN/results does, with ``external`` as their split, and ``plan.json``, the cells in RUN/cells that they come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from counterstain.checkpoints import read_header
+from counterstain.data.cohort import Cohort
+from counterstain.data.split import patient_key
+from counterstain.errors import CounterstainError, CounterstainWarning, InputError, LeakageError, MismatchError
+from counterstain.segmentation.evaluate import check_evaluable, regions_of
+from counterstain.storage import committing, name_on_disk, read_json, write_csv, write_json
+from counterstain.study.config import Resources
+from counterstain.study.executors import ExecutorConfig, open_executor
+from counterstain.study.plan import CELLS, EXTERNAL, REFERENCE, Cell, cohort_cell
+from counterstain.study.results import about_cohort, counts_of, measures_table
+from counterstain.study.run import locked, run_cells, whole_cells
+from counterstain.study.stages import follow_cohort, open_cohort
+from counterstain.study.status import CellRow, is_done, read_plan, write_plan
+
+SIZE = ["height_px", "width_px"]
+
+
+def evaluate_on(
+    run: Path, cohort: Cohort, *, split: str = "all", name: str | None = None, executor: ExecutorConfig | None = None
+) -> Path:
+    """Evaluate every segmenter of a study on a cohort, write the results and return their folder.
+
+    Evaluations are cells of the study: those that are done are kept, also by ``study clean``.
+
+    Parameters
+    ----------
+    run : Path
+        Folder of the study.
+    cohort : Cohort
+        With the study's subtypes and resolution.
+    split : str
+        The part of the cohort, or ``all``.
+    name : str, optional
+        Name of the test; that of the cohort's folder if not given.
+    executor : ExecutorConfig, optional
+        Where cells run; in this process if not given.
+
+    Raises
+    ------
+    InputError
+        The study has not finished, or the cohort has no such part.
+    LeakageError
+        A patient of the part was trained on, or a region shows the same pixels as one that was.
+    MismatchError
+        The cohort has other subtypes or another resolution, or the name belongs to another cohort.
+    """
+    root, segmenters = run / CELLS, _segmenters(run)
+    headers = [read_header(root / row.folder) for row in segmenters]
+    for row, header in zip(segmenters, headers, strict=True):
+        check_evaluable(root / row.folder, header, cohort, split)
+    place = run / EXTERNAL / name_on_disk(name or cohort.folder.resolve().name)
+    _check_same(place, cohort, split)
+    where = cohort_cell(cohort)
+    cells = [where, *(_evaluation(row, where, split) for row in segmenters)]
+    failures: dict[str, str] = {}
+    with locked(run):
+        follow_cohort(where, root)
+        done = whole_cells(cells, root)
+        if len(done) < len(cells):
+            _check_images(run, cohort, split)
+            opened = open_executor(executor or ExecutorConfig(), Resources(), root)
+            try:
+                failures = run_cells(cells, done, root, opened, retries=Resources().retries)
+            finally:
+                opened.stop()
+        counts = counts_of([cell for cell in cells if is_done(cell, root)], root).assign(split=EXTERNAL)
+        known = set(map(patient_key, pd.read_parquet(run / "results" / "counts.parquet")["patient"].unique()))
+        with committing(place) as folder:
+            tested = regions_of(cohort, split)
+            size = {"regions": len(tested), "patients": {EXTERNAL: int(tested["patient"].nunique())}}
+            about = {"name": place.name, "cohort": about_cohort(cohort) | size, "split": split}
+            trained = [
+                {"arm": row.arm, "repeat": row.repeat, "sha256": header.sha256}
+                for row, header in zip(segmenters, headers, strict=True)
+            ]
+            also = sorted(patient for patient in counts["patient"].unique() if patient_key(patient) in known)
+            failed = [{"cell": cell, "why": why} for cell, why in failures.items()]
+            write_json(folder / "test.json", about | {"segmenters": trained, "also_in_study": also, "failed": failed})
+            counts.to_parquet(folder / "counts.parquet", index=False)
+            write_csv(folder / "results.csv", measures_table(counts, cohort.taxonomy))
+            write_plan(folder, cells)
+    return place
+
+
+def cells_of_tests(run: Path) -> set[str]:
+    """Return the folders of all cells that tests of a study on other cohorts come from."""
+    return {row.folder for plan in run.glob(f"{EXTERNAL}/*/plan.json") for row in read_plan(plan.parent)}
+
+
+def check_other_images(trained_on: Cohort, cohort: Cohort, split: str) -> None:
+    """Raise LeakageError where a region shows the same pixels as a training region, whatever the patients are called.
+
+    Only regions of a size that both have are read; those of a single colour are no sign of anything.
+    """
+    train, tested = trained_on.regions[trained_on.regions["split"] == "train"], regions_of(cohort, split)
+    shared = {*map(tuple, train[SIZE].to_numpy().tolist())} & {*map(tuple, tested[SIZE].to_numpy().tolist())}
+    seen = dict(_hashed(trained_on, train, shared))
+    for key, region in _hashed(cohort, tested, shared) if seen else ():
+        if key in seen:
+            raise LeakageError(
+                f"{cohort.folder}: region {region['region']} of patient {region['patient']} shows the same pixels as "
+                f"region {seen[key]['region']} of training patient {seen[key]['patient']} in {trained_on.folder}; take "
+                "it out of the cohort"
+            )
+
+
+def _hashed(cohort: Cohort, regions: pd.DataFrame, sizes: Collection[tuple[int, int]]) -> Iterator[tuple[bytes, Any]]:
+    reader = Cohort.open(cohort.folder, cache_bytes=0)
+    for position, region in regions.iterrows():
+        if tuple(region[SIZE]) in sizes:
+            image, _ = reader.read(int(str(position)))
+            if image.min() < image.max():
+                yield hashlib.sha256(image.tobytes()).digest(), region
+
+
+def _segmenters(run: Path) -> list[CellRow]:
+    """Return the finished segmenters of a study that has results."""
+    if not (run / "results" / "study.json").exists():
+        raise InputError(f"{run}: not the folder of a study that has finished; give the one of 'study run'")
+    rows = [row for row in read_plan(run) if row.stage == "segmenter" and is_done(row, run / CELLS)]
+    if REFERENCE not in {row.arm for row in rows}:
+        raise InputError(f"{run}: no trained segmenter of the reference arm {REFERENCE!r}; run the study again")
+    if any(row.repeat < 0 for row in rows):
+        raise InputError(f"{run}: was made by an earlier version; run the study again, finished cells are kept")
+    return rows
+
+
+def _evaluation(row: CellRow, cohort: Cell, split: str) -> Cell:
+    inputs = {"cohort": cohort.folder, "segmenter": row.folder}
+    name = f"evaluation {row.arm} #{row.repeat} on {Path(cohort.details['path']).name}"
+    return Cell(
+        name=name, stage="evaluation", settings={"parts": [split]}, inputs=inputs, arm=row.arm, repeat=row.repeat
+    )
+
+
+def _check_same(place: Path, cohort: Cohort, split: str) -> None:
+    if (place / "test.json").exists():
+        found = read_json(place / "test.json")
+        if (found["cohort"]["fingerprint"], found["split"]) != (cohort.fingerprint, split):
+            raise MismatchError(
+                f"{place}: holds a test on another cohort, or on another split ({found['split']}); give this one a "
+                "name with --name, or delete the folder"
+            )
+
+
+def _check_images(run: Path, cohort: Cohort, split: str) -> None:
+    row = next(row for row in read_plan(run) if row.stage == "cohort")
+    try:
+        trained_on = open_cohort(run / CELLS / row.folder)
+    except CounterstainError as error:
+        warning = f"only patients were compared with those of training, not images: {error}"
+        warnings.warn(warning, CounterstainWarning, stacklevel=2)
+    else:
+        check_other_images(trained_on, cohort, split)
