@@ -6,18 +6,14 @@ RUN/results does, with ``external`` as their split, and ``plan.json``, the cells
 
 from __future__ import annotations
 
-import hashlib
-import warnings
-from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from counterstain.checkpoints import read_header
 from counterstain.data.cohort import Cohort
 from counterstain.data.split import patient_key
-from counterstain.errors import CounterstainError, CounterstainWarning, InputError, LeakageError, MismatchError
+from counterstain.errors import InputError, MismatchError
 from counterstain.segmentation.evaluate import check_evaluable, regions_of
 from counterstain.storage import committing, name_on_disk, read_json, write_csv, write_json
 from counterstain.study.config import Resources
@@ -25,10 +21,8 @@ from counterstain.study.executors import ExecutorConfig, open_executor
 from counterstain.study.plan import CELLS, EXTERNAL, REFERENCE, Cell, cohort_cell
 from counterstain.study.results import about_cohort, counts_of, measures_table
 from counterstain.study.run import locked, run_cells, whole_cells
-from counterstain.study.stages import follow_cohort, open_cohort
+from counterstain.study.stages import follow_cohort
 from counterstain.study.status import CellRow, is_done, read_plan, write_plan
-
-SIZE = ["height_px", "width_px"]
 
 
 def evaluate_on(
@@ -56,7 +50,7 @@ def evaluate_on(
     InputError
         The study has not finished, or the cohort has no such part.
     LeakageError
-        A patient of the part was trained on, or a region shows the same pixels as one that was.
+        A patient of the part was trained on, or an image under another name.
     MismatchError
         The cohort has other subtypes or another resolution, or the name belongs to another cohort.
     """
@@ -73,7 +67,6 @@ def evaluate_on(
         follow_cohort(where, root)
         done = whole_cells(cells, root)
         if len(done) < len(cells):
-            _check_images(run, cohort, split)
             opened = open_executor(executor or ExecutorConfig(), Resources(), root)
             try:
                 failures = run_cells(cells, done, root, opened, retries=Resources().retries)
@@ -101,32 +94,6 @@ def evaluate_on(
 def cells_of_tests(run: Path) -> set[str]:
     """Return the folders of all cells that tests of a study on other cohorts come from."""
     return {row.folder for plan in run.glob(f"{EXTERNAL}/*/plan.json") for row in read_plan(plan.parent)}
-
-
-def check_other_images(trained_on: Cohort, cohort: Cohort, split: str) -> None:
-    """Raise LeakageError where a region shows the same pixels as a training region, whatever the patients are called.
-
-    Only regions of a size that both have are read; those of a single colour are no sign of anything.
-    """
-    train, tested = trained_on.regions[trained_on.regions["split"] == "train"], regions_of(cohort, split)
-    shared = {*map(tuple, train[SIZE].to_numpy().tolist())} & {*map(tuple, tested[SIZE].to_numpy().tolist())}
-    seen = dict(_hashed(trained_on, train, shared))
-    for key, region in _hashed(cohort, tested, shared) if seen else ():
-        if key in seen:
-            raise LeakageError(
-                f"{cohort.folder}: region {region['region']} of patient {region['patient']} shows the same pixels as "
-                f"region {seen[key]['region']} of training patient {seen[key]['patient']} in {trained_on.folder}; take "
-                "it out of the cohort"
-            )
-
-
-def _hashed(cohort: Cohort, regions: pd.DataFrame, sizes: Collection[tuple[int, int]]) -> Iterator[tuple[bytes, Any]]:
-    reader = Cohort.open(cohort.folder, cache_bytes=0)
-    for position, region in regions.iterrows():
-        if tuple(region[SIZE]) in sizes:
-            image, _ = reader.read(int(str(position)))
-            if image.min() < image.max():
-                yield hashlib.sha256(image.tobytes()).digest(), region
 
 
 def _segmenters(run: Path) -> list[CellRow]:
@@ -157,14 +124,3 @@ def _check_same(place: Path, cohort: Cohort, split: str) -> None:
                 f"{place}: holds a test on another cohort, or on another split ({found['split']}); give this one a "
                 "name with --name, or delete the folder"
             )
-
-
-def _check_images(run: Path, cohort: Cohort, split: str) -> None:
-    row = next(row for row in read_plan(run) if row.stage == "cohort")
-    try:
-        trained_on = open_cohort(run / CELLS / row.folder)
-    except CounterstainError as error:
-        warning = f"only patients were compared with those of training, not images: {error}"
-        warnings.warn(warning, CounterstainWarning, stacklevel=2)
-    else:
-        check_other_images(trained_on, cohort, split)
