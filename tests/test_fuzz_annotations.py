@@ -17,10 +17,12 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from counterstain.errors import InputError
-from counterstain.io.annotations import FORMATS, read_annotations
+from counterstain.io.annotations import ENDINGS, FORMATS, read_annotations
 from counterstain.io.annotations.outlines import AnnotationFile
+from counterstain.io.import_slides import import_slides
 from counterstain.io.labels import LabelMap, draft_labels
 
 TRIALS = int(os.environ.get("COUNTERSTAIN_FUZZ", "300"))
@@ -261,6 +263,42 @@ def test_an_odd_object_never_costs_a_sound_one(tmp_path, file_format, data):
         assert len(same) >= 2
         assert len(file.annotations) + sum(file.skipped.values()) >= 3
         assert len(file.annotations) <= 3
+
+
+@pytest.fixture(scope="module")
+def tissue(tmp_path_factory):
+    """A slide A1, the table of its region and the meanings of labels."""
+    folder = tmp_path_factory.mktemp("tissue")
+    Image.new("RGB", (64, 48), "pink").save(folder / "A1.tif")
+    (folder / "regions.csv").write_text(
+        "slide,x_level0_px,y_level0_px,width_level0_px,height_level0_px\nA1,0,0,64,48\n"
+    )
+    (folder / "LABELS.yaml").write_text("labels: {Tumor: HER2 3+, Unclassified: ignore}\n")
+    return folder
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+@settings(fuzzed, max_examples=max(1, TRIALS // 100))
+@given(data=st.data())
+def test_an_import_of_corrupted_values_gives_a_cohort_or_one_line(tmp_path_factory, tissue, file_format, data):
+    folder = tmp_path_factory.mktemp("import")
+    file = folder / f"A1{ENDINGS[file_format][0]}"
+    file.write_bytes(with_other_values(data, file_format))
+    try:
+        cohort = import_slides(
+            tissue / "A1.tif", file, file_format=file_format, labels=tissue / "LABELS.yaml", mpp=0.5, mpp_level0=0.5,
+            regions=tissue / "regions.csv", out=folder / "out",
+        )  # fmt: skip
+    except InputError as error:
+        cohort, message = None, str(error)
+    if cohort is None:
+        assert "\n" not in message
+        assert [path.name for path in folder.iterdir()] == [file.name]
+        return
+    report = json.loads((cohort.folder / "import.json").read_text())
+    left_out = sum(report["skipped"].values()) + report["off_the_slide"]
+    assert report["annotations"] + left_out >= 1
+    assert len(cohort.instances) <= report["annotations"]
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
