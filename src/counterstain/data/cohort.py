@@ -1,7 +1,7 @@
 """The cohort on disk: regions of slides with their instances, patients and split.
 
 COHORT/ holds
-    cohort.json         taxonomy, mpp, where it came from; written last, so a folder with it is whole
+    cohort.json         taxonomy, mpp, where it came from, hashes of the tables; written last: a folder with it is whole
     regions.parquet     a row per region: region, slide, patient, score, split, height_px, width_px, mpp_level0,
                         x_level0_px, y_level0_px, pack, index
     instances.parquet   a row per instance: region, instance, subtype, area_px, bounding box y0 x0 y1 x1
@@ -12,36 +12,59 @@ Shapes: H, W = rows and columns of a region in pixels.
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field, field_validator
 
-from counterstain.config import build
-from counterstain.data.patches import Patch, Source, instance_boxes
-from counterstain.data.region_store import Region, read_pack, write_pack
+from counterstain.config import Config, build
+from counterstain.data.patches import Patch, Source, areas_of, instance_boxes, shows
+from counterstain.data.region_store import COLUMNS, Region, read_pack, read_tables, write_pack
 from counterstain.errors import InputError, StorageError
-from counterstain.storage import claim, committing, fingerprint, read_json, sha256_of, write_json, write_parquet
-from counterstain.taxonomy import BACKGROUND, Taxonomy
+from counterstain.storage import (
+    claim,
+    committing,
+    fingerprint,
+    name_on_disk,
+    read_json,
+    read_sealed,
+    replacing,
+    sha256_of,
+    write_json,
+    write_parquet,
+    write_sealed,
+)
+from counterstain.taxonomy import IGNORE, Taxonomy
 
 FORMAT = 1
-COLUMNS = {
-    "regions": (
-        "region", "slide", "patient", "score", "split", "height_px", "width_px", "mpp_level0", "x_level0_px",
-        "y_level0_px", "pack", "index",
-    ),
-    "instances": ("region", "instance", "subtype", "area_px", "y0", "x0", "y1", "x1"),
-}  # fmt: skip
-INTEGER_COLUMNS = (*COLUMNS["instances"][1:], "height_px", "width_px", "index")
 PARTS = ("train", "val", "test")
 UNSPLIT = "no part"  # in tables, for patients that are in none
 CACHE_BYTES = 4 * 2**30
+
+
+class _Header(Config):
+    """What cohort.json says."""
+
+    format: int
+    taxonomy: Taxonomy
+    mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    source: dict[str, Any]
+    tables: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """SHA-256 of the tables, and of those that take their place just now; none in cohorts of earlier versions."""
+
+    @field_validator("source")
+    @classmethod
+    def _patients(cls, source: dict[str, Any]) -> dict[str, Any]:
+        seen = source.get("patients_seen", [])
+        if not isinstance(seen, list) or not all(isinstance(patient, str) for patient in seen):
+            raise ValueError("patients_seen: expected a list of names")
+        return source
 
 
 class CohortWriter:
@@ -74,18 +97,18 @@ class CohortWriter:
         """Whether the cohort is complete already."""
         return (self.folder / "cohort.json").exists()
 
-    def has(self, name: str) -> bool:
-        """Whether the packs of this name (a slide, a shard) are written already."""
-        return self._tables(name).exists()
+    def has(self, name: str, part: int = 0) -> bool:
+        """Whether the packs of this name (a slide, a shard), or a part of it, are written already."""
+        return self._tables(name, part).exists()
 
-    def add(self, name: str, regions: Sequence[Region]) -> None:
+    def add(self, name: str, regions: Sequence[Region], part: int = 0) -> None:
         """Write regions that belong together, one pack for each size among them."""
         by_size: dict[tuple[int, ...], list[Region]] = {}
         for region in regions:
             by_size.setdefault(region.instances.shape, []).append(region)
         rows: dict[str, list[dict[str, Any]]] = {table: [] for table in COLUMNS}
         for (height, width), members in by_size.items():
-            pack = _safe_name(name) if len(by_size) == 1 else f"{_safe_name(name)}@{height}x{width}"
+            pack = self._tables(name, part).stem + ("" if len(by_size) == 1 else f"@{height}x{width}")
             with committing(self.folder / "packs" / f"{pack}.ome.zarr") as store:
                 write_pack(store, pack, members, mpp=self.mpp, taxonomy=self.taxonomy.name)
             for index, r in enumerate(members):
@@ -95,26 +118,39 @@ class CohortWriter:
                 for instance, area, box in instance_boxes(r.instances):
                     values = (r.region, instance, r.subtypes[instance], area, *box)
                     rows["instances"].append(dict(zip(COLUMNS["instances"], values, strict=True)))
-        write_json(self._tables(name), rows)
+        write_json(self._tables(name, part), rows)
 
-    def finish(self) -> Cohort:
-        """Write the tables of the whole cohort and open it."""
-        if self.finished:
-            return Cohort.open(self.folder)
-        parts = [read_json(file) for file in sorted((self.folder / "parts").glob("[!.]*.json"))]
-        if not parts:
-            raise InputError(f"{self.folder}: the cohort is empty; no region was given")
-        for table, columns in COLUMNS.items():
-            rows = pd.DataFrame([row for part in parts for row in part[table]], columns=list(columns))
-            rows = rows.astype({name: "int64" for name in INTEGER_COLUMNS if name in rows})
-            keys = [name for name in ("region", "instance") if name in rows]
-            write_parquet(self.folder / f"{table}.parquet", rows.sort_values(keys, ignore_index=True))
-        write_json(self.folder / "cohort.json", self._settings)
-        shutil.rmtree(self.folder / "parts")
-        return Cohort.open(self.folder)
+    def finish(self, count: int | None = None) -> Cohort:
+        """Write the tables of the whole cohort and open it; StorageError where it has not ``count`` regions."""
+        if not self.finished:
+            parts = [read_json(file) for file in sorted((self.folder / "parts").glob("[!.]*.json"))]
+            regions = [row["region"] for part in parts for row in part["regions"]]
+            if not regions:
+                raise InputError(f"{self.folder}: the cohort is empty; no region was given")
+            if len(set(regions)) < len(regions):
+                twice = next(name for name, times in Counter(regions).items() if times > 1)
+                raise InputError(f"{self.folder}: two regions are called {twice!r}; rename one and import again")
+            for table, columns in COLUMNS.items():
+                rows = pd.DataFrame([row for part in parts for row in part[table]], columns=list(columns))
+                rows = rows.astype({name: "int64" for name, kind in columns.items() if kind == "integer"})
+                keys = [name for name in ("region", "instance") if name in rows]
+                write_parquet(self.folder / f"{table}.parquet", rows.sort_values(keys, ignore_index=True))
+            tables = {table: [sha256_of(self.folder / f"{table}.parquet")] for table in COLUMNS}
+            self._check_count(len(regions), count)
+            write_sealed(self.folder / "cohort.json", self._settings | {"tables": tables})
+            shutil.rmtree(self.folder / "parts")
+        cohort = Cohort.open(self.folder)
+        self._check_count(len(cohort), count)
+        return cohort
 
-    def _tables(self, name: str) -> Path:
-        return self.folder / "parts" / f"{_safe_name(name)}.json"
+    def _check_count(self, found: int, count: int | None) -> None:
+        if count not in {None, found}:
+            raise StorageError(
+                f"{self.folder}: holds {found} regions of {count}; delete the folder and give the same command again"
+            )
+
+    def _tables(self, name: str, part: int) -> Path:
+        return self.folder / "parts" / f"{name_on_disk(name)}{f'@{part}' if part else ''}.json"
 
 
 class Cohort:
@@ -138,12 +174,10 @@ class Cohort:
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], *, cache_bytes: int = CACHE_BYTES) -> None:
-        self.folder = folder
-        self.taxonomy = build(Taxonomy, settings["taxonomy"], folder / "cohort.json")
-        self.mpp = float(settings["mpp"])
-        self.source: dict[str, Any] = settings["source"]
-        self.regions = pd.read_parquet(folder / "regions.parquet")
-        self.instances = pd.read_parquet(folder / "instances.parquet")
+        header = build(_Header, settings, folder / "cohort.json")
+        self.folder, self.taxonomy, self.mpp, self.source = folder, header.taxonomy, header.mpp, header.source
+        subtypes = [*range(1, self.taxonomy.num_labels), IGNORE]
+        self.regions, self.instances = read_tables(folder, header.tables, subtypes=subtypes, parts=PARTS)
         self._settings, self._cache_bytes, self._cached_bytes = settings, cache_bytes, 0
         self._cache: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
@@ -161,20 +195,20 @@ class Cohort:
             unfinished = (folder / "run.json").exists() and (folder / "packs").exists()
             state = "its import was interrupted; give the same import command again" if unfinished else "not a cohort"
             raise InputError(f"{folder}: {state} (cohort.json is missing)")
-        settings = read_json(folder / "cohort.json")
+        settings = read_sealed(folder / "cohort.json")
         if settings.get("format") != FORMAT:
-            found = settings.get("format")
+            found = str(settings.get("format"))[:80]
             raise InputError(f"{folder}: cohort format {found}, this version reads {FORMAT}; import it again")
         try:
             return cls(folder, settings, cache_bytes=cache_bytes)
-        except (OSError, ValueError) as error:
-            raise StorageError(f"{folder}: a table is damaged ({error}); import the cohort again") from error
+        except StorageError as error:
+            raise StorageError(f"{error}; import the cohort again") from error
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of what the cohort was made from, its tables and its split."""
         tables = [sha256_of(self.folder / f"{name}.parquet") for name in ("regions", "instances")]
-        return fingerprint([self._settings, tables])
+        return fingerprint([{key: value for key, value in self._settings.items() if key != "tables"}, tables])
 
     def __len__(self) -> int:
         return len(self.regions)
@@ -212,11 +246,14 @@ class Cohort:
             self._cache.move_to_end(position)
             return self._cache[position]
         row = self.regions.iloc[position]
-        pack = str(row["pack"])
+        name, pack, size = str(row["region"]), str(row["pack"]), (int(row["height_px"]), int(row["width_px"]))
+        store = self.folder / "packs" / f"{pack}.ome.zarr"
         try:
-            image, instances = read_pack(self.folder / "packs" / f"{pack}.ome.zarr", int(row["index"]))
-        except (OSError, ValueError, KeyError, RuntimeError) as error:  # what zarr and its codecs raise
-            raise StorageError(f"{self.folder}: pack {pack} is missing or damaged; import the cohort again") from error
+            image, instances = read_pack(store, name, int(row["index"]), self._regions_by_pack[pack], size)
+        except StorageError as error:
+            raise StorageError(f"{error}; import the cohort again") from error
+        if not shows(instances, self._areas[self._rows_by_region.get(name, [])]):
+            raise StorageError(f"{store}: {name} does not show the instances of its table; import the cohort again")
         self._cached_bytes += image.nbytes + instances.nbytes
         while self._cache and self._cached_bytes > self._cache_bytes:
             self._cached_bytes -= sum(array.nbytes for array in self._cache.popitem(last=False)[1])
@@ -235,7 +272,7 @@ class Cohort:
         return Patch(
             image=image[window],
             instances=instances[window],
-            subtypes={i: table[i] for i in _ids(instances[window])},
+            subtypes={i: table[i] for i in areas_of(instances[window])[0].tolist()},
             source=Source(region=region, slide=slide, patient=patient, y_px=y_px, x_px=x_px),
             taxonomy=self.taxonomy,
         )
@@ -251,8 +288,24 @@ class Cohort:
     def write_split(self, split_by_patient: dict[str, str]) -> Cohort:
         """Store which part each patient belongs to and open the cohort anew."""
         regions = self.regions.assign(split=self.regions["patient"].map(split_by_patient))
-        write_parquet(self.folder / "regions.parquet", regions)
+        with replacing(self.folder / "regions.parquet") as partial:
+            regions.to_parquet(partial, index=False)
+            tables = {name: [sha256_of(self.folder / f"{name}.parquet")] for name in COLUMNS}
+            tables["regions"].append(sha256_of(partial))  # either is there, whenever this is interrupted
+            write_sealed(self.folder / "cohort.json", self._settings | {"tables": tables})
         return Cohort.open(self.folder, cache_bytes=self._cache_bytes)
+
+    @cached_property
+    def _areas(self) -> np.ndarray:  # (instances, 2) ids and areas
+        return self.instances[["instance", "area_px"]].to_numpy()
+
+    @cached_property
+    def _rows_by_region(self) -> dict[Any, Any]:
+        return self.instances.groupby("region", sort=False).indices
+
+    @cached_property
+    def _regions_by_pack(self) -> dict[Any, int]:
+        return self.regions["pack"].value_counts().to_dict()
 
     @cached_property
     def _names(self) -> list[tuple[str, str, str]]:
@@ -323,15 +376,3 @@ def missing_subtypes(cohort: Cohort) -> list[str]:
         f"{'it' if len(rows) == 1 else 'them'}; move a patient there that has some"
         for part, rows in missing.groupby("part", sort=False)
     ]
-
-
-def _ids(instances: np.ndarray) -> list[int]:
-    """Return the ids of an (H, W) map, sorted; counting is three times as fast as sorting."""
-    few = instances.max(initial=0) < 2**16
-    ids = np.bincount(instances.ravel()).nonzero()[0] if few else np.unique(instances)
-    return [i for i in ids.tolist() if i != BACKGROUND]
-
-
-def _safe_name(name: str) -> str:
-    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".") or "_"
-    return safe if safe == name else f"{safe}-{fingerprint(name)[:8]}"

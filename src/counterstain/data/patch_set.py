@@ -15,27 +15,36 @@ SET/ holds
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, overload
+from typing import Annotated, Any, overload
 
 import numpy as np
 import pandas as pd
 import zarr
+from pydantic import Field
 
 from counterstain.config import Config, build
-from counterstain.data.cohort import subtypes_by
-from counterstain.data.patches import Patch, Source
-from counterstain.errors import InputError, StorageError
-from counterstain.storage import committing, read_json, sha256_of, write_json
-from counterstain.taxonomy import Taxonomy
+from counterstain.data.patches import Patch, Source, shows
+from counterstain.data.region_store import read_array, read_table
+from counterstain.errors import CounterstainError, InputError, StorageError
+from counterstain.storage import committing, read_json, read_sealed, sha256_of, write_json, write_sealed
+from counterstain.taxonomy import IGNORE, Taxonomy
 
 SHARD_PATCHES = 64
 ARRAYS = {"image": "images.zarr", "instances": "instances.zarr"}
 HEADER_FILE, HASHES_FILE = "set.json", "hashes.json"
-INSTANCE_COLUMNS = dict.fromkeys(("index", "instance", "subtype_before", "subtype", "area_px"), "int64")
-JUDGED_COLUMNS = {"index": "int64", "drawing": "int64", "subtype": "int64", "agreed": "bool", "kept": "bool"}
+COLUMNS = {
+    "patches": {
+        **dict.fromkeys(("index", "seed", "attempts", "y_px", "x_px", "quarter_turns"), "integer"),
+        **dict.fromkeys(("region", "slide", "patient"), "text"),
+        "flipped": "flag", "style_slides": "texts*", "style_weights": "numbers*", "kept": "flag*",
+    },
+    "instances": dict.fromkeys(("index", "instance", "subtype_before", "subtype", "area_px"), "integer"),
+    "judged": {**dict.fromkeys(("index", "drawing", "subtype"), "integer"), "agreed": "flag", "kept": "flag"},
+}  # fmt: skip
 
 
 class PatchSetHeader(Config):
@@ -43,9 +52,9 @@ class PatchSetHeader(Config):
 
     method: str  # how the images were drawn, for example spade
     taxonomy: Taxonomy
-    size_px: int
-    mpp: float
-    count: int  # number of patches
+    size_px: Annotated[int, Field(ge=1, le=8192)]
+    mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    count: Annotated[int, Field(ge=1)]  # number of patches
     seed: int
     cohort: str  # fingerprint of the cohort whose masks were relabelled
     generator: str  # SHA-256 of the generator's weights; empty where a method needs none
@@ -110,16 +119,19 @@ class PatchSetWriter:
             if "filter" in self.header.settings:
                 table["kept"] = [p.kept for p in patches]
                 judged = [(p.index, *asdict(verdict).values()) for p in patches for verdict in p.judged]
-                _typed(judged, JUDGED_COLUMNS).to_parquet(folder / "judged.parquet")
+                _typed(judged, "judged").to_parquet(folder / "judged.parquet")
             table.to_parquet(folder / "patches.parquet")
             rows = [row for p in patches for row in _instance_rows(p)]
-            _typed(rows, INSTANCE_COLUMNS).to_parquet(folder / "instances.parquet")
+            _typed(rows, "instances").to_parquet(folder / "instances.parquet")
             write_json(folder / HASHES_FILE, _hashes(folder))
 
     def finish(self) -> PatchSet:
         """Write the header, of the longer set where one is there already, and open the set."""
-        if not (self.folder / HEADER_FILE).exists() or len(PatchSet.open(self.folder)) <= self.header.count:
-            write_json(self.folder / HEADER_FILE, self.header.model_dump(mode="json"))
+        longer = False
+        with suppress(CounterstainError):  # there is none, or it is damaged
+            longer = len(PatchSet.open(self.folder)) > self.header.count
+        if not longer:
+            write_sealed(self.folder / HEADER_FILE, self.header.model_dump(mode="json"))
         return PatchSet.open(self.folder)
 
 
@@ -148,7 +160,7 @@ class PatchSet(Sequence[Patch]):
         if not (folder / HEADER_FILE).exists():
             state = "is not finished; give the same command again" if (folder / "shards").exists() else "no such set"
             raise InputError(f"{folder}: {state} ({HEADER_FILE} is missing)")
-        return cls(folder, build(PatchSetHeader, read_json(folder / HEADER_FILE), folder / HEADER_FILE))
+        return cls(folder, build(PatchSetHeader, read_sealed(folder / HEADER_FILE), folder / HEADER_FILE))
 
     def __len__(self) -> int:
         return self.header.count
@@ -184,7 +196,7 @@ class PatchSet(Sequence[Patch]):
     @cached_property
     def judged(self) -> pd.DataFrame:
         """A row per drawn instance that a filter judged: index, drawing, subtype, agreed, kept; empty without one."""
-        return self._table("judged") if "filter" in self.header.settings else _typed([], JUDGED_COLUMNS)
+        return self._table("judged") if "filter" in self.header.settings else _typed([], "judged")
 
     def balance(self) -> pd.DataFrame:
         """Return a row per subtype: subtype (name), instances, area_px, instances_before, area_px_before."""
@@ -197,27 +209,53 @@ class PatchSet(Sequence[Patch]):
         return table.reset_index(drop=True)
 
     def _table(self, name: str) -> pd.DataFrame:
-        files = sorted((self.folder / "shards").glob(f"[0-9]*/{name}.parquet"))
-        table = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+        shards = range(-(-len(self) // SHARD_PATCHES))
+        table = pd.concat([self._table_of(shard, name) for shard in shards], ignore_index=True)
         return table[table["index"] < len(self)]
 
-    def _read(self, shard: int) -> list[Patch]:
+    def _table_of(self, shard: int, name: str) -> pd.DataFrame:
         folder = _folder_of(self.folder, shard)
+        try:
+            hashes = read_json(folder / HASHES_FILE)
+            table = read_table(folder / f"{name}.parquet", COLUMNS[name], [hashes[f"{name}.parquet"]])
+        except (CounterstainError, LookupError, TypeError) as error:
+            raise _damaged(folder) from error
+        numbers, taxonomy = range(shard * SHARD_PATCHES, (shard + 1) * SHARD_PATCHES), self.header.taxonomy
+        subtypes = [*range(1, taxonomy.num_labels), IGNORE]
+        fit = table["index"].isin(numbers).all() and all(
+            table[column].isin(subtypes).all() for column in ("subtype", "subtype_before") if column in table
+        )
+        if not fit or (name == "patches" and table["index"].tolist() != list(numbers)):
+            raise _damaged(folder)
+        return table
+
+    def _read(self, shard: int) -> list[Patch]:
+        folder, size = _folder_of(self.folder, shard), self.header.size_px
         if not _is_whole(folder):
-            raise StorageError(f"{folder}: missing or damaged; give the command that made the set again")
-        images, instances = (np.asarray(zarr.open_array(folder / name, mode="r")[:]) for name in ARRAYS.values())
-        subtypes = subtypes_by(pd.read_parquet(folder / "instances.parquet"), "index")
-        rows = pd.read_parquet(folder / "patches.parquet").to_dict("records")
-        return [
-            Patch(
-                image=image,
-                instances=ids,
-                subtypes=subtypes.get(int(row["index"]), {}),
-                source=Source(**{name: row[name] for name in Source.__dataclass_fields__}),
-                taxonomy=self.header.taxonomy,
+            raise _damaged(folder)
+        shape = (SHARD_PATCHES, size, size)
+        try:
+            images = read_array(folder / ARRAYS["image"], (*shape, 3), "uint8", (*shape, 3))
+            instances = read_array(folder / ARRAYS["instances"], shape, "int32", shape)
+        except StorageError as error:
+            raise _damaged(folder) from error
+        shown = dict(iter(self._table_of(shard, "instances").groupby("index")))
+        rows = self._table_of(shard, "patches").to_dict("records")
+        patches = []
+        for image, ids, row in zip(images, instances, rows, strict=True):
+            table = shown.get(row["index"], _typed([], "instances"))
+            if not shows(ids, table[["instance", "area_px"]].to_numpy()):
+                raise _damaged(folder)
+            patches.append(
+                Patch(
+                    image=image,
+                    instances=ids,
+                    subtypes=dict(zip(table["instance"].tolist(), table["subtype"].tolist(), strict=True)),
+                    source=Source(**{name: row[name] for name in Source.__dataclass_fields__}),
+                    taxonomy=self.header.taxonomy,
+                )
             )
-            for image, ids, row in zip(images, instances, rows, strict=True)
-        ]
+        return patches
 
 
 def _patch_row(patch: SyntheticPatch) -> dict[str, Any]:
@@ -232,8 +270,9 @@ def _instance_rows(patch: SyntheticPatch) -> Iterator[tuple[int, int, int, int, 
         yield patch.index, instance, before, after, area
 
 
-def _typed(rows: Sequence[tuple[Any, ...]], columns: dict[str, str]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(columns)).astype(columns)
+def _typed(rows: Sequence[tuple[Any, ...]], name: str) -> pd.DataFrame:
+    types = {column: "bool" if kind == "flag" else "int64" for column, kind in COLUMNS[name].items()}
+    return pd.DataFrame(rows, columns=list(types)).astype(types)
 
 
 def _folder_of(folder: Path, shard: int) -> Path:
@@ -246,4 +285,10 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _is_whole(folder: Path) -> bool:
-    return (folder / HASHES_FILE).exists() and bool(_hashes(folder) == read_json(folder / HASHES_FILE))
+    with suppress(CounterstainError):
+        return bool(_hashes(folder) == read_json(folder / HASHES_FILE))
+    return False
+
+
+def _damaged(folder: Path) -> StorageError:
+    return StorageError(f"{folder}: missing or damaged; give the command that made the set again")

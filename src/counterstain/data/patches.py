@@ -72,7 +72,7 @@ class Patch:
     @property
     def areas_px(self) -> dict[int, int]:
         """Area of every instance in pixels."""
-        ids, areas = np.unique(self.instances[self.instances != BACKGROUND], return_counts=True)
+        ids, areas = areas_of(self.instances)
         return dict(zip(ids.tolist(), areas.tolist(), strict=True))
 
     def relabelled(self, changes: Mapping[Any, int | str]) -> Patch:
@@ -175,6 +175,28 @@ def components(label_image: np.ndarray, min_area_px: int = 0) -> Components:
         instances += numbers[found]
         labels |= dict.fromkeys(numbers[keep].tolist(), label)
     return Components(instances=instances, labels=labels, dropped=dropped, dropped_px=dropped_px)
+
+
+def areas_of(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids in an (H, W) map, sorted, without the background, and their areas in pixels.
+
+    Raises ValueError for a negative id.
+    """
+    if instances.max(initial=0) < 2**16:  # counting is three times as fast as sorting
+        counts = np.bincount(instances.ravel())
+        ids = counts.nonzero()[0]
+        areas = counts[ids]
+    else:
+        ids, areas = np.unique(instances, return_counts=True)
+    inside = ids != BACKGROUND
+    return ids[inside], areas[inside]
+
+
+def shows(instances: np.ndarray, known: np.ndarray) -> bool:
+    """Say whether an (H, W) map shows just the ``known`` instances, (n, 2) ids and areas in pixels."""
+    if instances.min(initial=0) < 0:
+        return False
+    return np.array_equal(np.stack(areas_of(instances), axis=1), known[np.argsort(known[:, 0])])
 
 
 def instance_boxes(instances: np.ndarray) -> Iterator[tuple[int, int, Box]]:

@@ -111,7 +111,7 @@ def import_slides(
             for plan in plans:
                 _write_slide(writer, plan, config, advance)
                 _check_unchanged(out, {plan.slide: _identity(plan.path)})
-    cohort = writer.finish()
+    cohort = writer.finish(sum(len(plan.boxes) for plan in plans))
     write_parquet(out / "annotations.parquet", _annotation_table(plans, taxonomy))
     left_out = [path.name for path in files_of_other_formats(annotations, file_format)]
     write_json(out / "import.json", _report(cohort, plans, files, config) | {"files_of_other_formats": left_out})

@@ -115,15 +115,15 @@ def import_table(
         source["patients_seen"] = sorted(behind)
     writer = CohortWriter(out, taxonomy=taxonomy, mpp=config.mpp * config.shrink, source=source)
     if writer.finished:
-        return writer.finish()
+        return writer.finish(len(rows))
     try:
         with (progress or silent)("regions", len(rows)) as advance:
-            for name, members in _packs(rows):
-                if not writer.has(name):
+            for slide, part, members in _packs(rows):
+                if not writer.has(slide, part):
                     notes = _Notes()
                     regions = [_region(row, config, read_label, taxonomy, notes) for row in members]
                     write_json(out / "notes" / f"{members[0]['row']}.json", vars(notes))
-                    writer.add(name, regions)
+                    writer.add(slide, regions, part)
                 advance(len(members))
         report = _report(out / "notes", rows)
         _check_any(table, report, config)
@@ -131,7 +131,7 @@ def import_table(
         _discard(out)
         raise
     write_json(out / "import.json", report)
-    cohort = writer.finish()
+    cohort = writer.finish(len(rows))
     shutil.rmtree(out / "notes", ignore_errors=True)
     return cohort
 
@@ -196,14 +196,14 @@ def _check_any(table: Path, report: dict[str, Any], config: TableConfig) -> None
     raise InputError(f"{table}: no label image has a pixel of a subtype; are they the right files?")
 
 
-def _packs(rows: pd.DataFrame) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield the rows of each slide under its name; a slide too large for the memory in several packs."""
+def _packs(rows: pd.DataFrame) -> Iterator[tuple[str, int, list[dict[str, Any]]]]:
+    """Yield the rows of each slide; those of a slide too large for the memory in several parts, 0, 1, 2, …"""
     size = rows["height_px"] * rows["width_px"] * 7  # RGB and an int32 instance id
     number = size.groupby(rows["slide"]).cumsum() // PACK_BYTES
     for (slide, part), members in rows.groupby(["slide", number], sort=True):
         values = members.astype(object).where(members.notna(), None)
         records = [{str(key): value for key, value in row.items()} for row in values.to_dict("records")]
-        yield f"{slide}/{part}" if part else str(slide), records
+        yield str(slide), int(str(part)), records
 
 
 def _region(

@@ -152,7 +152,7 @@ def redraw_regions(
             advance(1)
     if not writer.finished:
         _write_tables(tasks, out)
-    return writer.finish()
+    return writer.finish(len(tasks))
 
 
 @dataclass(frozen=True)

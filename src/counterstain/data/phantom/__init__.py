@@ -129,4 +129,4 @@ def write_phantom(config: PhantomConfig, out: str | Path, progress: Callable[[],
             writer.add(slide_name(index), regions_of_slide(config, index))
         if progress:
             progress()
-    return writer.finish()
+    return writer.finish(config.slides * config.regions_per_slide)
