@@ -375,10 +375,10 @@ from counterstain.data.cohort import CohortWriter
 from counterstain.io.pixel_readers import read_image
 from counterstain.io.import_table import import_table
 add = CohortWriter.add
-def killed(writer, name, regions):
+def killed(writer, name, regions, part=0):
     if name == "p2":
         os.kill(os.getpid(), signal.SIGKILL)
-    add(writer, name, regions)
+    add(writer, name, regions, part)
 CohortWriter.add = killed
 import_table(Path(sys.argv[1]) / "tissue.csv", mpp=1, out=Path(sys.argv[1]) / "killed")
 """
