@@ -392,7 +392,7 @@ def test_a_killed_import_goes_on_and_ends_the_same(pairs, monkeypatch):
     added = []
     add = CohortWriter.add
     monkeypatch.setattr(
-        CohortWriter, "add", lambda writer, name, regions: added.append(name) or add(writer, name, regions)
+        CohortWriter, "add", lambda writer, name, *known: added.append(name) or add(writer, name, *known)
     )
     resumed = import_table(path, mpp=1, out=pairs / "killed")
     assert added == ["p2"]
