@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 from typer.testing import CliRunner
 
+import counterstain as cs
 from counterstain.checkpoints import load_checkpoint, read_header
 from counterstain.cli import app
 from counterstain.config import build
@@ -65,9 +66,11 @@ def draw(rng: np.random.Generator, size_px: int) -> tuple[np.ndarray, np.ndarray
     return image.astype(np.uint8), instances
 
 
-def make_cohort(folder, taxonomy: Taxonomy = TWO, mpp: float = 1.0, split: dict[str, str] = SPLIT) -> Cohort:
+def make_cohort(
+    folder, taxonomy: Taxonomy = TWO, mpp: float = 1.0, split: dict[str, str] = SPLIT, seed: int = 0
+) -> Cohort:
     writer = CohortWriter(folder, taxonomy=taxonomy, mpp=mpp, source={"kind": "test"})
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for patient, part in split.items():
         regions = []
         for i in range(2):
@@ -371,7 +374,7 @@ def test_a_set_that_does_not_fit_is_refused(cohort, tmp_path, how, amount, error
 
 
 def test_it_is_evaluated_on_any_cohort_of_the_same_subtypes(trained, tmp_path) -> None:
-    elsewhere = make_cohort(tmp_path / "elsewhere", mpp=1.04, split={"x": None, "y": None})
+    elsewhere = make_cohort(tmp_path / "elsewhere", mpp=1.04, split={"x": None, "y": None}, seed=1)
     table = evaluate(trained, elsewhere, "all")
     assert by_slide(table).shape == (2, 3, 2)
     assert pooled(table).sum() == 4 * 48 * 48
@@ -434,8 +437,25 @@ def test_the_command_line_trains_and_scores_a_segmenter(cohort, tmp_path) -> Non
     assert read_header(out).notes["synthetic_patches"] == 1
     done = invoke("evaluate", out, cohort.folder, "--split", "val", "--out", scores)
     assert done.exit_code == 0, done.output
-    assert "recall_dark" in done.output
+    assert "recall of dark" in done.output
+    assert "slides of one patient: they say nothing of other patients" in done.output
     found = pd.read_csv(scores / "measures.csv").iloc[0]
     table = pd.read_parquet(scores / "counts.parquet")
     assert found["split"] == "val"
     assert found.drop("split").to_dict() == pytest.approx(measures(table, TWO), nan_ok=True)
+
+
+def test_a_score_comes_with_an_interval_over_patients_and_what_it_rests_on(trained, tmp_path) -> None:
+    elsewhere = make_cohort(tmp_path / "elsewhere", split=dict.fromkeys("uvwxyz"), seed=1)
+    scores = cs.evaluate(trained, elsewhere, split="all")
+    summary = scores.attrs["summary"].set_index("measure")
+    assert list(summary.index) == ["Dice", "recall of pale", "recall of dark", "variance of the recalls"]
+    assert summary["value"].tolist() == pytest.approx(
+        [scores[name] for name in ("dice", "recall_pale", "recall_dark", "subtype_variance")]
+    )
+    assert (summary["low"] <= summary["value"]).all()
+    assert (summary["value"] <= summary["high"]).all()
+    assert summary.loc["Dice", ["patients", "slides", "instances"]].tolist() == [6, 6, 24]
+    assert summary.loc["recall of dark", ["patients", "slides", "instances"]].tolist() == [6, 6, 12]
+    one = cs.evaluate(trained, make_cohort(tmp_path / "one", split={"z": None}, seed=2), split="all").attrs["summary"]
+    assert one[["low", "high"]].isna().all(axis=None)

@@ -79,17 +79,18 @@ def evaluate(
     cohort : str, Path or Cohort
         Any cohort with the same subtypes and resolution.
     split : str
-        train, val, test, or all regions of a cohort without a split.
+        train, val, test, or all regions: of an external cohort, for example.
     out : str or Path, optional
-        Where counts.parquet and measures.csv go.
+        Where counts.parquet, measures.csv and summary.csv go.
     device : str
         auto, cpu or cuda.
 
     Returns
     -------
     pandas.Series
-        Every measure by its name; ``attrs["counts"]`` holds the count table (a row per slide and label) that they
-        derive from, ``attrs["absent"]`` the subtypes without a pixel.
+        Every measure by its name. ``attrs["summary"]`` is a table of those that matter most, with 95 % intervals over
+        patients and the numbers of patients, slides and instances; ``attrs["counts"]`` holds the count table (a row per
+        slide and label) that all derive from, ``attrs["absent"]`` the subtypes without a pixel.
     """
     import pandas as pd
 
@@ -98,6 +99,7 @@ def evaluate(
     from counterstain.segmentation.evaluate import check_evaluable
     from counterstain.segmentation.evaluate import evaluate as count_pixels
     from counterstain.storage import claim, write_csv, write_parquet
+    from counterstain.study.statistics.significance import summary_of
 
     segmenter, opened = Path(segmenter), open_cohort(cohort)
     header = read_header(segmenter)
@@ -108,12 +110,13 @@ def evaluate(
     scores = pd.Series(measures(counts, opened.taxonomy), name=split)
     pixels = pooled(counts)
     absent = tuple(subtype.name for subtype in opened.taxonomy.subtypes if not pixels[subtype.id].any())
-    scores.attrs = {"counts": counts, "absent": absent}
+    scores.attrs = {"counts": counts, "absent": absent, "summary": summary_of(counts, opened)}
     if header.cohort == opened.fingerprint:
         scores.attrs |= _recorded(segmenter, split)
     if out is not None:
         write_parquet(Path(out) / "counts.parquet", counts)
         write_csv(Path(out) / "measures.csv", pd.DataFrame([{"split": split, **scores}]))
+        write_csv(Path(out) / "summary.csv", scores.attrs["summary"])
     return scores
 
 

@@ -291,10 +291,23 @@ def show_segmenter(out: Path, arguments: Arguments) -> None:
 
 
 def show_scores(scores: pd.Series, arguments: Arguments) -> None:
-    """Print the measures of a segmenter."""
+    """Print what a segmenter scores, by subtype, with intervals and the numbers that they rest on."""
+    summary = scores.attrs["summary"]
     title = f"{arguments['segmenter']} on {arguments['cohort']} ({arguments['split']})"
-    rows = [(str(name), _number(value, ".4f")) for name, value in scores.items()]
-    print_table(("measure", "value"), rows, title=title)
+    rows = [
+        (
+            row.measure,
+            _number(row.value, ".3f"),
+            "-" if math.isnan(row.low) else f"{row.low:.3f} to {row.high:.3f}",
+            *(f"{number:,}" for number in (row.patients, row.slides, row.instances)),
+        )
+        for row in summary.itertuples()
+    ]
+    print_table(("measure", "value", "95 % interval", "patients", "slides", "instances"), rows, title=title)
+    over = (
+        "patients" if summary["patients"].iloc[0] > 1 else "slides of one patient: they say nothing of other patients"
+    )
+    echo(f"Pixels of all slides are counted together; intervals are over {over}.")
     if scores.attrs["absent"]:
         absent = ", ".join(scores.attrs["absent"])
         echo(f"notice: no pixel of {absent}; left out of the subtype variance", err=True)
@@ -302,7 +315,9 @@ def show_scores(scores: pd.Series, arguments: Arguments) -> None:
         times, log = scores.attrs["test_looks"], scores.attrs["test_log"]
         echo(f"times that the test part's figures were shown: {times} ({log})")
     if arguments["out"] is not None:
-        echo(f"written: {arguments['out'] / 'counts.parquet'}, {arguments['out'] / 'measures.csv'}")
+        echo(f"written: {arguments['out']}/summary.csv, measures.csv and counts.parquet")
+    else:
+        echo("More measures, and the counts by slide: --out FOLDER")
 
 
 def show_predictions(predictions: Sequence[Prediction], _: Arguments) -> None:

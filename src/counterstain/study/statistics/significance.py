@@ -7,11 +7,17 @@ pair of arms, (2, R, P, L, 2), have the reference first.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.special import ndtri, stdtr, stdtrit
 
+from counterstain.data.cohort import Cohort
 from counterstain.seeding import numpy_generator
+from counterstain.segmentation.counts import by_slide, dice, recalls
+from counterstain.taxonomy import BACKGROUND
 
 Measure = Callable[[np.ndarray], np.ndarray]
 """(..., L, 2) counts -> (...) values; undefined values are NaN."""
@@ -80,6 +86,59 @@ def bootstrap_interval(
     if interval["relative_low"] < -1:  # no measure is negative
         interval["relative_low"] = -1.0
     return interval
+
+
+def interval_of(counts: np.ndarray, measure: Measure, *, draws: int = 2000) -> tuple[float, float]:
+    """Return the 95 % interval of a measure of pooled pixels over the patients (or slides) of (P, L, 2) counts.
+
+    As :func:`bootstrap_interval`, for one arm and one repeat. The measure is one of shares, 0 to 1. NaN for a single
+    patient; patients without a pixel that the measure depends on should be left out.
+    """
+    size = len(counts)
+    if size < 2:
+        return float("nan"), float("nan")
+    drawn = np.einsum("bp,pls->bls", bootstrap_weights(0, "patients", size, draws), counts)
+    stretch = float(stdtrit(size - 1, (1 + LEVEL) / 2) / ndtri((1 + LEVEL) / 2))
+    low, high = _stretched(measure(drawn), float(measure(counts.sum(axis=0))), stretch)
+    return float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
+
+
+def summary_of(table: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
+    """Summarise counts by slide: Dice, the recall of each subtype and the variance of the recalls of the counted ones.
+
+    Returns
+    -------
+    DataFrame
+        A row per measure: ``measure``, ``value``, ``low`` and ``high`` (over patients; over slides where there is one
+        patient; NaN where there is one slide), and the ``patients``, ``slides`` and ``instances`` that it rests on.
+    """
+    taxonomy, counts = cohort.taxonomy, by_slide(table)
+    slides = table.drop_duplicates(["patient", "slide"]).sort_values(["patient", "slide"])
+    of_slides = cohort.regions.loc[cohort.regions["slide"].isin(slides["slide"]), "region"]
+    subtypes = cohort.instances.loc[cohort.instances["region"].isin(of_slides), "subtype"]
+    rows = []
+
+    def add(name: str, measure: Measure, labels: list[int]) -> None:
+        having = counts[:, labels].any(axis=(1, 2))
+        of, patients = counts[having], slides["patient"].to_numpy()[having]
+        names = np.unique(patients)
+        groups = [of[patients == name].sum(axis=0) for name in names] if len(names) > 1 else of
+        rests_on = len(names), len(of), int(subtypes.isin(labels).sum())
+        rows.append((name, float(measure(of.sum(axis=0))), *interval_of(np.asarray(groups), measure), *rests_on))
+
+    every = [subtype.id for subtype in taxonomy.subtypes]
+    add("Dice", dice, [BACKGROUND, *every])
+    for subtype in taxonomy.subtypes:
+        add(f"recall of {subtype.name}", partial(_recalls_together, [subtype.id], np.mean), [subtype.id])
+    found = [label for label in taxonomy.counted_ids if counts[:, label].any()]
+    if len(found) > 1:
+        add("variance of the recalls", partial(_recalls_together, found, np.var), found)
+    return pd.DataFrame(rows, columns=["measure", "value", "low", "high", "patients", "slides", "instances"])
+
+
+def _recalls_together(labels: list[int], together: Callable[..., Any], counts: np.ndarray) -> np.ndarray:
+    """Return the mean or variance of the recalls of some subtypes; NaN where one of them has no pixel."""
+    return np.asarray(together(recalls(counts)[..., [label - 1 for label in labels]], axis=-1))
 
 
 def student_width(of_patients: float, of_repeats: float, patients: int, repeats: int) -> float:
