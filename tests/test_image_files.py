@@ -1,10 +1,15 @@
+from collections import Counter
+from itertools import islice
+
 import numpy as np
 import pytest
 import tifffile
+from drawn_layouts import TOLERANCE, layouts
 from PIL import Image
 
 from counterstain.errors import InputError
 from counterstain.io.pixel_readers import image_size, read_image
+from counterstain.io.slides import Slide
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
 
@@ -119,3 +124,24 @@ def test_both_kinds_of_transparency_are_laid_on_white(tmp_path, kind):
     image = np.full((9, 9, 4), pixel, np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", image, photometric="rgb", extrasamples=[kind])
     assert np.abs(read_image(tmp_path / "a.tif").astype(int) - 224).max() <= 1
+
+
+def test_every_layout_gives_the_pixels_that_its_maker_meant_or_one_line(tmp_path):
+    outcomes = Counter()
+    for path, meant in islice(layouts(np.random.default_rng(0), tmp_path), 60):
+        for reader in (read_image, read_slide):
+            try:
+                found = reader(path)
+            except InputError as error:
+                assert "\n" not in str(error)  # noqa: PT017 # either outcome is right
+                outcomes["refused"] += 1
+                continue
+            if meant is not None:
+                assert np.abs(found.astype(int) - meant).mean() <= TOLERANCE, path
+                outcomes["right"] += 1
+    assert min(outcomes["right"], outcomes["refused"]) > 10
+
+
+def read_slide(path):
+    with Slide.open(path, mpp_level0=0.5) as slide:
+        return slide.read(0, 0, *slide.size_level0_px, mpp=0.5)

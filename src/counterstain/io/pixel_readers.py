@@ -28,16 +28,17 @@ IMAGE_FORMATS = ("PNG", "TIFF", "JPEG", "BMP", "GIF", "WEBP")
 
 # TIFF tags and their values
 BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, ORIENTATION, SAMPLES, PREDICTOR = 258, 259, 262, 266, 274, 277, 317
-EXTRA_SAMPLES, SAMPLE_FORMAT = 338, 339
+PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT = 284, 338, 339
 STORED = (273, 279, 324, 325)  # where strips and tiles lie, and their length
 COLOURS = {0: "inverted grey", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIELab"}
+JPEG = 7
+LOSSY = {JPEG, 33005, 34712, 50001}  # JPEG 2000 (Aperio's and others'), WebP
 COMPRESSIONS = {
     1,  # none
     *(2, 3, 4),  # CCITT, of one bit
     *(5, 8, 32773, 32946, 34925, 50000),  # LZW, deflate, PackBits, deflate, LZMA, Zstandard
-    *(7, 33005, 34712, 50001),  # JPEG, JPEG 2000 (Aperio's and others'), WebP
+    *LOSSY,
 }
-JPEG = 7
 UNSPECIFIED, PREMULTIPLIED, STRAIGHT = 0, 1, 2  # what an extra sample is
 UPRIGHT = 1
 SLIDE_COLOURS = frozenset({"RGB"})
@@ -108,21 +109,22 @@ def tiff_layout(tag: Callable[[int, Any], Any], words: str, pages: int = 1) -> P
     """Return the layout of a page of a TIFF file; ``tag`` takes a tag's number and the value where there is none."""
     samples, photometric, compression = tag(SAMPLES, 1), tag(PHOTOMETRIC, None), tag(COMPRESSION, 1)
     colour = COLOURS.get(photometric, f"photometric {photometric}")
-    if colour == "YCbCr" and compression == JPEG:
+    if colour == "YCbCr" and compression == JPEG and tag(PLANAR, 1) == 1:
         colour = "RGB"  # as it is decoded
     extra = _numbers(tag(EXTRA_SAMPLES, ()))
     beside = samples - {"RGB": 3, "grey": 1, "palette": 1}.get(colour, samples)
     unsaid = beside - len(extra)
     formats = set(_numbers(tag(SAMPLE_FORMAT, 1)))
+    bits = max(_numbers(tag(BITS, 1)))
     return PixelLayout(
-        bits=max(_numbers(tag(BITS, 1))),
+        bits=bits,
         colour=colour if beside >= 0 and unsaid >= 0 else f"{colour} of {samples} channels",
         numbers={1: "unsigned", 2: "signed"}.get(formats.pop(), "floating-point") if len(formats) == 1 else "mixed",
         extra=(*extra, *[UNSPECIFIED] * unsaid),
         orientation=tag(ORIENTATION, UPRIGHT),
         storage=_unusual(tag, compression, samples),
         pages=pages,
-        words=f"{words}, {colour}" + (f", ExtraSamples {extra}" if extra else ""),
+        words=f"{words}, {colour} of {bits} bits" + (f", ExtraSamples {extra}" if extra else ""),
     )
 
 
@@ -131,6 +133,8 @@ def _unusual(tag: Callable[[int, Any], Any], compression: int, samples: int) -> 
         return f"compression {compression} is not read"
     if compression == JPEG and samples > 3:
         return "JPEG with transparency is not read"
+    if compression in LOSSY and COLOURS.get(tag(PHOTOMETRIC, None)) == "palette":
+        return "a palette whose numbers were compressed with losses is not read"
     if tag(FILL_ORDER, 1) != 1:
         return "bytes with reversed bits are not read"
     if tag(PREDICTOR, 1) not in {1, 2}:
@@ -324,7 +328,9 @@ def opened_image(path: Path, *, labels: bool = False) -> Iterator[Image.Image]:
             "10,000 x 10,000 px"
         ) from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{path}: not an image that can be read; expected PNG, TIFF or JPEG") from error
+        raise InputError(
+            f"{path}: not an image that can be read; expected PNG, TIFF or JPEG with 8 bits a channel"
+        ) from error
     except InputError:
         raise
     except Exception as error:  # on damaged files Pillow's decoders raise whatever they meet
