@@ -249,7 +249,7 @@ def test_a_zip_of_one_file_is_read_and_any_other_refused(tmp_path, monkeypatch):
 
 
 def test_the_files_of_a_folder_are_those_of_the_format(tmp_path):
-    for name in ("b.xml", "a.xml", "a.json", "note.txt"):
+    for name in ("b.xml", "a.xml", "a.json", "note.txt", "._a.xml"):
         (tmp_path / name).write_text("x")
     assert [f.name for f in annotation_files(tmp_path, "asap")] == ["a.xml", "b.xml"]
     assert annotation_files(tmp_path / "note.txt", "asap") == [tmp_path / "note.txt"]

@@ -61,6 +61,12 @@ def test_one_odd_annotation_is_left_out_counted_and_described(tmp_path, odd, mes
         raise AssertionError(*file.odd)
 
 
+def test_two_slides_of_one_name_are_not_mixed(tmp_path):
+    tables = TABLES.replace("B2.svs", "A1.svs")
+    with pytest.raises(InputError, match=r"two slides are called 'A1\.svs' \(numbers 1 and 2\)"):
+        read_annotations(database(tmp_path, (3, SQUARE, 1, 1, 0), (3, SQUARE, 1, 2, 0), tables=tables), "sliderunner")
+
+
 def test_what_is_not_a_sound_database_of_sliderunner_is_one_line(tmp_path, monkeypatch):
     path = database(tmp_path, (3, SQUARE, 1, 1, 0))
     sound = path.read_bytes()

@@ -221,6 +221,7 @@ def test_holes_that_would_take_hours_to_cut_out_are_refused(tmp_path, monkeypatc
         (aperio(layer(region([("1e9", 0)]))), "at most 10,000,000 either way, found '1e9'"),
         (aperio(layer(region())).replace(' Y="10"', ""), "Y: the coordinate is missing"),
         (aperio(layer(region(), Name="x" * 300)), "Name: expected a name of at most 200 characters"),
+        (aperio(layer(region(NegativeROA="yes"))), "line 1: NegativeROA is 'yes', expected 0 or 1"),
         ("<Annotations>" + "<a>" * 1000, "line 1: nested too deep"),
         (BOMB, "has a document type or entities of its own"),
         (OUTSIDE, "has a document type or entities of its own"),

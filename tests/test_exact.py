@@ -48,6 +48,13 @@ def test_pages_of_several_images_are_joined(tmp_path):
     assert [a.id for a in file.of_slide("B2.mrxs")] == ["2"]
 
 
+def test_two_images_of_one_name_are_not_mixed(tmp_path):
+    with pytest.raises(
+        InputError, match=r"two slides are called 'A1\.mrxs' \(numbers 12 and 40\); save the annotations"
+    ):
+        read(tmp_path, [row(), row(2, image={**IMAGE, "id": 40})])
+
+
 @pytest.mark.parametrize("content", [page([row()], 3), [page([row()], 3), page([row(2)], 3)]])
 def test_missing_pages_are_noticed(tmp_path, content):
     with pytest.raises(InputError, match=r"holds \d of 3 rows, pages are missing"):
@@ -105,6 +112,7 @@ def test_the_name_of_an_image_leads_to_no_other_folder(tmp_path):
         ([5, row(), 5], "row 1: expected a row of EXACT's API"),
         ({"results": 5}, "page 1 results: expected a list, found 5"),
         ([row(vector=[1])], "row 1 vector: expected an object"),
+        ([row(deleted="true")], "row 1 deleted: expected true or false, found 'true'"),
         ([row(vector={"x1": 1, "y1": 1, "x3": 1, "y3": 1})], "row 1 vector: expected x1, y1, .* found 'x3'"),
         ([row(vector={"x1": 1, "y1": 1, "x2": 1, "y1 ": 1})], "vector: expected x1, y1, .* found 'y1 '"),
         ([row(vector={"x1": 1, "x2": 1, "y1": 2})], "vector: expected x1, y1, .* found 'x2'"),

@@ -25,7 +25,7 @@ ENDINGS: dict[Format, tuple[str, ...]] = {
     "asap": (".xml", ".xml.gz"),
     "aperio": (".xml", ".xml.gz"),
     "halo": (".annotations", ".annotations.gz"),
-    "sliderunner": (".sqlite", ".db"),
+    "sliderunner": (".sqlite",),
 }
 ROOT = re.compile(rb"<([A-Za-z_][\w.-]*)")
 QUPATH = re.compile(rb'"type"\s*:\s*"(FeatureCollection|Feature|GeometryCollection|(Multi)?Polygon)"')
@@ -151,4 +151,6 @@ def files_of_other_formats(folder_or_file: str | Path, file_format: Format) -> l
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
+    """Return the files of a folder without hidden ones, such as those that macOS puts beside each file."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted(file for file in files if file.is_file() and not file.name.startswith("."))

@@ -244,7 +244,9 @@ def _add_row(
     type_id = _id(given, f"{where} annotation_type") if given is not None else None
     exact_type = known.get(type_id or "", ExactType(UNCLASSIFIED if type_id is None else f"type {type_id}"))
     kind = exact_type.vector_type
-    reason = DELETED if row.get("deleted") is True else EXACT_WITHOUT_AREA.get(kind or 0)
+    if not isinstance(row.get("deleted", False), bool | None):
+        raise OddObjectError(f"{where} deleted: expected true or false, found {shown(row['deleted'])}; save it again")
+    reason = DELETED if row.get("deleted") else EXACT_WITHOUT_AREA.get(kind or 0)
     if reason or row.get("vector") in (None, {}):
         collector.skip(reason or NO_VECTOR)
         return
@@ -257,6 +259,7 @@ def _add_row(
         identifier=identifier(row.get("unique_identifier") or row.get("id"), number),
         label=labels.get(type_id or "", exact_type.name),
         slide=_slide(row.get("image"), f"{where} image"),
+        number=row["image"].get("id") if isinstance(row.get("image"), dict) else row.get("image"),
     )
 
 

@@ -16,7 +16,7 @@ from shapely import MultiPolygon, Polygon
 from shapely.errors import GEOSException
 
 from counterstain.errors import InputError
-from counterstain.io.annotations.safe_parsing import OddObjectError
+from counterstain.io.annotations.safe_parsing import OddObjectError, shown
 
 Area = Polygon | MultiPolygon
 Rings = Sequence[np.ndarray]  # (n, 2) float each: the outline, then its holes
@@ -149,6 +149,7 @@ class Collector:
         self._skipped: Counter[str] = Counter()
         self._numbers: dict[str, int] = {}
         self._odd: list[str] = []
+        self._slides: dict[str | None, object] = {}
         self._repaired = self._tangle = self._points = self._splines = 0
 
     def skip(self, reason: str) -> None:
@@ -223,9 +224,20 @@ class Collector:
             reason = " ".join(str(error).split())
             raise OddObjectError(f"{where}: the outline cannot be made valid ({reason}); draw it again") from error
 
-    def add(self, polygon: Area | None, *, identifier: str, label: str, slide: str | None = None) -> None:
-        """Add an annotation; None, which :meth:`polygon` returns where there is no area, adds nothing."""
+    def add(
+        self, polygon: Area | None, *, identifier: str, label: str, slide: str | None = None, number: object = None
+    ) -> None:
+        """Add an annotation; None, which :meth:`polygon` returns where there is no area, adds nothing.
+
+        ``number`` is the source's number of the slide; two of one name are an InputError.
+        """
         if polygon is not None:
+            other = self._slides.setdefault(slide, number) if number is not None else number
+            if other != number and slide is not None:
+                raise InputError(
+                    f"{self.path}: two slides are called {slide!r} (numbers {shown(other)} and {shown(number)}); "
+                    "save the annotations of each into a file of its own"
+                )
             unique = self._unique(identifier)
             self._annotations.append(Annotation(id=unique, label=label or UNCLASSIFIED, polygon=polygon, slide=slide))
 

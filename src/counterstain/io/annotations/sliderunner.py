@@ -130,4 +130,5 @@ def _add(
         identifier=str(uid),
         label=UNCLASSIFIED if label is None else name(label, f"{where} class"),
         slide=file_name(slides.get(slide, f"image {slide}"), f"{where} slide"),
+        number=slide,
     )

@@ -53,6 +53,7 @@ ASAP_WITHOUT_AREA = {
     "Measurement": "line",
     "None": "annotation without a type",
 }
+NEGATIVE = {"": False, "0": False, "false": False, "1": True, "true": True}
 POLYGON, RECTANGLE, ELLIPSE = "polygon", "rectangle", "ellipse"
 APERIO_TYPES = {"0": POLYGON, "1": RECTANGLE, "2": ELLIPSE, "3": "arrow", "4": "ruler"}
 SHAPES_WITHOUT_AREA = {"arrow", "ruler", "pin", "point", "points", "line", "polyline"}
@@ -202,7 +203,10 @@ class _Region:
 
     @property
     def negative(self) -> bool:
-        return self.attributes.get("NegativeROA", "0").strip().lower() in {"1", "true"}
+        given = self.attributes.get("NegativeROA", "0").strip().lower()
+        if given not in NEGATIVE:
+            raise InputError(f"{self.where}: NegativeROA is {shown(given)}, expected 0 or 1; export it again")
+        return NEGATIVE[given]
 
     def polygon(self, collector: Collector) -> Area | None:
         """Draw the region; rectangles and ellipses may be given by the corners of their box."""
