@@ -14,7 +14,7 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.patches import label_mask
 from counterstain.data.region_store import Region
-from counterstain.errors import InputError, MismatchError
+from counterstain.errors import CounterstainWarning, InputError, MismatchError
 from counterstain.io import exports as module
 from counterstain.io.exports import ExportConfig, export, file_names
 from counterstain.io.import_table import import_table
@@ -281,6 +281,21 @@ def test_an_interrupted_export_goes_on_and_ends_the_same(cohort, tmp_path, confi
     (tmp_path / "cut" / ".left.png.partial-1").write_text("half")
     assert export(cohort.folder, tmp_path / "cut", config) == export(cohort.folder, tmp_path / "cut", config) == 10
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_files_of_a_finished_export_that_are_lost_are_written_again_and_changed_ones_are_left(cohort, tmp_path):
+    export(cohort.folder, tmp_path / "png", PNG)
+    whole = contents(tmp_path / "png")
+    lost = [tmp_path / "png" / name for name in ("images/p0-0.png", "labels/p1-0.png", "table.csv")]
+    lost[0].unlink()
+    for file in lost[1:]:
+        file.write_bytes(file.read_bytes()[:-5])
+    with pytest.warns(CounterstainWarning, match="png: 3 files are missing or cut short; they are written again"):
+        export(cohort.folder, tmp_path / "png", PNG)
+    assert contents(tmp_path / "png") == whole
+    Image.new("L", (9, 9)).save(lost[1])
+    with pytest.raises(MismatchError, match=r"p1-0\.png: was changed since it was exported; move it away"):
+        export(cohort.folder, tmp_path / "png", PNG)
 
 
 @contextmanager

@@ -8,8 +8,11 @@ import keeps these patients out of evaluation.
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -25,15 +28,16 @@ from counterstain.data.cohort import PARTS, Cohort
 from counterstain.data.patch_set import HEADER_FILE, PatchSet
 from counterstain.data.patches import label_mask
 from counterstain.data.split import PATIENTS_SEEN_FILE
-from counterstain.errors import InputError
+from counterstain.errors import CounterstainWarning, InputError, MismatchError
 from counterstain.progress import Progress, silent
-from counterstain.storage import claim, fingerprint, replacing, write_csv, write_json, write_text
+from counterstain.storage import RUN_FILE, claim, fingerprint, read_json, replacing, write_csv, write_json, write_text
 from counterstain.taxonomy import BACKGROUND, IGNORE, Subtype, Taxonomy, colours
 
 REPORT_FILE = "export.json"
 IMAGE, LABELS, INSTANCES = "image", "label", "instances"
 FIRST_COLUMNS = [IMAGE, LABELS, INSTANCES, "region", "slide", "patient", "part", "score", "mpp"]
 MAX_INSTANCE = 2**16 - 1  # in a PNG
+PNG_END = b"IEND\xaeB`\x82"
 MAX_NAME = 100  # some file systems stop at 143 characters
 NNUNET_NAME = re.compile(r"Dataset\d{3}_\w+")
 NNUNET_FOLDS = 5
@@ -107,10 +111,11 @@ def export(source: Path, out: Path, config: ExportConfig, progress: Progress = s
     """Export a cohort, or a synthetic set as a training part, and return the number of images.
 
     Images are written one by one, so that memory does not grow with their number. ``export.json`` comes last: an
-    export that has it is complete; one that was interrupted is continued.
+    export that has it is complete, and only files that are missing or cut short since are written again, with a
+    warning; one that was interrupted is continued.
 
     Raises InputError where there is no such source or part, or the format cannot hold it, and MismatchError where
-    ``out`` holds something else.
+    ``out`` holds something else, or a file that somebody has changed.
     """
     is_set = (source / HEADER_FILE).exists() or (source / "shards").exists()
     contents = _of_set(PatchSet.open(source)) if is_set else _of_cohort(Cohort.open(source, cache_bytes=1))
@@ -122,7 +127,12 @@ def export(source: Path, out: Path, config: ExportConfig, progress: Progress = s
     layout.check(out, contents)
     claim(out, "export", {"source": contents.fingerprint, **config.model_dump(mode="json")})
     if (out / REPORT_FILE).exists():
-        return len(contents.table)
+        lost = _lost_files(out)
+        if not lost:
+            return len(contents.table)
+        for name in lost.intersection(path for row in contents.rows for path in layout.files_of(row).values()):
+            (out / name).unlink(missing_ok=True)
+        warnings.warn(f"{out}: {len(lost)} files are missing or cut short; they are written again", CounterstainWarning, stacklevel=2)
     for half_written in out.rglob(".*.partial-*"):
         half_written.unlink(missing_ok=True)
     if layout.ignore_is_highest:
@@ -142,9 +152,33 @@ def export(source: Path, out: Path, config: ExportConfig, progress: Progress = s
         "images": len(contents.table),
         "patients": int(contents.table["patient"].nunique()),
         "instances": len(contents.instances),
+        "bytes": {
+            file.relative_to(out).as_posix(): file.stat().st_size
+            for file in sorted(out.rglob("*"))
+            if file.is_file() and file.name not in {REPORT_FILE, RUN_FILE}
+        },
     }
     write_json(out / REPORT_FILE, report)
     return len(contents.table)
+
+
+def _lost_files(out: Path) -> set[str]:
+    """Return the files of a finished export that are missing or cut short; MismatchError where one was changed."""
+    lost = set()
+    for name, size in read_json(out / REPORT_FILE).get("bytes", {}).items():  # none in exports of earlier versions
+        file = out / name
+        found = file.stat().st_size if file.is_file() else 0
+        if found == size:
+            continue
+        with file.open("rb") if found else io.BytesIO() as content:
+            content.seek(-min(found, len(PNG_END)), os.SEEK_END)
+            end = content.read()
+        if end.endswith(PNG_END if file.suffix == ".png" else b"\n"):
+            raise MismatchError(
+                f"{file}: was changed since it was exported; move it away, or give another output folder"
+            )
+        lost.add(name)
+    return lost
 
 
 def write_image(out: Path, row: Row, contents: Contents, layout: Layout, lookup: np.ndarray) -> None:
