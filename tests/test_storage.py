@@ -242,9 +242,26 @@ def test_names_on_disk_are_short_and_tell_names_apart():
     assert name_on_disk(name_on_disk("a/b")) not in on_disk
 
 
-def test_a_file_with_a_long_name_is_written(tmp_path):
+def test_a_file_with_a_long_name_is_written_and_with_one_too_long_refused(tmp_path, run):
     write_text(tmp_path / ("x" * 250), "text")
     assert names_in(tmp_path) == ["x" * 250]
+    status, _, errors = run("phantom", tmp_path / ("y" * 300), "--slides", 1)
+    assert (status, errors.count("\n"), "a name in its path is too long" in errors) == (2, 1, True)
+    assert names_in(tmp_path) == ["x" * 250]
+
+
+@pytest.mark.parametrize(
+    ("number", "message"), [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "cannot be written")]
+)
+def test_a_disk_that_fails_under_a_library_is_one_line_of_the_command(tmp_path, run, monkeypatch, number, message):
+    def failed(*_):
+        raise OSError(number, "as the system says it", "somewhere/events.log")
+
+    monkeypatch.setattr("counterstain.data.phantom.regions_of_slide", failed)
+    status, _, errors = run("phantom", tmp_path / "out", "--slides", 1)
+    assert status == 2
+    assert f"error: somewhere/events.log: {message}" in errors
+    assert "Traceback" not in errors
 
 
 def test_a_sealed_file_is_not_read_where_anything_in_it_was_changed(tmp_path):

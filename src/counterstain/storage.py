@@ -363,11 +363,21 @@ def disk_errors_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, CounterstainError):
+        if (named := disk_error(error, path)) is None:
             raise
-        if error.errno in NO_ROOM:
-            remedy = "free some space and give the same command again, finished work is kept"
-            raise StorageError(f"{path}: {NO_ROOM[error.errno]}; {remedy}") from error
-        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
-            raise StorageError(f"{path}: cannot be written ({error.strerror}); give another output folder") from error
-        raise
+        raise named from error
+
+
+def disk_error(error: BaseException, path: Path | None = None) -> StorageError | None:
+    """Return what says of a full disk, a quota or a place without write permission what to do; None of other errors."""
+    if not isinstance(error, OSError) or isinstance(error, CounterstainError):
+        return None
+    place = path or error.filename or "the output"
+    if error.errno in NO_ROOM:
+        remedy = "free some space and give the same command again, finished work is kept"
+        return StorageError(f"{place}: {NO_ROOM[error.errno]}; {remedy}")
+    if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
+        return StorageError(f"{place}: cannot be written ({error.strerror}); give another output folder")
+    if error.errno == errno.ENAMETOOLONG:
+        return StorageError(f"{str(place)[:80]}…: a name in its path is too long; give another output folder")
+    return None

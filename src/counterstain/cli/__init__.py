@@ -152,10 +152,12 @@ def main() -> None:
         _stop()
     except Exception as error:
         from counterstain.errors import CounterstainError
+        from counterstain.storage import disk_error
 
-        if not isinstance(error, CounterstainError):
+        known = error if isinstance(error, CounterstainError) else disk_error(error)
+        if known is None:
             raise
-        sys.stderr.write(printing.printable(f"error: {error}\n"))
+        sys.stderr.write(printing.printable(f"error: {known}\n"))
         sys.exit(2)
     if status == INTERRUPTED:  # what newer versions of typer make of Ctrl-C
         _stop()

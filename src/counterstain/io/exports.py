@@ -132,7 +132,11 @@ def export(source: Path, out: Path, config: ExportConfig, progress: Progress = s
             return len(contents.table)
         for name in lost.intersection(path for row in contents.rows for path in layout.files_of(row).values()):
             (out / name).unlink(missing_ok=True)
-        warnings.warn(f"{out}: {len(lost)} files are missing or cut short; they are written again", CounterstainWarning, stacklevel=2)
+        warnings.warn(
+            f"{out}: {len(lost)} files are missing or cut short; they are written again",
+            CounterstainWarning,
+            stacklevel=2,
+        )
     for half_written in out.rglob(".*.partial-*"):
         half_written.unlink(missing_ok=True)
     if layout.ignore_is_highest:

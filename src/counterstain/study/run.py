@@ -26,7 +26,7 @@ from counterstain.errors import ConfigError, CounterstainError, DivergenceError,
 from counterstain.progress import duration
 from counterstain.recipe import Recipe
 from counterstain.segmentation.model import Segmenter, encoder_patients, load_encoder_weights
-from counterstain.storage import claim, write_text
+from counterstain.storage import claim, disk_errors_named, write_text
 from counterstain.study.config import StudyConfig, trainings
 from counterstain.study.executors import Executor, ExecutorConfig, Outcome, open_executor
 from counterstain.study.plan import CELLS, Cell, plan_study
@@ -248,7 +248,7 @@ def say(line: str) -> None:
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Keep a second driver away; the operating system drops the lock with the process, however that ends."""
-    with (out / ".lock").open("w") as file:
+    with disk_errors_named(out / ".lock"), (out / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
