@@ -25,7 +25,7 @@ def test_a_table_becomes_a_split_and_inspected_cohort(run, table, tmp_path):
     assert status == 0
     assert f"next: counterstain split {out}" in printed
     assert "masks: 10 of 0 and 255" in printed
-    assert "tissue covers, of the regions that show it: a 25.0%, b 25.0%" in printed
+    assert "share of tissue in the regions that show it: a 25.0%, b 25.0%" in printed
     status, printed, warned = run("split", out, "--train", 6, "--val", 2, "--test", 2)
     assert status == 0
     assert "train          6" in printed

@@ -1,5 +1,6 @@
 import json
 import os
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class Lab:
         self.labels.write_text(LABELS)
 
     def tiff(self, name: str, height: int = 400, width: int = 600) -> np.ndarray:
-        image = np.random.default_rng(len(name)).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        image = np.random.default_rng([*name.encode()]).integers(0, 256, (height, width, 3), dtype=np.uint8)
         resolution = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}  # 0.5 mpp
         tifffile.imwrite(self.slides / f"{name}.tif", image, photometric="rgb", **resolution)
         return image
@@ -225,6 +226,39 @@ def test_slides_and_annotations_that_do_not_match_are_listed_on_both_sides(lab: 
     lab.annotate("c", polygon("three", 5, 5, 9, 9))
     with pytest.raises(InputError, match=r"no annotations for b, no slide for c.geojson; give both"):
         lab.load()
+
+
+def test_names_of_slides_and_annotations_are_compared_in_one_unicode_form(lab: Lab):
+    lab.tiff(unicodedata.normalize("NFD", "Mü"))
+    lab.annotate(unicodedata.normalize("NFC", "Mü"), polygon("ROI", 0, 0, 90, 90), polygon("three", 0, 0, 50, 50))
+    assert lab.load().regions["slide"].tolist() == [unicodedata.normalize("NFC", "Mü")]
+
+
+def test_a_second_annotation_file_of_a_slide_is_said_and_refused_where_it_repeats_outlines(lab: Lab):
+    lab.tiff("a")
+    lab.annotate("a", polygon("ROI", 0, 0, 90, 90), polygon("three", 0, 0, 50, 50))
+    lab.annotate("a.more", polygon("one", 60, 0, 20, 50))
+    with pytest.warns(CounterstainWarning, match=r"slide a has several files of annotations, a\.geojson, a\.more"):
+        assert len(lab.load().instances) == 2
+    lab.annotate("a.old", polygon("three", 0, 0, 50, 50), polygon("one", 0, 60, 20, 20))
+    with (
+        pytest.warns(CounterstainWarning, match="several files"),
+        pytest.raises(InputError, match=r"slide a: a\.old\.geojson repeats 1 outlines of a\.geojson"),
+    ):
+        lab.load()
+
+
+def test_slides_that_would_be_two_spellings_of_a_patient_are_asked_about(lab: Lab, tmp_path: Path):
+    for name in ("P1", "p01"):
+        lab.tiff(name)
+        lab.annotate(name, polygon("ROI", 0, 0, 90, 90), polygon("three", 0, 0, 50, 50))
+    with pytest.raises(InputError, match=r"'P1' and 'p01' are two spellings of one patient; give .* --patients"):
+        lab.load()
+    (tmp_path / "patients.csv").write_text("slide,patient\nP1,1\np01,1 \n")
+    assert lab.load(patients=tmp_path / "patients.csv").patients("train") == []
+    (tmp_path / "patients.csv").write_text("slide,patient\nP1,1\np01,1.0\n")
+    with pytest.raises(InputError, match=r"'1' and '1\.0' are two spellings of one patient; use one spelling"):
+        lab.load(patients=tmp_path / "patients.csv")
 
 
 def test_a_file_belongs_to_the_slide_with_the_longest_name_that_fits(lab: Lab):

@@ -367,8 +367,10 @@ def _facts(taxonomy: str | None, cohort: Cohort | None, mpp: float | None, size_
     if taxonomy is None and cohort is None:
         raise ConfigError("the labels of the network are not known: give --taxonomy or --cohort")
     spacing = mpp if mpp is not None or cohort is None else cohort.mpp
-    if spacing is None or spacing <= 0:
-        raise ConfigError(f"--mpp {spacing}: give the micrometres per pixel of the training images, or --cohort")
+    if spacing is None or not 0.01 <= spacing <= 100:
+        raise ConfigError(
+            f"--mpp {spacing}: give the micrometres per pixel of the training images, 0.01 to 100, or --cohort"
+        )
     if size_px < 1:
         raise ConfigError(f"--size {size_px}: expected the edge of the training patches in pixels")
     try:

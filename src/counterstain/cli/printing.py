@@ -90,7 +90,9 @@ def show_phantom(cohort: Cohort, arguments: Arguments) -> None:
     echo(f"next: counterstain split {cohort.folder}, then counterstain inspect {cohort.folder}")
 
 
+SMALLEST_PATCH_PX = 32  # what networks take
 IMPORT_LINES = {  # by the entries of import.json
+    "slides_as_patients": "no --patients: each of {} slides is a patient; give --patients if one has several slides",
     "dropped_components": "dropped {} components of {dropped_px} px in all",
     "splines": "{} splines are drawn as the curves that ASAP shows",
     "repaired": "{} outlines crossed themselves and were repaired",
@@ -126,11 +128,20 @@ def show_import(cohort: Cohort, _: Arguments) -> None:
     show_parts(cohort)
     _show_subtypes(cohort)
     shares = ", ".join(f"{name} {share:.1%}" for name, share in tissue_shares(cohort).items())
-    echo(f"tissue covers, of the regions that show it: {shares}; too much or too little, where masks are inverted")
-    for line in missing_subtypes(cohort):
+    echo(f"share of tissue in the regions that show it: {shares} (inverted masks would show here)")
+    for line in (*missing_subtypes(cohort), *_small_regions(cohort)):
         warn(line)
     unsplit = cohort.regions["split"].isna().all()
     echo(f"next: counterstain {'split' if unsplit else 'inspect'} {cohort.folder}")
+
+
+def _small_regions(cohort: Cohort) -> list[str]:
+    edges = cohort.regions.set_index("region")[["height_px", "width_px"]].min(axis=1)
+    small = edges[edges < SMALLEST_PATCH_PX]
+    if small.empty:
+        return []
+    more = f" and {len(small) - 1:,} more" if len(small) > 1 else ""
+    return [f"region {small.index[0]}{more}: smaller than any patch ({SMALLEST_PATCH_PX} px); leave it out"]
 
 
 def _show_left_out(found: Arguments, cohort: Cohort) -> None:

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from counterstain.config import build
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.region_store import Region
+from counterstain.data.split import same_patient
 from counterstain.errors import InputError, MismatchError
 from counterstain.io.annotations import Format, files_of_other_formats, read_all
 from counterstain.io.annotations.json_formats import ANNOTATION
@@ -93,6 +94,11 @@ def import_slides(
         lookup, taxonomy = taxonomy.merge_lookup(merge), taxonomy.merged(merge)
         meanings = {label: int(lookup[subtype]) for label, subtype in meanings.items()}
     people = read_patients(patients, paths) if patients else {name: Patient(name) for name in paths}
+    if found := same_patient(people[name].patient for name in paths):
+        remedy = "use one spelling" if patients else "give their patients with --patients"
+        raise InputError(
+            f"{patients or slides}: {found[0]!r} and {found[1]!r} are two spellings of one patient; {remedy}"
+        )
     table = read_region_table(str(regions)) if config.regions == "table" else {}
     matched = match_annotations(paths, files)
     plans = [
@@ -114,7 +120,11 @@ def import_slides(
     cohort = writer.finish(sum(len(plan.boxes) for plan in plans))
     write_parquet(out / "annotations.parquet", _annotation_table(plans, taxonomy))
     left_out = [path.name for path in files_of_other_formats(annotations, file_format)]
-    write_json(out / "import.json", _report(cohort, plans, files, config) | {"files_of_other_formats": left_out})
+    more = {
+        "files_of_other_formats": left_out,
+        "slides_as_patients": len(paths) if len(paths) > 1 and not patients else 0,
+    }
+    write_json(out / "import.json", _report(cohort, plans, files, config) | more)
     return cohort
 
 

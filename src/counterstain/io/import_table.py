@@ -41,7 +41,7 @@ PACK_BYTES = 256 * 2**20  # decoded regions of a slide that are held in memory a
 class TableConfig(Config):
     """How a table of images becomes a cohort."""
 
-    mpp: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
+    mpp: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
     """Micrometres per pixel of the images."""
     shrink: Annotated[int, Field(ge=1, le=64)] = 1
     """Whole number by which images are shrunk: 2 makes a cohort of 0.5 from images of 0.25 um per pixel. Colours are

@@ -6,6 +6,8 @@ Places are level-0 pixels of the whole canvas.
 from __future__ import annotations
 
 import math
+import unicodedata
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +18,7 @@ import shapely
 from pydantic import Field
 
 from counterstain.config import Config
-from counterstain.errors import InputError
+from counterstain.errors import CounterstainWarning, InputError
 from counterstain.io.annotations.outlines import Annotation, AnnotationFile, polygonal
 from counterstain.io.regions import Outline, Placed, drawn_boxes, place, place_boxes, tissue_mask
 from counterstain.io.slides import Box, Slide, slide_name
@@ -105,7 +107,7 @@ def match_annotations(slides: Iterable[str], files: Sequence[AnnotationFile]) ->
         A slide without annotations or annotations without a slide; lists the names of both sides.
     """
     matched: dict[str, list[Annotation]] = {slide: [] for slide in slides}
-    found: set[str] = set()
+    found: dict[str, list[str]] = {}  # files of each slide
     strays: set[str] = set()
     for file in files:
         for source in file.slides or (None,):
@@ -114,9 +116,11 @@ def match_annotations(slides: Iterable[str], files: Sequence[AnnotationFile]) ->
             if slide is None:
                 strays.add(name)
             else:
-                found.add(slide)
+                _check_repeated(
+                    slide, found.setdefault(slide, []), file.path.name, matched[slide], file.of_slide(source)
+                )
                 matched[slide].extend(file.of_slide(source))
-    bare = matched.keys() - found
+    bare = matched.keys() - found.keys()
     if bare or strays:
         raise InputError(
             "slides and annotations do not match: "
@@ -126,8 +130,28 @@ def match_annotations(slides: Iterable[str], files: Sequence[AnnotationFile]) ->
     return matched
 
 
+def _check_repeated(
+    slide: str, before: list[str], name: str, known: Sequence[Annotation], more: Sequence[Annotation]
+) -> None:
+    """Say that a slide has a further file of annotations; raise InputError where an outline is in both."""
+    if before and name not in before:
+        outlines = {(a.label, a.polygon.wkb) for a in known}
+        twice = sum((a.label, a.polygon.wkb) in outlines for a in more)
+        if twice:
+            raise InputError(
+                f"slide {slide}: {name} repeats {twice} outlines of {before[0]}; move the older file to another folder"
+            )
+        warnings.warn(
+            f"slide {slide} has several files of annotations, {', '.join([*before, name])}; all are imported",
+            CounterstainWarning,
+            stacklevel=2,
+        )
+    before.append(name)
+
+
 def _slide_of(name: str, slides: Iterable[str]) -> str | None:
     """Return the longest slide's name that ``name`` is or continues after a dot."""
+    name = unicodedata.normalize("NFC", name)
     bare = slide_name(name.removesuffix(DEEPZOOM_OF_EXACT))
     return max((s for s in slides if bare == s or name.startswith(f"{s}.")), key=len, default=None)
 

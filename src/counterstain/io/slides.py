@@ -12,6 +12,7 @@ Shapes: H, W = rows and columns of the source in pixels, h, w = those of the out
 from __future__ import annotations
 
 import math
+import unicodedata
 import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -74,8 +75,11 @@ def list_slides(folder: str | Path) -> dict[str, Path]:
 
 
 def slide_name(path: str | Path) -> str:
-    """Return a file's name without the suffix of a slide (``a.b.ome.tiff`` is ``a.b``)."""
-    name = Path(path).name
+    """Return a file's name without the suffix of a slide (``a.b.ome.tiff`` is ``a.b``), composed as Unicode's NFC.
+
+    Macs decompose the names of files (NFD), so that the same name would be two.
+    """
+    name = unicodedata.normalize("NFC", Path(path).name)
     suffix = max((end for end in SUFFIXES if name.lower().endswith(end)), key=len, default="")
     return name[: len(name) - len(suffix)] or name
 
