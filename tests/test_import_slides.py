@@ -248,6 +248,12 @@ def test_a_second_annotation_file_of_a_slide_is_said_and_refused_where_it_repeat
         lab.load()
 
 
+def test_one_slide_under_two_names_is_refused(two_slides: Lab):
+    (two_slides.slides / "b.tif").write_bytes((two_slides.slides / "a.tif").read_bytes())
+    with pytest.raises(InputError, match=r"b\.tif: is the same slide as a\.tif; remove one"):
+        two_slides.load()
+
+
 def test_slides_that_would_be_two_spellings_of_a_patient_are_asked_about(lab: Lab, tmp_path: Path):
     for name in ("P1", "p01"):
         lab.tiff(name)

@@ -30,7 +30,7 @@ def boxes(*corners, value=255, shape=(16, 20)):
 
 
 def draw(folder, name, label, image_shape=None):
-    rng = np.random.default_rng(len(name))
+    rng = np.random.default_rng([*str(folder / name).encode()])
     image = rng.integers(0, 256, (*(image_shape or label.shape), 3), dtype=np.uint8)
     Image.fromarray(image).save(folder / f"{name}.png")
     Image.fromarray(label).save(folder / f"{name}-label.png")
@@ -304,6 +304,25 @@ def test_paths_of_windows_and_other_unicode_forms_are_found(tmp_path):
     draw(folder, "a", boxes((0, 0)))
     cohort = imported(tmp_path, "Bläschen\\a.png,Bläschen\\a-label.png,x,p1")
     assert cohort.regions["region"].tolist() == ["a"]
+
+
+def test_one_image_under_two_patients_is_refused_whatever_its_file_and_counted_under_one(pairs):
+    Image.open(pairs / "a.png").save(pairs / "b.png", compress_level=0)
+    cohort = imported(pairs, *ROWS[:2])
+    assert report_of(cohort)["repeated_images"] == 1
+    for name in ("c.png", "c.tif"):  # the same bytes, the same pixels
+        Image.open(pairs / "a.png").save(pairs / name)
+        with pytest.raises(
+            InputError, match=rf"row 4: {name} of patient p2 is the same image as a.png of patient p1 in"
+        ):
+            import_table(table(pairs, *ROWS[:2], f"{name},c-label.png,x,p2"), mpp=1, out=pairs / "twice")
+        assert not (pairs / "twice").exists()
+
+
+def test_images_of_one_colour_may_repeat(pairs):
+    for name in "ac":
+        Image.new("RGB", (20, 16), "white").save(pairs / f"{name}.png")
+    assert report_of(imported(pairs, *ROWS))["repeated_images"] == 0
 
 
 def test_a_slide_of_two_patients_is_an_error(pairs):

@@ -100,6 +100,16 @@ def test_a_patient_in_two_parts_is_an_error(tmp_path):
         check_disjoint(drawn)
 
 
+def test_two_spellings_of_a_patient_in_an_older_cohort_are_never_split(tmp_path):
+    drawn = cohort(
+        tmp_path, *(replace(region(name, name), split=part) for name, part in (("P1", "train"), ("p01", "test")))
+    )
+    with pytest.raises(InputError, match="patient P1 or p01 is in two parts, test and train; import the cohort again"):
+        check_disjoint(drawn)
+    with pytest.raises(InputError, match="patients 'P1' and 'p01' are probably one; import the cohort again"):
+        split_cohort(drawn, SplitConfig(), force=True)
+
+
 def test_the_tables_of_a_cohort_count_by_part_and_subtype(tmp_path):
     drawn = cohort(
         tmp_path,

@@ -93,6 +93,7 @@ def show_phantom(cohort: Cohort, arguments: Arguments) -> None:
 SMALLEST_PATCH_PX = 32  # what networks take
 IMPORT_LINES = {  # by the entries of import.json
     "slides_as_patients": "no --patients: each of {} slides is a patient; give --patients if one has several slides",
+    "repeated_images": "{} images are there once more: their tissue counts twice",
     "dropped_components": "dropped {} components of {dropped_px} px in all",
     "splines": "{} splines are drawn as the curves that ASAP shows",
     "repaired": "{} outlines crossed themselves and were repaired",

@@ -24,6 +24,7 @@ NOBODY = "none"  # where a file of patients is asked for
 PATIENTS_SEEN_FILE = "patients_seen.txt"  # beside exported generated images
 NAMED = 3  # patients that a message names
 RETRAIN = "train the generator on this cohort's training part only, or restore the split that it was trained on"
+SPELLINGS = "import the cohort again with one spelling"
 TABLES = ("regions.parquet", "instances.parquet", "cohort.json")  # the last one makes a cohort of the folder
 
 
@@ -131,6 +132,8 @@ def split_cohort(cohort: Cohort, config: SplitConfig, *, force: bool = False) ->
     ``force`` replaces a split that is there already; what was trained on the old one has still seen its patients.
     Raises MismatchError where the cohort has another split, and InputError where the amounts do not fit.
     """
+    if spelt := same_patient(sorted(cohort.regions["patient"].unique())):
+        raise InputError(f"{cohort.folder}: patients {spelt[0]!r} and {spelt[1]!r} are probably one; {SPELLINGS}")
     split = split_patients(patient_scores(cohort), {part: getattr(config, part) for part in PARTS}, config.seed)
     if cohort.regions["split"].notna().any() and not force:
         found = dict(zip(cohort.regions["patient"], cohort.regions["split"], strict=True))
@@ -155,13 +158,14 @@ def patient_scores(cohort: Cohort) -> dict[str, str | None]:
 
 
 def check_disjoint(cohort: Cohort) -> None:
-    """Raise InputError where a patient is in two parts."""
+    """Raise InputError where a patient, under one spelling or two, is in two parts."""
     pairs = cohort.regions[["patient", "split"]].dropna().drop_duplicates()
-    for patient, parts in pairs.groupby("patient")["split"]:
+    for _, rows in pairs.groupby(pairs["patient"].map(patient_key)):
+        parts, names = sorted(rows["split"].unique()), sorted(rows["patient"].unique())
         if len(parts) > 1:
+            again = f"run 'counterstain split {cohort.folder} --force'" if len(names) == 1 else SPELLINGS
             raise InputError(
-                f"{cohort.folder}: patient {patient} is in two parts, {' and '.join(sorted(parts))}; "
-                f"run 'counterstain split {cohort.folder} --force'"
+                f"{cohort.folder}: patient {' or '.join(names)} is in two parts, {' and '.join(parts)}; {again}"
             )
 
 

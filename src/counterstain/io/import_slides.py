@@ -32,7 +32,7 @@ from counterstain.io.slide_plan import Patient, SlidePlan, SlidesConfig, match_a
 from counterstain.io.slides import Box, Slide, Thumbnail, list_slides
 from counterstain.progress import Progress, silent
 from counterstain.storage import file_identity, read_json, replacing, sha256_of, write_json, write_parquet
-from counterstain.taxonomy import BACKGROUND, IGNORE, MEANINGS, Taxonomy
+from counterstain.taxonomy import BACKGROUND, IGNORE, MEANINGS, Taxonomy, first_alike
 
 SLIDES_FILE = "slides.json"  # what the slides were when the import began
 OVERVIEW_PX = 1400
@@ -99,6 +99,7 @@ def import_slides(
         raise InputError(
             f"{patients or slides}: {found[0]!r} and {found[1]!r} are two spellings of one patient; {remedy}"
         )
+    _check_copies(paths)
     table = read_region_table(str(regions)) if config.regions == "table" else {}
     matched = match_annotations(paths, files)
     plans = [
@@ -174,6 +175,18 @@ def _taxonomy(label_map: LabelMap, source: Path) -> Taxonomy:
                 "If it is a subtype of your own, list all subtypes in a file and give --taxonomy FILE"
             )
     return taxonomy_of(names, source.stem, source)
+
+
+def _check_copies(paths: Mapping[str, Path]) -> None:
+    """Raise InputError where two slides are one file; only files of one size are read for that."""
+    described = {
+        n: path.with_suffix("") / "Slidedat.ini" if path.suffix == ".mrxs" else path for n, path in paths.items()
+    }
+    sizes = Counter(file.stat().st_size for file in described.values() if file.is_file())
+    alike = {name: file for name, file in described.items() if file.is_file() and sizes[file.stat().st_size] > 1}
+    if found := first_alike(alike, lambda name: sha256_of(alike[name])):
+        first, second = (paths[name] for name in found)
+        raise InputError(f"{second}: is the same slide as {first.name}; remove one, so that its tissue counts once")
 
 
 def _check_names(paths: Mapping[str, Path], table: Mapping[str, Sequence[Box]], plans: Sequence[SlidePlan]) -> None:

@@ -22,13 +22,13 @@ from counterstain.config import Config, build
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.patches import Components, components
 from counterstain.data.region_store import Region
-from counterstain.data.split import PATIENTS_SEEN_FILE, read_patients_seen
+from counterstain.data.split import PATIENTS_SEEN_FILE, image_key, read_patients_seen
 from counterstain.errors import ConfigError, InputError, TaxonomyError
 from counterstain.io.labels import taxonomy_of
 from counterstain.io.masks import TISSUE, ValueMeanings, read_ids, read_mask
 from counterstain.io.pixel_readers import read_image
 from counterstain.io.slides import area_average
-from counterstain.io.table import Columns, read_table
+from counterstain.io.table import Columns, csv_rows, read_table
 from counterstain.progress import Progress, silent
 from counterstain.storage import fingerprint, read_json, sha256_of, write_json
 from counterstain.taxonomy import IGNORE, MEANINGS, Taxonomy
@@ -105,10 +105,13 @@ def import_table(
     known = _taxonomy(table, rows, config, taxonomy)
     read_label = _reader(config, known)
     taxonomy = known.merged(config.merge) if config.merge else known
+    files = rows["image"].map(sha256_of)
+    flat = [image for image in rows["image"][files.duplicated()] if image_key(read_image(image)) is None]
+    _check_repeated(table, rows, files.where(~files.isin([sha256_of(image) for image in flat])))
     source = {
         "kind": "table",
         "sha256": sha256_of(table),
-        "files": fingerprint([[sha256_of(file) for file in rows[column]] for column in ("image", "label")]),
+        "files": fingerprint([files.tolist(), [sha256_of(file) for file in rows["label"]]]),
         "options": config.model_dump(mode="json"),
     }
     if behind := patients_behind(table):
@@ -125,7 +128,9 @@ def import_table(
                     write_json(out / "notes" / f"{members[0]['row']}.json", vars(notes))
                     writer.add(slide, regions, part)
                 advance(len(members))
-        report = _report(out / "notes", rows)
+        total = _total(out / "notes")
+        repeated = _check_repeated(table, rows, rows["region"].map(total.images))
+        report = _report(total, rows) | {"repeated_images": repeated}
         _check_any(table, report, config)
     except InputError:
         _discard(out)
@@ -136,18 +141,35 @@ def import_table(
     return cohort
 
 
+def _check_repeated(table: Path, rows: pd.DataFrame, keys: pd.Series) -> int:
+    """Return how many rows repeat the image of another; raise InputError where two patients have it.
+
+    ``keys`` are hashes of the images, nothing for those of one colour.
+    """
+    known = rows.assign(key=keys).dropna(subset="key")
+    for _, alike in known[known["key"].duplicated(keep=False)].groupby("key", sort=False):
+        first, *others = alike[["row", "patient", "image"]].itertuples(index=False, name=None)
+        for row, patient, image in others:
+            if patient != first[1]:
+                raise InputError(
+                    f"{table} row {row}: {image.name} of patient {patient} is the same image as {first[2].name} of "
+                    f"patient {first[1]} in row {first[0]}; remove one, or give both rows one patient"
+                )
+    return int(known["key"].duplicated().sum())
+
+
 def patients_behind(table: Path) -> set[str]:
     """Return the patients behind generated images: those of the file beside a table, and of its own column."""
     beside = table.parent / PATIENTS_SEEN_FILE
     seen = set(read_patients_seen(beside)) if beside.exists() else set()
-    column = pd.read_csv(table, usecols=lambda name: name.strip() == "patients_seen", dtype=str, index_col=False)
-    for row, cell in enumerate(column.fillna("[]").to_numpy().ravel().tolist(), start=2):  # row 1 is the header
+    for where, row in csv_rows(table, (), ("patients_seen",)):
+        cell = row.get("patients_seen") or "[]"
         try:
             names = json.loads(cell)
         except (ValueError, RecursionError):
             names = None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InputError(f'{table} row {row}: patients_seen is {cell[:40]!r}; expected a list such as ["p1", "p2"]')
+            raise InputError(f'{where}: patients_seen is {cell[:40]!r}; expected a list such as ["p1", "p2"]')
         seen.update(names)
     return seen
 
@@ -211,6 +233,7 @@ def _region(
 ) -> Region:
     labels, kind = read_label(row)
     image = read_image(row["image"])
+    key = image_key(image)
     if config.shrink > 1:
         if min(labels.shape) < config.shrink:
             size = f"{labels.shape[1]} x {labels.shape[0]} px"
@@ -218,6 +241,8 @@ def _region(
         image, labels = _shrunk(image, config.shrink), _shrunk_labels(labels, config.shrink)
     found = components(labels, config.min_area_px)
     notes.add(found, taxonomy, kind)
+    if key:
+        notes.images[row["region"]] = key
     return Region(
         region=row["region"],
         slide=row["slide"],
@@ -252,6 +277,7 @@ class _Notes:
     instances: Counter[str] = field(default_factory=Counter)
     area_px: Counter[str] = field(default_factory=Counter)
     masks: Counter[str] = field(default_factory=Counter)
+    images: dict[str, str] = field(default_factory=dict)  # region -> key of its image
 
     def add(self, found: Components, taxonomy: Taxonomy, kind: str | None) -> None:
         areas = np.bincount(found.instances.ravel(), minlength=len(found.labels) + 1).tolist()
@@ -265,11 +291,15 @@ class _Notes:
             self.masks[kind] += 1
 
 
-def _report(notes: Path, rows: pd.DataFrame) -> dict[str, Any]:
+def _total(notes: Path) -> _Notes:
     total = _Notes()
     for file in sorted(notes.glob("*.json")):
         for name, counts in read_json(file).items():
             getattr(total, name).update(counts)
+    return total
+
+
+def _report(total: _Notes, rows: pd.DataFrame) -> dict[str, Any]:
     return {
         "regions": len(rows),
         "slides": int(rows["slide"].nunique()),
