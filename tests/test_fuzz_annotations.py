@@ -298,8 +298,6 @@ def test_an_import_of_corrupted_values_gives_a_cohort_or_one_line(tmp_path_facto
         assert [path.name for path in folder.iterdir()] == [file.name]
         return
     report = json.loads((cohort.folder / "import.json").read_text())
-    left_out = sum(report["skipped"].values()) + report["off_the_slide"]
-    assert report["annotations"] + left_out >= 1
     assert len(cohort.instances) <= report["annotations"]
 
 
