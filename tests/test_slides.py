@@ -9,6 +9,7 @@ import tifffile
 from PIL import Image
 
 from counterstain.errors import CounterstainWarning, InputError
+from counterstain.io import tiff_files
 from counterstain.io.regions import tissue_mask
 from counterstain.io.slides import Box, Slide, area_average, list_slides, slide_name
 
@@ -38,22 +39,24 @@ def write_ome(path: Path, image: np.ndarray, mpp: float = 0.25, unit: str = "µm
     return path
 
 
-def write_pyramid(path: Path, *levels: np.ndarray, reader: str = "tifffile", mpp: float = 0.25, **how) -> Path:
-    """Write a tiled pyramid that tifffile reads, or one of Trestle's scanners, which OpenSlide reads."""
-    plain = {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
-    trestle = {"resolution": (mpp, mpp), "software": "MedScan", "description": "Background Color=FFFFFF"}
+def write_pyramid(path: Path, *levels: np.ndarray, kind: str = "plain", mpp: float = 0.25, **how) -> Path:
+    """Write a tiled pyramid: plain or an SVS, which tifffile reads, or one of Trestle's, which OpenSlide reads."""
+    of_kind = {
+        "plain": {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"},
+        "svs": {"description": f"Aperio Image Library v11.2.1|AppMag = 20|MPP = {mpp}"},
+        "trestle": {"resolution": (mpp, mpp), "software": "MedScan", "description": "Background Color=FFFFFF"},
+    }
     usual = {"tile": (64, 64), "compression": "deflate", "photometric": "rgb", "metadata": None}
     with tifffile.TiffWriter(path) as file:
         for number, level in enumerate(levels):
-            layout = usual | (trestle if reader == "openslide" else plain) | how
-            file.write(level, subfiletype=int(number > 0), **layout)
+            file.write(level, subfiletype=int(number > 0 and kind != "svs"), **usual | of_kind[kind] | how)
     return path
 
 
-@pytest.fixture(params=["tifffile", "openslide"])
+@pytest.fixture(params=["plain", "svs", "trestle"])
 def drawn(request: pytest.FixtureRequest, tmp_path: Path):
-    """Write a slide that the reader named reads."""
-    return lambda *levels, **how: write_pyramid(tmp_path / "a.tif", *levels, **{"reader": request.param} | how)
+    """Write a slide of the kind named."""
+    return lambda *levels, **how: write_pyramid(tmp_path / "a.tif", *levels, **{"kind": request.param} | how)
 
 
 def test_a_cell_is_the_mean_of_the_area_under_it_with_parts_of_pixels_counted_in_part():
@@ -179,6 +182,20 @@ def test_a_tiffs_resolution_is_read_from_its_tags(tmp_path: Path):
         assert slide.mpp_level0 == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("segment", [{"tile": None, "rowsperstrip": 300}, {"tile": (304, 432)}])
+def test_one_compressed_strip_or_tile_for_the_whole_slide_is_refused_where_it_is_huge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segment: dict
+):
+    path = write_pyramid(tmp_path / "a.tif", noise(), **segment)
+    with Slide.open(path) as slide:
+        assert np.array_equal(slide.read(40, 30, 60, 50, mpp=0.25), noise()[30:80, 40:100])
+    monkeypatch.setattr(tiff_files, "MAX_SEGMENT_BYTES", 300_000)
+    with pytest.raises(
+        InputError, match=r"a.tif: is compressed in a (strip|tile) of 4\d\d x 30\d px.* save it in tiles"
+    ):
+        Slide.open(path)
+
+
 def test_planar_and_compressed_strips_are_read(tmp_path: Path):
     tifffile.imwrite(
         tmp_path / "a.tif", np.moveaxis(noise(), -1, 0), photometric="rgb", planarconfig="separate",
@@ -250,7 +267,7 @@ def test_a_resolution_that_no_microscope_has_is_an_error(drawn, mpp: float):
 )
 @pytest.mark.parametrize("tile", [(64, 64), None])
 def test_other_pixels_than_8_bits_rgb_are_refused_in_tiles_and_strips(drawn, image, how: dict, words: str, tile):
-    path = drawn(image, **({"tile": tile} if tile else {"tile": None, "reader": "tifffile"}) | how)
+    path = drawn(image, **({"tile": tile} if tile else {"tile": None, "kind": "plain"}) | how)
     with pytest.raises(InputError, match=rf"a\.tif: .*{words}") as error:
         Slide.open(path, mpp_level0=1)
     assert "\n" not in str(error.value)
