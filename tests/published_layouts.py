@@ -261,6 +261,23 @@ def unet(channels, mult, into, out, *, blocks=2, lowest_with_attention=0):
     return layout
 
 
+def betas(start=0.0015, end=0.0205, steps=1000):
+    """The square of a line, as CompVis computes it."""
+    return (torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2).float()
+
+
+def ddim(denoise, noise, betas, steps):
+    """Draw latents by DDIM without fresh noise, on CompVis' uniform timesteps."""
+    alphas = (1 - betas.double()).cumprod(0)
+    times = range(1, len(betas), len(betas) // steps)
+    before, x = [alphas[0], *(alphas[t] for t in times[:-1])], noise
+    for t, previous in reversed(list(zip(times, before, strict=True))):
+        predicted = denoise(x, torch.full((len(x),), t))
+        clean = (x - (1 - alphas[t]).sqrt() * predicted) / alphas[t].sqrt()
+        x = (previous.sqrt() * clean + (1 - previous).sqrt() * predicted).float()
+    return x
+
+
 def linear(state, name, x):
     return functional.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
 

@@ -4,10 +4,13 @@ import pytest
 import torch
 from drawn_cohort import HER2
 from drawn_requests import drawn_by
+from torch.nn import functional
 
 from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint
 from counterstain.generators.drawing import DiffusionGenerator
+from counterstain.generators.samplers import fresh_noise
 from counterstain.generators.spade import SpadeGenerator
+from counterstain.seeding import torch_generator
 
 STAGE = {"ch": 32, "ch_mult": (1, 2), "z": 3, "n_embed": 20, "blocks": 1}
 COMMON = ("--taxonomy", "her2", "--mpp", 0.5, "--size", 32, "--patients-seen", "none")
@@ -35,7 +38,7 @@ def ldm_file(tmp_path):
     stage = published.drawn(published.first_stage(**STAGE))
     state = {f"model.diffusion_model.{name}": t for name, t in denoiser.items()} | averaged
     state |= {f"first_stage_model.{name}": t for name, t in stage.items()}
-    state |= {"scale_factor": torch.tensor(0.5), "betas": torch.zeros(1000), "model_ema.decay": torch.tensor(0.99)}
+    state |= {"scale_factor": torch.tensor(0.5), "betas": published.betas(), "model_ema.decay": torch.tensor(0.99)}
     return saved(tmp_path / "model.ckpt", {"state_dict": state, "epoch": 3})
 
 
@@ -85,6 +88,134 @@ def test_latent_diffusion_comes_in_draws_and_goes_out_as_it_came(run, ldm_file, 
     back = torch.load(tmp_path / "back" / "model.ckpt", weights_only=True)["state_dict"]
     kept = {name: t for name, t in given.items() if not name.startswith(("model_ema.", "betas"))}
     assert equal(back, kept)
+
+
+def test_an_imported_denoiser_draws_what_the_authors_code_draws(run, ldm_file, tmp_path):
+    state = torch.load(ldm_file, weights_only=True)["state_dict"]
+    unet = published.drawn(published.unet(32, (1, 2), 9, 3, blocks=1))
+    stage = published.drawn(published.first_stage(32, (1, 2, 2), 3, n_embed=20, blocks=1))
+    state |= {f"first_stage_model.{name}": t for name, t in stage.items()}
+    draw_with = ("--set", "diffusion.sampler.steps=4", "--set", "diffusion.sampler.eta=0")
+    words = ("--kind", "diffusion", "--out", tmp_path / "c", *COMMON, *draw_with)
+    assert run("import", "weights", saved(tmp_path / "f4.ckpt", state), *words)[0] == 0
+    generator = DiffusionGenerator.load(tmp_path / "c")
+    mask = np.random.default_rng(0).integers(0, 6, (1, 32, 32), dtype=np.uint8)
+    drawn = drawn_by(generator, mask, [5])[0].astype(int)
+
+    shown = functional.one_hot(torch.from_numpy(mask).long(), 6).movedim(-1, 1).float()
+    for _ in range(2):  # their SpatialRescaler with n_stages 2
+        shown = functional.interpolate(shown, scale_factor=0.5, mode="bilinear")
+
+    def denoise(x, t):
+        return published.run_unet(unet, torch.cat([x, shown], 1), t, channels=32, mult=(1, 2), head_width=8, blocks=1)
+
+    noise = fresh_noise((3, 8, 8), [torch_generator(5, "sample")])
+    latents = published.ddim(denoise, noise, state["betas"], 4) / state["scale_factor"]
+    theirs = published.run_decoder(stage, latents, scales=3, blocks=1)
+    expected = ((theirs.clamp(-1, 1) + 1) * 127.5).round().movedim(1, -1)[0].numpy()
+    assert expected.std() > 20
+    assert np.abs(drawn - expected).max() <= 1
+
+
+@pytest.fixture
+def imported(run, ldm_file, tmp_path):
+    """Import a denoiser with changes to its file; the status, what is printed and the errors."""
+
+    def call(*options, **changes):
+        state = torch.load(ldm_file, weights_only=True)["state_dict"] | changes.pop("tensors", {})
+        state = {name: t for name, t in state.items() if name not in changes.get("without", ())}
+        file = saved(tmp_path / "changed.ckpt", state)
+        return run("import", "weights", file, "--kind", "diffusion", "--out", tmp_path / "c", *COMMON, *options)
+
+    return call
+
+
+def test_the_noise_is_that_of_the_file_and_what_no_file_tells_is_printed(imported, tmp_path):
+    status, printed, _ = imported(tensors={"betas": published.betas(0.0015, 0.0195, 500)})
+    noise = read_header(tmp_path / "c").config["noise"]
+    assert (status, noise["timesteps"], noise["beta_start"], noise["beta_end"]) == (0, 500, 0.0015, 0.0195)
+    assert "8 attention heads, predicts epsilon, the last weights, not their moving average" in printed
+
+
+KL_STAGE = published.drawn({f"first_stage_model.{n}": s for n, s in published.first_stage(32, (1, 2), 3).items()})
+
+
+@pytest.mark.parametrize(
+    ("options", "without", "message"),
+    [
+        ((), ("scale_factor",), None),
+        (("--scale-factor", 0.25), ("scale_factor",), None),
+        (("--scale-factor", 0.25), (), "holds scale_factor 0.5, not 0.25"),
+        (("--scale-factor", 0), ("scale_factor",), "expected a number above 0"),
+        (("--scale-factor", "nan"), ("scale_factor",), "expected a number above 0"),
+    ],
+)
+def test_a_scale_factor_that_stands_only_in_their_config_is_an_option(imported, tmp_path, options, without, message):
+    status, printed, errors = imported(*options, without=without)
+    if message is None:
+        factor = dict(zip(options[::2], options[1::2], strict=True)).get("--scale-factor", 1)
+        assert (status, f"scale factor {factor}" in printed) == (0, True)
+        assert load_checkpoint(tmp_path / "c", "diffusion")[1]["latent_sd"].tolist() == [1 / factor] * 3
+    else:
+        assert (status, message in errors) == (2, True)
+        assert not (tmp_path / "c").exists()
+
+
+SEVERAL = published.drawn(
+    {
+        f"model.diffusion_model.{n}": s
+        for n, s in published.unet(32, (1, 2), 9, 3, blocks=1, lowest_with_attention=2).items()
+    }
+)
+
+
+def test_heads_at_several_scales_are_asked_for(imported, tmp_path):
+    for options, message in (
+        ((), "attends with 32 and 64 features, and does not tell how heads share them: give --head-channels N"),
+        (("--set", "diffusion.heads=4"), "give --head-channels N"),
+        (("--head-channels", 24), "which such heads cannot share"),
+    ):
+        status, _, errors = imported(*options, tensors=SEVERAL)
+        assert (status, message in errors) == (2, True)
+    moved = [f"model.diffusion_model.output_blocks.1.1.conv.{part}" for part in ("weight", "bias")]
+    assert imported("--head-channels", 16, tensors=SEVERAL, without=moved)[0] == 0
+    assert read_header(tmp_path / "c").config["heads"] == 4
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (
+            {"betas": torch.linspace(0.1, 0.2, 1000) ** 3},
+            "its betas rise from 0.001 to 0.008 in a way that",
+        ),
+        ({"betas": torch.zeros(0)}, "tensors of shapes that the published layout does not have"),
+        ({"scale_factor": torch.tensor(float("nan"))}, "expected a number above 0"),
+        ({"scale_factor": torch.ones(3)}, "tensors of shapes that the published layout does not have"),
+        ({"cond_stage_model.channel_mapper.weight": torch.zeros(6, 6, 1, 1)}, "a network of its own makes of the mask"),
+        (
+            {"model.diffusion_model.out.2.bias": torch.full((3,), float("nan"))},
+            "3 of 3 values of unet.conv_out",
+        ),
+        ({"model.diffusion_model.out.2.weight": torch.zeros(())}, "tensors of shapes that the published layout"),
+        ({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(0, 9, 3, 3)}, "no multiples of 0"),
+        ({"first_stage_model.post_quant_conv.weight": torch.zeros(3)}, "tensors of shapes that the published layout"),
+        (KL_STAGE, "encoder.conv_out.weight is (6, 64, 3, 3), expected (3, 64, 3, 3)"),
+    ],
+)
+def test_what_a_damaged_or_other_denoiser_holds_is_named(imported, tmp_path, tensors, message):
+    status, _, errors = imported(tensors=tensors)
+    assert (status, errors.count("\n")) == (2, 1)
+    assert message in errors
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_scale_factor_of_kl_latents_is_never_guessed(imported):
+    kl = KL_STAGE | {"scale_factor": torch.tensor(0.18215)}
+    quantiser = ("first_stage_model.quantize.embedding.weight",)
+    assert imported(tensors=kl, without=quantiser)[0] == 0
+    status, _, errors = imported("--out", "d", tensors=kl, without=(*quantiser, "scale_factor"))
+    assert (status, "give --scale-factor as in their config" in errors) == (2, True)
 
 
 def test_heads_that_cannot_share_the_features_are_refused(run, ldm_file, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -303,6 +304,8 @@ def import_weights(
     mpp: float | None = None,
     autoencoder: PathLike | None = None,
     averaged: bool = False,
+    head_channels: int | None = None,
+    scale_factor: float | None = None,
     preset: str = "paper",
     config: PathLike | None = None,
     settings: Settings | None = None,
@@ -332,6 +335,10 @@ def import_weights(
         diffusion: checkpoint of the first stage, where the files hold none.
     averaged : bool
         diffusion: take the moving average of the weights.
+    head_channels : int, optional
+        diffusion: num_head_channels of their config, which attention at several scales needs.
+    scale_factor : float, optional
+        diffusion: scale_factor of their config, where the file holds none.
     preset : str
         Recipe for what weights do not tell: heads, noise, sampler.
     config : str or Path, optional
@@ -343,11 +350,15 @@ def import_weights(
 
     if kind not in KINDS:
         raise ConfigError(f"--kind {kind}: expected one of {', '.join(KINDS)}")
-    if kind != "diffusion" and (autoencoder is not None or averaged):
-        raise ConfigError(f"--kind {kind}: --autoencoder and --averaged are for diffusion")
+    if kind != "diffusion" and (averaged or (autoencoder, head_channels, scale_factor) != (None, None, None)):
+        raise ConfigError(
+            f"--kind {kind}: --autoencoder, --averaged, --head-channels and --scale-factor are for diffusion"
+        )
     recipe = recipe_of(preset, config, settings)
     opened = None if cohort is None else open_cohort(cohort)
-    facts = _facts(taxonomy, opened, mpp, size, patients_seen)
+    facts = replace(
+        _facts(taxonomy, opened, mpp, size, patients_seen), head_channels=head_channels, scale_factor=scale_factor
+    )
     return published_weights.import_weights(
         [Path(file) for file in files],
         Path(out),

@@ -181,6 +181,8 @@ def show_weights(header: Any, arguments: Arguments) -> None:
         known = set(Cohort.open(arguments["cohort"]).regions["patient"])
         echo(f"{len(known & set(header.patients_seen))} of {seen} patients seen are of {arguments['cohort']}")
     echo(f"it counts as trained on {seen} patients" if seen else "it counts as trained on no patient of yours")
+    if assumed := header.notes.get("assumed"):
+        echo(f"taken for granted, as weights do not tell (compare with their configuration): {', '.join(assumed)}")
 
 
 def show_parts(cohort: Cohort, _: Arguments | None = None) -> None:

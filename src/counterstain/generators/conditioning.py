@@ -95,7 +95,7 @@ def edges(instances: Tensor) -> Tensor:
 def shrink(condition: Tensor, factor: int, how: Shrinking) -> Tensor:
     """Bring a condition, (B, L, H, W), to the size of the latents.
 
-    ``area`` gives the share of each label under a latent, ``bilinear`` is what the authors' code does.
+    ``area`` gives the share of each label under a latent, ``bilinear`` looks at the four pixels in its middle alone.
     """
     if how == "area" or factor == 1:
         return functional.avg_pool2d(condition, factor)

@@ -247,7 +247,8 @@ class DiffusionConfig(Config):
     heads: Annotated[int, Field(ge=1, le=1024)] = 8
     """Attention heads."""
     condition: Shrinking = "area"
-    """How the label mask is brought to the size of the latents."""
+    """How the label mask is brought to the size of the latents: ``area`` is the share of each label under a latent, as
+    the authors' two bilinear halvings give it; ``bilinear`` is one step to the whole factor, as in earlier versions."""
     condition_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of training samples without a mask, for classifier-free guidance."""
     style: StyleConfig | None = None

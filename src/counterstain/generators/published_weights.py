@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from counterstain.checkpoints import (
@@ -17,16 +19,17 @@ from counterstain.checkpoints import (
     load_checkpoint,
     read_header,
     read_state,
+    require_finite,
     require_taxonomy,
     save_checkpoint,
 )
 from counterstain.config import Config, build, build_stored
 from counterstain.data.split import PATIENTS_SEEN_FILE, read_patients_seen
-from counterstain.errors import ConfigError, InputError, MismatchError
+from counterstain.errors import ConfigError, CounterstainError, InputError, MismatchError
 from counterstain.generators import published_layouts as layouts
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.diffusion import Diffusion
-from counterstain.generators.diffusion_config import AutoencoderConfig, DiffusionConfig
+from counterstain.generators.diffusion_config import AutoencoderConfig, DiffusionConfig, NoiseConfig
 from counterstain.generators.published_layouts import SpadePart, State, to_ours, to_published
 from counterstain.generators.spade import Spade
 from counterstain.generators.spade_config import SpadeConfig
@@ -50,6 +53,10 @@ class Facts:
     """Edge of its training patches."""
     patients_seen: tuple[str, ...] = ()
     """Every patient whose tissue it was trained on; empty = none of any cohort."""
+    head_channels: int | None = None
+    """Features of an attention head of a denoiser (``num_head_channels``); None = by the number of heads."""
+    scale_factor: float | None = None
+    """What a denoiser's latents are multiplied by, where the file does not tell."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +104,15 @@ def import_weights(
             raise InputError(f"{path}: no such weights file")
     made = None
     if not is_finished(out):  # before anything is written
-        match config:
-            case SpadeConfig():
-                made = _spade(files, config, facts)
-            case AutoencoderConfig():
-                made = _Made(*_first_stage(read_state(_only(files)), config, facts.size_px, str(files[0])))
-            case DiffusionConfig():
-                made = _diffusion(_only(files), config, facts, first_stage, autoencoder, averaged=averaged)
+        with _odd_shapes_named(files):
+            match config:
+                case SpadeConfig():
+                    made = _spade(files, config, facts)
+                case AutoencoderConfig():
+                    made = _Made(*_first_stage(read_state(_only(files)), config, facts.size_px, str(files[0])))
+                case DiffusionConfig():
+                    made = _diffusion(_only(files), config, facts, first_stage, autoencoder, averaged=averaged)
+        require_finite(made.state, ", ".join(map(str, files)))
     kind = type(config).__name__.removesuffix("Config").lower()
     origin = {path.name: sha256_of(path) for path in files}
     seen = set(read_header(autoencoder).patients_seen if autoencoder else ())
@@ -111,7 +120,9 @@ def import_weights(
         seen.update(read_patients_seen(folder / PATIENTS_SEEN_FILE))  # as export_weights writes it
     common = {"mpp": facts.mpp, "size_px": facts.size_px, "patients_seen": sorted({*facts.patients_seen, *seen})}
     identity = {"kind": kind, "files": origin, "taxonomy": facts.taxonomy.model_dump(mode="json")}
-    claim(out, "import weights", identity | common | {"config": config.model_dump(mode="json")})
+    stated = {"head_channels": facts.head_channels, "scale_factor": facts.scale_factor}
+    told = {name: value for name, value in stated.items() if value is not None}
+    claim(out, "import weights", identity | common | told | {"config": config.model_dump(mode="json")})
     if made is None:
         return read_header(out)
     header = CheckpointHeader(
@@ -124,6 +135,19 @@ def import_weights(
         **common,
     )
     return save_checkpoint(out, made.state, header)
+
+
+@contextmanager
+def _odd_shapes_named(files: Sequence[Path]) -> Iterator[None]:
+    try:
+        yield
+    except CounterstainError:
+        raise
+    except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise MismatchError(
+            f"{', '.join(map(str, files))}: has tensors of shapes that the published layout does not have ({reason})"
+        ) from error
 
 
 def _only(files: Sequence[Path]) -> Path:
@@ -146,16 +170,19 @@ def _spade(files: Sequence[Path], config: SpadeConfig, facts: Facts) -> _Made:
             f"with background, so {labels} or, with instance edges, {labels + 1}"
         )
     if size_px != facts.size_px:
-        raise MismatchError(f"{source}: draws images of {size_px} px, not {facts.size_px}; give --size {size_px}")
+        raise MismatchError(
+            f"{source}: draws images of {size_px} px, not {facts.size_px}; give --size {size_px} (a network trained "
+            "with another --num_upsampling_layers than normal cannot be used)"
+        )
     fitted = _fitted(config, found | {"edge_channel": channels == labels + 1}, source)
-    # Not on the meta device: the power iterations of the spectral norms take longer there.
-    with torch.random.fork_rng():
+    with torch.device("meta"):
         model = Spade(fitted.model_copy(update={"vgg_weight": 0.0, "initial_gain": None}), labels, size_px)
     state: dict[str, Tensor] = {}
     for part, published in states.items():
         network: nn.Module = getattr(model, part)
         state |= _with_prefix(to_ours(layouts.SPADE, published, network.state_dict(), sources[part]), f"{part}.")
-    return _Made(fitted, state, {"parts": sorted(states)})
+    assumed = ["the last channel shows borders between instances"] if fitted.edge_channel else []
+    return _Made(fitted, state, {"parts": sorted(states), "assumed": assumed})
 
 
 def _spade_parts(files: Sequence[Path]) -> tuple[dict[SpadePart, State], dict[SpadePart, str]]:
@@ -205,7 +232,13 @@ def _diffusion(
     stage = stage.for_use()
     stage_state = {f"first_stage.{name}": value for name, value in state.items() if name.startswith("network.")}
     weights = _without_prefix(published, layouts.DENOISER_PREFIX) or published
-    fitted = _diffusion_config(config, layouts.denoiser_settings(weights, source), stage, facts, source)
+    if conditioner := _without_prefix(published, "cond_stage_model."):
+        raise MismatchError(
+            f"{source}: shows its network what a network of its own makes of the mask (cond_stage_model, "
+            f"{len(conditioner)} tensors); ours is shown the share of each label"
+        )
+    found = layouts.denoiser_settings(weights, source) | _noise_settings(published, config.noise, source)
+    fitted = _diffusion_config(config, found, stage, facts, source)
     with torch.device("meta"):
         model = Diffusion(fitted, Autoencoder(stage, facts.size_px), labels)
     ours = model.unet.state_dict()
@@ -214,13 +247,50 @@ def _diffusion(
         weights = layouts.averaged_denoiser(published, layout.groups(ours), source)
     made = _with_prefix(to_ours(layout, weights, ours, source), "unet.")
     made["latent_mean"] = torch.zeros(stage.latent_channels)
-    made["latent_sd"] = torch.full((stage.latent_channels,), 1 / float(published.get("scale_factor", 1.0)))
+    scale_factor = _scale_factor(published, stage, facts, source)
+    made["latent_sd"] = torch.full((stage.latent_channels,), 1 / scale_factor)
     if missing := set(model.state_dict()) - set(made):
         raise MismatchError(
             f"{source}: the recipe asks for {min(missing)}, which published denoisers do not have; use --preset paper"
         )
+    assumed = [f"{fitted.heads} attention heads", f"predicts {fitted.noise.prediction}"]
+    assumed += [] if "betas" in published else [f"noise from {fitted.noise.beta_start:g} to {fitted.noise.beta_end:g}"]
+    assumed += [] if "scale_factor" in published else [f"scale factor {scale_factor:g}"]
+    if not averaged and any(name.startswith(layouts.AVERAGED_PREFIX) for name in published):
+        assumed.append("the last weights, not their moving average")
     notes = {"first_stage": stage.model_dump(mode="json"), "first_stage_sha256": digest, "averaged": averaged}
-    return _Made(fitted, made | stage_state, notes)
+    return _Made(fitted, made | stage_state, notes | {"assumed": assumed})
+
+
+def _noise_settings(published: State, noise: NoiseConfig, source: str) -> dict[str, Any]:
+    """Read the noising process off a file that holds it."""
+    if "betas" not in published:
+        return {}
+    betas = published["betas"].float()
+    ends = {"beta_start": float(f"{betas[0]:.6g}"), "beta_end": float(f"{betas[-1]:.6g}")}
+    for schedule in ("scaled_linear", "linear", "squaredcos_cap_v2"):
+        changes: dict[str, Any] = {"timesteps": len(betas), "schedule": schedule, "zero_terminal_snr": False}
+        changes |= {} if schedule == "squaredcos_cap_v2" else ends
+        found = build(NoiseConfig, noise.model_dump(mode="json") | changes, f"{source}: betas")
+        if torch.allclose(DDPMScheduler(**found.scheduler_settings()).betas, betas, rtol=1e-3, atol=1e-8):
+            return {"noise": found.model_dump(mode="json")}
+    raise MismatchError(f"{source}: its betas rise from {betas[0]:g} to {betas[-1]:g} in a way that ours do not know")
+
+
+def _scale_factor(published: State, stage: AutoencoderConfig, facts: Facts, source: str) -> float:
+    stated, asked = published.get("scale_factor"), facts.scale_factor
+    found = asked if stated is None else float(stated)
+    if found is None and stage.kind == "kl":
+        raise ConfigError(
+            f"{source}: holds no scale_factor, which denoisers of kl latents have; give --scale-factor as in their "
+            "config, or 1 where it has none"
+        )
+    if stated is not None and asked is not None and abs(asked / float(stated) - 1) > 1e-3:
+        raise MismatchError(f"{source}: holds scale_factor {float(stated):g}, not {asked:g}; leave --scale-factor out")
+    found = 1.0 if found is None else found
+    if not 1e-6 < found < 1e6:
+        raise ConfigError(f"{source}: scale_factor {found:g}: expected a number above 0")
+    return found
 
 
 def _diffusion_config(
@@ -234,13 +304,23 @@ def _diffusion_config(
             f"{source}: takes {inputs - latents} channels beside the latents; taxonomy {facts.taxonomy.name} has "
             f"{labels} labels with background"
         )
-    fitted = _fitted(config, found, source)
-    widths = [fitted.channels * m for m in fitted.multipliers]
-    attending = widths[-max(1, fitted.attention_scales) :]
-    if widths[-1] % fitted.heads or any(width % (widths[-1] // fitted.heads) for width in attending):
+    widths = [found["channels"] * m for m in found["multipliers"]]
+    attending, width = widths[-max(1, found["attention_scales"]) :], facts.head_channels
+    features = f"{source} attends with {' and '.join(map(str, attending))} features"
+    if width is None and len(set(attending)) > 1:
         raise ConfigError(
-            f"diffusion.heads {fitted.heads}: {source} attends with {', '.join(map(str, attending))} features, which "
-            "equally wide heads cannot share; give the number of heads at the lowest scale by --set diffusion.heads=N"
+            f"{features}, and does not tell how heads share them: give --head-channels N where their config has "
+            "num_head_channels: N; heads of num_heads differ in width between the scales, which ours cannot"
+        )
+    if width is not None:
+        if width < 1 or any(of_scale % width for of_scale in attending):
+            raise ConfigError(f"--head-channels {width}: {features}, which such heads cannot share")
+        found["heads"] = widths[-1] // width
+    fitted = _fitted(config, found, source)
+    if widths[-1] % fitted.heads:
+        raise ConfigError(
+            f"diffusion.heads {fitted.heads}: {features}, which so many heads cannot share; give their number as in "
+            "their config (num_heads) by --set diffusion.heads=N"
         )
     return fitted
 
