@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from typer.testing import CliRunner
 
 import counterstain
 from counterstain.audit.audit import audit_sets, require_auditable, sheet, training_halves
+from counterstain.audit.copies import CopiesFound
 from counterstain.audit.fidelity import coverage, features_of, frechet_distance, kernel_distance, nearest
 from counterstain.audit.findings import HALVES, HELD_OUT, AuditConfig, seam, stain_density, stain_table
 from counterstain.audit.judge import instance_loss, instance_probabilities, load_judge, train_judge
@@ -183,6 +186,36 @@ def test_a_generator_that_listens_adheres_as_well_as_real_tissue(audit, sets):
     assert deaf.adherence.drop("LCIS/DCIS").max() < 0.2
     assert deaf.adherence["LCIS/DCIS"] > 0.9
     assert listens.confusion.to_numpy().sum() == (sets["listens"].instances["area_px"] >= 20).sum()
+
+
+def test_an_audit_says_in_words_what_its_figures_mean(audit):
+    halves, held_out, *sets = audit.findings
+    without_copies = [replace(found, copies=CopiesFound()) for found in sets]  # discs are alike
+    judge, listens, deaf = replace(audit, findings=(halves, held_out, *without_copies)).in_words()
+    assert judge.startswith("The judge, on held-out real tissue, takes these shares")
+    assert "guessing would be right for 0.20" in judge
+    assert "look as asked about as often as in real tissue" in listens
+    assert listens.endswith("nothing speaks against it.")
+    assert re.search(r"fewer instances than in real tissue look as asked \(HER2 0 0.\d\d against", deaf)
+    assert "more than patients do from each other" in deaf
+    assert deaf.endswith("look into this before you use it.")
+    copied = replace(sets[0], copies=CopiesFound(share=0.4))
+    assert (
+        "40% resemble training tissue more closely than 99 %"
+        in replace(audit, findings=(halves, held_out, copied)).in_words()[1]
+    )
+
+
+def test_a_judge_that_does_not_know_real_tissue_is_said_to_be_worth_nothing(audit):
+    halves, held_out, *sets = audit.findings
+    confusion = held_out.confusion * 0 + 3  # it guesses
+    confusion.loc["HER2 0"] = 0
+    weak = replace(audit, findings=(halves, replace(held_out, confusion=confusion), *sets))
+    said = " ".join(weak.in_words())
+    assert "It does not know HER2 1+, HER2 2+, HER2 3+, LCIS/DCIS: what it says of these in a set means nothing" in said
+    assert "No held-out instance of HER2 0 was judged" in said
+    assert "Train it on more patients or for more steps" in said
+    assert "nothing speaks against it" not in said
 
 
 def test_what_looks_like_real_tissue_is_nearer_to_it(audit):

@@ -12,6 +12,7 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from counterstain.audit.copies import CopyCheck, CopySearch, Match
+from counterstain.audit.fidelity import JUDGE
 from counterstain.audit.findings import (
     FEWEST_PATCHES,
     HALVES,
@@ -32,7 +33,7 @@ from counterstain.data.split import check_no_leak
 from counterstain.errors import InputError, MismatchError
 from counterstain.generators.methods import METHODS
 from counterstain.seeding import derive, numpy_generator
-from counterstain.storage import replacing, sha256_of, write_csv, write_json
+from counterstain.storage import replacing, sha256_of, write_csv, write_json, write_text
 from counterstain.taxonomy import IGNORE
 
 MOST_DRAWN = 50  # patches drawn for each one wanted, before half of the patients count as almost without tissue
@@ -172,7 +173,8 @@ def audit_sets(
         copies = check.look(patches, drawn, own_tissue="counterstain" not in patch_set.header.settings)
         findings.append(evaluator.measure(name, patches, training, kept=kept, copies=copies))
         advance(1)
-    return Audit(findings=tuple(findings), training_patches=training.patches, search=check.search)
+    own = config.features == JUDGE
+    return Audit(findings=tuple(findings), training_patches=training.patches, search=check.search, judge_features=own)
 
 
 def _kept_subtypes(patch_set: PatchSet) -> frozenset[int]:
@@ -202,9 +204,9 @@ def _headers(sets: Mapping[str, PatchSet]) -> dict[str, Any]:
 
 def write_audit(audit: Audit, sets: dict[str, PatchSet], config: AuditConfig, out: Path) -> None:
     """Write ``audit.csv`` (a row per kind of images), ``confusion.csv``, ``nearest.csv``, ``copies.csv``,
-    ``audit.json`` (settings and sets), and for each set ``SET-nearest.png`` (drawn images above the sampled training
-    patches nearest to them), ``SET-copies.png`` (above the training tissue that they resemble most) and
-    ``SET-examples.png`` (below the subtypes that were asked for).
+    ``audit.json`` (settings and sets), ``audit.txt`` (what the figures mean), and for each set ``SET-nearest.png``
+    (drawn images above the sampled training patches nearest to them), ``SET-copies.png`` (above the training tissue
+    that they resemble most) and ``SET-examples.png`` (below the subtypes that were asked for).
     """
     write_csv(out / "audit.csv", audit.table())
     asked = {f.name: f.confusion.rename_axis("asked").reset_index() for f in audit.findings}
@@ -213,6 +215,7 @@ def write_audit(audit: Audit, sets: dict[str, PatchSet], config: AuditConfig, ou
     write_csv(out / "copies.csv", _joined({f.name: f.copies.table for f in audit.findings}))
     write_csv(out / "nearest.csv", _joined({f.name: f.nearest for f in audit.findings}))
     write_json(out / "audit.json", {"settings": config.model_dump(mode="json"), "sets": _headers(sets)})
+    write_text(out / "audit.txt", "\n".join(audit.in_words()) + "\n")
     for findings in audit.findings:
         if findings.name not in REFERENCES:
             patch_set = sets[findings.name]

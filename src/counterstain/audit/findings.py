@@ -37,6 +37,9 @@ REAL = frozenset({IGNORE})  # of real patches every instance counts that has a s
 HALVES, HELD_OUT = "training halves", "held out"
 REFERENCES = (HALVES, HELD_OUT)
 FEWEST_PATCHES = 50
+RECOGNISED = 0.5  # of a subtype's held-out instances: below, a judge mistakes it more often than not
+LESS = 0.1  # what a share must be lower by to be called lower
+COPIED = 0.05  # share of near copies that is worth a look; of held-out tissue it is 0.01 by definition
 
 Stain = Literal["dab", "eosin"]
 
@@ -118,9 +121,69 @@ class Audit:
     search: CopySearch
     """The training tissue in which copies were looked for."""
 
+    judge_features: bool = True
+    """Whether distances are measured in the judge's own features."""
+
     def table(self) -> pd.DataFrame:
         """Return a row per kind of images."""
         return pd.DataFrame([findings.row() for findings in self.findings])
+
+    def in_words(self) -> list[str]:
+        """Say what the judge is worth, and then of each set what the figures mean."""
+        halves, held_out, *sets = self.findings
+        worth = held_out.adherence
+        known = [name for name in worth.index if worth[name] >= RECOGNISED]
+        return [*self._on_judge(held_out, known), *(_on_set(found, halves, held_out, known) for found in sets)]
+
+    def _on_judge(self, held_out: Findings, known: Sequence[str]) -> list[str]:
+        """Say how well the judge knows the subtypes of real tissue that it has not seen."""
+        instances, worth = held_out.confusion.sum(axis=1), held_out.adherence
+        shares = ", ".join(f"{s} {worth[s]:.2f} of {instances[s]}" for s in worth.index if instances[s])
+        begin = "The judge, on held-out real tissue, takes these shares of the instances for what they are:"
+        lines = [f"{begin} {shares}; guessing would be right for {1 / len(worth):.2f}."]
+        mistaken = [name for name in worth.index if worth[name] < RECOGNISED]
+        if mistaken:
+            lines.append(
+                f"It does not know {', '.join(mistaken)}: what it says of these in a set means nothing, good or bad."
+            )
+        if unseen := [name for name in worth.index if not instances[name]]:
+            lines.append(
+                f"No held-out instance of {', '.join(unseen)} was judged: its word on these cannot be checked."
+            )
+        if not known:
+            features = " Distances are measured in its features, and say as little." if self.judge_features else ""
+            lines.append(
+                f"This judge cannot tell whether a set shows what was asked.{features} Train it on more patients or "
+                "for more steps (judge.training.steps), and audit again."
+            )
+        return lines
+
+
+def _on_set(found: Findings, halves: Findings, held_out: Findings, known: Sequence[str]) -> str:
+    """Say of one set whether it shows what was asked, looks like tissue, and is no copy of it."""
+    asked, real, frechet = found.adherence, held_out.adherence, found.frechet
+    judged = [name for name in known if not np.isnan(asked[name])]
+    less = [f"{name} {asked[name]:.2f} against {real[name]:.2f}" for name in judged if asked[name] < real[name] - LESS]
+    apart = max(halves.frechet.value, held_out.frechet.value)
+    figures = f"(Fréchet distance {frechet.value:.2f}; patients {apart:.2f})"
+    coverages = f"(coverage {found.coverage:.2f} against {held_out.coverage:.2f})"
+    good, bad = [], []
+    if less:
+        bad.append(f"fewer instances than in real tissue look as asked ({', '.join(less)})")
+    elif judged:
+        good.append(f"instances look as asked about as often as in real tissue ({', '.join(judged)})")
+    if frechet.low > apart:
+        bad.append(f"its images differ from real ones more than patients do from each other {figures}")
+    elif not np.isnan(frechet.low):
+        good.append(f"its images are not measurably further from real ones than patients from each other {figures}")
+    if found.coverage < held_out.coverage - LESS:
+        bad.append(f"they show less of the variety of real tissue {coverages}")
+    if found.copies.share > COPIED:
+        closer = "resemble training tissue more closely than 99 % of held-out patches do"
+        bad.append(f"{found.copies.share:.0%} {closer}: see {found.name}-copies.png for copies of patients")
+    unjudged = "nobody could say whether it shows what was asked" if not judged else "nothing speaks against it"
+    verdict = "look into this before you use it" if bad else unjudged
+    return f"{found.name}: {'; '.join([*bad, *good])}. In short: {verdict}."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -292,6 +292,7 @@ def show_audit(audit: Audit, arguments: Arguments) -> None:
     ]
     title = "against real training patches; 95 % intervals over patients; adherence = share that looks as asked"
     print_table(("", *(f.name for f in found)), rows, title=title)
+    echo("\n".join(audit.in_words()))
     echo(f"tables and pictures: {arguments['out']}")
 
 
