@@ -106,3 +106,10 @@ def test_what_is_cut_is_counted_and_what_is_outside_is_left_out():
 
 def test_the_region_of_an_empty_slide_places_nothing():
     assert place([], Box(0, 0, 10, 10, "a")).polygons == []
+
+
+def test_a_map_painted_in_pieces_equals_the_whole():
+    drawn = [(i, blob(i, numpy_generator(i, "centre").uniform(0, 200, 2), 25)) for i in range(1, 30)]
+    window = module.InstanceWindow(drawn, (200, 210))
+    pieces = [[window.read(y, x, min(37, 200 - y), 105) for x in (0, 105)] for y in range(0, 200, 37)]
+    assert np.array_equal(np.block(pieces), rasterise(drawn, (200, 210)))

@@ -256,22 +256,38 @@ def rasterise(instances: Sequence[tuple[int, Outline]], shape: tuple[int, int]) 
     -------
     (H, W) int32 array, 0 = background
     """
-    drawn = np.array([polygon for _, polygon in instances], dtype=object)
-    ids = np.array([instance for instance, _ in instances], np.int64)
-    order = np.lexsort((ids, -shapely.area(drawn)))
-    last_point = np.cumsum(shapely.get_num_coordinates(drawn[order]))
-    painted = np.zeros(shape, np.int32)
-    for batch in np.split(order, np.flatnonzero(np.diff(last_point // POINTS_AT_ONCE)) + 1):
-        _paint(painted, ids[batch], drawn[batch])
-    return painted
+    return InstanceWindow(instances, shape).read(0, 0, *shape)
 
 
-def _paint(painted: np.ndarray, ids: np.ndarray, polygons: np.ndarray) -> None:
-    """Paint polygons one over the other, in place."""
+class InstanceWindow:
+    """An instance map of ``shape`` H, W that is painted piece by piece; any piece equals that part of the whole.
+
+    Takes what :func:`rasterise` takes.
+    """
+
+    def __init__(self, instances: Sequence[tuple[int, Outline]], shape: tuple[int, int]) -> None:
+        drawn = np.array([polygon for _, polygon in instances], dtype=object)
+        ids = np.array([instance for instance, _ in instances], np.int64)
+        order = np.lexsort((ids, -shapely.area(drawn)))
+        self.shape, self._drawn, self._ids = shape, drawn[order], ids[order]
+        self._tops, self._bottoms = shapely.bounds(self._drawn).reshape(-1, 4)[:, (1, 3)].T
+
+    def read(self, y_px: int, x_px: int, height_px: int, width_px: int) -> np.ndarray:
+        """Return a piece of the map, (height_px, width_px) int32."""
+        painted = np.zeros((height_px, self.shape[1]), np.int32)
+        seen = np.flatnonzero((self._tops < y_px + height_px) & (self._bottoms > y_px))
+        last_point = np.cumsum(shapely.get_num_coordinates(self._drawn[seen]))
+        for batch in np.split(seen, np.flatnonzero(np.diff(last_point // POINTS_AT_ONCE)) + 1):
+            _paint(painted, y_px, self._ids[batch], self._drawn[batch])
+        return painted[:, x_px : x_px + width_px]
+
+
+def _paint(painted: np.ndarray, first_row: int, ids: np.ndarray, polygons: np.ndarray) -> None:
+    """Paint polygons one over the other, in place, into rows from ``first_row`` on."""
     height, width = painted.shape
     edges = _edges(polygons)
-    crossings = int(np.clip(edges[4] - edges[2], 0, height).sum())
-    bands = np.linspace(0, height, crossings // CROSSINGS_AT_ONCE + 2).astype(np.int64)
+    reach = np.clip(edges[4], first_row, first_row + height) - np.clip(edges[2], first_row, first_row + height)
+    bands = first_row + np.linspace(0, height, int(reach.sum()) // CROSSINGS_AT_ONCE + 2).astype(np.int64)
     pixels = painted.reshape(-1)
     for top, bottom in pairwise(bands.tolist()):
         polygon, row, column = _crossings(edges, top, bottom)
@@ -280,7 +296,7 @@ def _paint(painted: np.ndarray, ids: np.ndarray, polygons: np.ndarray) -> None:
         places = np.sort((row * len(ids) + polygon) * (width + 1) + np.clip(column, 0, width))
         line, column = np.divmod(places, width + 1)
         row, polygon = np.divmod(line, len(ids))
-        start, stop = (row * width + column).reshape(-1, 2).T
+        start, stop = ((row - first_row) * width + column).reshape(-1, 2).T
         wide = np.flatnonzero(stop > start)
         spans = zip(start[wide].tolist(), stop[wide].tolist(), ids[polygon[::2][wide]].tolist(), strict=True)
         for first, last, value in spans:
