@@ -8,6 +8,7 @@ from drawn_layouts import TOLERANCE, layouts
 from PIL import Image
 
 from counterstain.errors import InputError
+from counterstain.io import pixel_readers
 from counterstain.io.pixel_readers import image_size, read_image
 from counterstain.io.slides import Slide
 
@@ -57,6 +58,15 @@ def test_a_file_that_is_cut_off_is_an_error(tmp_path, kind):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(InputError, match=rf"a\.{kind}: (damaged or cut off|not an image)"):
         read_image(path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L"])
+def test_an_image_of_many_rows_is_read_in_bands(tmp_path, monkeypatch, mode):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 40, 4), dtype=np.uint8)).convert(mode)
+    image.save(tmp_path / "a.png", **({"transparency": 3} if mode == "P" else {}))
+    whole = read_image(tmp_path / "a.png")
+    monkeypatch.setattr(pixel_readers, "ROWS_AT_ONCE", 64)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), whole)
 
 
 def test_a_decompression_bomb_is_not_unpacked(tmp_path, monkeypatch):

@@ -302,9 +302,20 @@ def read_image(path: Path) -> np.ndarray:
         The file is missing, damaged or no image, has a layout that is not read, or is far too large.
     """
     with opened_image(path) as image:
-        if image.has_transparency_data:
-            return on_white(np.asarray(image.convert("RGBA")))
-        return np.asarray(image.convert("RGB"))
+        image.load()
+        if image.height <= ROWS_AT_ONCE:
+            return _rgb(image)
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        for top in range(0, image.height, ROWS_AT_ONCE):  # Pillow copies what it converts
+            band = pixels[top : top + ROWS_AT_ONCE]
+            band[:] = _rgb(image.crop((0, top, image.width, top + len(band))))
+        return pixels
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.has_transparency_data:
+        return on_white(np.asarray(image.convert("RGBA")))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 @contextmanager
