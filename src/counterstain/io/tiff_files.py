@@ -32,6 +32,7 @@ from counterstain.io.pixel_readers import (
 APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*([0-9.]+)")
 MICROMETRES = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 MICROMETRES_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # ResolutionUnit: inch, centimetre
+NOT_COMPRESSED = 1
 MAX_PAGES = 1000
 MAX_SEGMENT_BYTES = 2**29  # of a strip or tile, decoded
 KEPT_BYTES = 2**26  # of decoded tiles of a level
@@ -122,11 +123,19 @@ class _PagePixels:
         return on_white(pixels, premultiplied=self._premultiplied)
 
     def _check_segments(self) -> None:
-        """Raise InputError where the file says that pixels lie where there is no file."""
-        starts, lengths = (np.asarray(v, np.int64) for v in (self._page.dataoffsets, self._page.databytecounts))
-        expected = self._planes * self._grid[0] * self._grid[1]
+        """Raise InputError where strips or tiles are not of the number, place and length that the page needs."""
+        page, (rows, columns), (down, across) = self._page, self._segment_px, self._grid
+        starts, lengths = (np.asarray(v, np.int64) for v in (page.dataoffsets, page.databytecounts))
         outside = (starts < 0) | (lengths < 0) | (starts + lengths > self._path.stat().st_size)
-        if not len(starts) == len(lengths) == expected or outside.any():
+        fits = len(starts) == len(lengths) == self._planes * down * across and not outside.any()
+        if fits and page.compression == NOT_COMPRESSED:
+            line = columns * (page.samplesperpixel if self._planes == 1 else 1)
+            last = page.imagelength - (down - 1) * rows  # rows of the last strip
+            by_row = lengths.reshape(self._planes, down, across)
+            whole = by_row == rows * line
+            whole[:, -1] |= ~np.bool_(page.is_tiled) & (by_row[:, -1] == last * line)
+            fits = bool((whole | (by_row == 0)).all())
+        if not fits:
             raise InputError(f"{self._path}: damaged or cut off; copy or export the slide again")
 
     def _decode(self, index: int) -> np.ndarray | None:
