@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import shapely
@@ -26,7 +27,7 @@ MAX_POINTS = 5_000_000
 MAX_TANGLES = 1_000_000  # of all outlines of a file together
 NO_AREA = "outline without area"
 ODD = "object that cannot be read"
-SHOWN_ODD = 3  # of a file
+SHOWN_ODD, MAX_ODD = 3, 100_000  # of a file
 MAX_REPAIR_POINTS = 200_000  # about ten seconds
 MAX_TANGLE = 50_000  # that many take make_valid a second or two, and it grows with the square
 PAIRS_PER_SEGMENT = 20  # pairs of segments whose boxes meet, of an outline that crosses itself here and there
@@ -166,6 +167,8 @@ class Collector:
         self.skip(ODD)
         if len(self._odd) < SHOWN_ODD:
             self._odd.append(str(error))
+        if self._skipped[ODD] > MAX_ODD:
+            self._refuse()
 
     def count_points(self, points: int) -> None:
         """Count points before anything is built of them; too many for one file are an InputError."""
@@ -244,8 +247,7 @@ class Collector:
     def finish(self) -> AnnotationFile:
         """Return what was gathered; a file with more odd objects than annotations is an InputError."""
         if self._skipped[ODD] > len(self._annotations):
-            more = f" (and {self._skipped[ODD] - 1:,} more such objects)" if self._skipped[ODD] > 1 else ""
-            raise InputError(self._odd[0] + more)
+            self._refuse()
         return AnnotationFile(
             path=self.path,
             annotations=tuple(self._annotations),
@@ -254,6 +256,10 @@ class Collector:
             repaired=self._repaired,
             splines=self._splines,
         )
+
+    def _refuse(self) -> NoReturn:
+        more = f" (and {self._skipped[ODD] - 1:,} more such objects)" if self._skipped[ODD] > 1 else ""
+        raise InputError(self._odd[0] + more)
 
     def _unique(self, identifier: str) -> str:
         """Return an identifier unchanged the first time, then with a number."""

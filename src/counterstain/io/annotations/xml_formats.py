@@ -239,11 +239,10 @@ class _Layer:
     regions: list[_Region] = field(default_factory=list)
 
     def label(self) -> str:
-        """Return the layer's name, or nothing."""
+        """Return the layer's name, or nothing; it may be too long."""
         described = next((value for key, value in self.names if key.strip() == "Description"), "")
         attribute = next((key for key, _ in self.names if key.strip() not in NOT_A_NAME), "")
-        given = (self.attributes.get("Name", ""), described, attribute)
-        return next((text for text in (name(text, f"{self.where} Name") for text in given) if text), "")
+        return next((text for text in (self.attributes.get("Name", ""), described, attribute) if text.strip()), "")
 
 
 class _AperioVisitor(_Visitor):
@@ -299,7 +298,7 @@ def _add_layer(collector: Collector, layer: _Layer) -> None:
     tree, hole_tree = shapely.STRtree(negatives), shapely.STRtree(holes)
     used: set[int] = set()
     cuts = 0
-    layer_id = identifier(layer.attributes.get("Id"), layer.number)
+    layer_id, given = identifier(layer.attributes.get("Id"), layer.number), layer.label()
     for position, (region, polygon) in enumerate(drawn, start=1):
         if region.negative or polygon is None:
             continue
@@ -316,7 +315,9 @@ def _add_layer(collector: Collector, layer: _Layer) -> None:
             collector.skip(ALL_NEGATIVE)
             continue
         try:
-            label = layer.label() or name(region.attributes.get("Text", ""), f"{region.where} Text")
+            label = name(given, f"{layer.where} Name") or name(
+                region.attributes.get("Text", ""), f"{region.where} Text"
+            )
         except OddObjectError as error:
             collector.odd(error)
             continue
