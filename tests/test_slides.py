@@ -140,6 +140,18 @@ def test_tiles_that_are_not_stored_are_white(tmp_path: Path):
         assert slide.read(0, 0, 128, 128, mpp=0.25)[::64, ::64, 0].tolist() == [[0, 255], [255, 0]]
 
 
+def test_aperios_jpeg_2000_is_turned_into_rgb(tmp_path: Path):
+    image = Image.fromarray(means(noise(), 20).repeat(20, 0).repeat(20, 1))
+    how = {"compression": 33003, "compressionargs": {"level": 0, "reversible": True, "mct": False}}
+    path = write_pyramid(tmp_path / "a.svs", np.asarray(image.convert("YCbCr")), kind="svs", **how)
+    with Slide.open(path) as slide:
+        read = slide.read(0, 0, *image.size, mpp=0.25)
+    assert np.abs(read.astype(int) - image).mean() < 3
+    plain = write_pyramid(tmp_path / "a.tif", np.asarray(image), **how)
+    with pytest.raises(InputError, match="Aperio's JPEG 2000 outside of a slide of Aperio"):
+        Slide.open(plain)
+
+
 def test_a_thumbnail_shows_the_scanned_area(drawn):
     with Slide.open(drawn(noise())) as slide:
         thumbnail = slide.thumbnail(105)

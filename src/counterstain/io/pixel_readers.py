@@ -32,7 +32,8 @@ PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT = 284, 338, 339
 STORED = (273, 279, 324, 325)  # where strips and tiles lie, and their length
 COLOURS = {0: "inverted grey", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIELab"}
 JPEG = 7
-LOSSY = {JPEG, 33005, 34712, 50001}  # JPEG 2000 (Aperio's and others'), WebP
+APERIO_YCBCR = 33003  # JPEG 2000 that only OpenSlide turns into RGB
+LOSSY = {JPEG, APERIO_YCBCR, 33005, 34712, 50001}  # JPEG 2000 (Aperio's and others'), WebP
 COMPRESSIONS = {
     1,  # none
     *(2, 3, 4),  # CCITT, of one bit
@@ -109,7 +110,7 @@ def tiff_layout(tag: Callable[[int, Any], Any], words: str, pages: int = 1) -> P
     """Return the layout of a page of a TIFF file; ``tag`` takes a tag's number and the value where there is none."""
     samples, photometric, compression = tag(SAMPLES, 1), tag(PHOTOMETRIC, None), tag(COMPRESSION, 1)
     colour = COLOURS.get(photometric, f"photometric {photometric}")
-    if colour == "YCbCr" and compression == JPEG and tag(PLANAR, 1) == 1:
+    if compression == APERIO_YCBCR or (colour == "YCbCr" and compression == JPEG and tag(PLANAR, 1) == 1):
         colour = "RGB"  # as it is decoded
     extra = _numbers(tag(EXTRA_SAMPLES, ()))
     beside = samples - {"RGB": 3, "grey": 1, "palette": 1}.get(colour, samples)

@@ -26,7 +26,15 @@ import tifffile
 from scipy import sparse
 
 from counterstain.errors import CounterstainWarning, InputError
-from counterstain.io.pixel_readers import SLIDE_COLOURS, Level, OpenSlideSource, SlideSource, check_layout, reason
+from counterstain.io.pixel_readers import (
+    APERIO_YCBCR,
+    SLIDE_COLOURS,
+    Level,
+    OpenSlideSource,
+    SlideSource,
+    check_layout,
+    reason,
+)
 from counterstain.io.tiff_files import TiffSource, area, first_pages, page_layout
 
 SUFFIXES = (
@@ -36,7 +44,6 @@ SUFFIXES = (
 PLAUSIBLE_MPP = (0.01, 20.0)  # outside, the file's value is a screen's or printer's resolution, not a scanner's
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 APERIO, GENERIC_TIFF = "aperio", "generic-tiff"  # OpenSlide's vendors
-APERIO_YCBCR = 33003  # a compression that only OpenSlide knows how to turn into RGB
 MAX_ANISOTROPY = 0.01
 MAX_DIFFERENCE = 0.01  # between a given resolution and the file's that is not worth a word
 LEVEL_TOLERANCE = 1.01  # a level up to 1 % coarser than the output still serves

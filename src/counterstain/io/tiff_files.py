@@ -18,6 +18,7 @@ import tifffile
 
 from counterstain.errors import InputError
 from counterstain.io.pixel_readers import (
+    APERIO_YCBCR,
     SLIDE_COLOURS,
     WHITE,
     Level,
@@ -81,6 +82,8 @@ class _PagePixels:
     def __init__(self, path: Path, page: tifffile.TiffPage) -> None:
         self._path, self._page, self._lock = path, page, threading.Lock()
         layout = page_layout(page)
+        if page.compression == APERIO_YCBCR:
+            raise InputError(f"{path}: Aperio's JPEG 2000 outside of a slide of Aperio; save it with JPEG compression")
         self._premultiplied = layout.premultiplied
         height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
         rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip, height), width)
