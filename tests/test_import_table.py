@@ -174,6 +174,12 @@ def test_label_images_may_hold_the_ids_of_the_taxonomy(tmp_path):
     np.testing.assert_array_equal(cohort.patch(0, 0, 0, 16).label_mask, label[:, :16])
 
 
+def test_masks_that_are_called_ids_are_not_all_ignored(tmp_path):
+    draw(tmp_path, "a", boxes((0, 0)))
+    with pytest.raises(InputError, match=r"hold nothing but 0 and 255 \(ignore\); if they are masks, give --labels mask"):
+        imported(tmp_path, row("a", "p1"), header="image,label,patient", taxonomy=HER2, labels="ids")
+
+
 def test_shrunk_images_are_averages_and_labels_go_by_majority(tmp_path):
     label = np.zeros((17, 20), np.uint8)
     label[:5, :8] = 255

@@ -209,8 +209,12 @@ def _reader(config: TableConfig, taxonomy: Taxonomy) -> ReadLabel:
 
 
 def _check_any(table: Path, report: dict[str, Any], config: TableConfig) -> None:
-    if report["subtypes"]:
+    if report["subtypes"].keys() - MEANINGS.keys():
         return
+    if report["subtypes"]:
+        raise InputError(
+            f"{table}: its label images hold nothing but 0 and 255 (ignore); if they are masks, give --labels mask"
+        )
     if dropped := report["dropped_components"]:
         raise InputError(
             f"{table}: all {dropped} components are smaller than {config.min_area_px} px; give a lower --min-area-px"

@@ -59,13 +59,22 @@ class StoredLabels:
 
     def shares(self) -> str:
         """Say which values there are and how much of the image each covers."""
-        levels, counts = np.unique(self.values, return_counts=True)
-        ranked = sorted(zip(counts.tolist(), levels.tolist(), strict=True), key=lambda item: (-item[0], item[1]))
+        levels, counts = _levels(self.values)
+        ranked = sorted(zip(counts, levels, strict=True), key=lambda item: (-item[0], item[1]))
         named = [
             f"{f'#{level:06x}' if self.coloured else level} ({count / self.values.size:.1%})"
             for count, level in ranked[:SHOWN_LEVELS]
         ]
         return ", ".join(named) + (f" and {len(ranked) - SHOWN_LEVELS} more" if len(ranked) > SHOWN_LEVELS else "")
+
+
+def _levels(values: np.ndarray) -> tuple[list[int], list[int]]:
+    """Return the values of an image and how many pixels have each; counting is faster than sorting."""
+    if values.dtype != np.uint8:
+        levels, counts = np.unique(values, return_counts=True)
+        return levels.tolist(), counts.tolist()
+    found = np.bincount(values.ravel())
+    return found.nonzero()[0].tolist(), found[found > 0].tolist()
 
 
 def label_size(path: Path) -> tuple[int, int]:
@@ -195,7 +204,7 @@ def read_mask(
     if meanings is not None:
         return meanings.labels(path, stored), "read by --mask-values"
     values = _brightness(path, stored)
-    levels, cut = set(np.unique(values).tolist()), THRESHOLD if threshold is None else threshold
+    levels, cut = set(_levels(values)[0]), THRESHOLD if threshold is None else threshold
     if levels == {0}:
         return values.astype(np.uint8), "without tissue"
     if stored.lossy and max(levels) <= cut:

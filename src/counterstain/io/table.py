@@ -9,6 +9,7 @@ import csv
 import io
 import os
 import re
+import textwrap
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from counterstain.io.pixel_readers import image_size
 from counterstain.storage import without_apostrophe
 from counterstain.taxonomy import CONTROL, alike
 
+LONGEST_NAME = 300  # characters of a cell that is a name or a path
 ZIP = b"PK\x03\x04"
 
 ColumnName = Annotated[str, Field(min_length=1)]
@@ -183,7 +185,7 @@ def read_table(
 
 
 def _check_columns(path: Path, table: pd.DataFrame, columns: Columns, required: list[str]) -> None:
-    default, found = Columns(), ", ".join(table.columns)
+    default, found = Columns(), textwrap.shorten(", ".join(name[:LONGEST_NAME] for name in table.columns), 400)
     for field, name in columns.model_dump().items():
         if name in table:
             continue
@@ -197,8 +199,11 @@ def _check_filled(path: Path, named: pd.DataFrame, columns: Columns) -> None:
     if "part" in named and (named["part"] == "").all():
         named["part"] = None
     for field in named.columns.drop(["row", "score"], errors="ignore"):
-        for row in named["row"][named[field] == ""]:
-            raise InputError(f"{path} row {row}: column {getattr(columns, str(field))!r} is empty; fill it in")
+        name, lengths = getattr(columns, str(field)), named[field].str.len()
+        for row in named["row"][lengths == 0]:
+            raise InputError(f"{path} row {row}: column {name!r} is empty; fill it in")
+        for row in named["row"][lengths > LONGEST_NAME]:
+            raise InputError(f"{path} row {row}: column {name!r} holds more than {LONGEST_NAME} characters; shorten it")
 
 
 def _portable(folder: Path, text: str, where: str) -> str:
