@@ -176,7 +176,9 @@ def test_label_images_may_hold_the_ids_of_the_taxonomy(tmp_path):
 
 def test_masks_that_are_called_ids_are_not_all_ignored(tmp_path):
     draw(tmp_path, "a", boxes((0, 0)))
-    with pytest.raises(InputError, match=r"hold nothing but 0 and 255 \(ignore\); if they are masks, give --labels mask"):
+    with pytest.raises(
+        InputError, match=r"hold nothing but 0 and 255 \(ignore\); if they are masks, give --labels mask"
+    ):
         imported(tmp_path, row("a", "p1"), header="image,label,patient", taxonomy=HER2, labels="ids")
 
 

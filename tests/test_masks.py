@@ -73,7 +73,7 @@ UNCERTAIN = {
     "ids with 255": (TISSUE * 3 + np.tri(40, 40, -25, np.uint8) * 252, "a.png", "3 .12.*; if they are the ids of"),
     "instances": (TISSUE.astype(np.uint16) * 300, "a.png", "numbers of instances, do not convert .* to 8 bits"),
     "colours": (np.stack([TISSUE * 255, TISSUE, TISSUE], axis=-1), "a.png", "#ff0101 .* --mask-values .*grey"),
-    "0 and 1 in JPEG": (TISSUE, "a.jpg", r"compressed with losses .*none is above 127, found 0 .* save masks as PNG"),
+    "0 and 1 in JPEG": (TISSUE, "a.jpg", r"compressed with losses .*; none is above 127, found 0 .* save masks as PNG"),
     "an inverted palette": (indexed((255,) * 3, (0,) * 3), "a.png", "palette draws 0 as #ffffff, 1 as #000000.*1=tis"),
     "a coloured palette": (indexed((0,) * 3, (200, 0, 0)), "a.png", "palette draws 0 as #000000, 1 as #c80000"),
     "fractions": (TISSUE.astype(np.float32), "a.tif", "F pixels are not read as labels"),

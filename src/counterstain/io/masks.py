@@ -30,7 +30,7 @@ LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp", "jpeg2000"}
 LOSSY = "was compressed with losses (JPEG or similar), which change values"
 MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 WHITE_IS_ZERO, PHOTOMETRIC, ORIENTATION = 0, 262, 274  # tags of TIFF and EXIF
-KEY = re.compile(r"(?P<low>\d+)(?:\s*-\s*(?P<high>\d+))?|#(?P<colour>[0-9a-fA-F]{6})")
+KEY = re.compile(r"(?P<low>\d{1,9})(?:\s*-\s*(?P<high>\d{1,9}))?|#(?P<colour>[0-9a-fA-F]{6})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class StoredLabels:
         if self.palette is not None:
             return _packed(self.palette[self.values])
         values = self.highest - self.values if self.white_is_zero else self.values
-        return np.asarray(values, np.int64) * 255 // self.highest * 0x010101
+        return np.asarray(values, np.int32) * 255 // self.highest * 0x010101
 
     def shares(self) -> str:
         """Say which values there are and how much of the image each covers."""
@@ -96,7 +96,7 @@ def read_stored(path: Path) -> StoredLabels:
             palette[: len(colours)] = colours
             return StoredLabels(np.asarray(image), palette=palette, lossy=lossy)
         if image.mode.startswith("I"):
-            return StoredLabels(np.asarray(image).astype(np.int64), 65_535, white_is_zero=white_is_zero, lossy=lossy)
+            return StoredLabels(np.asarray(image).astype(np.int32), 65_535, white_is_zero=white_is_zero, lossy=lossy)
         if image.mode in {"1", "L", "LA"}:
             few = re.search(r"L;([24])", decoder)  # Pillow spreads them
             highest = 1 if image.mode == "1" else 2 ** int(few[1]) - 1 if few else 255
@@ -123,7 +123,8 @@ def _check_layout(path: Path, image: Image.Image, decoder: str) -> None:
 
 def _packed(pixels: np.ndarray) -> np.ndarray:
     """Turn (H, W, 3) uint8 into (H, W) 0xrrggbb."""
-    return np.asarray(pixels.astype(np.int64) @ np.array([0x10000, 0x100, 1]))
+    red, green, blue = (pixels[..., channel].astype(np.int32) for channel in range(3))
+    return np.asarray(red << 16 | green << 8 | blue)
 
 
 class ValueMeanings:
@@ -208,7 +209,7 @@ def read_mask(
     if levels == {0}:
         return values.astype(np.uint8), "without tissue"
     if stored.lossy and max(levels) <= cut:
-        raise InputError(f"{path}: {LOSSY}: none is above {cut}, found {stored.shares()}; save masks as PNG")
+        raise InputError(f"{path}: {LOSSY}; none is above {cut}, found {stored.shares()}; save masks as PNG")
     for white in (1, 255, stored.highest):
         if levels <= {0, white}:
             return (values > 0).astype(np.uint8), f"of 0 and {white}"
