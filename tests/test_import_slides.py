@@ -162,6 +162,20 @@ def test_a_stray_does_not_hide_that_the_other_origin_is_meant(lab: Lab):
     assert read_json(lab.load(regions="auto", origin="canvas").folder / "import.json")["off_the_slide"] == 2
 
 
+def test_detections_are_left_out_and_counted_unless_asked_for(lab: Lab):
+    lab.tiff("a")
+    detection = polygon("three", 20, 20, 9, 9)
+    detection["properties"]["objectType"] = "detection"
+    lab.annotate("a", polygon("three", 10, 10, 64, 64), detection, {**detection, "geometry": None})
+    cohort = lab.load(regions="auto")
+    assert len(cohort.instances) == 1
+    report = read_json(cohort.folder / "import.json")
+    assert report["skipped_by_file"] == {"a.geojson": {"detection (imported with --objects annotation,detection)": 2}}
+    with pytest.raises(MismatchError):
+        lab.load(regions="auto", objects=["annotation", "detection"])
+    assert len(lab.load(regions="auto", objects=["annotation", "detection"], out=lab.out / "all").instances) == 2
+
+
 def test_annotations_over_the_edge_of_the_slide_are_cut_and_counted(lab: Lab):
     lab.tiff("a")
     lab.annotate("a", polygon("ROI", 500, 300, 200, 200), polygon("three", 580, 380, 40, 40))
