@@ -4,6 +4,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,36 @@ def test_a_region_larger_than_a_chunk_comes_back(tmp_path, monkeypatch):
         monkeypatch.setattr(region_store, "SHARD_BYTES", shard_bytes)
         cohort = store(tmp_path / f"cohort-{shard_bytes}", region("a"), region("b"))
         np.testing.assert_array_equal(cohort.read(0)[0], region("a").image)
+
+
+class Drawn:
+    """An image, or a map of one instance, that is drawn as it is read."""
+
+    def __init__(self, *shape):
+        self.shape = shape
+
+    def read(self, y_px, x_px, height_px, width_px):
+        is_map = len(self.shape) == 2
+        piece = np.full((height_px, width_px, *self.shape[2:]), 200, np.int32 if is_map else np.uint8)
+        if is_map:
+            piece[:] = y_px + np.arange(height_px)[:, None] >= 1000
+        return piece
+
+
+def test_a_large_region_is_written_band_by_band(tmp_path, monkeypatch):
+    monkeypatch.setattr(region_store, "SHARD_BYTES", 2**20)
+    out, (height, width) = writer(tmp_path / "cohort"), (4000, 2500)
+    large = replace(region("a"), image=Drawn(height, width, 3), instances=Drawn(height, width), subtypes={1: 1})
+    tracemalloc.start()
+    out.add("a", [large])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 25e6  # its image takes 30 MB, its map 40 MB
+    cohort = out.finish(1)
+    assert cohort.instances.drop(columns="region").to_numpy().tolist() == [
+        [1, 1, 3000 * width, 1000, 0, height, width],
+    ]
+    assert cohort.read(0)[1][998:1002, 7].tolist() == [0, 0, 1, 1]
 
 
 def test_regions_without_instances_are_kept(tmp_path):

@@ -98,9 +98,10 @@ def test_small_components_become_background_and_are_counted_unless_they_are_to_b
 
 
 @pytest.mark.parametrize("factor", [1, 1_000_003])
-def test_boxes_and_areas_equal_those_counted_by_hand(factor):
+@pytest.mark.parametrize("bands", [[], [5, 6]])
+def test_boxes_and_areas_equal_those_counted_by_hand(factor, bands):
     instances = np.random.default_rng(0).integers(0, 9, (12, 15)).astype(np.int32) * factor
-    boxes = {i: (area, box) for i, area, box in instance_boxes(instances)}
+    boxes = {i: (area, box) for i, area, box in instance_boxes(np.split(instances, bands))}
     assert set(boxes) == set(np.unique(instances).tolist()) - {0}
     for i, (area, box) in boxes.items():
         y, x = np.nonzero(instances == i)
@@ -108,6 +109,6 @@ def test_boxes_and_areas_equal_those_counted_by_hand(factor):
 
 
 def test_maps_of_instances_may_be_empty_but_not_negative():
-    assert list(instance_boxes(components(np.zeros((3, 3), np.uint8)).instances)) == []
+    assert list(instance_boxes([components(np.zeros((3, 3), np.uint8)).instances])) == []
     with pytest.raises(InputError, match="instance id -1: ids are 1, 2, 3"):
-        list(instance_boxes(np.array([[-1, 0]], np.int32)))
+        list(instance_boxes([np.array([[-1, 0]], np.int32)]))

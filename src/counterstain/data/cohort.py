@@ -25,7 +25,7 @@ from pydantic import Field, field_validator
 
 from counterstain.config import Config, build
 from counterstain.data.patches import Patch, Source, areas_of, instance_boxes, shows
-from counterstain.data.region_store import COLUMNS, Region, read_pack, read_tables, write_pack
+from counterstain.data.region_store import COLUMNS, Region, bands_of, read_pack, read_tables, write_pack
 from counterstain.errors import InputError, StorageError
 from counterstain.storage import (
     claim,
@@ -115,7 +115,7 @@ class CohortWriter:
                 place = (height, width, r.mpp_level0, *r.origin_xy_level0_px, pack, index)
                 known = (r.region, r.slide, r.patient, r.score, r.split, *place)
                 rows["regions"].append(dict(zip(COLUMNS["regions"], known, strict=True)))
-                for instance, area, box in instance_boxes(r.instances):
+                for instance, area, box in instance_boxes(bands_of(r.instances)):
                     values = (r.region, instance, r.subtypes[instance], area, *box)
                     rows["instances"].append(dict(zip(COLUMNS["instances"], values, strict=True)))
         write_json(self._tables(name, part), rows)

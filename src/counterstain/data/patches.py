@@ -6,7 +6,7 @@ Real and synthetic patches are the same record. Shapes: H, W = rows and columns 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from counterstain.errors import InputError
 from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy, colours, palette_of
 
 Box = tuple[int, int, int, int]  # y0, x0, y1, x1; ends excluded
+BAND_PX = 512  # rows of a map that are counted at once
 GAP_PX = 4  # between image and mask in a notebook
 
 
@@ -182,8 +183,10 @@ def areas_of(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Raises ValueError for a negative id.
     """
-    if instances.max(initial=0) < 2**16:  # counting is three times as fast as sorting
-        counts = np.bincount(instances.ravel())
+    if (highest := instances.max(initial=0)) < 2**16:  # counting is three times as fast as sorting
+        counts = np.zeros(highest + 1, np.int64)
+        for y in range(0, len(instances), BAND_PX):  # what is counted is copied
+            counts += np.bincount(instances[y : y + BAND_PX].ravel(), minlength=highest + 1)
         ids = counts.nonzero()[0]
         areas = counts[ids]
     else:
@@ -199,17 +202,25 @@ def shows(instances: np.ndarray, known: np.ndarray) -> bool:
     return np.array_equal(np.stack(areas_of(instances), axis=1), known[np.argsort(known[:, 0])])
 
 
-def instance_boxes(instances: np.ndarray) -> Iterator[tuple[int, int, Box]]:
-    """Yield id, area in pixels and box of every instance of an (H, W) map; raises InputError for a negative id."""
-    if instances.min(initial=0) < 0:
-        raise InputError(f"instance id {instances.min()}: ids are 1, 2, 3, … and 0 is background")
-    if instances.max(initial=0) > instances.size:  # ids with gaps wider than the image
-        ids, compact = np.unique(np.append(BACKGROUND, instances), return_inverse=True)
-        compact = compact[1:].reshape(instances.shape)
-    else:
-        ids, compact = np.arange(instances.max(initial=0) + 1), instances
-    areas = np.bincount(compact.ravel(), minlength=len(ids)).tolist()
-    for number, box in enumerate(ndimage.find_objects(compact), start=1):
-        if box is not None:
-            rows, columns = box
-            yield int(ids[number]), areas[number], (rows.start, columns.start, rows.stop, columns.stop)
+def instance_boxes(bands: Iterable[np.ndarray]) -> Iterator[tuple[int, int, Box]]:
+    """Yield id, area in pixels and box of every instance of a map, which comes in bands, (rows, W) integer each.
+
+    Raises InputError for a negative id.
+    """
+    found: dict[int, tuple[int, Box]] = {}
+    top = 0
+    for part in bands:
+        band = part
+        if band.min(initial=0) < 0:
+            raise InputError(f"instance id {band.min()}: ids are 1, 2, 3, … and 0 is background")
+        ids, areas = areas_of(band)
+        if band.max(initial=0) > band.size:  # ids with gaps wider than the band
+            band = np.where(band == BACKGROUND, BACKGROUND, np.searchsorted(ids, band) + 1)
+        boxes = [box for box in ndimage.find_objects(band) if box is not None]
+        for (rows, columns), instance, area in zip(boxes, ids.tolist(), areas.tolist(), strict=True):
+            y0, x0, y1, x1 = rows.start + top, columns.start, rows.stop + top, columns.stop
+            above, (y0, left, _, right) = found.get(instance, (0, (y0, x0, y1, x1)))
+            found[instance] = above + area, (y0, min(left, x0), y1, max(right, x1))
+        top += len(band)
+    for instance in sorted(found):
+        yield instance, *found[instance]

@@ -46,14 +46,22 @@ COLUMNS = {
 WrongCells = tuple[str, Any, str]  # column, which cells are wrong, what was expected
 
 
-class ImageWindow(Protocol):
-    """An image of ``shape`` H, W, 3 that is read piece by piece, such as a region of a slide."""
+class PixelWindow(Protocol):
+    """An image of ``shape`` H, W, 3, or a map of H, W, that is read piece by piece, such as a region of a slide."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...  # noqa: D102
 
     def read(self, y_px: int, x_px: int, height_px: int, width_px: int) -> np.ndarray:
-        """Return a piece of the image, (height_px, width_px, 3) uint8."""
+        """Return a piece of the image, (height_px, width_px, 3) uint8, or of the map, (height_px, width_px) int32."""
+
+
+def bands_of(pixels: np.ndarray | PixelWindow) -> Iterator[np.ndarray]:
+    """Yield an image or a map from top to bottom, as many rows at once as a chunk has."""
+    height, width = pixels.shape[:2]
+    for top in range(0, height, CHUNK_PX):
+        rows = min(CHUNK_PX, height - top)
+        yield pixels[top : top + rows] if isinstance(pixels, np.ndarray) else pixels.read(top, 0, rows, width)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -72,8 +80,8 @@ class Region:
     region: str  # name, unique in the cohort
     slide: str
     patient: str
-    image: np.ndarray | ImageWindow  # (H, W, 3) uint8
-    instances: np.ndarray  # (H, W) int32, 0 = background, ids unique in the region
+    image: np.ndarray | PixelWindow  # (H, W, 3) uint8
+    instances: np.ndarray | PixelWindow  # (H, W) int32, 0 = background, ids unique in the region
     subtypes: dict[int, int]  # subtype of every instance
     score: str | None = None  # score of the slide; splits are stratified by it
     split: str | None = None  # train, val, test or None
@@ -110,16 +118,14 @@ def write_pack(store: Path, name: str, regions: Sequence[Region], *, mpp: float,
     group.attrs["counterstain"] = {"taxonomy": taxonomy}
     instances = _create_array(group, "0", (n, height, width), "int32", "zyx")
     if image.shards:  # one file: written in one piece
-        image[:] = np.stack([_rows(region.image, 0, height) for region in regions], axis=1)
-    else:
-        for index, y in itertools.product(range(n), range(0, height, CHUNK_PX)):
-            stop = min(y + CHUNK_PX, height)
-            image[:, index, y:stop] = _rows(regions[index].image, y, stop)
+        image[:] = np.stack([np.moveaxis(np.concatenate([*bands_of(r.image)]), -1, 0) for r in regions], axis=1)
     if instances.shards:
-        instances[:] = np.stack([region.instances for region in regions])
-    else:
-        for index, region in enumerate(regions):
-            instances[index] = region.instances
+        instances[:] = np.stack([np.concatenate([*bands_of(r.instances)]) for r in regions])
+    for index, region in enumerate(regions):
+        for number, band in enumerate(() if image.shards else bands_of(region.image)):
+            image[:, index, number * CHUNK_PX : (number + 1) * CHUNK_PX] = np.moveaxis(band, -1, 0)
+        for number, band in enumerate(() if instances.shards else bands_of(region.instances)):
+            instances[index, number * CHUNK_PX : (number + 1) * CHUNK_PX] = band
 
 
 def read_pack(
@@ -187,12 +193,6 @@ def _codecs(codecs: Any) -> Iterator[str]:
         settings = codec.get("configuration") or {}
         for inner in ("codecs", "index_codecs"):
             yield from _codecs(settings.get(inner, ()))
-
-
-def _rows(image: np.ndarray | ImageWindow, start: int, stop: int) -> np.ndarray:  # (3, rows, W)
-    if isinstance(image, np.ndarray):
-        return np.moveaxis(image[start:stop], -1, 0)
-    return np.moveaxis(image.read(start, 0, stop - start, image.shape[1]), -1, 0)
 
 
 _OMERO = {

@@ -27,7 +27,7 @@ from counterstain.io.annotations import Format, files_of_other_formats, read_all
 from counterstain.io.annotations.json_formats import ANNOTATION
 from counterstain.io.annotations.outlines import AnnotationFile
 from counterstain.io.labels import LabelMap, count_labels, count_skipped, taxonomy_of
-from counterstain.io.regions import Outline, rasterise, read_region_table
+from counterstain.io.regions import InstanceWindow, Outline, read_region_table
 from counterstain.io.slide_plan import Patient, SlidePlan, SlidesConfig, match_annotations, plan_slide, read_patients
 from counterstain.io.slides import Box, Slide, Thumbnail, list_slides
 from counterstain.progress import Progress, silent
@@ -35,6 +35,7 @@ from counterstain.storage import file_identity, read_json, replacing, sha256_of,
 from counterstain.taxonomy import BACKGROUND, IGNORE, MEANINGS, Taxonomy, first_alike
 
 SLIDES_FILE = "slides.json"  # what the slides were when the import began
+HELD_PX = 2**24  # pixels of a map of instances that is painted at once
 OVERVIEW_PX = 1400
 OPACITY = 110  # of 255
 MARGIN_PX = 12
@@ -243,13 +244,14 @@ def read_region(slide: Slide, plan: SlidePlan, box: Box, taxonomy: Taxonomy, mpp
     placed = plan.placed(box, mpp)
     shown = [plan.shown[index] for index in placed.shown]
     ids = [BACKGROUND if s.label == BACKGROUND else s.instance for s in shown]
+    outlines = InstanceWindow(list(zip(ids, placed.polygons, strict=True)), (height, width))
     main = plan.main_subtype
     return Region(
         region=plan.region_name(box),
         slide=plan.slide,
         patient=plan.patient.patient,
         image=window,
-        instances=rasterise(list(zip(ids, placed.polygons, strict=True)), (height, width)),
+        instances=outlines if height * width > HELD_PX else outlines.read(0, 0, height, width),
         subtypes={s.instance: s.label for s in shown if s.label != BACKGROUND},
         score=plan.patient.score or (None if main is None else taxonomy.name_of(main)),
         mpp_level0=plan.mpp_level0,

@@ -20,7 +20,7 @@ from pydantic import Field
 from counterstain.checkpoints import CheckpointHeader
 from counterstain.config import Config
 from counterstain.data.cohort import Cohort
-from counterstain.data.region_store import ImageWindow
+from counterstain.data.region_store import PixelWindow
 from counterstain.devices import choose_device
 from counterstain.errors import InputError
 from counterstain.io.exports import file_names
@@ -310,7 +310,7 @@ def _pieces_of(
 
 
 def row_pieces(
-    segmenter: Segmenter, view: ImageWindow, row: Span, columns: Sequence[Span], *, windows: Windows, threshold: float
+    segmenter: Segmenter, view: PixelWindow, row: Span, columns: Sequence[Span], *, windows: Windows, threshold: float
 ) -> list[Piece]:
     """Outline tumour in a row of tiles; see :func:`counterstain.segmentation.outlines.pieces`."""
     images = (view.read(row.read_from, column.read_from, row.read_px, column.read_px) for column in columns)
