@@ -24,7 +24,7 @@ def send(server, pieces):
 
 def endless_pages(server):
     offset = int(parse_qs(urlsplit(server.path).query)["offset"][0])
-    image = {"id": offset, "name": "A1.mrxs", "width": 9, "height": 8, "mpp": 0.25, "image_set": 12}
+    image = {"id": offset, "name": "A", "filename": "A", "width": 9, "height": 8, "mpp": 0.25, "image_set": 12}
     server.reply(200, {"count": 3, "next": "http://x/", "previous": None, "results": [image]})
 
 
