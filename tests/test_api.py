@@ -45,7 +45,30 @@ def test_every_public_name_is_listed_and_says_what_it_is():
 def test_settings_may_be_a_mapping_or_assignments():
     as_mapping = cs.config_show(preset="demo", settings={"spade.latent": 8})
     assert as_mapping == cs.config_show(preset="demo", settings=["spade.latent=8"])
+    assert as_mapping == cs.config_show(preset="demo", settings="spade.latent=8")
     assert "latent: 8" in as_mapping
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        ("train", {"network": "spade", "seed": "a"}, r"train: seed: expected a whole number \(got 'a'\)"),
+        ("train", {"network": "spade", "seed": True}, "expected a whole number"),
+        ("split", {"train": "8"}, r"split: train: expected a number \(got '8'\)"),
+        ("split", {"force": 1}, "expected True or False"),
+        ("synthesize", {"method": "oracle", "count": 3.5}, "count: expected a whole number"),
+        ("train", {"network": "spade", "out": None}, r"out: expected a path \(got None\)"),
+        ("redraw", {"method": "oracle", "region": 3}, "region: expected a list of names or None"),
+        ("train", {"network": "spade", "cohort": 3}, "cohort: expected a path or a Cohort"),
+        ("config_explain", {"key": None}, "key: expected text"),
+    ],
+)
+def test_an_argument_of_the_wrong_kind_is_refused_before_a_folder_is_claimed(tmp_path, function, arguments, message):
+    verb, out = getattr(cs, function), tmp_path / "out"
+    given = {name: out for name in ("cohort", "out") if name in inspect.signature(verb).parameters}
+    with pytest.raises(ConfigError, match=message):
+        verb(**given | arguments)
+    assert not out.exists()
 
 
 def test_a_setting_is_explained_with_its_value_in_every_preset():

@@ -54,10 +54,18 @@ def test_a_value_out_of_range_is_named_with_its_place():
 
 
 def test_all_faults_are_named_at_once():
-    with pytest.raises(ConfigError, match=r"name: Field required; training\.lr: .*valid number.* \(got 'fast'\)$"):
+    with pytest.raises(ConfigError, match=r"name: required; training\.lr: .*valid number.* \(got 'fast'\)$"):
         build(Study, {"training": {"lr": "fast"}})
     with pytest.raises(ConfigError, match=r"\(and 3 more\)$"):
         build(Study, {"name": "a", "arms": [1, 2, 3, 4, 5, 6, 7]})
+
+
+def test_a_constructor_says_the_same_in_one_line_and_prints_what_was_set():
+    with pytest.raises(ConfigError, match=r"^Study: training\.step: unknown key; did you mean steps\?$"):
+        Study(name="a", training={"step": 3})
+    with pytest.raises(ConfigError, match=r"^Study: arms: expected a list, such as \[a, b\] \(got 'tumor'\)$"):
+        Study(name="a", arms="tumor")
+    assert repr(Study(name="a", training={"lr": 3})) == "Study(name='a', training=Training(lr=3.0))"
 
 
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan"])

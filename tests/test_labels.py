@@ -61,8 +61,8 @@ def test_a_meaning_that_the_taxonomy_does_not_know_is_named():
         ("labels:\n  a:", "label 'a' has no meaning yet; write a subtype, background or ignore"),
         ("labels: {ROI: ignore}\nregions: [ROI]", "'ROI' is in labels and in regions; keep one of the two"),
         ("label: {a: b}", "label: unknown key; did you mean labels"),
-        ("labels: [a]", "labels: Input should be a valid dictionary"),
-        ("regions: ROI", "regions: Input should be a valid tuple"),
+        ("labels: [a]", "labels: expected a mapping"),
+        ("regions: ROI", "regions: expected a list"),
     ],
 )
 def test_faults_of_the_file_are_named(tmp_path, text, message):

@@ -125,11 +125,24 @@ def test_only_the_chosen_subtypes_are_centred_on_and_those_without_a_pixel_are_n
         assert set(centres(sampler(two_slides, 2, mode=mode, subtypes=("HER2 0",), **ON_TUMOUR), 20)) == {1}
 
 
+def test_parts_regions_and_patches_that_there_are_not_are_named(two_slides):
+    with pytest.raises(InputError, match="part 'trian': expected train, val or test"):
+        PatchSampler(two_slides.folder, "trian", 16)
+    with pytest.raises(InputError, match="expected train, val or test"):
+        two_slides.patients("training")
+    with pytest.raises(InputError, match="no region 2; they are numbered from 0 to 1"):
+        two_slides.read(2)
+    for place in ((0, 0, 65), (60, 0, 8), (0, -1, 8), (0, 0, 0)):
+        with pytest.raises(InputError, match="in region a, which is 64 x 64 px"):
+            two_slides.patch(0, *place)
+
+
 @pytest.mark.parametrize(
     ("size_px", "subtype", "error", "message"),
     [
         (16, "HER2 4+", TaxonomyError, r"unknown subtype 'HER2 4\+'; her2 has HER2 0, HER2 1\+"),
         (16, "HER2 1+", InputError, r"part 'train' has no pixel of HER2 1\+; choose other subtypes"),
+        (0, "HER2 0", InputError, "size_px 0: expected a whole number of pixels"),
         (96, "HER2 0", InputError, r"region a is 64 x 64 px \(and 1 more\), smaller than .* 64 px or less"),
     ],
 )

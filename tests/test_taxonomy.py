@@ -93,7 +93,7 @@ def test_all_faults_of_a_file_are_told_at_once(tmp_path):
     with pytest.raises(ConfigError, match=r"found \[1, 3\]; subtype names must differ, found .*; merge 'm' must hold"):
         Taxonomy.load(tmp_path / "t.yaml")
     (tmp_path / "t.yaml").write_text("subtypes: [{id: 0, colour: red}]\n")
-    with pytest.raises(ConfigError, match=r"name: Field required.*id: .*name: Field required.*colour: "):
+    with pytest.raises(ConfigError, match=r"name: required.*id: .*name: required.*colour: "):
         Taxonomy.load(tmp_path / "t.yaml")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,6 +20,24 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    if not TYPE_CHECKING:  # type checkers read the fields instead
+
+        def __init__(self, /, **values: Any) -> None:
+            """Validate the values; raises ConfigError in one line, as :func:`build` does."""
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise ConfigError(f"{type(self).__name__}: {_describe(type(self), error)}") from None
+
+        __init__.__pydantic_base_init__ = True  # so that build and groups inside others are validated as ever
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Show only what differs from its default."""
+        for name, value in super().__repr_args__():
+            field = type(self).model_fields.get(str(name))
+            if field is None or field.get_default(call_default_factory=True) != value:
+                yield name, value
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -55,6 +73,11 @@ same as today."""
 
 LARGEST_YAML_BYTES, MOST_YAML_VALUES = 1_000_000, 100_000
 SHOWN_FAULTS, SHOWN_CHARACTERS = 4, 80
+EXPECTED = {  # instead of pydantic's own words
+    "missing": "required",
+    "tuple_type": "expected a list, such as [a, b]",
+    **dict.fromkeys(("model_type", "dict_type"), "expected a mapping, such as {key: value}"),
+}
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -192,6 +215,8 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
 
 def _describe(model: type[BaseModel], error: ValidationError) -> str:
     faults = error.errors(include_url=False)
+    within = {fault["loc"][:depth] for fault in faults for depth in range(1, len(fault["loc"]))}
+    faults = [fault for fault in faults if fault["loc"] not in within]  # a list is too short without its faulty items
     said = dict.fromkeys(_fault(model, fault) for fault in faults[:SHOWN_FAULTS])
     more = f" (and {len(faults) - SHOWN_FAULTS} more)" if len(faults) > SHOWN_FAULTS else ""
     return "; ".join(said) + more
@@ -206,7 +231,7 @@ def _fault(model: type[BaseModel], fault: ErrorDetails) -> str:
         near = near or ([" or ".join(deeper)] if len(fault["loc"]) == 1 and deeper else [])
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
         return f"{_short(place)}: unknown key; {hint}"
-    message = fault["msg"].removeprefix("Value error, ")
+    message = EXPECTED.get(fault["type"], fault["msg"].removeprefix("Value error, "))
     given = fault["input"]
     shown = "" if isinstance(given, Mapping | list | tuple | BaseModel) else f" (got {_short(repr(given))})"
     return f"{_short(place)}: {message}{shown}" if place else f"{message}{shown}"

@@ -81,7 +81,7 @@ def recipe_class() -> type[Recipe]:
     return create_model("Recipe", __base__=Recipe, **others) if others else Recipe  # type: ignore[call-overload]
 
 
-def load_recipe(preset: str = DEFAULT_PRESET, file: Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(preset: str = DEFAULT_PRESET, file: str | Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
     """Build a recipe from a preset, the settings of a YAML file over it, and ``--set`` assignments over both.
 
     Raises
@@ -125,10 +125,10 @@ def preset_settings(preset: str) -> dict[str, Any]:
     return settings
 
 
-def _built(content: Mapping[str, Any], source: str, file: Path | None, overrides: Iterable[str]) -> Recipe:
+def _built(content: Mapping[str, Any], source: str, file: str | Path | None, overrides: Iterable[str]) -> Recipe:
     if file is not None:
-        content, source = merge(content, read_yaml(file)), str(file)
-    assignments = list(overrides)
+        content, source = merge(content, read_yaml(Path(file))), str(file)
+    assignments = [overrides] if isinstance(overrides, str) else list(overrides)
     if assignments:
         content, source = merge(content, parse_overrides(assignments)), f"{source} with --set {' '.join(assignments)}"
     return build(recipe_class(), content, source)

@@ -64,6 +64,8 @@ class Taxonomy(Config):
     ('HER2 0', 'HER2 1+', 'HER2 2+', 'HER2 3+', 'LCIS/DCIS')
     >>> her2.merged("stained").names
     ('non-stained', 'stained', 'LCIS/DCIS')
+    >>> her2
+    Taxonomy(her2: tumour; HER2 0, HER2 1+, HER2 2+, HER2 3+, LCIS/DCIS)
     """
 
     name: NameStr
@@ -108,6 +110,9 @@ class Taxonomy(Config):
             return taxonomy
         return cls.named(str(name_or_path))
 
+    def __repr__(self) -> str:
+        return f"Taxonomy({self.name}: {self.tissue_class}; {', '.join(self.names)})"
+
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Names in the order of the ids."""
@@ -133,14 +138,16 @@ class Taxonomy(Config):
         """
         if subtype in self.names:
             return self.names.index(str(subtype)) + 1
-        if isinstance(subtype, str) or not (0 < subtype <= len(self.names) or subtype == IGNORE):
+        if subtype not in (*range(1, self.num_labels), IGNORE):
             raise TaxonomyError(f"unknown subtype {subtype!r}; {self.name} has {', '.join(self.names)}")
-        return subtype
+        return int(subtype)
 
     def name_of(self, subtype: int) -> str:
-        """Return the name of an id (``background`` for 0, ``ignore`` for 255)."""
-        special = {label: name for name, label in MEANINGS.items()}
-        return special[subtype] if subtype in special else self.subtypes[subtype - 1].name
+        """Return the name of an id (``background`` for 0, ``ignore`` for 255); raises TaxonomyError for another."""
+        names = {label: name for name, label in MEANINGS.items()} | dict(enumerate(self.names, start=1))
+        if subtype not in names:
+            raise TaxonomyError(f"unknown subtype {subtype!r}; {self.name} has 1 to {len(self.names)}, 0 and {IGNORE}")
+        return names[subtype]
 
     @cached_property
     def palette(self) -> np.ndarray:

@@ -7,17 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from counterstain.api import PathLike, Settings, assignments, open_cohort
+from counterstain.api import PathLike, Settings, assignments, folder_of, open_cohort, verb
 from counterstain.errors import ConfigError, CounterstainWarning
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from counterstain.data.cohort import Cohort
+    from counterstain.data.patch_set import PatchSet
 
 EXPORT_FORMATS = ("png", "nnunet", "hf")
 
 
+@verb
 def make_phantom(
     out: PathLike,
     *,
@@ -60,6 +62,7 @@ def make_phantom(
         return write_phantom(config, Path(out), lambda: advance(1))
 
 
+@verb
 def split(
     cohort: PathLike | Cohort,
     *,
@@ -92,10 +95,11 @@ def split(
     config = build(SplitConfig, {"train": train, "val": val, "test": test, "seed": seed}, "split")
     parted, problems = split_cohort(open_cohort(cohort), config, force=force)
     for problem in problems:
-        warnings.warn(problem, CounterstainWarning, stacklevel=2)
+        warnings.warn(problem, CounterstainWarning, stacklevel=3)
     return parted
 
 
+@verb
 def inspect(cohort: PathLike | Cohort, *, out: PathLike | None = None) -> pd.DataFrame:
     """Show what a cohort is made of, by part and subtype, as a table and a figure.
 
@@ -121,13 +125,19 @@ def inspect(cohort: PathLike | Cohort, *, out: PathLike | None = None) -> pd.Dat
     figure_kind(figure)
     check_disjoint(opened)
     for problem in missing_subtypes(opened):
-        warnings.warn(problem, CounterstainWarning, stacklevel=2)
+        warnings.warn(problem, CounterstainWarning, stacklevel=3)
     save_figure(composition(opened.composition(), opened.taxonomy, mpp=opened.mpp), figure)
     return subtypes_table(opened)
 
 
+@verb
 def export(
-    source: PathLike, *, format: str, out: PathLike, labels: str = "subtypes", split: Sequence[str] | None = None
+    source: PathLike | Cohort | PatchSet,
+    *,
+    format: str,
+    out: PathLike,
+    labels: str = "subtypes",
+    split: Sequence[str] | None = None,
 ) -> list[Path] | int:
     """Export a cohort, a synthetic set or weights for other tools.
 
@@ -135,7 +145,7 @@ def export(
 
     Parameters
     ----------
-    source : str or Path
+    source : str, Path, Cohort or PatchSet
         A cohort, a synthetic set or the checkpoint of a generator.
     format : str
         png: images, label images and a table; nnunet: a raw dataset of nnU-Net v2; hf: an image folder of Hugging
@@ -145,7 +155,7 @@ def export(
     labels : str
         subtypes: a label for each; tumour: one label for all.
     split : sequence of str, optional
-        train, val or test; may be given twice [default: everything].
+        train, val or test, one or more [default: everything].
 
     Returns
     -------
@@ -157,7 +167,7 @@ def export(
     from counterstain.io.exports import export as write
     from counterstain.progress import bar
 
-    source, out = Path(source), Path(out)
+    source, out = folder_of(source), Path(out)
     if format == "weights":
         from counterstain.generators.published_weights import export_weights
 

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from counterstain.api import PathLike, Settings, open_cohort, recipe_of
+from counterstain.api import PathLike, Settings, folder_of, open_cohort, recipe_of, verb
 from counterstain.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from counterstain.segmentation.predict import Prediction
 
 
+@verb
 def segment(
     cohort: PathLike | Cohort,
     *,
@@ -25,7 +26,7 @@ def segment(
     synthetic: PathLike | PatchSet | None = None,
     amount: float | None = None,
     share: float | None = None,
-    preset: str = "best",
+    preset: str | None = "best",
     config: PathLike | None = None,
     settings: Settings | None = None,
     seed: int = 0,
@@ -44,9 +45,9 @@ def segment(
     synthetic : str, Path or PatchSet, optional
         Synthetic set to mix in.
     amount : float, optional
-        How much of it: 1.0 is +100 % [default: 1.0 with --synthetic].
+        How many of its patches: 1.0 is +100 %, as many as the dataset has real ones [default: 1.0].
     share : float, optional
-        Share of synthetic patches in training; 1.0 is synthetic patches alone.
+        Share of synthetic patches in training, 0 to 1; 1.0 is synthetic patches alone [default: amount/(1+amount)].
     seed : int
         Of the initial weights and of the order of the data.
     preset, config, settings, logger
@@ -62,6 +63,7 @@ def segment(
     return train_segmenter(open_cohort(cohort), recipe.segmenter, Path(out), size_px=recipe.size_px, seed=seed, **mixed)
 
 
+@verb
 def evaluate(
     segmenter: PathLike,
     cohort: PathLike | Cohort,
@@ -131,9 +133,10 @@ def _recorded(segmenter: Path, split: str) -> dict[Hashable, Any]:
     return {"test_looks": times_looked_at(read_looks(home), "test").total(), "test_log": str(home / "looks.jsonl")}
 
 
+@verb
 def predict(
     segmenter: PathLike,
-    source: PathLike,
+    source: PathLike | Cohort,
     *,
     out: PathLike,
     regions: str = "whole",
@@ -152,7 +155,7 @@ def predict(
 
     Parameters
     ----------
-    source : str or Path
+    source : str, Path or Cohort
         A slide, or the folder of a cohort.
     out : str or Path
         GeoJSON file; for a cohort, the folder of one file per slide.
@@ -182,16 +185,22 @@ def predict(
 
     settings = {"threshold": threshold, "min_area_um2": min_area_um2, "origin": origin, "object_type": object_type}
     settings |= {"regions_per_slide": regions_per_slide, "region_size_um": region_size_um}
-    segmenter, source, out = Path(segmenter), Path(source), Path(out)
+    segmenter, source, out = Path(segmenter), folder_of(source), Path(out)
     config = build(PredictConfig, settings, f"prediction on {source}")
+    if source.suffix.lower() in {".png", ".jpg", ".jpeg", ".bmp"}:
+        raise InputError(f"{source}: no slide; import images with 'counterstain import table', then predict the cohort")
     if not source.is_dir():
         where: dict[str, Any] = {"device": device, "progress": bar}
         return [predict_slide(segmenter, source, out, config, regions=regions, mpp_level0=mpp_level0, **where)]
     if regions != "whole" or mpp_level0 is not None:
         raise InputError(f"{source}: --regions and --mpp-level0 are for slides; a cohort has regions of its own")
-    return predict_cohort(segmenter, open_cohort(source), out, config, device=device, progress=bar)
+    cohort = open_cohort(source)
+    if out.suffix == ".geojson":
+        raise InputError(f"{out}: of a cohort, --out is the folder of one file per slide; give it another name")
+    return predict_cohort(segmenter, cohort, out, config, device=device, progress=bar)
 
 
+@verb
 def audit(
     sets: Sequence[PathLike],
     *,
@@ -248,8 +257,9 @@ def audit(
 
     options = {"patches": patches, "features": features, "weights": weights, "stain": stain, "copies": copies}
     wanted = build(AuditConfig, options | {"device": device, "batch_size": batch_size, "seed": seed}, "audit")
-    folders = [sets] if isinstance(sets, str | Path) else sets
-    opened = {name: PatchSet.open(folder) for name, folder in _named([Path(folder) for folder in folders]).items()}
+    if not sets:
+        raise InputError("audit: give one synthetic set or more")
+    opened = {name: PatchSet.open(folder) for name, folder in _named([Path(folder) for folder in sets]).items()}
     tissue, judge, out = open_cohort(cohort), Path(judge), Path(out)
     require_auditable(opened, tissue, judge)
     with claimed(out, "audit", audit_identity(opened, tissue, judge, wanted)):

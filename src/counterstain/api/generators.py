@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
-from counterstain.api import PathLike, Settings, assignments, open_cohort, recipe_of
+from counterstain.api import PathLike, Settings, assignments, open_cohort, recipe_of, verb
 from counterstain.errors import ConfigError, CounterstainWarning
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from counterstain.synthesis.redraw import Redrawn
 
 
+@verb
 def train(
     network: str,
     cohort: PathLike | Cohort,
@@ -28,7 +29,7 @@ def train(
     autoencoder: PathLike | None = None,
     teacher: PathLike | None = None,
     init: PathLike | None = None,
-    preset: str = "best",
+    preset: str | None = "best",
     config: PathLike | None = None,
     settings: Settings | None = None,
     seed: int = 0,
@@ -54,7 +55,7 @@ def train(
         distilled: checkpoint of 'train diffusion'.
     init : str or Path, optional
         Checkpoint whose weights the training starts from.
-    preset : str
+    preset : str, optional
         Recipe to start from: paper, best or demo.
     config : str or Path, optional
         YAML with changes to the preset.
@@ -92,18 +93,20 @@ def train(
         _require_inputs(network, given, needs=training.needs, may=("init",))
         training.train(opened, recipe.settings_of(training), out, size_px=recipe.size_px, seed=seed, **given)
     for warning in read_header(out).notes.get("warnings", ()):
-        warnings.warn(warning, CounterstainWarning, stacklevel=2)
+        warnings.warn(warning, CounterstainWarning, stacklevel=3)
     return out
 
 
 def _require_inputs(network: str, given: dict[str, Path], *, needs: Sequence[str], may: Sequence[str]) -> None:
     for name in needs:
         if name not in given:
-            raise ConfigError(f"train {network}: give the checkpoint --{name}")
+            made_by = {"teacher": "diffusion"}.get(name, name)
+            raise ConfigError(f"train {network}: give --{name} DIR, made by 'counterstain train {made_by}'")
     for name in sorted(set(given) - {*needs, *may}):
         raise ConfigError(f"train {network}: takes no --{name}")
 
 
+@verb
 def synthesize(
     cohort: PathLike | Cohort,
     *,
@@ -140,7 +143,7 @@ def synthesize(
     judge : str or Path, optional
         Draw again what this judge takes for another subtype.
     agreement : float
-        With --judge: share of an image's instances that it must agree on.
+        Share of an image's instances that the judge must agree on.
     preset : str, optional
         Recipe to draw by: paper, best or demo [default: what the checkpoint was trained with].
     config : str or Path, optional
@@ -156,7 +159,7 @@ def synthesize(
     from counterstain.synthesis.synthesize import synthesize as draw_set
 
     tissue, drawer, recipe = _opened(cohort, method, generator, preset=preset, config=config, settings=settings)
-    size_px = size_px or recipe.size_px
+    size_px = recipe.size_px if size_px is None else size_px
     filter_ = None
     if judge is not None:
         wanted = build(JudgeFilterConfig, {"agreement": agreement}, "--agreement")
@@ -168,6 +171,35 @@ def synthesize(
     return found
 
 
+@dataclass(frozen=True, repr=False)
+class Preview(Sequence["Redrawn"]):
+    """Training patches of every subtype, each redrawn as every subtype; a notebook shows the picture of them."""
+
+    rows: tuple[Redrawn, ...]
+    picture: Path
+
+    @overload
+    def __getitem__(self, index: int) -> Redrawn: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Redrawn, ...]: ...
+    def __getitem__(self, index: int | slice) -> Redrawn | tuple[Redrawn, ...]:
+        """Return the row of a patch."""
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"Preview({self.picture}: {len(self)} patches, each redrawn as {len(self.rows[0].drawn)} subtypes)"
+
+    def _repr_png_(self) -> bytes | None:
+        return self.picture.read_bytes() if self.picture.suffix.lower() == ".png" else None
+
+    def _repr_svg_(self) -> str | None:
+        return self.picture.read_text(encoding="utf-8") if self.picture.suffix.lower() == ".svg" else None
+
+
+@verb
 def preview(
     cohort: PathLike | Cohort,
     *,
@@ -180,7 +212,7 @@ def preview(
     config: PathLike | None = None,
     settings: Settings | None = None,
     seed: int = 0,
-) -> list[Redrawn]:
+) -> Preview:
     """Look at a generator: training patches of every subtype, redrawn as every subtype from the same noise.
 
     Parameters
@@ -197,15 +229,16 @@ def preview(
     from counterstain.synthesis.redraw import preview as redrawn
 
     if not 1 <= per_subtype <= 20:
-        raise ConfigError(f"--per-subtype {per_subtype}: expected 1 to 20 patches")
+        raise ConfigError(f"per_subtype {per_subtype}: expected 1 to 20 patches")
     figure_kind(Path(out))
     tissue, drawer, recipe = _opened(cohort, method, generator, preset=preset, config=config, settings=settings)
-    size_px = size_px or recipe.size_px
+    size_px = recipe.size_px if size_px is None else size_px
     rows = redrawn(drawer, tissue, recipe.synthesis, size_px=size_px, seed=seed, per_subtype=per_subtype)
     save_figure(redrawn_as_every_subtype(rows, tissue.taxonomy, mpp=tissue.mpp), Path(out))
-    return rows
+    return Preview(tuple(rows), Path(out))
 
 
+@verb
 def redraw(
     cohort: PathLike | Cohort,
     *,
@@ -229,7 +262,7 @@ def redraw(
     method : str
         How to draw: diffusion, inpainting or oracle (phantoms only).
     region : sequence of str, optional
-        Name of a training region; may be given again [default: all training regions].
+        Training regions [default: all].
     cohort, generator, preset, config, settings, seed
         As for :func:`synthesize`.
     """
@@ -269,6 +302,7 @@ class Generator:
         return replace(patch, image=self.drawer.draw([DrawRequest.of(patch, seed, redraw)])[0])
 
 
+@verb
 def load_generator(
     generator: PathLike | None = None,
     *,

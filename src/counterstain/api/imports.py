@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from counterstain.api import Numbers, PathLike, Settings, numbers_of, open_cohort, recipe_of
+from counterstain.api import Numbers, PathLike, Settings, numbers_of, open_cohort, recipe_of, verb
 from counterstain.errors import ConfigError, CounterstainWarning, InputError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 KINDS = ("spade", "autoencoder", "diffusion")
 
 
+@verb
 def import_table(
     table: PathLike,
     *,
@@ -119,6 +120,7 @@ def import_table(
     )
 
 
+@verb
 def import_slides(
     slides: PathLike,
     *,
@@ -192,7 +194,7 @@ def import_slides(
         origin=origin,
         patients=patients,
         types=types,
-        objects=objects.replace(" ", "").split(","),
+        objects=objects.split(","),
         taxonomy=_taxonomy(taxonomy, taxonomy_of),
         merge=merge,
         progress=bar,
@@ -211,6 +213,7 @@ def _taxonomy(taxonomy: str | None, trained: PathLike | None) -> Taxonomy | None
     return read_header(Path(trained)).taxonomy if trained else Taxonomy.load(taxonomy) if taxonomy else None
 
 
+@verb
 def import_labels(
     annotations: PathLike,
     *,
@@ -239,15 +242,16 @@ def import_labels(
     from counterstain.taxonomy import Taxonomy
 
     known = _annotation_format(format)
-    files = read_all(annotations, known, types=types, objects=objects.replace(" ", "").split(","))
+    files = read_all(annotations, known, types=types, objects=objects.split(","))
     for message in (message for file in files for message in file.odd):
-        warnings.warn(message, CounterstainWarning, stacklevel=2)
+        warnings.warn(message, CounterstainWarning, stacklevel=3)
     if others := files_of_other_formats(annotations, known):
         more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
-        warnings.warn(f"{others[0].name}{more}: another format, left out", CounterstainWarning, stacklevel=2)
+        warnings.warn(f"{others[0].name}{more}: another format, left out", CounterstainWarning, stacklevel=3)
     return draft_labels(files, Taxonomy.load(taxonomy) if taxonomy else None)
 
 
+@verb
 def import_exact(
     *,
     server: str,
@@ -292,6 +296,7 @@ def _tell(done: int, images: int) -> None:
         sys.stderr.write(f"\rimages: {done:,} of {images:,}" + ("\n" if done == images else ""))
 
 
+@verb
 def import_weights(
     files: Sequence[PathLike],
     *,
@@ -300,7 +305,7 @@ def import_weights(
     size: int,
     patients_seen: str,
     taxonomy: str | None = None,
-    cohort: PathLike | None = None,
+    cohort: PathLike | Cohort | None = None,
     mpp: float | None = None,
     autoencoder: PathLike | None = None,
     averaged: bool = False,
@@ -327,7 +332,7 @@ def import_weights(
         them are refused where one of these patients is in validation or test.
     taxonomy : str, optional
         her2 or a YAML file: the labels, in order.
-    cohort : str or Path, optional
+    cohort : str, Path or Cohort, optional
         Cohort to take taxonomy and mpp from.
     mpp : float, optional
         Micrometres per pixel of the training images.

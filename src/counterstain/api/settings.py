@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from counterstain.api import PathLike, Settings, recipe_of
+from counterstain.api import PathLike, Settings, recipe_of, verb
 from counterstain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,10 @@ subtypes:                     # ids 1, 2, 3, ... in this order are the values of
 """
 
 
-def config_show(*, preset: str = "best", config: PathLike | None = None, settings: Settings | None = None) -> str:
+@verb
+def config_show(
+    *, preset: str | None = "best", config: PathLike | None = None, settings: Settings | None = None
+) -> str:
     """Print every setting of a recipe, as YAML that --config reads back.
 
     Parameters
@@ -37,6 +40,7 @@ def config_show(*, preset: str = "best", config: PathLike | None = None, setting
     return to_yaml(recipe_of(preset, config, settings))
 
 
+@verb
 def config_explain(key: str) -> str:
     """Explain a setting: what it does, its type, its value in every preset.
 
@@ -62,6 +66,7 @@ def config_explain(key: str) -> str:
     return "\n".join(found)
 
 
+@verb
 def config_schema() -> dict[str, Any]:
     """Print a JSON schema of STUDY.yaml, for editors that complete and check YAML."""
     from counterstain.recipe import recipe_class
@@ -76,11 +81,13 @@ def config_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
+@verb
 def config_taxonomy() -> str:
     """Print a taxonomy file to start from."""
     return TAXONOMY_TEMPLATE
 
 
+@verb
 def config_reference() -> str:
     """Print the reference of all settings, as Markdown (docs/settings.md)."""
     lines = [

@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from counterstain.api import Numbers, PathLike, Settings, assignments, check_logger, numbers_of, open_cohort, recipe_of
+from counterstain.api import (
+    Numbers,
+    PathLike,
+    Settings,
+    assignments,
+    check_logger,
+    numbers_of,
+    open_cohort,
+    recipe_of,
+    verb,
+)
 from counterstain.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -25,10 +35,15 @@ class StudyPlan(NamedTuple):
     state: StudyState  # of every cell
     lacking: tuple[str, ...]  # what this machine still lacks for it, a line each
 
+    def __repr__(self) -> str:
+        done = sum(state == "done" for state in self.state.states.values())
+        return f"StudyPlan({self.name}: {len(self.state.states)} cells, {done} of them done, in {self.run})"
+
 
 MOST_DEMO_PROCESSES = 4  # no more than that can be busy for long, and each needs a gigabyte
 
 
+@verb
 def headroom(
     cohort: PathLike | Cohort,
     *,
@@ -36,7 +51,7 @@ def headroom(
     patients: Numbers | None = None,
     repeats: int = 3,
     split: str = "val",
-    preset: str = "best",
+    preset: str | None = "best",
     config: PathLike | None = None,
     settings: Settings | None = None,
     seed: int = 0,
@@ -78,6 +93,7 @@ def headroom(
     return found
 
 
+@verb
 def run_study(
     study: PathLike | StudyConfig,
     *,
@@ -120,6 +136,7 @@ def run_study(
     return _run_and_report(loaded, run, source, where)
 
 
+@verb
 def test_study(
     run: PathLike,
     cohort: PathLike | Cohort,
@@ -164,6 +181,7 @@ def test_study(
     return folder
 
 
+@verb
 def demo(*, out: PathLike = "out/demo", processes: int | None = None, settings: Settings | None = None) -> Path:
     """Run everything in minutes on two CPU cores: phantom, generators, synthetic sets, segmenters, report.
 
@@ -187,6 +205,7 @@ def demo(*, out: PathLike = "out/demo", processes: int | None = None, settings: 
         return _run_and_report(study, run, "demo", where)
 
 
+@verb
 def plan_study(
     study: PathLike | StudyConfig, *, out: PathLike | None = None, settings: Settings | None = None
 ) -> StudyPlan:
@@ -209,6 +228,7 @@ def plan_study(
     return StudyPlan(loaded.name, run, state, tuple(lacking(recipe, todo)))
 
 
+@verb
 def study_status(run: PathLike) -> StudyState:
     """Show what of a study is done, runs, failed and is left; from any process, also while it runs.
 
@@ -222,6 +242,7 @@ def study_status(run: PathLike) -> StudyState:
     return state_of(Path(run), read_plan(Path(run)))
 
 
+@verb
 def clean_study(
     study: PathLike | StudyConfig,
     *,
@@ -256,6 +277,7 @@ def clean_study(
     return found
 
 
+@verb
 def report(
     run: PathLike, *, out: PathLike | None = None, figures: PathLike | None = None, tables: PathLike | None = None
 ) -> Path:

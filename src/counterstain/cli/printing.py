@@ -189,24 +189,35 @@ def show_parts(cohort: Cohort, _: Arguments | None = None) -> None:
     """Print patients, slides, regions and area of every part."""
     from counterstain.data.cohort import parts_table
 
+    table = parts_table(cohort)
+    unit, areas = _areas(table["area_mm2"])
     rows = [
-        (str(row.part), f"{row.patients:,}", f"{row.slides:,}", f"{row.regions:,}", f"{row.area_mm2:,.3f}")
-        for row in parts_table(cohort).itertuples()
+        (str(row.part), f"{row.patients:,}", f"{row.slides:,}", f"{row.regions:,}", area)
+        for row, area in zip(table.itertuples(), areas, strict=True)
     ]
-    print_table(("part", "patients", "slides", "regions", "mm²"), rows)
+    print_table(("part", "patients", "slides", "regions", unit), rows)
+
+
+def _areas(area_mm2: pd.Series) -> tuple[str, list[str]]:
+    """Return the unit of a column of areas and the areas in it."""
+    small = area_mm2.max() < 1
+    return ("µm²", [f"{a * 1e6:,.0f}" for a in area_mm2]) if small else ("mm²", [f"{a:,.3f}" for a in area_mm2])
 
 
 def _show_subtypes(cohort: Cohort) -> None:
     from counterstain.data.cohort import subtypes_table
 
+    subtypes = subtypes_table(cohort)
+    unit, areas = _areas(subtypes["area_mm2"])
     rows: list[Sequence[str]] = []
-    for part, table in subtypes_table(cohort).groupby("part", sort=False):
+    for part, table in subtypes.groupby("part", sort=False):
         for row in table.itertuples():
             named = str(part) if row.Index == table.index[0] else ""
             instances = (f"{row.slides:,}", f"{row.instances:,}", f"{row.instance_share:.1%}")
-            rows.append((named, str(row.subtype), *instances, f"{row.area_mm2:,.3f}", f"{row.area_share:.1%}"))
+            rows.append((named, str(row.subtype), *instances, areas[int(str(row.Index))], f"{row.area_share:.1%}"))
         rows.append(())
-    print_table(("part", cohort.taxonomy.tissue_class, "slides", "instances", "share", "mm²", "share"), rows, words=2)
+    columns = ("slides", "instances", "of instances", unit, "of area")
+    print_table(("part", cohort.taxonomy.tissue_class, *columns), rows, words=2)
 
 
 def show_inspection(_: pd.DataFrame, arguments: Arguments) -> None:
@@ -220,7 +231,8 @@ def show_inspection(_: pd.DataFrame, arguments: Arguments) -> None:
 
 
 NEXT_OF_EXPORT = {
-    "png": "read back: counterstain import table {out}/table.csv --labels ids --taxonomy {out}/taxonomy.yaml --mpp …",
+    "png": "read back: counterstain import table {out}/table.csv --labels ids --taxonomy {out}/taxonomy.yaml "
+    "--mpp {mpp:g} --out COHORT",
     "nnunet": "next: nnUNetv2_plan_and_preprocess -d NUMBER --verify_dataset_integrity, then copy "
     "{out}/splits_final.json beside the preprocessed data, so that training and validation are split by patient",
     "hf": 'read with: load_dataset("imagefolder", data_dir="{out}")',
@@ -229,9 +241,12 @@ NEXT_OF_EXPORT = {
 
 def show_export(written: list[Path] | int, arguments: Arguments) -> None:
     """Print what was exported and how to read it."""
+    from counterstain.storage import read_json
+
+    out = arguments["out"]
     if isinstance(written, int):
-        echo(f"{arguments['out']}: {written:,} images")
-        echo(NEXT_OF_EXPORT[arguments["format"]].format(out=arguments["out"]))
+        echo(f"{out}: {written:,} images")
+        echo(NEXT_OF_EXPORT[arguments["format"]].format(out=out, mpp=read_json(out / "export.json")["mpp"]))
     else:
         echo("\n".join(map(str, written)))
 
@@ -245,7 +260,7 @@ def show_training(out: Path, arguments: Arguments) -> None:
     }
     drawn = {"distilled": "diffusion"}.get(arguments["network"], arguments["network"])
     draw = f"synthesize {cohort} --method {drawn} --generator {out} --count N --out DIR"
-    echo(f"{out}: {arguments['network']} is trained")
+    echo(f"{out}: trained")
     echo(f"next: counterstain {following.get(arguments['network'], draw)}")
 
 
@@ -328,20 +343,24 @@ def show_scores(scores: pd.Series, arguments: Arguments) -> None:
         echo(f"notice: no pixel of {absent}; left out of the subtype variance", err=True)
     if "test_looks" in scores.attrs:
         times, log = scores.attrs["test_looks"], scores.attrs["test_log"]
-        echo(f"times that the test part's figures were shown: {times} ({log})")
+        echo(f"test results shown {times} time{'s' if times > 1 else ''} so far ({log})")
     if arguments["out"] is not None:
         echo(f"written: {arguments['out']}/summary.csv, measures.csv and counts.parquet")
     else:
         echo("More measures, and the counts by slide: --out FOLDER")
 
 
-def show_predictions(predictions: Sequence[Prediction], _: Arguments) -> None:
-    """Print how much tumour was outlined."""
+def show_predictions(predictions: Sequence[Prediction], arguments: Arguments) -> None:
+    """Print how much was outlined."""
+    from counterstain.checkpoints import read_header
+
+    outlined = read_header(arguments["segmenter"]).taxonomy.tissue_class
     for path, areas, area_um2 in predictions:
         if areas is None or area_um2 is None:
             echo(f"{path}: is there already")
         else:
-            echo(f"{path}: {areas:,} areas of tumour, {area_um2 / 1e6:,.3f} mm² in all")
+            area = f"{area_um2 / 1e6:,.3f} mm²" if area_um2 >= 1e4 else f"{area_um2:,.0f} µm²"
+            echo(f"{path}: {areas:,} areas of {outlined}, {area} in all")
 
 
 def show_headroom(found: Headroom, arguments: Arguments) -> None:

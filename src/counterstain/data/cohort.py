@@ -223,15 +223,17 @@ class Cohort:
         return abs(mpp - self.mpp) <= 0.05 * self.mpp
 
     def patients(self, part: str) -> list[str]:
-        """Return the patients of ``train``, ``val`` or ``test``, sorted.
+        """Return the patients of ``train``, ``val`` or ``test``, sorted; raises InputError for any other part.
 
         Of a redrawn cohort ``train`` also has those that its generator saw: their tissue is in its images.
         """
+        _check_part(part, self.folder)
         behind = self.source.get("patients_seen", ()) if part == "train" else ()
         return sorted({*self.regions.loc[self.regions["split"] == part, "patient"], *behind})
 
     def part(self, part: str) -> np.ndarray:
         """Return the positions of a part's regions in :attr:`regions`; raises InputError where there is none."""
+        _check_part(part, self.folder)
         positions = np.flatnonzero((self.regions["split"] == part).to_numpy())
         if not len(positions):
             raise InputError(f"{self.folder}: no region in part {part!r}; run 'counterstain split {self.folder}' first")
@@ -240,11 +242,14 @@ class Cohort:
     def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Return a region's image, (H, W, 3) uint8, and instances, (H, W) int32; do not write into them.
 
-        Raises StorageError where a file of the pack is missing or damaged.
+        Raises InputError where there is no region of this position, and StorageError where a file of the pack is
+        missing or damaged.
         """
         if position in self._cache:
             self._cache.move_to_end(position)
             return self._cache[position]
+        if position not in range(len(self)):
+            raise InputError(f"{self.folder}: no region {position!r}; they are numbered from 0 to {len(self) - 1}")
         row = self.regions.iloc[position]
         name, pack, size = str(row["region"]), str(row["pack"]), (int(row["height_px"]), int(row["width_px"]))
         store = self.folder / "packs" / f"{pack}.ome.zarr"
@@ -265,9 +270,22 @@ class Cohort:
         return self._subtypes_by_region.get(self._names[position][0], {})
 
     def patch(self, position: int, y_px: int, x_px: int, size_px: int) -> Patch:
-        """Cut a square out of a region; its arrays are views that must not be written into."""
+        """Cut a square out of a region; its arrays are views that must not be written into.
+
+        Raises InputError where it does not lie inside the region.
+        """
+        height, width = self.read(position)[1].shape
+        if size_px < 1 or not (0 <= y_px <= height - size_px and 0 <= x_px <= width - size_px):
+            raise InputError(
+                f"{self.folder}: no patch of {size_px} x {size_px} px at y={y_px}, x={x_px} in region "
+                f"{self._names[position][0]}, which is {height} x {width} px"
+            )
+        return self.cut(position, y_px, x_px, size_px, size_px)
+
+    def cut(self, position: int, y_px: int, x_px: int, height_px: int, width_px: int) -> Patch:
+        """Cut a rectangle that lies inside a region, as :meth:`patch` does."""
         image, instances = self.read(position)
-        window = np.s_[y_px : y_px + size_px, x_px : x_px + size_px]
+        window = np.s_[y_px : y_px + height_px, x_px : x_px + width_px]
         (region, slide, patient), table = self._names[position], self.subtypes(position)
         return Patch(
             image=image[window],
@@ -314,6 +332,11 @@ class Cohort:
     @cached_property
     def _subtypes_by_region(self) -> dict[str, dict[int, int]]:
         return subtypes_by(self.instances, "region")
+
+
+def _check_part(part: str, folder: Path) -> None:
+    if part not in PARTS:
+        raise InputError(f"{folder}: part {part!r}: expected train, val or test")
 
 
 def subtypes_by(instances: pd.DataFrame, column: str) -> dict[Any, dict[int, int]]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import numpy as np
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRIES = 32  # positions drawn at once; nearly every instance fills more than a tenth of its box
+NETWORK_PX = 32  # networks take patches whose edge is a multiple of it
 PASTE_TRIES = 8  # instances of another region, and places for one, that are drawn before one is left out
 
 
@@ -82,7 +84,16 @@ class PatchSampler:
     >>> first_three = list(itertools.islice(sampler.stream(), 3))
     """
 
-    def __init__(self, cohort: Cohort, part: str, size_px: int, config: SamplingConfig, seed: int) -> None:
+    def __init__(
+        self,
+        cohort: Cohort | str | Path,
+        part: str,
+        size_px: int,
+        config: SamplingConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        cohort = cohort if isinstance(cohort, Cohort) else Cohort.open(cohort)
+        config = SamplingConfig() if config is None else config
         self.cohort, self.part, self.size_px, self.config, self.seed = cohort, part, size_px, config, seed
         regions, instances = _of_part(cohort, part)
         check_patch_size(cohort, regions, size_px)
@@ -100,6 +111,9 @@ class PatchSampler:
         if config.background_share > 0 and not self._background:
             raise InputError(f"{where} has no background pixel; set background_share to 0")
         self._shapes = list(cohort.regions[["height_px", "width_px"]].itertuples(index=False, name=None))
+
+    def __repr__(self) -> str:
+        return f"PatchSampler({self.size_px} px of {self.part}, {self.cohort.folder}, seed {self.seed})"
 
     def __getitem__(self, index: int) -> Patch:
         """Draw the patch of a number, 0, 1, 2, … without end."""
@@ -197,15 +211,19 @@ def _pixel(instances: np.ndarray, instance: int, box: Box, rng: np.random.Genera
 
 
 def check_patch_size(cohort: Cohort, regions: pd.DataFrame, size_px: int) -> None:
-    """Raise InputError where regions of a cohort are smaller than a patch."""
+    """Raise InputError where regions of a cohort are smaller than a patch, or a patch is no square of pixels."""
+    if not isinstance(size_px, int | np.integer) or size_px < 1:
+        raise InputError(f"size_px {size_px!r}: expected a whole number of pixels, 1 or more")
     smallest = regions[["height_px", "width_px"]].min(axis=1)
     small = regions[smallest < size_px]
     if len(small):
         row = small.iloc[0]
         more = f" (and {len(small) - 1} more)" if len(small) > 1 else ""
+        fitting = smallest.min() // NETWORK_PX * NETWORK_PX or smallest.min()
         raise InputError(
-            f"{cohort.folder}: region {row['region']} is {row['height_px']} x {row['width_px']} px{more}, "
-            f"smaller than a patch of {size_px} px; set the patch size to {smallest.min()} px or less"
+            f"{cohort.folder}: region {row['region']} is {row['height_px']} x {row['width_px']} px{more}, smaller than "
+            f"a patch of {size_px} px; make patches {fitting} px or less (--set size_px={fitting}, in a study --set "
+            f"recipe.size_px={fitting})"
         )
 
 
@@ -309,10 +327,9 @@ class PastedPatches:
             height, width = min(y1 - y0, self._size_px), min(x1 - x0, self._size_px)  # of a large box, a window in it
             y = y0 + int(rng.integers(y1 - y0 - height + 1))
             x = x0 + int(rng.integers(x1 - x0 - width + 1))
-            square = self._cohort.patch(position, y, x, max(height, width))
-            instances = square.instances[:height, :width]
-            alone = np.where(instances == instance, instances, BACKGROUND)
-            patch = replace(square, image=square.image[:height, :width], instances=alone, subtypes={instance: subtype})
+            window = self._cohort.cut(position, y, x, height, width)
+            alone = np.where(window.instances == instance, window.instances, BACKGROUND)
+            patch = replace(window, instances=alone, subtypes={instance: subtype})
             return vary(patch, self._sampling, rng)
         return None
 

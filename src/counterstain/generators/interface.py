@@ -176,7 +176,7 @@ def load_generator(
     entry = METHODS.named(method, "method")
     if entry.kind is not None:
         if checkpoint is None:
-            raise InputError(f"method {method}: give the folder of a {entry.kind} checkpoint")
+            raise InputError(f"method {method}: give --generator DIR, made by 'counterstain train {entry.kind}'")
         kind = read_header(checkpoint).kind
         if kind != entry.kind:
             raise MismatchError(f"{checkpoint}: is a {kind} checkpoint; {method} needs a {entry.kind} one")

@@ -83,6 +83,10 @@ def measures(counts: pd.DataFrame | np.ndarray, taxonomy: Taxonomy) -> dict[str,
     """
     if isinstance(counts, pd.DataFrame):
         return measures(pooled(counts), taxonomy) | _slide_means(by_slide(counts), taxonomy)
+    counts = np.asarray(counts)
+    if counts.shape != (taxonomy.num_labels, 2):
+        expected = f"{(taxonomy.num_labels, 2)}, a row for background and each subtype of {taxonomy.name}"
+        raise InputError(f"counts of shape {counts.shape}: expected {expected}")
     counted, everyone = taxonomy.counted_ids, range(1, taxonomy.num_labels)
     true_positive, false_positive, false_negative = _confusion(counts)
     recall_by_name = zip(taxonomy.names, recalls(counts), strict=True)

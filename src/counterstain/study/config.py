@@ -216,7 +216,7 @@ class StudyConfig(Config):
         return build(recipe_class(), merge(preset_settings(self.preset), self.recipe), f"{source}: recipe")
 
 
-def load_study(file: Path, overrides: tuple[str, ...] | list[str] = ()) -> StudyConfig:
+def load_study(file: str | Path, overrides: Iterable[str] = ()) -> StudyConfig:
     """Read STUDY.yaml; ``--set`` assignments go over it, ``--set recipe.spade.…`` reaches the recipe.
 
     Raises
@@ -224,7 +224,7 @@ def load_study(file: Path, overrides: tuple[str, ...] | list[str] = ()) -> Study
     ConfigError
         The file is missing or something in it is wrong.
     """
-    changes = parse_overrides(overrides)
+    file, changes = Path(file), parse_overrides([overrides] if isinstance(overrides, str) else overrides)
     for key in changes:
         if key in Recipe.model_fields and key not in StudyConfig.model_fields:
             raise ConfigError(f"--set {key}: belongs to the recipe of the study; write --set recipe.{key}")

@@ -29,7 +29,7 @@ from counterstain.synthesis.synthesize import drawing_settings, patients_behind,
 CANDIDATES = 8  # patches that the one with the most of its subtype is chosen from
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Redrawn:
     """A real patch, redrawn as each subtype."""
 
@@ -38,6 +38,9 @@ class Redrawn:
     """What it was chosen for."""
     drawn: dict[int, np.ndarray]
     """Images (H, W, 3) uint8 by the subtype that was asked for."""
+
+    def __repr__(self) -> str:
+        return f"Redrawn({self.patch!r}, drawn as {len(self.drawn)} subtypes)"
 
 
 def preview(
