@@ -1,4 +1,3 @@
-import gzip
 import json
 import time
 from collections import Counter
@@ -6,6 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from urllib.parse import parse_qs, urlsplit
 
+import hostile_answers
 import pytest
 
 from counterstain.config import build
@@ -228,83 +228,19 @@ def test_an_unknown_image_set_is_said(playback):
         fetch(playback[1], image_set=404)
 
 
-def head(server, status=200, **headers):
-    server.send_response(status)
-    for name, value in {"Content_Type": "application/json", **headers}.items():
-        server.send_header(name.replace("_", "-"), value)
-    server.end_headers()
-    server.close_connection = True
-
-
-def send(server, pieces):
-    try:
-        for piece in pieces:
-            server.wfile.write(piece)
-            server.wfile.flush()
-    except OSError:
-        server.hung_up = True
-
-
-def endless_pages(server):
-    offset = int(parse_qs(urlsplit(server.path).query)["offset"][0])
-    server.reply(200, page([{**IMAGE, "id": offset}], 3, "http://x/"))
-
-
-def trickle(server):
-    head(server, Content_Length=10**6)
-    send(server, (time.sleep(0.05) or b" " for _ in range(200)))
-
-
-def trickling_headers(server):
-    send(server, [b"HTTP/1.0 200 OK\r\nX: ", *(time.sleep(0.05) or b"x" for _ in range(200))])
-
-
-def gzip_bomb(server):
-    head(server, Content_Encoding="gzip")
-    send(server, [gzip.compress(b" " * 2**24)])
-
-
-def brackets(server):
-    head(server)
-    send(server, [b"[" + b"[]," * 2**17 + b"[]]"])
-
-
-def huge(server):
-    head(server, Content_Length=50 * 2**30)
-    send(server, [b" "] * 4)
-
-
-def endless_body(server):
-    head(server)
-    send(server, [b" " * 2**16] * 2**10)
-
-
-def redirect_with_a_large_body(server):
-    head(server, 302, Location="/api/v1/again")
-    send(server, [b" " * 2**16] * 2**10)
-
-
-def circle(server):
-    head(server, 302, Location=server.path, Content_Length=0)
-
-
-def elsewhere(server):
-    head(server, 302, Location="https://evil.example/api", Content_Length=0)
-
-
 @pytest.mark.parametrize(
     ("attack", "message"),
     [
-        (endless_pages, r"sends page after page, 4 rows so far of 3"),
-        (trickle, "no whole answer within 1 s; fetch fewer images"),
-        (trickling_headers, "no whole answer within 1 s; fetch fewer images"),
-        (gzip_bomb, "sends more than 4 MB; fetch fewer images at a time"),
-        (brackets, "a page of its answer would fill the memory"),
-        (huge, "sends more than 4 MB"),
-        (endless_body, "sends more than 4 MB"),
-        (redirect_with_a_large_body, "sends more than 4 MB"),
-        (circle, "redirects more than 3 times"),
-        (elsewhere, "sends you on to 'https://evil.example/api'; if you trust that server"),
+        (hostile_answers.endless_pages, r"sends page after page, 4 rows so far of 3"),
+        (hostile_answers.trickle, "no whole answer within 1 s; fetch fewer images"),
+        (hostile_answers.trickling_headers, "no whole answer within 1 s; fetch fewer images"),
+        (hostile_answers.gzip_bomb, "sends more than 4 MB; fetch fewer images at a time"),
+        (hostile_answers.brackets, "a page of its answer would fill the memory"),
+        (hostile_answers.huge, "sends more than 4 MB"),
+        (hostile_answers.endless_body, "sends more than 4 MB"),
+        (hostile_answers.redirect_with_a_large_body, "sends more than 4 MB"),
+        (hostile_answers.circle, "redirects more than 3 times"),
+        (hostile_answers.elsewhere, "sends you on to 'https://evil.example/api'; if you trust that server"),
     ],
 )
 def test_a_hostile_server_is_bounded_in_time_pages_and_bytes(playback, monkeypatch, attack, message):

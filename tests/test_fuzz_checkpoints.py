@@ -16,6 +16,8 @@ import pytest
 from drawn_cohort import HER2
 from drawn_requests import ONE, denoiser_config, first_stage_config
 
+from counterstain.audit.judge import Judge, load_judge
+from counterstain.audit.judge_config import JudgeConfig
 from counterstain.checkpoints import CheckpointHeader, save_checkpoint
 from counterstain.errors import CounterstainError
 from counterstain.generators.autoencoder import Autoencoder
@@ -24,6 +26,8 @@ from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.spade import Spade, SpadeGenerator
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.generators.train import load_autoencoder
+from counterstain.segmentation.model import Segmenter, load_segmenter
+from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.storage import sha256_of, write_sealed
 
 TRIALS = int(os.environ.get("COUNTERSTAIN_FUZZ", "60"))
@@ -33,7 +37,11 @@ ODD = (
     "../../etc", "\x1b[31m", [1, None],
 )  # fmt: skip
 DTYPES = ("F16", "BF16", "F64", "I8", "I32", "U8", "BOOL", "F8_E5M2", "C64")
-LOAD = {"spade": SpadeGenerator.load, "autoencoder": load_autoencoder, "diffusion": DiffusionGenerator.load}
+TINY = {"encoder": "tu-test_resnet", "decoder_channels": (16, 16, 8, 8, 8)}
+LOAD = {
+    "spade": SpadeGenerator.load, "autoencoder": load_autoencoder, "diffusion": DiffusionGenerator.load,
+    "segmenter": load_segmenter, "judge": load_judge,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +49,7 @@ def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
     spade = SpadeConfig(training=ONE, generator_width=4, discriminator_width=4, hidden=8, latent=8, vgg_weight=0.0)
     stage, denoiser = first_stage_config(kind="vq", codebook_size=16), denoiser_config(context_share=0.5)
+    segmenter, judge = SegmenterConfig(encoder_weights=None, **TINY), JudgeConfig(**TINY)
     first = Autoencoder(stage, 32)
     inner = {f"first_stage.{name}": tensor for name, tensor in first.state_dict().items()}
     made = {
@@ -51,6 +60,8 @@ def checkpoints(tmp_path_factory):
             Diffusion(denoiser, first, 6).state_dict() | inner,
             {"first_stage": stage.model_dump()},
         ),
+        "segmenter": (segmenter, Segmenter(segmenter).state_dict(), {}),
+        "judge": (judge, Judge(judge, 6).state_dict(), {}),
     }
     for kind, (config, state, notes) in made.items():
         header = CheckpointHeader(

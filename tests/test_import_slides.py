@@ -272,13 +272,26 @@ def test_slides_that_would_be_two_spellings_of_a_patient_are_asked_about(lab: La
     for name in ("P1", "p01"):
         lab.tiff(name)
         lab.annotate(name, polygon("ROI", 0, 0, 90, 90), polygon("three", 0, 0, 50, 50))
-    with pytest.raises(InputError, match=r"'P1' and 'p01' are two spellings of one patient; give .* --patients"):
+    with pytest.raises(InputError, match=r"'P1' and 'p01' are probably one; give .* --patients"):
         lab.load()
+    (tmp_path / "patients.csv").write_text("slide,patient\nP1,1.2E+11\np01,1.2E+11\n")
+    with pytest.raises(InputError, match=r"row 2: column 'patient' is '1\.2E\+11', which programs write for"):
+        lab.load(patients=tmp_path / "patients.csv")
     (tmp_path / "patients.csv").write_text("slide,patient\nP1,1\np01,1 \n")
     assert lab.load(patients=tmp_path / "patients.csv").patients("train") == []
     (tmp_path / "patients.csv").write_text("slide,patient\nP1,1\np01,1.0\n")
-    with pytest.raises(InputError, match=r"'1' and '1\.0' are two spellings of one patient; use one spelling"):
+    with pytest.raises(InputError, match=r"'1' and '1\.0' are probably one; use one spelling"):
         lab.load(patients=tmp_path / "patients.csv")
+
+
+def test_two_slides_of_a_patient_of_tcga_are_known_without_a_table(lab: Lab):
+    for number in (1, 2):
+        lab.tiff(f"TCGA-A1-A0SB-01Z-00-DX{number}.0a-1b")
+        lab.annotate(
+            f"TCGA-A1-A0SB-01Z-00-DX{number}.0a-1b", polygon("ROI", 0, 0, 90, 90), polygon("three", 0, 0, 9, 9)
+        )
+    with pytest.raises(InputError, match=r"DX1.*DX2.* are probably one; give their patients with"):
+        lab.load()
 
 
 def test_a_file_belongs_to_the_slide_with_the_longest_name_that_fits(lab: Lab):

@@ -260,6 +260,7 @@ BAD_ROWS = {
     "another computer": ([r"C:\tissue\a,X,p,"], "row 2: .* is a path of a Windows computer; give paths relative"),
     "no label": (["a.png,a.png,X,p,"], "row 2: a.png is the image and its label; name the two files"),
     "blank rows": (["", "", "z,X,p,"], r"row 4: z\.png: no such file"),
+    "a lost patient": (["a,X,nan,"], "row 2: column 'patient' is 'nan', which programs write for a missing or"),
     "a quote": (['a,"X,p,'], r"not a CSV table \(line 2: unexpected end of data\)"),
 }
 

@@ -15,7 +15,7 @@ from shapely import Point
 from counterstain.checkpoints import CheckpointHeader, save_checkpoint
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.region_store import Region
-from counterstain.errors import CounterstainWarning, InputError, MismatchError
+from counterstain.errors import CounterstainError, CounterstainWarning, InputError, MismatchError
 from counterstain.io.annotations import read_annotations
 from counterstain.io.regions import place, rasterise
 from counterstain.io.slides import Box, Slide
@@ -325,6 +325,29 @@ def test_a_file_that_was_cut_short_or_deleted_is_made_again(checkpoint, slide, t
     assert out.read_bytes() == whole
     out.unlink()
     assert predict_slide(checkpoint, slide, out, PredictConfig()).areas == 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.filterwarnings("ignore:.*cut short")
+def test_a_damaged_prediction_is_one_line_or_ends_as_the_whole_one(checkpoint, slide, tmp_path, monkeypatch, seed):
+    rng, out = np.random.default_rng(seed), tmp_path / "x.geojson"
+    predict_slide(checkpoint, slide, tmp_path / "whole.geojson", PredictConfig())
+    with monkeypatch.context() as patched:
+        patched.setattr(predict_module, "join", None)
+        with pytest.raises(TypeError):
+            predict_slide(checkpoint, slide, out, PredictConfig())
+    files = sorted((tmp_path / ".x.geojson.unfinished").iterdir())
+    for file in rng.choice(files, 3, replace=False):
+        content = np.frombuffer(file.read_bytes(), np.uint8).copy()
+        content[rng.integers(len(content), size=3)] = rng.integers(256, size=3)
+        file.write_bytes(content[: rng.choice([len(content), len(content) // 2])].tobytes())
+    message = ""
+    try:
+        predict_slide(checkpoint, slide, out, PredictConfig())
+    except CounterstainError as error:
+        message = str(error)
+    assert "\n" not in message
+    assert message or out.read_bytes() == (tmp_path / "whole.geojson").read_bytes()
 
 
 @pytest.mark.parametrize("finished", [True, False])

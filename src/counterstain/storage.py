@@ -236,7 +236,7 @@ def claim(folder: Path, stage: str, settings: Any) -> None:
     if not run_file.exists() and _is_in_use(folder) and not run_file.exists():  # not even by another process just now
         raise MismatchError(f"{folder}: is not empty and was not made by counterstain; give another output folder")
     if run_file.exists():
-        found = read_json(run_file)
+        found = _claim_in(folder)
         if found.get("fingerprint") != identity["fingerprint"]:
             difference = first_difference(found.get("settings"), settings) if found.get("stage") == stage else ""
             raise MismatchError(
@@ -276,8 +276,14 @@ def _is_in_use(folder: Path) -> bool:
 
 def stage_of(folder: Path) -> str | None:
     """Say which stage claimed a folder; None where none did."""
-    run_file = folder / RUN_FILE
-    return str(read_json(run_file).get("stage")) if run_file.exists() else None
+    return str(_claim_in(folder).get("stage")) if (folder / RUN_FILE).exists() else None
+
+
+def _claim_in(folder: Path) -> dict[str, Any]:
+    found = read_json(folder / RUN_FILE)
+    if not isinstance(found, dict):
+        raise StorageError(f"{folder / RUN_FILE}: damaged (no mapping); delete its folder and make it again")
+    return found
 
 
 def first_difference(found: Any, wanted: Any, where: str = "") -> str:

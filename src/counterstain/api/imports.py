@@ -194,7 +194,7 @@ def import_slides(
         origin=origin,
         patients=patients,
         types=types,
-        objects=objects.split(","),
+        objects=objects.replace(" ", "").split(","),
         taxonomy=_taxonomy(taxonomy, taxonomy_of),
         merge=merge,
         progress=bar,
@@ -242,7 +242,7 @@ def import_labels(
     from counterstain.taxonomy import Taxonomy
 
     known = _annotation_format(format)
-    files = read_all(annotations, known, types=types, objects=objects.split(","))
+    files = read_all(annotations, known, types=types, objects=objects.replace(" ", "").split(","))
     for message in (message for file in files for message in file.odd):
         warnings.warn(message, CounterstainWarning, stacklevel=3)
     if others := files_of_other_formats(annotations, known):

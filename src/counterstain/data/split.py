@@ -24,6 +24,7 @@ NOBODY = "none"  # where a file of patients is asked for
 PATIENTS_SEEN_FILE = "patients_seen.txt"  # beside exported generated images
 NAMED = 3  # patients that a message names
 RETRAIN = "train the generator on this cohort's training part only, or restore the split that it was trained on"
+BARCODE = re.compile(r"tcga-\w\w-\w{4}(?=[-.]|$)")
 SPELLINGS = "import the cohort again with one spelling"
 TABLES = ("regions.parquet", "instances.parquet", "cohort.json")  # the last one makes a cohort of the folder
 
@@ -53,9 +54,12 @@ def check_no_leak(
 
 def patient_key(name: str) -> str:
     """Return what all spellings of a patient share: those of other case, spaces, invisible signs, leading zeros or
-    Unicode form (``"Pat 01"``, ``"pat1"``), and numbers with the ``.0`` of a spreadsheet.
+    Unicode form (``"Pat 01"``, ``"pat1"``), numbers with the ``.0`` of a spreadsheet, and the barcodes of a patient's
+    slides in TCGA (``TCGA-A1-A0SB-01Z-00-DX1``).
     """
-    return re.sub(r"(?<![\d.])0+(?=\d)", "", re.sub(r"^(\d+)\.0$", r"\1", name_key(name)))
+    key = re.sub(r"^(\d+)\.0$", r"\1", name_key(name))
+    barcode = BARCODE.match(key)
+    return barcode[0] if barcode else re.sub(r"(?<![\d.])0+(?=\d)", "", key)
 
 
 def same_patient(names: Iterable[str]) -> tuple[str, str] | None:

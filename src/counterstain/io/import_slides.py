@@ -97,9 +97,7 @@ def import_slides(
     people = read_patients(patients, paths) if patients else {name: Patient(name) for name in paths}
     if found := same_patient(people[name].patient for name in paths):
         remedy = "use one spelling" if patients else "give their patients with --patients"
-        raise InputError(
-            f"{patients or slides}: {found[0]!r} and {found[1]!r} are two spellings of one patient; {remedy}"
-        )
+        raise InputError(f"{patients or slides}: patients {found[0]!r} and {found[1]!r} are probably one; {remedy}")
     _check_copies(paths)
     table = read_region_table(str(regions)) if config.regions == "table" else {}
     matched = match_annotations(paths, files)

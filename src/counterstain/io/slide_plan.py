@@ -22,7 +22,7 @@ from counterstain.errors import CounterstainWarning, InputError
 from counterstain.io.annotations.outlines import Annotation, AnnotationFile, polygonal
 from counterstain.io.regions import Outline, Placed, drawn_boxes, place, place_boxes, tissue_mask
 from counterstain.io.slides import Box, Slide, slide_name
-from counterstain.io.table import csv_rows
+from counterstain.io.table import check_name, csv_rows
 from counterstain.taxonomy import BACKGROUND, IGNORE
 
 SHOWN_NAMES = 5
@@ -74,6 +74,7 @@ def read_patients(path: str | Path, slides: Iterable[str]) -> dict[str, Patient]
         slide, patient = slide_name(row["slide"]), row["patient"]
         if not slide or not patient:
             raise InputError(f"{where}: slide or patient is empty; fill it in")
+        check_name(where, "patient", patient)
         if slide in patients:
             raise InputError(f"{where}: slide {slide} is listed twice; remove one row")
         patients[slide] = Patient(patient, row.get("score") or None, _resolution(where, row.get("mpp_level0")))

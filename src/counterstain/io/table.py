@@ -28,6 +28,7 @@ from counterstain.storage import without_apostrophe
 from counterstain.taxonomy import CONTROL, alike
 
 LONGEST_NAME = 300  # characters of a cell that is a name or a path
+LOST = re.compile(r"nan|null|n/a|#n/a|#(?:ref|value|name|null|div/0)[!?]|\d(?:[.,]\d+)?e\+\d+", re.IGNORECASE)
 ZIP = b"PK\x03\x04"
 
 ColumnName = Annotated[str, Field(min_length=1)]
@@ -204,6 +205,18 @@ def _check_filled(path: Path, named: pd.DataFrame, columns: Columns) -> None:
             raise InputError(f"{path} row {row}: column {name!r} is empty; fill it in")
         for row in named["row"][lengths > LONGEST_NAME]:
             raise InputError(f"{path} row {row}: column {name!r} holds more than {LONGEST_NAME} characters; shorten it")
+        if field in {"patient", "slide", "subtype"}:
+            for row, text in named.drop_duplicates(field)[["row", field]].to_numpy():
+                check_name(f"{path} row {row}", name, text)
+
+
+def check_name(where: str, column: str, text: str) -> None:
+    """Raise InputError where a program wrote a cell in the place of a name that was missing or that it shortened."""
+    if LOST.fullmatch(text):
+        raise InputError(
+            f"{where}: column {column!r} is {text!r}, which programs write for a missing or shortened value; fill in "
+            "the name, and format the column as text"
+        )
 
 
 def _portable(folder: Path, text: str, where: str) -> str:

@@ -243,6 +243,8 @@ def is_written(path: Path, about: dict[str, Any]) -> bool:
     """
     if not path.exists():
         return False
+    if not path.is_file():
+        raise MismatchError(f"{path}: is no file; give another --out, or move it away")
     head, length = _head(about).encode(), len(_end("0" * 64))
     with path.open("rb") as file:
         begun = file.read(len(head))

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
-import pandas as pd
 import shapely
 from pydantic import Field
 
@@ -22,7 +21,7 @@ from counterstain.config import Config
 from counterstain.data.cohort import Cohort
 from counterstain.data.region_store import PixelWindow
 from counterstain.devices import choose_device
-from counterstain.errors import InputError
+from counterstain.errors import CounterstainError, InputError
 from counterstain.io.exports import file_names
 from counterstain.io.regions import place_boxes, read_region_table, tissue_mask
 from counterstain.io.slides import Box, Slide, SlideWindow, slide_name
@@ -43,7 +42,7 @@ from counterstain.segmentation.outlines import (
     write_geojson,
 )
 from counterstain.segmentation.segmenter_config import Windows
-from counterstain.storage import claim, file_identity, fingerprint, write_parquet
+from counterstain.storage import claim, file_identity, fingerprint, read_sealed, write_sealed
 
 TISSUE_PX = 2048  # longer side of the thumbnail in which tissue is detected
 WHOLE, AUTO = "whole", "auto"
@@ -298,7 +297,7 @@ def _pieces_of(
     with progress("tiles", sum(len(rows) * len(columns) for rows, columns in grids)) as advance:
         for number, (view, (rows, columns)) in enumerate(zip(views, grids, strict=True)):
             for row in rows:
-                file = unfinished / f"{number:04d}-{row.start:09d}.parquet"
+                file = unfinished / f"{number:04d}-{row.start:09d}.json"
                 kept = _load(file)
                 if kept is None:
                     wanted = [c for c in columns if tissue is None or tissue.shown(view, row, c)]
@@ -320,17 +319,17 @@ def row_pieces(
 
 
 def _save(file: Path, found: Sequence[Piece]) -> None:
-    table = pd.DataFrame(found, columns=list(Piece._fields))
-    write_parquet(file, table.assign(polygon=[shapely.to_wkb(piece.polygon) for piece in found]))
+    rows = [(shapely.to_wkb(p.polygon, hex=True), p.probability_sum, p.pixels) for p in found]
+    write_sealed(file, {"pieces": rows})
 
 
 def _load(file: Path) -> list[Piece] | None:
     """Return the pieces of a row of tiles, None where they are not known yet or the file is damaged."""
     try:
-        columns = [pd.read_parquet(file)[name].tolist() for name in Piece._fields]
-    except (OSError, ValueError, KeyError):
+        rows = read_sealed(file)["pieces"]
+    except (CounterstainError, OSError, KeyError):
         return None
-    return [Piece(shapely.from_wkb(wkb), total, pixels) for wkb, total, pixels in zip(*columns, strict=True)]
+    return [Piece(shapely.from_wkb(wkb), total, pixels) for wkb, total, pixels in rows]
 
 
 # Cohorts: the regions of every file, and their areas on the slide
