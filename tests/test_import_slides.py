@@ -402,6 +402,17 @@ def test_a_slide_replaced_by_another_of_its_name_and_size_is_noticed(two_slides:
         two_slides.load()
 
 
+def test_a_slide_that_is_only_touched_can_be_given_its_time_back(two_slides: Lab):
+    two_slides.load()
+    path = two_slides.slides / "a.tif"
+    before = path.stat().st_mtime_ns
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(MismatchError, match=r"the time of its last change differs") as error:
+        two_slides.load()
+    seconds, rest = str(error.value).split("touch -d @")[1].split()[0].split(".")
+    assert int(seconds) * 10**9 + int(rest) == before
+
+
 def test_a_slide_replaced_while_it_is_read_is_noticed(two_slides: Lab, monkeypatch):
     def replaced_meanwhile(*arguments):
         replace_slide(two_slides, "a")

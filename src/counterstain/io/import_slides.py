@@ -35,6 +35,7 @@ from counterstain.storage import file_identity, read_json, replacing, sha256_of,
 from counterstain.taxonomy import BACKGROUND, IGNORE, MEANINGS, Taxonomy, first_alike
 
 SLIDES_FILE = "slides.json"  # what the slides were when the import began
+CHANGES = {"bytes": "its size", "sample": "its content", "modified": "the time of its last change"}
 HELD_PX = 2**24  # pixels of a map of instances that is painted at once
 OVERVIEW_PX = 1400
 OPACITY = 110  # of 255
@@ -141,13 +142,15 @@ def _check_unchanged(out: Path, identities: Mapping[str, Mapping[str, Any]]) -> 
         before = known.get(slide, now)
         for file in sorted(before.keys() | now.keys()):
             was, is_now = before.get(file, {}), now.get(file, {})
-            changed = [what for what in ("bytes", "sample", "modified") if was.get(what) != is_now.get(what)]
-            if changed:
-                words = {"bytes": "its size", "sample": "its content", "modified": "the time of its last change"}
+            differs = next((what for what in CHANGES if was.get(what) != is_now.get(what)), None)
+            if differs is not None:
+                remedy = "give another output folder, or delete that one to import the slide as it is now"
+                if differs == "modified" and "modified" in was:
+                    seconds, rest = divmod(was["modified"], 10**9)
+                    remedy += f"; if it is the same, set its time back: touch -d @{seconds}.{rest:09} {file}"
                 raise MismatchError(
-                    f"slide {slide}: {file} is not the file that {out} was imported from: {words[changed[0]]} differs, "
-                    f"{was.get(changed[0])} then, {is_now.get(changed[0])} now; give another output folder, or delete "
-                    "that one to import the slide as it is now"
+                    f"slide {slide}: {file} is not the file that {out} was imported from: {CHANGES[differs]} differs; "
+                    f"{remedy}"
                 )
 
 
