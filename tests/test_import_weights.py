@@ -197,6 +197,10 @@ def test_heads_at_several_scales_are_asked_for(imported, tmp_path):
             {"model.diffusion_model.out.2.bias": torch.full((3,), float("nan"))},
             "3 of 3 values of unet.conv_out",
         ),
+        (
+            {"model.diffusion_model.out.2.bias": torch.zeros(3, dtype=torch.int8)},
+            "is torch.int8, expected torch",
+        ),
         ({"model.diffusion_model.out.2.weight": torch.zeros(())}, "tensors of shapes that the published layout"),
         ({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(0, 9, 3, 3)}, "no multiples of 0"),
         ({"first_stage_model.post_quant_conv.weight": torch.zeros(3)}, "tensors of shapes that the published layout"),
@@ -277,6 +281,8 @@ def test_a_file_that_cannot_be_used_is_one_line(run, tmp_path, capsys, content, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"--size": 10**9}, "--size 1000000000: expected the edge"),
+        ({"--mpp": "inf"}, "--mpp inf: give the micrometres per pixel"),
         ({"--size": 64}, "draws images of 32 px, not 64; give --size 32"),
         ({"--kind": "gan"}, "--kind gan: expected one of spade, autoencoder, diffusion"),
         ({"--kind": "diffusion"}, "3 files: expected one"),

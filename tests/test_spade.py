@@ -3,7 +3,7 @@ import pytest
 import torch
 from drawn_requests import drawn_by
 
-from counterstain.errors import ConfigError, InputError
+from counterstain.errors import ConfigError, InputError, StorageError
 from counterstain.generators.conditioning import counterstain_map, edges, one_hot
 from counterstain.generators.diffusion_config import CounterstainConfig
 from counterstain.generators.perceptual import VggDistance
@@ -81,6 +81,7 @@ def test_vgg_weights_are_read_from_a_local_file(tmp_path):
     [
         (b"no weights", "not a file of weights, or damaged"),
         ({"a": torch.zeros(1)}, "not the weights of VGG as torchvision"),
+        ({"a": torch.tensor([0.0, torch.nan])}, "1 of 2 values of a are NaN"),
     ],
 )
 def test_a_file_without_vggs_weights_is_one_line(tmp_path, content, message):
@@ -88,7 +89,7 @@ def test_a_file_without_vggs_weights_is_one_line(tmp_path, content, message):
         (tmp_path / "vgg.pth").write_bytes(content)
     else:
         torch.save(content, tmp_path / "vgg.pth")
-    with pytest.raises(InputError, match=message):
+    with pytest.raises((InputError, StorageError), match=message):
         VggDistance(str(tmp_path / "vgg.pth"))
 
 

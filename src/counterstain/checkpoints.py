@@ -162,7 +162,7 @@ def rebuilt(
     parts = tuple(f"{name}." for name in spare)
     own, given = ({n: t for n, t in of.items() if not n.startswith(parts)} for of in (model.state_dict(), state))
     for name in sorted(own.keys() | given.keys()):
-        found, wanted = (tuple(of[name].shape) if name in of else "missing" for of in (given, own))
+        found, wanted = (_described(of[name]) if name in of else "missing" for of in (given, own))
         if found != wanted:
             raise MismatchError(
                 f"{folder}: its header and its weights disagree: {name} is {found} in {WEIGHTS_FILE}, {wanted} by "
@@ -179,6 +179,10 @@ def rebuilt(
         model = make()  # it holds what no file does, and what is only known when it is made
         model.load_state_dict(weights, strict=False)
     return model
+
+
+def _described(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape)) + ("" if tensor.is_floating_point() else f" {tensor.dtype}")
 
 
 def _short(error: Exception) -> str:

@@ -387,7 +387,7 @@ def _facts(taxonomy: str | None, cohort: Cohort | None, mpp: float | None, size_
         raise ConfigError(
             f"--mpp {spacing}: give the micrometres per pixel of the training images, 0.01 to 100, or --cohort"
         )
-    if size_px < 1:
+    if not 1 <= size_px <= 65_536:
         raise ConfigError(f"--size {size_px}: expected the edge of the training patches in pixels")
     try:
         seen = () if patients_seen == NOBODY else read_patients_seen(Path(patients_seen))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from counterstain.checkpoints import read_state
+from counterstain.checkpoints import read_state, require_finite
 from counterstain.errors import InputError
 
 IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -79,8 +79,10 @@ def _vgg19(weights: str) -> Any:
 
 def _load(network: nn.Module, path: Path) -> nn.Module:
     """Set the weights of a network of torchvision from a file."""
+    state = read_state(path)
+    require_finite(state, path)
     try:
-        network.load_state_dict(read_state(path))
+        network.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"{path}: not the weights of {type(network).__name__} as torchvision has them") from error
     return network

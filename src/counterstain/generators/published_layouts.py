@@ -104,6 +104,8 @@ def to_ours(layout: Layout, published: State, expected: State, source: str) -> d
                 f"{source}: {theirs} is {tuple(tensor.shape)}, expected {tuple(wanted)}; "
                 "it does not fit the other tensors or the taxonomy"
             )
+        if tensor.is_floating_point() != expected[names[0]].is_floating_point():
+            raise MismatchError(f"{source}: {theirs} is {tensor.dtype}, expected {expected[names[0]].dtype}")
         state.update(zip(names, layout.split(tensor, names), strict=True))
     return state
 
