@@ -236,11 +236,11 @@ def on_white(pixels: np.ndarray, *, premultiplied: bool = False) -> np.ndarray:
         return np.ascontiguousarray(pixels[..., :3])
     laid = np.empty((*pixels.shape[:2], 3), np.uint8)
     for top in range(0, len(pixels), ROWS_AT_ONCE):
-        rows, a = pixels[top : top + ROWS_AT_ONCE, :, :3].astype(np.uint16), alpha[top : top + ROWS_AT_ONCE]
-        white = np.uint16(WHITE) * (WHITE - a.astype(np.uint16))
-        laid[top : top + ROWS_AT_ONCE] = np.minimum(
-            WHITE, (rows * (WHITE if premultiplied else a) + white + WHITE // 2) // WHITE
-        )
+        rows, a = (part[top : top + ROWS_AT_ONCE].astype(np.uint16) for part in (pixels[..., :3], alpha))
+        if premultiplied:
+            laid[top : top + ROWS_AT_ONCE] = np.minimum(WHITE, rows + (WHITE - a))
+        else:
+            laid[top : top + ROWS_AT_ONCE] = (rows * a + WHITE * (WHITE - a) + WHITE // 2) // WHITE
     return laid
 
 

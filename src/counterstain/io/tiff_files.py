@@ -72,8 +72,10 @@ class TiffSource:
         return pixels
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file and forget its pixels."""
         self._file.close()
+        for pixels in self._pixels.values():
+            pixels.forget()
 
 
 class _PagePixels:
@@ -124,6 +126,11 @@ class _PagePixels:
             channels = slice(plane, plane + 1) if self._planes > 1 else slice(None)
             pixels[y0 - top : y1 - top, x0 - left : x1 - left, channels] = segment[y0 - y : y1 - y, x0 - x : x1 - x]
         return on_white(pixels, premultiplied=self._premultiplied)
+
+    def forget(self) -> None:
+        """Let go of decoded segments and of the file's memory map."""
+        self._segment.cache_clear()
+        self._mapped = None
 
     def _check_segments(self) -> None:
         """Raise InputError where strips or tiles are not of the number, place and length that the page needs."""
