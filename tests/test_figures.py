@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import itertools
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 from drawn_results import DEMO_ARMS, HER2, draw_composition, draw_counts, draw_losses, draw_synthetic, results_of
 
+from counterstain.data.patches import Patch, Source
 from counterstain.generators.methods import METHODS
 from counterstain.report import figures, patch_figures
 from counterstain.report.figures import STYLE, colour_of, save_figure, svg_text
 from counterstain.report.patch_figures import examples
 from counterstain.report.results import Example
 from counterstain.study.arms import Arm, read_arm
+from counterstain.synthesis.redraw import Redrawn
 from counterstain.taxonomy import Subtype, Taxonomy
 
 ARMS = [read_arm(name) for name in DEMO_ARMS]
@@ -139,6 +143,31 @@ def test_examples_stand_beside_their_methods_with_a_scale_bar_large_ones_shrunk(
     written = texts(examples([example(size=100)], HER2, mpp=1.0))
     assert {"real", "its labels", "new labels", "spade", "oracle\n(ceiling)", "50 µm"} <= written
     assert examples([example(size=1024)], HER2).axes[0].images[0].get_array().shape == (256, 256, 3)
+
+
+def test_long_names_and_dollars_are_written_as_they_are_and_nothing_overlaps():
+    names = [f"$x^2$ and ${i} of a subtype with the longest name that a taxonomy allows, nearly 80" for i in range(5)]
+    named = dict(zip(HER2.names, names, strict=True))
+    subtypes = [subtype.model_copy(update={"name": named[subtype.name]}) for subtype in HER2.subtypes]
+    long = Taxonomy(name="long", subtypes=subtypes)
+    counts, _ = drawn()
+    image = np.zeros((16, 16, 3), np.uint8)
+    source = Source(region="r", slide="s", patient="p", y_px=0, x_px=0)
+    patch = Patch(image=image, instances=image[..., 0].astype(np.int32), subtypes={}, source=source)
+    redrawn = [Redrawn(patch=patch, subtype=1, drawn=dict.fromkeys(range(1, 6), image))]
+    for figure in (
+        patch_figures.balance(draw_synthetic().replace(named), long),
+        patch_figures.composition(draw_composition().replace(named), long),
+        figures.confusion(counts, long, reference=SUBTYPE, arm=SPADE),
+        patch_figures.redrawn_as_every_subtype(redrawn, long, mpp=0.5),
+    ):
+        written = texts(figure)
+        assert any(text.startswith("$x^2$") for text in written)
+        for axes in figure.axes:
+            assert axes.get_position().width > 0.1
+            for group in (axes.get_xticklabels(), axes.get_yticklabels(), axes.texts):
+                boxes = [t.get_window_extent() for t in group if t.get_text() and not t.get_rotation()]
+                assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_every_method_has_its_own_colour():

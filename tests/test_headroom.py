@@ -1,5 +1,6 @@
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -160,6 +161,8 @@ def test_the_figure_has_the_colours_of_the_taxonomy_and_what_is_missing_is_named
     curves = [drawn_curve(subtype) for subtype in (None, *her2.names[1:])]
     found = Headroom(sizes=(4, 8), curves=curves, split="val", taxonomy=her2)
     assert found.in_words()[-1] == "No recall of HER2 0: absent from the validation set."
+    alone = Headroom(sizes=(4, 8), curves=[replace(curves[1], patients=1)], split="val", taxonomy=her2).in_words()[0]
+    assert alone == "Recall of HER2 1+: measured on a single patient, so the curve says nothing about other patients."
     recalls = headroom_figure(found).axes[1]
     assert [line.get_color() for line in recalls.lines] == [subtype.colour for subtype in her2.subtypes[1:]]
     assert [text.get_text() for text in recalls.get_legend().get_texts()] == list(her2.names[1:])

@@ -182,6 +182,7 @@ def test_a_folder_that_is_in_use_or_of_another_study_is_refused(finished, tmp_pa
     [
         ({"repeat": 2}, r"repeat: unknown key; did you mean repeats\?"),
         ({"amounts": [-1.0]}, r"amounts.0: Input should be greater than 0 \(got -1.0\)"),
+        ({"amounts": [100]}, r"100 is \+10,000 % .*; 1.0 is \+100 %: did you mean 1\?"),
         ({"methods": ["gan"]}, "methods.0: expected one of spade, diffusion, inpainting, oracle"),
         ({"baselines": ["tumor"]}, "subtype must be among them"),
         ({"cohort": {}}, "give either path .* or phantom"),
@@ -205,7 +206,10 @@ def test_a_missing_cohort_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size_px": 128}, "region p0-0 is 96 x 96 px .* smaller than a patch of 128 px"),
+        (
+            {"size_px": 128},
+            r"3 of 3 regions are smaller than a patch of 128 px: p0-0 \(96 x 96 px\), .*; make patches 96 px",
+        ),
         ({"parts": {"p3": "test"}}, "no region in part 'val'"),
         ({"size_px": 80}, "size_px 80: a segmenter needs patches whose edge is a multiple of 32"),
         ({"autoencoder": {"factor": 8}, "diffusion": {"multipliers": [1, 2, 3, 4]}}, "need a multiple of 64"),

@@ -400,7 +400,10 @@ def show_test(folder: Path, _: Arguments) -> None:
         row = [str(arm), str(len(group)), f"{group['dice'].mean():.3f}", f"{group['subtype_variance'].mean():.4f}"]
         for measure in ("dice", "subtype_variance"):
             known = differences.get((arm, measure))
-            row.append("{mean:+.4f} ({low:+.4f} to {high:+.4f})".format_map(known) if known else "")
+            form = "{mean:+.4f} ({low:+.4f} to {high:+.4f})"
+            if known and math.isnan(known["low"]):
+                form = "{mean:+.4f} (no interval)"
+            row.append(form.format_map(known) if known else "")
         rows.append(row)
     columns = ("arm", "n", "Dice", "variance", "difference in Dice", "difference in variance")
     print_table(

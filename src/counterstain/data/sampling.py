@@ -35,6 +35,7 @@ from counterstain.taxonomy import BACKGROUND
 if TYPE_CHECKING:
     from torch import Tensor
 
+NAMED = 5  # regions that a message names
 TRIES = 32  # positions drawn at once; nearly every instance fills more than a tenth of its box
 NETWORK_PX = 32  # networks take patches whose edge is a multiple of it
 PASTE_TRIES = 8  # instances of another region, and places for one, that are drawn before one is left out
@@ -217,13 +218,17 @@ def check_patch_size(cohort: Cohort, regions: pd.DataFrame, size_px: int) -> Non
     smallest = regions[["height_px", "width_px"]].min(axis=1)
     small = regions[smallest < size_px]
     if len(small):
-        row = small.iloc[0]
-        more = f" (and {len(small) - 1} more)" if len(small) > 1 else ""
-        fitting = smallest.min() // NETWORK_PX * NETWORK_PX or smallest.min()
+        named = [f"{row.region} ({row.height_px} x {row.width_px} px)" for row in small.head(NAMED).itertuples()]
+        more = f" and {len(small) - NAMED} more" if len(small) > NAMED else ""
+        fits = int(smallest.min()) // NETWORK_PX * NETWORK_PX
+        leave_out = "import the cohort without them" if len(small) < len(regions) else ""
+        smaller = (
+            f"make patches {fits} px (--set size_px={fits}, in a study --set recipe.size_px={fits})" if fits else ""
+        )
         raise InputError(
-            f"{cohort.folder}: region {row['region']} is {row['height_px']} x {row['width_px']} px{more}, smaller than "
-            f"a patch of {size_px} px; make patches {fitting} px or less (--set size_px={fitting}, in a study --set "
-            f"recipe.size_px={fitting})"
+            f"{cohort.folder}: {len(small)} of {len(regions)} regions are smaller than a patch of {size_px} px: "
+            f"{', '.join(named)}{more}; "
+            f"{' or '.join(filter(None, (leave_out, smaller))) or f'networks need {NETWORK_PX} px at least'}"
         )
 
 

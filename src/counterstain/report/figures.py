@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch as Key
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullFormatter
 
 from counterstain.errors import InputError
 from counterstain.generators.methods import METHODS
@@ -59,6 +61,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "hatch.linewidth": 0.6,
     "text.color": INK,
+    "text.parse_math": False,  # a $ in a name is a $
     "image.interpolation": "none",  # embedded pixel by pixel
 }
 
@@ -85,6 +88,11 @@ def empty(message: str) -> Figure:
     return figure
 
 
+def wrapped(name: str, letters: int) -> str:
+    """Return a name in at most three lines of so many letters."""
+    return "\n".join(TextWrapper(letters, max_lines=3, placeholder="…").wrap(name)) or name
+
+
 def light_grid(axes: Axes, axis: Literal["x", "y"]) -> None:
     """Draw faint lines to read values by, along ``x`` or ``y``."""
     axes.grid(axis=axis, color="#e3e3e3", linewidth=0.6)
@@ -94,9 +102,11 @@ def light_grid(axes: Axes, axis: Literal["x", "y"]) -> None:
 def subtype_key(figure: Figure, taxonomy: Taxonomy, *, background: bool = False) -> None:
     """Write the key of the subtypes' colours under a figure, in as many rows as the names need."""
     keys = [Key(facecolor="white", label="background", **EDGE)] if background else []
-    keys += [Key(facecolor=s.colour, label=s.name, **EDGE) for s in taxonomy.subtypes]
-    rows = -(-sum(len(str(key.get_label())) + 9 for key in keys) // 100)  # letters in a row
-    figure.legend(handles=keys, loc="outside lower center", ncols=min(-(-len(keys) // rows), 6))
+    keys += [Key(facecolor=s.colour, label=wrapped(s.name, 40), **EDGE) for s in taxonomy.subtypes]
+    longest = max(len(line) for key in keys for line in str(key.get_label()).split("\n"))
+    most = max(100 // (longest + 9), 1)  # letters in a row
+    rows = -(-len(keys) // min(most, 6))
+    figure.legend(handles=keys, loc="outside lower center", ncols=-(-len(keys) // rows))
 
 
 def svg_text(figure: Figure) -> str:
@@ -143,9 +153,9 @@ def boxplots(results: pd.DataFrame, taxonomy: Taxonomy, *, arms: Sequence[Arm], 
         at_reference = shown.loc[shown["arm"] == reference.name, column].mean()
         axes.axvline(at_reference, color=INK, linewidth=0.8, linestyle="--", zorder=0)
         light_grid(axes, "x")
-    left.set_yticks(range(len(arms)), [_label(arm) for arm in arms])
+    left.set_yticks(range(len(arms)), [wrapped(_label(arm), 36) for arm in arms])
     left.set_ylim(len(arms) - 0.4, -0.6)
-    left.set_title(f"{taxonomy.tissue_class.capitalize()} Dice")
+    left.set_title(wrapped(f"{taxonomy.tissue_class.capitalize()} Dice", 32))
     left.set_xlabel("higher is better")
     right.set_title("Subtype variance of recall")
     right.set_xlabel("lower is better")
@@ -164,19 +174,20 @@ def confusion(counts: pd.DataFrame, taxonomy: Taxonomy, *, reference: Arm, arm: 
     pair = [reference] if arm is None else [reference, arm]
     shown = counts.loc[(counts["split"] == "test") & counts["arm"].isin([one.name for one in pair])]
     tables = _row_normalised(shown, taxonomy.num_labels)
-    names = ["background", *taxonomy.names]
-    figure = new_figure(1.1 + 0.36 * len(names))
+    names = ["background", *(wrapped(name, 24) for name in taxonomy.names)]
+    lines = max(name.count("\n") for name in names)
+    figure = new_figure(1.1 + (0.36 + 0.08 * lines) * len(names))
     panels = figure.subplots(1, 3 if arm else 1, sharey=True, squeeze=False)[0]
     for axes, one in zip(panels, pair, strict=False):
         _heat(axes, tables[one.name], fixed, cmap="Greys", vmin=0, vmax=180)
-        axes.set_title(_label(one))
+        axes.set_title(wrapped(_label(one), 24))
     if arm:
         difference = tables[arm.name] - tables[reference.name]
         reach = max(float(np.nanmax(np.abs(difference))), 1.0) * 1.8
         _heat(panels[2], difference, signed, cmap="PuOr_r", vmin=-reach, vmax=reach)
         panels[2].set_title("Difference (points)")
     for axes in panels:
-        axes.set_xticks([0, 1], ["background", taxonomy.tissue_class])
+        axes.set_xticks([0, 1], ["background", wrapped(taxonomy.tissue_class, 12)])
         axes.set_xlabel("predicted as")
     panels[0].set_yticks(range(len(names)), names)
     panels[0].set_ylabel("annotated as")
@@ -238,7 +249,7 @@ def training_curves(losses: pd.DataFrame, arms: Sequence[Arm]) -> Figure:
     figure = new_figure(0.4 + 1.55 * rows)
     grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for axes, ((family, name), part) in zip(grid, panels, strict=False):
-        axes.set_title(f"{family}: {name}", fontsize=8.5)
+        axes.set_title(wrapped(f"{family}: {name}", 32), fontsize=8.5)
         lines = list(part.groupby("stage", sort=False))
         for stage, line in lines:
             steps, values = (line[column].to_numpy(float) for column in ("step", "value"))
@@ -246,6 +257,8 @@ def training_curves(losses: pd.DataFrame, arms: Sequence[Arm]) -> Figure:
         known = part["value"][np.isfinite(part["value"])]
         if len(known) and known.min() > 0 and known.max() / known.min() > 50:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")  # without the mathematics of matplotlib's own
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("step")
         light_grid(axes, "y")
     for axes in grid[len(panels) :]:
@@ -293,7 +306,7 @@ def headroom_figure(found: Headroom) -> Figure:
     for curve, marker in zip(found.curves, cycle(MARKERS)):
         axes = left if curve.subtype is None else right
         _learning_curve(axes, found.sizes, curve, INK if curve.subtype is None else colours[curve.subtype], marker)
-    left.set_title(f"{found.taxonomy.tissue_class.capitalize()} Dice")
+    left.set_title(wrapped(f"{found.taxonomy.tissue_class.capitalize()} Dice", 32))
     right.set_title("Recall by subtype")
     for axes in (left, right):
         axes.set_xscale("log", base=2)
@@ -309,7 +322,8 @@ def headroom_figure(found: Headroom) -> Figure:
 
 def _learning_curve(axes: Axes, sizes: Sequence[int], curve: Curve, colour: str, marker: str) -> None:
     mean = curve.scores.mean(axis=1)
-    axes.plot(sizes, mean, color=colour, label=curve.subtype, marker=marker, markersize=5, mec=INK, mew=0.5)
+    label = curve.subtype and wrapped(curve.subtype, 24)
+    axes.plot(sizes, mean, color=colour, label=label, marker=marker, markersize=5, mec=INK, mew=0.5)
     if curve.subtype is None:
         axes.fill_between(sizes, *curve.band, color=colour, alpha=0.12, linewidth=0)
         axes.plot(np.repeat(sizes, curve.scores.shape[1]), curve.scores.ravel(), ".", color=colour, markersize=3)

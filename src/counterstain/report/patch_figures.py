@@ -14,7 +14,18 @@ from matplotlib.patches import Patch as Key
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from counterstain.report.figures import EDGE, FAINT, INK, WIDTH_IN, empty, light_grid, new_figure, styled, subtype_key
+from counterstain.report.figures import (
+    EDGE,
+    FAINT,
+    INK,
+    WIDTH_IN,
+    empty,
+    light_grid,
+    new_figure,
+    styled,
+    subtype_key,
+    wrapped,
+)
 from counterstain.report.results import Example
 from counterstain.taxonomy import Taxonomy
 
@@ -109,8 +120,9 @@ def _before_and_after(axes: Axes, before: pd.Series, after: pd.Series, taxonomy:
     axes.bar(x - 0.2, _percent(before.to_numpy(float)), 0.38, color="white", hatch="////", **EDGE)
     axes.bar(x + 0.2, _percent(after.to_numpy(float)), 0.38, color=colours, **EDGE)
     axes.axhline(100 / len(x), color=FAINT, linewidth=0.9, linestyle="--")
-    many = len(x) > 6
-    axes.set_xticks(x, taxonomy.names, rotation=45 if many else 0, ha="right" if many else "center")
+    many = len(x) > 6 or max(map(len, taxonomy.names)) > 60 // len(x)  # letters that stand side by side
+    names = [wrapped(name, 18) for name in taxonomy.names]
+    axes.set_xticks(x, names, rotation=45 if many else 0, ha="right" if many else "center")
     axes.tick_params(axis="x", length=0)
     light_grid(axes, "y")
 
@@ -168,7 +180,7 @@ def redrawn_as_every_subtype(rows: Sequence[Redrawn], taxonomy: Taxonomy, *, mpp
     frames = [of_id[row.subtype].colour for row in rows]
     figure, axes = _pictures(titles, [[row.patch.image, *row.drawn.values()] for row in rows], mpp=mpp, frames=frames)
     for number, row in enumerate(rows):
-        axes.text(-GAP, number + 0.5, of_id[row.subtype].name, ha="right", va="center", rotation=90)
+        axes.text(-GAP, number + 0.5, wrapped(of_id[row.subtype].name, 20), ha="right", va="center", rotation=90)
     axes.set_xlim(left=-0.16)
     return figure
 
@@ -185,7 +197,8 @@ def _pictures(
     figure = new_figure(WIDTH_IN / len(titles) * len(rows) + (0.35 if frames else 0.75))
     axes = figure.subplots()  # one for all pictures: an axes for each takes seconds to draw
     for column, title in enumerate(titles):
-        axes.text(column + 0.5, -GAP, title, ha="center", va="bottom", weight="bold")
+        lines = "\n".join(wrapped(line, max(66 // len(titles), 6)) for line in title.split("\n"))
+        axes.text(column + 0.5, -GAP, lines, ha="center", va="bottom", weight="bold")
     for row, images in enumerate(rows):
         for column, image in enumerate(images):
             frame = frames[row] if frames and column == 0 else None

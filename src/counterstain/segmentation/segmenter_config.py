@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from counterstain.config import Config
-from counterstain.data.sampling import CopyPasteConfig, SamplingConfig
+from counterstain.data.sampling import NETWORK_PX, CopyPasteConfig, SamplingConfig
 from counterstain.errors import ConfigError
 from counterstain.segmentation.mixing import MixingConfig
 from counterstain.training_config import TrainingConfig
@@ -23,7 +23,6 @@ def _no_address(name: str) -> str:
 
 EncoderName = Annotated[str, AfterValidator(_no_address)]
 Channels = Annotated[int, Field(ge=1, le=2048)]
-SIZE_MULTIPLE = 32  # the encoders halve an image five times
 ADAM_BETAS = (0.9, 0.999)
 
 
@@ -111,10 +110,8 @@ class SegmenterConfig(Config):
 
     def check_size(self, size_px: int) -> None:
         """Raise ConfigError if patches of that edge cannot be segmented."""
-        if size_px % SIZE_MULTIPLE:
-            raise ConfigError(
-                f"size_px {size_px}: a segmenter needs patches whose edge is a multiple of {SIZE_MULTIPLE}"
-            )
+        if size_px % NETWORK_PX:
+            raise ConfigError(f"size_px {size_px}: a segmenter needs patches whose edge is a multiple of {NETWORK_PX}")
         self.inference.windows(size_px)
 
     @model_validator(mode="after")

@@ -30,6 +30,9 @@ JUDGE = Training(
 )
 
 
+MOST_AMOUNT = 10  # in ``amounts``; larger ones are mostly meant as per cent
+
+
 def trainings() -> dict[str, Training]:
     """Return the trainings of all methods, and the judge's, by their stage."""
     return METHODS.trainings | {JUDGE.stage: JUDGE}
@@ -51,6 +54,15 @@ def _one_of(known: Callable[[], Iterable[str]]) -> AfterValidator:
 
 
 Stage = Annotated[str, _one_of(stages)]
+
+
+def _is_multiple(amount: float) -> float:
+    if amount > MOST_AMOUNT:
+        raise ValueError(
+            f"{amount:g} is +{100 * amount:,.0f} % synthetic patches; 1.0 is +100 %: did you mean {amount / 100:g}? "
+            f"More than {MOST_AMOUNT} times the dataset is written out, as in extra_arms: [METHOD+{100 * amount:.0f}]"
+        )
+    return amount
 
 
 def _parsed(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -166,7 +178,7 @@ class StudyConfig(Config):
     """Arms without synthetic patches; ``subtype`` is the reference and always runs."""
     methods: tuple[Annotated[str, _one_of(lambda: METHODS)], ...] = DEFAULT_METHODS
     """How synthetic images are drawn; ``oracle`` is possible on the phantom."""
-    amounts: tuple[Annotated[float, Field(gt=0, le=100)], ...] = (0.5, 1.0, 2.0, 4.0)
+    amounts: tuple[Annotated[float, Field(gt=0), AfterValidator(_is_multiple)], ...] = (0.5, 1.0, 2.0, 4.0)
     """Synthetic patches as multiples of the dataset size; 1.0 is +100 %."""
     extra_arms: Annotated[tuple[str, ...], AfterValidator(_parsed)] = ()
     """More arms, by name, for example ``subtype+weighted``; :mod:`counterstain.study.arms` says which there are."""

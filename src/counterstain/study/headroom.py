@@ -199,6 +199,8 @@ class Curve:
     draws: np.ndarray  # (n, S)
     steps: list[Step]
     predicted: Extrapolation | str
+    patients: int = MIN_PATIENTS
+    """Patients tested on that have it; of one alone nothing is claimed."""
 
     @property
     def band(self) -> np.ndarray:
@@ -229,7 +231,10 @@ class Headroom:
         lines = []
         for curve in self.curves:
             name = f"Recall of {curve.subtype}" if curve.subtype else "Dice"
-            lines += in_words(name, curve.steps, curve.predicted)
+            if curve.patients > 1:
+                lines += in_words(name, curve.steps, curve.predicted)
+            else:
+                lines.append(f"{name}: measured on a single patient, so the curve says nothing about other patients.")
         shown = {curve.subtype for curve in self.curves}
         absent = [name for name in self.taxonomy.names if name not in shown]
         if absent:
@@ -325,21 +330,21 @@ def _curves(table: pd.DataFrame, taxonomy: Taxonomy, sizes: Sequence[int], confi
         by_slide(part).sum(axis=0) for _, part in table.groupby(["train_patients", "repeat", "patient"], sort=True)
     ]
     counts = np.reshape(by_patient, (len(sizes), config.repeats, -1, *by_patient[0].shape))  # (S, R, P, K + 1, 2)
-    present = counts[0, 0].sum(axis=(0, 2)) > 0
-    found: dict[str | None, Measure] = {None: dice}
-    for subtype in taxonomy.subtypes:
-        if present[subtype.id]:
-            found[subtype.name] = partial(_recall, subtype.id)
-    return [_curve(name, measure, counts, sizes, config.seed) for name, measure in found.items()]
+    having = (counts[0, 0].sum(axis=-1) > 0).sum(axis=0).tolist()  # patients by label
+    measured: list[tuple[str | None, Measure, int]] = [(None, dice, counts.shape[2])]
+    measured += [(s.name, partial(_recall, s.id), having[s.id]) for s in taxonomy.subtypes if having[s.id]]
+    return [_curve(name, measure, counts, sizes, patients=n, seed=config.seed) for name, measure, n in measured]
 
 
 def _recall(subtype: int, counts: np.ndarray) -> np.ndarray:
     return recalls(counts)[..., subtype - 1]
 
 
-def _curve(subtype: str | None, measure: Measure, counts: np.ndarray, sizes: Sequence[int], seed: int) -> Curve:
+def _curve(
+    subtype: str | None, measure: Measure, counts: np.ndarray, sizes: Sequence[int], *, patients: int, seed: int
+) -> Curve:
     values, draws = measure(counts.sum(axis=2)), bootstrapped(counts, measure, seed)
-    repeats, patients = counts.shape[1:3]
     mean = values.mean(axis=1)
-    predicted = extrapolate(sizes, mean, draws, repeats=repeats, patients=patients)
-    return Curve(subtype=subtype, scores=values, draws=draws, steps=steps(sizes, mean, draws), predicted=predicted)
+    predicted = extrapolate(sizes, mean, draws, repeats=counts.shape[1], patients=patients)
+    found = steps(sizes, mean, draws)
+    return Curve(subtype=subtype, scores=values, draws=draws, steps=found, predicted=predicted, patients=patients)
