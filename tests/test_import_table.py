@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from counterstain.data.cohort import CohortWriter
-from counterstain.errors import ConfigError, InputError, MismatchError, TaxonomyError
+from counterstain.data.split import SplitConfig, split_cohort
+from counterstain.errors import ConfigError, CounterstainWarning, InputError, MismatchError, TaxonomyError
 from counterstain.io import import_table as module
 from counterstain.io.import_table import import_table
 from counterstain.io.pixel_readers import read_image
@@ -315,17 +316,29 @@ def test_paths_of_windows_and_other_unicode_forms_are_found(tmp_path):
     assert cohort.regions["region"].tolist() == ["a"]
 
 
-def test_one_image_under_two_patients_is_refused_whatever_its_file_and_counted_under_one(pairs):
+def test_one_image_under_one_patient_is_counted(pairs):
     Image.open(pairs / "a.png").save(pairs / "b.png", compress_level=0)
-    cohort = imported(pairs, *ROWS[:2])
-    assert report_of(cohort)["repeated_images"] == 1
-    for name in ("c.png", "c.tif"):  # the same bytes, the same pixels
-        Image.open(pairs / "a.png").save(pairs / name)
-        with pytest.raises(
-            InputError, match=rf"row 4: {name} of patient p2 is the same image as a.png of patient p1 in"
-        ):
-            import_table(table(pairs, *ROWS[:2], f"{name},c-label.png,x,p2"), mpp=1, out=pairs / "twice")
-        assert not (pairs / "twice").exists()
+    assert report_of(imported(pairs, *ROWS[:2]))["repeated_images"] == 1
+
+
+SAME = "row 3: {} of patient p2 is the same image as a.png of patient p1 in row 2"
+
+
+@pytest.mark.parametrize("name", ["c.png", "c.tif"])  # the same bytes, the same pixels
+def test_one_image_in_two_parts_is_refused_whatever_its_file(pairs, name):
+    Image.open(pairs / "a.png").save(pairs / name)
+    rows = [row("a", "x", "p1", "train"), f"{name},c-label.png,x,p2,test"]
+    with pytest.raises(InputError, match=SAME.format(name)):
+        imported(pairs, *rows, header=f"{HEADER},part")
+    assert not (pairs / "out").exists()
+
+
+def test_patients_with_one_image_are_said_and_never_divided(pairs):
+    Image.open(pairs / "a.png").save(pairs / "c.png")
+    with pytest.warns(CounterstainWarning, match=SAME.format("c.png")):
+        cohort = imported(pairs, row("a", "x", "p1"), row("c", "x", "p2"))
+    with pytest.raises(InputError, match="patients p1 and p2 have the same image but would be in"):
+        split_cohort(cohort, SplitConfig(train=1, val=1, test=0))
 
 
 def test_images_of_one_colour_may_repeat(pairs):

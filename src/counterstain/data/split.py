@@ -17,11 +17,12 @@ from counterstain.config import Config
 from counterstain.data.cohort import PARTS, Cohort, missing_subtypes
 from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.seeding import numpy_generator
-from counterstain.storage import replacing
+from counterstain.storage import read_json, replacing
 from counterstain.taxonomy import first_alike, name_key
 
 NOBODY = "none"  # where a file of patients is asked for
 PATIENTS_SEEN_FILE = "patients_seen.txt"  # beside exported generated images
+SAME_IMAGE = "patients_with_one_image"  # pairs of patients in import.json
 NAMED = 3  # patients that a message names
 RETRAIN = "train the generator on this cohort's training part only, or restore the split that it was trained on"
 BARCODE = re.compile(r"tcga-\w\w-\w{4}(?=[-.]|$)")
@@ -139,6 +140,12 @@ def split_cohort(cohort: Cohort, config: SplitConfig, *, force: bool = False) ->
     if spelt := same_patient(sorted(cohort.regions["patient"].unique())):
         raise InputError(f"{cohort.folder}: patients {spelt[0]!r} and {spelt[1]!r} are probably one; {SPELLINGS}")
     split = split_patients(patient_scores(cohort), {part: getattr(config, part) for part in PARTS}, config.seed)
+    for one, other in _with_one_image(cohort):
+        if split.get(one) != split.get(other):
+            raise InputError(
+                f"{cohort.folder}: patients {one} and {other} have the same image but would be in {split[one]} and "
+                f"{split[other]}; give them one name in the table and import it again"
+            )
     if cohort.regions["split"].notna().any() and not force:
         found = dict(zip(cohort.regions["patient"], cohort.regions["split"], strict=True))
         if found != split:
@@ -150,6 +157,11 @@ def split_cohort(cohort: Cohort, config: SplitConfig, *, force: bool = False) ->
     else:
         cohort = cohort.write_split(split)
     return cohort, missing_subtypes(cohort)
+
+
+def _with_one_image(cohort: Cohort) -> list[tuple[str, str]]:
+    file = cohort.folder / "import.json"
+    return [(one, other) for one, other in read_json(file).get(SAME_IMAGE, ())] if file.exists() else []
 
 
 def patient_scores(cohort: Cohort) -> dict[str, str | None]:

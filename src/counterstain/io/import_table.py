@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,8 +24,8 @@ from counterstain.config import Config, build
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.patches import Components, components
 from counterstain.data.region_store import Region
-from counterstain.data.split import PATIENTS_SEEN_FILE, image_key, read_patients_seen
-from counterstain.errors import ConfigError, InputError, TaxonomyError
+from counterstain.data.split import PATIENTS_SEEN_FILE, SAME_IMAGE, image_key, read_patients_seen
+from counterstain.errors import ConfigError, CounterstainWarning, InputError, TaxonomyError
 from counterstain.io.labels import taxonomy_of
 from counterstain.io.masks import TISSUE, ValueMeanings, read_ids, read_mask
 from counterstain.io.pixel_readers import read_image
@@ -35,6 +37,7 @@ from counterstain.taxonomy import IGNORE, MEANINGS, Taxonomy
 
 ReadLabel = Callable[[dict[str, Any]], tuple[np.ndarray, str | None]]
 
+SHOWN = 5  # pairs of images that are alike
 PACK_BYTES = 256 * 2**20  # decoded regions of a slide that are held in memory at once
 
 
@@ -107,7 +110,8 @@ def import_table(
     taxonomy = known.merged(config.merge) if config.merge else known
     files = rows["image"].map(sha256_of)
     flat = [image for image in rows["image"][files.duplicated()] if image_key(read_image(image)) is None]
-    _check_repeated(table, rows, files.where(~files.isin([sha256_of(image) for image in flat])))
+    with warnings.catch_warnings(action="ignore"):  # said at the end, of all that are alike in their pixels
+        _repeated(table, rows, files.where(~files.isin([sha256_of(image) for image in flat])))
     source = {
         "kind": "table",
         "sha256": sha256_of(table),
@@ -129,8 +133,7 @@ def import_table(
                     writer.add(slide, regions, part)
                 advance(len(members))
         total = _total(out / "notes")
-        repeated = _check_repeated(table, rows, rows["region"].map(total.images))
-        report = _report(total, rows) | {"repeated_images": repeated}
+        report = _report(total, rows) | _repeated(table, rows, rows["region"].map(total.images))
         _check_any(table, report, config)
     except InputError:
         _discard(out)
@@ -141,21 +144,26 @@ def import_table(
     return cohort
 
 
-def _check_repeated(table: Path, rows: pd.DataFrame, keys: pd.Series) -> int:
-    """Return how many rows repeat the image of another; raise InputError where two patients have it.
+def _repeated(table: Path, rows: pd.DataFrame, keys: pd.Series) -> dict[str, Any]:
+    """Return how many rows repeat the image of another, and which pairs of patients have one image.
 
-    ``keys`` are hashes of the images, nothing for those of one colour.
+    Raises InputError where the two are in different parts. ``keys`` are hashes of the images, nothing for those of one
+    colour.
     """
-    known = rows.assign(key=keys).dropna(subset="key")
+    known = rows.assign(key=keys, split=rows["split"].fillna("")).dropna(subset="key")
+    pairs: dict[tuple[str, str], str] = {}
     for _, alike in known[known["key"].duplicated(keep=False)].groupby("key", sort=False):
-        first, *others = alike[["row", "patient", "image"]].itertuples(index=False, name=None)
-        for row, patient, image in others:
+        first, *others = alike[["row", "patient", "image", "split"]].itertuples(index=False, name=None)
+        for row, patient, image, part in others:
             if patient != first[1]:
-                raise InputError(
-                    f"{table} row {row}: {image.name} of patient {patient} is the same image as {first[2].name} of "
-                    f"patient {first[1]} in row {first[0]}; remove one, or give both rows one patient"
-                )
-    return int(known["key"].duplicated().sum())
+                said = f"{table} row {row}: {image.name} of patient {patient} is the same image as {first[2].name} of "
+                said += f"patient {first[1]} in row {first[0]}; remove one, or give both rows one patient"
+                if part != first[3]:
+                    raise InputError(said)
+                pairs.setdefault((first[1], patient), said)
+    for said in islice(pairs.values(), SHOWN):
+        warnings.warn(said, CounterstainWarning, stacklevel=4)
+    return {"repeated_images": int(known["key"].duplicated().sum()), SAME_IMAGE: [list(pair) for pair in pairs]}
 
 
 def patients_behind(table: Path) -> set[str]:
