@@ -22,7 +22,7 @@ from counterstain.audit.fidelity import coverage, features_of, frechet_distance,
 from counterstain.audit.findings import HALVES, HELD_OUT, AuditConfig, seam, stain_density, stain_table
 from counterstain.audit.judge import instance_loss, instance_probabilities, load_judge, train_judge
 from counterstain.audit.judge_config import JudgeConfig
-from counterstain.checkpoints import read_header, write_header
+from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint, write_header
 from counterstain.cli import app
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.patches import Patch, Source
@@ -325,6 +325,13 @@ def test_a_set_of_another_cohort_is_refused(cohort, judge, tmp_path):
         require_auditable({"s": PatchSet.open(tmp_path / "s")}, cohort, judge)
 
 
+@pytest.mark.parametrize("settings", [{}, {"synthesis": None}, {"synthesis": {"relabel": {"keep": 3}}}])
+def test_a_set_that_does_not_say_what_it_kept_is_refused(sets, cohort, judge, settings):
+    given = PatchSet(sets["deaf"].folder, sets["deaf"].header.model_copy(update={"settings": settings}))
+    with pytest.raises(InputError, match="does not say which subtypes relabelling kept"):
+        require_auditable({"s": given}, cohort, judge)
+
+
 def test_weights_that_are_missing_leave_no_folder_behind(sets, cohort, judge, tmp_path):
     arguments = [str(sets["deaf"].folder), "--cohort", cohort.folder, "--judge", judge, "--out", tmp_path / "a"]
     result = CliRunner().invoke(app, ["audit", *map(str, arguments), "--features", "timm:resnet10t"])
@@ -358,6 +365,25 @@ def test_features_that_cannot_be_had_are_refused(judge, tmp_path, name, content,
     save_file({key: torch.zeros(value) for key, value in content.items()}, tmp_path / "w.safetensors")
     with pytest.raises(InputError, match=message):
         features_of(name, tmp_path / "w.safetensors", load_judge(judge)[0], 2)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (["train", "train", "test", "test", "test"], "no region in part 'val'"),
+        (["train", "val", "val", "test", "test"], "cannot be halved by patient; it needs two patients at least"),
+        ([None] * 5, "no region in part 'train'"),
+    ],
+)
+def test_a_cohort_with_too_few_patients_for_an_audit_says_which(sets, judge, tmp_path, parts, message):
+    bare = draw_cohort(tmp_path / "c", regions=1)
+    split = {f"p{i}": part for i, part in enumerate(parts) if part}
+    other = bare.write_split(split) if split else bare
+    other.regions["split"] = parts
+    header, state = load_checkpoint(judge, "judge")
+    save_checkpoint(tmp_path / "j", state, header.model_copy(update={"cohort": other.fingerprint, "patients_seen": ()}))
+    with pytest.raises(InputError, match=message):
+        audit_sets({}, other, tmp_path / "j", CONFIG)
 
 
 def test_halves_of_the_training_part_share_no_patient(cohort):

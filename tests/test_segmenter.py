@@ -179,6 +179,7 @@ def test_stages_below_the_encoder_s_depth_are_left_out() -> None:
         ({"encoder": "tu-local-dir:/tmp"}, "encoder: .*expected the name of a network"),
         ({"architecture": "fpn"}, "decoder_channels: fpn has a fixed number"),
         ({"encoder_depth": 4}, "5 numbers for an encoder_depth of 4; give 4"),
+        ({"dice_weight": 0.0, "cross_entropy_weight": 0.0}, "are both 0: nothing would be learnt"),
     ],
 )  # fmt: skip
 def test_a_network_that_cannot_be_is_refused(changes, message) -> None:
@@ -307,6 +308,13 @@ def _killed_at_step_3(source, batch_size):
             "overlap_px 32: expected less than the window",
         ),
         ({"encoder_weights": "absent.pth"}, PX, InputError, "absent.pth: no such weights file"),
+        (
+            {"inference": InferenceConfig(window_px=32768)},
+            PX,
+            ConfigError,
+            "too many windows of 32768 px .*; give a sm",
+        ),
+        ({"inference": InferenceConfig(batch_size=10**9)}, PX, ConfigError, "give a batch_size of 262144 at most"),
     ],
 )
 def test_a_training_that_cannot_be_leaves_its_folder_free(cohort, tmp_path, changes, size_px, error, message) -> None:

@@ -107,6 +107,7 @@ def require_auditable(sets: Mapping[str, PatchSet], cohort: Cohort, judge_folder
     _require_made_from(cohort, who, judge)
     check_no_leak(judge.patients_seen, cohort, who)
     for name, patch_set in sets.items():
+        _kept_subtypes(patch_set)
         if name in REFERENCES:
             raise InputError(f"{patch_set.folder}: {name!r} is the name of a row of real patches; rename the folder")
         if len(patch_set) < FEWEST_PATCHES:
@@ -179,7 +180,12 @@ def audit_sets(
 
 def _kept_subtypes(patch_set: PatchSet) -> frozenset[int]:
     """Return the subtypes, 255 among them, whose instances relabelling left alone; inpainting does not draw these."""
-    names = patch_set.header.settings["synthesis"]["relabel"]["keep"]
+    try:
+        names = list(patch_set.header.settings["synthesis"]["relabel"]["keep"])
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{patch_set.folder}: does not say which subtypes relabelling kept; draw it with 'counterstain synthesize'"
+        ) from error
     return frozenset({IGNORE, *(patch_set.header.taxonomy.id_of(name) for name in names)})
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from counterstain.api.studies import StudyPlan
+    from counterstain.audit.fidelity import Interval
     from counterstain.audit.findings import Audit
     from counterstain.data.cohort import Cohort
     from counterstain.data.patch_set import PatchSet
@@ -294,8 +295,8 @@ def show_audit(audit: Audit, arguments: Arguments) -> None:
     """Print the figures of an audit side by side."""
     found = audit.findings
     rows = [
-        ("Fréchet distance", *(f"{f.frechet.value:.2f} ({f.frechet.low:.2f}-{f.frechet.high:.2f})" for f in found)),
-        ("kernel distance", *(f"{f.kernel.value:.4f} ({f.kernel.low:.4f}-{f.kernel.high:.4f})" for f in found)),
+        ("Fréchet distance", *(_with_interval(f.frechet, ".2f") for f in found)),
+        ("kernel distance", *(_with_interval(f.kernel, ".4f") for f in found)),
         *(
             (name, *(f"{getattr(f, name):.2f}" for f in found))
             for name in ("precision", "recall", "density", "coverage")
@@ -309,6 +310,11 @@ def show_audit(audit: Audit, arguments: Arguments) -> None:
     print_table(("", *(f.name for f in found)), rows, title=title)
     echo("\n".join(audit.in_words()))
     echo(f"tables and pictures: {arguments['out']}")
+
+
+def _with_interval(found: Interval, form: str) -> str:
+    ends = "no interval" if math.isnan(found.low) else f"{format(found.low, form)}-{format(found.high, form)}"
+    return f"{format(found.value, form)} ({ends})"
 
 
 def _number(value: float, form: str = ".2f") -> str:

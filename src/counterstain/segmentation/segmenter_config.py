@@ -23,6 +23,7 @@ def _no_address(name: str) -> str:
 
 EncoderName = Annotated[str, AfterValidator(_no_address)]
 Channels = Annotated[int, Field(ge=1, le=2048)]
+MOST_BATCH_PX = 2**28  # of all windows of a batch: 3 GB as numbers
 ADAM_BETAS = (0.9, 0.999)
 
 
@@ -50,12 +51,16 @@ class InferenceConfig(Config):
     def windows(self, patch_px: int) -> Windows:
         """Return the windows of a segmenter with training patches of that edge.
 
-        Raises ConfigError where the overlap is as large as the window.
+        Raises ConfigError where the overlap is as large as the window, or a batch of windows larger than memory.
         """
         window = self.window_px or patch_px
         overlap = window // 4 if self.overlap_px is None else self.overlap_px
         if overlap >= window:
             raise ConfigError(f"overlap_px {overlap}: expected less than the window of {window} px")
+        if self.batch_size * window**2 > MOST_BATCH_PX:
+            most = MOST_BATCH_PX // window**2
+            remedy = f"give a batch_size of {most} at most" if most else "give a smaller window_px"
+            raise ConfigError(f"batch_size {self.batch_size}: too many windows of {window} px for one batch; {remedy}")
         return Windows(window, overlap, self.batch_size)
 
 
@@ -113,6 +118,12 @@ class SegmenterConfig(Config):
         if size_px % NETWORK_PX:
             raise ConfigError(f"size_px {size_px}: a segmenter needs patches whose edge is a multiple of {NETWORK_PX}")
         self.inference.windows(size_px)
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Self:
+        if not self.dice_weight and not self.cross_entropy_weight:
+            raise ValueError("dice_weight and cross_entropy_weight are both 0: nothing would be learnt")
+        return self
 
     @model_validator(mode="after")
     def _a_block_for_each_halving(self) -> Self:

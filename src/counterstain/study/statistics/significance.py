@@ -26,6 +26,7 @@ LEVEL = 0.95
 ENDS = ("low", "high", "relative_low", "relative_high")
 ALL_UP_TO = 12  # patients; all 2**12 permutations are tried, beyond that DRAWN of them
 DRAWN = 5_000
+UNDEFINED = 0.05  # share of draws without a value above which there is no interval
 SAME = 1e-9  # relative; sums in another order differ by less
 
 
@@ -92,14 +93,18 @@ def interval_of(counts: np.ndarray, measure: Measure, *, draws: int = 2000) -> t
     """Return the 95 % interval of a measure of pooled pixels over the patients (or slides) of (P, L, 2) counts.
 
     As :func:`bootstrap_interval`, for one arm and one repeat. The measure is one of shares, 0 to 1. NaN for a single
-    patient; patients without a pixel that the measure depends on should be left out.
+    patient, and where too many draws lack a subtype; patients without a pixel that the measure depends on should be
+    left out.
     """
     size = len(counts)
     if size < 2:
         return float("nan"), float("nan")
     drawn = np.einsum("bp,pls->bls", bootstrap_weights(0, "patients", size, draws), counts)
     stretch = float(stdtrit(size - 1, (1 + LEVEL) / 2) / ndtri((1 + LEVEL) / 2))
-    low, high = _stretched(measure(drawn), float(measure(counts.sum(axis=0))), stretch)
+    values = measure(drawn)
+    if np.isnan(values).mean() > UNDEFINED:
+        return float("nan"), float("nan")
+    low, high = _stretched(values, float(measure(counts.sum(axis=0))), stretch)
     return float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1))
 
 
