@@ -26,6 +26,7 @@ SAME_IMAGE = "patients_with_one_image"  # pairs of patients in import.json
 NAMED = 3  # patients that a message names
 RETRAIN = "train the generator on this cohort's training part only, or restore the split that it was trained on"
 BARCODE = re.compile(r"tcga-\w\w-\w{4}(?=[-.]|$)")
+FEW_COLOURS = 8
 SPELLINGS = "import the cohort again with one spelling"
 TABLES = ("regions.parquet", "instances.parquet", "cohort.json")  # the last one makes a cohort of the folder
 
@@ -69,10 +70,22 @@ def same_patient(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def image_key(image: np.ndarray) -> str | None:
-    """Return a hash of an image, (H, W, 3) uint8, by which it is known under any name; None for one of one colour."""
-    if (image == image[0, 0]).all():
+    """Return a hash of an image, (H, W, 3) uint8, by which it is known under any name.
+
+    None for an image of a few colours, which is no tissue: glass, or a drawing.
+    """
+    pixels = image.reshape(-1, 3)
+    if _has_few_colours(pixels[:: 1 + len(pixels) // 1024]) and _has_few_colours(pixels):
         return None
     return hashlib.blake2b(image.tobytes(), digest_size=8, person=f"{len(image)}x{image.shape[1]}".encode()).hexdigest()
+
+
+def _has_few_colours(pixels: np.ndarray) -> bool:  # (N, 3)
+    for _ in range(FEW_COLOURS):
+        pixels = pixels[(pixels != pixels[0]).any(axis=-1)]
+        if not len(pixels):
+            return True
+    return False
 
 
 def tissue_of(cohort: Cohort) -> tuple[str, ...]:

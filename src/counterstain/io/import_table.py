@@ -147,8 +147,8 @@ def import_table(
 def _repeated(table: Path, rows: pd.DataFrame, keys: pd.Series) -> dict[str, Any]:
     """Return how many rows repeat the image of another, and which pairs of patients have one image.
 
-    Raises InputError where the two are in different parts. ``keys`` are hashes of the images, nothing for those of one
-    colour.
+    Raises InputError where the two are in different parts. ``keys`` are hashes of the images, nothing for those of few
+    colours.
     """
     known = rows.assign(key=keys, split=rows["split"].fillna("")).dropna(subset="key")
     pairs: dict[tuple[str, str], str] = {}
