@@ -378,9 +378,9 @@ def show_headroom(found: Headroom, arguments: Arguments) -> None:
 
 def show_study(report: Path, _: Arguments) -> None:
     """Print the results of a study and where its report is."""
-    import pandas as pd
+    from counterstain.storage import read_csv
 
-    results = pd.read_csv(report.parent / "results" / "results.csv")
+    results = read_csv(report.parent / "results" / "results.csv")
     recalls = [c for c in results.columns if c.startswith("recall_") and c != "recall_background"]
     rows = []
     for arm, group in results[results["split"] == "test"].groupby("arm", sort=False):
