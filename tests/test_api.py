@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import counterstain as cs
 from counterstain.cli import COMMANDS, app
 from counterstain.errors import ConfigError
+from counterstain.generators.methods import METHODS
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -102,13 +103,14 @@ def test_the_taxonomy_template_is_a_taxonomy(tmp_path):
     assert cs.Taxonomy.load(tmp_path / "taxonomy.yaml").tissue_class == "tumour"
 
 
-def test_the_tutorial_runs_as_it_stands(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("document", "picture"), [("tutorial.md", "preview.png"), ("generators.md", "flat.png")])
+def test_the_code_of_the_documents_runs_as_it_stands(tmp_path, monkeypatch, document, picture):
     monkeypatch.chdir(tmp_path)
-    text = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    text = (DOCS / document).read_text(encoding="utf-8")
     code = [block.partition("```")[0] for block in text.split("```python\n")[1:]]
-    assert len(code) >= 5
-    exec(compile("\n".join(code), "docs/tutorial.md", "exec"), {})
-    assert (tmp_path / "preview.png").stat().st_size > 10_000
+    exec(compile("\n".join(code), document, "exec"), {})
+    assert (tmp_path / picture).stat().st_size > 10_000
+    assert "flat" not in METHODS
 
 
 def test_the_tree_of_the_architecture_lists_every_module():

@@ -123,6 +123,14 @@ def test_the_command_writes_the_picture(small_phantom, tmp_path, name):
         assert out.read_bytes().startswith(b"%PDF")
 
 
+def test_a_notebook_shows_the_picture_and_not_its_pixels(small_phantom, tmp_path):
+    out = tmp_path / "look.png"
+    found = cs.preview(small_phantom, method="oracle", out=out, size_px=32, per_subtype=1)
+    assert (found._repr_png_(), found._repr_svg_()) == (out.read_bytes(), None)
+    assert repr(found) == f"Preview({out}: {len(found)} patches, each redrawn as 5 subtypes)"
+    assert len(repr(found[0])) < 200
+
+
 @pytest.mark.parametrize(("name", "message"), [("look.jpg", "expected .svg, .png or .pdf"), ("folder.png", "is a f")])
 def test_a_picture_of_another_format_or_a_folder_is_refused(small_phantom, tmp_path, name, message):
     (tmp_path / "folder.png").mkdir()

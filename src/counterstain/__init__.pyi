@@ -51,7 +51,7 @@ from .errors import (
     StorageError as StorageError,
     TaxonomyError as TaxonomyError,
 )
-from .generators.interface import DrawRequest as DrawRequest
+from .generators.interface import DrawRequest as DrawRequest, ImageGenerator as ImageGenerator
 from .generators.methods import Method as Method, Training as Training, register as register
 from .recipe import Recipe as Recipe, load_recipe as load_recipe
 from .segmentation.counts import measures as measures

@@ -20,7 +20,7 @@ tissue_class: tumour          # what all subtypes are; the segmenter tells it fr
 subtypes:                     # ids 1, 2, 3, ... in this order are the values of label images; 0 is background
   - {id: 1, name: Subtype A, colour: "#4477aa"}
   - {id: 2, name: Subtype B, colour: "#ee6677"}
-  - {id: 3, name: Composite, colour: "#228833", counted: false}   # left out of the variance between subtypes
+  - {id: 3, name: Mixed, colour: "#228833", counted: false}   # segmented, but left out of the variance between subtypes
 """
 
 
@@ -28,7 +28,7 @@ subtypes:                     # ids 1, 2, 3, ... in this order are the values of
 def config_show(
     *, preset: str | None = "best", config: PathLike | None = None, settings: Settings | None = None
 ) -> str:
-    """Print every setting of a recipe, as YAML that --config reads back.
+    """Show every setting of a recipe, as YAML that can be given as config.
 
     Parameters
     ----------
@@ -55,8 +55,9 @@ def config_explain(key: str) -> str:
     found = []
     for setting in settings:
         if f"{setting.key}.".startswith(f"{key}."):
-            names = ("default",) if len(setting.values) == 1 else PRESETS
-            values = ", ".join(f"{name} {value}" for name, value in zip(names, setting.values, strict=True))
+            names = ("default ",) if len(setting.values) == 1 else [f"{preset} " for preset in PRESETS]
+            values = ", ".join(f"{name}{value}" for name, value in zip(names, setting.values, strict=True))
+            values = values.removeprefix("default ") if values == "default required" else values
             found.append(f"{setting.key} ({setting.type})\n  {setting.text}\n  {values}\n")
     if not found:
         last = key.rpartition(".")[2]
@@ -68,7 +69,7 @@ def config_explain(key: str) -> str:
 
 @verb
 def config_schema() -> dict[str, Any]:
-    """Print a JSON schema of STUDY.yaml, for editors that complete and check YAML."""
+    """Show a JSON schema of STUDY.yaml, for editors that complete and check YAML."""
     from counterstain.recipe import recipe_class
     from counterstain.study.config import StudyConfig
 
@@ -83,18 +84,19 @@ def config_schema() -> dict[str, Any]:
 
 @verb
 def config_taxonomy() -> str:
-    """Print a taxonomy file to start from."""
+    """Show a taxonomy file to start from."""
     return TAXONOMY_TEMPLATE
 
 
 @verb
 def config_reference() -> str:
-    """Print the reference of all settings, as Markdown (docs/settings.md)."""
+    """Show the reference of all settings, as Markdown (docs/settings.md)."""
     lines = [
         "# Settings",
         "",
         "Written by `counterstain config reference`. A recipe's settings stand under `recipe:` in STUDY.yaml and after",
-        "`--set` and in `--config` files of single commands; those of a study stand at the top of STUDY.yaml.",
+        "`--set` and in `--config` files of single commands; those of a study stand at the top of STUDY.yaml. `off (x)`:",
+        "its group is off (null); `{}` or any of its settings switches it on, and this one is then x.",
     ]
     sections: dict[str, list[str]] = {}
     for setting in _settings():
@@ -121,6 +123,7 @@ class _Setting(NamedTuple):
     @classmethod
     def of(cls, key: str, field: FieldInfo, values: Iterable[Any]) -> _Setting:
         text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", " ".join((field.description or "").replace("``", "`").split()))
+        text = re.sub(r"\bNone\b", "null", text)
         return cls(key, _type_name(field.annotation, field.metadata), [_shown(value) for value in values], text)
 
 
@@ -131,7 +134,7 @@ def _settings() -> Iterator[_Setting]:
 
     presets = [load_recipe(preset).model_dump(mode="json") for preset in PRESETS]
     for key, field in _fields(recipe_class()):
-        yield _Setting.of(key, field, [_value(preset, key) for preset in presets])
+        yield _Setting.of(key, field, [_value(preset, key, field) for preset in presets])
     for key, field in _fields(StudyConfig):
         if not key.startswith("recipe"):
             default = field.get_default(call_default_factory=True)
@@ -157,9 +160,12 @@ def _model_of(annotation: Any) -> Any:
     return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
 
 
-def _value(settings: Any, key: str) -> Any:
+def _value(settings: Any, key: str, field: FieldInfo) -> Any:
+    """Return the value of a setting; of a group that is off (null), also what it would be."""
     for part in key.split("."):
-        settings = settings.get(part) if isinstance(settings, Mapping) else None
+        if not isinstance(settings, Mapping):
+            return "off" if field.is_required() else f"off ({_shown(field.get_default(call_default_factory=True))})"
+        settings = settings.get(part)
     return settings
 
 

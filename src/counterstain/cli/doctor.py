@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from counterstain.cli.printing import print_table
+
 PACKAGES = (
     "counterstain", "torch", "torchvision", "lightning", "diffusers", "segmentation-models-pytorch", "zarr",
     "openslide-python", "tifffile", "shapely", "lpips",
@@ -10,13 +12,8 @@ PACKAGES = (
 
 def doctor() -> None:
     """Say which versions, which device and which pre-trained weights this machine has."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", "found", "means", title="counterstain doctor", title_justify="left")
-    for row in (*_versions(), *_machine(), *_weights()):
-        table.add_row(*row)
-    Console().print(table)
+    rows = (*_versions(), *_machine(), *_weights())
+    print_table(("", "found", "means"), rows, title="counterstain doctor", words=3)
 
 
 def _versions() -> list[tuple[str, str, str]]:
@@ -39,7 +36,7 @@ def _machine() -> list[tuple[str, str, str]]:
 
     import torch
 
-    rows = [("CPU cores", str(os.cpu_count()), f"torch uses {torch.get_num_threads()} threads")]
+    rows = [("CPU cores", str(os.cpu_count()), f"torch computes on {torch.get_num_threads()} of them")]
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
         rows.append(("GPU", f"{torch.cuda.get_device_name()}, {memory:.0f} GB", "precision auto = bf16"))
@@ -59,11 +56,11 @@ def _weights() -> list[tuple[str, str, str]]:
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     rows = []
     for network, pattern, used, remedy in (
-        ("VGG19, ImageNet", "vgg19-*.pth", "SPADE's perceptual loss", "spade.vgg_weights=FILE or spade.vgg_weight=0"),
-        ("VGG16, ImageNet", "vgg16-*.pth", "LPIPS", "autoencoder.lpips_weights=FILE or autoencoder.lpips_weight=0"),
-        ("ResNet-34, ImageNet", "resnet34-*.pth", "segmenter", "segmenter.encoder_weights=FILE or null"),
+        ("VGG19, ImageNet", "vgg19-*.pth", "perceptual loss of SPADE", "spade.vgg_weights=FILE or spade.vgg_weight=0"),
+        ("VGG16, ImageNet", "vgg16-*.pth", "perceptual loss (LPIPS) of the autoencoder", "autoencoder.lpips_weights=FILE or autoencoder.lpips_weight=0"),
+        ("ResNet-34, ImageNet", "resnet34-*.pth", "start of the segmenter", "segmenter.encoder_weights=FILE or null"),
     ):
         found = sorted(file.name for file in cache.glob(pattern))
         otherwise = "" if found else f": fetched on first use; without a network --set {remedy}"
-        rows.append((network, found[0] if found else "not in the cache", f"for the {used}{otherwise}"))
+        rows.append((network, found[0] if found else "not in the cache", f"{used}{otherwise}"))
     return rows

@@ -30,6 +30,23 @@ ItemT = TypeVar("ItemT")
 class DrawRequest:
     """One image to draw; each method uses the fields that it needs.
 
+    Attributes
+    ----------
+    mask
+        (H, W) uint8: labels.
+    seed
+        All random numbers of the image derive from it.
+    instances
+        (H, W) int32: ids of instances, 0 = background.
+    image
+        (H, W, 3) uint8: the real image, which inpainting keeps outside ``redraw``.
+    redraw
+        (H, W) bool: pixels that inpainting draws anew.
+    slide
+        Slide that the mask comes from.
+    style
+        (S,) float: one of the generator's own ``style_codes``; None = it chooses.
+
     Examples
     --------
     >>> DrawRequest(mask=np.zeros((64, 64), np.uint8), seed=0).slide
@@ -37,19 +54,12 @@ class DrawRequest:
     """
 
     mask: np.ndarray
-    """(H, W) uint8: labels."""
     seed: int
-    """All random numbers of the image derive from it."""
     instances: np.ndarray | None = None
-    """(H, W) int32: ids of instances, 0 = background."""
     image: np.ndarray | None = None
-    """(H, W, 3) uint8: the real image, which inpainting keeps outside ``redraw``."""
     redraw: np.ndarray | None = None
-    """(H, W) bool: pixels that inpainting draws anew."""
     slide: str = ""
-    """Slide that the mask comes from."""
     style: np.ndarray | None = None
-    """(S,) float: one of the generator's own ``style_codes``; None = it chooses."""
 
     @classmethod
     def of(cls, patch: Patch, seed: int, redraw: np.ndarray, style: np.ndarray | None = None) -> DrawRequest:
@@ -59,7 +69,19 @@ class DrawRequest:
 
 
 class ImageGenerator(Protocol):
-    """A trained generator. Each image depends on its own request alone, never on its neighbours in a batch."""
+    """What draws the images of a method. Each image depends on its own request alone, never on others in a batch.
+
+    Examples
+    --------
+    >>> class Grey:
+    ...     method, header, settings = "grey", None, {}
+    ...
+    ...     def draw(self, requests):
+    ...         return [np.full((*request.mask.shape, 3), 128, np.uint8) for request in requests]
+    >>> generator: ImageGenerator = Grey()
+    >>> generator.draw([DrawRequest(mask=np.zeros((64, 64), np.uint8), seed=0)])[0].shape
+    (64, 64, 3)
+    """
 
     @property
     def method(self) -> str:

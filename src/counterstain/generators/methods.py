@@ -55,6 +55,26 @@ class Lazy:
 class Training:
     """A training that a method needs; its checkpoint can be shared by several methods.
 
+    Attributes
+    ----------
+    stage
+        Name of its settings in a recipe, kind of its checkpoint, and name of its cells in a study.
+    config
+        Class of its settings.
+    train
+        Called as ``train(cohort, config, out, *, size_px, seed, **needs)``; writes a checkpoint into the folder
+        ``out`` and leaves a finished one as it is.
+    needs
+        Stages of earlier trainings, whose checkpoint folders ``train`` is given under these names.
+    drawing
+        Fields of its settings that only say how images are drawn; changing one needs no new training.
+    version
+        Raised when the code changes what the training makes; studies then train anew.
+    missing
+        Given its settings, what of this machine the training would not find, a line each.
+    describe
+        Given a recipe, the paragraph of a methods section.
+
     Examples
     --------
     >>> def train(cohort, config, out, *, size_px, seed): ...
@@ -63,23 +83,14 @@ class Training:
     """
 
     stage: str
-    """Name of its settings in a recipe, kind of its checkpoint, and name of its cells in a study."""
     title: str
     config: Lazy | type[Config]
-    """Class of its settings."""
     train: Callable[..., Any]
-    """Called as ``train(cohort, config, out, *, size_px, seed, **needs)``; writes a checkpoint into the folder ``out``
-    and leaves a finished one as it is."""
     needs: tuple[str, ...] = ()
-    """Stages of earlier trainings, whose checkpoint folders ``train`` is given under these names."""
     drawing: tuple[str, ...] = ()
-    """Fields of its settings that only say how images are drawn; changing one needs no new training."""
     version: int = 1
-    """Raised when the code changes what the training makes; studies then train anew."""
     missing: Callable[[Any], Iterable[str]] = lambda _: ()
-    """Given its settings, what of this machine the training would not find, a line each."""
     describe: Callable[[Any], str] | None = None
-    """Given a recipe, the paragraph of a methods section."""
 
     @property
     def config_class(self) -> type[Config]:
@@ -92,9 +103,37 @@ class Training:
 class Method:
     """A way of drawing images for label masks.
 
+    Attributes
+    ----------
+    name
+        As users write it.
+    colour
+        ``#rrggbb``, the same in every figure.
+    load
+        Given the checkpoint of the last training (None without trainings), the cohort whose masks are drawn and
+        the settings of drawing, plain values as in :attr:`drawing`; those that are not given are the
+        checkpoint's own.
+    trainings
+        In their order; the last one makes the generator.
+    check
+        Given a recipe, raises ConfigError where patches of its size cannot be drawn.
+    describe
+        Given a recipe, the paragraph of a methods section on drawing, beside those of the trainings.
+    data_sheet
+        Given the settings that a synthetic set records and its recipe, both plain, entries of its data sheet:
+        ``Method`` (what an image is drawn from) and ``Drawn with``.
+    draws_with
+        Which of the last training's ``drawing`` fields it uses; None = all.
+    ceiling
+        Whether it draws phantoms only, by their own renderer: the best that any generator could do.
+    inpaints
+        Whether it redraws instances inside a real image and keeps the rest.
+    any_size
+        Whether it draws images of other sizes than those of its training.
+
     See Also
     --------
-    counterstain.generators.interface.ImageGenerator : what ``load`` returns.
+    counterstain.ImageGenerator : what ``load`` returns.
 
     Examples
     --------
@@ -104,30 +143,17 @@ class Method:
     """
 
     name: str
-    """As users write it."""
     title: str
     colour: str
-    """``#rrggbb``, the same in every figure."""
     load: Callable[[Path | None, Cohort, Mapping[str, Any]], ImageGenerator]
-    """Given the checkpoint of the last training (None without trainings), the cohort whose masks are drawn and the
-    settings of drawing, plain values as in :attr:`drawing`; those that are not given are the checkpoint's own."""
     trainings: tuple[Training, ...] = ()
-    """In their order; the last one makes the generator."""
     check: Callable[[Any], None] = lambda _: None
-    """Given a recipe, raises ConfigError where patches of its size cannot be drawn."""
     describe: Callable[[Any], str] | None = None
-    """Given a recipe, the paragraph of a methods section on drawing, beside those of the trainings."""
     data_sheet: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, str]] | None = None
-    """Given the settings that a synthetic set records and its recipe, both plain, entries of its data sheet:
-    ``Method`` (what an image is drawn from) and ``Drawn with``."""
     draws_with: tuple[str, ...] | None = None
-    """Which of the last training's ``drawing`` fields it uses; None = all."""
     ceiling: bool = False
-    """Whether it draws phantoms only, by their own renderer: the best that any generator could do."""
     inpaints: bool = False
-    """Whether it redraws instances inside a real image and keeps the rest."""
     any_size: bool = True
-    """Whether it draws images of other sizes than those of its training."""
 
     @property
     def drawing(self) -> tuple[str, ...]:
