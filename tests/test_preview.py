@@ -8,6 +8,7 @@ from drawn_requests import FakeGenerator
 from PIL import Image
 from typer.testing import CliRunner
 
+import counterstain as cs
 from counterstain.cli import app
 from counterstain.data.phantom import write_phantom
 from counterstain.data.phantom.styles import PhantomConfig

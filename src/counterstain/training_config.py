@@ -53,7 +53,7 @@ class TrainingConfig(Config):
     checkpoint_every_steps: Annotated[int, Field(ge=1)] = 500
     """Steps that a kill can cost at most; Ctrl-C and SIGTERM cost none on one device."""
     log_every_steps: Annotated[int, Field(ge=1)] = 10
-    """Distance of the points of the loss curves."""
+    """Steps between points of the loss curves."""
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the gradient."""
     logger: Annotated[LoggerName | None, Field(exclude=True)] = None

@@ -95,8 +95,8 @@ def config_reference() -> str:
         "# Settings",
         "",
         "Written by `counterstain config reference`. A recipe's settings stand under `recipe:` in STUDY.yaml and after",
-        "`--set` and in `--config` files of single commands; those of a study stand at the top of STUDY.yaml. `off (x)`:",
-        "its group is off (null); `{}` or any of its settings switches it on, and this one is then x.",
+        "`--set` and in `--config` files of single commands; those of a study stand at the top of STUDY.yaml.",
+        "`off (x)`: its group is off (null); `{}` or any of its settings switches it on, and this one is then x.",
     ]
     sections: dict[str, list[str]] = {}
     for setting in _settings():

@@ -209,7 +209,7 @@ def demo(*, out: PathLike = "out/demo", processes: int | None = None, settings: 
 def plan_study(
     study: PathLike | StudyConfig, *, out: PathLike | None = None, settings: Settings | None = None
 ) -> StudyPlan:
-    """Show what a study is made of, what is done, what is left, and what it will take. Runs nothing.
+    """Show what a study is made of, what is done, and how long the rest will take. Runs nothing.
 
     Parameters
     ----------

@@ -34,61 +34,91 @@ app = typer.Typer(
     context_settings={"max_content_width": 120},
 )
 import_app = typer.Typer(help="Import tissue and its annotations into a cohort.", no_args_is_help=True)
-study_app = typer.Typer(help="Arms x repeats over shared generators and synthetic sets.", no_args_is_help=True)
+study_app = typer.Typer(help="Compare arms over repeats: plan, run, follow and clean up.", no_args_is_help=True)
 config_app = typer.Typer(help="Show and explain settings; templates for the files you write.", no_args_is_help=True)
 
 
 class Command(NamedTuple):
-    """A command: where it stands, the function behind it, what is printed of the result."""
+    """A command: where it stands, what lists say of it, the function behind it, what is printed of the result."""
 
     group: typer.Typer
     name: str
+    summary: str
     verb: Verb
     show: Show
 
 
 COMMANDS = (  # in the order of the help
-    Command(app, "phantom", cohorts.make_phantom, printing.show_phantom),
-    Command(import_app, "table", imports.import_table, printing.show_import),
-    Command(import_app, "slides", imports.import_slides, printing.show_import),
-    Command(import_app, "labels", imports.import_labels, printing.show_text),
-    Command(import_app, "exact", imports.import_exact, printing.show_exact),
-    Command(import_app, "weights", imports.import_weights, printing.show_weights),
-    Command(app, "split", cohorts.split, printing.show_parts),
-    Command(app, "inspect", cohorts.inspect, printing.show_inspection),
-    Command(app, "headroom", studies.headroom, printing.show_headroom),
-    Command(app, "train", generators.train, printing.show_training),
-    Command(app, "preview", generators.preview, printing.show_preview),
-    Command(app, "synthesize", generators.synthesize, printing.show_set),
-    Command(app, "redraw", generators.redraw, printing.show_redrawn),
-    Command(app, "audit", evaluation.audit, printing.show_audit),
-    Command(app, "segment", evaluation.segment, printing.show_segmenter),
-    Command(app, "evaluate", evaluation.evaluate, printing.show_scores),
-    Command(app, "predict", evaluation.predict, printing.show_predictions),
-    Command(app, "export", cohorts.export, printing.show_export),
-    Command(study_app, "run", studies.run_study, printing.show_study),
-    Command(study_app, "test", studies.test_study, printing.show_test),
-    Command(study_app, "status", studies.study_status, printing.show_status),
-    Command(app, "report", studies.report, printing.show_report),
-    Command(app, "demo", studies.demo, printing.show_study),
-    Command(config_app, "show", settings.config_show, printing.show_text),
-    Command(config_app, "explain", settings.config_explain, printing.show_text),
-    Command(config_app, "schema", settings.config_schema, printing.show_json),
-    Command(config_app, "taxonomy", settings.config_taxonomy, printing.show_text),
-    Command(config_app, "reference", settings.config_reference, printing.show_text),
+    Command(
+        app,
+        "phantom",
+        "Make a cohort of procedural tissue with exact masks",
+        cohorts.make_phantom,
+        printing.show_phantom,
+    ),
+    Command(
+        import_app,
+        "table",
+        "Import images and label images listed in a table",
+        imports.import_table,
+        printing.show_import,
+    ),
+    Command(import_app, "slides", "Import whole slides with annotations", imports.import_slides, printing.show_import),
+    Command(import_app, "labels", "Draft LABELS.yaml from annotations", imports.import_labels, printing.show_text),
+    Command(import_app, "exact", "Fetch annotations from an EXACT server", imports.import_exact, printing.show_exact),
+    Command(
+        import_app, "weights", "Convert weights that others published", imports.import_weights, printing.show_weights
+    ),
+    Command(app, "split", "Split a cohort by patient", cohorts.split, printing.show_parts),
+    Command(app, "inspect", "Show what a cohort is made of", cohorts.inspect, printing.show_inspection),
+    Command(app, "headroom", "Learning curve: would more data help at all?", studies.headroom, printing.show_headroom),
+    Command(app, "train", "Train a generator, or the judge of its images", generators.train, printing.show_training),
+    Command(app, "preview", "See training patches redrawn as every subtype", generators.preview, printing.show_preview),
+    Command(app, "synthesize", "Draw a synthetic set", generators.synthesize, printing.show_set),
+    Command(app, "redraw", "Redraw whole regions with new subtypes", generators.redraw, printing.show_redrawn),
+    Command(app, "audit", "Audit synthetic sets: realistic? as asked? copies?", evaluation.audit, printing.show_audit),
+    Command(
+        app,
+        "segment",
+        "Train a segmenter, with or without a synthetic set",
+        evaluation.segment,
+        printing.show_segmenter,
+    ),
+    Command(app, "evaluate", "Score a segmenter, subtype by subtype", evaluation.evaluate, printing.show_scores),
+    Command(
+        app, "predict", "Outline the tissue class on slides, for QuPath", evaluation.predict, printing.show_predictions
+    ),
+    Command(app, "export", "Write images, masks or weights for other tools", cohorts.export, printing.show_export),
+    Command(study_app, "run", "Run a study and write its report", studies.run_study, printing.show_study),
+    Command(study_app, "test", "Test a finished study on another cohort", studies.test_study, printing.show_test),
+    Command(study_app, "status", "Show how far a study is", studies.study_status, printing.show_status),
+    Command(app, "report", "Write a study's report, figures and tables", studies.report, printing.show_report),
+    Command(app, "demo", "Run everything in minutes on two CPU cores", studies.demo, printing.show_study),
+    Command(config_app, "show", "Show every setting of a recipe as YAML", settings.config_show, printing.show_text),
+    Command(
+        config_app,
+        "explain",
+        "Explain a setting, with its value in each preset",
+        settings.config_explain,
+        printing.show_text,
+    ),
+    Command(config_app, "schema", "JSON schema of STUDY.yaml for editors", settings.config_schema, printing.show_json),
+    Command(config_app, "taxonomy", "A taxonomy file to start from", settings.config_taxonomy, printing.show_text),
+    Command(config_app, "reference", "All settings as a Markdown table", settings.config_reference, printing.show_text),
 )
 for _command in COMMANDS:
-    _command.group.command(_command.name)(command_of(_command.verb, _command.show))
+    _decorate = _command.group.command(_command.name, short_help=_command.summary)
+    _decorate(command_of(_command.verb, _command.show))
 for _name, _group in (("import", import_app), ("study", study_app), ("config", config_app)):
     app.add_typer(_group, name=_name)
-app.command()(doctor)
+app.command(short_help="Show versions, device and pretrained weights")(doctor)
 
 Study = Annotated[Path, typer.Argument(metavar="STUDY", help="The study, STUDY.yaml.")]
 StudyFolder = Annotated[Path | None, typer.Option(help="Folder of the study [default: out/NAME_OF_THE_FILE].")]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A change to the study.")]
 
 
-@study_app.command("plan")
+@study_app.command("plan", short_help="Show what a study is made of and what it will take")
 def _plan(
     study: Study,
     *,
@@ -97,11 +127,11 @@ def _plan(
     processes: Annotated[int, typer.Option(min=1, help="Estimate the time for so many cells at once.")] = 1,
     settings: Changes = None,
 ) -> None:
-    """Print what a study is made of, what is done, what is left, and what it will take. Runs nothing."""
+    """Show what a study is made of, what is done, and how long the rest will take. Runs nothing."""
     printing.show_plan(studies.plan_study(study, out=out, settings=settings), cells=cells, processes=processes)
 
 
-@study_app.command("clean")
+@study_app.command("clean", short_help="Delete results that the plan no longer needs")
 def _clean(
     study: Study,
     *,

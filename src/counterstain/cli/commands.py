@@ -99,7 +99,7 @@ def _parameter(parameter: inspect.Parameter, text: str) -> inspect.Parameter:
     name = parameter.name
     info: Any
     if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-        info = typer.Argument(metavar=name.upper() + ("…" if kind == list[Path] else ""), help=text)
+        info = typer.Argument(metavar=name.upper(), help=text)
     else:
         option = OPTIONS.get(name, f"--{name.replace('_', '-')}")
         info = typer.Option(option, metavar=METAVARS.get(name), help=text)

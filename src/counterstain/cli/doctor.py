@@ -57,7 +57,12 @@ def _weights() -> list[tuple[str, str, str]]:
     rows = []
     for network, pattern, used, remedy in (
         ("VGG19, ImageNet", "vgg19-*.pth", "perceptual loss of SPADE", "spade.vgg_weights=FILE or spade.vgg_weight=0"),
-        ("VGG16, ImageNet", "vgg16-*.pth", "perceptual loss (LPIPS) of the autoencoder", "autoencoder.lpips_weights=FILE or autoencoder.lpips_weight=0"),
+        (
+            "VGG16, ImageNet",
+            "vgg16-*.pth",
+            "perceptual loss (LPIPS) of the autoencoder",
+            "autoencoder.lpips_weights=FILE or autoencoder.lpips_weight=0",
+        ),
         ("ResNet-34, ImageNet", "resnet34-*.pth", "start of the segmenter", "segmenter.encoder_weights=FILE or null"),
     ):
         found = sorted(file.name for file in cache.glob(pattern))

@@ -40,14 +40,17 @@ def echo(text: str, *, nl: bool = True, err: bool = False) -> None:
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None, words: int = 1
 ) -> None:
-    """Print a table; the first ``words`` columns are text, the others are numbers. An empty row draws a line."""
+    """Print a table; the first ``words`` columns are text, the others are numbers. An empty row draws a line.
+
+    Text of the first two columns is never broken into lines.
+    """
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     for number, column in enumerate(columns):
         text = number < words
-        table.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=text)
+        table.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=text and number < 2)
     for row in rows:
         table.add_row(*row) if row else table.add_section()
     print_rich(table)

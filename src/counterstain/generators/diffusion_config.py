@@ -82,7 +82,7 @@ class CounterstainConfig(Config):
     """What haematoxylin is unmixed from."""
     shows: Literal["structure", "contrast"] = "structure"
     """Differences to the surroundings in units of their spread, or in optical density. The second keeps how dark nuclei
-    are, which a mask and a style tell badly; it suits where unmixing makes no nucleus paler under another stain."""
+    are, which neither mask nor style says; it suits where unmixing makes no nucleus paler under another stain."""
     local_px: Annotated[float, Field(gt=0, le=256)] | None = None
     """Standard deviation in pixels of the surroundings that haematoxylin is compared with; None = 8 um, about a
     nucleus, at the scale of the cohort."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, get_args
 
+from rich import box
 from rich.table import Table
 from rich.tree import Tree
 
@@ -240,7 +241,7 @@ def plan_tree(state: StudyState, title: str) -> Tree:
 
 def cell_table(state: StudyState) -> Table:
     """Return a row per cell: name, state, folder."""
-    table = Table("cell", "state", "folder")
+    table = Table("cell", "state", "folder", box=box.SIMPLE_HEAD, pad_edge=False)
     for row in state.rows:
         table.add_row(row.name, state.states[row.folder], row.folder)
     return table
@@ -249,7 +250,7 @@ def cell_table(state: StudyState) -> Table:
 def stage_table(state: StudyState) -> Table:
     """Return a row per stage: how many cells are in which state, and what one takes."""
     counts = Counter((row.stage, state.states[row.folder]) for row in state.rows)
-    table = Table("stage", *STATES, "a cell takes")
+    table = Table("stage", *STATES, "a cell takes", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for stage in stages():
@@ -270,7 +271,9 @@ def what_it_takes(state: StudyState, run: Path, slots: int) -> str:
     existing = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     bytes_left = sum(state.journal.size_bytes.get(row.stage, 0.0) for row in state.of("left", "running"))
-    disk = f"about {size(bytes_left)} of disk ({size(free)} are free)"
+    disk = (
+        f"about {size(bytes_left)} of disk ({size(free)} are free)" if bytes_left else f"{size(free)} of disk are free"
+    )
     return f"{line}\n{time_left(state, slots)}, {disk}"
 
 
