@@ -143,7 +143,7 @@ def test_parts_regions_and_patches_that_there_are_not_are_named(two_slides):
         (16, "HER2 4+", TaxonomyError, r"unknown subtype 'HER2 4\+'; her2 has HER2 0, HER2 1\+"),
         (16, "HER2 1+", InputError, r"part 'train' has no pixel of HER2 1\+; choose other subtypes"),
         (0, "HER2 0", InputError, "size_px 0: expected a whole number of pixels"),
-        (96, "HER2 0", InputError, r"region a is 64 x 64 px \(and 1 more\), smaller than .* 64 px or less"),
+        (96, "HER2 0", InputError, r"2 of 2 regions .* patch of 96 px: a \(64 x 64 px\), .* size_px=64"),
     ],
 )
 def test_a_part_that_cannot_be_sampled_is_an_error_with_the_remedy(two_slides, size_px, subtype, error, message):
