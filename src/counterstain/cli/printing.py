@@ -336,11 +336,12 @@ def show_scores(scores: pd.Series, arguments: Arguments) -> None:
     rows = [
         (
             row.measure,
-            _number(row.value, ".3f"),
-            "-" if math.isnan(row.low) else f"{row.low:.3f} to {row.high:.3f}",
+            _number(row.value, form),
+            "-" if math.isnan(row.low) else f"{row.low:{form}} to {row.high:{form}}",
             *(f"{number:,}" for number in (row.patients, row.slides, row.instances)),
         )
         for row in summary.itertuples()
+        for form in [".4f" if row.measure.startswith("variance") else ".3f"]
     ]
     print_table(("measure", "value", "95 % interval", "patients", "slides", "instances"), rows, title=title)
     over = (
