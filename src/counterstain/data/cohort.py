@@ -55,8 +55,9 @@ class _Header(Config):
     taxonomy: Taxonomy
     mpp: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     source: dict[str, Any]
-    tables: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """SHA-256 of the tables, and of those that take their place just now; none in cohorts of earlier versions."""
+    tables: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict
+    )  # SHA-256 of each, and of the next; none in old ones
 
     @field_validator("source")
     @classmethod
@@ -124,12 +125,11 @@ class CohortWriter:
         """Write the tables of the whole cohort and open it; StorageError where it has not ``count`` regions."""
         if not self.finished:
             parts = [read_json(file) for file in sorted((self.folder / "parts").glob("[!.]*.json"))]
-            regions = [row["region"] for part in parts for row in part["regions"]]
+            regions = Counter(row["region"] for part in parts for row in part["regions"])
             if not regions:
                 raise InputError(f"{self.folder}: the cohort is empty; no region was given")
-            if len(set(regions)) < len(regions):
-                twice = next(name for name, times in Counter(regions).items() if times > 1)
-                raise InputError(f"{self.folder}: two regions are called {twice!r}; rename one and import again")
+            if twice := [name for name, times in regions.items() if times > 1]:
+                raise InputError(f"{self.folder}: two regions are called {twice[0]!r}; rename one and import again")
             for table, columns in COLUMNS.items():
                 rows = pd.DataFrame([row for part in parts for row in part[table]], columns=list(columns))
                 rows = rows.astype({name: "int64" for name, kind in columns.items() if kind == "integer"})

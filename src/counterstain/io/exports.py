@@ -132,11 +132,8 @@ def export(source: Path, out: Path, config: ExportConfig, progress: Progress = s
             return len(contents.table)
         for name in lost.intersection(path for row in contents.rows for path in layout.files_of(row).values()):
             (out / name).unlink(missing_ok=True)
-        warnings.warn(
-            f"{out}: {len(lost)} files are missing or cut short; they are written again",
-            CounterstainWarning,
-            stacklevel=2,
-        )
+        message = f"{out}: {len(lost)} files are missing or cut short; they are written again"
+        warnings.warn(message, CounterstainWarning, stacklevel=2)
     for half_written in out.rglob(".*.partial-*"):
         half_written.unlink(missing_ok=True)
     if layout.ignore_is_highest:
@@ -179,7 +176,7 @@ def _lost_files(out: Path) -> set[str]:
             end = content.read()
         if end.endswith(PNG_END if file.suffix == ".png" else b"\n"):
             raise MismatchError(
-                f"{file}: was changed since it was exported; move it away, or give another output folder"
+                f"{file}: was changed since it was exported; move it away or give another output folder"
             )
         lost.add(name)
     return lost
