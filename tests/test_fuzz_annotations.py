@@ -8,13 +8,13 @@ import io
 import json
 import os
 import re
-import resource
 import sqlite3
 import time
 import zipfile
 
 import pytest
 import yaml
+from damage import EDITS, MEMORY_KB, NASTY, NASTY_NUMBER, NASTY_TEXT, edited, peak_memory_kb, with_nasty_values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,7 +27,7 @@ from counterstain.io.labels import LabelMap, draft_labels
 
 TRIALS = int(os.environ.get("COUNTERSTAIN_FUZZ", "300"))
 KINDS = ("bytes", "values", "one object")
-SECONDS, MEMORY_KB = 5, 2**20
+SECONDS = 5
 fuzzed = settings(
     max_examples=max(1, TRIALS // (len(FORMATS) * len(KINDS))),
     deadline=None,
@@ -129,49 +129,10 @@ def packed(content, how):
     return zipped.getvalue()
 
 
-NASTY_TEXT = st.sampled_from(
-    ["", "../../etc/passwd", "..\\..\\x", "/", "a\x00b", "\ud800", "\u202e", "x" * 500, "nan", "1e999", "#12", "None"]
-)
-NASTY_NUMBER = st.sampled_from([float("nan"), float("inf"), -(10**400), 1e308, 2**31, -1, 0, 0.1, True])
-DEEP = json.loads("[" * 400 + "]" * 400)
-NASTY = NASTY_TEXT | NASTY_NUMBER | st.sampled_from([None, [], {}, [[]] * 50, DEEP, {"a": {"id": {}}}])
-NASTY_BYTES = st.sampled_from(
-    (
-        *(b"", b"\xff\xfe", b"\x00", b"<!DOCTYPE a [<!ENTITY b 'c'>]>", b"&b;", b"<!--", b"<![CDATA[", b"[" * 3000),
-        *(b"<a>" * 300, b"9" * 5000, b"NaN", b'"', b"\xf0\x9f\x92\xa9", b"]]}}", b"<Region>", b"</Annotation>"),
-    )
-)
-EDITS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 40), NASTY_BYTES), min_size=1, max_size=4)
-
-
-def edited(sample, edits):
-    """Cut bytes out and put others in."""
-    for share, cut, insert in edits:
-        at = int(share * len(sample))
-        sample = sample[:at] + insert + sample[at + cut :]
-    return sample
-
-
-def places(content, path=()):
-    """Return the path of every value in a JSON document."""
-    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    return [path, *(found for key, value in items for found in places(value, (*path, key)))]
-
-
-def replaced(content, path, value):
-    """Return a JSON document with another value at a path."""
-    if not path:
-        return value
-    key, *rest = path
-    copy = dict(content) if isinstance(content, dict) else list(content)
-    copy[key] = replaced(content[key], rest, value)
-    return copy
-
-
 def with_other_values(data, file_format):
     """Put nasty values in the place of sound ones, leaving the file well-formed."""
     if file_format in JSON_FILES:
-        return json.dumps(nasty_json(data, JSON_FILES[file_format])).encode()
+        return json.dumps(with_nasty_values(data, JSON_FILES[file_format])).encode()
     if file_format == "sliderunner":
         rows = {table: [list(row) for row in values] for table, values in ROWS.items()}
         for _ in range(data.draw(st.integers(1, 3))):
@@ -179,12 +140,6 @@ def with_other_values(data, file_format):
             row[data.draw(st.integers(0, len(row) - 1))] = data.draw(NASTY)
         return sqlite_file(rows)
     return nasty_xml(data, XML_FILES[file_format]).encode("utf-8", "surrogatepass")
-
-
-def nasty_json(data, content):
-    for _ in range(data.draw(st.integers(1, 3))):
-        content = replaced(content, data.draw(st.sampled_from(places(content))), data.draw(NASTY))
-    return content
 
 
 def nasty_xml(data, text):
@@ -210,10 +165,6 @@ def check(path, file_format, content):
     assert time.process_time() - start < SECONDS
     assert peak_memory_kb() - peak_kb < MEMORY_KB
     return file
-
-
-def peak_memory_kb():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def check_sound(file):
@@ -255,7 +206,7 @@ def test_corrupted_values_give_an_answer_or_one_line(tmp_path, file_format, data
 @given(data=st.data())
 def test_an_odd_object_never_costs_a_sound_one(tmp_path, file_format, data):
     sound = OBJECT[file_format]
-    odd = nasty_json(data, sound) if file_format in JSON_FILES else nasty_xml(data, sound)
+    odd = with_nasty_values(data, sound) if file_format in JSON_FILES else nasty_xml(data, sound)
     if file_format == "exact" and isinstance(odd, dict):
         odd = odd | {"image": ROW["image"]}  # another number with this name is refused
     if file_format in JSON_FILES or "\0" not in odd:  # which XML cannot hold
