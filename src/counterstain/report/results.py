@@ -354,7 +354,8 @@ def _read_table(path: Path, columns: Sequence[str], numbers: Sequence[str] = ())
         raise damaged(path, error) from error
     missing = [column for column in columns if column not in table.columns]
     if missing:
-        raise InputError(f"{path}: no column {missing[0]!r}; found {', '.join(map(str, table.columns))}")
+        found = ", ".join(str(column)[:40] for column in table.columns[:12])
+        raise InputError(f"{path}: no column {missing[0]!r}; found {found}")
     for column in numbers or table.columns.difference(["arm", "split"]):
         values = pd.to_numeric(table[column], errors="coerce")
         wrong = np.flatnonzero(values.isna() & table[column].notna())
