@@ -12,6 +12,7 @@ from mirax import write_mirax
 from PIL import Image
 from shapely import Point
 
+from counterstain import predict
 from counterstain.checkpoints import CheckpointHeader, save_checkpoint
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.region_store import Region
@@ -437,6 +438,12 @@ def test_a_cohort_of_another_resolution_or_origin_is_refused(checkpoint, tmp_pat
         predict_cohort(checkpoint, cohort, tmp_path / "out", PredictConfig())
     with pytest.raises(InputError, match="does not know where its slides were scanned; give --origin canvas"):
         predict_cohort(checkpoint, cohort, tmp_path / "out", PredictConfig(origin="bounds"))
+
+
+def test_a_cohort_may_be_open_and_goes_into_a_folder(checkpoint, tmp_path):
+    cohort = make_cohort(tmp_path / "cohort", [(0, 0)])
+    with pytest.raises(InputError, match="--out is the folder of one file per slide"):
+        predict(checkpoint, cohort, out=tmp_path / "x.geojson")
 
 
 # The command line
