@@ -331,21 +331,16 @@ class Cohort:
 
     @cached_property
     def _subtypes_by_region(self) -> dict[str, dict[int, int]]:
-        return subtypes_by(self.instances, "region")
+        tables: dict[str, dict[int, int]] = {}
+        columns = (self.instances[name].tolist() for name in ("region", "instance", "subtype"))
+        for region, instance, subtype in zip(*columns, strict=True):
+            tables.setdefault(region, {})[instance] = subtype
+        return tables
 
 
 def _check_part(part: str, folder: Path) -> None:
     if part not in PARTS:
         raise InputError(f"{folder}: part {part!r}: expected train, val or test")
-
-
-def subtypes_by(instances: pd.DataFrame, column: str) -> dict[Any, dict[int, int]]:
-    """Return instance -> subtype for every value of a column of a table of instances."""
-    tables: dict[Any, dict[int, int]] = {}
-    columns = (instances[name].tolist() for name in (column, "instance", "subtype"))
-    for key, instance, subtype in zip(*columns, strict=True):
-        tables.setdefault(key, {})[instance] = subtype
-    return tables
 
 
 def parts_table(cohort: Cohort) -> pd.DataFrame:
