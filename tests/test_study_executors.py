@@ -13,7 +13,8 @@ import pytest
 import torch
 from small_study import small_study
 
-from counterstain.errors import ConfigError, DivergenceError, StorageError
+from counterstain.errors import ConfigError, DivergenceError, InputError, StorageError
+from counterstain.report.results import read_results
 from counterstain.storage import write_json
 from counterstain.study.config import load_study
 from counterstain.study.executors import ExecutorConfig, Outcome, ProcessExecutor, attempt
@@ -61,6 +62,9 @@ class Recorder:
     def start(self, cell):
         self.log.append(f"start {cell.name}")
         self.taken.append(cell)
+
+    def stop(self):
+        pass
 
     def wait(self):
         cell = self.taken.pop(0)
@@ -150,6 +154,35 @@ def test_a_damaged_file_is_said_and_made_again_the_same(copied, stage, capsys):
     assert f"{largest} is damaged or missing; the cell is made again" in capsys.readouterr().err
     assert [event["stage"] for event in events_of(run)[noted:] if event["event"] == "start"] == [stage]
     assert (run / "results" / "results.csv").read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["segmenter-*/losses.csv", "spade-*/cell.json", "synthetic-*/shards/*/hashes.json"])
+def test_small_files_are_mended_as_well_and_changed_results_are_refused(copied, name):
+    study, _, run, whole = copied
+    file = min((run / "cells").glob(name))
+    content = file.read_bytes()
+    file.write_bytes(content[:40] + bytes([content[40] ^ 1]) + content[41:])
+    table = run / "results" / "results.csv"
+    table.write_bytes(whole.replace(b"0.", b"1.", 1))
+    with pytest.raises(StorageError, match=r"results.csv: missing, or changed since it was written"):
+        read_results(run)
+    run_study(study, run)
+    assert table.read_bytes() == whole
+    assert len(read_results(run).losses)
+    assert whole_cells(copied[1], run / "cells") == {one.folder for one in copied[1]}
+
+
+def test_a_cohort_whose_process_is_lost_again_and_again_ends_the_study_in_one_line(tmp_path, monkeypatch):
+    study, cells = small(tmp_path)
+    monkeypatch.setattr("counterstain.study.run.open_executor", lambda *_: Recorder({cells[0].name: [lost] * 9}))
+    with pytest.raises(InputError, match=r"cannot go on \(its process was lost 3 times; perhaps memory ran out\)"):
+        run_study(study, tmp_path / "run")
+
+
+def test_a_damaged_plan_is_named(copied):
+    (copied[2] / "plan.json").write_text("[[1, 2]]")
+    with pytest.raises(StorageError, match=r"plan.json: damaged; give the command that wrote it"):
+        read_plan(copied[2])
 
 
 def test_a_full_disk_is_one_line_and_the_study_goes_on_afterwards(copied):

@@ -19,6 +19,7 @@ from counterstain.storage import read_csv, read_json, stage_of
 from counterstain.study.arms import Arm, read_arm
 from counterstain.study.fairness import COLUMNS, TEXTS
 from counterstain.study.plan import EXTERNAL
+from counterstain.study.status import FILES_FILE, damage
 from counterstain.study.test_access_log import Look, read_looks, record_look, run_of
 from counterstain.taxonomy import Taxonomy
 
@@ -224,6 +225,7 @@ def read_results(run: Path) -> Results:
         A file is damaged.
     """
     folder = find_results(run)
+    _check_unchanged(folder)
     study = _read_study(folder / "study.json")
     results, counts = _read_scores(folder, study)
     _check_arms(folder / "results.csv", results, study)
@@ -266,6 +268,7 @@ def read_tests(results: Results) -> list[tuple[ExternalRecord, Results | None]]:
     tests: list[tuple[ExternalRecord, Results | None]] = []
     trained = {training.sha256 for training in results.trainings}
     for file in sorted((results.folder.parent / EXTERNAL).glob("*/test.json")):
+        _check_unchanged(file.parent)
         record = _validated(file, TypeAdapter(ExternalRecord))
         if any(segmenter.get("sha256") not in trained for segmenter in record.segmenters):
             tests.append((record, None))
@@ -295,6 +298,12 @@ def damaged(path: Path, error: Exception) -> StorageError:
     """Return the error that says that a table is damaged."""
     reason = " ".join(str(error).split())[:120]
     return StorageError(f"{path}: damaged ({reason}); delete it and {AGAIN}")
+
+
+def _check_unchanged(folder: Path) -> None:
+    """Raise StorageError where a file is no longer what was written; earlier versions did not note what that was."""
+    if (folder / FILES_FILE).exists() and (file := damage(folder, hashes=True, note=FILES_FILE)):
+        raise StorageError(f"{folder / file}: missing, or changed since it was written; {AGAIN}")
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -15,14 +15,14 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.split import patient_key
 from counterstain.errors import InputError, MismatchError
 from counterstain.segmentation.evaluate import check_evaluable, regions_of
-from counterstain.storage import committing, name_on_disk, read_json, write_csv, write_json
+from counterstain.storage import committing, name_on_disk, read_json, write_csv, write_json, write_sealed
 from counterstain.study.config import Resources
 from counterstain.study.executors import ExecutorConfig, open_executor
 from counterstain.study.plan import CELLS, EXTERNAL, REFERENCE, Cell, cohort_cell
 from counterstain.study.results import about_cohort, counts_of, measures_table
 from counterstain.study.run import locked, run_cells, whole_cells
 from counterstain.study.stages import follow_cohort
-from counterstain.study.status import CellRow, is_done, read_plan, write_plan
+from counterstain.study.status import FILES_FILE, CellRow, is_done, notes_of, read_plan, write_plan
 
 
 def evaluate_on(
@@ -64,8 +64,8 @@ def evaluate_on(
     cells = [where, *(_evaluation(row, where, split) for row in segmenters)]
     failures: dict[str, str] = {}
     with locked(run):
-        follow_cohort(where, root)
         done = whole_cells(cells, root)
+        follow_cohort(where, root)
         if len(done) < len(cells):
             opened = open_executor(executor or ExecutorConfig(), Resources(), root)
             try:
@@ -88,6 +88,7 @@ def evaluate_on(
             counts.to_parquet(folder / "counts.parquet", index=False)
             write_csv(folder / "results.csv", measures_table(counts, cohort.taxonomy))
             write_plan(folder, cells)
+            write_sealed(folder / FILES_FILE, {"files": notes_of(folder)})
     return place
 
 

@@ -24,13 +24,13 @@ from counterstain.data.patch_set import PatchSet
 from counterstain.generators.methods import METHODS
 from counterstain.recipe import Recipe
 from counterstain.segmentation.counts import TABLE_COLUMNS, measures
-from counterstain.storage import committing, read_json, write_csv, write_json
+from counterstain.storage import committing, read_sealed, write_csv, write_json, write_sealed
 from counterstain.study.config import StudyConfig
 from counterstain.study.fairness import fairness_table
 from counterstain.study.pictures import write_examples, write_gallery
 from counterstain.study.plan import CELLS, REFERENCE, Cell
 from counterstain.study.stages import merged, open_cohort, software
-from counterstain.study.status import DONE_FILE, is_done
+from counterstain.study.status import DONE_FILE, FILES_FILE, is_done, notes_of
 from counterstain.synthesis.synthesize import rejections
 from counterstain.taxonomy import Taxonomy
 from counterstain.training_config import LOG_FOLDER
@@ -44,7 +44,7 @@ def write_results(
     """Collect the results of all finished cells in one step and return their folder."""
     root = out / CELLS
     done = [cell for cell in cells if is_done(cell, root)]
-    notes = [read_json(root / cell.folder / DONE_FILE) for cell in done]
+    notes = [read_sealed(root / cell.folder / DONE_FILE) for cell in done]
     cohort = open_cohort(root / cells[0].folder)
     counts = counts_of(done, root)
     sets = {c.set_name: PatchSet.open(root / c.folder) for c in done if c.stage == "synthetic"}
@@ -70,6 +70,7 @@ def write_results(
         write_json(folder / "trainings.json", [_training_record(cell, root) for cell in trained])
         write_json(folder / "sets.json", [_set_record(name, found) for name, found in sets.items()])
         write_gallery(folder / "gallery.parquet", cohort, sets, study.gallery)
+        write_sealed(folder / FILES_FILE, {"files": notes_of(folder)})
     return out / "results"
 
 
@@ -189,7 +190,7 @@ def _training_record(cell: Cell, root: Path) -> dict[str, Any]:
         "steps": int(header.notes.get("steps", training.get("steps", 0))),
         "batch_size": int(training.get("batch_size", 0)),
         "patients_seen": len(header.patients_seen),
-        "seconds": float(read_json(folder / DONE_FILE)["seconds"]),
+        "seconds": float(read_sealed(folder / DONE_FILE)["seconds"]),
         # Where its curves lie, from the study's folder.
         "logs": logs.relative_to(root.parent).as_posix() if logs.is_dir() else "",
     }

@@ -69,8 +69,8 @@ def run_study(
     with locked(out):
         write_text(out / "study.yaml", to_yaml(study))
         write_plan(out, cells)
-        follow_cohort(cells[0], root)
         done = whole_cells(cells, root)
+        follow_cohort(cells[0], root)
         if len(done) == len(cells):
             say(f"{len(cells)} cells, all done already")
             return write_results(study, recipe, cells, out, {})
@@ -86,6 +86,8 @@ def run_study(
             failures = run_cells(cells, done, root, opened, retries=study.resources.retries)
         finally:
             opened.stop()
+        if cells[0].name in failures:
+            raise InputError(f"{out}: without its cohort the study cannot go on ({failures[cells[0].name]})")
         return write_results(study, recipe, cells, out, failures)
 
 

@@ -29,7 +29,7 @@ from counterstain.progress import bar
 from counterstain.segmentation.evaluate import evaluate
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.segmentation.train import train_segmenter
-from counterstain.storage import read_json, write_json, write_parquet
+from counterstain.storage import read_sealed, write_parquet, write_sealed
 from counterstain.study.config import trainings
 from counterstain.study.plan import Cell
 from counterstain.study.status import DONE_FILE, notes_of
@@ -43,14 +43,14 @@ PACKAGES = ("counterstain", "torch", "lightning", "diffusers", "segmentation-mod
 def run_cell(cell: Cell, root: Path) -> tuple[float, int]:
     """Do a cell's work and return its seconds and bytes; ``root`` is the folder of all cells."""
     start, note = time.monotonic(), root / cell.folder / DONE_FILE
-    shorter = float(read_json(note).get("seconds", 0.0)) if note.exists() else 0.0
+    shorter = float(read_sealed(note).get("seconds", 0.0)) if note.exists() else 0.0
     note.unlink(missing_ok=True)  # of a shorter set, which is not whole while it grows
     WORK.get(cell.stage, _train)(cell, root)
     files = notes_of(root / cell.folder)
     seconds = time.monotonic() - start
     done = {"name": cell.name, "stage": cell.stage, "settings": cell.settings, "inputs": cell.inputs}
     took = {"seconds": seconds + shorter, **software(), "files": files}
-    write_json(note, done | cell.details | took)
+    write_sealed(note, done | cell.details | took)
     return seconds, sum(size for size, _ in files.values())
 
 
@@ -59,17 +59,17 @@ def follow_cohort(cell: Cell, root: Path) -> None:
     done = root / cell.folder / DONE_FILE
     if not done.exists():
         return
-    noted = read_json(done)
+    noted = read_sealed(done)
     if any(noted.get(key) != place for key, place in cell.details.items()):
         if "whole_path" in cell.details:
             link_packs(Path(cell.details["whole_path"]), root / cell.folder / "cohort")
-        write_json(done, noted | cell.details)
+        write_sealed(done, noted | cell.details)
 
 
 def open_cohort(folder: Path) -> Cohort:
     """Open the cohort of a study from its cell's folder."""
     done = folder / DONE_FILE
-    path = read_json(done).get("path") if done.exists() else None
+    path = read_sealed(done).get("path") if done.exists() else None
     return Cohort.open(Path(path) if path else folder / "cohort")
 
 
@@ -145,7 +145,7 @@ def _evaluate(cell: Cell, root: Path) -> None:
 def _cohort(cell: Cell, root: Path) -> Cohort:
     folder = root / cell.inputs["cohort"]
     cohort = open_cohort(folder)
-    expected = read_json(folder / DONE_FILE)["settings"].get("fingerprint")
+    expected = read_sealed(folder / DONE_FILE)["settings"].get("fingerprint")
     if expected and cohort.fingerprint != expected:
         raise MismatchError(
             f"{cohort.folder}: changed since the study began; run the study again to begin anew with it"

@@ -25,16 +25,18 @@ from rich import box
 from rich.table import Table
 from rich.tree import Tree
 
-from counterstain.errors import InputError
+from counterstain.errors import CounterstainError, InputError, StorageError
 from counterstain.progress import duration, size
-from counterstain.storage import RUN_FILE, disk_errors_named, read_json, sha256_of, write_text
+from counterstain.storage import RUN_FILE, disk_errors_named, read_json, read_sealed, sha256_of, write_text
 from counterstain.study.config import stages
 from counterstain.study.plan import CELLS, Cell
 from counterstain.training_config import LOG_FOLDER
 
 PLAN_FILE = "plan.json"
 DONE_FILE = "cell.json"
-UNNOTED = {DONE_FILE, RUN_FILE}
+FILES_FILE = "files.json"  # the note of a folder of results
+UNNOTED = {DONE_FILE, RUN_FILE, FILES_FILE}
+SMALL_BYTES = 2**20
 Kind = Literal["study", "start", "finish", "fail", "lost"]
 State = Literal["done", "running", "failed", "left"]
 STATES: tuple[State, ...] = get_args(State)
@@ -79,9 +81,20 @@ def events_of(run: Path) -> list[dict[str, Any]]:
                 event = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(event, dict) and {"event", "time", "host", "pid"} <= event.keys():
+            if isinstance(event, dict) and all(
+                isinstance(event.get(key), kind) for key, kind in _keys_of(event).items()
+            ):
                 events.append(event)
     return sorted(events, key=lambda event: float(event["time"]))
+
+
+def _keys_of(event: dict[str, Any]) -> dict[str, Any]:
+    """Return what an event must hold, and of which type."""
+    keys: dict[str, Any] = {"event": str, "time": int | float, "host": str, "pid": int}
+    if event.get("event") == "study":
+        return keys | {"slots": int}
+    keys |= dict.fromkeys(("cell", "name", "stage"), str)
+    return keys | dict.fromkeys(("seconds", "bytes"), int | float) if event.get("event") == "finish" else keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +124,12 @@ def summarised(events: list[dict[str, Any]]) -> Journal:
 def is_done(cell: Row, root: Path) -> bool:
     """Whether a cell's result is there; a synthetic set must also be long enough."""
     note = root / cell.folder / DONE_FILE
-    return note.exists() and (not cell.count or int(read_json(note).get("count", 0)) >= cell.count)
+    if not cell.count or not note.exists():
+        return note.exists()
+    try:
+        return int(read_sealed(note).get("count", 0)) >= cell.count
+    except StorageError:  # :func:`damage` says so, and the cell is made again
+        return True
 
 
 def notes_of(folder: Path) -> dict[str, list[Any]]:
@@ -125,15 +143,19 @@ def notes_of(folder: Path) -> dict[str, list[Any]]:
     return notes
 
 
-def damage(folder: Path, *, hashes: bool) -> str | None:
-    """Return which file of a finished cell is missing or changed, by its size and, if asked, its hash; None if none."""
+def damage(folder: Path, *, hashes: bool, note: str = DONE_FILE) -> str | None:
+    """Return which file that a note lists is missing or changed; None if none.
+
+    By its size and, if asked or if it is small, its hash.
+    """
     try:
-        notes = read_json(folder / DONE_FILE).get("files", {})
-    except (OSError, ValueError, AttributeError):
-        return DONE_FILE
+        listed = read_sealed(folder / note).get("files", {})
+        notes = {str(name): (int(size_bytes), sha256) for name, (size_bytes, sha256) in listed.items()}
+    except (CounterstainError, ValueError, TypeError, AttributeError):
+        return note
     for name, (size_bytes, sha256) in notes.items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != size_bytes or (hashes and sha256_of(file) != sha256):
+        file, read = folder / name, hashes or size_bytes <= SMALL_BYTES
+        if not file.is_file() or file.stat().st_size != size_bytes or (read and sha256_of(file) != sha256):
             return str(name)
     return None
 
@@ -189,7 +211,21 @@ def read_plan(run: Path) -> list[CellRow]:
     """
     if not (run / PLAN_FILE).exists():
         raise InputError(f"{run}: no study was started here ({PLAN_FILE} is missing); give the folder of 'study run'")
-    return [CellRow(*row) for row in read_json(run / PLAN_FILE)]
+    try:
+        rows = [CellRow(*row) for row in read_json(run / PLAN_FILE)]
+    except TypeError:
+        rows = []
+    if not rows or not all(map(_is_sound, rows)):
+        raise StorageError(
+            f"{run / PLAN_FILE}: damaged; give the command that wrote it, 'study run' or 'study test', again"
+        )
+    return rows
+
+
+def _is_sound(row: CellRow) -> bool:
+    numbers, texts = (row.count, row.repeat), [row.folder, row.name, row.stage, row.arm]
+    kinds = {*map(type, numbers)} == {int} and isinstance(row.needs, list)
+    return kinds and {*map(type, [*texts, *row.needs])} == {str}
 
 
 def state_of(run: Path, rows: Sequence[Row]) -> StudyState:
