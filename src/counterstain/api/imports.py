@@ -346,19 +346,15 @@ def import_weights(
         diffusion: scale_factor of their config, where the file holds none.
     preset : str
         Recipe for what weights do not tell: heads, noise, sampler.
-    config : str or Path, optional
-        YAML with changes to the preset.
-    settings : mapping or sequence of str, optional
-        A change over both.
+    config, settings
+        As for :func:`train`.
     """
     from counterstain.generators import published_weights
 
     if kind not in KINDS:
         raise ConfigError(f"--kind {kind}: expected one of {', '.join(KINDS)}")
     if kind != "diffusion" and (averaged or (autoencoder, head_channels, scale_factor) != (None, None, None)):
-        raise ConfigError(
-            f"--kind {kind}: --autoencoder, --averaged, --head-channels and --scale-factor are for diffusion"
-        )
+        raise ConfigError(f"--kind {kind}: takes no --autoencoder, --averaged, --head-channels or --scale-factor")
     recipe = recipe_of(preset, config, settings)
     opened = None if cohort is None else open_cohort(cohort)
     facts = replace(
@@ -384,9 +380,7 @@ def _facts(taxonomy: str | None, cohort: Cohort | None, mpp: float | None, size_
         raise ConfigError("the labels of the network are not known: give --taxonomy or --cohort")
     spacing = mpp if mpp is not None or cohort is None else cohort.mpp
     if spacing is None or not 0.01 <= spacing <= 100:
-        raise ConfigError(
-            f"--mpp {spacing}: give the micrometres per pixel of the training images, 0.01 to 100, or --cohort"
-        )
+        raise ConfigError(f"--mpp {spacing}: give the micrometres per pixel of the training (0.01 to 100), or --cohort")
     if not 1 <= size_px <= 65_536:
         raise ConfigError(f"--size {size_px}: expected the edge of the training patches in pixels")
     try:
