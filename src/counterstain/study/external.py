@@ -13,7 +13,7 @@ import pandas as pd
 from counterstain.checkpoints import read_header
 from counterstain.data.cohort import Cohort
 from counterstain.data.split import patient_key
-from counterstain.errors import InputError, MismatchError
+from counterstain.errors import InputError, MismatchError, StorageError
 from counterstain.segmentation.evaluate import check_evaluable, regions_of
 from counterstain.storage import committing, name_on_disk, read_json, write_csv, write_json, write_sealed
 from counterstain.study.config import Resources
@@ -22,7 +22,7 @@ from counterstain.study.plan import CELLS, EXTERNAL, REFERENCE, Cell, cohort_cel
 from counterstain.study.results import about_cohort, counts_of, measures_table
 from counterstain.study.run import locked, run_cells, whole_cells
 from counterstain.study.stages import follow_cohort
-from counterstain.study.status import FILES_FILE, CellRow, is_done, notes_of, read_plan, write_plan
+from counterstain.study.status import FILES_FILE, CellRow, damage, is_done, notes_of, read_plan, write_plan
 
 
 def evaluate_on(
@@ -49,6 +49,8 @@ def evaluate_on(
     ------
     InputError
         The study has not finished, or the cohort has no such part.
+    StorageError
+        The study's results have changed since they were written.
     LeakageError
         A patient of the part was trained on, or an image under another name.
     MismatchError
@@ -101,6 +103,8 @@ def _segmenters(run: Path) -> list[CellRow]:
     """Return the finished segmenters of a study that has results."""
     if not (run / "results" / "study.json").exists():
         raise InputError(f"{run}: not the folder of a study that has finished; give the one of 'study run'")
+    if (run / "results" / FILES_FILE).exists() and (file := damage(run / "results", hashes=True, note=FILES_FILE)):
+        raise StorageError(f"{run / 'results' / file}: missing, or changed since it was written; run the study again")
     rows = [row for row in read_plan(run) if row.stage == "segmenter" and is_done(row, run / CELLS)]
     if REFERENCE not in {row.arm for row in rows}:
         raise InputError(f"{run}: no trained segmenter of the reference arm {REFERENCE!r}; run the study again")
@@ -118,7 +122,7 @@ def _evaluation(row: CellRow, cohort: Cell, split: str) -> Cell:
 
 
 def _check_same(place: Path, cohort: Cohort, split: str) -> None:
-    if (place / "test.json").exists():
+    if (place / "test.json").exists() and not damage(place, hashes=True, note=FILES_FILE):  # else it is made anew
         found = read_json(place / "test.json")
         if (found["cohort"]["fingerprint"], found["split"]) != (cohort.fingerprint, split):
             raise MismatchError(
