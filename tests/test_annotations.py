@@ -112,7 +112,7 @@ def test_the_wrong_format_is_named_with_the_right_one(tmp_path):
         (b"PK\x03\x04", r"a zip that cannot be read \(.*\); unpack it"),
         (b"hello", "line 1: not (JSON|XML) or cut short"),
         (b"\x89PNG\r\n", "is an image, which is not read; export the outlines as GeoJSON"),
-        (gzip.compress(gzip.compress(b"[]")), "is a packed file in a packed file, which is not read"),
+        (gzip.compress(gzip.compress(b"[]", mtime=0), mtime=0), "is a packed file in a packed file, which is not read"),
         (b"<!DOCTYPE html><html>", "is a web page, which is not read"),
         (b'<?xml version="1.0"?><annotations><ndpviewstate/></annotations>', "is a file of Hamamatsu's NDP.view"),
         (b'{"version": "2.0", "item": {"slots": [' + b'{"a": "b"},' * 999, "is a file of V7 Darwin, which is not read"),

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 import counterstain
-from counterstain.cli.printing import warn
+from counterstain.cli.terminal import warn
 from counterstain.errors import CounterstainWarning
 
 Verb = Callable[..., Any]

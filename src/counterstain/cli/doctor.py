@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from counterstain.cli.printing import print_table
+from counterstain.cli.terminal import print_table
 
 PACKAGES = (
     "counterstain", "torch", "torchvision", "lightning", "diffusers", "segmentation-models-pytorch", "zarr",
