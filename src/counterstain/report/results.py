@@ -197,13 +197,7 @@ class Results:
 
 
 def find_results(run: Path) -> Path:
-    """Return the results folder of a study (``RUN/results``, or ``RUN`` itself).
-
-    Raises
-    ------
-    InputError
-        There is no such folder, or no finished study in it.
-    """
+    """Return ``RUN/results``, or ``RUN`` itself; raises InputError where neither holds a finished study."""
     if not run.is_dir():
         raise InputError(f"{run}: no such folder; pass the folder of a study that has run")
     for folder in (run / "results", run):
@@ -217,12 +211,8 @@ def find_results(run: Path) -> Path:
 def read_results(run: Path) -> Results:
     """Read and check the results of a study; ``run`` is its folder, or its results folder.
 
-    Raises
-    ------
-    InputError
-        Something is missing, the study is not finished, or a table holds an impossible value.
-    StorageError
-        A file is damaged.
+    Raises InputError where something is missing, the study is not finished or a table holds an impossible value, and
+    StorageError where a file is damaged or has changed.
     """
     folder = find_results(run)
     _check_unchanged(folder)
