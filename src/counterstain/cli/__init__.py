@@ -18,6 +18,7 @@ from counterstain.api import cohorts, evaluation, generators, imports, settings,
 from counterstain.cli import printing
 from counterstain.cli.commands import Show, Verb, command_of
 from counterstain.cli.doctor import doctor
+from counterstain.cli.terminal import echo, printable
 
 # Newer versions of typer bring a click of their own: find the base of its errors, whichever click it is.
 UsageProblem: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -145,7 +146,7 @@ def _clean(
 
     found = studies.clean_study(study, out=out, dry_run=True, settings=settings)
     for leftover in found:
-        printing.echo(f"{size(leftover.size_bytes):>10}  {leftover.folder.name}")
+        echo(f"{size(leftover.size_bytes):>10}  {leftover.folder.name}")
     total = f"{len(found)} folders, {size(sum(leftover.size_bytes for leftover in found))}"
     if not found:
         typer.echo("nothing to delete: the plan refers to every cell")
@@ -187,7 +188,7 @@ def main() -> None:
         known = error if isinstance(error, CounterstainError) else disk_error(error)
         if known is None:
             raise
-        sys.stderr.write(printing.printable(f"error: {known}\n"))
+        sys.stderr.write(printable(f"error: {known}\n"))
         sys.exit(2)
     if status == INTERRUPTED:  # what newer versions of typer make of Ctrl-C
         _stop()
