@@ -453,3 +453,22 @@ def test_real_tissue_is_imported(tmp_path):
     assert len(cohort) == len(rows)
     share = cohort.instances["area_px"].sum() / (224 * 224 * len(rows))
     assert 0.4 < share < 0.8
+
+
+@pytest.mark.parametrize("names", [("S1-11", "S11-1"), ("B19-1234", "B191-234"), ("1 01", "101"), ("1_12", "11_2")])
+def test_names_that_differ_in_where_their_numbers_are_divided_are_two(pairs, names):
+    cohort = imported(pairs, row("a", "x", names[0]), row("c", "x", names[1]))
+    assert set(cohort.regions["patient"]) == set(names)
+
+
+@pytest.mark.parametrize("patient", ["NA", "None", "-", "?", "######"])
+def test_what_stands_for_a_missing_patient_is_no_patient(pairs, patient):
+    with pytest.raises(InputError, match=r"row 2: column 'patient' is .*, which programs write for a missing"):
+        imported(pairs, row("a", "x", patient))
+
+
+@pytest.mark.parametrize(("name", "part"), [("split", "test"), ("Set", "test"), ("fold", "validation")])
+def test_parts_in_a_column_of_another_name_are_asked_about(pairs, name, part):
+    rows = [row("a", "x", "p1", "train"), row("c", "x", "p2", part)]
+    with pytest.raises(InputError, match=f"column '{name}' holds .*train.*, which are parts"):
+        imported(pairs, *rows, header=f"{HEADER},{name}")

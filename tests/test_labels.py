@@ -1,3 +1,4 @@
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,15 @@ def test_a_draft_speaks_of_her2_only_where_labels_do():
     assert "polyp:  # 1 annotation in 1 file, like 'Polyp '" in draft
     assert "adenoma:  # 1 annotation in 1 file\n" in draft
     assert "her2 2+: HER2 2+  #" in draft_labels([annotated("her2 2+", "adenoma")])
+
+
+def test_labels_mean_the_same_in_every_unicode_form_and_spacing():
+    composed, decomposed = (unicodedata.normalize(form, "Tumör A") for form in ("NFC", "NFD"))
+    written = LabelMap(labels={decomposed.replace(" ", "  "): "HER2 0"})
+    assert written.resolve({composed: 1}, HER2, "L.yaml") == {composed: 1}
+
+
+@pytest.mark.parametrize("name", ["none", "bg", "NA"])
+def test_a_word_for_no_subtype_is_not_the_name_of_one(name):
+    with pytest.raises(ConfigError, match="says that there is no subtype; write background or ignore"):
+        taxonomy_of([name, "HER2 0"], "mine", "L.yaml")

@@ -23,6 +23,7 @@ from counterstain.errors import ConfigError, InputError, TaxonomyError
 
 BACKGROUND = 0
 IGNORE = 255  # label of pixels that are left out of sampling and of counts
+NO_NAMES = ("none", "null", "nan", "na", "n/a", "bg")
 MEANINGS = {"background": BACKGROUND, "ignore": IGNORE}  # what pixels can be that are no subtype
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # characters that names must not have
 
@@ -186,15 +187,23 @@ def check_names(names: Iterable[str], source: str | Path, *, near: bool = False)
     for name in names:
         if name in MEANINGS or CONTROL.search(name):
             raise ConfigError(f"{source}: {name!r} cannot be the name of a subtype; give it another")
+        if name.casefold() in NO_NAMES:
+            raise ConfigError(
+                f"{source}: {name!r} says that there is no subtype; write background or ignore, or its name"
+            )
     if found := alike([*MEANINGS, *names], near=near):
         remedy = "use one spelling" + (", or list both in a file and give --taxonomy FILE" if near else "")
         raise ConfigError(f"{source}: {found[0]!r} and {found[1]!r} are probably one name; {remedy}")
 
 
 def name_key(name: str) -> str:
-    """Return what the spellings of a name share that differ by case, spaces, invisible signs or Unicode form."""
-    plain = unicodedata.normalize("NFKC", name).casefold()
-    return "".join(sign for sign in plain if not sign.isspace() and unicodedata.category(sign) not in {"Cf", "Cc"})
+    """Return what the spellings of a name share that differ by case, spaces, invisible signs or Unicode form.
+
+    A space between two digits stays: 1 01 is not 101.
+    """
+    plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    visible = "".join(sign for sign in plain if unicodedata.category(sign) not in {"Cf", "Cc"})
+    return re.sub(r"(?<!\d) | (?!\d)", "", visible)
 
 
 def first_alike(names: Iterable[str], key: Callable[[str], str]) -> tuple[str, str] | None:
@@ -210,11 +219,12 @@ def first_alike(names: Iterable[str], key: Callable[[str], str]) -> tuple[str, s
 def alike(names: Iterable[str], *, near: bool = True) -> tuple[str, str] | None:
     """Return the first two names that are probably one name, spelt in two ways; None where there are none.
 
-    They differ by case, spaces, hyphens or Unicode form; with ``near`` also by a letter or two. Names with other digits
-    or signs (``HER2 1+``, ``HER2 2+``), short ones (LCIS, DCIS) and those with a prefix (typical, atypical) differ.
+    They differ by case, spaces, hyphens between letters or Unicode form; with ``near`` also by a letter or two. Names
+    with other digits or signs (``HER2 1+``, ``HER2 2+``), short ones (LCIS, DCIS) and those with a prefix (typical,
+    atypical) differ.
     """
     names = list(names)
-    found = first_alike(names, lambda name: re.sub(r"(?<=\w)[-_](?=\w)", "", name_key(name)))
+    found = first_alike(names, lambda name: re.sub(r"(?<=[^\W\d_])[-_](?=[^\W\d_])", "", name_key(name)))
     pairs = itertools.combinations(names, 2) if near else ()
     return found or next((pair for pair in pairs if is_near(*pair)), None)
 

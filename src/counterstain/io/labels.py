@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from counterstain.config import Config, build, read_yaml
 from counterstain.errors import InputError
 from counterstain.io.annotations.outlines import AnnotationFile
+from counterstain.io.annotations.safe_parsing import one_line
 from counterstain.taxonomy import MEANINGS, Taxonomy, alike, check_names, colours, name_key
 
 LISTED = 40
@@ -46,7 +47,14 @@ class LabelMap(Config):
                 read = f"{meaning!r}, the meaning of {label!r},"
             if read is not None:
                 raise ValueError(f"YAML reads {read} as something other than text; put it in quotes")
+        if isinstance(labels, Mapping):  # as annotations are read
+            content = {**content, "labels": {one_line(label): meaning for label, meaning in labels.items()}}
         return content
+
+    @field_validator("regions")
+    @classmethod
+    def _as_annotations_are_read(cls, regions: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(one_line, regions))
 
     @model_validator(mode="after")
     def _one_meaning(self) -> Self:

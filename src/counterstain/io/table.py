@@ -28,7 +28,10 @@ from counterstain.storage import without_apostrophe
 from counterstain.taxonomy import CONTROL, alike
 
 LONGEST_NAME = 300  # characters of a cell that is a name or a path
-LOST = re.compile(r"nan|null|n/a|#n/a|#(?:ref|value|name|null|div/0)[!?]|\d(?:[.,]\d+)?e\+\d+", re.IGNORECASE)
+LOST = re.compile(
+    r"nan|null|none|na|n/a|#n/a|[-\u2013?.]+|#+|#(?:ref|value|name|null|div/0)[!?]|\d(?:[.,]\d+)?e\+\d+", re.IGNORECASE
+)
+OTHER_PARTS = ("training", "validation", "valid", "testing")
 ZIP = b"PK\x03\x04"
 
 ColumnName = Annotated[str, Field(min_length=1)]
@@ -159,6 +162,7 @@ def read_table(
     options = {name: f" or give --{field}-column" for field, name in columns.model_dump().items()}
     table = _read_csv(path, options)
     _check_columns(path, table, columns, ["image", "label", "patient", *(["subtype"] if labels == "mask" else [])])
+    _check_no_other_parts(path, table, columns)
     names = columns.model_dump()
     named = pd.DataFrame({field: table[name] for field, name in names.items() if name in table})
     named.insert(0, "row", table.index)
@@ -194,6 +198,16 @@ def _check_columns(path: Path, table: pd.DataFrame, columns: Columns, required: 
             raise InputError(f"{path}: no column {name!r}; found {found}; name the right one with --{field}-column")
         if name != getattr(default, field):
             raise InputError(f"{path}: no column {name!r} (--{field}-column); found {found}")
+
+
+def _check_no_other_parts(path: Path, table: pd.DataFrame, columns: Columns) -> None:
+    """Refuse a column of parts under another name than that of ``columns``, which would be divided anew."""
+    for name in table.columns if columns.part not in table else ():
+        values = set(table[name].str.lower())
+        if len(values) > 1 and values <= {*PARTS, *OTHER_PARTS}:
+            found = ", ".join(sorted(values))
+            advice = f"give --part-column {name}" if set(table[name]) <= set(PARTS) else f"it takes {', '.join(PARTS)}"
+            raise InputError(f"{path}: column {name!r} holds {found}, which are parts; {advice}, or remove the column")
 
 
 def _check_filled(path: Path, named: pd.DataFrame, columns: Columns) -> None:

@@ -9,6 +9,7 @@ import lzma
 import re
 import reprlib
 import struct
+import unicodedata
 import zipfile
 import zlib
 from collections import Counter
@@ -60,7 +61,7 @@ def expect(value: Any, kind: type[T], where: str, what: str) -> T:
 def identifier(value: Any, otherwise: int) -> str:
     """Return an id on one line, long remarks shortened; ``otherwise`` where it is neither text nor a number."""
     known = isinstance(value, str | int) and not isinstance(value, bool)
-    return (_one_line(str(value)[:MAX_NAME_LENGTH]) if known else "") or str(otherwise)
+    return (one_line(str(value)[:MAX_NAME_LENGTH]) if known else "") or str(otherwise)
 
 
 def usable(value: Any) -> bool:
@@ -87,11 +88,13 @@ def name(value: Any, where: str) -> str:
     """Return a name on one line, white space and unprintable characters made single spaces."""
     if not isinstance(value, str) or len(value) > MAX_NAME_LENGTH:
         raise OddObjectError(f"{where}: expected a name of at most {MAX_NAME_LENGTH} characters, found {shown(value)}")
-    return _one_line(value)
+    return one_line(value)
 
 
-def _one_line(text: str) -> str:
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+def one_line(text: str) -> str:
+    """Return text on one line in Unicode's composed form, white space and unprintable characters made single spaces."""
+    composed = unicodedata.normalize("NFC", text)
+    return " ".join("".join(c if c.isprintable() else " " for c in composed).split())
 
 
 def file_name(value: Any, where: str) -> str | None:
