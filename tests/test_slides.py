@@ -10,6 +10,7 @@ from PIL import Image
 
 from counterstain.errors import CounterstainWarning, InputError
 from counterstain.io import tiff_files
+from counterstain.io.pixel_readers import levels_of
 from counterstain.io.regions import tissue_mask
 from counterstain.io.slides import Box, Slide, area_average, list_slides, slide_name
 
@@ -121,6 +122,34 @@ def test_a_level_padded_to_whole_tiles_is_left_out(drawn):
     padded = np.pad(means(image, 2), ((0, 56), (0, 20), (0, 0)))  # 256 x 320
     with Slide.open(drawn(image, padded)) as slide:
         assert np.array_equal(slide.read(100, 200, 90, 70, mpp=0.5), means(image, 2)[100:170, 50:140])
+
+
+@pytest.mark.parametrize("side", [400, 410, 500])
+@pytest.mark.parametrize("fill", [0, 255])
+def test_a_padded_level_of_a_square_slide_is_left_out(drawn, side: int, fill: int):
+    image = noise(side, side)
+    half = means(image, 2)
+    pad = -len(half) % 64
+    padded = np.pad(half, ((0, pad), (0, pad), (0, 0)), constant_values=fill)
+    with Slide.open(drawn(image, padded)) as slide:
+        assert np.array_equal(slide.read(100, 200, 90, 70, mpp=0.5), half[100:170, 50:140])
+        x, y = slide.thumbnail(side // 2).image.shape[:2]
+        assert np.array_equal(slide.thumbnail(side // 2).image, half[:y, :x])
+
+
+def test_factors_of_padded_levels_are_right_or_not_used_for_pixels():
+    draw = np.random.default_rng(0)
+    exact = 0
+    for _ in range(3000):
+        size, true = draw.integers(2000, 120_000, 2), int(draw.choice([2, 3, 4, 8, 16, 32, 64, 256]))
+        cut = -(-size // true) if draw.random() < 0.5 else size // true
+        tile, padding = draw.choice([240, 256, 512]), draw.random() < 0.5
+        shown = -(-cut // tile) * tile if padding else cut
+        sizes = [tuple(size.tolist()), tuple(shown.tolist())]
+        for level in levels_of(sizes, [(tile, tile)] * 2)[1:]:
+            assert not level.exact or level.downsample == true, (sizes, true)
+            exact += level.exact
+    assert exact > 1300  # those that are not padded, apart from ones whose sides are whole tiles by chance
 
 
 @pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])

@@ -202,25 +202,45 @@ class SlideSource(Protocol):
         """Close the file."""
 
 
-def levels_of(sizes: Sequence[tuple[int, int]]) -> tuple[Level, ...]:
+def levels_of(sizes: Sequence[tuple[int, int]], tiles: Sequence[tuple[int, int]] | None = None) -> tuple[Level, ...]:
     """Return levels of these widths and heights; those are left out whose factors in x and y contradict each other.
 
     Sides are rounded when a level is made (46,001 px shrunk by 4 are 11,500), so one factor has to explain both sides
-    to the pixel; if a whole number does, it is the factor. A level that is padded to whole tiles has no such factor.
+    to the pixel; if a whole number does, it is the factor. A level that may be padded to whole tiles (``tiles`` are
+    widths and heights; a power of two that divides a side counts as one, too) is not exact, and left out where padding
+    leaves more than one factor.
     """
     levels = []
     for number, size in enumerate(sizes):
         sides = list(zip(sizes[0], size, strict=True))
+        units = [_padded_to(side, tile) for side, tile in zip(size, tiles[number] if tiles else (1, 1), strict=True)]
         least = max(side0 / (side + 1) for side0, side in sides)
-        most = min(side0 / (side - 1) if side > 1 else math.inf for side0, side in sides)
+        most = _most(sides, [1, 1])
         quotients = [side0 / side for side0, side in sides]
         factor = sum(quotients) / 2
-        whole = max(1.0, float(round(factor)))
-        if least < most:
-            factor = whole if least < whole < most else min(max(factor, least), most)
-        if least < most or max(quotients) <= (1 + MAX_SHEAR) * min(quotients):
-            levels.append(Level(*size, factor, number, exact=least < most))
+        whole = max(1, round(factor))
+        to_the_pixel = least < whole < most
+        possible = range(math.floor(least) + 1, math.ceil(min(_most(sides, units), max(sizes[0]))))
+        padded = [f for f in possible if f.bit_count() == 1] or list(possible)
+        if to_the_pixel and (whole.bit_count() == 1 or not padded or padded[0].bit_count() > 1):
+            levels.append(Level(*size, float(whole), number))
+        elif padded:
+            levels += [Level(*size, float(padded[0]), number, exact=False)] if len(padded) == 1 else []
+        elif least < most:
+            levels.append(Level(*size, min(max(factor, least), most), number))
+        elif max(quotients) <= (1 + MAX_SHEAR) * min(quotients):
+            levels.append(Level(*size, factor, number, exact=False))
     return tuple(levels)
+
+
+def _padded_to(side: int, tile: int) -> int:
+    """Return the largest number of pixels that a side may have been padded to a multiple of."""
+    return max(side & -side, tile if side % tile == 0 else 1)
+
+
+def _most(sides: Sequence[tuple[int, int]], units: Sequence[int]) -> float:
+    """Return the factor that every level stays below whose sides become these when rounded up to the units."""
+    return min(side0 / (side - u) if side > u else math.inf for (side0, side), u in zip(sides, units, strict=True))
 
 
 def reason(error: Exception) -> str:
@@ -262,7 +282,8 @@ class OpenSlideSource:
 
     def read(self, level: Level, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return (H, W, 3) uint8 at a place in the level's own pixels; what lies outside or is empty is white."""
-        place = (round(x * level.downsample), round(y * level.downsample))
+        downsample = self._file.level_downsamples[level.number]  # OpenSlide's own, which padding may have changed
+        place = (round(x * downsample), round(y * downsample))
         try:
             return on_white(np.asarray(self._file.read_region(place, level.number, (width, height))))
         except openslide.OpenSlideError as error:

@@ -52,7 +52,9 @@ class TiffSource:
                 pages = _ome_pages(path, self._file)
             else:
                 pages = _plain_pages(path, self._file, every_page_is_level=every_page_is_level)
-            self.levels = levels_of([(page.imagewidth, page.imagelength) for page in pages])
+            sizes = [(page.imagewidth, page.imagelength) for page in pages]
+            tiles = [(p.tilewidth, p.tilelength) if p.is_tiled else (1, 1) for p in pages]
+            self.levels = levels_of(sizes, tiles)
             self._pixels = {level.number: _PagePixels(path, pages[level.number]) for level in self.levels}
             self.mpp_xy = _mpp_of(self._file, pages[0])
             self.read(self.levels[0], 0, 0, 1, 1)  # damage that stops the decoder is found here
