@@ -335,3 +335,9 @@ def run_unet(state, x, timesteps, *, channels, mult, head_width, blocks=2):
         if up:
             x = conv(state, up, functional.interpolate(x, scale_factor=2.0), padding=1)
     return conv(state, "out.2", functional.silu(group_norm(state, "out.0", x, 1e-5)), padding=1)
+
+
+def meta(layout):
+    """Tensors of a layout without memory; batch norm counts in whole numbers."""
+    kinds = {name: torch.int64 if name.endswith("num_batches_tracked") else torch.float32 for name in layout}
+    return {name: torch.empty(shape, device="meta", dtype=kinds[name]) for name, shape in layout.items()}

@@ -23,13 +23,9 @@ from counterstain.training_config import TrainingConfig
 ONE = TrainingConfig(steps=1, batch_size=2)
 
 
-def meta(layout):
-    return {name: torch.empty(shape, device="meta") for name, shape in layout.items()}
-
-
 def built(layout, device):
     """Our first stage for a layout, and how it is published."""
-    found = first_stage_settings(meta(layout), "f")
+    found = first_stage_settings(published.meta(layout), "f")
     judged = "discriminator_width" in found
     config = AutoencoderConfig(training=ONE, lpips_weight=0, adversarial_weight=float(judged), **found)
     with torch.device(device):
@@ -38,7 +34,7 @@ def built(layout, device):
 
 
 def built_denoiser(layout, device, heads=8):
-    found = denoiser_settings(meta(layout), "f")
+    found = denoiser_settings(published.meta(layout), "f")
     into, out = found.pop("in_channels"), found.pop("out_channels")
     config = DiffusionConfig(training=ONE, heads=heads, **found)
     with torch.device(device):
@@ -64,7 +60,7 @@ def built_denoiser(layout, device, heads=8):
 )
 def test_names_shapes_and_numbers_of_published_networks_go_there_and_back(layout, build, parameters):
     network, how = build(layout, "meta")
-    network.load_state_dict(to_ours(how, meta(layout), network.state_dict(), "f"), assign=True)
+    network.load_state_dict(to_ours(how, published.meta(layout), network.state_dict(), "f"), assign=True)
     back = {name: tuple(tensor.shape) for name, tensor in to_published(how, network.state_dict()).items()}
     assert back == layout
     for prefix, number in parameters.items():
@@ -118,7 +114,7 @@ def test_first_stages_of_published_weights_give_what_the_formula_gives(arguments
 def test_a_first_stage_that_is_not_ours_is_refused(change, message):
     layout = published.first_stage(32, (1, 2, 4), 3, n_embed=9) | change
     with pytest.raises(MismatchError, match=message):
-        first_stage_settings(meta({name: shape for name, shape in layout.items() if shape is not None}), "f")
+        first_stage_settings(published.meta({name: shape for name, shape in layout.items() if shape is not None}), "f")
 
 
 @pytest.mark.parametrize("lowest", [0, 2])
@@ -158,4 +154,4 @@ def test_the_moving_average_is_found_under_its_names_without_dots():
 def test_a_denoiser_that_is_not_ours_is_refused(change, message):
     layout = published.unet(32, (1, 2, 4), 9, 3) | change
     with pytest.raises(MismatchError, match=message):
-        denoiser_settings(meta({name: shape for name, shape in layout.items() if shape is not None}), "f")
+        denoiser_settings(published.meta({name: shape for name, shape in layout.items() if shape is not None}), "f")
