@@ -119,6 +119,18 @@ def test_values_mean_what_the_user_says(tmp_path):
     assert again.instances[["subtype", "area_px"]].to_numpy().tolist() == [[4, 100]]
 
 
+def test_numbers_of_palettes_that_differ_are_refused_and_their_colours_read(pairs):
+    for name, palette in (("a", [0] * 3 + [255] * 3), ("b", [255] * 3 + [0] * 3)):
+        label = Image.fromarray(np.asarray(Image.open(pairs / f"{name}-label.png")) // 255 ^ (name == "b"), "P")
+        label.putpalette(palette)
+        label.save(pairs / f"{name}-label.png")
+    with pytest.raises(InputError, match=r"b-label.png: draws 0 as #ffffff but a-label.png as #000000"):
+        imported(pairs, *ROWS[:2], mask_values="0=background,1=tissue")
+    assert not (pairs / "out").exists()
+    cohort = imported(pairs, *ROWS, mask_values="#000000=background,#ffffff=tissue")
+    assert cohort.instances["area_px"].tolist() == [25] * 5
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,3 +1,4 @@
+import re
 import struct
 import zlib
 
@@ -7,18 +8,24 @@ import tifffile
 from PIL import Image
 
 from counterstain.errors import InputError, TaxonomyError
-from counterstain.io.masks import read_ids, read_mask
-from counterstain.taxonomy import Taxonomy
+from counterstain.io.masks import ValueMeanings, read_ids, read_mask
+from counterstain.taxonomy import MEANINGS, Taxonomy
 
 HER2 = Taxonomy.named("her2")
 TISSUE = np.zeros((40, 40), np.uint8)
 TISSUE[10:30, 5:15] = 1
+IDS = TISSUE + np.tri(40, 40, -25, np.uint8) * 2
+MASK = MEANINGS | {"tissue": 1}
 
 
 def saved(folder, content, name="a.png", **options):
     path = folder / name
     (content if isinstance(content, Image.Image) else Image.fromarray(content)).save(path, **options)
     return path
+
+
+def rgb(*channels):
+    return Image.fromarray(np.stack(channels, axis=-1))
 
 
 def indexed(*colours):
@@ -96,6 +103,45 @@ def test_a_tiff_that_draws_0_white_is_asked_about(tmp_path, pixels):
     for read in (read_mask, lambda path: read_ids(path, HER2)):
         with pytest.raises(InputError, match=r"draws 0 white and \d+ black .* stored are 0 \(87.5%\).* 0=background"):
             read(tmp_path / "a.tif")
+
+
+def test_a_palette_is_asked_about_with_what_either_reading_gives(tmp_path):
+    inverted = saved(tmp_path, rgb(*[TISSUE * 255] * 3).quantize(2))
+    advice = r"colours count, give --mask-values (\S+) \(87.5% .* values count.* give --mask-values (\S+) \(12.5% back"
+    with pytest.raises(InputError, match=advice) as error:
+        read_mask(inverted)
+    by_colour, by_value = re.search(advice, str(error.value)).groups()
+    assert (read_mask(inverted, meanings=ValueMeanings(by_colour, MASK))[0] == TISSUE).all()
+    assert (read_mask(inverted, meanings=ValueMeanings(by_value, MASK))[0] == 1 - TISSUE).all()
+
+
+def test_numbers_are_refused_where_files_draw_them_in_different_colours(tmp_path):
+    black, white, red, pink = (0,) * 3, (255,) * 3, (200, 0, 0), (255, 0, 200)
+    by_value, drawn = ValueMeanings("0=background,1=tissue", MASK), {}
+    read_mask(saved(tmp_path, indexed(black, white)), meanings=by_value, drawn=drawn)
+    read_mask(saved(tmp_path, TISSUE, "grey.png"), meanings=by_value, drawn=drawn)
+    with pytest.raises(InputError, match=r"b.png: draws 0 as #ffffff but a.png as #000000.* by colours"):
+        read_mask(saved(tmp_path, indexed(white, black), "b.png"), meanings=by_value, drawn=drawn)
+    drawn = {}
+    read_ids(saved(tmp_path, indexed(black, red)), HER2, drawn=drawn)
+    with pytest.raises(InputError, match=r"draws 1 as #ff00c8 but a.png as #c80000"):
+        read_ids(saved(tmp_path, indexed(black, pink), "b.png"), HER2, drawn=drawn)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (rgb(IDS, IDS, IDS).quantize(3), "#000000=background.*#020202=HER2 1.*0=background,1=HER2 0"),
+        (rgb(IDS * 100, IDS, 255 - IDS * 9).convert("P", palette=Image.Palette.ADAPTIVE), "…"),
+        (indexed((2,) * 3, (1,) * 3, (0,) * 3), "#010101=HER2 0,#020202=HER2 1. "),
+        (indexed((255,) * 3, (0,) * 3, (200, 0, 0)), "#ffffff=ignore"),
+        (indexed((200,) * 3, (0, 99, 0)), "#c8c8c8=…"),
+    ],
+)  # fmt: skip
+def test_ids_in_the_order_of_a_palette_that_a_program_made_are_asked_about(tmp_path, content, message):
+    for name in ("a.png", "a.gif"):
+        with pytest.raises(InputError, match=f"its palette draws .*{message}"):
+            read_ids(saved(tmp_path, content, name), HER2)
 
 
 def test_a_threshold_cuts_grey_levels_without_a_question(tmp_path):

@@ -27,7 +27,7 @@ from counterstain.data.region_store import Region
 from counterstain.data.split import PATIENTS_SEEN_FILE, SAME_IMAGE, image_key, read_patients_seen
 from counterstain.errors import ConfigError, CounterstainWarning, InputError, TaxonomyError
 from counterstain.io.labels import taxonomy_of
-from counterstain.io.masks import TISSUE, ValueMeanings, read_ids, read_mask
+from counterstain.io.masks import TISSUE, Drawn, ValueMeanings, read_ids, read_mask
 from counterstain.io.pixel_readers import read_image
 from counterstain.io.slides import area_average
 from counterstain.io.table import Columns, csv_rows, read_table
@@ -131,6 +131,9 @@ def import_table(
                     regions = [_region(row, config, read_label, taxonomy, notes) for row in members]
                     write_json(out / "notes" / f"{members[0]['row']}.json", vars(notes))
                     writer.add(slide, regions, part)
+                elif config.mask_values or config.labels == "ids":
+                    for row in members:
+                        read_label(row)  # for the colours that it draws values in
                 advance(len(members))
         total = _total(out / "notes")
         report = _report(total, rows) | _repeated(table, rows, rows["region"].map(total.images))
@@ -206,11 +209,12 @@ def _reader(config: TableConfig, taxonomy: Taxonomy) -> ReadLabel:
         raise ConfigError("--threshold: not together with --mask-values or --labels ids, which say what values mean")
     names = {"tissue": TISSUE} if config.labels == "mask" else {n: taxonomy.id_of(n) for n in taxonomy.names}
     meanings = ValueMeanings(config.mask_values, MEANINGS | names) if config.mask_values else None
+    drawn: Drawn = {}
 
     def read(row: dict[str, Any]) -> tuple[np.ndarray, str | None]:
         if config.labels == "ids":
-            return merged[read_ids(row["label"], taxonomy, meanings)], None
-        mask, kind = read_mask(row["label"], config.threshold, meanings)
+            return merged[read_ids(row["label"], taxonomy, meanings, drawn)], None
+        mask, kind = read_mask(row["label"], config.threshold, meanings, drawn)
         return np.array([0, merged[taxonomy.id_of(row["subtype"])], *[IGNORE] * 254], np.uint8)[mask], kind
 
     return read

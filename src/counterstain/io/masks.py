@@ -8,7 +8,7 @@ Shapes: H, W = rows and columns.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +30,8 @@ LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp", "jpeg2000"}
 LOSSY = "was compressed with losses (JPEG or similar), which change values"
 MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 WHITE_IS_ZERO, PHOTOMETRIC, ORIENTATION = 0, 262, 274  # tags of TIFF and EXIF
+WHITE = 0xFFFFFF
+Drawn = dict[int, tuple[int, Path]]  # values of the files read so far: colour, 0xrrggbb, and the first such file
 KEY = re.compile(r"(?P<low>\d{1,9})(?:\s*-\s*(?P<high>\d{1,9}))?|#(?P<colour>[0-9a-fA-F]{6})")
 
 
@@ -56,6 +58,13 @@ class StoredLabels:
             return _packed(self.palette[self.values])
         values = self.highest - self.values if self.white_is_zero else self.values
         return np.asarray(values, np.int32) * 255 // self.highest * 0x010101
+
+    def drawn(self) -> dict[int, int]:
+        """Return the colour, 0xrrggbb, of every value that occurs in a palette; of 0 in a grey image."""
+        values = _levels(self.values)[0]
+        if self.palette is None:
+            return {0: WHITE if self.white_is_zero else 0} if values[0] == 0 else {}
+        return {value: int(colour) for value, colour in zip(values, _packed(self.palette[values]), strict=True)}
 
     def shares(self) -> str:
         """Say which values there are and how much of the image each covers."""
@@ -122,7 +131,7 @@ def _check_layout(path: Path, image: Image.Image, decoder: str) -> None:
 
 
 def _packed(pixels: np.ndarray) -> np.ndarray:
-    """Turn (H, W, 3) uint8 into (H, W) 0xrrggbb."""
+    """Turn (..., 3) uint8 into (...) 0xrrggbb."""
     red, green, blue = (pixels[..., channel].astype(np.int32) for channel in range(3))
     return np.asarray(red << 16 | green << 8 | blue)
 
@@ -167,14 +176,19 @@ class ValueMeanings:
     def _named(self, value: int) -> str:
         return f"#{value:06x}" if self._coloured else str(value)
 
-    def labels(self, path: Path, stored: StoredLabels) -> np.ndarray:
-        """Return the (H, W) uint8 labels of an image; raises InputError where a value was given no meaning."""
+    def labels(self, path: Path, stored: StoredLabels, drawn: Drawn) -> np.ndarray:
+        """Return the (H, W) uint8 labels of an image.
+
+        Raises InputError where a value was given no meaning, or numbers were given and ``drawn`` has other colours.
+        """
         if stored.lossy:
             raise InputError(f"{path}: {LOSSY}; save it as PNG")
         if stored.coloured and not self._coloured:
             raise InputError(
                 f"{path}: has colours, {stored.shares()}; give --mask-values colours, as in #ff0000=tissue"
             )
+        if not self._coloured:
+            _check_drawn(path, stored, drawn)
         values = stored.colours if self._coloured else stored.values
         labels = np.full(values.shape, -1, np.int16)
         for low, high, label, _ in self._ranges:
@@ -189,12 +203,16 @@ class ValueMeanings:
 
 
 def read_mask(
-    path: Path, threshold: int | None = None, meanings: ValueMeanings | None = None
+    path: Path,
+    threshold: int | None = None,
+    meanings: ValueMeanings | None = None,
+    drawn: Drawn | None = None,
 ) -> tuple[np.ndarray, str]:
     """Read a mask: (H, W) uint8 with 0 = background, 1 = tissue, 255 = ignore; and in words what kind of mask it was.
 
     Values above ``threshold`` are tissue. Without one, grey levels are only taken for soft edges where no area, 3 x 3
-    pixels, has a level between black and white.
+    pixels, has a level between black and white. ``drawn`` is filled in; pass the same to all files of a table, so that
+    a number that two of them draw in different colours is refused.
 
     Raises
     ------
@@ -203,7 +221,7 @@ def read_mask(
     """
     stored = read_stored(path)
     if meanings is not None:
-        return meanings.labels(path, stored), "read by --mask-values"
+        return meanings.labels(path, stored, {} if drawn is None else drawn), "read by --mask-values"
     values = _brightness(path, stored)
     levels, cut = set(_levels(values)[0]), THRESHOLD if threshold is None else threshold
     if levels == {0}:
@@ -239,8 +257,10 @@ def _has_middle_area(values: np.ndarray, levels: int) -> bool:
     return bool((flat & (centre[1:-1] > low) & (centre[1:-1] < high)).any())
 
 
-def read_ids(path: Path, taxonomy: Taxonomy, meanings: ValueMeanings | None = None) -> np.ndarray:
-    """Read an image that holds an id of the taxonomy in every pixel, (H, W) uint8.
+def read_ids(
+    path: Path, taxonomy: Taxonomy, meanings: ValueMeanings | None = None, drawn: Drawn | None = None
+) -> np.ndarray:
+    """Read an image that holds an id of the taxonomy in every pixel, (H, W) uint8; ``drawn`` as in :func:`read_mask`.
 
     Raises
     ------
@@ -249,11 +269,13 @@ def read_ids(path: Path, taxonomy: Taxonomy, meanings: ValueMeanings | None = No
     TaxonomyError
         A value is no id.
     """
-    stored = read_stored(path)
+    stored, drawn = read_stored(path), {} if drawn is None else drawn
     if meanings is not None:
-        return meanings.labels(path, stored)
+        return meanings.labels(path, stored, drawn)
     values = stored.values
     _check_certain(path, stored, taxonomy.names[0])
+    _check_indices(path, stored, taxonomy)
+    _check_drawn(path, stored, drawn)
     if stored.lossy:
         raise InputError(f"{path}: {LOSSY}, so ids cannot be read; save it as PNG")
     known = [BACKGROUND, IGNORE, *(subtype.id for subtype in taxonomy.subtypes)]
@@ -290,9 +312,62 @@ def _brightness(path: Path, stored: StoredLabels) -> np.ndarray:
     used = stored.palette[: max(1, int(stored.values.max())) + 1].astype(int)
     greys = used[:, 0]
     if (used != used[:, :1]).any() or (np.diff(greys) <= 0).any():
-        drawn = ", ".join(f"{value} as #{r:02x}{g:02x}{b:02x}" for value, (r, g, b) in enumerate(used[:SHOWN_LEVELS]))
-        raise InputError(
-            f"{path}: its palette draws {drawn}, so whether values or colours count is not certain; stored are "
-            f"{stored.shares()}. Say what the values mean, as in --mask-values 0=background,1=tissue"
+        darkest = min(_packed(used[[0, 1, *stored.drawn()]]), key=lambda colour: sum(int(colour).to_bytes(3)))
+        raise _either(
+            path,
+            stored,
+            lambda colour: "background" if colour == darkest else "tissue",
+            lambda value: "tissue" if value else "background",
         )
     return stored.values if len(used) == 2 else greys[stored.values]
+
+
+def _check_indices(path: Path, stored: StoredLabels, taxonomy: Taxonomy) -> None:
+    """Raise InputError where the numbers of a palette are perhaps no ids, but in the order that a program gave them."""
+    if stored.palette is None or all(colour == value * 0x010101 for value, colour in stored.drawn().items()):
+        return
+    first, grey = int(_packed(stored.palette[0])), (stored.palette == stored.palette[:, :1]).all()
+    if grey or first not in {0, WHITE} or (first == WHITE and 0 in stored.drawn().values()):
+        names = {BACKGROUND: "background", IGNORE: "ignore"} | {each.id: each.name for each in taxonomy.subtypes}
+        raise _either(
+            path,
+            stored,
+            lambda colour: names.get(colour % 256, "…") if colour % 0x010101 == 0 else "…",
+            lambda value: names.get(value, "…"),
+        )
+
+
+def _either(
+    path: Path, stored: StoredLabels, by_colour: Callable[[int], str], by_value: Callable[[int], str]
+) -> InputError:
+    """Return the question whether colours of a palette count or values, with what each would mean."""
+    assert stored.palette is not None
+    values = sorted({0, 1, *stored.drawn()})[:SHOWN_LEVELS]
+    colours = {value: int(_packed(stored.palette[value])) for value in values}
+    more = ",…" if len(stored.drawn()) > len(values) else ""
+    drawn = ", ".join(f"{value} as #{colour:06x}" for value, colour in colours.items())
+    readings = []
+    for meaning, keys, pixels in (
+        (by_colour, {f"#{colour:06x}": colour for colour in colours.values()}, stored.colours),
+        (by_value, {str(value): value for value in values}, stored.values),
+    ):
+        given = ",".join(f"{key}={meaning(value)}" for key, value in sorted(keys.items()))
+        levels, counts = np.unique(pixels, return_counts=True)
+        background = sum(count for level, count in zip(levels, counts, strict=True) if meaning(level) == "background")
+        readings.append(f"--mask-values {given}{more} ({background / pixels.size:.1%} background)")
+    return InputError(
+        f"{path}: its palette draws {drawn}, so whether values or colours count is not certain; stored are "
+        f"{stored.shares()}. If colours count, give {readings[0]}; if values count, as in QuPath's label images, "
+        f"give {readings[1]}"
+    )
+
+
+def _check_drawn(path: Path, stored: StoredLabels, drawn: Drawn) -> None:
+    """Raise InputError where an earlier file drew a value in another colour, so that it may mean something else."""
+    for value, colour in stored.drawn().items():
+        known, first = drawn.setdefault(value, (colour, path))
+        if known != colour:
+            raise InputError(
+                f"{path}: draws {value} as #{colour:06x} but {first.name} as #{known:06x}, so the number may mean two "
+                "things; give --mask-values by colours, as in #000000=background, or save all label images alike"
+            )
