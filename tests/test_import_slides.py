@@ -14,6 +14,7 @@ from PIL import Image
 
 from counterstain.data import region_store
 from counterstain.data.cohort import Cohort
+from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.errors import CounterstainWarning, InputError, MismatchError
 from counterstain.io import import_slides as module
 from counterstain.io.annotations import FORMATS, looks_like, read_annotations
@@ -266,6 +267,18 @@ def test_one_slide_under_two_names_is_refused(two_slides: Lab):
     (two_slides.slides / "b.tif").write_bytes((two_slides.slides / "a.tif").read_bytes())
     with pytest.raises(InputError, match=r"b\.tif: is the same slide as a\.tif; remove one"):
         two_slides.load()
+
+
+def test_one_slide_saved_twice_is_said_and_kept_in_one_part(two_slides: Lab):
+    image = tifffile.imread(two_slides.slides / "a.tif")
+    how = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER", "compression": "deflate"}
+    tifffile.imwrite(two_slides.slides / "b.tif", image, photometric="rgb", **how)
+    with pytest.warns(
+        CounterstainWarning, match=r"slide b: b\.tif of patient b is the same image as a\.tif of patient a"
+    ):
+        cohort = two_slides.load()
+    with pytest.raises(InputError, match="patients a and b have the same image"):
+        split_cohort(cohort, SplitConfig(train=1, val=1, test=0))
 
 
 def test_slides_that_would_be_two_spellings_of_a_patient_are_asked_about(lab: Lab, tmp_path: Path):

@@ -429,3 +429,42 @@ def test_the_real_files_open_or_say_why_not():
         Slide.open(REAL / "kidney-48-5.tif")
     with pytest.raises(InputError, match=r"broken.svs: not a slide that can be read"):
         Slide.open(REAL / "broken.svs")
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("Aperio|MPP = 1,25", "no resolution"),
+        ("Aperio|MPP = 0.25 um", 0.25),
+        ("Aperio|MPP = 2.5e-1|AppMag = 40", 0.25),
+        ("Aperio\r\n840x600 [0,0 840x600] (64x64)|MPP = 0.25", "is that of 840 x 600 px"),
+        ("made by a script|MPP = 0.1", "says 0.1 mpp, its resolution tags say 0.25"),
+    ],
+)
+def test_a_description_that_cannot_be_read_or_is_contradicted_is_asked_about(tmp_path: Path, said: str, words):
+    path = write_pyramid(tmp_path / "a.tif", noise(), description=said)
+    if isinstance(words, float):
+        with Slide.open(path) as slide:
+            assert slide.mpp_level0 == words
+        return
+    with pytest.raises(InputError, match=words):
+        Slide.open(path)
+    Slide.open(path, 0.5, given_by="").close()
+
+
+@pytest.mark.parametrize("width", [420, 410])
+def test_further_images_of_an_ome_tiff_are_refused_or_said(tmp_path: Path, width: int):
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as file:
+        for image in (noise(), noise(width=width)):
+            file.write(
+                image,
+                photometric="rgb",
+                tile=(64, 64),
+                metadata={"axes": "YXS", "PhysicalSizeX": 1, "PhysicalSizeY": 1},
+            )
+    if width == 420:
+        with pytest.raises(InputError, match="has 2 images, several of 420 x 300 px"):
+            Slide.open(tmp_path / "a.ome.tif")
+    else:
+        with pytest.warns(CounterstainWarning, match="one of 410 x 300 px is left out"):
+            Slide.open(tmp_path / "a.ome.tif").close()

@@ -26,9 +26,18 @@ from counterstain.errors import InputError, MismatchError
 from counterstain.io.annotations import Format, files_of_other_formats, read_all
 from counterstain.io.annotations.json_formats import ANNOTATION
 from counterstain.io.annotations.outlines import AnnotationFile
+from counterstain.io.import_table import repeated_images
 from counterstain.io.labels import LabelMap, count_labels, count_skipped, taxonomy_of
 from counterstain.io.regions import InstanceWindow, Outline, read_region_table
-from counterstain.io.slide_plan import Patient, SlidePlan, SlidesConfig, match_annotations, plan_slide, read_patients
+from counterstain.io.slide_plan import (
+    Patient,
+    SlidePlan,
+    SlidesConfig,
+    match_annotations,
+    plan_slide,
+    read_patients,
+    slide_keys,
+)
 from counterstain.io.slides import Box, Slide, Thumbnail, list_slides
 from counterstain.progress import Progress, silent
 from counterstain.storage import file_identity, read_json, replacing, sha256_of, write_json, write_parquet
@@ -107,6 +116,7 @@ def import_slides(
         for name, path in paths.items()
     ]
     _check_names(paths, table, plans)
+    repeated = _repeated(Path(patients or slides), plans)
     source = _source(config, meanings, files, plans)
     if any(file.splines or file.of_other_types for file in files) or set(objects) != {ANNOTATION}:
         source |= {"splines": "curves", "objects": sorted(set(objects))}  # cohorts of version 0.1 say nothing of them
@@ -125,7 +135,7 @@ def import_slides(
         "files_of_other_formats": left_out,
         "slides_as_patients": len(paths) if len(paths) > 1 and not patients else 0,
     }
-    write_json(out / "import.json", _report(cohort, plans, files, config) | more)
+    write_json(out / "import.json", _report(cohort, plans, files, config) | more | repeated)
     return cohort
 
 
@@ -189,6 +199,13 @@ def _check_copies(paths: Mapping[str, Path]) -> None:
     if found := first_alike(alike, lambda name: sha256_of(alike[name])):
         first, second = (paths[name] for name in found)
         raise InputError(f"{second}: is the same slide as {first.name}; remove one, so that its tissue counts once")
+
+
+def _repeated(where: Path, plans: Sequence[SlidePlan]) -> dict[str, Any]:
+    """Return what :func:`repeated_images` finds among the slides."""
+    rows = [(plan.slide, plan.patient.patient, plan.path, None) for plan in plans]
+    frame = pd.DataFrame(rows, columns=["row", "patient", "image", "split"])
+    return repeated_images(where, frame, pd.Series(slide_keys(plans)), "slide")
 
 
 def _check_names(paths: Mapping[str, Path], table: Mapping[str, Sequence[Box]], plans: Sequence[SlidePlan]) -> None:

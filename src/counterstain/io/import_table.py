@@ -111,7 +111,7 @@ def import_table(
     files = rows["image"].map(sha256_of)
     flat = [image for image in rows["image"][files.duplicated()] if image_key(read_image(image)) is None]
     with warnings.catch_warnings(action="ignore"):  # said at the end, of all that are alike in their pixels
-        _repeated(table, rows, files.where(~files.isin([sha256_of(image) for image in flat])))
+        repeated_images(table, rows, files.where(~files.isin([sha256_of(image) for image in flat])))
     source = {
         "kind": "table",
         "sha256": sha256_of(table),
@@ -136,7 +136,7 @@ def import_table(
                         read_label(row)  # for the colours that it draws values in
                 advance(len(members))
         total = _total(out / "notes")
-        report = _report(total, rows) | _repeated(table, rows, rows["region"].map(total.images))
+        report = _report(total, rows) | repeated_images(table, rows, rows["region"].map(total.images))
         _check_any(table, report, config)
     except InputError:
         _discard(out)
@@ -147,7 +147,7 @@ def import_table(
     return cohort
 
 
-def _repeated(table: Path, rows: pd.DataFrame, keys: pd.Series) -> dict[str, Any]:
+def repeated_images(table: Path, rows: pd.DataFrame, keys: pd.Series, place: str = "row") -> dict[str, Any]:
     """Return how many rows repeat the image of another, and which pairs of patients have one image.
 
     Raises InputError where the two are in different parts. ``keys`` are hashes of the images, nothing for those of few
@@ -159,8 +159,10 @@ def _repeated(table: Path, rows: pd.DataFrame, keys: pd.Series) -> dict[str, Any
         first, *others = alike[["row", "patient", "image", "split"]].itertuples(index=False, name=None)
         for row, patient, image, part in others:
             if patient != first[1]:
-                said = f"{table} row {row}: {image.name} of patient {patient} is the same image as {first[2].name} of "
-                said += f"patient {first[1]} in row {first[0]}; remove one, or give both rows one patient"
+                said = (
+                    f"{table} {place} {row}: {image.name} of patient {patient} is the same image as {first[2].name} of "
+                )
+                said += f"patient {first[1]} in {place} {first[0]}; remove one, or give both {place}s one patient"
                 if part != first[3]:
                     raise InputError(said)
                 pairs.setdefault((first[1], patient), said)

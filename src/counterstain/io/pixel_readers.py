@@ -22,6 +22,8 @@ from PIL import Image, UnidentifiedImageError
 from counterstain.errors import InputError
 
 WHITE = 255
+PLAUSIBLE_MPP = (0.01, 20.0)  # outside, the file's value is a screen's or printer's resolution, not a scanner's
+MAX_DIFFERENCE = 0.01  # between a given resolution and the file's that is not worth a word
 MAX_SHEAR = 0.01  # by which the factors of a level may differ between x and y
 ROWS_AT_ONCE = 1024
 IMAGE_FORMATS = ("PNG", "TIFF", "JPEG", "BMP", "GIF", "WEBP")
@@ -41,7 +43,7 @@ COMPRESSIONS = {
     *LOSSY,
 }
 UNSPECIFIED, PREMULTIPLIED, STRAIGHT = 0, 1, 2  # what an extra sample is
-UPRIGHT = 1
+UNKNOWN, UPRIGHT = 0, 1  # orientations
 SLIDE_COLOURS = frozenset({"RGB"})
 IMAGE_COLOURS = frozenset({"RGB", "grey", "palette"})
 OF_MODE = {
@@ -95,7 +97,7 @@ def check_layout(path: Path, layout: PixelLayout, colours: frozenset[str]) -> No
             f"{path}: has a channel beside its colours of which the file does not say that it is transparency "
             f"({layout.words}); save it as RGB without that channel"
         )
-    if layout.orientation != UPRIGHT:
+    if layout.orientation not in {UNKNOWN, UPRIGHT}:
         raise InputError(
             f"{path}: is stored turned or mirrored (orientation {layout.orientation}), so that it may not fit its "
             "annotations; save it upright, without the orientation tag, as the annotations see it"
@@ -192,6 +194,8 @@ class SlideSource(Protocol):
     """Level 0 first, each one coarser than the one before."""
     mpp_xy: tuple[float, float] | None
     """Micrometres per level-0 pixel as the file says, None where it does not."""
+    doubt: str
+    """Why that is not certain, in words."""
     bounds_level0_px: tuple[int, int, int, int]
     """x, y, width and height of the scanned area."""
 
@@ -243,6 +247,11 @@ def _most(sides: Sequence[tuple[int, int]], units: Sequence[int]) -> float:
     return min(side0 / (side - u) if side > u else math.inf for (side0, side), u in zip(sides, units, strict=True))
 
 
+def is_plausible(mpp: float) -> bool:
+    """Whether a scanner has this many micrometres per pixel."""
+    return PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]
+
+
 def reason(error: Exception) -> str:
     """Return what a library says as one line of printable characters."""
     text = " ".join(str(error).split())
@@ -277,6 +286,7 @@ class OpenSlideSource:
             for level in levels_of(self._file.level_dimensions)
         )
         x, y = self._number(openslide.PROPERTY_NAME_MPP_X), self._number(openslide.PROPERTY_NAME_MPP_Y)
+        self.doubt = ""
         self.mpp_xy = None if x is None or y is None else (x, y)
         self.bounds_level0_px = self._bounds()
 

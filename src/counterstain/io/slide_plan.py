@@ -18,6 +18,7 @@ import shapely
 from pydantic import Field
 
 from counterstain.config import Config
+from counterstain.data.split import image_key
 from counterstain.errors import CounterstainWarning, InputError
 from counterstain.io.annotations.outlines import Annotation, AnnotationFile, polygonal
 from counterstain.io.regions import Outline, Placed, drawn_boxes, place, place_boxes, tissue_mask
@@ -27,6 +28,7 @@ from counterstain.taxonomy import BACKGROUND, IGNORE
 
 SHOWN_NAMES = 5
 DEEPZOOM_OF_EXACT = ".dzi"  # EXACT gives some images this ending
+COMPARED_PX = 256  # edge of what slides of one size are compared by
 TISSUE_PX = 1024  # longer side of the thumbnail in which tissue is sought
 MAX_REGION_PX = 20_000**2  # an instance map of 1.6 GB
 
@@ -259,6 +261,29 @@ def plan_slide(
             cut=sum(not extent.polygon.covers(a.polygon) for a in instances),
             strays=strays,
         )
+
+
+def slide_keys(plans: Sequence[SlidePlan]) -> list[str | None]:
+    """Return for every slide a hash of its pixels at the centres of a few regions, None where it shows nothing.
+
+    Copies have one hash, however they are compressed and described; slides of a size that no other has have none.
+    """
+    by_size: dict[tuple[int, int], list[SlidePlan]] = {}
+    for plan in plans:
+        by_size.setdefault(plan.size_level0_px, []).append(plan)
+    keys: dict[str, str | None] = {}
+    for alike in by_size.values():
+        if len(alike) > 1:
+            boxes = dict.fromkeys(plan.boxes[0] for plan in alike[:SHOWN_NAMES])
+            for plan in alike:
+                with Slide.open(plan.path, plan.mpp_level0, given_by="") as slide:
+                    keys[plan.slide] = image_key(np.concatenate([_centre(slide, box) for box in boxes]))
+    return [keys.get(plan.slide) for plan in plans]
+
+
+def _centre(slide: Slide, box: Box) -> np.ndarray:
+    x, y = (start + (side - COMPARED_PX) // 2 for start, side in ((box.x, box.width), (box.y, box.height)))
+    return slide.read(x, y, COMPARED_PX, COMPARED_PX, slide.mpp_level0)
 
 
 def _shown(instances: Sequence[Annotation], labels: Mapping[str, int], area: shapely.Polygon) -> tuple[Shown, ...]:

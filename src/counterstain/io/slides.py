@@ -28,11 +28,14 @@ from scipy import sparse
 from counterstain.errors import CounterstainWarning, InputError
 from counterstain.io.pixel_readers import (
     APERIO_YCBCR,
+    MAX_DIFFERENCE,
+    PLAUSIBLE_MPP,
     SLIDE_COLOURS,
     Level,
     OpenSlideSource,
     SlideSource,
     check_layout,
+    is_plausible,
     reason,
 )
 from counterstain.io.tiff_files import TiffSource, area, first_pages, page_layout
@@ -41,11 +44,9 @@ SUFFIXES = (
     ".bif", ".dcm", ".mrxs", ".ndpi", ".ome.tif", ".ome.tiff", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms",
     ".vmu",
 )  # fmt: skip
-PLAUSIBLE_MPP = (0.01, 20.0)  # outside, the file's value is a screen's or printer's resolution, not a scanner's
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 APERIO, GENERIC_TIFF = "aperio", "generic-tiff"  # OpenSlide's vendors
 MAX_ANISOTROPY = 0.01
-MAX_DIFFERENCE = 0.01  # between a given resolution and the file's that is not worth a word
 LEVEL_TOLERANCE = 1.01  # a level up to 1 % coarser than the output still serves
 SOURCE_PX = 1024  # edge of what is decoded at once: holds the memory constant
 EDGE_STEPS = 2**20  # edges are whole multiples of 1 / EDGE_STEPS px, so that sums do not depend on where they start
@@ -242,7 +243,7 @@ class Slide(AbstractContextManager["Slide"]):
         path = Path(path)
         source = open_slide_file(path)
         try:
-            return cls(path, source, _resolve_mpp(path, source.mpp_xy, mpp_level0, given_by))
+            return cls(path, source, _resolve_mpp(path, source, mpp_level0, given_by))
         except BaseException:
             source.close()
             raise
@@ -314,12 +315,15 @@ def _coverage(edges: np.ndarray, length: int) -> Any:
     return sparse.csr_array((covered.ravel(), columns.ravel(), row_starts), shape=(len(edges) - 1, length))
 
 
-def _resolve_mpp(path: Path, found: tuple[float, float] | None, given: float | None, given_by: str) -> float:
+def _resolve_mpp(path: Path, source: SlideSource, given: float | None, given_by: str) -> float:
     """Return the micrometres per level-0 pixel: the user's where given, otherwise the file's."""
-    if given is not None and not _is_plausible(given):
+    if given is not None and not is_plausible(given):
         low, high = PLAUSIBLE_MPP
         raise InputError(f"{path}: {given_by} {given:g}: expected {low:g} to {high:g} micrometres per pixel")
-    if found is None or not all(map(_is_plausible, found)):
+    found = source.mpp_xy
+    if source.doubt and given is None:
+        raise InputError(f"{path}: {source.doubt}; give the resolution that is right with --mpp-level0")
+    if found is None or not all(map(is_plausible, found)):
         if given is None:
             said = "" if found is None else f" that is plausible ({found[0]:.4g} mpp)"
             raise InputError(f"{path}: the file has no resolution{said}; give it with --mpp-level0")
@@ -337,7 +341,3 @@ def _resolve_mpp(path: Path, found: tuple[float, float] | None, given: float | N
             f"{path}: {given_by} {given:g} overrules the file's {said} mpp", CounterstainWarning, stacklevel=4
         )
     return given
-
-
-def _is_plausible(mpp: float) -> bool:
-    return PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1]

@@ -9,6 +9,7 @@ import itertools
 import logging
 import re
 import threading
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,25 +17,29 @@ import defusedxml.ElementTree
 import numpy as np
 import tifffile
 
-from counterstain.errors import InputError
+from counterstain.errors import CounterstainWarning, InputError
 from counterstain.io.pixel_readers import (
     APERIO_YCBCR,
+    MAX_DIFFERENCE,
     SLIDE_COLOURS,
     WHITE,
     Level,
     PixelLayout,
     check_layout,
+    is_plausible,
     levels_of,
     on_white,
     reason,
     tiff_layout,
 )
 
-APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*([0-9.]+)")
+APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*([^|\s]*)")
+APERIO_PART = re.compile(r"\[-?\d+,-?\d+ (\d+)x(\d+)\]")  # of what was scanned: the size of level 0
 MICROMETRES = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 MICROMETRES_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # ResolutionUnit: inch, centimetre
 NOT_COMPRESSED = 1
 MAX_PAGES = 1000
+MAX_BESIDE = 0.26  # of the area of an image: a reduced copy of half its sides, a label or an overview
 MAX_SEGMENT_BYTES = 2**29  # of a strip or tile, decoded
 KEPT_BYTES = 2**26  # of decoded tiles of a level
 KEPT_STRIPS_BYTES = 2**28  # strips are as wide as the slide, so blocks side by side need the same ones
@@ -56,7 +61,7 @@ class TiffSource:
             tiles = [(p.tilewidth, p.tilelength) if p.is_tiled else (1, 1) for p in pages]
             self.levels = levels_of(sizes, tiles)
             self._pixels = {level.number: _PagePixels(path, pages[level.number]) for level in self.levels}
-            self.mpp_xy = _mpp_of(self._file, pages[0])
+            self.mpp_xy, self.doubt = _mpp_of(self._file, pages[0])
             self.read(self.levels[0], 0, 0, 1, 1)  # damage that stops the decoder is found here
         except BaseException:
             self._file.close()
@@ -192,7 +197,21 @@ def first_pages(path: Path, file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
 
 def _ome_pages(path: Path, file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     """Return the page of every level of the largest image."""
-    series = max(file.series, key=lambda series: area(series.keyframe))  # a label or overview picture is smaller
+    by_size = sorted(file.series, key=lambda series: -area(series.keyframe))
+    series, *others = by_size  # a label or overview picture is smaller
+    large = [other.keyframe for other in others if area(other.keyframe) > MAX_BESIDE * area(series.keyframe)]
+    if any(page.shape == series.keyframe.shape for page in large):
+        raise InputError(
+            f"{path}: has {len(file.series)} images, several of {series.keyframe.imagewidth} x "
+            f"{series.keyframe.imagelength} px; save the one to be imported as a file of its own"
+        )
+    if large:
+        warnings.warn(
+            f"{path}: only the largest of its images is read; one of {large[0].imagewidth} x {large[0].imagelength} px "
+            "is left out: if it shows other tissue, save it as a file of its own",
+            CounterstainWarning,
+            stacklevel=2,
+        )
     check_layout(path, page_layout(series.keyframe, len(series.pages)), SLIDE_COLOURS)
     return [level.keyframe for level in series.levels]
 
@@ -217,13 +236,28 @@ def _is_read(path: Path, page: tifffile.TiffPage) -> bool:
     return True
 
 
-def _mpp_of(file: tifffile.TiffFile, page: tifffile.TiffPage) -> tuple[float, float] | None:
-    """Return the micrometres per pixel of a page, as OME's XML, Aperio's description or the page's tags say."""
+def _mpp_of(file: tifffile.TiffFile, page: tifffile.TiffPage) -> tuple[tuple[float, float] | None, str]:
+    """Return the micrometres per pixel of a page, as OME's XML, Aperio's description or the page's tags say.
+
+    The words say why it is not certain, where other entries contradict it.
+    """
     if file.is_ome and (found := _ome_mpp(file.ome_metadata, page)):
-        return found
-    if said := APERIO_MPP.search(page.description):
-        return float(said[1]), float(said[1])
-    return _tag_mpp(page)
+        return found, ""
+    by_tags, said = _tag_mpp(page), APERIO_MPP.search(page.description)
+    if not said:
+        return by_tags, ""
+    try:
+        mpp = float(said[1])
+    except ValueError:
+        return None, ""
+    part, size = APERIO_PART.search(page.description), (page.imagewidth, page.imagelength)
+    if part and (int(part[1]), int(part[2])) != size:
+        doubt = f"its description ({mpp:g} mpp) is that of {part[1]} x {part[2]} px, but it has {size[0]} x {size[1]}"
+    elif by_tags and is_plausible(by_tags[0]) and abs(by_tags[0] - mpp) > MAX_DIFFERENCE * mpp:
+        doubt = f"its description says {mpp:g} mpp, its resolution tags say {by_tags[0]:.4g}"
+    else:
+        doubt = ""
+    return (mpp, mpp), doubt
 
 
 def _ome_mpp(xml: str | None, page: tifffile.TiffPage) -> tuple[float, float] | None:
