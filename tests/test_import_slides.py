@@ -281,6 +281,14 @@ def test_one_slide_saved_twice_is_said_and_kept_in_one_part(two_slides: Lab):
         split_cohort(cohort, SplitConfig(train=1, val=1, test=0))
 
 
+def test_regions_that_show_no_instance_at_all_are_an_error(lab: Lab):
+    lab.tiff("a")
+    lab.annotate("a", polygon("ROI", 300, 200, 90, 90), polygon("three", 0, 0, 50, 50))
+    with pytest.raises(InputError, match="no region shows an instance of a subtype"):
+        lab.load()
+    assert not lab.out.exists()
+
+
 def test_slides_that_would_be_two_spellings_of_a_patient_are_asked_about(lab: Lab, tmp_path: Path):
     for name in ("P1", "p01"):
         lab.tiff(name)

@@ -116,6 +116,7 @@ def import_slides(
         for name, path in paths.items()
     ]
     _check_names(paths, table, plans)
+    _check_any(plans, config, meanings)
     repeated = _repeated(Path(patients or slides), plans)
     source = _source(config, meanings, files, plans)
     if any(file.splines or file.of_other_types for file in files) or set(objects) != {ANNOTATION}:
@@ -206,6 +207,17 @@ def _repeated(where: Path, plans: Sequence[SlidePlan]) -> dict[str, Any]:
     rows = [(plan.slide, plan.patient.patient, plan.path, None) for plan in plans]
     frame = pd.DataFrame(rows, columns=["row", "patient", "image", "split"])
     return repeated_images(where, frame, pd.Series(slide_keys(plans)), "slide")
+
+
+def _check_any(plans: Sequence[SlidePlan], config: SlidesConfig, meanings: Mapping[str, int]) -> None:
+    """Raise InputError where labels stand for subtypes, but no region shows an instance of one."""
+    subtypes = {label for label in meanings.values() if label not in {BACKGROUND, IGNORE}}
+    shown = (plan.shown[i].label for plan in plans for box in plan.boxes for i in plan.placed(box, config.mpp).shown)
+    if subtypes and subtypes.isdisjoint(shown):
+        raise InputError(
+            "no region shows an instance of a subtype; annotations and regions are given in level-0 pixels, x first: "
+            "are they in micrometres, swapped, or of other slides?"
+        )
 
 
 def _check_names(paths: Mapping[str, Path], table: Mapping[str, Sequence[Box]], plans: Sequence[SlidePlan]) -> None:
