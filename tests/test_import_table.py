@@ -223,6 +223,11 @@ def test_optional_columns_are_taken_over(pairs):
     assert found.to_numpy().tolist() == values
 
 
+def test_the_line_in_which_excel_names_the_separator_is_passed_over(pairs):
+    cohort = imported(pairs, HEADER, *ROWS, header="sep=,")
+    assert cohort.regions["region"].tolist() == ["a", "b", "c"]
+
+
 def test_the_score_is_the_patients_commonest_subtype(pairs):
     draw(pairs, "d", boxes())
     cohort = imported(pairs, *ROWS, row("d", "Polyp", "p1"))

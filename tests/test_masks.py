@@ -144,6 +144,22 @@ def test_ids_in_the_order_of_a_palette_that_a_program_made_are_asked_about(tmp_p
             read_ids(saved(tmp_path, content, name), HER2)
 
 
+def test_a_small_object_of_a_low_value_is_asked_about_and_not_lost(tmp_path):
+    for value, width in ((1, 2), (100, 2), (7, 5)):
+        labels = TISSUE * 255
+        labels[34:36, 30 : 30 + width] = value
+        with pytest.raises(InputError, match=f"found .*{value} "):
+            read_mask(saved(tmp_path, labels))
+
+
+def test_numbers_of_32_bits_are_read_as_advised(tmp_path):
+    path = saved(tmp_path, TISSUE.astype(np.int32) * 70_000, "a.tif")
+    with pytest.raises(InputError, match="0=background,1-2147483647=tissue"):
+        read_mask(path)
+    meanings = ValueMeanings("0=background,1-2147483647=tissue", MASK)
+    assert (read_mask(path, meanings=meanings)[0] == TISSUE).all()
+
+
 def test_a_threshold_cuts_grey_levels_without_a_question(tmp_path):
     levels = np.array([[0, 100, 101, 255]] * 4, np.uint8)
     assert read_mask(saved(tmp_path, levels), 100)[0][0].tolist() == [0, 0, 1, 1]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from counterstain.errors import ConfigError, InputError, TaxonomyError
 from counterstain.io.pixel_readers import opened_image
@@ -32,7 +33,7 @@ MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B", "I;16L", "I;1
 WHITE_IS_ZERO, PHOTOMETRIC, ORIENTATION = 0, 262, 274  # tags of TIFF and EXIF
 WHITE = 0xFFFFFF
 Drawn = dict[int, tuple[int, Path]]  # values of the files read so far: colour, 0xrrggbb, and the first such file
-KEY = re.compile(r"(?P<low>\d{1,9})(?:\s*-\s*(?P<high>\d{1,9}))?|#(?P<colour>[0-9a-fA-F]{6})")
+KEY = re.compile(r"(?P<low>\d{1,10})(?:\s*-\s*(?P<high>\d{1,10}))?|#(?P<colour>[0-9a-fA-F]{6})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class StoredLabels:
         if self.palette is not None:
             return _packed(self.palette[self.values])
         values = self.highest - self.values if self.white_is_zero else self.values
-        return np.asarray(values, np.int32) * 255 // self.highest * 0x010101
+        return np.asarray(values, np.int64) * 255 // self.highest * 0x010101
 
     def drawn(self) -> dict[int, int]:
         """Return the colour, 0xrrggbb, of every value that occurs in a palette; of 0 in a grey image."""
@@ -105,7 +106,9 @@ def read_stored(path: Path) -> StoredLabels:
             palette[: len(colours)] = colours
             return StoredLabels(np.asarray(image), palette=palette, lossy=lossy)
         if image.mode.startswith("I"):
-            return StoredLabels(np.asarray(image).astype(np.int32), 65_535, white_is_zero=white_is_zero, lossy=lossy)
+            numbers = np.asarray(image).astype(np.int32)
+            highest = 65_535 if numbers.max() <= 65_535 else 2**31 - 1
+            return StoredLabels(numbers, highest, white_is_zero=white_is_zero, lossy=lossy)
         if image.mode in {"1", "L", "LA"}:
             few = re.search(r"L;([24])", decoder)  # Pillow spreads them
             highest = 1 if image.mode == "1" else 2 ** int(few[1]) - 1 if few else 255
@@ -231,7 +234,10 @@ def read_mask(
     for white in (1, 255, stored.highest):
         if levels <= {0, white}:
             return (values > 0).astype(np.uint8), f"of 0 and {white}"
-    if stored.highest != 255 or (threshold is None and (max(levels) <= cut or _has_middle_area(values, len(levels)))):
+    lost = not stored.lossy and len(levels) <= FEW_LEVELS and _has_lost_object(values)
+    if stored.highest != 255 or (
+        threshold is None and (max(levels) <= cut or lost or _has_middle_area(values, len(levels)))
+    ):
         raise InputError(
             f"{path}: a mask has two values, 0 and 1 or 0 and 255; found {stored.shares()}. Say what they mean, as in "
             f"--mask-values 0=background,1-{stored.highest}=tissue{_OTHERWISE[stored.highest == 255]}"
@@ -255,6 +261,15 @@ def _has_middle_area(values: np.ndarray, levels: int) -> bool:
     columns = (centre[:-2] == centre[1:-1]) & (centre[1:-1] == centre[2:])
     flat = rows[:-2] & rows[1:-1] & rows[2:] & columns
     return bool((flat & (centre[1:-1] > low) & (centre[1:-1] < high)).any())
+
+
+def _has_lost_object(values: np.ndarray) -> bool:
+    """Whether four pixels or more that touch no others have one level that the cut would make background."""
+    objects, count = ndimage.label(values > 0, np.ones((3, 3)))
+    numbers = np.arange(1, count + 1)
+    lowest, highest = ndimage.minimum(values, objects, numbers), ndimage.maximum(values, objects, numbers)
+    sizes = np.bincount(objects.ravel(), minlength=count + 1)[1:]
+    return bool(((np.asarray(lowest) == highest) & (np.asarray(highest) <= THRESHOLD) & (sizes >= 4)).any())
 
 
 def read_ids(

@@ -60,6 +60,7 @@ def _read_csv(path: Path, used: Mapping[str, str]) -> pd.DataFrame:
     ``used`` holds the columns that are looked at, each with what else its message may advise.
     """
     rows = _rows(path)
+    rows = {number: row for number, row in rows.items() if number > 1 or "".join(row).lower() != "sep="}  # Excel's line
     if not rows:
         raise InputError(f"{path}: the table is empty; expected a header and rows")
     (header_row, header), *body = rows.items()
