@@ -68,35 +68,20 @@ def import_table(
     merge : str, optional
         Put subtypes together by this merge of the taxonomy.
     threshold : int, optional
-        Masks with grey levels: values above it are tissue class [default: 127 at soft edges; other grey levels are
-        refused].
+        Masks with grey levels: values above it are tissue class [default: 127, at soft edges alone].
     mask_values : str or mapping, optional
-        What values mean, as in 0=background,1-254=tissue,255=ignore; colours as in #ff0000=tissue; for ids, subtypes
-        in the place of tissue.
+        What values mean: 0=background,1-254=tissue,255=ignore, or #ff0000=tissue; for ids, subtypes as well.
     shrink : int
         Shrink images by this whole number; 2 turns 0.25 um into 0.5 um.
     min_area_px : int
         Smaller components become background.
-    image_column : str
-        Column of the image files.
-    label_column : str
-        Column of the label images.
-    patient_column : str
-        Column of the patients.
-    subtype_column : str
-        Column of the subtypes (masks need it).
-    slide_column : str
-        Column of the slides (optional).
-    part_column : str
-        Column of train, val and test (optional).
-    score_column : str
-        Column of the slides' scores (optional).
-    region_column : str
-        Column of the regions' names (optional).
+    image_column, label_column, patient_column, subtype_column : str
+        Name of this column in the table (subtypes are needed where labels are masks).
+    slide_column, part_column, score_column, region_column : str
+        Name of this column, where the table has one.
     """
     # First of all, while the parameters are the only local names.
     columns = {name.removesuffix("_column"): value for name, value in locals().items() if name.endswith("_column")}
-
     if isinstance(mask_values, Mapping):
         mask_values = ",".join(f"{value}={meaning}" for value, meaning in mask_values.items())
 
@@ -165,8 +150,7 @@ def import_slides(
     region_size_um : float
         With --regions auto: edge in micrometres.
     origin : str, optional
-        Annotations count from the corner of the whole canvas, or of the scanned area (bounds) [default: bounds for
-        qupath, else canvas].
+        Annotations count from the corner of the canvas, or of the scanned bounds [default: bounds for qupath].
     mpp_level0 : float, optional
         Micrometres per level-0 pixel, where files do not say.
     patients : str or Path, optional

@@ -104,10 +104,7 @@ def import_slides(
     if merge:
         lookup, taxonomy = taxonomy.merge_lookup(merge), taxonomy.merged(merge)
         meanings = {label: int(lookup[subtype]) for label, subtype in meanings.items()}
-    people = read_patients(patients, paths) if patients else {name: Patient(name) for name in paths}
-    if found := same_patient(people[name].patient for name in paths):
-        remedy = "use one spelling" if patients else "give their patients with --patients"
-        raise InputError(f"{patients or slides}: patients {found[0]!r} and {found[1]!r} are probably one; {remedy}")
+    people = _people(Path(slides), patients, paths)
     _check_copies(paths)
     table = read_region_table(str(regions)) if config.regions == "table" else {}
     matched = match_annotations(paths, files)
@@ -131,13 +128,20 @@ def import_slides(
                 _check_unchanged(out, {plan.slide: _identity(plan.path)})
     cohort = writer.finish(sum(len(plan.boxes) for plan in plans))
     write_parquet(out / "annotations.parquet", _annotation_table(plans, taxonomy))
+    alone = len(paths) if len(paths) > 1 and not patients else 0
     left_out = [path.name for path in files_of_other_formats(annotations, file_format)]
-    more = {
-        "files_of_other_formats": left_out,
-        "slides_as_patients": len(paths) if len(paths) > 1 and not patients else 0,
-    }
+    more = {"files_of_other_formats": left_out, "slides_as_patients": alone}
     write_json(out / "import.json", _report(cohort, plans, files, config) | more | repeated)
     return cohort
+
+
+def _people(slides: Path, patients: str | Path | None, paths: Mapping[str, Path]) -> Mapping[str, Patient]:
+    """Return each slide's patient; raise InputError where two are probably one."""
+    people = read_patients(patients, paths) if patients else {name: Patient(name) for name in paths}
+    if found := same_patient(people[name].patient for name in paths):
+        remedy = "use one spelling" if patients else "give their patients with --patients"
+        raise InputError(f"{patients or slides}: patients {found[0]!r} and {found[1]!r} are probably one; {remedy}")
+    return people
 
 
 def _identity(path: Path) -> dict[str, dict[str, Any]]:
