@@ -242,3 +242,14 @@ def test_a_set_of_absurd_size_is_refused(drawn, tmp_path, changes, message):
     write_sealed(folder / "set.json", read_sealed(folder / "set.json") | changes)
     with pytest.raises(CounterstainError, match=message):
         PatchSet.open(folder).patches  # noqa: B018
+
+
+@pytest.mark.parametrize("cut", ["gone", "empty"])
+def test_a_chunk_that_is_lost_is_not_read_as_black(cohort, cut):
+    chunk = cohort.folder / PACK / "0/c/0/0/0/0"
+    if cut == "gone":
+        chunk.unlink()
+    else:
+        chunk.write_bytes(b"")
+    with pytest.raises(StorageError, match="is missing or damaged"):
+        Cohort.open(cohort.folder).read(0)

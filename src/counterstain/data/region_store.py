@@ -172,7 +172,8 @@ def read_array(
         if index is not None:
             files[-3] = range(index // file_shape[-3], index // file_shape[-3] + 1)
         for place in itertools.product(*files):
-            if not (folder / "c").joinpath(*map(str, place)).is_file():
+            chunk = (folder / "c").joinpath(*map(str, place))
+            if not chunk.is_file() or not chunk.stat().st_size:
                 raise ValueError(f"chunk {place} is missing")
         return np.asarray(array[...] if index is None else array[..., index, :, :])
 

@@ -396,5 +396,5 @@ def _read_image(folder: Path, name: str) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such image; {AGAIN}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's of a broken PNG is a SyntaxError
         raise StorageError(f"{path}: not an image ({error}); delete {folder} and {AGAIN}") from error
