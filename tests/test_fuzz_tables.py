@@ -1,6 +1,6 @@
 """Tables, masks, labels and taxonomies as strangers save them: right, or refused in one line.
 
-COUNTERSTAIN_FUZZ sets how many are tried over all kinds (60 by default, 400 or more before a release).
+COUNTERSTAIN_FUZZ sets how many are tried over all kinds (120 by default, 400 or more before a release).
 """
 
 import os

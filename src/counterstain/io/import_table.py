@@ -161,8 +161,8 @@ def repeated_images(table: Path, rows: pd.DataFrame, keys: pd.Series, place: str
             if patient != first[1]:
                 said = (
                     f"{table} {place} {row}: {image.name} of patient {patient} is the same image as {first[2].name} of "
+                    f"patient {first[1]} in {place} {first[0]}; remove one, or give both {place}s one patient"
                 )
-                said += f"patient {first[1]} in {place} {first[0]}; remove one, or give both {place}s one patient"
                 if part != first[3]:
                     raise InputError(said)
                 pairs.setdefault((first[1], patient), said)
