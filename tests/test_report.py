@@ -24,6 +24,7 @@ from counterstain.report.tables import (
     filter_table,
     fixed,
     interval,
+    missed_most,
     needed_text,
     p_text,
     power_table,
@@ -134,10 +135,44 @@ def test_data_sheets_say_what_of_the_real_patch_goes_into_an_image(tmp_path):
 def test_an_improvement_is_said_with_its_interval_and_p_value_corrected_for_the_other_arms(tmp_path):
     summary = summary_of(tmp_path, gain={"spade+100": 0.2, "tumor": -0.1})
     assert summary.verdict.startswith("Improved")
-    chosen = "spade +100\N{NO-BREAK SPACE}% was chosen on validation. On the test set it differs from subtype"
-    assert chosen in summary.finding
+    assert "spade +100\N{NO-BREAK SPACE}% was chosen on validation." in summary.finding
     assert re.search(r"95\N{NO-BREAK SPACE}% interval [^)]*; p.=.0\.\d+\)", summary.finding)
     assert re.search(r"p.=.0\.\d+, corrected 0\.\d+\)", dict(summary.arms)["tumor"])
+
+
+def test_the_first_screen_says_how_much_of_the_subtype_that_is_missed_most_is_found_and_names_harm(tmp_path):
+    results = read_results(draw_results(tmp_path / "run", ARMS, 5, gain={"spade+100": -0.3}, methods=("spade",)))
+    effects = effects_on_test(results, draws=300)
+    summary = summarise(results, effects, SPADE)
+    of_missed = effects["spade+100", "recall_HER2 0"]
+    before, after = (f"{100 * share:.0f}\N{NO-BREAK SPACE}%" for share in (of_missed.reference, of_missed.value))
+    assert summary.headline.startswith(f"HER2 0: {before} of its pixels found")
+    assert after in summary.headline
+    assert "less HER2 0 is found" in summary.finding.partition("Harm: ")[2]
+    table = summary.by_subtype
+    assert [row.head for row in table.rows] == [
+        *results.study.taxonomy.names,
+        "Dice of tumour",
+        "Spread of the recalls",
+    ]
+    assert table.rows[0].tags == ("missed most",)
+    assert table.rows[0].cells[2].text == signed(100 * of_missed.mean, 1)
+
+
+def test_the_subtype_that_is_missed_most_is_chosen_on_validation(tmp_path):
+    results = read_results(draw_results(tmp_path / "run", ARMS, 2, methods=("spade",)))
+    spoilt = results.results["split"] == "test"
+    changed = results.results.assign(**{"recall_HER2 3+": results.results["recall_HER2 3+"].mask(spoilt, 0.01)})
+    assert missed_most(replace(results, results=changed)) == missed_most(results) == "HER2 0"
+
+
+def test_a_variance_that_grows_by_thousands_of_per_cent_is_told_as_the_spread_of_recalls(tmp_path):
+    results = read_results(draw_results(tmp_path / "run", ARMS, 5, methods=("spade",)))
+    huge = Effect(n=5, reference=0.0004, value=0.0225, mean=0.0221, relative=55.2, low=0.01, high=0.03, p=0.1)
+    effects = {("spade+100", "subtype_variance"): replace(huge, relative_low=20, relative_high=71.7)}
+    summary = summarise(results, effects | {("spade+100", "dice"): Effect(n=5, mean=0.0)}, SPADE)
+    assert "from 2.0 to 15.0 points (p" in summary.finding
+    assert "5520" not in summary.finding + differences_table(results, effects, SPADE).rows[1].cells[2].text
 
 
 def test_gains_whose_intervals_include_zero_are_not_demonstrated_whatever_the_test_says(tmp_path):
@@ -180,7 +215,7 @@ def test_a_subtype_of_one_test_patient_leaves_the_variance_without_an_interval(t
     effects = effects_on_test(results, draws=300)
     summary = summarise(results, effects, SPADE)
     assert any(caution.startswith("HER2 0: found in only one test patient") for caution in summary.cautions)
-    assert re.search(r"in subtype variance \(no interval[;)]", summary.finding)
+    assert re.search(r"variance .[\d.]+.%, no interval[;)]", summary.finding)
     assert "no interval" in differences_table(results, effects, SPADE).rows[0].cells[2].note
 
 

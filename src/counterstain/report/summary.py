@@ -16,10 +16,15 @@ from counterstain.report.tables import (
     UNDEFINED,
     Effect,
     Effects,
+    Table,
+    first_table,
     fixed,
     interval,
+    missed_most,
     needed_text,
     p_text,
+    recall_spread,
+    relative_means_something,
     short_p,
     signed,
 )
@@ -30,7 +35,8 @@ from counterstain.study.test_access_log import Look, times_looked_at
 ENOUGH_REPEATS = 5  # the paper's number
 ENOUGH_PATIENTS = 8  # the paper's number of test patients
 SIGNIFICANT = 0.05
-HIGHER_IS_BETTER = {"dice": 1, "subtype_variance": -1}
+HIGHER_IS_BETTER = {"dice": 1, "subtype_variance": -1}  # and of recalls
+SPREAD = "Spread of the recalls of the subtypes, their standard deviation (0 = all are found equally well)"
 
 
 def chosen_arm(results: Results) -> Arm | None:
@@ -57,8 +63,10 @@ def _on_validation(results: Results, arms: Sequence[Arm]) -> pd.DataFrame:
 class Summary:
     """The finding and what must be said with it."""
 
+    headline: str  # the subtype that is missed most: how much of it is found without and with synthetic images
     verdict: str  # a few words
-    finding: str  # one or two sentences
+    finding: str  # a few sentences
+    by_subtype: Table | None  # what the chosen arm changes for each subtype
     power: str  # how large a study must be to detect the chosen arm's difference; may be empty
     looks: str  # how often the results of each split were shown
     cautions: tuple[str, ...]  # reasons for doubt
@@ -73,41 +81,59 @@ def summarise(results: Results, effects: Effects, chosen: Arm | None) -> Summary
         "No arm with generated images has results on both validation and test, so none could be compared with "
         f"{results.reference.label}."
     )
-    found = _finding(results, effects, compared) if compared else ("Nothing to compare", nothing)
+    found = _finding(results, effects, compared) if compared else ("", "Nothing to compare", nothing)
     return Summary(
-        verdict=found[0],
-        finding=found[1],
+        headline=found[0],
+        verdict=found[1],
+        finding=found[2],
+        by_subtype=first_table(results, effects, compared) if compared else None,
         power=_power(results, effects, compared) if compared else "",
         looks=looks_sentence(results.looks),
         cautions=tuple(_cautions(results, effects)),
-        arms=tuple((arm.label, _arm_sentence(effects, arm)) for arm in results.others if arm.name in measured),
+        arms=tuple((arm.label, _arm_sentence(results, effects, arm)) for arm in results.others if arm.name in measured),
     )
 
 
 def _judged(effect: Effect, measure: str) -> str:
     """Return ``better`` or ``worse`` if the interval excludes zero, otherwise ``unclear``, also without an interval."""
-    ends = [HIGHER_IS_BETTER[measure] * end for end in (effect.low, effect.high)]
+    ends = [HIGHER_IS_BETTER.get(measure, 1) * end for end in (effect.low, effect.high)]
     if not all(map(math.isfinite, ends)):
         return "unclear"
     return "better" if min(ends) > 0 else "worse" if max(ends) < 0 else "unclear"
 
 
-def _finding(results: Results, effects: Effects, chosen: Arm) -> tuple[str, str]:
+def _finding(results: Results, effects: Effects, chosen: Arm) -> tuple[str, str, str]:
     of_dice, of_variance = (effects.get((chosen.name, measure), UNDEFINED) for measure in MAIN)
-    tissue, named = results.study.taxonomy.tissue_class, f"95{PERCENT} interval "
-    seen = (
-        f"Of the arms with synthetic images, {chosen.label} was chosen on validation"
-        f"{_baseline_ahead(results, chosen)}. On the {results.tested_on} it differs from {results.reference.label} by "
-        f"{_difference(of_dice, 'dice', p_text(of_dice.p), f' of {tissue} Dice', named)} and by "
-        f"{_difference(of_variance, 'subtype_variance', p_text(of_variance.p), ' in subtype variance', named)}."
-    )
+    subtype, reference = missed_most(results), results.reference.label
+    of_missed = effects.get((chosen.name, f"recall_{subtype}"), UNDEFINED)
+    headline, seen = "", f"{chosen.label} was chosen on validation{_baseline_ahead(results, chosen)}."
+    if math.isfinite(of_missed.mean):
+        before, after = (f"{fixed(100 * share, 0)}{PERCENT}" for share in (of_missed.reference, of_missed.value))
+        headline = f"{subtype}: {before} of its pixels found by {reference}, {after} with {chosen.label}"
+        seen += (
+            f" {subtype} is what {reference} misses most on validation; on the {results.tested_on} it finds {before} of "
+            f"its pixels, {chosen.label} {after}: {_change(of_missed, 'recall')}."
+        )
+    seen += f" Dice of {results.study.taxonomy.tissue_class}, the overlap with the annotation: "
+    seen += f"{_change(of_dice, 'dice')}. {SPREAD}: {_change(of_variance, 'subtype_variance')}."
+    seen = " ".join([seen, *_harm(results, effects, chosen)])
     if of_dice.n < ENOUGH_REPEATS:
         trend = "" if _gains(of_dice, of_variance) else "no improvement was seen, and "
-        return (
-            "No improvement seen; too few repeats" if trend else "Too few repeats for a conclusion",
-            f"With {counted(of_dice.n, 'repeat')} {trend}nothing can be concluded. {seen}",
-        )
-    return _verdict(of_dice, of_variance, seen)
+        verdict = "No improvement seen; too few repeats" if trend else "Too few repeats for a conclusion"
+        repeats = counted(of_dice.n, "repeat")
+        return headline, verdict, f"With {repeats} {trend}nothing can be concluded. {seen}"
+    return headline, *_verdict(of_dice, of_variance, seen)
+
+
+def _harm(results: Results, effects: Effects, arm: Arm) -> list[str]:
+    """Say which measures an arm makes worse beyond chance: those whose interval lies on the wrong side of zero."""
+    worse = []
+    for measure in ("dice", *results.recalls):
+        effect = effects.get((arm.name, measure), UNDEFINED)
+        if _judged(effect, measure) == "worse":
+            less = "Dice is lower" if measure == "dice" else f"less {measure.removeprefix('recall_')} is found"
+            worse.append(f"{less} ({signed(100 * effect.mean, 1)} points)")
+    return [f"Harm: {', '.join(worse)}."] if worse else []
 
 
 def _baseline_ahead(results: Results, chosen: Arm) -> str:
@@ -142,13 +168,12 @@ def _gains(of_dice: Effect, of_variance: Effect) -> bool:
     return bool(of_dice.mean > 0 or of_variance.mean < 0)
 
 
-def _arm_sentence(effects: Effects, arm: Arm) -> str:
+def _arm_sentence(results: Results, effects: Effects, arm: Arm) -> str:
     said = [f"{CEILING.capitalize()}."] if arm.ceiling else []
-    for measure, name in zip(MAIN, ("Dice", "Subtype variance"), strict=True):
+    for measure, name in zip(MAIN, ("Dice", "Spread of recalls"), strict=True):
         effect = effects.get((arm.name, measure), UNDEFINED)
-        difference = _difference(effect, measure, p_text(effect.p, effect.p_holm))
-        said.append(f"{name} {difference}: {_in_words(effect, measure)}.")
-    return " ".join(said)
+        said.append(f"{name} {_change(effect, measure, corrected=True)}: {_in_words(effect, measure)}.")
+    return " ".join([*said, *_harm(results, effects, arm)])
 
 
 def _in_words(effect: Effect, measure: str) -> str:
@@ -267,12 +292,22 @@ def _of_one_patient(results: Results) -> list[str]:
     return [s.name for s in results.study.taxonomy.subtypes if s.counted and patients.get(s.id, 0) == 1]
 
 
-def _difference(effect: Effect, measure: str, p: str, what: str = "", interval_is: str = "") -> str:
-    """Write a difference (``+1.2 points (+0.4 to +2.0; p = 0.03)``); that of the variance is relative."""
-    if measure == "dice":
-        amount, ends = f"{signed(100 * effect.mean, 1)} points", interval(100 * effect.low, 100 * effect.high, 1)
+def _change(effect: Effect, measure: str, *, corrected: bool = False) -> str:
+    """Write a difference: ``+1.2 points (95 % interval +0.4 to +2.0; p = 0.03)``; of the variance, see below.
+
+    The variance is told as the spread of the recalls, ``from 4.5 to 3.2 points (variance -48 %, ...; p = 0.01)``,
+    without its relative change where that means nothing.
+    """
+    p, is_interval = p_text(effect.p, effect.p_holm if corrected else math.nan), f"95{PERCENT} interval "
+    if measure == "subtype_variance":
+        spreads = (fixed(recall_spread(variance), 1) for variance in (effect.reference, effect.value))
+        amount, ends = f"from {' to '.join(spreads)} points", ""
+        if relative_means_something(effect):
+            low, high = 100 * effect.relative_low, 100 * effect.relative_high
+            ends = interval(low, high, 0, PERCENT)
+            known = ends if ends == NO_INTERVAL else f"{is_interval}{ends}"
+            ends = f"variance {signed(100 * effect.relative, 1)}{PERCENT}, {known}"
     else:
-        amount = f"{signed(100 * effect.relative, 1)}{PERCENT}"
-        ends = interval(100 * effect.relative_low, 100 * effect.relative_high, 0, PERCENT)
-    ends = ends if ends == NO_INTERVAL else f"{interval_is}{ends}"
-    return f"{amount}{what} ({ends}{'; ' if p else ''}{p})"
+        amount, ends = f"{signed(100 * effect.mean, 1)} points", interval(100 * effect.low, 100 * effect.high, 1)
+        ends = ends if ends == NO_INTERVAL else f"{is_interval}{ends}"
+    return f"{amount} ({'; '.join(filter(None, (ends, p)))})" if ends or p else amount

@@ -25,6 +25,7 @@ MINUS = "\N{MINUS SIGN}"
 SPACE = "\N{NO-BREAK SPACE}"
 NONE = "\N{EN DASH}"  # written where there is no value
 NO_INTERVAL = "no interval"
+MOST_RELATIVE = 2.0  # changes of the variance up to +200 % are told in per cent
 
 
 def fixed(value: float, digits: int) -> str:
@@ -82,6 +83,8 @@ class Effect:
     """
 
     n: int = 0
+    reference: float = math.nan
+    value: float = math.nan
     mean: float = math.nan
     sd: float = math.nan
     min: float = math.nan
@@ -163,6 +166,53 @@ def plain_table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[ob
     """Return a table of plain values."""
     written = (Row(str(head), tuple(Cell(str(value)) for value in values)) for head, *values in rows)
     return Table(caption, tuple(columns), tuple(written))
+
+
+def recall_spread(variance: float) -> float:
+    """Return the standard deviation of the subtypes' recalls in points, from their variance; NaN stays NaN."""
+    return 100 * math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.nan
+
+
+def relative_means_something(effect: Effect) -> bool:
+    """Whether a change of the variance can be told in per cent: a variance near zero can grow by thousands."""
+    ends = (effect.relative, effect.relative_high)
+    return math.isfinite(effect.relative) and all(end <= MOST_RELATIVE for end in ends if math.isfinite(end))
+
+
+def missed_most(results: Results) -> str | None:
+    """Return the counted subtype of which the reference arm finds the smallest share of pixels.
+
+    Validation decides where it has any of the subtypes, so that the test set plays no part in the choice.
+    """
+    table = results.results[results.results["arm"] == results.study.reference]
+    counted_ones = [f"recall_{s.name}" for s in results.study.taxonomy.subtypes if s.counted]
+    for split in ("val", "test"):
+        means = table.loc[table["split"] == split, counted_ones].mean().dropna()
+        if len(means):
+            return str(means.idxmin()).removeprefix("recall_")
+    return None
+
+
+def first_table(results: Results, effects: Effects, arm: Arm) -> Table:
+    """Return what an arm changes for each subtype: the pixels found by the reference arm and by this one."""
+    rows, worst = [], missed_most(results)
+    for subtype in results.study.taxonomy.subtypes:
+        effect = effects.get((arm.name, f"recall_{subtype.name}"), UNDEFINED)
+        found = [f"{fixed(100 * share, 1)}{PERCENT}" for share in (effect.reference, effect.value)]
+        tags = ("missed most",) if subtype.name == worst else ()
+        rows.append(Row(subtype.name, (*map(Cell, found), _plain_difference(effect)), tags))
+    of_dice, of_variance = (effects.get((arm.name, measure), UNDEFINED) for measure in MAIN)
+    scores = [fixed(100 * score, 1) for score in (of_dice.reference, of_dice.value)]
+    rows.append(Row(f"Dice of {results.study.taxonomy.tissue_class}", (*map(Cell, scores), _plain_difference(of_dice))))
+    spreads = [recall_spread(variance) for variance in (of_variance.reference, of_variance.value)]
+    between = Cell(signed(spreads[1] - spreads[0], 1), p_text(of_variance.p))
+    rows.append(Row("Spread of the recalls", (*(Cell(fixed(spread, 1)) for spread in spreads), between)))
+    caption = (
+        f"Share of each subtype's pixels that are found on the {results.tested_on}, means over repeats; Dice (overlap "
+        "with the annotation, 100 = perfect) and the standard deviation of the subtypes' recalls, in points; "
+        f"[95{PERCENT} interval]"
+    )
+    return Table(caption, ("Subtype", results.reference.label, arm.label, "Difference in points"), tuple(rows))
 
 
 def results_table(results: Results, split: str, chosen: Arm | None) -> Table:
@@ -317,8 +367,16 @@ def _difference(effect: Effect | None, scale: float, digits: int) -> Cell:
     return Cell(text=text, note=note, value=effect.mean)
 
 
+def _plain_difference(effect: Effect) -> Cell:
+    ends = interval(100 * effect.low, 100 * effect.high, 1, form="[{}, {}]")
+    return Cell(signed(100 * effect.mean, 1), ", ".join(filter(None, (ends, p_text(effect.p)))))
+
+
 def _relative(effect: Effect | None) -> Cell:
     if effect is None:
         return Cell(text=NONE)
+    if not relative_means_something(effect):
+        spreads = " to ".join(fixed(recall_spread(variance), 1) for variance in (effect.reference, effect.value))
+        return Cell(text=NONE, note=f"spread of recalls\n{spreads} points", value=_finite(effect.relative))
     note = interval(100 * effect.relative_low, 100 * effect.relative_high, 0, PERCENT, form="[{}, {}]")
     return Cell(text=f"{signed(100 * effect.relative, 1)}{PERCENT}", note=note, value=effect.relative)
