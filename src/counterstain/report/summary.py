@@ -111,8 +111,8 @@ def _finding(results: Results, effects: Effects, chosen: Arm) -> tuple[str, str,
         before, after = (f"{fixed(100 * share, 0)}{PERCENT}" for share in (of_missed.reference, of_missed.value))
         headline = f"{subtype}: {before} of its pixels found by {reference}, {after} with {chosen.label}"
         seen += (
-            f" {subtype} is what {reference} misses most on validation; on the {results.tested_on} it finds {before} of "
-            f"its pixels, {chosen.label} {after}: {_change(of_missed, 'recall')}."
+            f" {subtype} is what {reference} misses most on validation; on the {results.tested_on} it finds {before} "
+            f"of its pixels, {chosen.label} {after}: {_change(of_missed, 'recall')}."
         )
     seen += f" Dice of {results.study.taxonomy.tissue_class}, the overlap with the annotation: "
     seen += f"{_change(of_dice, 'dice')}. {SPREAD}: {_change(of_variance, 'subtype_variance')}."
