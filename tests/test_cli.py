@@ -9,6 +9,11 @@ sys.argv = ["counterstain", "--help"]
 try: counterstain.cli.main()
 except SystemExit: pass
 """
+IMPORT = """
+import sys, counterstain
+try: counterstain.import_slides(".", annotations=".", format="asap", labels="nowhere", mpp=1, out="nowhere")
+except counterstain.CounterstainError: pass
+"""
 
 
 @pytest.mark.parametrize(
@@ -16,9 +21,10 @@ except SystemExit: pass
     [
         ("help", HELP, {"torch", "numpy", "pandas", "pydantic", "rich"}),
         ("planning", "import sys, counterstain.study.plan, counterstain.study.status", {"torch", "diffusers"}),
+        ("import", IMPORT, {"torch", "scipy.optimize"}),
     ],
 )
-def test_what_runs_nothing_loads_no_heavy_library(what, code, heavy):
+def test_what_needs_no_heavy_library_loads_none(what, code, heavy):
     code += f"\nprint(*({heavy} & set(sys.modules)))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert printed.stdout.splitlines()[-1] == "", what

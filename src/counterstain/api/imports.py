@@ -189,12 +189,15 @@ def import_slides(
 
 
 def _taxonomy(taxonomy: str | None, trained: PathLike | None) -> Taxonomy | None:
-    from counterstain.checkpoints import read_header
     from counterstain.taxonomy import Taxonomy
 
     if taxonomy and trained:
         raise ConfigError("--taxonomy and --taxonomy-of: give one of them")
-    return read_header(Path(trained)).taxonomy if trained else Taxonomy.load(taxonomy) if taxonomy else None
+    if trained:
+        from counterstain.checkpoints import read_header  # it loads torch
+
+        return read_header(Path(trained)).taxonomy
+    return Taxonomy.load(taxonomy) if taxonomy else None
 
 
 @verb

@@ -11,7 +11,6 @@ from typing import Annotated
 
 import numpy as np
 from pydantic import Field
-from scipy.optimize import linprog
 
 from counterstain.config import Config
 from counterstain.data.cohort import PARTS, Cohort, missing_subtypes
@@ -230,6 +229,8 @@ def _rounded(rows: Sequence[int], columns: Sequence[int], seed: int) -> np.ndarr
     Which cells are rounded up is a transport problem, whose best solution is always whole. Cells with the largest
     remainders are preferred; equal ones are decided by the seed.
     """
+    from scipy.optimize import linprog  # takes as long to load as all else here
+
     lower, remainder = np.divmod(np.outer(rows, columns), sum(rows))
     cells = np.eye(lower.size).reshape(*lower.shape, -1)
     tie_break = numpy_generator(seed, "round").random(lower.size) * 1e-3

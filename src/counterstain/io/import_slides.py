@@ -268,7 +268,7 @@ def _write_slide(writer: CohortWriter, plan: SlidePlan, config: SlidesConfig, ad
             advance(1)
         overview = _overview(slide, plan, writer.taxonomy)
     with replacing(picture) as partial:
-        overview.save(partial, format="PNG")
+        overview.save(partial, format="PNG", compress_level=4)  # half the time of 6, 4 % larger
 
 
 def read_region(slide: Slide, plan: SlidePlan, box: Box, taxonomy: Taxonomy, mpp: float) -> Region:

@@ -70,11 +70,14 @@ class TiffSource:
 
     def read(self, level: Level, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return (H, W, 3) uint8 at a place in the level's own pixels; what lies outside is white."""
-        pixels = np.full((height, width, 3), WHITE, np.uint8)
         left, right = max(x, 0), min(x + width, level.width_px)
         top, bottom = max(y, 0), min(y + height, level.height_px)
-        if left < right and top < bottom:
-            found = self._pixels[level.number].read(top, left, bottom, right)
+        is_within = (left, top, right, bottom) == (x, y, x + width, y + height)
+        found = self._pixels[level.number].read(top, left, bottom, right) if left < right and top < bottom else None
+        if found is not None and is_within:
+            return found
+        pixels = np.full((height, width, 3), WHITE, np.uint8)
+        if found is not None:
             pixels[top - y : bottom - y, left - x : right - x] = found
         return pixels
 
