@@ -13,6 +13,7 @@ from counterstain.io.pixel_readers import image_size, read_image
 from counterstain.io.slides import Slide
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+AS_GREY = {"photometric": "minisblack", "planarconfig": "contig"}
 
 
 @pytest.mark.parametrize("kind", ["png", "tif"])
@@ -26,8 +27,33 @@ def test_colours_are_read_as_they_are(tmp_path, kind):
 def test_grey_becomes_rgb_and_what_is_transparent_white(tmp_path):
     Image.fromarray(GREY).save(tmp_path / "grey.png")
     np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), np.stack([GREY] * 3, axis=-1))
-    Image.new("RGBA", (2, 2), (10, 20, 30, 0)).save(tmp_path / "clear.png")
-    assert (read_image(tmp_path / "clear.png") == 255).all()
+    clear = Image.new("RGBA", (2, 2), (10, 20, 30, 0))
+    clear.putpixel((0, 0), (9, 9, 9, 255))
+    clear.save(tmp_path / "clear.png")
+    assert read_image(tmp_path / "clear.png")[..., 0].tolist() == [[9, 255], [255, 255]]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_an_image_that_is_transparent_everywhere_is_an_error(tmp_path, mode):
+    for name in ("a.png", "a.tif"):
+        clear = Image.new(mode, (40, 40), 0)
+        clear.save(tmp_path / name)
+        with pytest.raises(InputError, match=f"{name}: is transparent everywhere"):
+            read_image(tmp_path / name)
+    if mode == "RGBA":
+        with pytest.raises(InputError, match="is transparent everywhere"):
+            Slide.open(tmp_path / "a.tif", mpp_level0=0.5)
+
+
+def test_grey_with_associated_transparency_is_read(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.full((9, 9, 2), (20, 51), np.uint8), extrasamples=["assocalpha"], **AS_GREY)
+    assert np.abs(read_image(tmp_path / "a.tif").astype(int) - 224).max() <= 1
+
+
+def test_a_palette_of_8_bits_in_a_tiff_has_its_colours(tmp_path):
+    palette = np.arange(768).reshape(3, 256) % 256
+    tifffile.imwrite(tmp_path / "a.tif", GREY, photometric="palette", colormap=palette.astype(np.uint16))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), np.stack([GREY] * 3, axis=-1))
 
 
 def save_two_pages(path):

@@ -259,6 +259,7 @@ def test_a_slide_too_large_for_the_memory_becomes_several_packs(pairs, monkeypat
 BAD_ROWS = {
     "missing image": (["z,Polyp,p1"], r"row 2: .*z\.png: no such file"),
     "unknown part": (["a,Polyp,p1,training"], r"row 2: unknown part 'training'; expected train, val, test"),
+    "part in capitals": (["a,Polyp,p1,Train", "b,Polyp,p1,TEST"], "p1 is in two parts, train .row 2. and test .row 3"),
     "two parts": (
         ["a,Polyp,p1,train", "b,Polyp,p1,test"],
         r"patient p1 is in two parts, train \(row 2\) and test \(row 3\); move all rows",
@@ -273,6 +274,7 @@ BAD_ROWS = {
         ["a,adenoma,p,", "b,adenom,p2,"],
         "subtype 'adenoma' in row 2 is 'adenom' in row 3; .*--tax",
     ),
+    "a number twice": (["a,1,p,", "b,1.0,p2,"], "subtype '1' in row 2 is '1.0' in row 3; use one spelling"),
     "background": (["a,background,p,"], "column 'subtype': 'background' cannot be the name of a subtype"),
     "an escape": (["a,X\x1b[2J,p,"], r"row 2: column 'subtype' holds a control character \('\\x1b'\); remove it"),
     "another computer": ([r"C:\tissue\a,X,p,"], "row 2: .* is a path of a Windows computer; give paths relative"),
@@ -318,6 +320,7 @@ def test_a_bad_table_or_option_is_rejected_with_what_was_found(pairs, case):
 @pytest.mark.parametrize(
     ("first", "second"),
     [("1", "01"), ("P1", "p1"), ("P 1", "P1"), ("P\u00a01", "P1"), ("P\u200b1", "P1"), ("\uff11", "1"), ("7", "7.0"),
+     ("P\u20131", "P-1"), ("P\u22121", "P-1"),
      (unicodedata.normalize("NFC", "Mü"), unicodedata.normalize("NFD", "Mü"))],
 )  # fmt: skip
 def test_spellings_of_one_patient_are_asked_about(pairs, first, second):

@@ -152,6 +152,38 @@ def test_a_small_object_of_a_low_value_is_asked_about_and_not_lost(tmp_path):
             read_mask(saved(tmp_path, labels))
 
 
+def test_numbers_of_instances_are_asked_about_however_many_and_thin(tmp_path):
+    for thickness in (1, 2, 4):
+        labels = np.zeros((80, 40), np.uint8)
+        for place, number in enumerate((3, 5, 9, 12, 20, 25, 30, 33, 38, 220, 230)):
+            labels[7 * place : 7 * place + thickness, 5:25] = number
+        with pytest.raises(InputError, match=r"found 0 .* and 7 more\. Say what they mean.*0=background,1-255=tissue"):
+            read_mask(saved(tmp_path, labels))
+
+
+@pytest.mark.parametrize("quality", [30, 60, 75, 90])
+def test_what_jpeg_did_to_a_mask_of_0_and_255_is_cut_in_a_copy_without_losses(tmp_path, quality):
+    smeared = Image.open(saved(tmp_path, TISSUE * 255, "a.jpg", quality=quality))
+    mask, kind = read_mask(saved(tmp_path, smeared, "a.png"))
+    assert kind == "with grey levels, cut at 127"
+    assert (mask == TISSUE).mean() > 0.98
+
+
+def test_what_jpeg_left_of_a_mask_of_0_and_1_is_said(tmp_path):
+    y, x = np.mgrid[:64, :64]
+    disc = ((y - 30) ** 2 + (x - 33) ** 2 < 400).astype(np.uint8)
+    assert read_mask(saved(tmp_path, disc))[1] == "of 0 and 1"
+    smeared = Image.open(saved(tmp_path, disc, "a.jpg", quality=60))
+    assert read_mask(saved(tmp_path, smeared))[1] == "of 0 and 1, in blocks of 8 px as JPEG leaves them"
+
+
+def test_webp_is_read_where_it_has_no_losses(tmp_path):
+    for name, options in {"a.webp": {"lossless": True}, "b.webp": {"lossless": True, "exif": b"Exif\0\0"}}.items():
+        assert (read_mask(saved(tmp_path, rgb(*[TISSUE] * 3), name, **options))[0] == TISSUE).all()
+    with pytest.raises(InputError, match="compressed with losses"):
+        read_mask(saved(tmp_path, rgb(*[TISSUE] * 3), "c.webp"))
+
+
 def test_numbers_of_32_bits_are_read_as_advised(tmp_path):
     path = saved(tmp_path, TISSUE.astype(np.int32) * 70_000, "a.tif")
     with pytest.raises(InputError, match="0=background,1-2147483647=tissue"):

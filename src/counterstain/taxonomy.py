@@ -24,6 +24,7 @@ from counterstain.errors import ConfigError, InputError, TaxonomyError
 BACKGROUND = 0
 IGNORE = 255  # label of pixels that are left out of sampling and of counts
 NO_NAMES = ("none", "null", "nan", "na", "n/a", "bg")
+MINUS = "\u2212"
 MEANINGS = {"background": BACKGROUND, "ignore": IGNORE}  # what pixels can be that are no subtype
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # characters that names must not have
 
@@ -197,13 +198,14 @@ def check_names(names: Iterable[str], source: str | Path, *, near: bool = False)
 
 
 def name_key(name: str) -> str:
-    """Return what the spellings of a name share that differ by case, spaces, invisible signs or Unicode form.
+    """Return what the spellings of a name share that differ by case, spaces, invisible signs, dashes or Unicode form.
 
-    A space between two digits stays: 1 01 is not 101.
+    So do whole numbers with the ``.0`` of a spreadsheet. A space between two digits stays: 1 01 is not 101.
     """
-    plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-    visible = "".join(sign for sign in plain if unicodedata.category(sign) not in {"Cf", "Cc"})
-    return re.sub(r"(?<!\d) | (?!\d)", "", visible)
+    plain = " ".join(unicodedata.normalize("NFKC", name).casefold().replace(MINUS, "-").split())
+    kinds = [(sign, unicodedata.category(sign)) for sign in plain]
+    visible = "".join("-" if kind == "Pd" else sign for sign, kind in kinds if kind not in {"Cf", "Cc"})
+    return re.sub(r"^(\d+)\.0+$", r"\1", re.sub(r"(?<!\d) | (?!\d)", "", visible))
 
 
 def first_alike(names: Iterable[str], key: Callable[[str], str]) -> tuple[str, str] | None:

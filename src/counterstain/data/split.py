@@ -54,11 +54,10 @@ def check_no_leak(
 
 
 def patient_key(name: str) -> str:
-    """Return what all spellings of a patient share: those of other case, spaces, invisible signs, leading zeros or
-    Unicode form (``"Pat 01"``, ``"pat1"``), numbers with the ``.0`` of a spreadsheet, and the barcodes of a patient's
-    slides in TCGA (``TCGA-A1-A0SB-01Z-00-DX1``).
+    """Return what all spellings of a patient share: those of one :func:`name_key` and of other leading zeros
+    (``"Pat 01"``, ``"pat1"``), and the barcodes of a patient's slides in TCGA (``TCGA-A1-A0SB-01Z-00-DX1``).
     """
-    key = re.sub(r"^(\d+)\.0$", r"\1", name_key(name))
+    key = name_key(name)
     barcode = BARCODE.match(key)
     return barcode[0] if barcode else re.sub(r"(?<![\d.])0+(?=\d)", "", key)
 

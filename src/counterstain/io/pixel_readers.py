@@ -30,7 +30,7 @@ IMAGE_FORMATS = ("PNG", "TIFF", "JPEG", "BMP", "GIF", "WEBP")
 
 # TIFF tags and their values
 BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, ORIENTATION, SAMPLES, PREDICTOR = 258, 259, 262, 266, 274, 277, 317
-PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT = 284, 338, 339
+PLANAR, COLOUR_MAP, EXTRA_SAMPLES, SAMPLE_FORMAT = 284, 320, 338, 339
 STORED = (273, 279, 324, 325)  # where strips and tiles lie, and their length
 COLOURS = {0: "inverted grey", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIELab"}
 JPEG = 7
@@ -43,6 +43,7 @@ COMPRESSIONS = {
     *LOSSY,
 }
 UNSPECIFIED, PREMULTIPLIED, STRAIGHT = 0, 1, 2  # what an extra sample is
+TRANSPARENT = "is transparent everywhere, so that nothing of it would be seen; save it without transparency"
 UNKNOWN, UPRIGHT = 0, 1  # orientations
 SLIDE_COLOURS = frozenset({"RGB"})
 IMAGE_COLOURS = frozenset({"RGB", "grey", "palette"})
@@ -335,19 +336,31 @@ def read_image(path: Path) -> np.ndarray:
     """
     with opened_image(path) as image:
         image.load()
-        if image.height <= ROWS_AT_ONCE:
-            return _rgb(image)
         pixels = np.empty((image.height, image.width, 3), np.uint8)
         for top in range(0, image.height, ROWS_AT_ONCE):  # Pillow copies what it converts
             band = pixels[top : top + ROWS_AT_ONCE]
-            band[:] = _rgb(image.crop((0, top, image.width, top + len(band))))
+            whole = len(band) == image.height
+            band[:] = _rgb(image if whole else image.crop((0, top, image.width, top + len(band))))
+        if image.has_transparency_data and (pixels == WHITE).all() and not _rgba(image)[..., 3].any():
+            raise InputError(f"{path}: {TRANSPARENT}")
         return pixels
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
     if image.has_transparency_data:
-        return on_white(np.asarray(image.convert("RGBA")))
+        return on_white(_rgba(image))
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _rgba(image: Image.Image) -> np.ndarray:
+    return np.asarray((image.convert("LA") if image.mode == "La" else image).convert("RGBA"))
+
+
+def _mend_palette(image: Image.Image) -> None:
+    """Read colours of 8 bits in a TIFF's palette, which has 16, as libtiff does: Pillow would take them for black."""
+    colours = image.tag_v2.get(COLOUR_MAP, ()) if image.mode == "P" and hasattr(image, "tag_v2") else ()
+    if 0 < max(colours, default=0) <= WHITE:
+        image.putpalette(np.reshape(colours, (3, -1)).T.astype(np.uint8).tobytes())
 
 
 @contextmanager
@@ -361,6 +374,7 @@ def opened_image(path: Path, *, labels: bool = False) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")  # of images half the size that is an error, and of damaged tags
             with Image.open(path, formats=IMAGE_FORMATS) as image:
                 _check_image(path, image, labels=labels)
+                _mend_palette(image)
                 yield image
                 _check_image(path, image, labels=labels)  # PNG may have its EXIF data behind the pixels
     except FileNotFoundError as error:

@@ -207,13 +207,13 @@ def _check_no_other_parts(path: Path, table: pd.DataFrame, columns: Columns) -> 
         values = set(table[name].str.lower())
         if len(values) > 1 and values <= {*PARTS, *OTHER_PARTS}:
             found = ", ".join(sorted(values))
-            advice = f"give --part-column {name}" if set(table[name]) <= set(PARTS) else f"it takes {', '.join(PARTS)}"
+            advice = f"give --part-column {name}" if values <= set(PARTS) else f"it takes {', '.join(PARTS)}"
             raise InputError(f"{path}: column {name!r} holds {found}, which are parts; {advice}, or remove the column")
 
 
 def _check_filled(path: Path, named: pd.DataFrame, columns: Columns) -> None:
-    if "part" in named and (named["part"] == "").all():
-        named["part"] = None
+    if "part" in named:
+        named["part"] = None if (named["part"] == "").all() else named["part"].str.lower()
     for field in named.columns.drop(["row", "score"], errors="ignore"):
         name, lengths = getattr(columns, str(field)), named[field].str.len()
         for row in named["row"][lengths == 0]:

@@ -21,7 +21,9 @@ from counterstain.errors import CounterstainWarning, InputError
 from counterstain.io.pixel_readers import (
     APERIO_YCBCR,
     MAX_DIFFERENCE,
+    ROWS_AT_ONCE,
     SLIDE_COLOURS,
+    TRANSPARENT,
     WHITE,
     Level,
     PixelLayout,
@@ -63,6 +65,7 @@ class TiffSource:
             self._pixels = {level.number: _PagePixels(path, pages[level.number]) for level in self.levels}
             self.mpp_xy, self.doubt = _mpp_of(self._file, pages[0])
             self.read(self.levels[0], 0, 0, 1, 1)  # damage that stops the decoder is found here
+            self._pixels[self.levels[-1].number].check_shown()
         except BaseException:
             self._file.close()
             raise
@@ -117,12 +120,22 @@ class _PagePixels:
 
     def read(self, top: int, left: int, bottom: int, right: int) -> np.ndarray:
         """Return rows top to bottom of columns left to right, all within the page, (H, W, 3) uint8."""
+        return on_white(self._stored(top, left, bottom, right), premultiplied=self._premultiplied)
+
+    def check_shown(self) -> None:
+        """Raise InputError where all is transparent; of a page that is not, the first rows are read."""
+        height, width = self._page.imagelength, self._page.imagewidth
+        tops = range(0, height, ROWS_AT_ONCE) if self._page.samplesperpixel > 3 else range(0)
+        bands = (self._stored(top, 0, min(top + ROWS_AT_ONCE, height), width) for top in tops)
+        if tops and not any(band[..., 3].any() for band in bands):
+            raise InputError(f"{self._path}: {TRANSPARENT}")
+
+    def _stored(self, top: int, left: int, bottom: int, right: int) -> np.ndarray:
         samples = self._page.samplesperpixel
         if self._mapped is not None:
             window = (slice(top, bottom), slice(left, right))
             planar = self._planes > 1
-            pixels = np.moveaxis(self._mapped[:, *window], 0, -1) if planar else np.asarray(self._mapped[window])
-            return on_white(pixels, premultiplied=self._premultiplied)
+            return np.moveaxis(self._mapped[:, *window], 0, -1) if planar else np.asarray(self._mapped[window])
         pixels = np.full((bottom - top, right - left, samples), WHITE, np.uint8)
         (rows, columns), (down, across) = self._segment_px, self._grid
         for plane, row, column in itertools.product(
@@ -135,7 +148,7 @@ class _PagePixels:
             y0, y1, x0, x1 = max(top, y), min(bottom, y + rows), max(left, x), min(right, x + columns)
             channels = slice(plane, plane + 1) if self._planes > 1 else slice(None)
             pixels[y0 - top : y1 - top, x0 - left : x1 - left, channels] = segment[y0 - y : y1 - y, x0 - x : x1 - x]
-        return on_white(pixels, premultiplied=self._premultiplied)
+        return pixels
 
     def forget(self) -> None:
         """Let go of decoded segments and of the file's memory map."""
