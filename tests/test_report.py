@@ -16,7 +16,7 @@ from counterstain.cli import app
 from counterstain.errors import CounterstainError, InputError, StorageError
 from counterstain.report.page import data_sheet, render, write_report
 from counterstain.report.results import find_results, read_results
-from counterstain.report.summary import chosen_arm, smallest_p_caution, summarise
+from counterstain.report.summary import chosen_arm, overview, smallest_p_caution, summarise
 from counterstain.report.tables import (
     Effect,
     differences_table,
@@ -157,6 +157,17 @@ def test_the_first_screen_says_how_much_of_the_subtype_that_is_missed_most_is_fo
     ]
     assert table.rows[0].tags == ("missed most",)
     assert table.rows[0].cells[2].text == signed(100 * of_missed.mean, 1)
+
+
+def test_a_terminal_shows_the_subtype_that_is_missed_most_first_and_every_arm_that_does_harm(tmp_path):
+    found = overview(
+        read_results(draw_results(tmp_path / "run", ARMS, 5, gain={"spade+100": -0.3}, methods=("spade",)))
+    )
+    assert found.columns[2:4] == ("HER2 0 found", "difference")
+    arms = {row[0]: row for row in found.rows}
+    assert arms["subtype"][3] == ""
+    assert float(arms[SPADE.label][3].replace(MINUS, "-")) < -20
+    assert any(line.startswith(f"{SPADE.label}. Harm: ") and "less HER2 0 is found" in line for line in found.lines)
 
 
 def test_the_subtype_that_is_missed_most_is_chosen_on_validation(tmp_path):

@@ -94,7 +94,7 @@ COMMANDS = (  # in the order of the help
     Command(study_app, "test", "Test a finished study on another cohort", studies.test_study, printing.show_test),
     Command(study_app, "status", "Show how far a study is", studies.study_status, printing.show_status),
     Command(app, "report", "Write a study's report, figures and tables", studies.report, printing.show_report),
-    Command(app, "demo", "Run everything in minutes on two CPU cores", studies.demo, printing.show_study),
+    Command(app, "demo", "Run everything in minutes on two CPU cores", studies.demo, printing.show_demo),
     Command(config_app, "show", "Show every setting of a recipe as YAML", settings.config_show, printing.show_text),
     Command(
         config_app,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -17,6 +18,7 @@ from counterstain.report.tables import (
     Effect,
     Effects,
     Table,
+    effects_on_test,
     first_table,
     fixed,
     interval,
@@ -67,6 +69,7 @@ class Summary:
     verdict: str  # a few words
     finding: str  # a few sentences
     by_subtype: Table | None  # what the chosen arm changes for each subtype
+    harm: tuple[str, ...]  # a sentence of every arm with synthetic images that makes something worse beyond chance
     power: str  # how large a study must be to detect the chosen arm's difference; may be empty
     looks: str  # how often the results of each split were shown
     cautions: tuple[str, ...]  # reasons for doubt
@@ -87,10 +90,51 @@ def summarise(results: Results, effects: Effects, chosen: Arm | None) -> Summary
         verdict=found[1],
         finding=found[2],
         by_subtype=first_table(results, effects, compared) if compared else None,
+        harm=tuple(
+            f"{arm.label}. {sentence}"
+            for arm in results.others
+            if arm.method is not None
+            for sentence in _harm(results, effects, arm)
+        ),
         power=_power(results, effects, compared) if compared else "",
         looks=looks_sentence(results.looks),
         cautions=tuple(_cautions(results, effects)),
         arms=tuple((arm.label, _arm_sentence(results, effects, arm)) for arm in results.others if arm.name in measured),
+    )
+
+
+class Overview(NamedTuple):
+    """What a study found, for a terminal."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    lines: tuple[str, ...]
+
+
+def overview(results: Results) -> Overview:
+    """Return all arms on the test set, beginning with the subtype that is missed most, and the finding in short."""
+    effects, reference = effects_on_test(results), results.reference
+    found, first = summarise(results, effects, chosen_arm(results)), missed_most(results)
+    others = [name for name in results.study.taxonomy.names if name != first]
+    test, rows = results.results[results.results["split"] == "test"], []
+    for arm in results.arms:
+        repeats = test[test["arm"] == arm.name]
+        means = repeats[["dice", "subtype_variance", *results.recalls]].mean()
+        scores = [
+            fixed(100 * means[measure], 1) for measure in ("dice", *(f"recall_{name}" for name in (first, *others)))
+        ]
+        by, of_dice = (
+            "" if arm == reference else signed(100 * effects.get((arm.name, measure), UNDEFINED).mean, 1)
+            for measure in (f"recall_{first}", "dice")
+        )
+        spread = fixed(recall_spread(means["subtype_variance"]), 1)
+        rows.append((arm.label, str(len(repeats)), scores[1], by, *scores[2:], scores[0], of_dice, spread))
+    return Overview(
+        title=f"{results.tested_on}, means over repeats: recall of each subtype, Dice, spread of the recalls",
+        columns=("arm", "n", f"{first} found", "difference", *others, "Dice", "difference", "spread"),
+        rows=tuple(rows),
+        lines=tuple(filter(None, (found.headline, f"{found.verdict}.", *found.harm))),
     )
 
 
