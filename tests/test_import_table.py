@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,9 +236,9 @@ def test_the_score_is_the_patients_commonest_subtype(pairs):
 
 
 def test_images_of_the_same_name_in_two_folders_are_told_apart(tmp_path):
-    for folder in ("x", "y"):
+    for place, folder in enumerate("xy"):
         (tmp_path / folder).mkdir()
-        draw(tmp_path / folder, "a", boxes((0, 0)))
+        draw(tmp_path / folder, "a", boxes((place, 0)))
     cohort = imported(tmp_path, *(f"{f}/a.png,{f}/a-label.png,s,p{f}" for f in "xy"))
     assert cohort.regions["region"].tolist() == ["x/a", "y/a"]
 
@@ -369,6 +370,21 @@ def test_images_without_tissue_may_repeat(pairs):
     assert report_of(imported(pairs, *ROWS))["repeated_images"] == 0
 
 
+def test_one_label_of_two_images_is_said_and_refused_in_two_parts(pairs):
+    shutil.copy(pairs / "a-label.png", pairs / "copy.png")
+    said = "row 3: copy.png of b.png is the same as a-label.png of a.png in row 2; give each image its own label"
+    with pytest.warns(CounterstainWarning, match=said):
+        imported(pairs, row("a", "x", "p1"), "b.png,copy.png,x,p2")
+    with pytest.raises(InputError, match=r"row 3: a-label\.png of b\.png is the same"):
+        imported(pairs, row("a", "x", "p1", "val"), "b.png,a-label.png,x,p2,test", header=f"{HEADER},part")
+
+
+def test_one_empty_label_may_serve_many_images(pairs):
+    Image.new("L", (20, 16)).save(pairs / "none.png")
+    cohort = imported(pairs, row("a", "x", "p1"), "b.png,none.png,x,p2", "c.png,none.png,x,p3")
+    assert report_of(cohort)["regions_without_instance"] == 2
+
+
 def test_a_slide_of_two_patients_is_an_error(pairs):
     rows = [row("a", "x", "p1", "s1"), row("b", "x", "p2", "s1")]
     with pytest.raises(InputError, match=r"slide s1 has two values of patient, p1 \(row 2\) and p2 \(row 3\)"):
@@ -398,8 +414,8 @@ def test_a_file_that_is_no_table_is_an_error(tmp_path, name, content, message):
 
 
 def test_an_unknown_id_or_an_image_cut_off_is_named_and_nothing_is_left(pairs):
-    for name in "abc":
-        draw(pairs, name, boxes((0, 0), value=1))
+    for place, name in enumerate("ab"):
+        draw(pairs, name, boxes((place, 0), value=1))
     draw(pairs, "c", boxes((3, 7), value=9))
     with pytest.raises(TaxonomyError, match=r"c-label\.png: unknown id 9 at row 3, column 7 \(25 pixels .* 1 HER2 0"):
         imported(pairs, *ROWS, taxonomy=HER2, labels="ids")

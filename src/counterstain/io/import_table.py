@@ -27,7 +27,7 @@ from counterstain.data.region_store import Region
 from counterstain.data.split import PATIENTS_SEEN_FILE, SAME_IMAGE, image_key, read_patients_seen
 from counterstain.errors import ConfigError, CounterstainWarning, InputError, TaxonomyError
 from counterstain.io.labels import taxonomy_of
-from counterstain.io.masks import TISSUE, Drawn, ValueMeanings, read_ids, read_mask
+from counterstain.io.masks import TISSUE, Drawn, ValueMeanings, read_ids, read_mask, read_stored
 from counterstain.io.pixel_readers import read_image
 from counterstain.io.slides import area_average
 from counterstain.io.table import Columns, csv_rows, read_table
@@ -108,14 +108,15 @@ def import_table(
     known = _taxonomy(table, rows, config, taxonomy)
     read_label = _reader(config, known)
     taxonomy = known.merged(config.merge) if config.merge else known
-    files = rows["image"].map(sha256_of)
+    files, of_labels = rows["image"].map(sha256_of), rows["label"].map(sha256_of)
     flat = [image for image in rows["image"][files.duplicated()] if image_key(read_image(image)) is None]
     with warnings.catch_warnings(action="ignore"):  # said at the end, of all that are alike in their pixels
         repeated_images(table, rows, files.where(~files.isin([sha256_of(image) for image in flat])))
+    _check_labels(table, rows.assign(file=files, key=of_labels))
     source = {
         "kind": "table",
         "sha256": sha256_of(table),
-        "files": fingerprint([files.tolist(), [sha256_of(file) for file in rows["label"]]]),
+        "files": fingerprint([files.tolist(), of_labels.tolist()]),
         "options": config.model_dump(mode="json"),
     }
     if behind := patients_behind(table):
@@ -169,6 +170,23 @@ def repeated_images(table: Path, rows: pd.DataFrame, keys: pd.Series, place: str
     for said in islice(pairs.values(), SHOWN):
         warnings.warn(said, CounterstainWarning, stacklevel=4)
     return {"repeated_images": int(known["key"].duplicated().sum()), SAME_IMAGE: [list(pair) for pair in pairs]}
+
+
+def _check_labels(table: Path, rows: pd.DataFrame) -> None:
+    """Say where images have one label image, in two parts as an InputError; those of one value may be shared."""
+    different = rows.drop_duplicates(["key", "file"])
+    shared = different[different["key"].duplicated(keep=False)].groupby("key", sort=False)
+    drawn = (alike for _, alike in shared if np.ptp(read_stored(alike["label"].iloc[0]).values))
+    for number, alike in enumerate(drawn):
+        first, second = alike.iloc[0], alike.iloc[1]
+        said = (
+            f"{table} row {second['row']}: {second['label'].name} of {second['image'].name} is the same as "
+            f"{first['label'].name} of {first['image'].name} in row {first['row']}; give each image its own label"
+        )
+        if len(set(alike["split"].dropna())) > 1:
+            raise InputError(said)
+        if number < SHOWN:
+            warnings.warn(said, CounterstainWarning, stacklevel=3)
 
 
 def patients_behind(table: Path) -> set[str]:
