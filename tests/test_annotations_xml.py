@@ -127,6 +127,14 @@ def test_aperio_shapes_given_by_their_box_are_drawn_and_others_are_what_their_po
     assert file.skipped == {"arrow": 1}
 
 
+@pytest.mark.parametrize("points", [SQUARE, [SQUARE[i] for i in (0, 1, 3, 2)], [SQUARE[i] for i in (0, 2, 1, 3, 0)]])
+def test_the_corners_of_a_rectangle_may_come_in_any_order(tmp_path, points):
+    texts = {"asap": asap(asap_annotation(points, "Rectangle")), "aperio": aperio(layer(region(points, 1)))}
+    for file_format, text in texts.items():
+        file = read(tmp_path, text, file_format)
+        assert ([a.polygon.area for a in file.annotations], file.repaired) == ([400], 0)
+
+
 def test_aperio_negative_regions_are_cut_out_of_their_layer_alone(tmp_path):
     hole = region([(15, 15), (20, 15), (20, 20), (15, 20)], Id=2, NegativeROA=1)
     stray = region([(90, 90), (95, 90), (95, 95)], Id=3, NegativeROA=1)

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import unicodedata
 import zlib
 from pathlib import Path
@@ -80,7 +81,7 @@ def two_slides(lab: Lab) -> Lab:
             polygon("three", 120, 60, 60, 40),
             polygon("one", 300, 180, 60, 60),
             polygon("hole", 130, 70, 10, 10),
-            polygon("smear", 200, 100, 20, 20),
+            polygon("smear", 200, 100, 20, 20 + 2 * (name == "b")),
         )
     return lab
 
@@ -243,6 +244,17 @@ def test_slides_and_annotations_that_do_not_match_are_listed_on_both_sides(lab: 
         lab.load()
 
 
+@pytest.mark.parametrize(
+    ("slide", "file", "words"),
+    [("12", "12.1", "no slide for 12.1.geojson"), ("a", "A", r"capitals and small letters too \(A\.geojson for a\)")],
+)
+def test_a_file_of_another_number_or_case_belongs_to_no_slide(lab: Lab, slide: str, file: str, words: str):
+    lab.tiff(slide)
+    lab.annotate(file, polygon("three", 5, 5, 9, 9))
+    with pytest.raises(InputError, match=words):
+        lab.load()
+
+
 def test_names_of_slides_and_annotations_are_compared_in_one_unicode_form(lab: Lab):
     lab.tiff(unicodedata.normalize("NFD", "Mü"))
     lab.annotate(unicodedata.normalize("NFC", "Mü"), polygon("ROI", 0, 0, 90, 90), polygon("three", 0, 0, 50, 50))
@@ -374,8 +386,48 @@ def test_a_slide_without_a_region_is_an_error(lab: Lab):
     with pytest.raises(InputError, match=r"slide a: no region; none of its annotations has a label of a region"):
         lab.load()
     lab.annotate("a", polygon("smear", 5, 5, 9, 9))
-    with pytest.raises(InputError, match=r"slide a: no region; it has no instance of a subtype"):
+    with pytest.raises(InputError, match=r"no slide has an instance of a subtype, so no region can be placed"):
         lab.load(regions="auto")
+
+
+def test_a_slide_without_an_instance_is_counted_where_regions_are_placed_and_others_imported(lab: Lab):
+    for name, label in (("a", "three"), ("b", "smear"), ("c", "three")):
+        lab.tiff(name)
+        lab.annotate(name, polygon(label, 60, 60, 90, 90))
+    cohort = lab.load(regions="auto")
+    report = read_json(cohort.folder / "import.json")
+    assert cohort.regions["slide"].tolist() == ["a", "c"]
+    assert (report["slides"], report["slides_without_region"]) == (2, ["b"])
+    assert lab.load(regions="auto").regions.equals(cohort.regions)
+
+
+def test_a_slide_whose_objects_were_left_out_is_named(lab: Lab):
+    detection = polygon("three", 5, 5, 9, 9)
+    detection["properties"]["objectType"] = "detection"
+    for name, feature in (("a", polygon("three", 0, 0, 50, 50)), ("b", detection)):
+        lab.tiff(name)
+        lab.annotate(name, polygon("ROI", 0, 0, 90, 90), feature)
+    said = r"slide b has no instance of a subtype, but b\.geojson has 1 x detection \(imported with --objects .*"
+    assert re.fullmatch(said, *read_json(lab.load().folder / "import.json")["odd"])
+
+
+def test_an_outline_drawn_twice_with_two_meanings_is_counted_and_named(lab: Lab):
+    lab.tiff("a")
+    ring = polygon("one", 20, 20, 30, 30)
+    ring["geometry"]["coordinates"][0] = [*ring["geometry"]["coordinates"][0][1:], [50, 20]]
+    lab.annotate("a", polygon("ROI", 0, 0, 90, 90), polygon("three", 20, 20, 30, 30), ring)
+    cohort = lab.load()
+    report = read_json(cohort.folder / "import.json")
+    assert report["outlines_of_two_classes"] == 1
+    assert report["odd"] == ["slide a: one outline twice, 'three' and 'one' at x 20, y 20; the later shows"]
+    assert cohort.instances["subtype"].tolist() == [cohort.taxonomy.id_of("HER2 1+")]
+
+
+def test_annotations_copied_to_another_slide_are_said(two_slides: Lab):
+    a = two_slides.annotations / "a.geojson"
+    (two_slides.annotations / "b.geojson").write_text(a.read_text().replace(", ", ","))
+    with pytest.warns(CounterstainWarning, match="have the same outlines as another: b as a; was a file of"):
+        two_slides.load()
 
 
 def test_an_interrupted_import_goes_on_and_ends_the_same(two_slides: Lab, tmp_path: Path, monkeypatch):

@@ -79,9 +79,10 @@ def test_drawn_rectangles_are_numbered_from_the_top():
     assert boxes == [Box(50, 3, 10, 6, "region1"), Box(5, 100, 20, 30, "region2")]
 
 
-def test_a_region_that_is_no_upright_rectangle_is_an_error():
+@pytest.mark.parametrize("outline", [[(0, 0), (10, 0), (0, 10)], [(0, 0), (200, 0), (210, 99), (10, 99)]])
+def test_a_region_that_is_no_upright_rectangle_is_an_error(outline):
     with pytest.raises(InputError, match=r"slide a: the outline of a region at x 0, y 0 is no upright rectangle"):
-        drawn_boxes("a", [Polygon([(0, 0), (10, 0), (0, 10)])])
+        drawn_boxes("a", [Polygon(outline)])
 
 
 def test_a_table_lists_regions_by_slide(tmp_path: Path):

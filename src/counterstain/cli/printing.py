@@ -58,6 +58,7 @@ IMPORT_LINES = {  # by the entries of import.json
     "cut_at_slide_edge": "{} annotations reach over the edge of their slide and were cut there",
     "cut_at_region_edge": "{} annotations reach over the edge of a region and were cut there",
     "off_the_slide": "{} annotations lie off their slide and were left out",
+    "outlines_of_two_classes": "{} outlines are there twice with two meanings: the later one shows",
     "outside_of_regions": "{} annotations lie outside all regions",
     "hidden_or_smaller_than_a_pixel": "{} instances are hidden by others or smaller than a pixel",
     "background": "{} annotations are background",
@@ -104,6 +105,8 @@ def _small_regions(cohort: Cohort) -> list[str]:
 
 
 def _show_left_out(found: Arguments, cohort: Cohort) -> None:
+    from counterstain.io.annotations import first_names
+
     for reason, count in found["skipped"].items():
         echo(f"left out: {count:,} x {reason}")
     for message in found["odd"][:SHOWN]:
@@ -111,6 +114,8 @@ def _show_left_out(found: Arguments, cohort: Cohort) -> None:
     if others := found["files_of_other_formats"]:
         more = f" and {len(others) - 1:,} more" if len(others) > 1 else ""
         warn(f"{others[0]}{more}: another format, left out")
+    if bare := found["slides_without_region"]:
+        warn(f"no region on slides without an instance of a subtype: {first_names(bare)}")
     for slide in found["slides_coarser_than_mpp"]:
         warn(f"slide {slide} was scanned at a coarser resolution than {cohort.mpp:g} mpp")
     echo(f"overview pictures: {cohort.folder / 'overview'}")

@@ -23,7 +23,7 @@ from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.region_store import Region
 from counterstain.data.split import same_patient
 from counterstain.errors import InputError, MismatchError
-from counterstain.io.annotations import Format, files_of_other_formats, read_all
+from counterstain.io.annotations import Format, files_of_other_formats, match_annotations, read_all
 from counterstain.io.annotations.json_formats import ANNOTATION
 from counterstain.io.annotations.outlines import AnnotationFile
 from counterstain.io.import_table import repeated_images
@@ -33,10 +33,12 @@ from counterstain.io.slide_plan import (
     Patient,
     SlidePlan,
     SlidesConfig,
-    match_annotations,
+    check_any,
+    odd_objects,
     plan_slide,
     read_patients,
     slide_keys,
+    warn_of_copies,
 )
 from counterstain.io.slides import Box, Slide, Thumbnail, list_slides
 from counterstain.progress import Progress, silent
@@ -112,8 +114,9 @@ def import_slides(
         plan_slide(name, path, people[name], matched[name], labels=meanings, config=config, listed=table.get(name, ()))
         for name, path in paths.items()
     ]
+    check_any(plans, config, meanings)
     _check_names(paths, table, plans)
-    _check_any(plans, config, meanings)
+    warn_of_copies(plans)
     repeated = _repeated(Path(patients or slides), plans)
     source = _source(config, meanings, files, plans)
     if any(file.splines or file.of_other_types for file in files) or set(objects) != {ANNOTATION}:
@@ -213,17 +216,6 @@ def _repeated(where: Path, plans: Sequence[SlidePlan]) -> dict[str, Any]:
     return repeated_images(where, frame, pd.Series(slide_keys(plans)), "slide")
 
 
-def _check_any(plans: Sequence[SlidePlan], config: SlidesConfig, meanings: Mapping[str, int]) -> None:
-    """Raise InputError where labels stand for subtypes, but no region shows an instance of one."""
-    subtypes = {label for label in meanings.values() if label not in {BACKGROUND, IGNORE}}
-    shown = (plan.shown[i].label for plan in plans for box in plan.boxes for i in plan.placed(box, config.mpp).shown)
-    if subtypes and subtypes.isdisjoint(shown):
-        raise InputError(
-            "no region shows an instance of a subtype; annotations and regions are given in level-0 pixels, x first: "
-            "are they in micrometres, swapped, or of other slides?"
-        )
-
-
 def _check_names(paths: Mapping[str, Path], table: Mapping[str, Sequence[Box]], plans: Sequence[SlidePlan]) -> None:
     strays = sorted(set(table) - set(paths))
     if strays:
@@ -305,8 +297,8 @@ def _report(
 ) -> dict[str, Any]:
     shown = [s for plan in plans for s in plan.shown]
     return {
-        "slides": len(plans),
-        "patients": len({plan.patient.patient for plan in plans}),
+        "slides": cohort.regions["slide"].nunique(),
+        "patients": cohort.regions["patient"].nunique(),
         "regions": len(cohort),
         "origin": config.origin,
         "regions_from": config.regions,
@@ -314,14 +306,15 @@ def _report(
         "labels": dict(sorted(count_labels(files).items())),
         "skipped": dict(sorted(count_skipped(files).items())),
         "skipped_by_file": {file.path.name: dict(sorted(file.skipped.items())) for file in files if file.skipped},
-        "odd": [message for file in files for message in file.odd]
-        + [f"slide {p.slide}: {len(p.strays):,} off the slide, the first: {p.strays[0]}" for p in plans if p.strays],
+        "odd": odd_objects(plans, files),
         "splines": sum(file.splines for file in files),
         "repaired": sum(file.repaired for file in files),
         "background": sum(s.label == BACKGROUND for s in shown),
         "ignored": sum(s.label == IGNORE for s in shown),
         "cut_at_slide_edge": sum(plan.cut for plan in plans),
         "off_the_slide": sum(len(plan.strays) for plan in plans),
+        "outlines_of_two_classes": sum(len(plan.twice) for plan in plans),
+        "slides_without_region": [plan.slide for plan in plans if not plan.boxes],
         **_region_counts(cohort, plans, config),
         "slides_coarser_than_mpp": [plan.slide for plan in plans if config.mpp < 0.99 * plan.mpp_level0],
         "subtypes": _by_subtype(cohort),

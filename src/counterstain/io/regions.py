@@ -23,7 +23,7 @@ from counterstain.io.table import csv_rows
 
 COLUMNS = ("slide", "x_level0_px", "y_level0_px", "width_level0_px", "height_level0_px")
 CELLS = 32  # a region is so many cells wide while its place is sought
-MIN_FILLED = 0.95  # an outline that fills less of its bounding box is no upright rectangle
+MIN_FILLED = 0.98  # an outline that fills less of its bounding box is no upright rectangle
 CENTRING = 0.01  # how much it counts that annotated tissue lies in the middle of a region
 POINTS_AT_ONCE = 200_000
 CROSSINGS_AT_ONCE = 2_000_000

@@ -6,7 +6,6 @@ Places are level-0 pixels of the whole canvas.
 from __future__ import annotations
 
 import math
-import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,15 +19,16 @@ from pydantic import Field
 from counterstain.config import Config
 from counterstain.data.split import image_key
 from counterstain.errors import CounterstainWarning, InputError
+from counterstain.io.annotations import first_names, slide_of
 from counterstain.io.annotations.outlines import Annotation, AnnotationFile, polygonal
 from counterstain.io.regions import Outline, Placed, drawn_boxes, place, place_boxes, tissue_mask
 from counterstain.io.slides import Box, Slide, slide_name
 from counterstain.io.table import check_name, csv_rows
 from counterstain.taxonomy import BACKGROUND, IGNORE
 
-SHOWN_NAMES = 5
-DEEPZOOM_OF_EXACT = ".dzi"  # EXACT gives some images this ending
+COMPARED_REGIONS = 5
 COMPARED_PX = 256  # edge of what slides of one size are compared by
+ONE_BOX = 5  # points: a label of the whole slide
 TISSUE_PX = 1024  # longer side of the thumbnail in which tissue is sought
 MAX_REGION_PX = 20_000**2  # an instance map of 1.6 GB
 
@@ -82,7 +82,7 @@ def read_patients(path: str | Path, slides: Iterable[str]) -> dict[str, Patient]
         patients[slide] = Patient(patient, row.get("score") or None, _resolution(where, row.get("mpp_level0")))
     missing = [slide for slide in slides if slide not in patients]
     if missing:
-        raise InputError(f"{path}: no row for {_listed(missing)}; add one for every slide")
+        raise InputError(f"{path}: no row for {first_names(missing)}; add one for every slide")
     return patients
 
 
@@ -96,73 +96,6 @@ def _resolution(where: str, text: str | None) -> float | None:
     if not 0 < value < math.inf:
         raise InputError(f"{where}: mpp_level0 {text!r}: expected micrometres per pixel above 0, such as 0.25")
     return value
-
-
-def match_annotations(slides: Iterable[str], files: Sequence[AnnotationFile]) -> dict[str, list[Annotation]]:
-    """Give every slide its annotations.
-
-    A file belongs to the slide whose name it has, whatever follows after a dot (``a.svs`` and ``a.qupath.json``); if
-    several fit, to the slide with the longest name. Annotations that name their slide, as EXACT's do, belong to it.
-
-    Raises
-    ------
-    InputError
-        A slide without annotations or annotations without a slide; lists the names of both sides.
-    """
-    matched: dict[str, list[Annotation]] = {slide: [] for slide in slides}
-    found: dict[str, list[str]] = {}  # files of each slide
-    strays: set[str] = set()
-    for file in files:
-        for source in file.slides or (None,):
-            name = source or file.path.name
-            slide = _slide_of(name, matched)
-            if slide is None:
-                strays.add(name)
-            else:
-                _check_repeated(
-                    slide, found.setdefault(slide, []), file.path.name, matched[slide], file.of_slide(source)
-                )
-                matched[slide].extend(file.of_slide(source))
-    bare = matched.keys() - found.keys()
-    if bare or strays:
-        raise InputError(
-            "slides and annotations do not match: "
-            + ", ".join(f"no {what} for {_listed(of)}" for what, of in (("annotations", bare), ("slide", strays)) if of)
-            + "; give both the same name, or move files that are not to be imported to another folder"
-        )
-    return matched
-
-
-def _check_repeated(
-    slide: str, before: list[str], name: str, known: Sequence[Annotation], more: Sequence[Annotation]
-) -> None:
-    """Say that a slide has a further file of annotations; raise InputError where an outline is in both."""
-    if before and name not in before:
-        outlines = {(a.label, a.polygon.wkb) for a in known}
-        twice = sum((a.label, a.polygon.wkb) in outlines for a in more)
-        if twice:
-            raise InputError(
-                f"slide {slide}: {name} repeats {twice} outlines of {before[0]}; move the older file to another folder"
-            )
-        warnings.warn(
-            f"slide {slide} has several files of annotations, {', '.join([*before, name])}; all are imported",
-            CounterstainWarning,
-            stacklevel=2,
-        )
-    before.append(name)
-
-
-def _slide_of(name: str, slides: Iterable[str]) -> str | None:
-    """Return the longest slide's name that ``name`` is or continues after a dot."""
-    name = unicodedata.normalize("NFC", name)
-    bare = slide_name(name.removesuffix(DEEPZOOM_OF_EXACT))
-    return max((s for s in slides if bare == s or name.startswith(f"{s}.")), key=len, default=None)
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = sorted(names)
-    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    return ", ".join(names[:SHOWN_NAMES]) + more
 
 
 class Shown(NamedTuple):
@@ -192,6 +125,8 @@ class SlidePlan:
     """Annotations that reach over the edge of the scanned area and end there."""
     strays: tuple[str, ...]
     """Annotations that lie off the slide and are left out: label, id and place of each."""
+    twice: tuple[str, ...]
+    """Outlines that are there again with another meaning, which shows: both labels and the place of each."""
 
     def region_name(self, box: Box) -> str:
         """Return what a region of the slide is called in the cohort."""
@@ -235,7 +170,7 @@ def plan_slide(
     Raises
     ------
     InputError
-        The slide cannot be read, an annotation or a region lies off it, or there is no region.
+        The slide cannot be read, an annotation or a region lies off it, or no region is drawn or listed.
     """
     given_by = "the patients table's mpp_level0" if patient.mpp_level0 else "--mpp-level0"
     with Slide.open(path, patient.mpp_level0 or config.mpp_level0, given_by) as slide:
@@ -260,7 +195,34 @@ def plan_slide(
             shown=shown,
             cut=sum(not extent.polygon.covers(a.polygon) for a in instances),
             strays=strays,
+            twice=_twice(shown),
         )
+
+
+def _twice(shown: Sequence[Shown]) -> tuple[str, ...]:
+    outlines = shapely.to_wkb(shapely.normalize(np.array([s.polygon for s in shown], dtype=object)))
+    last = dict(zip(outlines, shown, strict=True))
+    covered = [(s, last[wkb]) for s, wkb in zip(shown, outlines, strict=True) if last[wkb].label != s.label]
+    return tuple(
+        f"{s.source_label!r} and {top.source_label!r} at x {s.polygon.bounds[0]:.0f}, y {s.polygon.bounds[1]:.0f}"
+        for s, top in covered
+    )
+
+
+def warn_of_copies(plans: Sequence[SlidePlan]) -> None:
+    """Say which slides have the same outlines, as where a file of annotations was copied."""
+    first: dict[frozenset[bytes], str] = {}
+    copies = []
+    for plan in plans:
+        polygons = np.array([s.polygon for s in plan.shown], dtype=object)
+        if shapely.get_num_coordinates(polygons).sum() > ONE_BOX:
+            other = first.setdefault(frozenset(shapely.to_wkb(polygons)), plan.slide)
+            copies += [f"{plan.slide} as {other}"] if other != plan.slide else []
+    if copies:
+        said = (
+            f"slides that have the same outlines as another: {first_names(copies)}; was a file of annotations copied?"
+        )
+        warnings.warn(said, CounterstainWarning, stacklevel=3)
 
 
 def slide_keys(plans: Sequence[SlidePlan]) -> list[str | None]:
@@ -270,11 +232,12 @@ def slide_keys(plans: Sequence[SlidePlan]) -> list[str | None]:
     """
     by_size: dict[tuple[int, int], list[SlidePlan]] = {}
     for plan in plans:
-        by_size.setdefault(plan.size_level0_px, []).append(plan)
+        if plan.boxes:
+            by_size.setdefault(plan.size_level0_px, []).append(plan)
     keys: dict[str, str | None] = {}
     for alike in by_size.values():
         if len(alike) > 1:
-            boxes = dict.fromkeys(plan.boxes[0] for plan in alike[:SHOWN_NAMES])
+            boxes = dict.fromkeys(plan.boxes[0] for plan in alike[:COMPARED_REGIONS])
             for plan in alike:
                 with Slide.open(plan.path, plan.mpp_level0, given_by="") as slide:
                     keys[plan.slide] = image_key(np.concatenate([_centre(slide, box) for box in boxes]))
@@ -350,9 +313,8 @@ def _placed_boxes(slide: Slide, shown: Sequence[Shown], config: SlidesConfig) ->
 
 
 def _check_boxes(name: str, boxes: Sequence[Box], slide: Slide, config: SlidesConfig) -> None:
-    if not boxes:
+    if not boxes and config.regions != "auto":
         remedy = {
-            "auto": "it has no instance of a subtype; remove the slide, or give regions in a table",
             "drawn": "none of its annotations has a label of a region; draw one, or give --regions auto",
             "table": "the table has no row for it; add one, or remove the slide",
         }
@@ -370,3 +332,31 @@ def _check_boxes(name: str, boxes: Sequence[Box], slide: Slide, config: SlidesCo
                 f"slide {name}: region {box.name} has {area:.3g} pixels at {config.mpp:g} mpp, more than "
                 f"{MAX_REGION_PX:.3g}; give smaller regions or a larger --mpp"
             )
+
+
+def check_any(plans: Sequence[SlidePlan], config: SlidesConfig, meanings: Mapping[str, int]) -> None:
+    """Raise InputError where labels stand for subtypes, but no region shows an instance of one."""
+    if not any(plan.boxes for plan in plans):
+        raise InputError("no slide has an instance of a subtype, so no region can be placed; give regions in a table")
+    subtypes = {label for label in meanings.values() if label not in {BACKGROUND, IGNORE}}
+    shown = (plan.shown[i].label for plan in plans for box in plan.boxes for i in plan.placed(box, config.mpp).shown)
+    if subtypes and subtypes.isdisjoint(shown):
+        raise InputError(
+            "no region shows an instance of a subtype; annotations and regions are given in level-0 pixels, x first: "
+            "are they in micrometres, swapped, or of other slides?"
+        )
+
+
+def odd_objects(plans: Sequence[SlidePlan], files: Sequence[AnnotationFile]) -> list[str]:
+    """Return a line for what is odd: objects, strays, outlines twice, slides of nothing but objects left out."""
+    slides, bare = [plan.slide for plan in plans], {plan.slide for plan in plans if plan.main_subtype is None}
+    of_files = [(slide_of(file.path.name, slides), file) for file in files if file.skipped]
+    odd = [message for file in files for message in file.odd]
+    odd += [f"slide {p.slide}: {len(p.strays):,} off the slide, the first: {p.strays[0]}" for p in plans if p.strays]
+    odd += [f"slide {p.slide}: one outline twice, {p.twice[0]}; the later shows" for p in plans if p.twice]
+    return odd + [
+        f"slide {slide} has no instance of a subtype, but {file.path.name} has "
+        + ", ".join(f"{count:,} x {reason}" for reason, count in sorted(file.skipped.items()))
+        for slide, file in of_files
+        if slide in bare
+    ]

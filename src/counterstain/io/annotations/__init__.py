@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+import warnings
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
 from shapely.errors import GEOSException
 
-from counterstain.errors import InputError
+from counterstain.errors import CounterstainWarning, InputError
 from counterstain.io.annotations.json_formats import ANNOTATION, OBJECTS, read_exact, read_geojson
-from counterstain.io.annotations.outlines import AnnotationFile
+from counterstain.io.annotations.outlines import Annotation, AnnotationFile
 from counterstain.io.annotations.safe_parsing import read_bytes
 from counterstain.io.annotations.sliderunner import read_sliderunner
 from counterstain.io.annotations.xml_formats import read_aperio, read_asap
+from counterstain.io.slides import slide_name
 
 Format = Literal["exact", "qupath", "asap", "aperio", "halo", "sliderunner"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -33,6 +36,9 @@ EXACT = re.compile(rb'"(annotation_type|vector)"\s*:|"results"\s*:\s*\[')
 HALO = re.compile(rb"<V\s|\bHasEndcaps=|\bVisible=.(True|False)\b")
 APERIO = re.compile(rb"<Vertex\s|\bMicronsPerPixel=|<Attributes\b|\bReadOnly=")
 SQLITE = b"SQLite format 3\0"
+DEEPZOOM_OF_EXACT = ".dzi"  # EXACT gives some images this ending
+NUMBERED = re.compile(r"\.\d+(\.|$)")
+SHOWN_NAMES = 5
 BLANK = b"\xef\xbb\xbf \t\r\n"
 OTHERS = {  # what else people give, by its first bytes
     re.compile(
@@ -154,3 +160,79 @@ def _files(folder: Path) -> list[Path]:
     """Return the files of a folder without hidden ones, such as those that macOS puts beside each file."""
     files = folder.iterdir() if folder.is_dir() else ()
     return sorted(file for file in files if file.is_file() and not file.name.startswith("."))
+
+
+def match_annotations(slides: Iterable[str], files: Sequence[AnnotationFile]) -> dict[str, list[Annotation]]:
+    """Give every slide its annotations.
+
+    A file belongs to the slide whose name it has, whatever but a number follows after a dot (``a.svs`` and
+    ``a.qupath.json``); if several fit, to the slide with the longest name. Annotations that name their slide, as
+    EXACT's do, belong to it.
+
+    Raises
+    ------
+    InputError
+        A slide without annotations or annotations without a slide; lists the names of both sides.
+    """
+    matched: dict[str, list[Annotation]] = {slide: [] for slide in slides}
+    found: dict[str, list[str]] = {}  # files of each slide
+    strays: set[str] = set()
+    for file in files:
+        for source in file.slides or (None,):
+            name = source or file.path.name
+            slide = slide_of(name, matched)
+            if slide is None:
+                strays.add(name)
+            else:
+                _check_repeated(
+                    slide, found.setdefault(slide, []), file.path.name, matched[slide], file.of_slide(source)
+                )
+                matched[slide].extend(file.of_slide(source))
+    bare = matched.keys() - found.keys()
+    if bare or strays:
+        faults = [f"no {what} for {first_names(of)}" for what, of in (("annotations", bare), ("slide", strays)) if of]
+        cased = next(((stray, slide) for stray in sorted(strays) for slide in bare if _of_other_case(stray, slide)), ())
+        raise InputError(
+            f"slides and annotations do not match: {', '.join(faults)}; give both the same name, "
+            + (f"in capitals and small letters too ({cased[0]} for {cased[1]}), " if cased else "")
+            + "or move files that are not to be imported to another folder"
+        )
+    return matched
+
+
+def _of_other_case(name: str, slide: str) -> bool:
+    return slide_of(name.lower(), [slide.lower()]) is not None
+
+
+def _check_repeated(
+    slide: str, before: list[str], name: str, known: Sequence[Annotation], more: Sequence[Annotation]
+) -> None:
+    """Say that a slide has a further file of annotations; raise InputError where an outline is in both."""
+    if before and name not in before:
+        outlines = {(a.label, a.polygon.wkb) for a in known}
+        twice = sum((a.label, a.polygon.wkb) in outlines for a in more)
+        if twice:
+            raise InputError(
+                f"slide {slide}: {name} repeats {twice} outlines of {before[0]}; move the older file to another folder"
+            )
+        warnings.warn(
+            f"slide {slide} has several files of annotations, {', '.join([*before, name])}; all are imported",
+            CounterstainWarning,
+            stacklevel=2,
+        )
+    before.append(name)
+
+
+def slide_of(name: str, slides: Iterable[str]) -> str | None:
+    """Return the longest slide's name that ``name`` is or continues after a dot; not with a number (12, 12.1)."""
+    name = unicodedata.normalize("NFC", name)
+    bare = slide_name(name.removesuffix(DEEPZOOM_OF_EXACT))
+    fitting = (s for s in slides if bare == s or (name.startswith(f"{s}.") and not NUMBERED.match(name[len(s) :])))
+    return max(fitting, key=len, default=None)
+
+
+def first_names(names: Iterable[str]) -> str:
+    """Return the first of some names in their order, and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(names[:SHOWN_NAMES]) + more

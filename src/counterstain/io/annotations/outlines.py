@@ -107,6 +107,17 @@ def rectangle(points: np.ndarray) -> np.ndarray:
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float)
 
 
+def corners_in_order(points: np.ndarray) -> np.ndarray:
+    """Return the four corners of a rectangle, (4 or 5, 2) float, in order around it where its outline crosses itself.
+
+    Programs list them row by row; other outlines are returned as they are.
+    """
+    if len(points) not in {4, 5} or Polygon(points).is_valid:
+        return points
+    y, x = (points - points.mean(axis=0)).T[::-1]
+    return points[np.argsort(np.arctan2(y, x))]
+
+
 def spline(points: np.ndarray) -> np.ndarray:
     """Return the curve that ASAP draws through some (n, 2) points as a polyline that ends at the first, (m, 2) float.
 

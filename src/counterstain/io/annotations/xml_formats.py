@@ -40,7 +40,15 @@ from defusedxml.sax import make_parser
 from shapely import MultiPolygon
 
 from counterstain.errors import InputError
-from counterstain.io.annotations.outlines import AnnotationFile, Area, Collector, ellipse, polygonal, rectangle
+from counterstain.io.annotations.outlines import (
+    AnnotationFile,
+    Area,
+    Collector,
+    corners_in_order,
+    ellipse,
+    polygonal,
+    rectangle,
+)
 from counterstain.io.annotations.safe_parsing import MAX_DEPTH, OddObjectError, identifier, name, number, shown
 
 MAX_ELEMENTS = 8_000_000  # as many points as a file may have, and what stands around them
@@ -187,6 +195,7 @@ class _AsapVisitor(_Visitor):
         self.points.sort(key=lambda point: point[0])
         ring = np.array([point[1:] for point in self.points], float).reshape(-1, 2)
         ring = self.collector.curve(ring) if kind == "Spline" else ring
+        ring = corners_in_order(ring) if kind == "Rectangle" else ring
         self.collector.add(
             self.collector.polygon([[ring]], self.place),
             identifier=identifier(attributes.get("Name"), self.number),
@@ -225,8 +234,8 @@ class _Region:
         ring = np.array(self.points, float).reshape(-1, 2)
         if kind == ELLIPSE and 0 < len(ring) <= 4:  # more points are its outline
             ring = ellipse(ring)
-        elif kind == RECTANGLE and len(ring) == 2:
-            ring = rectangle(ring)
+        elif kind == RECTANGLE:
+            ring = rectangle(ring) if len(ring) == 2 else corners_in_order(ring)
         return collector.polygon([[ring]], self.where)
 
 
