@@ -5,8 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from counterstain.processes import ExecutorConfig
 from counterstain.study.config import load_study
-from counterstain.study.executors import ExecutorConfig
 from counterstain.study.run import run_study
 
 

@@ -20,6 +20,7 @@ from counterstain.errors import CounterstainWarning, InputError, MismatchError
 from counterstain.io import import_slides as module
 from counterstain.io.annotations import FORMATS, looks_like, read_annotations
 from counterstain.io.import_slides import import_slides, read_region
+from counterstain.processes import ExecutorConfig
 from counterstain.storage import read_json
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -451,6 +452,15 @@ def test_an_interrupted_import_goes_on_and_ends_the_same(two_slides: Lab, tmp_pa
     for name in ("import.json", "annotations.parquet", "overview/b.png"):
         assert (two_slides.out / name).read_bytes() == (whole.folder / name).read_bytes()
     assert all(np.array_equal(cohort.read(i)[0], whole.read(i)[0]) for i in range(4))
+
+
+@pytest.mark.slow
+def test_two_processes_import_the_same_cohort_to_the_byte(two_slides: Lab, tmp_path: Path):
+    one = two_slides.load(out=tmp_path / "one").folder
+    two_slides.load(executor=ExecutorConfig(processes=2))
+    files = {file.relative_to(one) for file in one.rglob("*") if file.is_file()}
+    assert files == {file.relative_to(two_slides.out) for file in two_slides.out.rglob("*") if file.is_file()}
+    assert [str(f) for f in files if (one / f).read_bytes() != (two_slides.out / f).read_bytes()] == []
 
 
 def replace_slide(lab: Lab, name: str) -> None:

@@ -14,10 +14,11 @@ import torch
 from small_study import small_study
 
 from counterstain.errors import ConfigError, DivergenceError, InputError, StorageError
+from counterstain.processes import ExecutorConfig
 from counterstain.report.results import read_results
 from counterstain.storage import write_json
 from counterstain.study.config import load_study
-from counterstain.study.executors import ExecutorConfig, Outcome, ProcessExecutor, attempt
+from counterstain.study.executors import Outcome, ProcessExecutor, attempt
 from counterstain.study.plan import Cell, plan_study
 from counterstain.study.run import leftovers, remove, run_cells, run_study, whole_cells
 from counterstain.study.status import (

@@ -10,8 +10,8 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # all on the loopback int
 import ray
 from ray.cluster_utils import Cluster
 
+from counterstain.processes import ExecutorConfig
 from counterstain.study.config import load_study
-from counterstain.study.executors import ExecutorConfig
 from counterstain.study.run import run_study
 
 

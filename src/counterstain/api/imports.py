@@ -125,6 +125,9 @@ def import_slides(
     merge: str | None = None,
     types: PathLike | None = None,
     objects: str = "annotation",
+    executor: str = "local",
+    processes: int | None = None,
+    address: str | None = None,
 ) -> Cohort:
     """Import whole slides and their annotations; if interrupted, the same command continues.
 
@@ -163,8 +166,15 @@ def import_slides(
         EXACT: saved annotation types, where rows hold only their numbers.
     objects : str
         QuPath: types of the objects to read, of annotation, detection, cell, tile, tma_core, with commas.
+    executor : str
+        Where slides are read: local, or ray (a cluster whose machines share all folders).
+    processes : int, optional
+        Processes on this machine, each with a slide at a time [default: one slide after another].
+    address : str, optional
+        A running Ray cluster, or auto [default: a new one on this machine alone].
     """
     from counterstain.io.import_slides import import_slides as import_all
+    from counterstain.processes import executor_of
     from counterstain.progress import bar
 
     return import_all(
@@ -182,6 +192,7 @@ def import_slides(
         taxonomy=_taxonomy(taxonomy, taxonomy_of),
         merge=merge,
         progress=bar,
+        executor=executor_of(executor, processes, address),
         mpp_level0=mpp_level0,
         regions_per_slide=regions_per_slide,
         region_size_um=region_size_um,

@@ -20,8 +20,8 @@ from counterstain.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from counterstain.data.cohort import Cohort
+    from counterstain.processes import ExecutorConfig
     from counterstain.study.config import StudyConfig
-    from counterstain.study.executors import ExecutorConfig
     from counterstain.study.headroom import Headroom
     from counterstain.study.run import Leftover
     from counterstain.study.status import StudyState
@@ -130,7 +130,9 @@ def run_study(
     Path
         The report; the tables are in the folder ``results`` beside it.
     """
-    where = _executor(executor, processes, address)
+    from counterstain.processes import executor_of
+
+    where = executor_of(executor, processes, address)
     changes = [*assignments(settings), *([] if logger is None else [f"resources.logger={check_logger(logger)}"])]
     loaded, source, run = _loaded(study, out, changes)
     return _run_and_report(loaded, run, source, where)
@@ -171,10 +173,11 @@ def test_study(
         Folder of counts.parquet (pixels per arm, repeat, slide and label), results.csv (every measure per arm and
         repeat) and differences.csv (paired differences from the baseline, with 95 % intervals and p-values).
     """
+    from counterstain.processes import executor_of
     from counterstain.report.page import write_external, write_report
     from counterstain.study.external import evaluate_on
 
-    where = _executor(executor, processes, address)
+    where = executor_of(executor, processes, address)
     folder = evaluate_on(Path(run), open_cohort(cohort), split=split, name=name, executor=where)
     write_external(Path(run), folder)
     write_report(Path(run), command="study test")
@@ -197,9 +200,11 @@ def demo(*, out: PathLike = "out/demo", processes: int | None = None, settings: 
     import os
     from importlib import resources
 
+    from counterstain.processes import executor_of
+
     # Networks as small as these gain next to nothing from a second thread.
     count = processes if processes is not None else min(os.cpu_count() or 1, MOST_DEMO_PROCESSES)
-    where = _executor("local", count)
+    where = executor_of("local", count, None)
     with resources.as_file(resources.files("counterstain") / "presets" / "study_demo.yaml") as file:
         study, _, run = _loaded(file, out, assignments(settings))
         return _run_and_report(study, run, "demo", where)
@@ -302,15 +307,6 @@ def report(
     if tables is not None:
         write_tables(Path(run), Path(tables))
     return page
-
-
-def _executor(kind: str, processes: int | None, address: str | None = None) -> ExecutorConfig:
-    from counterstain.config import build
-    from counterstain.study.executors import ExecutorConfig
-
-    if (processes is not None and kind == "ray") or (address is not None and kind != "ray"):
-        raise ConfigError("--processes goes with --executor local, --address with --executor ray")
-    return build(ExecutorConfig, {"kind": kind, "processes": processes, "address": address}, "--executor")
 
 
 def _loaded(

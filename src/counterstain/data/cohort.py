@@ -93,6 +93,9 @@ class CohortWriter:
         self._settings = {"format": FORMAT} | known
         claim(self.folder, "cohort", self._settings)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_settings": {}}  # another process adds regions; the source may be large
+
     @property
     def finished(self) -> bool:
         """Whether the cohort is complete already."""

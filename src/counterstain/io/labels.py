@@ -9,6 +9,7 @@ regions: [ROI]                # rectangles of regions, not instances
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -104,6 +105,23 @@ def taxonomy_of(names: Sequence[str], name: str, source: str | Path, tissue_clas
         for i, (subtype, colour) in enumerate(zip(names, colours(len(names)), strict=True), start=1)
     ]
     return build(Taxonomy, {"name": name[:80], "tissue_class": tissue_class, "subtypes": subtypes}, source)
+
+
+def taxonomy_of_labels(label_map: LabelMap, source: Path) -> Taxonomy:
+    """Return HER2's taxonomy where it has all subtypes that the map names, otherwise one of them in their order."""
+    names = list(dict.fromkeys(meaning for meaning in label_map.labels.values() if meaning not in MEANINGS))
+    her2 = Taxonomy.named("her2")
+    if set(names) <= set(her2.names):
+        return her2
+    known = {name.casefold(): name for name in her2.names}
+    for name in names:
+        near = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.8)
+        if near and name not in her2.names:
+            raise InputError(
+                f"{source}: {name!r} is none of HER2's subtypes; did you mean {known[near[0]]!r}? "
+                "If it is a subtype of your own, list all subtypes in a file and give --taxonomy FILE"
+            )
+    return taxonomy_of(names, source.stem, source)
 
 
 def count_labels(files: Iterable[AnnotationFile]) -> Counter[str]:

@@ -157,10 +157,10 @@ def plan_slide(
     path: Path,
     patient: Patient,
     annotations: Sequence[Annotation],
+    listed: Sequence[Box] = (),
     *,
     labels: Mapping[str, int],
     config: SlidesConfig,
-    listed: Sequence[Box] = (),
 ) -> SlidePlan:
     """Plan the import of one slide.
 

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import multiprocessing
-import os
-import signal
 import sys
 import threading
 import time
@@ -20,13 +17,19 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
-from pydantic import Field
 
-from counterstain.config import Config
-from counterstain.errors import ConfigError, CounterstainError, InputError, StorageError
+from counterstain.errors import CounterstainError, StorageError
+from counterstain.processes import (
+    SECONDS_TO_SAVE,
+    SPAWN,
+    ExecutorConfig,
+    children_inherit,
+    end_with_the_driver,
+    open_ray,
+)
 from counterstain.storage import disk_errors_named
 from counterstain.study.config import Resources
 from counterstain.study.plan import Cell
@@ -134,10 +137,7 @@ class InProcessExecutor:
         """Nothing runs outside the calling process."""
 
 
-SPAWN = multiprocessing.get_context("spawn")  # a forked process could use neither CUDA nor OpenMP
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 SECONDS_TO_END = 2.0
-SECONDS_TO_SAVE = 20.0
 
 
 @dataclass
@@ -205,7 +205,7 @@ class ProcessExecutor:
         devices = torch.cuda.device_count()
         device = number % devices if devices > 1 else None
         process = SPAWN.Process(target=_work, args=(theirs, self._root, self._threads, log, device))
-        with _children_inherit(self._threads):
+        with children_inherit(self._threads):
             process.start()
         theirs.close()
         return _Worker(process, ours)
@@ -214,7 +214,7 @@ class ProcessExecutor:
 def _work(pipe: Connection, root: Path, threads: int, log: Path, device: int | None) -> None:
     with log.open("a", buffering=1, encoding="utf-8") as file:
         sys.stdout = sys.stderr = file
-        threading.Thread(target=_end_with_the_driver, daemon=True).start()
+        threading.Thread(target=end_with_the_driver, daemon=True).start()
         if device is not None:
             torch.cuda.set_device(device)
         while True:
@@ -229,37 +229,6 @@ def _work(pipe: Connection, root: Path, threads: int, log: Path, device: int | N
             pipe.send(outcome)
 
 
-def _end_with_the_driver() -> None:
-    driver = multiprocessing.parent_process()
-    assert driver is not None
-    wait([driver.sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)  # a training saves its state
-    time.sleep(SECONDS_TO_SAVE)
-    os._exit(1)
-
-
-@contextmanager
-def _children_inherit(threads: int) -> Iterator[None]:
-    """Start children with their threads, which NumPy reads when it is imported, and with Ctrl-C blocked.
-
-    Ctrl-C then reaches the driver alone, which ends them.
-    """
-    before = dict(os.environ)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    os.environ.update(_thread_variables(threads))
-    try:
-        yield
-    finally:
-        for name in THREAD_VARIABLES:
-            del os.environ[name]
-        os.environ.update(before)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _thread_variables(threads: int) -> dict[str, str]:
-    return dict.fromkeys(THREAD_VARIABLES, str(threads))
-
-
 class RayExecutor:
     """One Ray task for each attempt at a cell: on this machine, on Slurm, on Kubernetes.
 
@@ -267,11 +236,10 @@ class RayExecutor:
     """
 
     def __init__(self, root: Path, resources: Resources, address: str | None = None) -> None:
-        self._ray = _ray(alone=address is None)
         self._root, self._resources = root.resolve(), resources
         self._threads = resources.threads or 1
         self._running: dict[Any, Cell] = {}
-        self._connect(address)
+        self._ray = open_ray(address, self._threads)
         processors = int(self._ray.cluster_resources().get("CPU", 1))
         self.name = f"ray, {processors} processors, {address or 'this machine'}"
         self.slots = max(1, processors // self._threads)
@@ -307,39 +275,6 @@ class RayExecutor:
             return Outcome(cell, lost=True)
         assert isinstance(outcome, Outcome)
         return outcome
-
-    def _connect(self, address: str | None) -> None:
-        options = {"log_to_driver": False, "runtime_env": {"env_vars": _thread_variables(self._threads)}}
-        if address is None:
-            options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
-        try:
-            self._ray.init(address=address or "local", **options)
-        except (ConnectionError, ValueError) as error:
-            raise InputError(f"--address {address}: no Ray cluster answers there ({error}); start one first") from error
-
-
-def _ray(*, alone: bool) -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # asks the outside world for nothing
-    if alone:
-        # Ray binds to all interfaces unless its node's address is the loopback's, and on Linux it replaces that by
-        # the machine's address. This variable, read when Ray is imported, makes it keep it.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError("--executor ray: Ray is not installed; pip install 'counterstain[ray]'") from error
-    return ray
-
-
-class ExecutorConfig(Config):
-    """Where the cells of a study run."""
-
-    kind: Literal["local", "ray"] = "local"
-    """On this machine, or on a Ray cluster."""
-    processes: Annotated[int, Field(ge=1)] | None = None
-    """Processes of the local executor; None runs the cells one after another in the calling process."""
-    address: str | None = None
-    """A Ray cluster that runs already, ``auto`` to find it; None starts one on this machine that only it can reach."""
 
 
 def open_executor(config: ExecutorConfig, resources: Resources, root: Path) -> Executor:

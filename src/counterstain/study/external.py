@@ -14,10 +14,11 @@ from counterstain.checkpoints import read_header
 from counterstain.data.cohort import Cohort
 from counterstain.data.split import patient_key
 from counterstain.errors import InputError, MismatchError, StorageError
+from counterstain.processes import ExecutorConfig
 from counterstain.segmentation.evaluate import check_evaluable, regions_of
 from counterstain.storage import committing, name_on_disk, read_json, write_csv, write_json, write_sealed
 from counterstain.study.config import Resources
-from counterstain.study.executors import ExecutorConfig, open_executor
+from counterstain.study.executors import open_executor
 from counterstain.study.plan import CELLS, EXTERNAL, REFERENCE, Cell, cohort_cell
 from counterstain.study.results import about_cohort, counts_of, measures_table
 from counterstain.study.run import locked, run_cells, whole_cells

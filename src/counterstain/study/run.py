@@ -23,12 +23,13 @@ import torch
 from counterstain.config import to_yaml
 from counterstain.devices import started_processes
 from counterstain.errors import ConfigError, CounterstainError, DivergenceError, InputError, MismatchError
+from counterstain.processes import ExecutorConfig
 from counterstain.progress import duration
 from counterstain.recipe import Recipe
 from counterstain.segmentation.model import Segmenter, encoder_patients, load_encoder_weights
 from counterstain.storage import claim, disk_errors_named, write_text
 from counterstain.study.config import StudyConfig, trainings
-from counterstain.study.executors import Executor, ExecutorConfig, Outcome, open_executor
+from counterstain.study.executors import Executor, Outcome, open_executor
 from counterstain.study.plan import CELLS, Cell, plan_study
 from counterstain.study.results import write_results
 from counterstain.study.stages import follow_cohort
