@@ -69,8 +69,9 @@ def shared_out(config: ExecutorConfig) -> Iterator[Map]:
         yield map
     else:
         ending, lifeline = SPAWN.Pipe(duplex=False)
-        watched = {"initializer": _watch_the_driver, "initargs": (ending,)}
-        with ProcessPoolExecutor(config.processes, mp_context=SPAWN, **watched) as pool:
+        with ProcessPoolExecutor(
+            config.processes, mp_context=SPAWN, initializer=_watch_the_driver, initargs=(ending,)
+        ) as pool:
             try:
                 yield partial(_in_pool, pool)
             except BaseException as error:
