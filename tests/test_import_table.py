@@ -224,8 +224,9 @@ def test_optional_columns_are_taken_over(pairs):
     assert found.to_numpy().tolist() == values
 
 
-def test_the_line_in_which_excel_names_the_separator_is_passed_over(pairs):
-    cohort = imported(pairs, HEADER, *ROWS, header="sep=,")
+@pytest.mark.parametrize("line", ["sep=,", '"sep=,"'])
+def test_the_line_in_which_excel_names_the_separator_is_passed_over(pairs, line):
+    cohort = imported(pairs, HEADER, *ROWS, header=line)
     assert cohort.regions["region"].tolist() == ["a", "b", "c"]
 
 
@@ -308,6 +309,16 @@ BAD_TABLES = {
     "no mpp": (HEADER, {"mpp": 0}, r"import of .*tissue\.csv: mpp: Input should be"),
     "mpp of nothing": (HEADER, {"mpp": float("nan")}, r"import of .*tissue\.csv: mpp: Input should be"),
 }
+
+
+def test_names_without_end_are_cut_in_messages(pairs):
+    name = "x" * 5000
+    for options in ({"mask_values": f"255={name}"}, {"columns": {"slide": name}}, {"merge": name, "taxonomy": HER2}):
+        with pytest.raises(InputError, match="xxx…xxx") as error:
+            imported(pairs, *(line.replace("Polyp", "HER2 0").replace("Normal", "HER2 0") for line in ROWS), **options)
+        assert len(str(error.value)) < 600
+    with pytest.raises(InputError, match=r"row 2: column 'subtype' holds more than 300 characters; shorten it"):
+        imported(pairs, row("a", name, "p1"))
 
 
 @pytest.mark.parametrize("case", BAD_TABLES)

@@ -13,9 +13,18 @@
 Every message names the file, the place in it, the value, what was expected and what to do.
 """
 
+import re
+
+LONG_NAME = re.compile(r"'[^']{250,}'|\S{250,}")
+LONGEST = 2000  # characters of a message
+
 
 class CounterstainError(Exception):
-    """Base of all errors that are the user's to mend."""
+    """Base of all errors that are the user's to mend; names and lists without end are cut in what it says."""
+
+    def __str__(self) -> str:
+        text = LONG_NAME.sub(lambda name: f"{name[0][:100]}…{name[0][-50:]}", super().__str__())
+        return text if len(text) <= LONGEST else f"{text[: LONGEST - 500]}…{text[-400:]}"
 
 
 class CounterstainWarning(UserWarning):

@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import ndimage
 
 from counterstain.errors import ConfigError, InputError, TaxonomyError
-from counterstain.io.pixel_readers import opened_image
+from counterstain.io.pixel_readers import ORIENTATION, PHOTOMETRIC, SAMPLE_FORMAT, decoder_of, opened_image
 from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
 
 TISSUE = 1  # label of the tissue class in what read_mask returns
@@ -32,7 +32,7 @@ LOSSY_FORMATS = {"AVIF", "JPEG", "JPEG2000", "MPO"}
 LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp", "jpeg2000"}
 LOSSY = "was compressed with losses (JPEG or similar), which change values"
 MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B", "I;16L", "I;16N"}
-WHITE_IS_ZERO, PHOTOMETRIC, ORIENTATION = 0, 262, 274  # tags of TIFF and EXIF
+WHITE_IS_ZERO = 0
 WHITE = 0xFFFFFF
 Drawn = dict[int, tuple[int, Path]]  # values of the files read so far: colour, 0xrrggbb, and the first such file
 KEY = re.compile(r"(?P<low>\d{1,10})(?:\s*-\s*(?P<high>\d{1,10}))?|#(?P<colour>[0-9a-fA-F]{6})")
@@ -98,19 +98,20 @@ def label_size(path: Path) -> tuple[int, int]:
 def read_stored(path: Path) -> StoredLabels:
     """Read a label image as it is stored; raises InputError where its layout cannot hold labels."""
     with opened_image(path, labels=True) as image:
-        decoder = str([tile[3] for tile in getattr(image, "tile", [])])
+        decoder = decoder_of(image)
         _check_layout(path, image, decoder)
         lossy = image.format in LOSSY_FORMATS or image.info.get("compression") in LOSSY_TIFF
         lossy |= image.format == "WEBP" and b"VP8 " in path.read_bytes()  # the chunk without losses is VP8L
         white_is_zero = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO  # type: ignore[attr-defined]
         if image.mode == "P":
-            palette = np.zeros((256, 3), np.uint8)
             colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-            palette[: len(colours)] = colours
+            palette = np.pad(colours, ((0, 256 - len(colours)), (0, 0)))
             return StoredLabels(np.asarray(image), palette=palette, lossy=lossy)
         if image.mode.startswith("I"):
-            numbers = np.asarray(image).astype(np.int32)
-            highest = 65_535 if numbers.max() <= 65_535 else 2**31 - 1
+            numbers = np.asarray(image).astype(np.int64)
+            if image.format == "TIFF" and image.tag_v2.get(SAMPLE_FORMAT, (1,)) == (1,):  # type: ignore[attr-defined]
+                numbers %= 2**32  # Pillow gives 32 bits a sign
+            highest = next(most for most in (2**16 - 1, 2**31 - 1, 2**32 - 1) if numbers.max() <= most)
             return StoredLabels(numbers, highest, white_is_zero=white_is_zero, lossy=lossy)
         if image.mode in {"1", "L", "LA"}:
             few = re.search(r"L;([24])", decoder)  # Pillow spreads them
@@ -269,8 +270,7 @@ def _has_middle_area(values: np.ndarray, levels: int) -> bool:
 def _holds_ids(values: np.ndarray) -> bool:
     """Whether grey levels lie alone, as ids do: most pixels of such a level touch no level but 0 and their own.
 
-    It is so for 36 % or more of the levels of drawn instances, also where they crowd, and for 23 % at most of those
-    that soft edges and losses of compression leave.
+    So do 36 % or more of the levels of instances, crowded ones too, and 23 % at most of those of soft edges and JPEG.
     """
     lowest, highest = ndimage.minimum_filter(np.where(values > 0, values, 255), 3), ndimage.maximum_filter(values, 3)
     alone = (lowest == highest) & (values > 0)

@@ -158,7 +158,7 @@ def image_layout(image: Image.Image) -> PixelLayout:
         layout = tiff_layout(tags.get, words, pages)
         absent = any(0 in _numbers(tags.get(tag, ())) for tag in STORED)
         return replace(layout, storage="strips or tiles without data are not read") if absent else layout
-    deep = image.mode.startswith(("I", "F")) or ";16" in _decoder(image)  # colours of 16 bits have no mode in Pillow
+    deep = image.mode.startswith(("I", "F")) or ";16" in decoder_of(image)  # colours of 16 bits have no mode in Pillow
     # PNG's EXIF data may stand behind the pixels, and Pillow would decode these to reach it.
     exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
     return PixelLayout(
@@ -170,7 +170,7 @@ def image_layout(image: Image.Image) -> PixelLayout:
     )
 
 
-def _decoder(image: Image.Image) -> str:
+def decoder_of(image: Image.Image) -> str:
     """Return how the pixels are stored, in Pillow's words."""
     return str([tile[3] for tile in getattr(image, "tile", [])])
 

@@ -32,6 +32,7 @@ LOST = re.compile(
     r"nan|null|none|na|n/a|#n/a|[-\u2013?.]+|#+|#(?:ref|value|name|null|div/0)[!?]|\d(?:[.,]\d+)?e\+\d+", re.IGNORECASE
 )
 OTHER_PARTS = ("training", "validation", "valid", "testing")
+EXCELS_LINE = re.compile(r"sep=.?", re.IGNORECASE)
 ZIP = b"PK\x03\x04"
 
 ColumnName = Annotated[str, Field(min_length=1)]
@@ -60,7 +61,7 @@ def _read_csv(path: Path, used: Mapping[str, str]) -> pd.DataFrame:
     ``used`` holds the columns that are looked at, each with what else its message may advise.
     """
     rows = _rows(path)
-    rows = {number: row for number, row in rows.items() if number > 1 or "".join(row).lower() != "sep="}  # Excel's line
+    rows = {number: row for number, row in rows.items() if number > 1 or not EXCELS_LINE.fullmatch("".join(row))}
     if not rows:
         raise InputError(f"{path}: the table is empty; expected a header and rows")
     (header_row, header), *body = rows.items()
@@ -99,6 +100,8 @@ def _check_row(where: str, header: list[str], row: list[str], used: Mapping[str,
     for name, cell in zip(header, row, strict=False):
         if name in used and (found := CONTROL.search(cell)):
             raise InputError(f"{where}: column {name!r} holds a control character ({found[0]!r}); remove it")
+        if name in used and len(cell) > LONGEST_NAME and not cell.startswith("["):  # a list of patients
+            raise InputError(f"{where}: column {name!r} holds more than {LONGEST_NAME} characters; shorten it")
 
 
 def _rows(path: Path) -> dict[int, list[str]]:
@@ -215,11 +218,9 @@ def _check_filled(path: Path, named: pd.DataFrame, columns: Columns) -> None:
     if "part" in named:
         named["part"] = None if (named["part"] == "").all() else named["part"].str.lower()
     for field in named.columns.drop(["row", "score"], errors="ignore"):
-        name, lengths = getattr(columns, str(field)), named[field].str.len()
-        for row in named["row"][lengths == 0]:
+        name = getattr(columns, str(field))
+        for row in named["row"][named[field] == ""]:
             raise InputError(f"{path} row {row}: column {name!r} is empty; fill it in")
-        for row in named["row"][lengths > LONGEST_NAME]:
-            raise InputError(f"{path} row {row}: column {name!r} holds more than {LONGEST_NAME} characters; shorten it")
         if field in {"patient", "slide", "subtype"}:
             for row, text in named.drop_duplicates(field)[["row", field]].to_numpy():
                 check_name(f"{path} row {row}", name, text)
