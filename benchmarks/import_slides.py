@@ -1,8 +1,8 @@
 """Print how fast `import slides` takes tissue out of slides, beside plain reading of the same areas.
 
 Makes slides as scanners and vips write them (tiles of 256 px, JPEG, levels) with annotations, then takes turns:
-counterstain's import, openslide's `read_region` and tifffile's tiles of the same areas, on one core. Rates are level-0
-pixels of the regions over CPU time, medians of the rounds.
+counterstain's import, openslide's `read_region` and tifffile's tiles of the same areas, on one core; with --processes,
+also several slides at once. Rates are level-0 pixels of the regions over CPU time, medians of the rounds.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from counterstain.data.phantom import regions_of_slide
 from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.io.import_slides import import_slides
 from counterstain.io.slides import area_average
+from counterstain.processes import ExecutorConfig
 from counterstain.seeding import numpy_generator
 
-TILE_PX, MPP, COHORT_MPP, POINTS = 256, 0.25, 0.5, 120
+TILE_PX, COHORT_MPP, POINTS = 256, 0.5, 120
 MARGIN_PX = 72  # around a region, so that it begins within a tile
 GRAIN = 5.0  # grey levels: a megapixel of JPEG then takes as much as a scanner's, about 400 kB
 LABELS = "labels:\n  one: HER2 1+\n  three: HER2 3+\n"
 
 
-def write_slide(path: Path, edge: int, tissue: np.ndarray) -> None:
+def write_slide(path: Path, edge: int, tissue: np.ndarray, mpp: float) -> None:
     """Write a slide of ``edge`` px, phantom tissue side by side, with levels shrunk by 4 and 16."""
     repeats = -(-edge // len(tissue))
     image = np.tile(tissue, (repeats, repeats, 1))[:edge, :edge]
@@ -44,7 +45,7 @@ def write_slide(path: Path, edge: int, tissue: np.ndarray) -> None:
     options = {"tile": (TILE_PX, TILE_PX), "photometric": "ycbcr", "compression": "jpeg", "subsampling": (2, 2)}
     with tifffile.TiffWriter(path, bigtiff=True) as file:
         for level in (1, 4, 16):
-            resolution = (10_000 / (MPP * level), 10_000 / (MPP * level))
+            resolution = (10_000 / (mpp * level), 10_000 / (mpp * level))
             file.write(
                 area_average(image, edges[:: level], edges[:: level]), **options,
                 compressionargs={"level": 85}, resolution=resolution, resolutionunit="CENTIMETER",
@@ -71,13 +72,13 @@ def write_annotations(path: Path, edge: int, count: int, seed: int) -> None:
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
 
 
-def make_slides(folder: Path, count: int, edge: int, polygons: int) -> None:
+def make_slides(folder: Path, count: int, edge: int, polygons: int, mpp: float) -> None:
     """Write slides that differ, their annotations and LABELS.yaml."""
     (folder / "slides").mkdir(parents=True)
     (folder / "annotations").mkdir()
     (folder / "LABELS.yaml").write_text(LABELS)
     patch = min(2048, edge)
-    tissue = regions_of_slide(PhantomConfig(slides=1, regions_per_slide=1, size_px=patch, mpp=MPP), 0)[0].image
+    tissue = regions_of_slide(PhantomConfig(slides=1, regions_per_slide=1, size_px=patch, mpp=0.25), 0)[0].image
     grain = numpy_generator(0, "grain").normal(0, GRAIN, tissue.shape)
     tissue = np.clip(tissue + grain, 0, 255).astype(np.uint8)
     side = edge // 2 - 2 * MARGIN_PX
@@ -87,14 +88,15 @@ def make_slides(folder: Path, count: int, edge: int, polygons: int) -> None:
     ]
     (folder / "regions.csv").write_text("\n".join(rows) + "\n")
     for number in range(count):
-        write_slide(folder / "slides" / f"s{number}.tif", edge, np.roll(tissue, 611 * number, axis=1))
+        write_slide(folder / "slides" / f"s{number}.tif", edge, np.roll(tissue, 611 * number, axis=1), mpp)
         write_annotations(folder / "annotations" / f"s{number}.geojson", edge, polygons, number)
 
 
-def run_import(folder: Path, out: Path) -> Cohort:
+def run_import(folder: Path, out: Path, processes: int | None = None) -> Cohort:
     return import_slides(
         folder / "slides", folder / "annotations", file_format="qupath", labels=folder / "LABELS.yaml", mpp=COHORT_MPP,
         out=out, regions=folder / "regions.csv",
+        executor=ExecutorConfig(processes=processes),
     )  # fmt: skip
 
 
@@ -124,9 +126,9 @@ def read_tifffile(folder: Path, regions: pd.DataFrame) -> None:
 
 
 def places(regions: pd.DataFrame) -> list[tuple[int, int, int, int]]:
-    scale = COHORT_MPP / MPP
-    sides = zip(*(regions[name] for name in ("x_level0_px", "y_level0_px", "width_px", "height_px")), strict=True)
-    return [(x, y, round(width * scale), round(height * scale)) for x, y, width, height in sides]
+    names = ("x_level0_px", "y_level0_px", "width_px", "height_px", "mpp_level0")
+    rows = zip(*(regions[name] for name in names), strict=True)
+    return [(x, y, *(round(side * COHORT_MPP / mpp) for side in sides)) for x, y, *sides, mpp in rows]
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
@@ -141,6 +143,10 @@ def main() -> None:
     parser.add_argument("--edge", type=int, default=12_288, help="of a slide in level-0 pixels, a multiple of 16")
     parser.add_argument("--polygons", type=int, default=40)
     parser.add_argument("--slides", type=int, default=1)
+    parser.add_argument(
+        "--mpp", type=float, default=0.25, help="of the slides; 0.25 shrinks by 2, 0.2431 by parts of pixels"
+    )
+    parser.add_argument("--processes", type=int, default=1, help="also import with so many, against one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="keep the slides here, and use them if they are there")
     parser.add_argument("--profile", action="store_true", help="say which functions take the time of an import")
@@ -148,7 +154,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         if not (folder / "LABELS.yaml").exists():
-            make_slides(folder, args.slides, args.edge, args.polygons)
+            make_slides(folder, args.slides, args.edge, args.polygons, args.mpp)
         out = Path(temporary) / "cohort"
         regions = run_import(folder, out).regions
         if args.profile:
@@ -168,6 +174,9 @@ def compare(
         "tifffile, every tile once": lambda: read_tifffile(folder, regions),
         "import slides": lambda: run_import(folder, out),
     }
+    if args.processes > 1:
+        several = f"import slides, {args.processes} processes"
+        works[several] = lambda: run_import(folder, out, args.processes)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     for _ in range(args.rounds):
         for name, work in works.items():
@@ -183,7 +192,8 @@ def show(regions: pd.DataFrame, taken: dict[str, list[tuple[float, float]]]) -> 
     print("| | Mpx/s of CPU time | to openslide | seconds on the clock |\n|---|---|---|---|")
     for name, rounds in taken.items():
         cpu, clock = (statistics.median(values) for values in zip(*rounds, strict=True))
-        print(f"| {name} | {mpx / cpu:.0f} | {first / cpu:.2f} | {clock:.1f} |")
+        rates = f"{mpx / cpu:.0f} | {first / cpu:.2f}" if "processes" not in name else "|"  # elsewhere is not counted
+        print(f"| {name} | {rates} | {clock:.1f} |")
 
 
 if __name__ == "__main__":

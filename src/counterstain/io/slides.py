@@ -49,6 +49,7 @@ APERIO, GENERIC_TIFF = "aperio", "generic-tiff"  # OpenSlide's vendors
 MAX_ANISOTROPY = 0.01
 LEVEL_TOLERANCE = 1.01  # a level up to 1 % coarser than the output still serves
 SOURCE_PX = 1024  # edge of what is decoded at once: holds the memory constant
+ROWS_AT_ONCE = 64  # of the output: what is computed for them stays in the processor's cache
 LARGEST_BLOCK = 2**24  # pixels whose sum 32 bits hold
 EDGE_STEPS = 2**20  # edges are whole multiples of 1 / EDGE_STEPS px, so that sums do not depend on where they start
 
@@ -296,14 +297,23 @@ def area_average(pixels: np.ndarray, y_edges: np.ndarray, x_edges: np.ndarray) -
     if down and across and down * across <= LARGEST_BLOCK:
         (top, bottom), (left, right) = (edges[[0, -1]].astype(int) for edges in (y_edges, x_edges))
         return _block_means(pixels[top:bottom, left:right], down, across)
-    H, W, C = pixels.shape
+    W, C = pixels.shape[1:]
     h, w = len(y_edges) - 1, len(x_edges) - 1
-    rows = _coverage(y_edges, H) @ pixels.reshape(H, W * C).astype(np.float64)  # (h, W * C)
-    turned = rows.reshape(h, W, C).swapaxes(0, 1).reshape(W, h * C)
-    sums = (_coverage(x_edges, W) @ turned).reshape(w, h, C)
-    sums /= np.diff(x_edges)[:, None, None] * np.diff(y_edges)[None, :, None]
-    sums += 0.5
-    return np.ascontiguousarray(sums.astype(np.uint8).swapaxes(0, 1))
+    of_columns, widths = _coverage(x_edges, W), np.diff(x_edges)[:, None, None]
+    means = np.empty((h, w, C), np.uint8)
+    for first in range(0, h, ROWS_AT_ONCE):
+        edges = y_edges[first : first + ROWS_AT_ONCE + 1]
+        n, top, bottom = len(edges) - 1, math.floor(edges[0]), math.ceil(edges[-1])
+        rows = _coverage(edges - top, bottom - top) @ pixels[top:bottom].reshape(-1, W * C).astype(np.float64)
+        turned = np.empty((W, C, n))
+        for channel in range(C):
+            turned[:, channel] = rows[:, channel::C].T
+        sums = (of_columns @ turned.reshape(W, C * n)).reshape(w, C, n)
+        sums /= widths * np.diff(edges)
+        sums += 0.5
+        for channel in range(C):
+            means[first : first + n, :, channel] = sums[:, channel].T
+    return means
 
 
 def _whole_step(edges: np.ndarray) -> int:
