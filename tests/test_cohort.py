@@ -1,20 +1,23 @@
 import errno
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import zarr
 from drawn_cohort import HER2, boxes, store
+from zarr.codecs import ZstdCodec
 
-from counterstain.data import cohort as module
-from counterstain.data import region_store
+from counterstain.data import chunked_array, region_store
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.errors import InputError, MismatchError, StorageError
 
@@ -98,16 +101,56 @@ def test_regions_without_instances_are_kept(tmp_path):
     assert cohort.composition().empty
 
 
-def test_many_small_regions_are_few_files_and_memory_holds_no_more_of_them_than_it_may(tmp_path, monkeypatch):
+def test_many_small_regions_are_few_files_and_memory_holds_no_more_of_them_than_it_may(tmp_path, decoded):
     folder = store(tmp_path / "cohort", *(region(f"r{i:02d}") for i in range(50))).folder
     assert sum(path.is_file() for path in folder.rglob("*")) < 15
-    cohort = Cohort.open(str(folder), cache_bytes=2 * 20 * 30 * 7)
-    read = []
-    original = module.read_pack
-    monkeypatch.setattr(module, "read_pack", lambda *known: read.append(known[2]) or original(*known))
+    others = 50 * (200 + 2 * 16) + 5000  # what is known of the pack
+    cohort = Cohort.open(str(folder), cache_bytes=others + 2 * 20 * 30 * 7)
+    counts = []
     for position in (0, 1, 0, 2, 0, 1, 0):
         cohort.read(position)
-    assert read == [0, 1, 2, 1]
+        counts.append(len(decoded))
+    assert counts == [2, 4, 4, 6, 6, 8, 8]  # an image and a map each
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """One entry for each chunk that is decoded."""
+    chunks, decompress = [], chunked_array.decompress
+    monkeypatch.setattr(chunked_array, "decompress", lambda *known: chunks.append(known) or decompress(*known))
+    return chunks
+
+
+def test_a_patch_decodes_the_chunks_under_it_once(tmp_path, monkeypatch, decoded):
+    monkeypatch.setattr(region_store, "CHUNK_PX", 8)
+    cohort = store(tmp_path / "cohort", region("a"), region("b"))
+    image, instances = region("b").image, region("b").instances
+    for y, x, chunks in ((0, 0, 2), (0, 1, 4), (7, 7, 8), (7, 7, 8), (12, 20, 16)):
+        patch = cohort.patch(1, y, x, 8)
+        np.testing.assert_array_equal(patch.image, image[y : y + 8, x : x + 8])
+        np.testing.assert_array_equal(patch.instances, instances[y : y + 8, x : x + 8])
+        assert len(decoded) == chunks
+
+
+def test_a_cohort_of_an_earlier_version_with_a_file_for_each_chunk_is_read(tmp_path):
+    cohort = store(tmp_path / "cohort", region("a"), region("b"))
+    for name, chunk in (("0", (3, 1, 16, 16)), ("labels/instances/0", (1, 16, 16))):
+        folder = cohort.folder / "packs/all.ome.zarr" / name
+        pixels = zarr.open_array(folder, mode="r")[...]
+        shutil.rmtree(folder)
+        layout = {"chunks": chunk, "compressors": ZstdCodec(checksum=True), "config": {"write_empty_chunks": True}}
+        zarr.create_array(folder, data=pixels, **layout)
+    np.testing.assert_array_equal(cohort.read(1)[0], region("b").image)
+    np.testing.assert_array_equal(cohort.patch(1, 9, 14, 11).instances, region("b").instances[9:20, 14:25])
+
+
+def test_threads_and_copies_for_other_processes_read_the_same(tmp_path):
+    cohort = store(tmp_path / "cohort", *(region(f"r{i}") for i in range(9)))
+    whole = [cohort.patch(i, 3, 4, 10).image.tobytes() for i in range(9)]
+    copy = pickle.loads(pickle.dumps(Cohort.open(cohort.folder, cache_bytes=3000)))
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda i: copy.patch(i % 9, 3, 4, 10).image.tobytes(), range(180)))
+    assert found == whole * 20
 
 
 def test_a_cohort_shows_its_composition(tmp_path):

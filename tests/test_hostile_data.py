@@ -2,11 +2,16 @@
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
+import google_crc32c
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from drawn_cohort import HER2, boxes, draw_cohort, draw_set, store
+from numcodecs.zstd import compress
 
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.patch_set import PatchSet, PatchSetWriter
@@ -107,6 +112,74 @@ def test_the_pixels_of_another_pack_are_not_taken_for_these(tmp_path):
         (packs / f"{old}.ome.zarr").rename(packs / f"{new}.ome.zarr")
     with pytest.raises(StorageError, match="region 0 of 1 is not 'a'"):
         cohort.read(0)
+
+
+def write_shard(file: Path, *chunks: bytes, shift: int = 0) -> None:
+    ends = np.cumsum([len(chunk) for chunk in chunks])
+    index = np.array([(end - len(chunk) + shift, len(chunk)) for end, chunk in zip(ends, chunks, strict=True)], "<u8")
+    check = google_crc32c.value(index.tobytes()).to_bytes(4, "little")
+    file.write_bytes(b"".join(chunks) + index.tobytes() + check)
+
+
+def streamed(content: bytes) -> bytes:
+    """A frame that does not say how much it holds."""
+    out = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(out, "zstd") as stream:
+        stream.write(content)
+    return out.getvalue().to_pybytes()
+
+
+SOUND = compress(bytes(3 * 64 * 64), 1, True)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "message"),
+    [
+        (compress(bytes(10**8)), r"chunk \(0, 0, 0, 0\) has 100,000,000 bytes, expected 12,288"),
+        (streamed(bytes(10**8)), r"chunk \(0, 0, 0, 0\) has 0 bytes, expected 12,288"),
+        (SOUND + compress(bytes(10**8)), "is missing or damaged"),
+        (SOUND + bytes(10**5), r"chunk \(0, 0, 0, 0\) takes 100,"),
+        (compress(bytes(100)), r"chunk \(0, 0, 0, 0\) has 100 bytes"),
+        (b"PK" * 50, "a chunk is no Zstandard frame"),
+        (b"", "a chunk|missing"),
+    ],
+)
+def test_a_chunk_that_claims_to_hold_more_or_less_is_not_decoded(cohort, chunk, message):
+    write_shard(cohort.folder / PACK / "0/c/0/0/0/0", chunk, SOUND)
+    tracemalloc.start()
+    with pytest.raises(StorageError, match=message):
+        cohort.patch(0, 8, 8, 32)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**6
+
+
+def test_an_index_that_leads_out_of_its_file_or_was_changed_is_refused(cohort):
+    shard = cohort.folder / PACK / "0/c/0/0/0/0"
+    write_shard(shard, SOUND, SOUND, shift=10**6)
+    with pytest.raises(StorageError, match="the index of a shard leads beyond its end"):
+        cohort.read(0)
+    content = bytearray(shard.read_bytes())
+    content[-20] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(StorageError, match="the index of a shard is not what was written"):
+        cohort.read(0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"instance": [3, 2, 1, 2]},  # the window shows 1, the table has no such instance
+        {"x0": [10, 30, 3, 30], "x1": [37, 50, 30, 50]},  # some of 1 is outside its box
+        {"area_px": [458, 200, 459, 200]},  # more of 1 is shown
+    ],
+)
+def test_a_window_that_shows_what_its_table_does_not_is_an_error(cohort, changes):
+    unsealed(cohort.folder)
+    file = cohort.folder / "instances.parquet"
+    pd.read_parquet(file).assign(**changes).to_parquet(file)
+    with pytest.raises(StorageError, match="a does not show the instances of its table; import the cohort again"):
+        Cohort.open(cohort.folder).patch(0, 0, 0, 32)
 
 
 def unsealed(folder: Path) -> None:

@@ -13,7 +13,7 @@ Shapes: H, W = rows and columns of a region in pixels.
 from __future__ import annotations
 
 import shutil
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +24,8 @@ import pandas as pd
 from pydantic import Field, field_validator
 
 from counterstain.config import Config, build
-from counterstain.data.patches import Patch, Source, areas_of, instance_boxes, shows
-from counterstain.data.region_store import COLUMNS, Region, bands_of, read_pack, read_tables, write_pack
+from counterstain.data.patches import Patch, Source, instance_boxes
+from counterstain.data.region_store import COLUMNS, Pixels, Region, bands_of, read_tables, write_pack
 from counterstain.errors import InputError, StorageError
 from counterstain.storage import (
     claim,
@@ -45,7 +45,7 @@ from counterstain.taxonomy import IGNORE, Taxonomy
 FORMAT = 1
 PARTS = ("train", "val", "test")
 UNSPLIT = "no part"  # in tables, for patients that are in none
-CACHE_BYTES = 4 * 2**30
+CACHE_BYTES = 512 * 2**20  # of decoded chunks that a process keeps
 
 
 class _Header(Config):
@@ -157,7 +157,7 @@ class CohortWriter:
 
 
 class Cohort:
-    """A cohort, read region by region; recently used regions are kept in memory.
+    """A cohort, read window by window; the chunks that were used last are kept in memory.
 
     ``mpp`` is in micrometres per pixel, ``source`` says where the regions come from; ``regions`` and ``instances`` are
     tables with a row each, as described at the top of this file.
@@ -181,12 +181,12 @@ class Cohort:
         self.folder, self.taxonomy, self.mpp, self.source = folder, header.taxonomy, header.mpp, header.source
         subtypes = [*range(1, self.taxonomy.num_labels), IGNORE]
         self.regions, self.instances = read_tables(folder, header.tables, subtypes=subtypes, parts=PARTS)
-        self._settings, self._cache_bytes, self._cached_bytes = settings, cache_bytes, 0
-        self._cache: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self._settings, self._cache_bytes = settings, cache_bytes
+        self._pixels = Pixels(folder / "packs", self.regions, self.instances, cache_bytes)
 
     @classmethod
     def open(cls, folder: str | Path, *, cache_bytes: int = CACHE_BYTES) -> Cohort:
-        """Open a cohort; decoded regions may take ``cache_bytes`` of memory.
+        """Open a cohort; decoded chunks that are kept may take ``cache_bytes`` of memory.
 
         Raises InputError where there is no cohort, its import was interrupted or another version wrote it, and
         StorageError where a table is damaged.
@@ -243,41 +243,29 @@ class Cohort:
         return positions
 
     def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return a region's image, (H, W, 3) uint8, and instances, (H, W) int32; do not write into them.
+        """Return a region's image, (H, W, 3) uint8, and instances, (H, W) int32.
 
         Raises InputError where there is no region of this position, and StorageError where a file of the pack is
         missing or damaged.
         """
-        if position in self._cache:
-            self._cache.move_to_end(position)
-            return self._cache[position]
-        if position not in range(len(self)):
-            raise InputError(f"{self.folder}: no region {position!r}; they are numbered from 0 to {len(self) - 1}")
-        row = self.regions.iloc[position]
-        name, pack, size = str(row["region"]), str(row["pack"]), (int(row["height_px"]), int(row["width_px"]))
-        store = self.folder / "packs" / f"{pack}.ome.zarr"
-        try:
-            image, instances = read_pack(store, name, int(row["index"]), self._regions_by_pack[pack], size)
-        except StorageError as error:
-            raise StorageError(f"{error}; import the cohort again") from error
-        if not shows(instances, self._areas[self._rows_by_region.get(name, [])]):
-            raise StorageError(f"{store}: {name} does not show the instances of its table; import the cohort again")
-        self._cached_bytes += image.nbytes + instances.nbytes
-        while self._cache and self._cached_bytes > self._cache_bytes:
-            self._cached_bytes -= sum(array.nbytes for array in self._cache.popitem(last=False)[1])
-        self._cache[position] = (image, instances)
+        height, width = self._shape(position)
+        image, instances, _ = self._pixels.window(position, 0, 0, height, width)
         return image, instances
+
+    def instance_map(self, position: int, y_px: int, x_px: int, height_px: int, width_px: int) -> np.ndarray:
+        """Return the instances in a rectangle that lies inside a region, (height_px, width_px) int32."""
+        return self._pixels.instances(position, y_px, x_px, height_px, width_px)
 
     def subtypes(self, position: int) -> dict[int, int]:
         """Return the subtype of every instance of a region."""
         return self._subtypes_by_region.get(self._names[position][0], {})
 
     def patch(self, position: int, y_px: int, x_px: int, size_px: int) -> Patch:
-        """Cut a square out of a region; its arrays are views that must not be written into.
+        """Cut a square out of a region.
 
         Raises InputError where it does not lie inside the region.
         """
-        height, width = self.read(position)[1].shape
+        height, width = self._shape(position)
         if size_px < 1 or not (0 <= y_px <= height - size_px and 0 <= x_px <= width - size_px):
             raise InputError(
                 f"{self.folder}: no patch of {size_px} x {size_px} px at y={y_px}, x={x_px} in region "
@@ -287,13 +275,12 @@ class Cohort:
 
     def cut(self, position: int, y_px: int, x_px: int, height_px: int, width_px: int) -> Patch:
         """Cut a rectangle that lies inside a region, as :meth:`patch` does."""
-        image, instances = self.read(position)
-        window = np.s_[y_px : y_px + height_px, x_px : x_px + width_px]
         (region, slide, patient), table = self._names[position], self.subtypes(position)
+        image, instances, shown = self._pixels.window(position, y_px, x_px, height_px, width_px)
         return Patch(
-            image=image[window],
-            instances=instances[window],
-            subtypes={i: table[i] for i in areas_of(instances[window])[0].tolist()},
+            image=image,
+            instances=instances,
+            subtypes={i: table[i] for i in shown},
             source=Source(region=region, slide=slide, patient=patient, y_px=y_px, x_px=x_px),
             taxonomy=self.taxonomy,
         )
@@ -316,17 +303,10 @@ class Cohort:
             write_sealed(self.folder / "cohort.json", self._settings | {"tables": tables})
         return Cohort.open(self.folder, cache_bytes=self._cache_bytes)
 
-    @cached_property
-    def _areas(self) -> np.ndarray:  # (instances, 2) ids and areas
-        return self.instances[["instance", "area_px"]].to_numpy()
-
-    @cached_property
-    def _rows_by_region(self) -> dict[Any, Any]:
-        return self.instances.groupby("region", sort=False).indices
-
-    @cached_property
-    def _regions_by_pack(self) -> dict[Any, int]:
-        return self.regions["pack"].value_counts().to_dict()
+    def _shape(self, position: int) -> tuple[int, int]:
+        if position not in range(len(self)):
+            raise InputError(f"{self.folder}: no region {position!r}; they are numbered from 0 to {len(self) - 1}")
+        return self._pixels.shapes[position]
 
     @cached_property
     def _names(self) -> list[tuple[str, str, str]]:

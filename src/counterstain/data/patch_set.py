@@ -27,8 +27,9 @@ import zarr
 from pydantic import Field
 
 from counterstain.config import Config, build
+from counterstain.data.chunked_array import ChunkedArray, Recent
 from counterstain.data.patches import Patch, Source, shows
-from counterstain.data.region_store import read_array, read_table
+from counterstain.data.region_store import read_table
 from counterstain.errors import CounterstainError, InputError, StorageError
 from counterstain.storage import committing, read_json, read_sealed, sha256_of, write_json, write_sealed
 from counterstain.taxonomy import IGNORE, Taxonomy
@@ -235,8 +236,8 @@ class PatchSet(Sequence[Patch]):
             raise _damaged(folder)
         shape = (SHARD_PATCHES, size, size)
         try:
-            images = read_array(folder / ARRAYS["image"], (*shape, 3), "uint8", (*shape, 3))
-            instances = read_array(folder / ARRAYS["instances"], shape, "int32", shape)
+            images = _array(folder / ARRAYS["image"], (*shape, 3), "uint8")
+            instances = _array(folder / ARRAYS["instances"], shape, "int32")
         except StorageError as error:
             raise _damaged(folder) from error
         shown = dict(iter(self._table_of(shard, "instances").groupby("index")))
@@ -256,6 +257,10 @@ class PatchSet(Sequence[Patch]):
                 )
             )
         return patches
+
+
+def _array(folder: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    return ChunkedArray(folder, shape, dtype, shape, Recent(0)).read(*(slice(0, length) for length in shape))
 
 
 def _patch_row(patch: SyntheticPatch) -> dict[str, Any]:

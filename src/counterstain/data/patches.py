@@ -126,16 +126,16 @@ def label_mask(instances: np.ndarray, subtypes: Mapping[int, int]) -> np.ndarray
 
 def turn(array: np.ndarray, *, flipped: bool, quarter_turns: int) -> np.ndarray:
     """Mirror and turn an (H, W, …) array as :class:`Source` describes; returns a copy."""
-    return _copied(np.rot90(array[:, ::-1] if flipped else array, quarter_turns))
+    return contiguous(np.rot90(array[:, ::-1] if flipped else array, quarter_turns))
 
 
 def turn_back(array: np.ndarray, *, flipped: bool, quarter_turns: int) -> np.ndarray:
     """Undo :func:`turn`."""
     turned = np.rot90(array, -quarter_turns)
-    return _copied(turned[:, ::-1] if flipped else turned)
+    return contiguous(turned[:, ::-1] if flipped else turned)
 
 
-def _copied(view: np.ndarray) -> np.ndarray:
+def contiguous(view: np.ndarray) -> np.ndarray:
     """Copy an (H, W, …) view channel by channel: numpy copies turned RGB pixels one by one, six times as slowly."""
     if view.ndim < 3 or view.strides[1] == view.shape[2] * view.itemsize:
         return view.copy(order="C")
@@ -200,6 +200,29 @@ def shows(instances: np.ndarray, known: np.ndarray) -> bool:
     if instances.min(initial=0) < 0:
         return False
     return np.array_equal(np.stack(areas_of(instances), axis=1), known[np.argsort(known[:, 0])])
+
+
+def shown_of(instances: np.ndarray, known: np.ndarray, y_px: int, x_px: int) -> list[int] | None:
+    """Return the ids in a window of a map; None where it shows what the ``known`` instances of the map rule out.
+
+    ``known`` has a row of id, area and box each, (n, 6). No pixel of an instance lies outside its box, none is more
+    than its area, and of one whose box is inside the window none is missing.
+    """
+    known = known[np.argsort(known[:, 0])]
+    start, end = np.array([y_px, x_px]), np.array([y_px, x_px]) + instances.shape
+    inside = (np.minimum(known[:, 4:], end) - np.maximum(known[:, 2:4], start)).clip(0).prod(axis=1)
+    whole = np.all((known[:, 2:4] >= start) & (known[:, 4:] <= end), axis=1)
+    try:
+        ids, areas = areas_of(instances)
+    except ValueError:  # a negative id
+        return None
+    found = np.zeros(len(known), np.int64)
+    places = np.searchsorted(known[:, 0], ids)
+    if len(ids) and (not len(known) or not np.array_equal(known[places.clip(0, len(known) - 1), 0], ids)):
+        return None
+    found[places] = areas
+    fits = np.where(whole, found == known[:, 1], found <= np.minimum(known[:, 1], inside))
+    return ids.tolist() if fits.all() else None
 
 
 def instance_boxes(bands: Iterable[np.ndarray]) -> Iterator[tuple[int, int, Box]]:

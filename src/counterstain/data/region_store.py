@@ -24,12 +24,14 @@ import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import ZstdCodec
 
+from counterstain.data.chunked_array import ChunkedArray, Recent, damage_named
+from counterstain.data.patches import BAND_PX, contiguous, shown_of
 from counterstain.errors import InputError, StorageError
 from counterstain.storage import read_json
 
-CHUNK_PX = 512
-SHARD_BYTES = 64 * 2**20  # packs up to this size are one file each
-CODECS = {"bytes", "zstd", "crc32c", "sharding_indexed"}
+CHUNK_PX, LARGEST_CHUNK_PX = 256, 512  # that we write, and that earlier versions wrote
+SHARD_BYTES = 64 * 2**20  # pixels in one file, where one row of chunks is not more
+ZSTD_LEVEL = 1  # as small as level 3 on tissue, in half the time or less (docs/log.md)
 UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # for terminals and for files
 LONGEST_TEXT = 10_000  # characters
 LARGEST_PX, LARGEST_ORIGIN_PX = 2**31, 2**40
@@ -56,12 +58,13 @@ class PixelWindow(Protocol):
         """Return a piece of the image, (height_px, width_px, 3) uint8, or of the map, (height_px, width_px) int32."""
 
 
-def bands_of(pixels: np.ndarray | PixelWindow) -> Iterator[np.ndarray]:
-    """Yield an image or a map from top to bottom, as many rows at once as a chunk has."""
+def bands_of(pixels: np.ndarray | PixelWindow, top: int = 0, bottom: int | None = None) -> Iterator[np.ndarray]:
+    """Yield the rows of an image or a map from ``top`` to ``bottom``, 512 at once."""
     height, width = pixels.shape[:2]
-    for top in range(0, height, CHUNK_PX):
-        rows = min(CHUNK_PX, height - top)
-        yield pixels[top : top + rows] if isinstance(pixels, np.ndarray) else pixels.read(top, 0, rows, width)
+    end = height if bottom is None else min(bottom, height)
+    for y in range(top, end, BAND_PX):
+        rows = min(BAND_PX, end - y)
+        yield pixels[y : y + rows] if isinstance(pixels, np.ndarray) else pixels.read(y, 0, rows, width)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -101,11 +104,7 @@ class Region:
 
 
 def write_pack(store: Path, name: str, regions: Sequence[Region], *, mpp: float, taxonomy: str) -> None:
-    """Write the pixels of regions of one size.
-
-    Packs too large for one file are written in bands, so that an image that is read piece by piece is never in memory
-    as a whole.
-    """
+    """Write the pixels of regions of one size, file by file: an image that is read piece by piece is never whole."""
     n, (height, width) = len(regions), regions[0].instances.shape
     root = zarr.open_group(store, mode="w", zarr_format=3)
     root.attrs["ome"] = _multiscales(name, "czyx", mpp) | {"omero": _OMERO}
@@ -117,83 +116,79 @@ def write_pack(store: Path, name: str, regions: Sequence[Region], *, mpp: float,
     group.attrs["ome"] = _multiscales("instances", "zyx", mpp) | {"image-label": {"source": {"image": "../../"}}}
     group.attrs["counterstain"] = {"taxonomy": taxonomy}
     instances = _create_array(group, "0", (n, height, width), "int32", "zyx")
-    if image.shards:  # one file: written in one piece
-        image[:] = np.stack([np.moveaxis(np.concatenate([*bands_of(r.image)]), -1, 0) for r in regions], axis=1)
-    if instances.shards:
-        instances[:] = np.stack([np.concatenate([*bands_of(r.instances)]) for r in regions])
-    for index, region in enumerate(regions):
-        for number, band in enumerate(() if image.shards else bands_of(region.image)):
-            image[:, index, number * CHUNK_PX : (number + 1) * CHUNK_PX] = np.moveaxis(band, -1, 0)
-        for number, band in enumerate(() if instances.shards else bands_of(region.instances)):
-            instances[index, number * CHUNK_PX : (number + 1) * CHUNK_PX] = band
+    for array, kind in ((image, "image"), (instances, "instances")):
+        members, rows = array.shards[-3:-1]
+        for first, top in itertools.product(range(0, n, members), range(0, height, rows)):
+            pixels = (getattr(region, kind) for region in regions[first : first + members])
+            stack = np.stack([np.concatenate([*bands_of(p, top, top + rows)]) for p in pixels])
+            place = (..., slice(first, first + len(stack)), slice(top, top + stack.shape[1]), slice(None))
+            array[place] = np.moveaxis(stack, -1, 0) if kind == "image" else stack
 
 
-def read_pack(
-    store: Path, region: str, index: int, count: int, shape: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Read a region, number ``index`` of ``count``: image, (H, W, 3) uint8, and instances, (H, W) int32.
+class _Pack:
+    """The arrays of a pack, whose description is checked when it is opened."""
 
-    Raises StorageError where a file is missing, damaged, of another region, or nothing that :func:`write_pack` writes.
+    def __init__(self, store: Path, count: int, shape: tuple[int, int], recent: Recent) -> None:
+        with damage_named(store):
+            self.regions = read_json(store / "zarr.json")["attributes"]["counterstain"]["regions"]
+            if len(self.regions) != count:
+                raise ValueError(f"{len(self.regions)} regions, expected {count}")
+        self.nbytes, most = 5000 + 200 * count, (1, LARGEST_CHUNK_PX, LARGEST_CHUNK_PX)
+        self.image = ChunkedArray(store / "0", (3, count, *shape), "uint8", (3, *most), recent)
+        self.instances = ChunkedArray(store / "labels" / "instances" / "0", (count, *shape), "int32", most, recent)
+
+
+class Pixels:
+    """The pixels of a cohort's regions, read window by window; the chunks that were used last are kept.
+
+    The methods take the position of a region and a rectangle inside it. They raise StorageError where a file is
+    missing, damaged, of another region, or nothing that :func:`write_pack` writes.
     """
-    with _damage_named(store):
-        named = read_json(store / "zarr.json")["attributes"]["counterstain"]["regions"]
-        if len(named) != count or named[index] != region:
-            raise ValueError(f"region {index} of {count} is not {region!r}")
-    chunk = (CHUNK_PX, CHUNK_PX)
-    channels = read_array(store / "0", (3, count, *shape), "uint8", (3, 1, *chunk), index)
-    instances = read_array(store / "labels" / "instances" / "0", (count, *shape), "int32", (1, *chunk), index)
-    return np.ascontiguousarray(np.moveaxis(channels, 0, -1)), instances
 
+    def __init__(self, packs: Path, regions: pd.DataFrame, instances: pd.DataFrame, cache_bytes: int) -> None:
+        self._packs, self._recent = packs, Recent(cache_bytes)
+        self.shapes = list(zip(regions["height_px"].tolist(), regions["width_px"].tolist(), strict=True))
+        self._places = list(zip(*(regions[c].tolist() for c in ("region", "pack", "index")), strict=True))
+        self._counts = regions["pack"].value_counts().to_dict()
+        self._table = instances[["instance", "area_px", *BOX]].to_numpy(np.int64)
+        self._rows = instances.groupby("region", sort=False).indices
 
-def read_array(
-    folder: Path, shape: tuple[int, ...], dtype: str, largest_chunk: tuple[int, ...], index: int | None = None
-) -> np.ndarray:
-    """Read a Zarr array, or what has an index on its third axis from the end; all else is checked before it is decoded.
+    def window(
+        self, position: int, y_px: int, x_px: int, height_px: int, width_px: int
+    ) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """Return an image, (height_px, width_px, 3) uint8, its instances, (height_px, width_px) int32, and their ids.
 
-    Raises StorageError where it is missing, damaged, or not what counterstain writes: another codec could run code, and
-    chunks that are missing would be read as zeros.
-    """
-    with _damage_named(folder):
-        described = read_json(folder / "zarr.json")
-        keys = {"name": "default", "configuration": {"separator": "/"}}
-        known = {"zarr_format": 3, "node_type": "array", "shape": [*shape], "data_type": dtype, "fill_value": 0}
-        for key, expected in (known | {"chunk_key_encoding": keys}).items():
-            if described[key] != expected:
-                raise ValueError(f"{key} is {str(described[key])[:80]}, expected {expected}")
-        if strange := sorted({*_codecs(described["codecs"])} - CODECS):
-            raise ValueError(f"codec {strange[0][:80]!r}, expected {', '.join(sorted(CODECS))}")
-        array: Any = zarr.open_array(folder, mode="r", zarr_format=3)
-        file_shape = array.shards or array.chunks
-        if any(found > most for found, most in zip(array.chunks, largest_chunk, strict=True)):
-            raise ValueError(f"chunks of {array.chunks}, expected {largest_chunk} at most")
-        if array.shards and np.prod(array.shards) * array.dtype.itemsize > 8 * SHARD_BYTES:
-            raise ValueError(f"shards of {array.shards}, expected {SHARD_BYTES:,} bytes")
-        files = [range(-(-length // size)) for length, size in zip(shape, file_shape, strict=True)]
-        if index is not None:
-            files[-3] = range(index // file_shape[-3], index // file_shape[-3] + 1)
-        for place in itertools.product(*files):
-            chunk = (folder / "c").joinpath(*map(str, place))
-            if not chunk.is_file() or not chunk.stat().st_size:
-                raise ValueError(f"chunk {place} is missing")
-        return np.asarray(array[...] if index is None else array[..., index, :, :])
+        Raises StorageError also where these are not the instances of the region's table.
+        """
+        with self._opened(position) as (pack, index, store):
+            rows, columns = slice(y_px, y_px + height_px), slice(x_px, x_px + width_px)
+            channels = pack.image.read(slice(0, 3), slice(index, index + 1), rows, columns)[:, 0]
+            instances = pack.instances.read(slice(index, index + 1), rows, columns)[0]
+            name = self._places[position][0]
+            shown = shown_of(instances, self._table[self._rows.get(name, [])], y_px, x_px)
+            if shown is None:
+                raise StorageError(f"{store}: {name} does not show the instances of its table")
+            return contiguous(np.moveaxis(channels, 0, -1)), instances, shown
 
+    def instances(self, position: int, y_px: int, x_px: int, height_px: int, width_px: int) -> np.ndarray:
+        """Return the instances of a window alone, (height_px, width_px) int32."""
+        with self._opened(position) as (pack, index, _):
+            window = slice(index, index + 1), slice(y_px, y_px + height_px), slice(x_px, x_px + width_px)
+            return pack.instances.read(*window).reshape(height_px, width_px)
 
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Turn what zarr, pyarrow, their codecs and hostile content raise into a StorageError of one line."""
-    try:
-        yield
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise StorageError(f"{path} is missing or damaged ({reason})") from error
-
-
-def _codecs(codecs: Any) -> Iterator[str]:
-    for codec in codecs:
-        yield str(codec["name"])
-        settings = codec.get("configuration") or {}
-        for inner in ("codecs", "index_codecs"):
-            yield from _codecs(settings.get(inner, ()))
+    @contextmanager
+    def _opened(self, position: int) -> Iterator[tuple[_Pack, int, Path]]:
+        """Give the pack of a region, its number there and the folder; say of what is damaged in it how to mend it."""
+        region, name, index = self._places[position]
+        store, shape = self._packs / f"{name}.ome.zarr", self.shapes[position]
+        try:
+            pack = self._recent.get(name, lambda: _Pack(store, self._counts[name], shape, self._recent))
+            with damage_named(store):
+                if pack.regions[index] != region:
+                    raise ValueError(f"region {index} of {len(pack.regions)} is not {region!r}")
+            yield pack, index, store
+        except StorageError as error:
+            raise StorageError(f"{error}; import the cohort again") from error
 
 
 _OMERO = {
@@ -220,12 +215,16 @@ def _multiscales(name: str, axes: str, mpp: float) -> dict[str, Any]:
 
 
 def _create_array(group: zarr.Group, path: str, shape: tuple[int, ...], dtype: str, axes: str) -> Any:
-    sizes = dict(zip(axes, shape, strict=True))
-    chunk = tuple({"c": n, "z": 1}.get(axis, min(n, CHUNK_PX)) for axis, n in sizes.items())
-    whole = tuple(-(-length // size) * size for length, size in zip(shape, chunk, strict=True))
-    shards = whole if np.prod(shape) * np.dtype(dtype).itemsize <= SHARD_BYTES else None
+    """Create an array whose files hold whole regions, as many as fit into one, or of a large region a band of rows."""
+    *channels, count, height, width = shape
+    chunk = (*channels, 1, min(height, CHUNK_PX), min(width, CHUNK_PX))
+    down, across = (-(-length // size) for length, size in zip(shape[-2:], chunk[-2:], strict=True))
+    row_bytes = int(np.prod(chunk)) * across * np.dtype(dtype).itemsize
+    rows = min(down, max(1, SHARD_BYTES // row_bytes))
+    members = min(count, max(1, SHARD_BYTES // (row_bytes * down)))
+    shards = (*channels, members, rows * chunk[-2], across * chunk[-1])
     layout: Any = {"chunks": chunk, "shards": shards, "dimension_names": tuple(axes)}
-    layout |= {"compressors": ZstdCodec(checksum=True)}
+    layout |= {"compressors": ZstdCodec(level=ZSTD_LEVEL, checksum=True)}
     # empty chunks are written, so that a chunk that is missing later is known to be lost
     return group.create_array(path, shape=shape, dtype=dtype, config={"write_empty_chunks": True}, **layout)
 
@@ -289,7 +288,7 @@ def read_table(file: Path, columns: Mapping[str, str], hashes: Collection[str] =
     ``hashes`` (SHA-256), where there are any. Raises StorageError where a column is missing, twice there, of another
     type, or the file is damaged.
     """
-    with _damage_named(file):
+    with damage_named(file):
         content = file.read_bytes()
         if hashes and hashlib.sha256(content).hexdigest() not in hashes:
             raise ValueError("its content is not what was written")

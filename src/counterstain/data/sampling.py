@@ -137,7 +137,7 @@ class PatchSampler:
         on_background = rng.random() < self.config.background_share
         pool = self._background if on_background else self._tumour[rng.integers(len(self._tumour))]
         position, instance, box = pool[rng.integers(len(pool))].draw(rng)
-        centre = _pixel(self.cohort.read(position)[1], instance, box, rng)
+        centre = _pixel(self.cohort, position, instance, box, rng)
         size = self.size_px
         y, x = (min(max(c - size // 2, 0), n - size) for c, n in zip(centre, self._shapes[position], strict=True))
         return self.cohort.patch(position, y, x, size)
@@ -195,16 +195,15 @@ def _background(regions: pd.DataFrame, instances: pd.DataFrame) -> pd.DataFrame:
     return rest[rest["area_px"] > 0]
 
 
-def _pixel(instances: np.ndarray, instance: int, box: Box, rng: np.random.Generator) -> tuple[int, int]:
-    """Draw a pixel of one instance of an (H, W) map, uniformly."""
+def _pixel(cohort: Cohort, position: int, instance: int, box: Box, rng: np.random.Generator) -> tuple[int, int]:
+    """Draw a pixel of one instance of a region, uniformly."""
     y0, x0, y1, x1 = box
     y, x = rng.random((2, TRIES))
     y, x = y0 + (y * (y1 - y0)).astype(np.intp), x0 + (x * (x1 - x0)).astype(np.intp)
-    hits = instances[y, x] == instance
-    first = int(hits.argmax())
-    if hits[first]:
-        return int(y[first]), int(x[first])
-    rows, columns = np.nonzero(instances[y0:y1, x0:x1] == instance)
+    for row, column in zip(y.tolist(), x.tolist(), strict=True):
+        if cohort.instance_map(position, row, column, 1, 1)[0, 0] == instance:
+            return row, column
+    rows, columns = np.nonzero(cohort.instance_map(position, y0, x0, y1 - y0, x1 - x0) == instance)
     if not len(rows):
         raise StorageError(f"instance {instance} is in the table but not in its region; import the cohort again")
     chosen = int(rng.integers(len(rows)))
