@@ -284,10 +284,10 @@ def test_a_resumed_training_equals_an_uninterrupted_one(cohort, tmp_path, monkey
     assert losses[0].equals(losses[1])
 
 
-def _killed_at_step_3(source, batch_size):
+def _killed_at_step_3(*args):
     from counterstain.data.sampling import PatchBatches
 
-    batches = PatchBatches(source, batch_size)
+    batches = PatchBatches(*args)
 
     def batch(step):
         if step == 3:

@@ -3,15 +3,21 @@ import pandas as pd
 import pytest
 import torch
 from drawn_cohort import draw_cohort
-from drawn_requests import drawn_by
+from drawn_requests import denoiser_config, drawn_by
 from torch.nn.utils import parametrize
 from typer.testing import CliRunner
 
+import counterstain.generators.autoencoder as autoencoder_module
+import counterstain.generators.diffusion as diffusion_module
+import counterstain.generators.spade as spade_module
+import counterstain.generators.train as train_module
+import counterstain.training as training_loop
 from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint
 from counterstain.cli import app
 from counterstain.data.patch_set import PatchSet
-from counterstain.errors import ConfigError, LeakageError, MismatchError
+from counterstain.errors import ConfigError, LeakageError, MismatchError, StorageError
 from counterstain.generators.autoencoder import Autoencoder
+from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import (
     AutoencoderConfig,
     CounterstainConfig,
@@ -219,6 +225,69 @@ def test_diffusion_goes_on_with_the_latents_of_its_own_first_stage_only(cohort, 
     other = train_autoencoder(cohort, autoencoder(1), tmp_path / "other", **COMMON)
     with pytest.raises(MismatchError, match="latents of another first stage"):
         train_diffusion(cohort, config, tmp_path / "x", autoencoder=other, init=first, **COMMON)
+
+
+def test_a_pool_of_latents_is_encoded_once_and_an_interrupted_one_goes_on(
+    cohort, trained_autoencoder, tmp_path, monkeypatch
+):
+    config = denoiser_config(training=training(2), latent_pool=130, normalise_latents="none")
+    options = {"autoencoder": trained_autoencoder, **COMMON}
+    whole = train_diffusion(cohort, config, tmp_path / "whole", **options)
+    encode, encoded = Diffusion.encode, []
+
+    def interrupted(model, images):
+        encoded.append(len(images))
+        if len(encoded) == 2:
+            raise KeyboardInterrupt
+        return encode(model, images)
+
+    monkeypatch.setattr(Diffusion, "encode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_diffusion(cohort, config, tmp_path / "again", **options)
+    again = train_diffusion(cohort, config, tmp_path / "again", **options)
+    assert encoded == [64, 64, 64, 2]
+    assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert {file.name for file in again.iterdir()} == {file.name for file in whole.iterdir()}
+    assert not (again / "latents").exists()
+
+
+def test_a_damaged_pool_of_latents_is_named(cohort, trained_autoencoder, tmp_path, monkeypatch):
+    config = denoiser_config(training=training(2), latent_pool=2)
+    options = {"autoencoder": trained_autoencoder, **COMMON}
+    monkeypatch.setattr(Diffusion, "losses", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train_diffusion(cohort, config, tmp_path / "d", **options)
+    (file,) = (tmp_path / "d" / "latents").iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(StorageError, match=r"latents/000000000.pt: cannot be read .* delete it and run"):
+        train_diffusion(cohort, config, tmp_path / "d", **options)
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+TRAININGS = {
+    "spade": lambda cohort, out, _: train_spade(cohort, spade(2), out, **COMMON),
+    "vq": lambda cohort, out, _: train_autoencoder(
+        cohort, autoencoder(2, adversarial_weight=0.5, adversarial_start=1, discriminator_width=4), out, **COMMON
+    ),
+    "kl": lambda cohort, out, _: train_autoencoder(cohort, autoencoder(2, kind="kl"), out, **COMMON),
+    "diffusion": lambda cohort, out, first: train_diffusion(
+        cohort, denoiser_config(training=training(2), context_share=0.5, style=StyleConfig(width=4, code=4)), out,
+        autoencoder=first, **COMMON,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_networks_learn_the_same_in_the_layout_that_gpus_get(cohort, trained_autoencoder, tmp_path, monkeypatch, kind):
+    plain = TRAININGS[kind](cohort, tmp_path / "plain", trained_autoencoder)
+    for module in (training_loop, autoencoder_module, diffusion_module, spade_module, train_module):
+        monkeypatch.setattr(module, "place", lambda network, _: network.to(memory_format=torch.channels_last))
+    last = TRAININGS[kind](cohort, tmp_path / "last", trained_autoencoder)
+    losses = [pd.read_csv(folder / "losses.csv").query("name.str.startswith('loss')") for folder in (plain, last)]
+    np.testing.assert_allclose(losses[1]["value"], losses[0]["value"], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("pool", [None, 4])

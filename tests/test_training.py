@@ -1,11 +1,21 @@
+import multiprocessing
 import os
+import shutil
 import signal
+import time
+from functools import partialmethod
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import Dataset
 
+from counterstain import devices
 from counterstain.config import build
-from counterstain.errors import ConfigError, DivergenceError, StorageError
+from counterstain.devices import prepared
+from counterstain.errors import ConfigError, DivergenceError, LeakageError, StorageError
+from counterstain.processes import CORES
 from counterstain.seeding import torch_generator
 from counterstain.training import Trainable, fit
 from counterstain.training_config import TrainingConfig
@@ -124,9 +134,149 @@ def test_micro_batches_see_the_same_data_and_noise_as_one_batch(tmp_path):
     assert torch.allclose(whole[0], split[0], atol=1e-6)
 
 
-def test_worker_processes_change_nothing(tmp_path):
-    alone, helped = trained(tmp_path / "alone"), trained(tmp_path / "helped", workers=1)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_change_nothing(tmp_path, workers):
+    alone, helped = trained(tmp_path / "alone", workers=0), trained(tmp_path / "helped", workers=workers)
     assert torch.equal(alone[0], helped[0])
+    assert alone[1] == helped[1]
+
+
+class OneByOne(Dataset):
+    """Batch n is that of step n; one of them goes wrong as a test wants it, in a worker."""
+
+    def __init__(self, wrong=None):
+        self.wrong = wrong
+
+    def __getitem__(self, item):
+        if item == 2 and self.wrong is not None:
+            self.wrong()
+        return batches(item)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_come_in_order_whatever_the_number_of_workers(workers):
+    found = list(prepared(OneByOne(), range(3, 9), config(workers=workers), torch.device("cpu")))
+    assert all(torch.equal(one["x"], batches(step)["x"]) for step, one in enumerate(found, 3))
+    assert len(found) == 6
+
+
+def leak():
+    raise LeakageError("patient p1 is held out")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_worker_is_the_error_of_the_training(workers):
+    feed = prepared(OneByOne(leak), range(12), config(workers=workers), torch.device("cpu"))
+    with pytest.raises(LeakageError, match=r"^patient p1 is held out$"):
+        list(feed)
+
+
+def test_a_killed_worker_is_one_line():
+    feed = prepared(
+        OneByOne(lambda: os.kill(os.getpid(), signal.SIGKILL)), range(12), config(workers=1), torch.device("cpu")
+    )
+    with pytest.raises(StorageError, match=r"prepares batches was killed .* set training.workers lower"):
+        list(feed)
+
+
+class Noted(OneByOne):
+    """Notes the process of each batch."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __getitem__(self, item):
+        (self.folder / str(os.getpid())).touch()
+        return batches(item)
+
+
+def train_slowly(folder):
+    for _ in prepared(Noted(folder), range(10**6), config(workers=1), torch.device("cpu")):
+        time.sleep(0.01)
+
+
+def test_workers_die_with_their_training(tmp_path):
+    training = multiprocessing.get_context("fork").Process(target=train_slowly, args=(tmp_path,))
+    training.start()
+    eventually(lambda: any(tmp_path.iterdir()))
+    (worker,) = (int(file.name) for file in tmp_path.iterdir())
+    training.kill()
+    training.join()
+    eventually(lambda: not is_running(worker))
+
+
+def eventually(happened):
+    deadline = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_running(process):
+    try:
+        return (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+GB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpu", "shared", "workers"),
+    [
+        (1, False, GB, 0),
+        (2, True, GB, 0),
+        (8, False, GB, 1),
+        (4, True, GB, 3),
+        (64, True, GB, 6),
+        (64, True, 30_000, 5),
+    ],
+)
+def test_workers_are_as_many_as_cores_devices_and_memory_allow(monkeypatch, cores, gpu, shared, workers):
+    monkeypatch.setenv(CORES, str(cores))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=shared))
+    assert devices.choose_workers(TrainingConfig(steps=1), lambda: 1000) == workers
+
+
+def test_processes_of_one_training_share_its_cores(monkeypatch):
+    for name, value in {CORES: "8", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert devices.choose_workers(TrainingConfig(steps=1), lambda: 1000) == 0
+
+
+def test_training_on_a_gpu_is_in_tf32_and_leaves_the_arithmetic_as_it_was():
+    def arithmetic():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+
+    before = arithmetic()
+    with devices.fast_arithmetic(torch.device("cpu")):
+        assert arithmetic() == before
+    with devices.fast_arithmetic(torch.device("cuda")):
+        assert arithmetic() == ("high", True)
+    assert arithmetic() == before
+
+
+def compiled_by(monkeypatch, backend):
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=backend))
+
+
+def test_a_compiled_training_has_the_losses_and_the_names_of_an_ordinary_one(tmp_path, monkeypatch):
+    compiled_by(monkeypatch, "eager")
+    plain, model = trained(tmp_path / "plain"), Line()
+    names = list(model.state_dict())
+    assert trained(tmp_path / "compiled", model, compile=True)[1] == plain[1]
+    assert list(model.state_dict()) == names
+
+
+def test_a_machine_that_cannot_compile_is_named(tmp_path, monkeypatch):
+    def without_a_compiler(*_):
+        raise RuntimeError("no C++ compiler")
+
+    compiled_by(monkeypatch, without_a_compiler)
+    with pytest.raises(ConfigError, match=r"compile: .* no C\+\+ compiler.*; set training.compile to false"):
+        trained(tmp_path / "x", compile=True)
 
 
 def stopped(folder):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import shutil
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ from counterstain.taxonomy import Taxonomy
 
 WEIGHTS_FILE, HEADER_FILE = "model.safetensors", "model.json"
 PROGRESS_FILE, PROGRESS_FORMAT = "last.ckpt", "counterstain 2"
+POOL_FOLDER = "latents"  # in the folder of a training under way
 LARGEST_HEADER_BYTES = 16_000_000
 REMEDY = "copy the folder again from where it came, or delete it and train it again"
 Kind = str  # stage of a registered training, or segmenter or judge
@@ -242,9 +244,28 @@ def _is_torn(file: Path) -> bool:
 
 
 def forget_progress(folder: Path) -> None:
-    """Delete the state of a training whose result is saved."""
+    """Delete the state of a training whose result is saved, and its pool of latents."""
     sweep(folder / PROGRESS_FILE)
     (folder / PROGRESS_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder / POOL_FOLDER, ignore_errors=True)
+
+
+def save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Save tensors for :func:`mapped_tensors`, with the order of their axes in memory."""
+    buffer = io.BytesIO()
+    torch.save(dict(tensors), buffer)
+    with replacing(file) as partial:
+        partial.write_bytes(buffer.getbuffer())
+
+
+def mapped_tensors(file: Path) -> dict[str, Tensor]:
+    """Return tensors that are read off the disk when they are looked at; do not write into them."""
+    try:
+        found: dict[str, Tensor] = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
+    except Exception as error:
+        why = str(error).partition("\n")[0]
+        raise StorageError(f"{file}: cannot be read ({why}); delete it and run the command again") from error
+    return found
 
 
 def read_state(path: Path, setting: str = "") -> dict[str, Tensor]:

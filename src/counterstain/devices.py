@@ -1,4 +1,4 @@
-"""The devices to compute on, and one training in several processes, one for each device.
+"""What a training runs on: its device, the arithmetic there, its processes, and the workers that prepare its batches.
 
 Every process runs the same stage with the same settings and works on its own part of each batch. They find each other
 by torchrun's environment variables (RANK, WORLD_SIZE, LOCAL_RANK, …), which :func:`run_in_processes` sets where
@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from lightning.fabric import Fabric
@@ -22,11 +28,18 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.multiprocessing.spawn import ProcessContext, ProcessException, start_processes
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from counterstain.errors import ConfigError, CounterstainError, InputError, StorageError
+from counterstain.processes import cores
 from counterstain.training_config import TrainingConfig
 
 START_METHOD = "spawn"  # a forked process could use neither CUDA nor OpenMP where its parent has
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - through which workers hand over their batches
+MOST_WORKERS = 6  # 512 px patches of a segmenter, the fastest network, keep an H200 busy with four
+AHEAD = 2  # batches that each worker prepares ahead of the training
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+Batch = dict[str, Tensor]
 
 
 def choose_device(choice: str = "auto") -> torch.device:
@@ -65,9 +78,10 @@ def open_fabric(config: TrainingConfig) -> Fabric:
     for name in ("lightning.fabric", "lightning.pytorch"):  # whichever of them logs it
         logging.getLogger(name).setLevel(logging.WARNING)  # not which arithmetic it uses
     several = config.devices * config.num_nodes > 1  # a single process takes no notice of a cluster around it
+    chosen = [torch.cuda.current_device()] if _on_gpu(config) and not several else config.devices
     fabric = Fabric(
         accelerator=config.accelerator,
-        devices=config.devices,
+        devices=chosen,
         num_nodes=config.num_nodes,
         strategy="ddp" if several else "auto",
         precision=precision(config),  # type: ignore[arg-type]
@@ -79,6 +93,149 @@ def open_fabric(config: TrainingConfig) -> Fabric:
 
 def _on_gpu(config: TrainingConfig) -> bool:
     return config.accelerator != "cpu" and torch.cuda.is_available()
+
+
+def device_of(config: TrainingConfig) -> torch.device:
+    """Return the device that this process of a training will use."""
+    if not _on_gpu(config):
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
+
+
+def place(network: ModuleT, device: torch.device) -> ModuleT:
+    """Move a network to a device; on a GPU its weights become channels-last, as tensor cores read them."""
+    if device.type == "cuda":
+        return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return network.to(device)
+
+
+def fused_optimizers(config: TrainingConfig) -> bool:
+    """Whether Adam may update all weights in one call.
+
+    In fp16 its gradients cannot be clipped then; on CPUs in bf16 they could, but results would round differently.
+    """
+    arithmetic = precision(config)
+    clippable = arithmetic == "32-true" or (_on_gpu(config) and arithmetic == "bf16-mixed")
+    return config.gradient_clip is None or clippable
+
+
+@contextmanager
+def fast_arithmetic(device: torch.device) -> Iterator[None]:
+    """Train on a GPU with TF32 products and the kernels that are fastest for its batches, whose shapes do not change.
+
+    Nothing changes on a CPU, nor for what is drawn afterwards. Which kernels are fastest is measured anew in each
+    process, so that two trainings on a GPU agree up to rounding.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    # The newer fp32_precision cannot be set here: torch.compile still reads this one, and refuses a mixture.
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+@contextmanager
+def compiled(networks: Iterable[nn.Module], config: TrainingConfig) -> Iterator[None]:
+    """Compile networks in place where a training asks for it; their weights keep their names.
+
+    Raises
+    ------
+    ConfigError
+        They cannot be compiled here.
+    """
+    if not config.compile:
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException
+
+    for network in networks:
+        network.compile()
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"compile: torch.compile failed on this machine ({reason}); set training.compile to false"
+        ) from error
+
+
+def choose_workers(config: TrainingConfig, batch_bytes: Callable[[], int]) -> int:
+    """Return how many processes prepare a training's batches, of so many bytes each.
+
+    ``auto`` is none where this process has two cores or fewer, which the training itself needs; otherwise one for a
+    CPU, whose steps take long, and for a GPU all cores but one, up to 6. They must find room in shared memory.
+    """
+    if config.workers != "auto":
+        return config.workers
+    here = cores() // (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1)
+    if here <= 2 or sys.platform != "linux":  # others cannot fork safely
+        return 0
+    room = shutil.disk_usage(SHARED_MEMORY).free // 2 if SHARED_MEMORY.exists() else 0
+    return min(min(MOST_WORKERS, here - 1) if _on_gpu(config) else 1, room // ((AHEAD + 1) * batch_bytes()))
+
+
+def prepared(
+    batches: Dataset[Batch], items: range, config: TrainingConfig, device: torch.device
+) -> Generator[Batch, None, None]:
+    """Yield some batches in order, prepared ahead by workers; the batches do not depend on how many there are.
+
+    Raises
+    ------
+    CounterstainError
+        As raised while a batch was prepared, by whichever process.
+    StorageError
+        A worker was killed.
+    """
+    workers = choose_workers(config, lambda: sum(part.nbytes for part in batches[items[0]].values())) if items else 0
+    options: dict[str, Any] = {"num_workers": workers, "pin_memory": device.type == "cuda"}
+    if workers:
+        forks = "fork" if sys.platform == "linux" else None
+        options |= {"worker_init_fn": _begin_work, "prefetch_factor": AHEAD, "multiprocessing_context": forks}
+    try:
+        for found in DataLoader(_Answers(batches), batch_size=None, sampler=items, **options):
+            if isinstance(found, CounterstainError):
+                raise found
+            yield found
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise StorageError(
+            f"a process that prepares batches was killed ({str(error).splitlines()[0]}); perhaps memory, or shared "
+            "memory (/dev/shm), ran out: set training.workers lower; the same command goes on from what is done"
+        ) from None
+
+
+class _Answers(Dataset[Any]):
+    """Batches, or what went wrong: an error that a worker raised would arrive as the text of a traceback."""
+
+    def __init__(self, batches: Dataset[Batch]) -> None:
+        self._batches = batches
+
+    def __getitem__(self, item: int) -> Batch | CounterstainError:
+        if get_worker_info() is None:
+            return self._batches[item]
+        try:
+            return self._batches[item]
+        except CounterstainError as error:
+            return error
+
+
+def _begin_work(_worker: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to all processes, to the training; end with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def starts_processes(config: TrainingConfig) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -24,6 +26,8 @@ from counterstain.errors import ConfigError, CounterstainError, InputError, Stor
 SPAWN = multiprocessing.get_context("spawn")  # a forked process could use neither CUDA nor OpenMP
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 SECONDS_TO_SAVE = 20.0
+CORES = "COUNTERSTAIN_CORES"  # environment variable: cores that a process may use where others share the machine
+QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of processor time, in so many
 
 Map = Callable[..., Iterable[Any]]
 """Called as ``map(function, items, ...)``, like Python's."""
@@ -139,19 +143,32 @@ def end_with_the_driver(*endings: Connection) -> None:
     os._exit(1)
 
 
+def cores() -> int:
+    """Return how many cores this process may use: those that its study, its container or its batch system gives it."""
+    if CORES in os.environ:
+        return int(os.environ[CORES])
+    known = hasattr(os, "sched_getaffinity")  # not on every system
+    allowed = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no quota
+        share, period = QUOTA_FILE.read_text().split()
+        allowed = min(allowed, max(1, int(share) // int(period)))
+    return allowed
+
+
 @contextmanager
-def children_inherit(threads: int) -> Iterator[None]:
-    """Start children with their threads, which NumPy reads when it is imported, and with Ctrl-C blocked.
+def children_inherit(threads: int, cpus: int | None = None) -> Iterator[None]:
+    """Start children with their threads, which NumPy reads when it is imported, their cores, and Ctrl-C blocked.
 
     Ctrl-C then reaches the driver alone, which ends them.
     """
     before = dict(os.environ)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    os.environ.update(_thread_variables(threads))
+    variables = _thread_variables(threads) | ({} if cpus is None else {CORES: str(cpus)})
+    os.environ.update(variables)
     try:
         yield
     finally:
-        for name in THREAD_VARIABLES:
+        for name in variables:
             del os.environ[name]
         os.environ.update(before)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

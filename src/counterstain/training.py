@@ -10,8 +10,8 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -23,14 +23,18 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from counterstain.checkpoints import PROGRESS_FILE, read_progress, save_progress
 from counterstain.data.sampling import PatchBatches
 from counterstain.devices import (
+    Batch,
     average_gradients,
+    compiled,
+    fast_arithmetic,
     open_fabric,
-    precision,
+    place,
+    prepared,
     rank,
     share_batch_statistics,
     starts_processes,
@@ -40,7 +44,6 @@ from counterstain.progress import bar
 from counterstain.storage import released_on_error, write_csv
 from counterstain.training_config import Curves, TrainingConfig
 
-Batch = dict[str, Tensor]
 Batches = Callable[[int], Batch]
 Minimise = Callable[..., None]
 
@@ -70,6 +73,10 @@ class Trainable(nn.Module):
         minimise(losses["loss"])
         return losses
 
+    def networks(self) -> Iterable[nn.Module]:
+        """Return the parts that are called as functions and do most of the arithmetic: what ``compile`` compiles."""
+        return self.children()
+
     def finish(self) -> None:
         """Put in order what depends on the weights, after they were replaced by their averages."""
 
@@ -82,11 +89,6 @@ class Trainable(nn.Module):
 def cosine(step: int, steps: int) -> float:
     """Return a learning rate that falls from 1 to 0 along half a cosine."""
     return 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
-
-
-def fused_optimizers(config: TrainingConfig) -> bool:
-    """Whether Adam may update all weights in one call; its gradients cannot be clipped in mixed precision."""
-    return config.gradient_clip is None or precision(config) == "32-true"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +144,7 @@ def fit(
 
     # The device of this process; torchrun or run_in_processes started one process for each.
     fabric = open_fabric(config)
-    share_batch_statistics(model.to(fabric.device), fabric)
+    share_batch_statistics(place(model, fabric.device), fabric)
 
     # Go on where an interrupted training stopped.
     first = fabric.is_global_zero
@@ -157,8 +159,14 @@ def fit(
         if first
         else nullcontext() as run.curves,
     ):
-        with _Interruption(listens=fabric.world_size == 1) as stop:
-            _loop(run, _Parts(batches, config, fabric.global_rank).loader(run.step), advance, stop)
+        parts = _Parts(batches, config, fabric.global_rank)
+        with (
+            _Interruption(listens=fabric.world_size == 1) as stop,
+            fast_arithmetic(fabric.device),
+            compiled(model.networks(), config),
+            closing(prepared(parts, parts.from_step(run.step), config, fabric.device)) as loader,
+        ):
+            _loop(run, loader, advance, stop)
             run.leave_average()
         model.eval()
         figures = run.watch()
@@ -174,7 +182,9 @@ def _loop(run: _Run, loader: Iterator[Batch], advance: Callable[[int], None], st
         # Minimise the losses of the whole batch, in micro-batches where memory is short.
         run.set_learning_rates()
         for micro in range(config.accumulate):
-            batch = fabric.to_device(next(loader))
+            batch = next(loader)
+            on_cpu = {name: batch.pop(name) for name in ("step", "position")}  # reading them elsewhere would wait
+            batch = fabric.to_device(batch) | on_cpu
             with fabric.autocast():
                 torch.set_autocast_cache_enabled(False)  # a GAN's first update would leave it out of date
                 losses = run.model.training_step(batch, run.minimiser(micro))
@@ -258,10 +268,11 @@ class _Run:
             return
         # The first step sets the average, whatever the initial weights were.
         weight = 1.0 - min(self.ema_decay, (1 + self.step) / (10 + self.step)) if self.step else 1.0
-        for mean, value in zip(self.average or (), self.tensors(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, weight)
-            else:
+        pairs = list(zip(self.average or (), self.tensors(), strict=True))
+        numbers = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([mean for mean, _ in numbers], [value for _, value in numbers], weight)
+        for mean, value in pairs:
+            if not mean.is_floating_point():
                 mean.copy_(value)
 
     def leave_average(self) -> None:
@@ -337,16 +348,9 @@ class _Parts(Dataset[Batch]):
             part = {name: tensor[start : start + size] for name, tensor in self._last[1].items()}
         return part | {"step": torch.tensor(step), "position": torch.arange(start, start + size)}
 
-    def loader(self, step: int) -> Iterator[Batch]:
-        items = range(step * self._config.accumulate, self._config.steps * self._config.accumulate)
-        given = {"num_workers": self._config.workers, "worker_init_fn": _ignore_ctrl_c}
-        pin = torch.cuda.is_available()
-        return iter(DataLoader(self, batch_size=None, sampler=items, pin_memory=pin, **given))  # type: ignore[arg-type]
-
-
-def _ignore_ctrl_c(_worker: int) -> None:
-    """Leave Ctrl-C, which a terminal sends to all processes, to the one that this process helps."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    def from_step(self, step: int) -> range:
+        """Return the numbers of the items of the rest of a training."""
+        return range(step * self._config.accumulate, self._config.steps * self._config.accumulate)
 
 
 class _Interruption:

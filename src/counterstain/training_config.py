@@ -40,7 +40,11 @@ class TrainingConfig(Config):
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Micro-batches that make up one optimiser step."""
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
-    """Arithmetic; ``auto`` is bf16 autocast on a GPU and on CPUs with bf16 units, otherwise fp32."""
+    """Arithmetic; ``auto`` is bf16 autocast on a GPU and on CPUs with bf16 units, otherwise fp32. On GPUs, products of
+    fp32 numbers are TF32."""
+    compile: bool = False
+    """Compile the networks with torch.compile, which needs a C++ compiler; off because it cost 89 s on an H200 and
+    brought the denoiser no speed, though less memory (docs/performance.md)."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Device type."""
     devices: Annotated[int, Field(ge=1)] = 1
@@ -48,8 +52,9 @@ class TrainingConfig(Config):
     batch, as are the statistics of batch norm on GPUs, so that their number changes results by rounding alone."""
     num_nodes: Annotated[int, Field(ge=1)] = 1
     """Nodes; more than one are started with torchrun."""
-    workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that prepare batches beside the training; 0 = none."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that prepare batches beside the training, per device; their number changes no result. ``auto`` is 0 on
+    two cores or fewer, otherwise 1 for a CPU, and for a GPU all cores but one, at most 6."""
     checkpoint_every_steps: Annotated[int, Field(ge=1)] = 500
     """Steps that a kill can cost at most; Ctrl-C and SIGTERM cost none on one device."""
     log_every_steps: Annotated[int, Field(ge=1)] = 10
@@ -73,10 +78,25 @@ class TrainingConfig(Config):
         return self
 
 
-def with_logger(config: ConfigT, logger: LoggerName | None) -> ConfigT:
-    """Return the configuration of a network whose ``training`` has a logger."""
+def identity_of(config: Config) -> dict[str, Any]:
+    """Return the settings that tell the training of a network from others: all that may change its result.
+
+    They are those of earlier versions, in which there were no workers by default and nothing was compiled: trainings
+    and studies that were begun then go on.
+    """
+    settings = config.model_dump(mode="json")
+    training = settings.get("training")
+    if isinstance(training, dict):
+        training["workers"] = 0
+        if not training["compile"]:
+            del training["compile"]
+    return settings
+
+
+def with_training(config: ConfigT, changes: Mapping[str, Any]) -> ConfigT:
+    """Return the configuration of a network with some settings of its ``training`` changed."""
     old: Any = config
-    return config.model_copy(update={"training": old.training.model_copy(update={"logger": logger})})
+    return config.model_copy(update={"training": old.training.model_copy(update=dict(changes))})
 
 
 def require_logger(logger: LoggerName) -> None:

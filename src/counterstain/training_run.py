@@ -19,7 +19,7 @@ from counterstain.data.split import tissue_of
 from counterstain.devices import rank, run_in_processes, starts_processes
 from counterstain.seeding import derive
 from counterstain.storage import claim, released_on_error
-from counterstain.training_config import TrainingConfig
+from counterstain.training_config import TrainingConfig, identity_of
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -54,7 +54,7 @@ class TrainingRun:
         """
         settings = {
             "cohort": self.cohort.fingerprint,
-            "config": self.config.model_dump(mode="json"),
+            "config": identity_of(self.config),
             "size_px": self.size_px,
             "seed": self.seed,
             **self.names,
@@ -96,7 +96,7 @@ class TrainingRun:
             taxonomy=self.cohort.taxonomy,
             size_px=self.size_px,
             mpp=self.cohort.mpp,
-            config=self.config.model_dump(mode="json"),
+            config=identity_of(self.config),
             seed=self.seed,
             patients_seen=tuple(sorted({*self.cohort.patients("train"), *self.seen})),
             tissue_seen=tissue_of(self.cohort) if self.kind == "segmenter" else (),

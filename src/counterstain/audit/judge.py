@@ -28,13 +28,13 @@ from counterstain.data.patches import Patch
 from counterstain.data.relabel import redrawn_pixels
 from counterstain.data.sampling import PatchBatches
 from counterstain.data.split import check_no_leak
-from counterstain.devices import choose_device
+from counterstain.devices import choose_device, fused_optimizers, place
 from counterstain.errors import MismatchError
 from counterstain.generators.interface import fixed_batches, on_device
 from counterstain.segmentation.model import build_network
 from counterstain.synthesis.synthesize import Verdict
 from counterstain.taxonomy import BACKGROUND, IGNORE
-from counterstain.training import Trainable, cosine, fit, fused_optimizers
+from counterstain.training import Trainable, cosine, fit
 from counterstain.training_run import TrainingRun
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -126,7 +126,7 @@ def load_judge(folder: Path, device: Device = "auto") -> tuple[Judge, Checkpoint
     header, state = load_checkpoint(folder, "judge")
     config = build_stored(JudgeConfig, header.config, folder)
     judge = rebuilt(lambda: Judge(config, header.taxonomy.num_labels), state, folder)
-    return judge.eval().to(choose_device(device)), header
+    return place(judge.eval(), choose_device(device)), header
 
 
 @torch.no_grad()
@@ -211,7 +211,7 @@ class JudgeFilter:
     """
 
     def __init__(self, judge: Judge, header: CheckpointHeader, config: JudgeFilterConfig) -> None:
-        self._judge, self._config = judge.eval().to(choose_device()), config
+        self._judge, self._config = place(judge.eval(), choose_device()), config
         self.masks = config.masks
         self.settings: Mapping[str, Any] = {"judge": header.sha256} | config.model_dump(mode="json")
         self.patients_seen: Sequence[str] = header.patients_seen

@@ -14,7 +14,7 @@ Shapes: B = batch, H, W = rows and columns of a patch in pixels, h, w = those of
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
@@ -237,15 +237,14 @@ class PatchSource(Protocol):
     def __getitem__(self, index: int, /) -> Patch: ...
 
 
-def stack(patches: Sequence[Patch]) -> dict[str, Tensor]:
+STACKED = {"images": "image", "labels": "label_mask", "instances": "instances"}
+
+
+def stack(patches: Sequence[Patch], parts: Iterable[str] = tuple(STACKED)) -> dict[str, Tensor]:
     """Stack patches to ``images`` (B, H, W, 3) uint8, ``labels`` (B, H, W) uint8, ``instances`` (B, H, W) int32."""
     import torch
 
-    return {
-        "images": torch.from_numpy(np.stack([p.image for p in patches])),
-        "labels": torch.from_numpy(np.stack([p.label_mask for p in patches])),
-        "instances": torch.from_numpy(np.stack([p.instances for p in patches])),
-    }
+    return {part: torch.from_numpy(np.stack([getattr(p, STACKED[part]) for p in patches])) for part in parts}
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +253,8 @@ class PatchBatches:
 
     source: PatchSource
     batch_size: int
+    parts: tuple[str, ...] = tuple(STACKED)
+    """Of those of :func:`stack`, the ones that a network looks at; half of a patch's bytes are its ``instances``."""
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """Return the whole batch of a step."""
@@ -262,7 +263,7 @@ class PatchBatches:
     def part(self, step: int, start: int, stop: int) -> dict[str, Tensor]:
         """Return only the patches at the places start … stop - 1 of a step's batch."""
         first = step * self.batch_size
-        return stack([self.source[i] for i in range(first + start, first + stop)])
+        return stack([self.source[i] for i in range(first + start, first + stop)], self.parts)
 
 
 class CopyPasteConfig(Config):

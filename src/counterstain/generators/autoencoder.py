@@ -19,13 +19,14 @@ from torch.nn import functional
 
 from counterstain.checkpoints import rebuilt
 from counterstain.config import build_stored
+from counterstain.devices import fused_optimizers, place
 from counterstain.generators.conditioning import to_tensor
 from counterstain.generators.diffusion_config import ADAM_BETAS, AutoencoderConfig
 from counterstain.generators.networks import LinearAutoencoder, PatchDiscriminator, hinge_discriminator_loss
 from counterstain.generators.perceptual import lpips_distance
 from counterstain.generators.samplers import fresh_noise
 from counterstain.seeding import torch_generator
-from counterstain.training import Minimise, Trainable, fused_optimizers
+from counterstain.training import Minimise, Trainable
 
 CODEBOOK_DECAY = 0.99  # of the moving averages of codes and of their use
 SMOOTHING = 1e-5  # of the usage, so that a code without latents is not divided by 0
@@ -162,7 +163,7 @@ class Autoencoder(Trainable):
     @property
     def lpips(self) -> Callable[[Tensor, Tensor], Tensor] | None:
         """LPIPS, where it is part of the loss."""
-        return self._lpips[0].to(self.device) if self._lpips else None
+        return place(self._lpips[0], self.device) if self._lpips else None
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), -1..1 -> latents (B, z, h, w): before quantisation, or the Gaussians' means."""
@@ -217,6 +218,15 @@ class Autoencoder(Trainable):
             logged |= {"loss_gan": gan.detach(), "adaptive_weight": weight}
         return loss, logged
 
+    def encoders(self) -> Iterable[nn.Module]:
+        """Return what :meth:`encode` calls; nothing of a linear autoencoder, which is one convolution."""
+        return () if self.config.kind == "linear" else (self.network.encoder,)
+
+    def networks(self) -> Iterable[nn.Module]:
+        """Return encoder, decoder and discriminator; diffusers' network around the first two is not called itself."""
+        judge = () if self.discriminator is None else (self.discriminator,)
+        return (*self.encoders(), self.network.decoder, *judge)
+
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam for the autoencoder and, with a GAN, for the discriminator."""
         parts = [self.network] if self.discriminator is None else [self.network, self.discriminator]
@@ -233,7 +243,7 @@ class Autoencoder(Trainable):
         gaussians = network.encode(real).latent_dist
         keys = [("latent", int(batch["step"]), position) for position in batch["position"].tolist()]
         noise = fresh_noise(gaussians.mean.shape[1:], [torch_generator(self.seed, *key) for key in keys])
-        latents = gaussians.mean + gaussians.std * noise.to(real)
+        latents = gaussians.mean + gaussians.std * noise.to(real, non_blocking=True)
         divergence = gaussians.kl().mean() / real[0].numel()
         return _Reconstruction(network.decode(latents).sample, self.config.kl_weight * divergence, latents)
 

@@ -7,15 +7,20 @@ Shapes: B = batch, z = latent channels, h, w = rows and columns of the latents, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from functools import lru_cache, partial
+from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from counterstain.checkpoints import POOL_FOLDER, mapped_tensors, save_tensors
 from counterstain.data.sampling import PatchBatches, PatchSampler, stack
+from counterstain.devices import fused_optimizers, place, rank, started_processes
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.conditioning import (
     Condition,
@@ -34,9 +39,10 @@ from counterstain.generators.style import StyleReferences, references_of
 from counterstain.generators.windows import WindowGrid, in_tiles
 from counterstain.progress import bar
 from counterstain.seeding import torch_generator
-from counterstain.training import Batches, Trainable, cosine, fused_optimizers
+from counterstain.training import Batches, Trainable, cosine
 
-ENCODE_BATCH = 64
+ENCODE_BATCH = 64  # patches that are encoded at once, and that a file of a pool holds
+WAIT_S = 0.5  # between looks for the files of other processes
 TILE_OVERLAP_PX = 64  # what tiles of the first stage share, blended
 MIN_SNR_GAMMA = 5.0  # Hang et al. 2023
 
@@ -87,7 +93,7 @@ class Diffusion(Trainable):
     @property
     def first_stage(self) -> Autoencoder:
         """The autoencoder, on the denoiser's device."""
-        return self._first_stage[0].to(self.device)
+        return place(self._first_stage[0], self.device)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -197,6 +203,10 @@ class Diffusion(Trainable):
             target = self._noising.get_velocity(latents, noise, timesteps)
         return {"loss": self._distance(prediction, target, timesteps)}
 
+    def networks(self) -> Iterable[nn.Module]:
+        """Return the denoiser, what encodes styles, and the fixed encoder of patches."""
+        return (*self.children(), *self.first_stage.encoders())
+
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """AdamW without decay, which is Adam."""
         weights = [*self.unet.parameters(), *(self.style.parameters() if self.style else ())]
@@ -216,7 +226,8 @@ class Diffusion(Trainable):
         keep = [torch.rand((), generator=g) >= self.config.condition_dropout for g in generators]
         noise = fresh_noise(latents.shape[1:], generators)
         kept = torch.stack(keep).float()[:, None, None, None]
-        return torch.stack(timesteps).to(self.device), noise.to(latents), kept.to(self.device)
+        ahead = partial(Tensor.to, non_blocking=True)  # or every step would wait for the GPU to catch up
+        return ahead(torch.stack(timesteps), self.device), ahead(noise, latents), ahead(kept, self.device)
 
     def _distance(self, prediction: Tensor, target: Tensor, timesteps: Tensor) -> Tensor:
         if self.config.loss == "l1":
@@ -234,8 +245,8 @@ class Diffusion(Trainable):
 @torch.no_grad()
 def measure_latents(model: Diffusion, sampler: PatchSampler, patches: int = 256) -> None:
     """Set the mean and standard deviation of the latents' channels, as ``normalise_latents`` says."""
-    encoded = [model.encode(stack([sampler[i] for i in range(n, n + 16)])["images"]) for n in range(0, patches, 16)]
-    latents = torch.cat(encoded)
+    batches = (stack([sampler[i] for i in range(n, n + 16)], ["images"])["images"] for n in range(0, patches, 16))
+    latents = torch.cat([model.encode(images.to(model.device)) for images in batches])
     sd = latents.std((0, 2, 3))
     if model.config.normalise_latents == "all":
         sd = sd.pow(2).mean().sqrt().expand_as(sd)
@@ -243,34 +254,47 @@ def measure_latents(model: Diffusion, sampler: PatchSampler, patches: int = 256)
     model.latent_sd.copy_(sd.clamp(min=1e-6))
 
 
-def diffusion_batches(model: Diffusion, sampler: PatchSampler, size_px: int, seed: int) -> Batches:
-    """Return the function step -> batch of patches, encoded once where the configuration says so, with references."""
+def diffusion_batches(model: Diffusion, sampler: PatchSampler, size_px: int, seed: int, folder: Path) -> Batches:
+    """Return the function step -> batch of patches, with references.
+
+    Where the configuration says so, they are encoded once, into the training's ``folder``.
+    """
     config, batch_size = model.config, model.config.training.batch_size
     references = None if config.style is None else references_of(sampler.cohort, size_px, seed)
     if config.latent_pool is not None:
-        return _pooled(model, sampler, config.latent_pool, references)
+        return _pooled(model, sampler, config.latent_pool, references, folder / POOL_FOLDER)
+    parts = ("images", "labels", *(("instances",) if config.context_share else ()))
     if config.style is None or references is None:
-        return PatchBatches(sampler, batch_size)
+        return PatchBatches(sampler, batch_size, parts)
     count = config.style.references
 
     def batch(step: int) -> dict[str, Tensor]:
         numbers = range(step * batch_size, (step + 1) * batch_size)
         patches = [sampler[i] for i in numbers]
-        return stack(patches) | references.described(references.choose_for(patches, numbers, count))
+        return stack(patches, parts) | references.described(references.choose_for(patches, numbers, count))
 
     return batch
 
 
-def _pooled(model: Diffusion, sampler: PatchSampler, pool: int, references: StyleReferences | None) -> Batches:
-    """Encode the first ``pool`` patches once; batches are runs of a fresh shuffle for each pass."""
+def _pooled(
+    model: Diffusion, sampler: PatchSampler, pool: int, references: StyleReferences | None, folder: Path
+) -> Batches:
+    """Encode the first ``pool`` patches once, on disk; batches are runs of a fresh shuffle for each pass.
+
+    The files are mapped into memory, which all processes and workers share. Processes that share a training encode
+    every n-th file each; an interrupted call keeps those that it finished.
+    """
     batch_size = model.config.training.batch_size
-    encoded = []
-    with bar("encoding", pool) as advance:
-        for first in range(0, pool, ENCODE_BATCH):
-            members = range(first, min(first + ENCODE_BATCH, pool))
-            encoded.append(_encoded(model, sampler, members, references))
+    runs = [range(first, min(first + ENCODE_BATCH, pool)) for first in range(0, pool, ENCODE_BATCH)]
+    files = [folder / f"{members[0]:09d}.pt" for members in runs]
+    with bar("encoding", pool) if rank() == 0 else nullcontext(lambda _: None) as advance:
+        for number, (file, members) in enumerate(zip(files, runs, strict=True)):
+            if number % started_processes() == rank() and not file.exists():
+                save_tensors(file, _encoded(model, sampler, members, references))
             advance(len(members))
-    whole = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
+    while not all(file.exists() for file in files):
+        time.sleep(WAIT_S)
+    encoded = [mapped_tensors(file) for file in files]
 
     @lru_cache(maxsize=2)
     def order(turn: int) -> Tensor:
@@ -278,8 +302,8 @@ def _pooled(model: Diffusion, sampler: PatchSampler, pool: int, references: Styl
 
     def batch(step: int) -> dict[str, Tensor]:
         numbers = range(step * batch_size, (step + 1) * batch_size)
-        members = torch.stack([order(n // pool)[n % pool] for n in numbers])
-        found = {name: values[members] for name, values in whole.items()}
+        places = [divmod(int(order(n // pool)[n % pool]), ENCODE_BATCH) for n in numbers]
+        found = {name: torch.cat([encoded[file][name][i : i + 1] for file, i in places]) for name in encoded[0]}
         return found if references is None else found | references.described(found.pop("references"))
 
     return batch
@@ -289,8 +313,8 @@ def _encoded(
     model: Diffusion, sampler: PatchSampler, members: range, references: StyleReferences | None
 ) -> dict[str, Tensor]:
     """Return what a pool keeps of some patches."""
-    patches = [sampler[i] for i in members]
-    part, config = stack(patches), model.config
+    patches, config = [sampler[i] for i in members], model.config
+    part = {name: tensor.to(model.device) for name, tensor in stack(patches).items()}
     kept = {"latents": model.encode(part["images"]), "labels": part["labels"]}
     if config.style is not None and references is not None:
         kept["references"] = references.choose_for(patches, members, config.style.references)
@@ -298,4 +322,4 @@ def _encoded(
         kept["counterstain"] = nuclei_shown(part["images"], config.counterstain, model.factor, part["labels"]).half()
     if config.context_share:
         kept["context"] = model.training_context(part, 0, members)
-    return kept
+    return {name: tensor.cpu() for name, tensor in kept.items()}

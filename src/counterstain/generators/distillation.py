@@ -9,11 +9,12 @@ Shapes: B = batch, z = latent channels, h, w = rows and columns of the latents.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterstain.generators.conditioning import Condition
 from counterstain.generators.diffusion import Diffusion
@@ -83,6 +84,10 @@ class Distillation(Trainable):
         clean, _ = _clean_and_noise(prediction, noisy, before, self.student.config.noise.prediction)
         weight = (before[0] / before[1]).square().clamp(min=1.0)
         return {"loss": (weight * (clean - target).square()).mean()}
+
+    def networks(self) -> Iterable[nn.Module]:
+        """Return student and teacher."""
+        return (self.student.unet, self.teacher.unet)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam for the student."""

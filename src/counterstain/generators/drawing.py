@@ -18,7 +18,7 @@ from counterstain.checkpoints import CheckpointHeader, load_checkpoint, rebuilt
 from counterstain.config import build, build_stored
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
-from counterstain.devices import choose_device
+from counterstain.devices import choose_device, place
 from counterstain.errors import ConfigError, InputError, MismatchError
 from counterstain.generators.autoencoder import rebuilt_first_stage
 from counterstain.generators.conditioning import Condition, to_images
@@ -54,7 +54,7 @@ class DiffusionGenerator:
         trained_px: int | None = None,
         header: CheckpointHeader | None = None,
     ) -> None:
-        self.model = model.eval().to(device or choose_device())
+        self.model = place(model.eval(), device or choose_device())
         self.method, self.trained_px, self.header = method, trained_px, header
         own = model.config
         self.draw_with(sampler or own.sampler, inpainting or own.inpainting, windows or own.windows)

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from counterstain.checkpoints import CheckpointHeader, load_checkpoint, rebuilt
 from counterstain.config import build_stored
 from counterstain.data.patches import Patch
-from counterstain.devices import choose_device, started_processes
+from counterstain.devices import choose_device, fused_optimizers, place, started_processes
 from counterstain.errors import ConfigError, MismatchError
 from counterstain.generators.conditioning import (
     edges,
@@ -42,7 +42,7 @@ from counterstain.generators.perceptual import VggDistance
 from counterstain.generators.spade_config import ADAM_BETAS, FEATURE_WEIGHT, KL_WEIGHT, SpadeConfig
 from counterstain.generators.style import without_tumour
 from counterstain.seeding import torch_generator
-from counterstain.training import Minimise, Trainable, fused_optimizers
+from counterstain.training import Minimise, Trainable
 
 
 class Spade(Trainable):
@@ -93,7 +93,7 @@ class Spade(Trainable):
             return labels
         shape = (self.config.noise_channels, *labels.shape[2:])
         noise = torch.stack([torch.randn(shape, generator=torch_generator(*key, "pixels")) for key in keys])
-        return torch.cat([labels, noise.to(labels)], dim=1)
+        return torch.cat([labels, noise.to(labels, non_blocking=True)], dim=1)
 
     def training_step(self, batch: dict[str, Tensor], minimise: Minimise) -> dict[str, Tensor]:
         """Update the generator, then the discriminator."""
@@ -121,7 +121,7 @@ class Spade(Trainable):
         if config.l1_weight:
             losses["l1"] = config.l1_weight * functional.l1_loss(drawn, real)
         if self._vgg:
-            losses["vgg"] = config.vgg_weight * self._vgg[0].to(real.device)(drawn, real)
+            losses["vgg"] = config.vgg_weight * place(self._vgg[0], real.device)(drawn, real)
         if kl is not None:
             losses["kl"] = KL_WEIGHT * kl
         return losses
@@ -145,7 +145,7 @@ class Spade(Trainable):
         """Images (B, 3, H, W) in the style of real ones, and the divergence of their codes from the prior."""
         step = int(batch["step"])
         keys = [(self.seed, "code", step, position) for position in batch["position"].tolist()]
-        z, kl = torch.stack([self.code(*key) for key in keys]).to(real), None
+        z, kl = torch.stack([self.code(*key) for key in keys]).to(real, non_blocking=True), None
         if self.encoder is not None:
             mean, log_variance = self.encoder(real)
             kl = -0.5 * torch.sum(1 + log_variance - mean.pow(2) - log_variance.exp())
@@ -181,7 +181,7 @@ class SpadeGenerator:
     def __init__(
         self, model: Spade, device: torch.device | None = None, header: CheckpointHeader | None = None
     ) -> None:
-        self.model = model.eval().to(device or choose_device())
+        self.model = place(model.eval(), device or choose_device())
         self.header = header
 
     @classmethod

@@ -20,6 +20,7 @@ from counterstain.config import Config
 from counterstain.data.cohort import Cohort
 from counterstain.data.sampling import PatchBatches
 from counterstain.data.split import check_no_leak
+from counterstain.devices import device_of, place
 from counterstain.errors import ConfigError, MismatchError
 from counterstain.generators.autoencoder import Autoencoder, rebuilt_first_stage
 from counterstain.generators.diffusion import Diffusion, diffusion_batches, measure_latents
@@ -117,7 +118,7 @@ def train_autoencoder(
     model = _begun(run, initial, lambda: Autoencoder(config, size_px, seed))
     if initial is not None and "codebook.sums" not in initial.state:
         model.begin_from_given_codes()
-    batches = PatchBatches(run.sampler(config.sampling), config.training.batch_size)
+    batches = PatchBatches(run.sampler(config.sampling), config.training.batch_size, ("images",))
     monitor = watch_autoencoder(model, cohort, size_px, seed)
     if linear:
         enough = -(-MOST_PATCHES_OF_COMPONENTS // config.training.batch_size)
@@ -159,10 +160,11 @@ def train_diffusion(
     if run.finished() or run.spread(train_diffusion, config.training, autoencoder=autoencoder, init=init):
         return out
     model = _begun(run, initial, lambda: Diffusion(config, first_stage, cohort.taxonomy.num_labels, seed))
+    place(model, device_of(config.training))
     sampler = run.sampler(config.sampling)
     if config.normalise_latents != "none" and initial is None:
         measure_latents(model, sampler)
-    batches = diffusion_batches(model, sampler, size_px, seed)
+    batches = diffusion_batches(model, sampler, size_px, seed, out)
     fit(model, batches, out, config.training, ema_decay=config.ema_decay, label="diffusion")
     notes = {"first_stage": first_header.config, "first_stage_sha256": first_header.sha256}
     return run.save(_with_first_stage(model, first_stage), notes)
@@ -198,8 +200,8 @@ def train_distilled(cohort: Cohort, config: DistillationConfig, out: Path, *, te
     if run.finished():
         return out
     network = run.initialised(lambda: Diffusion(student, model.first_stage, cohort.taxonomy.num_labels, seed))
-    distillation = Distillation(config, model, network, seed)
-    batches = diffusion_batches(network, run.sampler(student.sampling), header.size_px, seed)
+    distillation = place(Distillation(config, model, network, seed), device_of(student.training))
+    batches = diffusion_batches(network, run.sampler(student.sampling), header.size_px, seed, out)
     fit(distillation, batches, out, student.training, label="distillation")
     notes = {name: value for name, value in header.notes.items() if name.startswith("first_stage")}
     return run.save(_with_first_stage(network, network.first_stage), notes)

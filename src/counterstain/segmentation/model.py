@@ -28,13 +28,13 @@ from counterstain.checkpoints import (
 )
 from counterstain.config import build_stored
 from counterstain.data.split import NOBODY, PATIENTS_SEEN_FILE, read_patients_seen
-from counterstain.devices import summed
+from counterstain.devices import fused_optimizers, summed
 from counterstain.errors import ConfigError, InputError
 from counterstain.seeding import derive
 from counterstain.segmentation.segmenter_config import ADAM_BETAS, SegmenterConfig
 from counterstain.storage import sha256_of
 from counterstain.taxonomy import BACKGROUND, IGNORE
-from counterstain.training import Trainable, cosine, fused_optimizers
+from counterstain.training import Trainable, cosine
 
 IMAGENET = "imagenet"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -17,6 +17,7 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.sampling import PastedPatches, PatchBatches, PatchSource
 from counterstain.data.split import check_no_leak
+from counterstain.devices import Batch
 from counterstain.errors import InputError, MismatchError
 from counterstain.seeding import derive, numpy_generator
 from counterstain.segmentation.mixing import (
@@ -30,7 +31,7 @@ from counterstain.segmentation.model import Segmenter, encoder_patients, load_en
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.storage import fingerprint
 from counterstain.taxonomy import BACKGROUND
-from counterstain.training import Batch, Batches, fit
+from counterstain.training import Batches, fit
 from counterstain.training_run import TrainingRun
 
 COUNTED_PATCHES = 512  # from which the frequencies of subtypes are estimated
@@ -97,7 +98,7 @@ def train_segmenter(
         real = PastedPatches(sampler, cohort, size_px=size_px, seed=derive(seed, "copy-paste"), **pasting)
     mixing: dict[str, Any] = {"count": count, "share": schedule, "seed": derive(seed, "mixing")}
     patches = MixedPatches(real, synthetic or (), config.sampling, **mixing)
-    batches: Batches = PatchBatches(patches, training.batch_size)
+    batches: Batches = PatchBatches(patches, training.batch_size, ("images", "labels"))
     if config.mixup_alpha is not None:
         batches = MixupBatches(batches, config.mixup_alpha, derive(seed, "mixup"))
 

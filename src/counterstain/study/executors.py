@@ -23,10 +23,12 @@ import torch
 
 from counterstain.errors import CounterstainError, StorageError
 from counterstain.processes import (
+    CORES,
     SECONDS_TO_SAVE,
     SPAWN,
     ExecutorConfig,
     children_inherit,
+    cores,
     end_with_the_driver,
     open_ray,
 )
@@ -53,10 +55,13 @@ class CellCrashError(RuntimeError):
     """A defect in another process; its message is the traceback there."""
 
 
-def attempt(cell: Cell, root: Path, threads: int | None = None) -> Outcome:
-    """Make a cell, unless it is done by now; errors come back in the outcome."""
+def attempt(cell: Cell, root: Path, threads: int | None = None, cpus: int | None = None) -> Outcome:
+    """Make a cell, unless it is done by now; errors come back in the outcome.
+
+    ``threads`` compute, ``cpus`` are all the cores that it may use, also for the workers of its training.
+    """
     try:
-        with _alone(cell, root), _with_threads(threads), disk_errors_named(root / cell.folder):
+        with _alone(cell, root), _with_threads(threads, cpus), disk_errors_named(root / cell.folder):
             if is_done(cell, root):
                 return Outcome(cell)  # the process of a driver that was killed had finished it
             record(root.parent, "start", cell)
@@ -69,9 +74,9 @@ def attempt(cell: Cell, root: Path, threads: int | None = None) -> Outcome:
     return Outcome(cell, seconds=seconds)
 
 
-def attempt_elsewhere(cell: Cell, root: Path, threads: int | None) -> Outcome:
+def attempt_elsewhere(cell: Cell, root: Path, threads: int, cpus: int | None = None) -> Outcome:
     """Make a cell in a process that is not the driver's: what comes back can be sent."""
-    outcome = attempt(cell, root, threads)
+    outcome = attempt(cell, root, threads, cpus)
     if outcome.error is not None and not isinstance(outcome.error, CounterstainError):
         crash = CellCrashError(f"{cell.name}\n{''.join(traceback.format_exception(outcome.error))}")
         return Outcome(cell, crash)
@@ -89,14 +94,19 @@ def _alone(cell: Cell, root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _with_threads(threads: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
+def _with_threads(threads: int | None, cpus: int | None) -> Iterator[None]:
+    before, cores_before = torch.get_num_threads(), os.environ.get(CORES)
     if threads is not None:
         torch.set_num_threads(threads)
+    if cpus is not None:
+        os.environ[CORES] = str(cpus)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        if cpus is not None:
+            os.environ.pop(CORES)
+            os.environ |= {} if cores_before is None else {CORES: cores_before}
 
 
 class Executor(Protocol):
@@ -205,7 +215,7 @@ class ProcessExecutor:
         devices = torch.cuda.device_count()
         device = number % devices if devices > 1 else None
         process = SPAWN.Process(target=_work, args=(theirs, self._root, self._threads, log, device))
-        with children_inherit(self._threads):
+        with children_inherit(self._threads, max(1, cores() // self.slots)):
             process.start()
         theirs.close()
         return _Worker(process, ours)
@@ -251,7 +261,7 @@ class RayExecutor:
         """Hand a cell to the cluster."""
         cpus, gpus = self._resources.of(cell.stage)
         task = self._task.options(num_cpus=cpus, num_gpus=gpus, name=cell.name)
-        self._running[task.remote(cell, self._root, self._threads)] = cell
+        self._running[task.remote(cell, self._root, self._threads, max(1, int(cpus)))] = cell
 
     def wait(self) -> list[Outcome]:
         """Return what ended; a node or process that is gone has lost its cell."""

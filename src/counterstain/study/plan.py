@@ -23,6 +23,7 @@ from counterstain.segmentation.mixing import synthetic_count
 from counterstain.storage import fingerprint
 from counterstain.study.arms import Arm
 from counterstain.study.config import JUDGE, StudyConfig, segmenter_changes, trainings
+from counterstain.training_config import identity_of
 
 CELLS = "cells"  # folder of all cells in that of a study
 EXTERNAL = "external"  # folder of its tests on other cohorts, and the split of their results
@@ -95,10 +96,12 @@ def plan_study(study: StudyConfig, recipe: Recipe) -> list[Cell]:
 
 
 def _tracked(cell: Cell, study: StudyConfig, recipe: Recipe) -> Cell:
-    """Return a training with the logger that it is to use, which is no part of its name."""
+    """Return a training with the logger and the workers that it is to use, which are no part of its name."""
     training = getattr(getattr(recipe, cell.stage, None), "training", None)
-    logger = (training.logger or study.resources.logger) if training else None
-    return replace(cell, details=cell.details | {"logger": logger}) if logger else cell
+    if training is None:
+        return cell
+    given = {"logger": training.logger or study.resources.logger, "workers": training.workers}
+    return replace(cell, details=cell.details | {key: value for key, value in given.items() if value is not None})
 
 
 def _cohort(study: StudyConfig, size_px: int) -> Cell:
@@ -157,7 +160,7 @@ class _Planner:
 
     @cached_property
     def _segmenter_configs(self) -> dict[str, dict[str, Any]]:
-        plain, variants = self.recipe.segmenter.model_dump(mode="json"), self.study.variants
+        plain, variants = identity_of(self.recipe.segmenter), self.study.variants
         return {arm.name: merge(plain, segmenter_changes(arm, variants)) for arm in self.study.arms}
 
     def synthetic(self, arm: Arm) -> list[Cell]:
@@ -196,7 +199,7 @@ class _Planner:
 
     def _training(self, training: Training, seeded_by: str, made: Mapping[str, Cell]) -> Cell:
         # How images are drawn is a matter of the synthetic set, not of the network.
-        config = self.recipe.settings_of(training).model_dump(mode="json")
+        config = identity_of(self.recipe.settings_of(training))
         drawing = {name: config.pop(name) for name in training.drawing}
         needs = {stage: made[stage].folder for stage in training.needs}
         cell = self._cell(training.title, training.stage, seeded_by, {"config": config}, **needs)

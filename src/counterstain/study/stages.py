@@ -35,7 +35,7 @@ from counterstain.study.plan import Cell
 from counterstain.study.status import DONE_FILE, notes_of
 from counterstain.synthesis.masks import SynthesisConfig
 from counterstain.synthesis.synthesize import synthesize
-from counterstain.training_config import with_logger
+from counterstain.training_config import with_training
 
 PACKAGES = ("counterstain", "torch", "lightning", "diffusers", "segmentation-models-pytorch", "numpy", "zarr")
 
@@ -154,8 +154,9 @@ def _cohort(cell: Cell, root: Path) -> Cohort:
 
 
 def _logged(kind: type[ConfigT], cell: Cell) -> ConfigT:
-    config, logger = build(kind, cell.settings["config"]), cell.details.get("logger")
-    return with_logger(config, logger) if logger else config
+    config = build(kind, cell.settings["config"])
+    given = {key: value for key, value in cell.details.items() if key in {"logger", "workers"}}
+    return with_training(config, given) if given else config
 
 
 def _size_and_seed(cell: Cell) -> dict[str, Any]:
