@@ -8,6 +8,11 @@ alike. ``plain`` is what one writes with diffusers and Lightning: a dataset, a m
 average of the weights, everything in fp32. ``cached`` has its patches encoded beforehand (``diffusion.latent_pool``).
 The means of the losses over the second half, with their standard errors, tell whether all of them learn alike; the
 first stage is not trained for this, so the losses mean nothing beyond that.
+
+    python benchmarks/training_step.py COHORT --feeding 1 [--preset best] [--set KEY=VALUE ...] [--rounds 5]
+
+prints the time of a segmenter's training step instead: with patches that lie ready in memory, and with those of the
+cohort on the disk, without and with so many workers.
 """
 
 import argparse
@@ -33,13 +38,15 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from counterstain.data.cohort import Cohort
+from counterstain.data.patches import Patch
 from counterstain.data.phantom import write_phantom
 from counterstain.data.phantom.styles import PhantomConfig
-from counterstain.data.sampling import PatchSampler
+from counterstain.data.sampling import PatchBatches, PatchSampler, PatchSource
 from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.diffusion import MIN_SNR_GAMMA, Diffusion, diffusion_batches, measure_latents
 from counterstain.recipe import Recipe, load_recipe
+from counterstain.segmentation.model import Segmenter
 from counterstain.training import Batches, fit
 
 
@@ -193,6 +200,64 @@ def run_ours(name: str, model: Diffusion, batches: Batches, turns: Turns, folder
     return losses["value"].tolist()
 
 
+class TimedSegmenter(Segmenter):
+    """Notes when each step begins."""
+
+    began: list[float]
+
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute them as ever."""
+        self.began.append(time.perf_counter())
+        return super().losses(batch)
+
+
+class InMemory:
+    """Patches that lie ready, again and again."""
+
+    def __init__(self, sampler: PatchSampler, count: int) -> None:
+        self._patches = [sampler[i] for i in range(count)]
+
+    def __getitem__(self, index: int) -> Patch:
+        return self._patches[index % len(self._patches)]
+
+
+def feeding(recipe: Recipe, cohort: Cohort, workers: int, rounds: int, block: int) -> None:
+    """Train in turns, a block of steps each; the first three of a block, while workers start, are not counted."""
+    config, warm = recipe.segmenter, 3
+    model = TimedSegmenter(config)
+    sampler = PatchSampler(cohort, "train", recipe.size_px, config.sampling, 0)
+    variants: dict[str, tuple[PatchSource, int]] = {
+        "in memory": (InMemory(sampler, 64), 0),
+        "from disk": (sampler, 0),
+        f"from disk, {workers} worker{'s' if workers > 1 else ''}": (sampler, workers),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(rounds):
+        for name, (source, helpers) in variants.items():
+            quiet = {"workers": helpers, "log_every_steps": 10**6, "checkpoint_every_steps": 10**6}
+            training = config.training.model_copy(update=quiet | {"steps": warm + block + 1})
+            model.began = []
+            with tempfile.TemporaryDirectory() as folder:
+                batches = PatchBatches(_From(source, turn * 10**6), training.batch_size, ("images", "labels"))
+                fit(model, batches, Path(folder), training, label=name)
+            seconds[name].append(statistics.median(np.diff(model.began)[warm:]))
+    print(f"{recipe.size_px} px, batches of {config.training.batch_size}, {rounds} turns of {block} steps")
+    for name, turns in seconds.items():
+        ratios = [mine / memory for mine, memory in zip(turns, seconds["in memory"], strict=True)]
+        print(f"{name:22s} {statistics.median(turns):8.3f} s/step   x {statistics.median(ratios):.3f}")
+
+
+@dataclass
+class _From:
+    """Another part of a stream for each turn: nothing is read twice."""
+
+    source: PatchSource
+    first: int
+
+    def __getitem__(self, index: int) -> Patch:
+        return self.source[self.first + index]
+
+
 def phantom(folder: Path, size_px: int) -> Cohort:
     config = PhantomConfig(slides=10, regions_per_slide=2, size_px=max(256, size_px))
     return split_cohort(write_phantom(config, folder, lambda: None), SplitConfig(train=6, val=2, test=2))[0]
@@ -204,6 +269,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         f"diffusion.training.steps={steps}",
         f"diffusion.training.checkpoint_every_steps={steps}",
         "diffusion.training.log_every_steps=1",
+        "diffusion.training.workers=0",  # turns are taken where batches are made
         "diffusion.lr_schedule=constant",
         "autoencoder.lpips_weight=0",
         "autoencoder.adversarial_weight=0",
@@ -226,12 +292,14 @@ def prepared(recipe: Recipe, cohort: Cohort) -> tuple[Diffusion, PatchSampler]:
     return model, sampler
 
 
-def variant(model: Diffusion, sampler: PatchSampler, pool: int | None, size_px: int) -> tuple[Diffusion, Batches]:
+def variant(
+    model: Diffusion, sampler: PatchSampler, pool: int | None, size_px: int, folder: Path
+) -> tuple[Diffusion, Batches]:
     """Return a copy of a denoiser that trains on patches, or on latents of ``pool`` patches."""
     config = model.config.model_copy(update={"latent_pool": pool})
     other = Diffusion(config, copy.deepcopy(model.first_stage), model.num_labels)
     other.load_state_dict(model.state_dict())
-    return other, diffusion_batches(other, sampler, size_px, 0)
+    return other, diffusion_batches(other, sampler, size_px, 0, folder)
 
 
 def main() -> None:
@@ -242,8 +310,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--block", type=int, default=5)
     parser.add_argument("--pool", type=int, default=256, help="patches that are encoded beforehand")
+    parser.add_argument("--feeding", type=int, metavar="WORKERS", help="time how a segmenter is fed instead")
+    parser.add_argument("--rounds", type=int, default=5, help="of feeding")
     arguments = parser.parse_args()
     recipe = recipe_of(arguments)
+    if arguments.feeding is not None:
+        warnings.filterwarnings("ignore")
+        feeding(recipe, Cohort.open(arguments.cohort), arguments.feeding, arguments.rounds, arguments.block)
+        return
     turns = Turns(["plain", "ours", "ours, cached"], arguments.block)
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as temporary:
@@ -251,9 +325,9 @@ def main() -> None:
         cohort = Cohort.open(arguments.cohort) if arguments.cohort else phantom(folder / "cohort", recipe.size_px)
         model, sampler = prepared(recipe, cohort)
         steps = recipe.diffusion.training.steps
-        ours = variant(model, sampler, None, recipe.size_px)
+        ours = variant(model, sampler, None, recipe.size_px, folder)
         start = time.perf_counter()
-        cached = variant(model, sampler, arguments.pool, recipe.size_px)
+        cached = variant(model, sampler, arguments.pool, recipe.size_px, folder)
         encoding = (time.perf_counter() - start) / arguments.pool
         work: dict[str, Callable[[], list[float]]] = {
             "plain": lambda: run_plain(model, sampler, turns, steps, folder / "plain"),
