@@ -9,10 +9,11 @@ average of the weights, everything in fp32. ``cached`` has its patches encoded b
 The means of the losses over the second half, with their standard errors, tell whether all of them learn alike; the
 first stage is not trained for this, so the losses mean nothing beyond that.
 
-    python benchmarks/training_step.py COHORT --feeding 1 [--preset best] [--set KEY=VALUE ...] [--rounds 5]
+    python benchmarks/training_step.py [COHORT] --feeding 1 [--regions 40] [--set KEY=VALUE ...] [--rounds 5]
 
-prints the time of a segmenter's training step instead: with patches that lie ready in memory, and with those of the
-cohort on the disk, without and with so many workers.
+prints the time of a segmenter's training step instead: with patches that lie ready in memory, and with those of a
+cohort on the disk, without and with so many workers. Where no cohort is given, one with so many regions of 3,000 px is
+made; their tissue is repeated.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,17 +38,19 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from counterstain.data.cohort import Cohort
+from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.patches import Patch
-from counterstain.data.phantom import write_phantom
+from counterstain.data.phantom import regions_of_slide, write_phantom
 from counterstain.data.phantom.styles import PhantomConfig
+from counterstain.data.region_store import Region
 from counterstain.data.sampling import PatchBatches, PatchSampler, PatchSource
 from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.diffusion import MIN_SNR_GAMMA, Diffusion, diffusion_batches, measure_latents
 from counterstain.recipe import Recipe, load_recipe
 from counterstain.segmentation.model import Segmenter
-from counterstain.training import Batches, fit
+from counterstain.taxonomy import Taxonomy
+from counterstain.training import Batches, Minimise, fit
 
 
 @dataclass
@@ -201,14 +204,16 @@ def run_ours(name: str, model: Diffusion, batches: Batches, turns: Turns, folder
 
 
 class TimedSegmenter(Segmenter):
-    """Notes when each step begins."""
+    """Notes when each step begins and ends; in between the training waits for its next batch."""
 
-    began: list[float]
+    times: list[tuple[float, float]]
 
-    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Compute them as ever."""
-        self.began.append(time.perf_counter())
-        return super().losses(batch)
+    def training_step(self, batch: dict[str, Tensor], minimise: Minimise) -> Mapping[str, Any]:
+        """Train as ever."""
+        began = time.perf_counter()
+        losses = super().training_step(batch, minimise)
+        self.times.append((began, time.perf_counter()))
+        return losses
 
 
 class InMemory:
@@ -232,19 +237,45 @@ def feeding(recipe: Recipe, cohort: Cohort, workers: int, rounds: int, block: in
         f"from disk, {workers} worker{'s' if workers > 1 else ''}": (sampler, workers),
     }
     seconds: dict[str, list[float]] = {name: [] for name in variants}
+    waits: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(rounds):
         for name, (source, helpers) in variants.items():
             quiet = {"workers": helpers, "log_every_steps": 10**6, "checkpoint_every_steps": 10**6}
             training = config.training.model_copy(update=quiet | {"steps": warm + block + 1})
-            model.began = []
+            model.times = []
             with tempfile.TemporaryDirectory() as folder:
                 batches = PatchBatches(_From(source, turn * 10**6), training.batch_size, ("images", "labels"))
                 fit(model, batches, Path(folder), training, label=name)
-            seconds[name].append(statistics.median(np.diff(model.began)[warm:]))
+            began, ended = np.array(model.times[warm:]).T
+            seconds[name].append(float(np.median(np.diff(began))))
+            waits[name].append(float(np.median(began[1:] - ended[:-1])))
     print(f"{recipe.size_px} px, batches of {config.training.batch_size}, {rounds} turns of {block} steps")
     for name, turns in seconds.items():
         ratios = [mine / memory for mine, memory in zip(turns, seconds["in memory"], strict=True)]
-        print(f"{name:22s} {statistics.median(turns):8.3f} s/step   x {statistics.median(ratios):.3f}")
+        wait = statistics.median(waits[name])
+        ratio = statistics.median(ratios)
+        print(f"{name:22s} {statistics.median(turns):8.3f} s/step, {wait:.3f} s of it waits   x {ratio:.3f}")
+
+
+def repeated_tissue(folder: Path, regions: int, size_px: int = 3000) -> Cohort:
+    """Write a cohort of large regions, each with the same tissue again and again, shifted from region to region."""
+    tissue = regions_of_slide(PhantomConfig(slides=1, regions_per_slide=1, size_px=1024), 0)[0]
+    image, instances = np.asarray(tissue.image), np.asarray(tissue.instances)
+    repeats = -(-size_px // len(image))
+    known = max(tissue.subtypes)
+    tiles = np.arange(repeats**2).reshape(repeats, repeats).repeat(1024, 0).repeat(1024, 1) * known
+    whole_image = np.tile(image, (repeats, repeats, 1))
+    whole_map = np.where(np.tile(instances, (repeats, repeats)) > 0, np.tile(instances, (repeats, repeats)) + tiles, 0)
+    writer = CohortWriter(folder, Taxonomy.named("her2"), mpp=0.5, source={"kind": "repeated tissue"})
+    for number in range(regions):
+        shift = (37 * number, 91 * number)
+        cut = np.roll(whole_map, shift, (0, 1))[:size_px, :size_px].astype(np.int32)
+        subtypes = {i: tissue.subtypes[(i - 1) % known + 1] for i in np.unique(cut).tolist() if i}
+        split = "train" if number < regions - 2 else ("val", "test")[number - regions]
+        pixels = {"image": np.roll(whole_image, shift, (0, 1))[:size_px, :size_px], "instances": cut}
+        name = f"r{number}"
+        writer.add(name, [Region(region=name, slide=name, patient=name, subtypes=subtypes, split=split, **pixels)])
+    return writer.finish()
 
 
 @dataclass
@@ -311,12 +342,16 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=5)
     parser.add_argument("--pool", type=int, default=256, help="patches that are encoded beforehand")
     parser.add_argument("--feeding", type=int, metavar="WORKERS", help="time how a segmenter is fed instead")
+    parser.add_argument("--regions", type=int, default=40, help="of the cohort that feeding makes")
     parser.add_argument("--rounds", type=int, default=5, help="of feeding")
     arguments = parser.parse_args()
     recipe = recipe_of(arguments)
     if arguments.feeding is not None:
         warnings.filterwarnings("ignore")
-        feeding(recipe, Cohort.open(arguments.cohort), arguments.feeding, arguments.rounds, arguments.block)
+        with tempfile.TemporaryDirectory() as made:
+            given = arguments.cohort
+            cohort = Cohort.open(given) if given else repeated_tissue(Path(made) / "cohort", arguments.regions)
+            feeding(recipe, cohort, arguments.feeding, arguments.rounds, arguments.block)
         return
     turns = Turns(["plain", "ours", "ours, cached"], arguments.block)
     warnings.filterwarnings("ignore")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import sys
 import threading
 import time
@@ -55,13 +56,10 @@ class CellCrashError(RuntimeError):
     """A defect in another process; its message is the traceback there."""
 
 
-def attempt(cell: Cell, root: Path, threads: int | None = None, cpus: int | None = None) -> Outcome:
-    """Make a cell, unless it is done by now; errors come back in the outcome.
-
-    ``threads`` compute, ``cpus`` are all the cores that it may use, also for the workers of its training.
-    """
+def attempt(cell: Cell, root: Path, threads: int | None = None) -> Outcome:
+    """Make a cell, unless it is done by now; errors come back in the outcome."""
     try:
-        with _alone(cell, root), _with_threads(threads, cpus), disk_errors_named(root / cell.folder):
+        with _alone(cell, root), _with_threads(threads), disk_errors_named(root / cell.folder):
             if is_done(cell, root):
                 return Outcome(cell)  # the process of a driver that was killed had finished it
             record(root.parent, "start", cell)
@@ -75,8 +73,13 @@ def attempt(cell: Cell, root: Path, threads: int | None = None, cpus: int | None
 
 
 def attempt_elsewhere(cell: Cell, root: Path, threads: int, cpus: int | None = None) -> Outcome:
-    """Make a cell in a process that is not the driver's: what comes back can be sent."""
-    outcome = attempt(cell, root, threads, cpus)
+    """Make a cell in a process that is not the driver's: what comes back can be sent.
+
+    ``threads`` compute; ``cpus`` are all the cores that it may use, also for the workers of a training.
+    """
+    if cpus is not None:
+        os.environ[CORES] = str(cpus)
+    outcome = attempt(cell, root, threads)
     if outcome.error is not None and not isinstance(outcome.error, CounterstainError):
         crash = CellCrashError(f"{cell.name}\n{''.join(traceback.format_exception(outcome.error))}")
         return Outcome(cell, crash)
@@ -94,19 +97,14 @@ def _alone(cell: Cell, root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _with_threads(threads: int | None, cpus: int | None) -> Iterator[None]:
-    before, cores_before = torch.get_num_threads(), os.environ.get(CORES)
+def _with_threads(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
-    if cpus is not None:
-        os.environ[CORES] = str(cpus)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-        if cpus is not None:
-            os.environ.pop(CORES)
-            os.environ |= {} if cores_before is None else {CORES: cores_before}
 
 
 class Executor(Protocol):
