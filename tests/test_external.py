@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import counterstain as cs
 from counterstain.cli import app
 from counterstain.errors import InputError, LeakageError, MismatchError
-from counterstain.segmentation.evaluate import sliding_window_inference
+from counterstain.segmentation.inference import sliding_window_inference
 from counterstain.segmentation.model import load_segmenter
 from counterstain.study import executors
 from counterstain.study.status import read_plan

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from counterstain.segmentation.evaluate import sliding_window_inference
+from counterstain.segmentation.inference import read_ahead, sliding_window_inference
 from counterstain.segmentation.segmenter_config import Windows
 
 
@@ -66,6 +66,17 @@ def test_regions_are_read_as_they_are_needed() -> None:
     regions = (read.append(i) or region(32, 32) for i in range(9))
     next(sliding_window_inference(Redness(), regions, Windows(32, 8, 2)))
     assert len(read) == 2
+
+
+def test_tasks_are_done_ahead_in_their_order_but_not_far_and_their_errors_arrive() -> None:
+    begun = []
+    tasks = (lambda number=number: begun.append(number) or 6 / number for number in (3, 2, 1, 0, -1))
+    results = read_ahead(tasks)
+    assert next(results) == 2.0
+    assert len(begun) <= 2
+    assert [next(results), next(results)] == [3.0, 6.0]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
 
 
 def test_the_middle_of_a_window_outweighs_the_edge_of_its_neighbour() -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 from collections import Counter
 from contextlib import nullcontext
@@ -21,16 +22,16 @@ from counterstain.io.annotations import read_annotations
 from counterstain.io.regions import place, rasterise
 from counterstain.io.slides import Box, Slide
 from counterstain.segmentation import predict as predict_module
-from counterstain.segmentation.evaluate import sliding_window_inference
+from counterstain.segmentation.inference import everywhere, sliding_window_inference, tile_rows
 from counterstain.segmentation.model import Segmenter
 from counterstain.segmentation.outlines import Span, join, pieces, spans
 from counterstain.segmentation.predict import (
     PredictConfig,
     Tissue,
+    pieces_by_row,
     predict_cohort,
     predict_slide,
     predicted_boxes,
-    row_pieces,
 )
 from counterstain.segmentation.segmenter_config import SegmenterConfig, Windows
 from counterstain.taxonomy import Taxonomy
@@ -92,9 +93,9 @@ def grid(shape, tile_windows: int = 4) -> tuple[list[Span], list[Span]]:
 
 
 def tiled(image: np.ndarray, segmenter=None, tile_windows: int = 4) -> list:
-    rows, columns = grid(image.shape, tile_windows)
-    settings = {"windows": WINDOWS, "threshold": 0.5}
-    return [p for row in rows for p in row_pieces(segmenter or Darkness(), Window(image), row, columns, **settings)]
+    rows = tile_rows(Window(image), WINDOWS, tile_windows=tile_windows)
+    made = pieces_by_row(segmenter or Darkness(), rows, windows=WINDOWS, threshold=0.5)
+    return [piece for of_row in made for piece in of_row]
 
 
 def painted(polygons, shape) -> np.ndarray:
@@ -142,6 +143,53 @@ def test_probabilities_do_not_depend_on_the_tiles():
 
     assert len(grid(image.shape, 4)[0]) > 2
     np.testing.assert_allclose(whole(4), whole(1000), atol=1e-5)
+
+
+class Seen(Context):
+    """Counts the windows that it is shown, apart from the blank ones that fill the last batch."""
+
+    def __init__(self) -> None:
+        self.windows = self.batches = 0
+
+    def tumour_logits(self, images: torch.Tensor) -> torch.Tensor:
+        self.windows += int(images.flatten(1).any(1).sum())
+        self.batches += 1
+        return super().tumour_logits(images)
+
+
+def outlined(segmenter, view, has_tissue=everywhere) -> list:
+    made = pieces_by_row(segmenter, tile_rows(view, WINDOWS, has_tissue, 4), windows=WINDOWS, threshold=0.5)
+    return [piece for of_row in made for piece in of_row]
+
+
+def test_the_network_sees_every_window_once_in_full_batches():
+    image, segmenter = ground(300, 320), Seen()
+    outlined(segmenter, Window(image))
+    stride = SIZE_PX - OVERLAP_PX
+    assert segmenter.windows == math.ceil(300 / stride) * math.ceil(320 / stride)
+    assert segmenter.batches == math.ceil(segmenter.windows / WINDOWS.batch_size)
+
+
+@pytest.mark.parametrize("overlap", [0, 8, 20])
+def test_windows_of_glass_are_not_seen_and_outlines_on_tissue_stay_as_they_are(overlap, monkeypatch):
+    monkeypatch.setitem(globals(), "WINDOWS", Windows(SIZE_PX, overlap, 4))
+    image, tissue = np.full((300, 320, 3), 250, np.uint8), np.zeros((300, 320), bool)
+    tissue[40:170, 60:200] = True
+    image[tissue] = ground(130, 140).reshape(-1, 3)
+    image = disc(disc(image, 100, 100, 45), 150, 190, 30)
+
+    def has_tissue(y, x, height, width):
+        return tissue[max(y, 0) : max(y + height, 0), max(x, 0) : max(x + width, 0)].any()
+
+    everything, masked = Seen(), Seen()
+    whole, found = (
+        join(outlined(*by), simplify_px=0) for by in ((everything, Window(image)), (masked, Window(image), has_tissue))
+    )
+    assert masked.windows < everything.windows / 2
+    inside = shapely.box(60.5, 40.5, 199.5, 169.5)  # outlines interpolate between the centres of pixels
+    one, other = (shapely.union_all([area.polygon for area in areas]).intersection(inside) for areas in (whole, found))
+    assert one.area > 5000
+    assert one.symmetric_difference(other).area < 0.01
 
 
 # Outlines
@@ -270,27 +318,26 @@ def test_glass_is_not_looked_at_and_regions_are_placed_on_tissue(slide):
         boxes = predicted_boxes(opened, "auto", PredictConfig(regions_per_slide=2, region_size_um=150))
     assert len(boxes) == 2
     assert all(box.x >= 100 and box.x + box.width <= 910 for box in boxes)
-    rows = Span(0, 99, 100, 150)
-    assert tissue.shown(view, rows, Span(0, 99, 60, 90))
-    assert not tissue.shown(view, rows, Span(0, 99, 460, 600))
+    assert tissue.shown(view, 100, 60, 50, 30)
+    assert not tissue.shown(view, 100, 460, 50, 140)
 
 
 def test_an_interrupted_prediction_goes_on_and_ends_the_same(checkpoint, slide, tmp_path, monkeypatch):
     predict_slide(checkpoint, slide, tmp_path / "whole.geojson", PredictConfig())
-    done, real = Counter(), row_pieces
+    done, real = Counter(), pieces
 
-    def stop_at_the_second(*arguments, **options):
-        done["rows"] += 1
-        if done["rows"] == 2:
+    def stop_at_the_second(probability, rows, *arguments):
+        done[rows.start] += 1
+        if len(done) == 2 and sum(done.values()) == 1 + done[0]:
             raise KeyboardInterrupt
-        return real(*arguments, **options)
+        return real(probability, rows, *arguments)
 
-    monkeypatch.setattr(predict_module, "row_pieces", stop_at_the_second)
+    monkeypatch.setattr(predict_module, "pieces", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         predict_slide(checkpoint, slide, tmp_path / "cut.geojson", PredictConfig())
     assert not (tmp_path / "cut.geojson").exists()
     predict_slide(checkpoint, slide, tmp_path / "cut.geojson", PredictConfig())
-    assert done["rows"] == 1 + len(spans(450, TRAINED_PX, TRAINED_PX // 4))
+    assert done[0] == len(spans(600, TRAINED_PX, TRAINED_PX // 4))
     assert (tmp_path / "cut.geojson").read_bytes() == (tmp_path / "whole.geojson").read_bytes()
     assert not list(tmp_path.glob(".*"))
 

@@ -160,7 +160,8 @@ def predict(
     out : str or Path
         GeoJSON file; for a cohort, the folder of one file per slide.
     regions : str
-        whole: all tissue; auto: squares placed on tissue; or a CSV table of regions.
+        whole: all tissue (windows of mere glass are background: docs/performance.md says what counts as glass);
+        auto: squares placed on tissue; or a CSV table of regions.
     mpp_level0 : float, optional
         Micrometres per level-0 pixel, where the slide does not say.
     threshold : float

@@ -74,7 +74,9 @@ class Segmenter(Trainable):
 
     def tumour_logits(self, images: Tensor) -> Tensor:
         """Images (B, H, W, 3) uint8, on any device -> logits of tumour (B, H, W) float on the network's device."""
-        logits: Tensor = self(images.to(self.device)).float()
+        if self.device.type == "cuda" and not images.is_cuda:
+            images = images.pin_memory()  # then the copy does not wait for the batch before
+        logits: Tensor = self(images.to(self.device, non_blocking=True)).float()
         return logits[:, 1] - logits[:, 0]
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -19,14 +21,23 @@ from pydantic import Field
 from counterstain.checkpoints import CheckpointHeader
 from counterstain.config import Config
 from counterstain.data.cohort import Cohort
-from counterstain.data.region_store import PixelWindow
 from counterstain.devices import choose_device
 from counterstain.errors import CounterstainError, InputError
 from counterstain.io.exports import file_names
 from counterstain.io.regions import place_boxes, read_region_table, tissue_mask
 from counterstain.io.slides import Box, Slide, SlideWindow, slide_name
 from counterstain.progress import Progress, silent
-from counterstain.segmentation.evaluate import require_mpp, sliding_window_inference
+from counterstain.segmentation.evaluate import require_mpp
+from counterstain.segmentation.inference import (
+    READERS,
+    TileRow,
+    everywhere,
+    filled,
+    read_ahead,
+    sliding_window_inference,
+    tile_rows,
+    tiles,
+)
 from counterstain.segmentation.model import Segmenter, load_segmenter
 from counterstain.segmentation.outlines import (
     ObjectType,
@@ -38,7 +49,6 @@ from counterstain.segmentation.outlines import (
     mask_polygons,
     on_slide,
     pieces,
-    spans,
     write_geojson,
 )
 from counterstain.segmentation.segmenter_config import Windows
@@ -94,8 +104,9 @@ def predict_slide(
     out : str or Path
         GeoJSON file to be written; an existing one of the same prediction is kept.
     regions : ``whole``, ``auto`` or the path of a CSV table
-        All tissue; squares placed on tissue; or the regions that a table lists for this slide. Outlines end at the
-        edge of a region.
+        All tissue: windows that show none, by :func:`counterstain.io.regions.tissue_mask` on a thumbnail of 2,048 px
+        and a pixel around it, are background. Squares placed on tissue; or the regions that a table lists for this
+        slide, both with their glass. Outlines end at the edge of a region.
     mpp_level0 : float, optional
         Micrometres per level-0 pixel, if the slide does not have it.
 
@@ -171,20 +182,25 @@ def predict_cohort(
     claim(out, "predict", about)
     model.to(choose_device(device))
     label, written = header.taxonomy.tissue_class, []
+    files = {out / f"{name}.geojson": positions for name, positions in _files(cohort).items()}
+    abouts = {path: {"file": path.stem, "origin": "canvas", **about} for path in files}
+    missing = [path for path in files if not is_written(path, abouts[path])]
+    images = read_ahead(partial(_image, cohort, position) for path in missing for position in files[path])
+    probabilities = sliding_window_inference(model, images, windows)
     with progress("regions", len(cohort)) as advance:
-        for name, positions in _files(cohort).items():
-            path, of_file = out / f"{name}.geojson", {"file": name, "origin": "canvas", **about}
-            if is_written(path, of_file):
-                written.append(Prediction(path, None, None))
+        for path, positions in files.items():
+            if path in missing:
+                tumour = ((position, next(probabilities)) for position in positions)
+                areas = [area for found in tumour for area in _areas(cohort, *found, config.threshold)]
+                written.append(_write(path, areas, config, label=label, offset_xy_level0_px=(0, 0), about=abouts[path]))
             else:
-                images = (cohort.read(position)[0] for position in positions)
-                probabilities = sliding_window_inference(model, images, windows)
-                areas: list[Outlined] = []
-                for position, probability in zip(positions, probabilities, strict=True):
-                    areas += _areas(cohort, position, probability, config.threshold)
-                written.append(_write(path, areas, config, label=label, offset_xy_level0_px=(0, 0), about=of_file))
+                written.append(Prediction(path, None, None))
             advance(len(positions))
     return written
+
+
+def _image(cohort: Cohort, position: int) -> np.ndarray:
+    return cohort.read(position)[0]
 
 
 def _write(path: Path, areas: Iterable[Outlined], config: PredictConfig, **options: Any) -> Prediction:
@@ -216,16 +232,15 @@ class Tissue(NamedTuple):
         thumbnail = slide.thumbnail(TISSUE_PX)
         return cls(tissue_mask(thumbnail.image), *thumbnail[1:])
 
-    def shown(self, view: SlideWindow, rows: Span, columns: Span) -> bool:
-        """Whether a tile of a window shows tissue, or tissue lies within one pixel of the mask."""
-        y = self._slice(view.y_level0_px + rows.start * view.step - self.y_level0_px, rows, view.step)
-        x = self._slice(view.x_level0_px + columns.start * view.step - self.x_level0_px, columns, view.step)
+    def shown(self, view: SlideWindow, y_px: int, x_px: int, height_px: int, width_px: int) -> bool:
+        """Whether a part of a window shows tissue, or tissue lies within one pixel of the mask."""
+        y = self._slice(view.y_level0_px + y_px * view.step - self.y_level0_px, height_px * view.step)
+        x = self._slice(view.x_level0_px + x_px * view.step - self.x_level0_px, width_px * view.step)
         return bool(self.mask[y, x].any())
 
-    def _slice(self, start: float, span: Span, step: float) -> slice:
+    def _slice(self, start: float, length: float) -> slice:
         first = math.floor(start / self.downsample) - 1
-        stop = math.ceil((start + (span.stop - span.start) * step) / self.downsample) + 1
-        return slice(max(first, 0), max(stop, 0))
+        return slice(max(first, 0), max(math.ceil((start + length) / self.downsample) + 1, 0))
 
 
 def predicted_boxes(slide: Slide, regions: str, config: PredictConfig) -> list[Box]:
@@ -292,30 +307,34 @@ def _pieces_of(
     threshold: float,
 ) -> list[list[Piece]]:
     """Return the pieces of every view; those of finished rows of tiles come from the folder ``unfinished``."""
-    grids = [[spans(length, windows.size_px, windows.overlap_px) for length in view.shape[:2]] for view in views]
+    shown = [partial(tissue.shown, view) if tissue else everywhere for view in views]
+    by_view = [tile_rows(view, windows, has_tissue) for view, has_tissue in zip(views, shown, strict=True)]
+    rows = [(number, row) for number, of_view in enumerate(by_view) for row in of_view]
+    files = [unfinished / f"{number:04d}-{row.span.start:09d}.json" for number, row in rows]
+    kept = [_load(file) for file in files]
+    missing = [row for (_, row), of_row in zip(rows, kept, strict=True) if of_row is None]
     found: list[list[Piece]] = [[] for _ in views]
-    with progress("tiles", sum(len(rows) * len(columns) for rows, columns in grids)) as advance:
-        for number, (view, (rows, columns)) in enumerate(zip(views, grids, strict=True)):
-            for row in rows:
-                file = unfinished / f"{number:04d}-{row.start:09d}.json"
-                kept = _load(file)
-                if kept is None:
-                    wanted = [c for c in columns if tissue is None or tissue.shown(view, row, c)]
-                    kept = row_pieces(model, view, row, wanted, windows=windows, threshold=threshold)
-                    _save(file, kept)
-                found[number] += kept
-                advance(len(columns))
+    with (
+        progress("tiles", sum(len(row.columns) for _, row in rows)) as advance,
+        closing(pieces_by_row(model, missing, windows=windows, threshold=threshold)) as made,
+    ):
+        for (number, row), file, of_row in zip(rows, files, kept, strict=True):
+            if of_row is None:
+                _save(file, of_row := next(made))
+            found[number] += of_row
+            advance(len(row.columns))
     return found
 
 
-def row_pieces(
-    segmenter: Segmenter, view: PixelWindow, row: Span, columns: Sequence[Span], *, windows: Windows, threshold: float
-) -> list[Piece]:
-    """Outline tumour in a row of tiles; see :func:`counterstain.segmentation.outlines.pieces`."""
-    images = (view.read(row.read_from, column.read_from, row.read_px, column.read_px) for column in columns)
-    probabilities = sliding_window_inference(segmenter, images, windows)
-    tiles = zip(columns, probabilities, strict=True)
-    return [piece for column, probability in tiles for piece in pieces(probability, row, column, threshold)]
+def pieces_by_row(
+    segmenter: Segmenter, rows: Sequence[TileRow], *, windows: Windows, threshold: float
+) -> Generator[list[Piece], None, None]:
+    """Outline tumour, see :func:`counterstain.segmentation.outlines.pieces`; yields the pieces of a row of tiles."""
+    with closing(read_ahead(tiles(rows, windows), READERS)) as read:
+        ready = filled(segmenter, read, windows.batch_size)
+        for row in rows:
+            tumour = ((column, next(ready).probability()) for column in row.columns)
+            yield [piece for column, found in tumour for piece in pieces(found, row.span, column, threshold)]
 
 
 def _save(file: Path, found: Sequence[Piece]) -> None:
