@@ -147,7 +147,7 @@ class SlideWindow:
         usable = [level for level in self.source.levels if level.exact or self.rough or level.number == 0]
         level = max((level for level in usable if level.downsample <= coarsest), key=lambda level: level.downsample)
         edge = max(1, int(SOURCE_PX * level.downsample / self.step))
-        image = np.empty((height_px, width_px, 3), np.uint8)
+        image = _planar(height_px, width_px, 3)
         for y in range(0, height_px, edge):
             for x in range(0, width_px, edge):
                 block = image[y : y + edge, x : x + edge]
@@ -263,7 +263,7 @@ class Slide(AbstractContextManager["Slide"]):
         Its upper left corner, in level-0 pixels of the canvas, may lie outside.
         """
         window = SlideWindow(self._source, x_level0, y_level0, self._step(mpp), (height_px, width_px, 3))
-        return window.read(0, 0, height_px, width_px)
+        return np.ascontiguousarray(window.read(0, 0, height_px, width_px))
 
     def window(self, box: Box, mpp: float) -> SlideWindow:
         """Return a region that is read piece by piece; its size is the box's in micrometres over mpp, rounded."""
@@ -277,7 +277,7 @@ class Slide(AbstractContextManager["Slide"]):
         downsample = max(1.0, max(width, height) / max_px)
         size = (max(1, int(width / downsample)), max(1, int(height / downsample)))
         window = SlideWindow(self._source, x, y, downsample, (size[1], size[0], 3), rough=True)
-        return Thumbnail(window.read(0, 0, size[1], size[0]), x, y, downsample)
+        return Thumbnail(np.ascontiguousarray(window.read(0, 0, size[1], size[0])), x, y, downsample)
 
     def _step(self, mpp: float) -> float:
         if not 0 < mpp < math.inf:
@@ -300,7 +300,7 @@ def area_average(pixels: np.ndarray, y_edges: np.ndarray, x_edges: np.ndarray) -
     W, C = pixels.shape[1:]
     h, w = len(y_edges) - 1, len(x_edges) - 1
     of_columns, widths = _coverage(x_edges, W), np.diff(x_edges)[:, None, None]
-    means = np.empty((h, w, C), np.uint8)
+    means = _planar(h, w, C)
     for first in range(0, h, ROWS_AT_ONCE):
         edges = y_edges[first : first + ROWS_AT_ONCE + 1]
         n, top, bottom = len(edges) - 1, math.floor(edges[0]), math.ceil(edges[-1])
@@ -314,6 +314,11 @@ def area_average(pixels: np.ndarray, y_edges: np.ndarray, x_edges: np.ndarray) -
         for channel in range(C):
             means[first : first + n, :, channel] = sums[:, channel].T
     return means
+
+
+def _planar(height: int, width: int, channels: int) -> np.ndarray:
+    """Return an empty image, (H, W, C) uint8, with the channels apart in memory: so it is computed, and so stored."""
+    return np.moveaxis(np.empty((channels, height, width), np.uint8), 0, -1)
 
 
 def _whole_step(edges: np.ndarray) -> int:
@@ -331,7 +336,7 @@ def _block_means(pixels: np.ndarray, down: int, across: int) -> np.ndarray:
     rows: np.ndarray = pixels[::down].reshape(size[0], W * C).astype(np.uint16 if count <= 256 else np.uint32)
     for k in range(1, down):
         rows += pixels[k::down].reshape(size[0], W * C)
-    means = np.empty((*size, C), np.uint8)
+    means = _planar(*size, C)
     for channel in range(C):  # steps through memory are the same for all pixels: several times faster than an axis of C
         sums: np.ndarray = rows[:, channel :: across * C].copy()
         for k in range(1, across):
