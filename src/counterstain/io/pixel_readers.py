@@ -268,10 +268,8 @@ def on_white(pixels: np.ndarray, *, premultiplied: bool = False) -> np.ndarray:
     laid = np.empty((*pixels.shape[:2], 3), np.uint8)
     for top in range(0, len(pixels), ROWS_AT_ONCE):
         rows, a = (part[top : top + ROWS_AT_ONCE].astype(np.uint16) for part in (pixels[..., :3], alpha))
-        over = (
-            np.minimum(WHITE, rows + (WHITE - a)) if premultiplied else (rows * a + WHITE * (WHITE - a) + 127) // WHITE
-        )
-        laid[top : top + ROWS_AT_ONCE] = over
+        over = rows + (WHITE - a) if premultiplied else (rows * a + WHITE * (WHITE - a) + WHITE // 2) // WHITE
+        laid[top : top + ROWS_AT_ONCE] = np.minimum(WHITE, over)
     return laid
 
 
