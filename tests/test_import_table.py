@@ -332,7 +332,7 @@ def test_a_bad_table_or_option_is_rejected_with_what_was_found(pairs, case):
 @pytest.mark.parametrize(
     ("first", "second"),
     [("1", "01"), ("P1", "p1"), ("P 1", "P1"), ("P\u00a01", "P1"), ("P\u200b1", "P1"), ("\uff11", "1"), ("7", "7.0"),
-     ("P\u20131", "P-1"), ("P\u22121", "P-1"),
+     ("P\u20131", "P-1"), ("P\u22121", "P-1"), ("P-01", "P1"),
      (unicodedata.normalize("NFC", "Mü"), unicodedata.normalize("NFD", "Mü"))],
 )  # fmt: skip
 def test_spellings_of_one_patient_are_asked_about(pairs, first, second):

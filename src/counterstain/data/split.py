@@ -54,12 +54,13 @@ def check_no_leak(
 
 
 def patient_key(name: str) -> str:
-    """Return what all spellings of a patient share: those of one :func:`name_key` and of other leading zeros
-    (``"Pat 01"``, ``"pat1"``), and the barcodes of a patient's slides in TCGA (``TCGA-A1-A0SB-01Z-00-DX1``).
+    """Return what all spellings of a patient share: those of one :func:`name_key`, of other leading zeros and of a
+    hyphen before the number (``"Pat 01"``, ``"pat-1"``), and the barcodes of a patient's slides in TCGA
+    (``TCGA-A1-A0SB-01Z-00-DX1``).
     """
     key = name_key(name)
     barcode = BARCODE.match(key)
-    return barcode[0] if barcode else re.sub(r"(?<![\d.])0+(?=\d)", "", key)
+    return barcode[0] if barcode else re.sub(r"(?<=[^\W\d_])[-_](?=\d)|(?<![\d.])0+(?=\d)", "", key)
 
 
 def same_patient(names: Iterable[str]) -> tuple[str, str] | None:

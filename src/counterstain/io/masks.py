@@ -26,14 +26,13 @@ THRESHOLD = 127
 FEW_LEVELS = 8  # a mask with more grey levels was smeared by interpolation or compression
 MIDDLE_OF_FEW, MIDDLE_OF_MANY = (0, 240), (40, 215)  # grey levels in between are neither background nor tissue
 ALONE, LEAST_OBJECT_PX = 0.3, 4  # share of grey levels that lie alone, and pixels of such a level: see _holds_ids
-ON_BLOCKS = 0.3
+ON_BLOCKS, SIDES = 0.3, 4
 SHOWN_LEVELS = 5
-LOSSY_FORMATS = {"AVIF", "JPEG", "JPEG2000", "MPO"}
+LOSSY_FORMATS = {"JPEG", "MPO"}
 LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp", "jpeg2000"}
 LOSSY = "was compressed with losses (JPEG or similar), which change values"
 MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B", "I;16L", "I;16N"}
-WHITE_IS_ZERO = 0
-WHITE = 0xFFFFFF
+WHITE_IS_ZERO, WHITE = 0, 0xFFFFFF
 Drawn = dict[int, tuple[int, Path]]  # values of the files read so far: colour, 0xrrggbb, and the first such file
 KEY = re.compile(r"(?P<low>\d{1,10})(?:\s*-\s*(?P<high>\d{1,10}))?|#(?P<colour>[0-9a-fA-F]{6})")
 
@@ -279,9 +278,10 @@ def _holds_ids(values: np.ndarray) -> bool:
 
 
 def _as_jpeg_leaves(mask: np.ndarray) -> bool:
-    """Whether edges lie on the borders of JPEG's blocks: in 32 % or more of pairs of pixels, where chance gives 12."""
+    """Whether edges, of more than one box, lie on the borders of JPEG's blocks: 32 % or more, where chance gives 12."""
     across, down = (mask[:, 1:] != mask[:, :-1]).sum(0), (mask[1:] != mask[:-1]).sum(1)
-    return bool(across[7::8].sum() + down[7::8].sum() > ON_BLOCKS * (across.sum() + down.sum()))
+    on_blocks = across[7::8].sum() + down[7::8].sum() > ON_BLOCKS * (across.sum() + down.sum())
+    return bool(on_blocks and np.count_nonzero(across) + np.count_nonzero(down) > SIDES)
 
 
 def read_ids(
