@@ -112,7 +112,6 @@ def import_table(
     flat = [image for image in rows["image"][files.duplicated()] if image_key(read_image(image)) is None]
     with warnings.catch_warnings(action="ignore"):  # said at the end, of all that are alike in their pixels
         repeated_images(table, rows, files.where(~files.isin([sha256_of(image) for image in flat])))
-    _check_labels(table, rows.assign(file=files, key=of_labels))
     source = {
         "kind": "table",
         "sha256": sha256_of(table),
@@ -121,6 +120,8 @@ def import_table(
     }
     if behind := patients_behind(table):
         source["patients_seen"] = sorted(behind)
+    else:  # generated images share masks
+        _check_labels(table, rows.assign(file=files, key=of_labels))
     writer = CohortWriter(out, taxonomy=taxonomy, mpp=config.mpp * config.shrink, source=source)
     if writer.finished:
         return writer.finish(len(rows))
