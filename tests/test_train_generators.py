@@ -280,14 +280,43 @@ TRAININGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", TRAININGS)
-def test_networks_learn_the_same_in_the_layout_that_gpus_get(cohort, trained_autoencoder, tmp_path, monkeypatch, kind):
-    plain = TRAININGS[kind](cohort, tmp_path / "plain", trained_autoencoder)
-    for module in (training_loop, autoencoder_module, diffusion_module, spade_module, train_module):
-        monkeypatch.setattr(module, "place", lambda network, _: network.to(memory_format=torch.channels_last))
-    last = TRAININGS[kind](cohort, tmp_path / "last", trained_autoencoder)
-    losses = [pd.read_csv(folder / "losses.csv").query("name.str.startswith('loss')") for folder in (plain, last)]
+@pytest.fixture
+def layout_of_gpus(monkeypatch):
+    """Weights that are laid out channels-last, on the CPU."""
+
+    def switch_on():
+        for module in (training_loop, autoencoder_module, diffusion_module, spade_module, train_module):
+            monkeypatch.setattr(module, "place", lambda network, _: network.to(memory_format=torch.channels_last))
+
+    return switch_on
+
+
+def assert_equal_losses(first, second):
+    losses = [pd.read_csv(folder / "losses.csv").query("name.str.startswith('loss')") for folder in (first, second)]
     np.testing.assert_allclose(losses[1]["value"], losses[0]["value"], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_networks_learn_the_same_in_the_layout_of_gpus(cohort, trained_autoencoder, tmp_path, layout_of_gpus, kind):
+    plain = TRAININGS[kind](cohort, tmp_path / "plain", trained_autoencoder)
+    layout_of_gpus()
+    assert_equal_losses(plain, TRAININGS[kind](cohort, tmp_path / "last", trained_autoencoder))
+
+
+def test_a_training_that_was_begun_on_a_cpu_goes_on_in_the_layout_of_gpus(
+    cohort, tmp_path, layout_of_gpus, monkeypatch
+):
+    config = autoencoder(6, kind="kl", checkpoint_every_steps=3)
+    whole = train_autoencoder(cohort, config, tmp_path / "whole", **COMMON)
+    learn = Autoencoder.training_step
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            Autoencoder, "training_step", lambda *args: interrupt() if args[1]["step"] == 4 else learn(*args)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            train_autoencoder(cohort, config, tmp_path / "again", **COMMON)
+    layout_of_gpus()
+    assert_equal_losses(whole, train_autoencoder(cohort, config, tmp_path / "again", **COMMON))
 
 
 @pytest.mark.parametrize("pool", [None, 4])

@@ -325,8 +325,20 @@ class _Run:
         self.fabric.strategy.precision.load_state_dict(content["scaler"])
         for optimizer, given in zip(self.optimizers, content["optimizers"], strict=True):
             optimizer.load_state_dict(given)
+            _match_layouts(optimizer)
         for mean, given in zip(self.average or (), content["average"] or (), strict=True):
             mean.copy_(given)
+
+
+def _match_layouts(optimizer: Any) -> None:
+    """Lay an optimiser's moments out as its weights, which lie otherwise on a GPU than on the CPU that saved them.
+
+    Adam in one call walks through the memory of both at once.
+    """
+    for weights, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.shape == weights.shape:
+                state[name] = torch.empty_like(weights, dtype=value.dtype).copy_(value)
 
 
 class _Parts(Dataset[Batch]):

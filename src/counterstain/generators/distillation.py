@@ -16,6 +16,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
+from counterstain.devices import fused_optimizers
 from counterstain.generators.conditioning import Condition
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import DiffusionConfig, DistillationConfig, SamplerConfig
@@ -91,7 +92,8 @@ class Distillation(Trainable):
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam for the student."""
-        return [torch.optim.Adam(self.student.unet.parameters(), self.config.lr)]
+        fused = (self.device.type == "cuda" and fused_optimizers(self.config.training)) or None
+        return [torch.optim.Adam(self.student.unet.parameters(), self.config.lr, fused=fused)]
 
     def learning_rate(self, step: int) -> float:
         """Rise, then fall to 0, in each halving."""
