@@ -132,3 +132,10 @@ def test_another_value_of_a_setting_is_another_plan(before, place, kind):
         return
     if not silent(name):
         pytest.fail(f"no other value of {name} is valid: {now!r}; {tried}")
+
+
+def test_the_workers_of_a_training_reach_its_cell():
+    study = build(StudyConfig, merge(EVERYTHING, {"recipe": {"spade": {"training": {"workers": 3}}}}), "study")
+    cells = plan_study(study, study.resolved_recipe("study"))
+    workers = {cell.stage: cell.details["workers"] for cell in cells if "workers" in cell.details}
+    assert workers == {"autoencoder": "auto", "diffusion": "auto", "judge": "auto", "segmenter": "auto", "spade": 3}
