@@ -249,6 +249,10 @@ def feeding(recipe: Recipe, cohort: Cohort, workers: int, rounds: int, block: in
             began, ended = np.array(model.times[warm:]).T
             seconds[name].append(float(np.median(np.diff(began))))
             waits[name].append(float(np.median(began[1:] - ended[:-1])))
+            print(
+                f"turn {turn + 1}, {name}: {seconds[name][-1]:.3f} s/step, {waits[name][-1]:.3f} s of it waits",
+                flush=True,
+            )
     print(f"{recipe.size_px} px, batches of {config.training.batch_size}, {rounds} turns of {block} steps")
     for name, turns in seconds.items():
         ratios = [mine / memory for mine, memory in zip(turns, seconds["in memory"], strict=True)]

@@ -36,7 +36,7 @@ from counterstain.training_config import TrainingConfig
 
 START_METHOD = "spawn"  # a forked process could use neither CUDA nor OpenMP where its parent has
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - through which workers hand over their batches
-MOST_WORKERS = 6  # 512 px patches of a segmenter, the fastest network, keep an H200 busy with four
+MOST_WORKERS = 6  # an H200 that trains a segmenter at 512 px would need three to four (docs/performance.md)
 AHEAD = 2  # batches that each worker prepares ahead of the training
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Batch = dict[str, Tensor]
