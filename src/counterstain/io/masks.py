@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from counterstain.errors import ConfigError, InputError, TaxonomyError
 from counterstain.io.pixel_readers import ORIENTATION, PHOTOMETRIC, SAMPLE_FORMAT, decoder_of, opened_image
@@ -86,12 +85,6 @@ def _levels(values: np.ndarray) -> tuple[list[int], list[int]]:
         return levels.tolist(), counts.tolist()
     found = np.bincount(values.ravel())
     return found.nonzero()[0].tolist(), found[found > 0].tolist()
-
-
-def label_size(path: Path) -> tuple[int, int]:
-    """Return rows and columns of a label image from its header; raises InputError where it cannot be read."""
-    with opened_image(path, labels=True) as image:
-        return image.height, image.width
 
 
 def read_stored(path: Path) -> StoredLabels:
@@ -256,14 +249,16 @@ _OTHERWISE = (
 
 def _has_middle_area(values: np.ndarray, levels: int) -> bool:
     """Whether 3 x 3 pixels have one level between black and white, as no soft edge has."""
-    if min(values.shape) < 3:
-        return False
     low, high = MIDDLE_OF_FEW if levels <= FEW_LEVELS else MIDDLE_OF_MANY
-    rows = (values[:, :-2] == values[:, 1:-1]) & (values[:, 1:-1] == values[:, 2:])
-    centre = values[:, 1:-1]
-    columns = (centre[:-2] == centre[1:-1]) & (centre[1:-1] == centre[2:])
-    flat = rows[:-2] & rows[1:-1] & rows[2:] & columns
-    return bool((flat & (centre[1:-1] > low) & (centre[1:-1] < high)).any())
+    flat = _around(np.minimum, values) == _around(np.maximum, values)
+    return bool((flat & (values > low) & (values < high))[1:-1, 1:-1].any())
+
+
+def _around(function: np.ufunc, values: np.ndarray) -> np.ndarray:
+    """Return the least or largest of every pixel and its eight neighbours, (H, W); far faster than scipy's filters."""
+    padded = np.pad(values, 1, mode="edge")
+    rows = function(function(padded[:-2], padded[1:-1]), padded[2:])
+    return np.asarray(function(function(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:]))
 
 
 def _holds_ids(values: np.ndarray) -> bool:
@@ -271,8 +266,8 @@ def _holds_ids(values: np.ndarray) -> bool:
 
     So do 36 % or more of the levels of instances, crowded ones too, and 23 % at most of those of soft edges and JPEG.
     """
-    lowest, highest = ndimage.minimum_filter(np.where(values > 0, values, 255), 3), ndimage.maximum_filter(values, 3)
-    alone = (lowest == highest) & (values > 0)
+    lowest = _around(np.minimum, np.where(values > 0, values, values.dtype.type(255)))
+    alone = (lowest == _around(np.maximum, values)) & (values > 0)
     counts, lone = (np.bincount(levels.ravel(), minlength=256)[1:255] for levels in (values, values[alone]))
     return bool(((2 * lone >= counts) & (lone >= LEAST_OBJECT_PX)).sum() > ALONE * (counts > 0).sum())
 

@@ -319,9 +319,9 @@ class OpenSlideSource:
         return (int(x), int(y), int(width), int(height))
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path, *, labels: bool = False) -> tuple[int, int]:
     """Return rows and columns of an image from its header alone; raises what :func:`read_image` raises on headers."""
-    with opened_image(path) as image:
+    with opened_image(path, labels=labels) as image:
         return image.height, image.width
 
 

@@ -202,10 +202,10 @@ def plan_slide(
 def _twice(shown: Sequence[Shown]) -> tuple[str, ...]:
     outlines = shapely.to_wkb(shapely.normalize(np.array([s.polygon for s in shown], dtype=object)))
     last = dict(zip(outlines, shown, strict=True))
-    covered = [(s, last[wkb]) for s, wkb in zip(shown, outlines, strict=True) if last[wkb].label != s.label]
     return tuple(
-        f"{s.source_label!r} and {top.source_label!r} at x {s.polygon.bounds[0]:.0f}, y {s.polygon.bounds[1]:.0f}"
-        for s, top in covered
+        f"{s.source_label!r} and {last[wkb].source_label!r} at x {s.polygon.bounds[0]:.0f}, y {s.polygon.bounds[1]:.0f}"
+        for s, wkb in zip(shown, outlines, strict=True)
+        if last[wkb].label != s.label
     )
 
 

@@ -22,7 +22,6 @@ from counterstain.config import Config
 from counterstain.data.cohort import PARTS
 from counterstain.data.split import same_patient
 from counterstain.errors import InputError
-from counterstain.io.masks import label_size
 from counterstain.io.pixel_readers import image_size
 from counterstain.storage import without_apostrophe
 from counterstain.taxonomy import CONTROL, alike
@@ -308,7 +307,7 @@ def _with_sizes(path: Path, named: pd.DataFrame) -> pd.DataFrame:
         if image == label:
             raise InputError(f"{path} row {row}: {image.name} is the image and its label; name the two files")
         try:
-            size, of_label = image_size(image), label_size(label)
+            size, of_label = image_size(image), image_size(label, labels=True)
         except InputError as error:
             raise InputError(f"{path} row {row}: {error}") from error
         if size != of_label:

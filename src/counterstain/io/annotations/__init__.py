@@ -191,17 +191,13 @@ def match_annotations(slides: Iterable[str], files: Sequence[AnnotationFile]) ->
     bare = matched.keys() - found.keys()
     if bare or strays:
         faults = [f"no {what} for {first_names(of)}" for what, of in (("annotations", bare), ("slide", strays)) if of]
-        cased = next(((stray, slide) for stray in sorted(strays) for slide in bare if _of_other_case(stray, slide)), ())
+        cased = next(((n, s) for n in sorted(strays) for s in bare if slide_of(n.lower(), [s.lower()])), ())
         raise InputError(
             f"slides and annotations do not match: {', '.join(faults)}; give both the same name, "
             + (f"in capitals and small letters too ({cased[0]} for {cased[1]}), " if cased else "")
             + "or move files that are not to be imported to another folder"
         )
     return matched
-
-
-def _of_other_case(name: str, slide: str) -> bool:
-    return slide_of(name.lower(), [slide.lower()]) is not None
 
 
 def _check_repeated(
