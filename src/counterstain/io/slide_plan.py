@@ -200,7 +200,12 @@ def plan_slide(
 
 
 def _twice(shown: Sequence[Shown]) -> tuple[str, ...]:
-    outlines = shapely.to_wkb(shapely.normalize(np.array([s.polygon for s in shown], dtype=object)))
+    polygons = np.array([s.polygon for s in shown], dtype=object)
+    _, group, sizes = np.unique(
+        shapely.bounds(polygons).reshape(-1, 4), axis=0, return_inverse=True, return_counts=True
+    )
+    alike = np.flatnonzero(sizes[group.ravel()] > 1)  # of one box; to compare all takes seconds
+    shown, outlines = [shown[i] for i in alike], shapely.to_wkb(shapely.normalize(polygons[alike]))
     last = dict(zip(outlines, shown, strict=True))
     return tuple(
         f"{s.source_label!r} and {last[wkb].source_label!r} at x {s.polygon.bounds[0]:.0f}, y {s.polygon.bounds[1]:.0f}"
