@@ -204,7 +204,7 @@ def _twice(shown: Sequence[Shown]) -> tuple[str, ...]:
     _, group, sizes = np.unique(
         shapely.bounds(polygons).reshape(-1, 4), axis=0, return_inverse=True, return_counts=True
     )
-    alike = np.flatnonzero(sizes[group.ravel()] > 1)  # of one box; to compare all takes seconds
+    alike = np.flatnonzero(sizes[group.ravel()] > 1).tolist()  # of one box; to compare all takes seconds
     shown, outlines = [shown[i] for i in alike], shapely.to_wkb(shapely.normalize(polygons[alike]))
     last = dict(zip(outlines, shown, strict=True))
     return tuple(
