@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -81,7 +81,7 @@ class ChunkedArray:
         largest_chunk: Sequence[int],
         recent: Recent,
     ) -> None:
-        self.folder, self._recent = folder, recent
+        self.folder, self._key, self._recent = folder, str(folder), recent
         with damage_named(folder):
             described = read_json(folder / "zarr.json")
             _check(described, {"zarr_format": 3, "node_type": "array", "shape": [*shape], "fill_value": 0})
@@ -118,40 +118,47 @@ class ChunkedArray:
             [(n, *_overlap(along, n, size)) for n in range(along.start // size, -(-along.stop // size))]
             for along, size in zip(window, self.chunk, strict=True)
         ]
-        for pieces in itertools.product(*steps):
-            place, into, cut = zip(*pieces, strict=True)
-            out[into] = self._recent.get((self.folder, place), partial(self._decoded, place))[cut]
+        with self._files() as opened:
+            for pieces in itertools.product(*steps):
+                place, into, cut = zip(*pieces, strict=True)
+                out[into] = self._recent.get((self._key, place), partial(self._decoded, place, opened))[cut]
         return out
 
     def check_of(self, place: tuple[int, ...]) -> bytes:
         """Return the checksum that a chunk was written with: of its pixels, not of its encoded bytes."""
-        with damage_named(self.folder):
-            return self._encoded(place)[-CHECK_BYTES:]
+        with self._files() as opened:
+            return self._encoded(place, opened)[-CHECK_BYTES:]
 
-    def _decoded(self, place: tuple[int, ...]) -> np.ndarray:
-        with damage_named(self.folder):
-            encoded = self._encoded(place)
-            if (found := _content_bytes(encoded)) != self._chunk_bytes:
-                raise ValueError(f"chunk {place} has {found:,} bytes, expected {self._chunk_bytes:,}")
-            chunk = np.empty(self.chunk, self._dtype)
-            decompress(encoded, chunk.reshape(-1).view(np.uint8))  # no more than fits, whatever follows
-            chunk.flags.writeable = False
-            return chunk
+    @contextmanager
+    def _files(self) -> Iterator[Callable[[tuple[int, ...]], Any]]:
+        """Give what opens the file of a place in the grid of files, each once, and close them all."""
+        with damage_named(self.folder), ExitStack() as stack:
+            yield cache(lambda place: stack.enter_context(_opened(self.folder, place)))
 
-    def _encoded(self, place: tuple[int, ...]) -> bytes:
-        file = self.folder.joinpath("c", *(str(n // per) for n, per in zip(place, self._grid, strict=True)))
-        with _opened(file, place) as opened:
-            start, length = 0, opened.seek(0, 2)
-            if self._is_sharded:
-                index = self._recent.get(file, lambda: self._index(opened))
-                start, length = index[tuple(n % per for n, per in zip(place, self._grid, strict=True))].tolist()
-            if start == LOST or not length:
-                raise ValueError(f"chunk {place} is missing")
-            if length > 2 * self._chunk_bytes + 1024:
-                raise ValueError(f"chunk {place} takes {length:,} bytes")
-            opened.seek(start)
-            encoded: bytes = opened.read(length)
-            return encoded
+    def _decoded(self, place: tuple[int, ...], opened: Callable[[tuple[int, ...]], Any]) -> np.ndarray:
+        encoded = self._encoded(place, opened)
+        if (found := _content_bytes(encoded)) != self._chunk_bytes:
+            raise ValueError(f"chunk {place} has {found:,} bytes, expected {self._chunk_bytes:,}")
+        chunk = np.empty(self.chunk, self._dtype)
+        decompress(encoded, chunk.reshape(-1).view(np.uint8))  # no more than fits, whatever follows
+        chunk.flags.writeable = False
+        return chunk
+
+    def _encoded(self, place: tuple[int, ...], opened: Callable[[tuple[int, ...]], Any]) -> bytes:
+        of_file = tuple(n // per for n, per in zip(place, self._grid, strict=True))
+        file = opened(of_file)
+        if self._is_sharded:
+            index = self._recent.get((self._key, "index", of_file), partial(self._index, file))
+            start, length = index[tuple(n % per for n, per in zip(place, self._grid, strict=True))].tolist()
+        else:
+            start, length = 0, file.seek(0, 2)
+        if start == LOST or not length:
+            raise ValueError(f"chunk {place} is missing")
+        if length > 2 * self._chunk_bytes + 1024:
+            raise ValueError(f"chunk {place} takes {length:,} bytes")
+        file.seek(start)
+        encoded: bytes = file.read(length)
+        return encoded
 
     def _index(self, opened: Any) -> np.ndarray:
         """Read where the chunks of a shard lie: (…, 2) starts and lengths in bytes."""
@@ -173,9 +180,9 @@ class ChunkedArray:
 LITTLE: dict[str, tuple[Any, ...]] = {"uint8": (None, {}, {"endian": "little"}), "int32": ({"endian": "little"},)}
 
 
-def _opened(file: Path, place: tuple[int, ...]) -> Any:
+def _opened(folder: Path, place: tuple[int, ...]) -> Any:
     try:
-        return file.open("rb", buffering=0)
+        return folder.joinpath("c", *map(str, place)).open("rb", buffering=0)
     except FileNotFoundError:
         raise ValueError(f"chunk {place} is missing") from None
 

@@ -188,16 +188,24 @@ def areas_of(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Raises ValueError for a negative id.
     """
-    if (highest := instances.max(initial=0)) < LARGEST_TABLE:  # counting is three times as fast as sorting
-        counts = np.zeros(highest + 1, np.int64)
-        for y in range(0, len(instances), BAND_PX):  # what is counted is copied
-            counts += np.bincount(instances[y : y + BAND_PX].ravel(), minlength=highest + 1)
+    bands = [_runs(instances[y : y + BAND_PX]) for y in range(0, len(instances) or 1, BAND_PX)]
+    found, lengths = (np.concatenate(runs).astype(np.int64) for runs in zip(*bands, strict=True))
+    if (highest := found.max(initial=0)) < LARGEST_TABLE:  # counting is three times as fast as sorting
+        counts = np.bincount(found, lengths, highest + 1)
         ids = counts.nonzero()[0]
-        areas = counts[ids]
+        areas = counts[ids].astype(np.int64)
     else:
-        ids, areas = np.unique(instances, return_counts=True)
+        ids, places = np.unique(found, return_inverse=True)
+        areas = np.bincount(places, lengths).astype(np.int64)
     inside = ids != BACKGROUND
     return ids[inside], areas[inside]
+
+
+def _runs(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values of the runs of equal pixels in a map, read row by row, and their lengths: few, in tissue."""
+    pixels = instances.ravel()
+    starts = np.flatnonzero(np.concatenate([[True], pixels[1:] != pixels[:-1]])[: pixels.size])
+    return pixels[starts], np.diff(starts, append=pixels.size)
 
 
 def shows(instances: np.ndarray, known: np.ndarray) -> bool:
