@@ -129,6 +129,13 @@ def streamed(content: bytes) -> bytes:
     return out.getvalue().to_pybytes()
 
 
+def unchecked(folder: Path) -> None:
+    """Leave out what a pack says of its chunks."""
+    described = json.loads((folder / PACK / "zarr.json").read_text())
+    described["attributes"]["counterstain"].pop("checks")
+    (folder / PACK / "zarr.json").write_text(json.dumps(described))
+
+
 SOUND = compress(bytes(3 * 64 * 64), 1, True)
 
 
@@ -145,6 +152,7 @@ SOUND = compress(bytes(3 * 64 * 64), 1, True)
     ],
 )
 def test_a_chunk_that_claims_to_hold_more_or_less_is_not_decoded(cohort, chunk, message):
+    unchecked(cohort.folder)
     write_shard(cohort.folder / PACK / "0/c/0/0/0/0", chunk, SOUND)
     tracemalloc.start()
     with pytest.raises(StorageError, match=message):
@@ -180,6 +188,21 @@ def test_a_window_that_shows_what_its_table_does_not_is_an_error(cohort, changes
     pd.read_parquet(file).assign(**changes).to_parquet(file)
     with pytest.raises(StorageError, match="a does not show the instances of its table; import the cohort again"):
         Cohort.open(cohort.folder).patch(0, 0, 0, 32)
+
+
+@pytest.mark.parametrize("shard", ["0/c/0/0/0/0", "labels/instances/0/c/0/0/0"])
+def test_chunks_of_another_pack_are_not_taken_for_these(tmp_path, shard):
+    out = CohortWriter(tmp_path / "cohort", HER2, 0.5, {})
+    for name, right in (("a", 30), ("b", 31)):
+        out.add(name, [boxes(name, (1, 2, 3, 20, right), slide=name)])
+    cohort = out.finish()
+    one, other = (cohort.folder / f"packs/{name}.ome.zarr/{shard}" for name in "ab")
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    for position in (0, 1):
+        with pytest.raises(StorageError, match="is of another pack or was replaced"):
+            cohort.patch(position, 40, 40, 16)
 
 
 def unsealed(folder: Path) -> None:

@@ -85,8 +85,7 @@ class CopySearch:
 
     def crop(self, match: Match) -> np.ndarray:
         """Return the training tissue of a match, turned like the image, (size_px, size_px, 3) uint8."""
-        image, _ = self._cohort.read(match.region)
-        window = image[match.y_px : match.y_px + self._size_px, match.x_px : match.x_px + self._size_px]
+        window = self._cohort.patch(match.region, match.y_px, match.x_px, self._size_px).image
         return turn(window, flipped=match.flipped, quarter_turns=match.quarter_turns)
 
     def name_of(self, match: Match) -> str:
@@ -114,11 +113,12 @@ class CopySearch:
 
     def _refined(self, grey: np.ndarray, inside: np.ndarray, place: _Place) -> Match:
         """Search around a place at full size."""
-        image, _ = self._cohort.read(place.region)
         size, shrink = self._size_px, self._shrink
-        y0 = min(max(0, (place.y - 1) * shrink), image.shape[0] - size)
-        x0 = min(max(0, (place.x - 1) * shrink), image.shape[1] - size)
-        stack = _Stack(_grey(image[y0 : y0 + size + 2 * shrink, x0 : x0 + size + 2 * shrink])[None])
+        height, width = self._cohort.regions[["height_px", "width_px"]].iloc[place.region].tolist()
+        y0 = min(max(0, (place.y - 1) * shrink), height - size)
+        x0 = min(max(0, (place.x - 1) * shrink), width - size)
+        rows, columns = min(size + 2 * shrink, height - y0), min(size + 2 * shrink, width - x0)
+        stack = _Stack(_grey(self._cohort.cut(place.region, y0, x0, rows, columns).image)[None])
         scores = stack.correlation(_turned(grey, place.how), _turned(inside, place.how))[0]
         y, x = divmod(int(scores.argmax()), scores.shape[1])
         flipped, turns = place.how

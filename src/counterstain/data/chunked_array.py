@@ -71,6 +71,8 @@ class ChunkedArray:
     ----------
     largest_chunk : sequence of int
         Most that a chunk may have along each axis.
+    checks : bytes
+        What :meth:`checks` returned when the array was written; a chunk of another array is noticed by it.
     """
 
     def __init__(
@@ -80,8 +82,10 @@ class ChunkedArray:
         dtype: str,
         largest_chunk: Sequence[int],
         recent: Recent,
+        *,
+        checks: bytes | None = None,
     ) -> None:
-        self.folder, self._key, self._recent = folder, str(folder), recent
+        self.folder, self._key, self._recent, self._checks = folder, str(folder), recent, checks
         with damage_named(folder):
             described = read_json(folder / "zarr.json")
             _check(described, {"zarr_format": 3, "node_type": "array", "shape": [*shape], "fill_value": 0})
@@ -109,6 +113,7 @@ class ChunkedArray:
                 raise ValueError(f"files of {self._per_file}, expected whole chunks of {self.chunk}")
         self._dtype = np.dtype(dtype)
         self._grid = tuple(whole // part for whole, part in zip(self._per_file, self.chunk, strict=True))
+        self._chunks = tuple(-(-length // size) for length, size in zip(shape, self.chunk, strict=True))
         self._chunk_bytes = int(np.prod(self.chunk)) * self._dtype.itemsize
 
     def read(self, *window: slice) -> np.ndarray:
@@ -124,10 +129,11 @@ class ChunkedArray:
                 out[into] = self._recent.get((self._key, place), partial(self._decoded, place, opened))[cut]
         return out
 
-    def check_of(self, place: tuple[int, ...]) -> bytes:
-        """Return the checksum that a chunk was written with: of its pixels, not of its encoded bytes."""
+    def checks(self) -> bytes:
+        """Return the checksums of all chunks, four bytes each: of their pixels, not of their encoded bytes."""
         with self._files() as opened:
-            return self._encoded(place, opened)[-CHECK_BYTES:]
+            places = itertools.product(*map(range, self._chunks))
+            return b"".join(self._encoded(place, opened)[-CHECK_BYTES:] for place in places)
 
     @contextmanager
     def _files(self) -> Iterator[Callable[[tuple[int, ...]], Any]]:
@@ -139,6 +145,10 @@ class ChunkedArray:
         encoded = self._encoded(place, opened)
         if (found := _content_bytes(encoded)) != self._chunk_bytes:
             raise ValueError(f"chunk {place} has {found:,} bytes, expected {self._chunk_bytes:,}")
+        if self._checks is not None:
+            start = CHECK_BYTES * int(np.ravel_multi_index(place, self._chunks))
+            if encoded[-CHECK_BYTES:] != self._checks[start : start + CHECK_BYTES]:
+                raise ValueError(f"chunk {place} is of another pack or was replaced")
         chunk = np.empty(self.chunk, self._dtype)
         decompress(encoded, chunk.reshape(-1).view(np.uint8))  # no more than fits, whatever follows
         chunk.flags.writeable = False

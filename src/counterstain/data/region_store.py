@@ -123,6 +123,9 @@ def write_pack(store: Path, name: str, regions: Sequence[Region], *, mpp: float,
             stack = np.stack([np.concatenate([*bands_of(p, top, top + rows)]) for p in pixels])
             place = (..., slice(first, first + len(stack)), slice(top, top + stack.shape[1]), slice(None))
             array[place] = np.moveaxis(stack, -1, 0) if kind == "image" else stack
+    pack = _Pack(store, n, (height, width), Recent(SHARD_BYTES))
+    checks = {"image": pack.image.checks().hex(), "instances": pack.instances.checks().hex()}
+    root.attrs["counterstain"] = {"regions": pack.regions, "checks": checks}
 
 
 class _Pack:
@@ -130,12 +133,16 @@ class _Pack:
 
     def __init__(self, store: Path, count: int, shape: tuple[int, int], recent: Recent) -> None:
         with damage_named(store):
-            self.regions = read_json(store / "zarr.json")["attributes"]["counterstain"]["regions"]
+            known = read_json(store / "zarr.json")["attributes"]["counterstain"]
+            self.regions, checks = known["regions"], known.get("checks", {})  # earlier versions wrote none
+            image, instances = (bytes.fromhex(checks[kind]) if checks else None for kind in ("image", "instances"))
             if len(self.regions) != count:
                 raise ValueError(f"{len(self.regions)} regions, expected {count}")
-        self.nbytes, most = 5000 + 200 * count, (1, LARGEST_CHUNK_PX, LARGEST_CHUNK_PX)
-        self.image = ChunkedArray(store / "0", (3, count, *shape), "uint8", (3, *most), recent)
-        self.instances = ChunkedArray(store / "labels" / "instances" / "0", (count, *shape), "int32", most, recent)
+        most = (1, LARGEST_CHUNK_PX, LARGEST_CHUNK_PX)
+        self.nbytes = 5000 + 200 * count + len(image or b"") + len(instances or b"")
+        self.image = ChunkedArray(store / "0", (3, count, *shape), "uint8", (3, *most), recent, checks=image)
+        folder = store / "labels" / "instances" / "0"
+        self.instances = ChunkedArray(folder, (count, *shape), "int32", most, recent, checks=instances)
 
 
 class Pixels:
@@ -301,7 +308,7 @@ def read_table(file: Path, columns: Mapping[str, str], hashes: Collection[str] =
         is_text, _ = TYPES["text"]
         texts = [name for name in kinds if any(accepts(schema.field(name).type) for accepts in is_text)]
         stored = pq.ParquetFile(pa.BufferReader(content), read_dictionary=texts)  # a text of many rows is held once
-        if stored.metadata.num_rows > len(content):
+        if stored.metadata.num_rows > 4 * len(content):  # repeated tissue has more than one in a byte
             raise ValueError(f"{stored.metadata.num_rows:,} rows in {len(content):,} bytes")
         table = stored.read(columns=list(kinds)).select(list(kinds))
         table = pa.table({name: _typed(table[name], kind, name) for name, kind in kinds.items()})

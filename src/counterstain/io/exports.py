@@ -118,7 +118,7 @@ def export(source: Path, out: Path, config: ExportConfig, progress: Progress = s
     ``out`` holds something else, or a file that somebody has changed.
     """
     is_set = (source / HEADER_FILE).exists() or (source / "shards").exists()
-    contents = _of_set(PatchSet.open(source)) if is_set else _of_cohort(Cohort.open(source, cache_bytes=1))
+    contents = _of_set(PatchSet.open(source)) if is_set else _of_cohort(Cohort.open(source))
     if config.parts:
         contents = _choose_parts(contents, config.parts)
     layout, lookup = LAYOUTS[config.file_format], np.arange(256, dtype=np.uint8)
