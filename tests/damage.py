@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from counterstain.errors import CounterstainError
 
-SECONDS, MEMORY_KB = 20, 2**20
+SECONDS, MEMORY_KB = 20, 2**20  # of this process, however busy the machine is
+HANGS_AFTER_S = 600
 LONGEST_MESSAGE = 900  # beside paths
 
 NASTY_TEXT = st.sampled_from(
@@ -86,11 +87,15 @@ def with_nasty_cells(data, table):
     return changed[kind]()
 
 
+KINDS = ("bytes", "bit", "cut", "gone", "empty", "folder", "swapped", *["values"] * 4)
+
+
 def damage(data, folder, pattern="*"):
-    """Damage one file of a folder; return its name and what was done."""
+    """Damage one file of a folder, of which any name is as likely; return the file and what was done."""
     files = sorted(file for file in folder.rglob(pattern) if file.is_file())
-    file = data.draw(st.sampled_from(files))
-    kind = data.draw(st.sampled_from(["bytes", "bit", "cut", "gone", "empty", "swapped", "values", "values", "values"]))
+    name = data.draw(st.sampled_from(sorted({file.name for file in files})))
+    file = data.draw(st.sampled_from([file for file in files if file.name == name]))
+    kind = data.draw(st.sampled_from(KINDS))
     if kind == "values" and not _change_values(data, file):
         kind = "bytes"
     content = file.read_bytes()
@@ -103,6 +108,9 @@ def damage(data, folder, pattern="*"):
         file.write_bytes(content[: data.draw(st.integers(0, len(content)))])
     elif kind == "gone":
         file.unlink()
+    elif kind == "folder":
+        file.unlink()
+        file.mkdir()
     elif kind == "empty":
         file.write_bytes(b"")
     elif kind == "swapped":
@@ -117,6 +125,10 @@ def _change_values(data, file):
         if file.suffix == ".json":
             content = with_nasty_values(data, json.loads(file.read_text()))
             file.write_text(json.dumps(content), encoding="utf-8", errors="surrogatepass")
+        elif file.suffix == ".jsonl":
+            lines = [json.loads(line) for line in file.read_text().splitlines()]
+            text = "".join(f"{json.dumps(line)}\n" for line in with_nasty_values(data, lines))
+            file.write_text(text, encoding="utf-8", errors="surrogatepass")
         elif file.suffix == ".yaml":
             content = with_nasty_values(
                 data, yaml.safe_load(file.read_text()), NASTY_NUMBER | st.sampled_from([None, [], {}])
@@ -146,11 +158,14 @@ def _took_too_long(*_):
 def within_bounds():
     """Fail where the block takes too long or too much memory."""
     peak_kb = peak_memory_kb()
-    signal.signal(signal.SIGALRM, _took_too_long)
-    signal.alarm(SECONDS)
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, _took_too_long)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.alarm(HANGS_AFTER_S)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
     assert peak_memory_kb() - peak_kb < MEMORY_KB
 

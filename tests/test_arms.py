@@ -68,8 +68,8 @@ def test_an_arm_twice_and_an_oracle_on_real_tissue_are_refused():
 @pytest.mark.parametrize(
     ("name", "label"),
     [
-        ("subtype", "subtype"),
-        ("tumor+weighted+stain", "tumor, weighted loss, stain jitter"),
+        ("subtype", "subtype-sampled"),
+        ("tumor+weighted+stain", "tumor-sampled, weighted loss, stain jitter"),
         ("diffusion+12.5", "diffusion +12.5 %"),
         ("diffusion+only+filtered", "diffusion only, filtered"),
         ("spade+100+pretrain", "spade +100 %, pre-training"),

@@ -298,6 +298,20 @@ def test_files_of_a_finished_export_that_are_lost_are_written_again_and_changed_
         export(cohort.folder, tmp_path / "png", PNG)
 
 
+def test_images_of_an_export_of_an_earlier_version_that_were_cut_short_are_written_again(cohort, tmp_path):
+    export(cohort.folder, tmp_path / "png", PNG)
+    whole, report = contents(tmp_path / "png"), tmp_path / "png" / "export.json"
+    known = json.loads(report.read_text())
+    known.pop("bytes")  # which it did not note
+    report.write_text(json.dumps(known))
+    assert export(cohort.folder, tmp_path / "png", PNG) == 10
+    cut = tmp_path / "png" / "labels" / "p1-0.png"
+    cut.write_bytes(cut.read_bytes()[:-5])
+    with pytest.warns(CounterstainWarning, match="png: 1 files are missing or cut short"):
+        export(cohort.folder, tmp_path / "png", PNG)
+    assert contents(tmp_path / "png") == whole
+
+
 @contextmanager
 def stop_at_the_fourth(_label, _count):
     written = itertools.count(1)

@@ -1,7 +1,9 @@
 """A study on one cohort, its segmenters tested on another."""
 
+import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,12 +15,13 @@ from typer.testing import CliRunner
 
 import counterstain as cs
 from counterstain.cli import app
-from counterstain.errors import InputError, LeakageError, MismatchError
+from counterstain.errors import InputError, LeakageError, MismatchError, StorageError
 from counterstain.segmentation.inference import sliding_window_inference
 from counterstain.segmentation.model import load_segmenter
 from counterstain.study import executors
 from counterstain.study.status import read_plan
 
+TISSUE = Path(__file__).parents[2] / "shared" / "data" / "ebhi_seg"
 CHANGES = {"cohort": {"path": "ours"}, "methods": [], "repeats": 2, "recipe": SMALL["recipe"]}
 
 
@@ -48,44 +51,71 @@ def by_hand(segmenter, cohort):
     model, header = load_segmenter(segmenter)
     images = [cohort.read(i)[0] for i in range(len(cohort))]
     predicted = sliding_window_inference(model, images, model.config.inference.windows(header.size_px))
-    hits, found, missed = np.zeros(6), 0, np.zeros(6)
+    labels = cohort.taxonomy.num_labels
+    hits, missed = np.zeros(labels), np.zeros(labels)
     for i, probability in enumerate(predicted):
-        labels = np.vectorize(lambda instance, i=i: cohort.subtypes(i).get(instance, 0))(cohort.read(i)[1])
-        for label in range(6):
-            hits[label] += ((probability > 0.5) & (labels == label)).sum()
-            missed[label] += ((probability <= 0.5) & (labels == label)).sum()
-    found = hits.sum()
-    recalls = hits[1:] / (hits + missed)[1:]
-    return 2 * hits[1:].sum() / (found + (hits + missed)[1:].sum()), recalls
+        instances, subtypes = cohort.read(i)[1], cohort.subtypes(i)
+        of_instance = np.array([subtypes.get(instance, 0) for instance in range(instances.max() + 1)])
+        for label in range(labels):
+            here = of_instance[instances] == label
+            hits[label] += ((probability > 0.5) & here).sum()
+            missed[label] += ((probability <= 0.5) & here).sum()
+    tissue = (hits + missed)[1:]
+    return 2 * hits[1:].sum() / (hits.sum() + tissue.sum()), hits[1:] / tissue
 
 
-def test_figures_on_another_cohort_are_those_of_the_predictions(finished):
-    tested, cohort = finished / "run" / "external" / "theirs", cs.Cohort.open(finished / "theirs")
+def check_by_hand(run, cohort):
+    """Compare what a test on a cohort wrote with the predictions of each arm's segmenters."""
+    tested = run / "external" / cohort.folder.name
     expected = {
-        (row.arm, row.repeat): by_hand(finished / "run" / "cells" / row.folder, cohort)
-        for row in read_plan(finished / "run")
+        (row.arm, row.repeat): by_hand(run / "cells" / row.folder, cohort)
+        for row in read_plan(run)
         if row.stage == "segmenter"
     }
-    results = pd.read_csv(tested / "results.csv").set_index(["arm", "repeat"])
+    results, subtypes = pd.read_csv(tested / "results.csv").set_index(["arm", "repeat"]), cohort.taxonomy.subtypes
     assert sorted(results.index) == sorted(expected)
     for key, (dice, recalls) in expected.items():
         assert results.loc[key, "dice"] == pytest.approx(dice)
-        assert results.loc[key, [f"recall_{name}" for name in HER2.names]].to_numpy(float) == pytest.approx(recalls)
-        assert results.loc[key, "subtype_variance"] == pytest.approx(recalls[:4].var())  # LCIS/DCIS is not counted
+        assert results.loc[key, [f"recall_{s.name}" for s in subtypes]].to_numpy(float) == pytest.approx(recalls)
+        counted = [recall for s, recall in zip(subtypes, recalls, strict=True) if s.counted]
+        assert results.loc[key, "subtype_variance"] == pytest.approx(np.var(counted))
     effect = pd.read_csv(tested / "differences.csv").query("arm == 'tumor' and measure == 'dice'").iloc[0]
+    repeats = {repeat for _, repeat in expected}
     assert effect["mean"] == pytest.approx(
-        np.mean([expected["tumor", r][0] - expected["subtype", r][0] for r in (0, 1)])
+        np.mean([expected["tumor", r][0] - expected["subtype", r][0] for r in repeats])
     )
     assert effect["low"] <= effect["mean"] <= effect["high"]
-    counts = pd.read_parquet(tested / "counts.parquet")
+    return pd.read_parquet(tested / "counts.parquet")
+
+
+def test_figures_on_another_cohort_are_those_of_the_predictions(finished):
+    counts = check_by_hand(finished / "run", cs.Cohort.open(finished / "theirs"))
     assert set(counts["slide"]) == {"q0", "q1", "q2"}
     assert counts[["predicted_background", "predicted_tumour"]].to_numpy().sum() == 4 * 3 * 96 * 96
+
+
+@pytest.mark.filterwarnings("ignore:part (val|test) has no")
+@pytest.mark.skipif(not TISSUE.is_dir(), reason="the tissue is not here (../shared/data)")
+def test_figures_on_the_other_half_of_real_tissue_are_those_of_the_predictions(tmp_path):
+    table = pd.read_csv(TISSUE / "table.csv").groupby(["subtype", "patient"], sort=True).head(1)
+    half = table["patient"].rank(method="dense").astype(int) % 2
+    cohorts = {}
+    for number, name in enumerate(("ours", "theirs")):
+        rows = table[half == number].groupby("subtype").head(3)
+        paths = {column: [str(TISSUE / path) for path in rows[column]] for column in ("image", "label")}
+        rows.drop(columns="part").assign(**paths).to_csv(tmp_path / "table.csv", index=False)
+        cohorts[name] = cs.import_table(tmp_path / "table.csv", mpp=0.25, out=tmp_path / name, tissue_class="lesion")
+    cs.split(cohorts["ours"])
+    cs.run_study(small_study(tmp_path, **CHANGES | {"repeats": 1}), out=tmp_path / "run")
+    cs.test_study(tmp_path / "run", cohorts["theirs"])
+    counts = check_by_hand(tmp_path / "run", cohorts["theirs"])
+    assert counts[["predicted_background", "predicted_tumour"]].to_numpy().sum() == 2 * len(rows) * 224 * 224
 
 
 def test_the_report_shows_the_other_cohort_and_files_of_its_tables(finished, tmp_path):
     html = cs.report(finished / "run", out=tmp_path / "r.html", tables=tmp_path).read_text()
     assert '<h3 id="external-theirs">theirs</h3>' in html
-    assert "Differences from subtype on the external cohort theirs" in html
+    assert "Differences from subtype-sampled on the external cohort theirs" in html
     assert {"external-theirs-effects.csv", "external-theirs-results.tex"} <= {f.name for f in tmp_path.iterdir()}
 
 
@@ -146,3 +176,31 @@ def test_a_cohort_that_lacks_subtypes_is_imported_with_those_of_a_segmenter(stud
     assert "HER2 3+" in cs.evaluate(segmenter, cohort, split="all").attrs["absent"]
     cs.test_study(study / "run", cohort)
     assert "The external cohort cohort contains no HER2 0, HER2 2+" in (study / "run" / "report.html").read_text()
+
+
+def test_changed_results_are_not_tested_on_nor_shown(study):
+    theirs, run = study / "theirs", study / "run"
+    tested = next(row.folder for row in read_plan(run / "external" / "theirs") if row.stage == "evaluation")
+    evaluated = run / "cells" / tested / "counts.parquet"
+    shutil.copyfile(run / "results" / "counts.parquet", evaluated)
+    whole = (run / "external" / "theirs" / "results.csv").read_bytes()
+    cs.test_study(run, theirs)  # makes the changed cell again
+    assert (run / "external" / "theirs" / "results.csv").read_bytes() == whole
+    (run / "external" / "theirs" / "test.json").unlink()
+    with pytest.raises(StorageError, match=r"test\.json: missing, or changed .* give its 'study test' again"):
+        cs.report(run)
+    results = run / "results" / "results.csv"
+    results.write_text(results.read_text().replace("0.", "0.9", 1))
+    with pytest.raises(StorageError, match=r"results\.csv: missing, or changed since it was written"):
+        cs.test_study(run, theirs)
+
+
+def test_a_segmenter_that_was_changed_after_the_study_is_not_tested(study):
+    segmenter = next(row.folder for row in read_plan(study / "run") if (row.stage, row.arm) == ("segmenter", "tumor"))
+    weights = study / "run" / "cells" / segmenter / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    tested = cs.test_study(study / "run", draw_others(study / "others", "q4", "q5", "q6"))
+    assert "tumor" in json.loads((tested / "test.json").read_text())["failed"][0]["cell"]
+    assert len(pd.read_csv(tested / "results.csv").query("arm == 'tumor'")) == 1

@@ -137,7 +137,7 @@ def test_an_improvement_is_said_with_its_interval_and_p_value_corrected_for_the_
     assert summary.verdict.startswith("Improved")
     assert "spade +100\N{NO-BREAK SPACE}% was chosen on validation." in summary.finding
     assert re.search(r"95\N{NO-BREAK SPACE}% interval [^)]*; p.=.0\.\d+\)", summary.finding)
-    assert re.search(r"p.=.0\.\d+, corrected 0\.\d+\)", dict(summary.arms)["tumor"])
+    assert re.search(r"p.=.0\.\d+, corrected 0\.\d+\)", dict(summary.arms)["tumor-sampled"])
 
 
 def test_the_first_screen_says_how_much_of_the_subtype_that_is_missed_most_is_found_and_names_harm(tmp_path):
@@ -201,7 +201,9 @@ def test_no_improvement_is_said_plainly_and_a_baseline_that_validation_ranks_hig
     summary = summary_of(tmp_path, gain={"spade+100": -0.3, "subtype": 0.1})
     assert summary.verdict == "No improvement"
     assert summary.finding.startswith("Synthetic images brought no improvement.")
-    assert re.search(r"validation, where subtype did better still \(Dice 0\.\d+ versus 0\.\d+\)", summary.finding)
+    assert re.search(
+        r"validation, where subtype-sampled did better still \(Dice 0\.\d+ versus 0\.\d+\)", summary.finding
+    )
 
 
 @pytest.mark.parametrize(
@@ -259,7 +261,7 @@ def test_power_is_said_for_the_chosen_arm_and_tabulated_for_all(tmp_path):
     said = summarise(results, effects, SPADE).power
     assert "difference in Dice of this size" in said
     table = power_table(results, effects)
-    assert [row.head for row in table.rows] == ["tumor", SPADE.label]
+    assert [row.head for row in table.rows] == ["tumor-sampled", SPADE.label]
     assert len(table.rows[0].cells) == len(table.columns) - 1
 
 

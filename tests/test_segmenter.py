@@ -212,8 +212,9 @@ def test_weights_of_a_local_file_are_loaded(tmp_path, suffix) -> None:
     path = tmp_path / f"resnet18.{suffix}"
     save = save_file if suffix == "safetensors" else torch.save
     save({name: value.contiguous() for name, value in source.state_dict().items()}, path)
-    start = load_encoder_weights(target, config(encoder="resnet18", encoder_weights=str(path)))
+    start = load_encoder_weights(target, config(encoder="resnet18", encoder_weights=str(path), encoder_patients="none"))
     assert start.startswith(f"resnet18.{suffix} sha256:")
+    assert start.endswith(" (said to have seen none of the patients)")
     assert torch.equal(source.conv1.weight, target.conv1.weight)
 
 

@@ -61,16 +61,30 @@ def test_equal_arms_differ_by_exactly_nothing():
     assert (found["p"] == 1).all()
 
 
-def test_one_patient_and_one_repeat_have_no_interval():
-    row = effects(counts_on_test(patients=1, repeats=1)).set_index("measure").loc["dice"]
-    assert row[["low", "high", "detectable", "needed_repeats"]].isna().all()
-    assert row["p"] == 1
-
-
-@pytest.mark.parametrize(("patients", "repeats"), [(1, 4), (6, 1)])
-def test_one_source_of_spread_gives_an_interval_of_its_own(patients, repeats):
+@pytest.mark.parametrize(("patients", "repeats"), [(1, 1), (1, 4), (2, 4)])
+def test_fewer_than_three_patients_have_no_interval(patients, repeats):
     row = effects(counts_on_test(patients=patients, repeats=repeats)).set_index("measure").loc["dice"]
+    assert row[["low", "high", "relative_low", "detectable", "needed_repeats"]].isna().all()
+    assert row["p"] >= 2 / 2**patients
+
+
+def test_one_repeat_gives_an_interval_over_patients():
+    row = effects(counts_on_test(patients=6, repeats=1)).set_index("measure").loc["dice"]
     assert row["low"] < row["high"]
+
+
+def test_no_interval_goes_beyond_the_largest_difference():
+    counts = pd.DataFrame(
+        [
+            (arm, repeat, "test", f"p{p}", 1, 100 - found, found)
+            for arm, shares in {"subtype": (5, 95, 5), "tumor": (95, 5, 95)}.items()
+            for repeat in range(2)
+            for p, found in enumerate(shares)
+        ],
+        columns=["arm", "repeat", "split", "patient", "subtype", "predicted_background", "predicted_tumour"],
+    )
+    found = effects_of(counts, "subtype", {"recall": lambda t: t[..., 1, 1] / t[..., 1, :].sum(-1)}, num_labels=2)
+    assert found[["low", "high"]].to_numpy().tolist() == [[-1, 1]]
 
 
 def test_intervals_depend_on_the_seed_alone():

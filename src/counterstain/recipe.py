@@ -32,8 +32,8 @@ class Recipe(Config):
 
     Examples
     --------
-    >>> load_recipe("demo").size_px
-    64
+    >>> load_recipe("demo")
+    Recipe(size_px=64, …)
     """
 
     size_px: Annotated[int, Field(ge=32)]
@@ -52,6 +52,9 @@ class Recipe(Config):
     """The segmenter, the same in all arms but for its data."""
     judge: JudgeConfig = JudgeConfig()
     """The network that audits synthetic sets."""
+
+    def __repr__(self) -> str:
+        return f"Recipe(size_px={self.size_px}, …)"
 
     def settings_of(self, training: Training) -> Config:
         """Return the settings of a training; those of another package's method are its defaults where not given.

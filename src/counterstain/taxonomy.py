@@ -76,7 +76,7 @@ class Taxonomy(Config):
     """What all subtypes together are called."""
     subtypes: Annotated[tuple[Subtype, ...], Field(min_length=1, max_length=254)]
     """The subtypes in the order of their ids."""
-    merges: dict[str, dict[str, tuple[str, ...]]] = Field(default_factory=dict)
+    merges: dict[NameStr, dict[NameStr, tuple[NameStr, ...]]] = Field(default_factory=dict)
     """Coarser taxonomies: merge name -> new subtype -> the names it is made of."""
 
     @model_validator(mode="after")

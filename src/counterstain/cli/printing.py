@@ -355,13 +355,19 @@ def show_test(folder: Path, _: Arguments) -> None:
     import pandas as pd
 
     from counterstain.storage import read_csv
+    from counterstain.study.arms import read_arm
 
     results, found = read_csv(folder / "results.csv"), folder / "differences.csv"
     table = read_csv(found) if found.exists() else pd.DataFrame()
     differences = {(row["arm"], row["measure"]): row for row in table.to_dict("records")}
     rows = []
     for arm, group in results.groupby("arm", sort=False):
-        row = [str(arm), str(len(group)), f"{group['dice'].mean():.3f}", f"{group['subtype_variance'].mean():.4f}"]
+        row = [
+            read_arm(str(arm)).label,
+            str(len(group)),
+            f"{group['dice'].mean():.3f}",
+            f"{group['subtype_variance'].mean():.4f}",
+        ]
         for measure in ("dice", "subtype_variance"):
             known = differences.get((arm, measure))
             form = "{mean:+.4f} ({low:+.4f} to {high:+.4f})"
@@ -373,6 +379,8 @@ def show_test(folder: Path, _: Arguments) -> None:
     print_table(
         columns, rows, title=f"{folder.name}: mean over repeats; differences from the baseline with 95 % interval"
     )
+    if len(table) and table["low"].isna().all():
+        echo(f"{int(table['patients'].max())} patients are too few for an interval")
     echo(f"tables: {folder}\nreport: {folder.parent.parent / 'report.html'}")
 
 

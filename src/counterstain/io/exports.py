@@ -13,7 +13,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -127,10 +127,11 @@ def export(source: Path, out: Path, config: ExportConfig, progress: Progress = s
     layout.check(out, contents)
     claim(out, "export", {"source": contents.fingerprint, **config.model_dump(mode="json")})
     if (out / REPORT_FILE).exists():
-        lost = _lost_files(out)
+        images = {path for row in contents.rows for path in layout.files_of(row).values()}
+        lost = _lost_files(out, images)
         if not lost:
             return len(contents.table)
-        for name in lost.intersection(path for row in contents.rows for path in layout.files_of(row).values()):
+        for name in lost & images:
             (out / name).unlink(missing_ok=True)
         message = f"{out}: {len(lost)} files are missing or cut short; they are written again"
         warnings.warn(message, CounterstainWarning, stacklevel=2)
@@ -163,10 +164,13 @@ def export(source: Path, out: Path, config: ExportConfig, progress: Progress = s
     return len(contents.table)
 
 
-def _lost_files(out: Path) -> set[str]:
-    """Return the files of a finished export that are missing or cut short; MismatchError where one was changed."""
-    lost = set()
-    for name, size in read_json(out / REPORT_FILE).get("bytes", {}).items():  # none in exports of earlier versions
+def _lost_files(out: Path, images: Iterable[str]) -> set[str]:
+    """Return the files of a finished export that are missing or cut short; MismatchError where one was changed.
+
+    Earlier versions did not note sizes: of theirs, images without an end are lost, and changed ones are not noticed.
+    """
+    lost, sizes = set(), read_json(out / REPORT_FILE).get("bytes")
+    for name, size in (dict.fromkeys(images) if sizes is None else sizes).items():
         file = out / name
         found = file.stat().st_size if file.is_file() else 0
         if found == size:
@@ -175,6 +179,8 @@ def _lost_files(out: Path) -> set[str]:
             content.seek(-min(found, len(PNG_END)), os.SEEK_END)
             end = content.read()
         if end.endswith(PNG_END if file.suffix == ".png" else b"\n"):
+            if size is None:
+                continue
             raise MismatchError(
                 f"{file}: was changed since it was exported; move it away or give another output folder"
             )

@@ -18,8 +18,7 @@ from counterstain.generators.methods import METHODS
 from counterstain.storage import read_csv, read_json, stage_of
 from counterstain.study.arms import Arm, read_arm
 from counterstain.study.fairness import COLUMNS, TEXTS
-from counterstain.study.plan import EXTERNAL
-from counterstain.study.status import FILES_FILE, damage
+from counterstain.study.status import FILES_FILE, damage, tests_of
 from counterstain.study.test_access_log import Look, read_looks, record_look, run_of
 from counterstain.taxonomy import Taxonomy
 
@@ -257,16 +256,14 @@ def read_tests(results: Results) -> list[tuple[ExternalRecord, Results | None]]:
     """
     tests: list[tuple[ExternalRecord, Results | None]] = []
     trained = {training.sha256 for training in results.trainings}
-    for file in sorted((results.folder.parent / EXTERNAL).glob("*/test.json")):
-        _check_unchanged(file.parent)
-        record = _validated(file, TypeAdapter(ExternalRecord))
+    for place in tests_of(results.folder.parent):
+        _check_unchanged(place, f"give its 'study test' again, or delete {place}")
+        record = _validated(place / "test.json", TypeAdapter(ExternalRecord))
         if any(segmenter.get("sha256") not in trained for segmenter in record.segmenters):
             tests.append((record, None))
             continue
         found = []
-        for own, tested in zip(
-            (results.results, results.counts), _read_scores(file.parent, results.study), strict=True
-        ):
+        for own, tested in zip((results.results, results.counts), _read_scores(place, results.study), strict=True):
             known = tested[tested["arm"].isin([arm.name for arm in results.study.arms])].assign(split="test")
             found.append(pd.concat([own[own["split"] == "val"], known], ignore_index=True))
         tested_on = f"external cohort {record.name}"
@@ -290,10 +287,10 @@ def damaged(path: Path, error: Exception) -> StorageError:
     return StorageError(f"{path}: damaged ({reason}); delete it and {AGAIN}")
 
 
-def _check_unchanged(folder: Path) -> None:
+def _check_unchanged(folder: Path, remedy: str = AGAIN) -> None:
     """Raise StorageError where a file is no longer what was written; earlier versions did not note what that was."""
     if (folder / FILES_FILE).exists() and (file := damage(folder, hashes=True, note=FILES_FILE)):
-        raise StorageError(f"{folder / file}: missing, or changed since it was written; {AGAIN}")
+        raise StorageError(f"{folder / file}: missing, or changed since it was written; {remedy}")
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -31,7 +31,7 @@ from counterstain.report.tables import (
     signed,
 )
 from counterstain.study.arms import Arm
-from counterstain.study.statistics.significance import smallest_p
+from counterstain.study.statistics.significance import FEWEST_PATIENTS, smallest_p
 from counterstain.study.test_access_log import Look, times_looked_at
 
 ENOUGH_REPEATS = 5  # the paper's number
@@ -293,9 +293,10 @@ def _cautions(results: Results, effects: Effects) -> list[str]:
         )
     patients = _test_patients(results)
     if patients < ENOUGH_PATIENTS:
+        none = "; too few patients for an interval" if patients < FEWEST_PATIENTS else ""
         said.append(
             f"The {results.tested_on} has {counted(patients, 'patient')}: results on so few may not generalise to "
-            "other patients."
+            f"other patients{none}."
         )
     tested = len({arm for arm, _ in effects})
     if tested and (caution := smallest_p_caution(patients, tested)):

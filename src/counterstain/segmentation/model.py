@@ -247,7 +247,10 @@ def load_encoder_weights(encoder: nn.Module, config: SegmenterConfig) -> str:
     folder = _checkpoint_of(path)
     if folder is None:
         _load(encoder, read_state(path, "encoder_weights"), config)
-        return f"{path.name} sha256:{sha256_of(path)}"
+        claimed = config.encoder_patients == NOBODY and not (path.parent / PATIENTS_SEEN_FILE).exists()
+        return f"{path.name} sha256:{sha256_of(path)}" + (
+            " (said to have seen none of the patients)" if claimed else ""
+        )
     header, state = load_checkpoint(folder, read_header(folder).kind)
     parts = ((name.partition(ENCODER_PREFIX), value) for name, value in state.items())
     _load(encoder, {name: value for (before, found, name), value in parts if found and not before}, config)

@@ -52,6 +52,8 @@ class Arm:
     --------
     >>> Arm(method="spade", amount=0.5, variants=("filtered",)).name
     'spade+50+filtered'
+    >>> [Arm(mode="tumor"), Arm(method="spade", amount=0.5)]
+    [Arm(tumor), Arm(spade+50)]
     """
 
     name: str = ""
@@ -73,11 +75,14 @@ class Arm:
             )
             object.__setattr__(self, "name", "+".join((*base, *self.variants)))
 
+    def __repr__(self) -> str:
+        return f"Arm({self.name})"
+
     @property
     def label(self) -> str:
-        """As texts and tables write it (``diffusion +100 %, filtered``)."""
+        """As texts and tables write it (``subtype-sampled``, ``diffusion +100 %, filtered``)."""
         if self.method is None:
-            trained_on: str = self.mode
+            trained_on = f"{self.mode}-sampled"
         elif self.amount == 0:  # of a version whose names this one cannot read
             return self.name
         else:

@@ -23,7 +23,7 @@ from counterstain.study.plan import CELLS, EXTERNAL, REFERENCE, Cell, cohort_cel
 from counterstain.study.results import about_cohort, counts_of, measures_table
 from counterstain.study.run import locked, run_cells, whole_cells
 from counterstain.study.stages import follow_cohort
-from counterstain.study.status import FILES_FILE, CellRow, damage, is_done, notes_of, read_plan, write_plan
+from counterstain.study.status import FILES_FILE, CellRow, damage, is_done, notes_of, read_plan, tests_of, write_plan
 
 
 def evaluate_on(
@@ -97,7 +97,7 @@ def evaluate_on(
 
 def cells_of_tests(run: Path) -> set[str]:
     """Return the folders of all cells that tests of a study on other cohorts come from."""
-    return {row.folder for plan in run.glob(f"{EXTERNAL}/*/plan.json") for row in read_plan(plan.parent)}
+    return {row.folder for place in tests_of(run) for row in read_plan(place)}
 
 
 def _segmenters(run: Path) -> list[CellRow]:

@@ -29,7 +29,7 @@ from counterstain.errors import CounterstainError, InputError, StorageError
 from counterstain.progress import duration, size
 from counterstain.storage import RUN_FILE, disk_errors_named, read_json, read_sealed, sha256_of, write_text
 from counterstain.study.config import stages
-from counterstain.study.plan import CELLS, Cell
+from counterstain.study.plan import CELLS, EXTERNAL, Cell
 from counterstain.training_config import LOG_FOLDER
 
 PLAN_FILE = "plan.json"
@@ -220,6 +220,11 @@ def read_plan(run: Path) -> list[CellRow]:
             f"{run / PLAN_FILE}: damaged; give the command that wrote it, 'study run' or 'study test', again"
         )
     return rows
+
+
+def tests_of(run: Path) -> list[Path]:
+    """Return the folders of a study's tests on other cohorts, also of damaged ones."""
+    return sorted(place for place in (run / EXTERNAL).glob("[!.]*") if place.is_dir() and any(place.iterdir()))
 
 
 def _is_sound(row: CellRow) -> bool:

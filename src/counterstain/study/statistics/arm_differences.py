@@ -15,6 +15,7 @@ from counterstain.errors import InputError
 from counterstain.study.statistics.power import components_of, need
 from counterstain.study.statistics.significance import (
     ENDS,
+    FEWEST_PATIENTS,
     Measure,
     bootstrap_interval,
     bootstrap_weights,
@@ -166,8 +167,9 @@ def effects_of(
         and ``undefined`` (:func:`~counterstain.study.statistics.significance.bootstrap_interval`, 95 %); ``p``
         (:func:`~counterstain.study.statistics.significance.exchange_p_value`) and ``p_holm``, corrected for the
         number of arms within a measure; ``detectable``, ``needed_repeats`` and ``needed_patients``
-        (:func:`~counterstain.study.statistics.power.need`). With one patient or one repeat, interval and test ignore
-        the unknown variance of that source; a subtype found in only one patient has no interval.
+        (:func:`~counterstain.study.statistics.power.need`). Fewer than three patients, and a subtype found in only one,
+        have no interval. With one patient or one repeat, the test ignores the unknown variance of that source, with
+        one repeat the interval as well.
 
     Raises
     ------
@@ -203,7 +205,7 @@ def _effect(
 ) -> dict[str, float]:
     components = components_of(pair, measure)
     interval = bootstrap_interval(pair, drawn, of_repeats, measure, own_of_repeats=components.own_of_repeats)
-    if pair.shape[2] > 1 and not np.isfinite(components.patients):  # only one patient counts: its variance is unknown
+    if pair.shape[2] < FEWEST_PATIENTS or not np.isfinite(components.patients):  # NaN: only one patient counts
         interval |= dict.fromkeys(ENDS, float("nan"))
     old, new = measure(pair.sum(axis=2)).mean(axis=-1)
     p = exchange_p_value(exchanged, measure, of_repeats=components.own_of_repeats)

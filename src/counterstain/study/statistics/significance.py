@@ -26,6 +26,7 @@ LEVEL = 0.95
 ENDS = ("low", "high", "relative_low", "relative_high")
 ALL_UP_TO = 12  # patients; all 2**12 permutations are tried, beyond that DRAWN of them
 DRAWN = 5_000
+FEWEST_PATIENTS = 3  # with two, Student's interval is 6.5 times that of the normal distribution and says nothing
 UNDEFINED = 0.05  # share of draws without a value above which there is no interval
 SAME = 1e-9  # relative; sums in another order differ by less
 
@@ -71,8 +72,9 @@ def bootstrap_interval(
     -------
     dict
         ``low`` and ``high`` of the difference, ``relative_low`` and ``relative_high`` of the difference as a fraction
-        of the reference; ``undefined``, the fraction of draws without a value (a subtype without pixels), which are
-        excluded. NaN for one patient and one repeat, whose variance is unknown.
+        of the reference, cut at the largest differences that are possible; ``undefined``, the fraction of draws without
+        a value (a subtype without pixels), which are excluded. NaN for one patient and one repeat, whose variance is
+        unknown.
     """
     old, new = (measure(drawn) * of_repeats).sum(axis=-1)  # (B,)
     by_repeat = measure(pair.sum(axis=2))  # (2, R)
@@ -83,21 +85,20 @@ def bootstrap_interval(
     with np.errstate(divide="ignore", invalid="ignore"):
         relative, relative_found = difference / old[defined], (new_found - old_found) / old_found
     ends = (*_stretched(difference, new_found - old_found, stretch), *_stretched(relative, relative_found, stretch))
-    interval = dict(zip(ENDS, ends, strict=True)) | {"undefined": float(1 - defined.mean())}
-    if interval["relative_low"] < -1:  # no measure is negative
-        interval["relative_low"] = -1.0
-    return interval
+    possible = [np.clip(end, -1, 1) for end in ends[:2]]  # measures are between 0 and 1
+    ends = (*possible, np.maximum(ends[2], -1), ends[3])
+    return dict(zip(ENDS, map(float, ends), strict=True)) | {"undefined": float(1 - defined.mean())}
 
 
 def interval_of(counts: np.ndarray, measure: Measure, *, draws: int = 2000) -> tuple[float, float]:
     """Return the 95 % interval of a measure of pooled pixels over the patients (or slides) of (P, L, 2) counts.
 
-    As :func:`bootstrap_interval`, for one arm and one repeat. The measure is one of shares, 0 to 1. NaN for a single
-    patient, and where too many draws lack a subtype; patients without a pixel that the measure depends on should be
+    As :func:`bootstrap_interval`, for one arm and one repeat. The measure is one of shares, 0 to 1. NaN for one or two
+    patients, and where too many draws lack a subtype; patients without a pixel that the measure depends on should be
     left out.
     """
     size = len(counts)
-    if size < 2:
+    if size < FEWEST_PATIENTS:
         return float("nan"), float("nan")
     drawn = np.einsum("bp,pls->bls", bootstrap_weights(0, "patients", size, draws), counts)
     stretch = float(stdtrit(size - 1, (1 + LEVEL) / 2) / ndtri((1 + LEVEL) / 2))
@@ -115,7 +116,7 @@ def summary_of(table: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
     -------
     DataFrame
         A row per measure: ``measure``, ``value``, ``low`` and ``high`` (over patients; over slides where there is one
-        patient; NaN where there is one slide), and the ``patients``, ``slides`` and ``instances`` that it rests on.
+        patient; NaN of fewer than three), and the ``patients``, ``slides`` and ``instances`` that it rests on.
     """
     taxonomy, counts = cohort.taxonomy, by_slide(table)
     slides = table.drop_duplicates(["patient", "slide"]).sort_values(["patient", "slide"])
