@@ -165,7 +165,7 @@ def test_a_terminal_shows_the_subtype_that_is_missed_most_first_and_every_arm_th
     )
     assert found.columns[2:4] == ("HER2 0 found", "difference")
     arms = {row[0]: row for row in found.rows}
-    assert arms["subtype"][3] == ""
+    assert arms["subtype-sampled"][3] == ""
     assert float(arms[SPADE.label][3].replace(MINUS, "-")) < -20
     assert any(line.startswith(f"{SPADE.label}. Harm: ") and "less HER2 0 is found" in line for line in found.lines)
 

@@ -384,6 +384,8 @@ def disk_error(error: BaseException, path: Path | None = None) -> StorageError |
         return StorageError(f"{place}: {NO_ROOM[error.errno]}; {remedy}")
     if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
         return StorageError(f"{place}: cannot be written ({error.strerror}); give another output folder")
+    if error.errno in {errno.EISDIR, errno.ENOTDIR}:
+        return StorageError(f"{place}: cannot be written ({error.strerror}); move what is there away")
     if error.errno == errno.ENAMETOOLONG:
         return StorageError(f"{str(place)[:80]}…: a name in its path is too long; give another output folder")
     return None

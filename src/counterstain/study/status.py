@@ -75,7 +75,7 @@ def record(run: Path, kind: Kind, cell: Cell | None = None, **content: Any) -> N
 def events_of(run: Path) -> list[dict[str, Any]]:
     """Return all events in the order of their time; a line that a power cut left half-written is passed over."""
     events = []
-    for file in sorted((run / "journal").glob("*.jsonl")):
+    for file in sorted(file for file in (run / "journal").glob("*.jsonl") if file.is_file()):
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 event = json.loads(line)
