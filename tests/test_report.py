@@ -217,6 +217,13 @@ def test_few_repeats_and_few_patients_are_said_to_prove_nothing(tmp_path, gain, 
         assert any(words in caution for caution in summary.cautions)
 
 
+def test_two_patients_are_too_few_for_an_interval(tmp_path):
+    summary = summary_of(tmp_path, patients=2, gain={"spade+100": -0.3})
+    assert any("too few patients for an interval" in caution for caution in summary.cautions)
+    assert "no interval" in summary.finding
+    assert "interval +" not in summary.finding
+
+
 def test_a_subtype_of_one_test_patient_leaves_the_variance_without_an_interval(tmp_path):
     run = draw_results(tmp_path / "run", ARMS, 5, methods=("spade",))
     counts = pd.read_parquet(run / "results" / "counts.parquet")

@@ -356,31 +356,25 @@ def show_test(folder: Path, _: Arguments) -> None:
 
     from counterstain.storage import read_csv
     from counterstain.study.arms import read_arm
+    from counterstain.study.statistics.significance import FEWEST_PATIENTS
 
     results, found = read_csv(folder / "results.csv"), folder / "differences.csv"
     table = read_csv(found) if found.exists() else pd.DataFrame()
     differences = {(row["arm"], row["measure"]): row for row in table.to_dict("records")}
     rows = []
     for arm, group in results.groupby("arm", sort=False):
-        row = [
-            read_arm(str(arm)).label,
-            str(len(group)),
-            f"{group['dice'].mean():.3f}",
-            f"{group['subtype_variance'].mean():.4f}",
-        ]
+        means = group[["dice", "subtype_variance"]].mean()
+        row = [read_arm(str(arm)).label, str(len(group)), f"{means['dice']:.3f}", f"{means['subtype_variance']:.4f}"]
         for measure in ("dice", "subtype_variance"):
             known = differences.get((arm, measure))
-            form = "{mean:+.4f} ({low:+.4f} to {high:+.4f})"
-            if known and math.isnan(known["low"]):
-                form = "{mean:+.4f} (no interval)"
-            row.append(form.format_map(known) if known else "")
+            ends = "no interval" if known and math.isnan(known["low"]) else "{low:+.4f} to {high:+.4f}"
+            row.append(f"{{mean:+.4f}} ({ends})".format_map(known) if known else "")
         rows.append(row)
     columns = ("arm", "n", "Dice", "variance", "difference in Dice", "difference in variance")
-    print_table(
-        columns, rows, title=f"{folder.name}: mean over repeats; differences from the baseline with 95 % interval"
-    )
-    if len(table) and table["low"].isna().all():
-        echo(f"{int(table['patients'].max())} patients are too few for an interval")
+    title = f"{folder.name}: means over repeats; differences from the baseline, 95 % intervals"
+    print_table(columns, rows, title=title)
+    if pd.read_parquet(folder / "counts.parquet", columns=["patient"])["patient"].nunique() < FEWEST_PATIENTS:
+        echo(f"no interval: fewer than {FEWEST_PATIENTS} patients")
     echo(f"tables: {folder}\nreport: {folder.parent.parent / 'report.html'}")
 
 

@@ -165,11 +165,8 @@ def export(source: Path, out: Path, config: ExportConfig, progress: Progress = s
 
 
 def _lost_files(out: Path, images: Iterable[str]) -> set[str]:
-    """Return the files of a finished export that are missing or cut short; MismatchError where one was changed.
-
-    Earlier versions did not note sizes: of theirs, images without an end are lost, and changed ones are not noticed.
-    """
-    lost, sizes = set(), read_json(out / REPORT_FILE).get("bytes")
+    """Return the files of a finished export that are missing or cut short; MismatchError where one was changed."""
+    lost, sizes = set(), read_json(out / REPORT_FILE).get("bytes")  # which earlier versions did not note
     for name, size in (dict.fromkeys(images) if sizes is None else sizes).items():
         file = out / name
         found = file.stat().st_size if file.is_file() else 0
@@ -178,13 +175,12 @@ def _lost_files(out: Path, images: Iterable[str]) -> set[str]:
         with file.open("rb") if found else io.BytesIO() as content:
             content.seek(-min(found, len(PNG_END)), os.SEEK_END)
             end = content.read()
-        if end.endswith(PNG_END if file.suffix == ".png" else b"\n"):
-            if size is None:
-                continue
+        if not end.endswith(PNG_END if file.suffix == ".png" else b"\n"):
+            lost.add(name)
+        elif size is not None:
             raise MismatchError(
                 f"{file}: was changed since it was exported; move it away or give another output folder"
             )
-        lost.add(name)
     return lost
 
 
