@@ -228,6 +228,7 @@ def test_patients_scores_and_resolutions_come_from_a_table(two_slides: Lab, tmp_
         ("slide,who\na,P1\n", r"no column 'patient'; expected slide, patient and perhaps score"),
         ("slide,patient\na,P1\na,P2\nb,P3\n", r"row 3: slide a is listed twice"),
         ("slide,patient\na,\nb,P3\n", r"row 2: slide or patient is empty"),
+        ("slide,patient,score\na,P1,1\nb,P3,1.0\n", r"scores '1' and '1\.0' are probably one; use one spelling"),
         (f"slide,patient\na,{'P' * 301}\nb,P3\n", "row 2: column 'patient' holds more than 300 characters"),
     ],
 )

@@ -44,7 +44,7 @@ from counterstain.io.slides import Box, Slide, Thumbnail, list_slides
 from counterstain.processes import ExecutorConfig, Map, shared_out
 from counterstain.progress import Progress, silent
 from counterstain.storage import file_identity, read_json, replacing, sha256_of, write_json, write_parquet
-from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy, first_alike
+from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy, alike, first_alike
 
 SLIDES_FILE = "slides.json"  # what the slides were when the import began
 CHANGES = {"bytes": "its size", "sample": "its content", "modified": "the time of its last change"}
@@ -136,11 +136,13 @@ def import_slides(
 
 
 def _people(slides: Path, patients: str | Path | None, paths: Mapping[str, Path]) -> Mapping[str, Patient]:
-    """Return each slide's patient; raise InputError where two are probably one."""
+    """Return each slide's patient; raise InputError where two, or two scores, are probably one."""
     people = read_patients(patients, paths) if patients else {name: Patient(name) for name in paths}
     if found := same_patient(people[name].patient for name in paths):
         remedy = "use one spelling" if patients else "give their patients with --patients"
         raise InputError(f"{patients or slides}: patients {found[0]!r} and {found[1]!r} are probably one; {remedy}")
+    if found := alike((people[name].score or "" for name in paths), near=False):
+        raise InputError(f"{patients}: scores {found[0]!r} and {found[1]!r} are probably one; use one spelling")
     return people
 
 
@@ -183,8 +185,8 @@ def _check_copies(paths: Mapping[str, Path]) -> None:
         n: path.with_suffix("") / "Slidedat.ini" if path.suffix == ".mrxs" else path for n, path in paths.items()
     }
     sizes = Counter(file.stat().st_size for file in described.values() if file.is_file())
-    alike = {name: file for name, file in described.items() if file.is_file() and sizes[file.stat().st_size] > 1}
-    if found := first_alike(alike, lambda name: sha256_of(alike[name])):
+    same = {name: file for name, file in described.items() if file.is_file() and sizes[file.stat().st_size] > 1}
+    if found := first_alike(same, lambda name: sha256_of(same[name])):
         first, second = (paths[name] for name in found)
         raise InputError(f"{second}: is the same slide as {first.name}; remove one, so that its tissue counts once")
 
