@@ -7,6 +7,7 @@ torchrun did not start them.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -364,3 +365,10 @@ def share_batch_statistics(model: nn.Module, fabric: Fabric) -> None:
         convert(model)
     elif fabric.is_global_zero and any(isinstance(part, _BatchNorm) for part in model.modules()):
         sys.stderr.write("notice: on CPUs, batch norm sees each process's part of the batch, not the whole batch\n")
+
+
+def free_memory() -> None:
+    """Give back the memory of networks that are no longer used."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

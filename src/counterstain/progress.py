@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 
 LINE_EVERY_SECONDS = 30.0
 PERCENT = "\N{NO-BREAK SPACE}%"
@@ -21,13 +22,59 @@ def silent(label: str, total: int) -> Iterator[Callable[[int], None]]:  # noqa: 
     yield lambda _steps: None
 
 
+class BarTimes:
+    """The times of progress bars that are not shown: those of what is prepared, then that of the steps."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._bars: list[list[float]] = []  # when each opened, and when it advanced
+
+    def open(self) -> None:
+        """Note that a bar opened."""
+        self._bars.append([time.perf_counter()])
+
+    def advance(self, _steps: int) -> None:
+        """Note that the last bar advanced."""
+        self._bars[-1].append(time.perf_counter())
+
+    def seconds(self, steps: int, *, prepared: float = 1.0) -> tuple[float, float]:
+        """Return what the whole takes once, and what each of its steps takes; the first one is not representative.
+
+        ``prepared`` is how many times as much is prepared where it is done in full.
+        """
+        total = time.perf_counter() - self._start
+        if not self._bars:
+            return 0.0, total / steps
+        *before, bar = self._bars
+        each = (bar[-1] - bar[1]) / (len(bar) - 2)
+        preparing = sum(times[-1] - times[0] for times in before)
+        return max(0.0, total - steps * each) + (prepared - 1) * preparing, each
+
+
+_times: ContextVar[BarTimes | None] = ContextVar("times", default=None)
+
+
+@contextmanager
+def overheard() -> Iterator[BarTimes]:
+    """Inside it, bars show nothing, and their times are taken."""
+    token = _times.set(times := BarTimes())
+    try:
+        yield times
+    finally:
+        _times.reset(token)
+
+
 @contextmanager
 def bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
     """Yield a function that is called with the number of steps just done.
 
     On a terminal this is a live bar on standard error; in a log file, a line every half minute.
     """
-    if sys.stderr.isatty():
+    times = _times.get()
+    if times is not None:
+        times.open()
+        yield times.advance
+    elif sys.stderr.isatty():
         with _live_bar(label, total, done) as advance:
             yield advance
     else:

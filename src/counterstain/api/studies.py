@@ -32,8 +32,10 @@ class StudyPlan(NamedTuple):
 
     name: str
     run: Path  # folder of the study
-    state: StudyState  # of every cell
+    state: StudyState  # of every cell, and what it should take
     lacking: tuple[str, ...]  # what this machine still lacks for it, a line each
+    untimed: tuple[str, ...]  # cells whose like was not timed on this machine, and why not where it was tried
+    picture_bytes: float  # of the pictures in the results
 
     def __repr__(self) -> str:
         done = sum(state == "done" for state in self.state.states.values())
@@ -212,25 +214,41 @@ def demo(*, out: PathLike = "out/demo", processes: int | None = None, settings: 
 
 @verb
 def plan_study(
-    study: PathLike | StudyConfig, *, out: PathLike | None = None, settings: Settings | None = None
+    study: PathLike | StudyConfig,
+    *,
+    out: PathLike | None = None,
+    processes: int | None = None,
+    timing: bool = False,
+    settings: Settings | None = None,
 ) -> StudyPlan:
-    """Show what a study is made of, what is done, and how long the rest will take. Runs nothing.
+    """Show what a study is made of, what is done, and what time and disk the rest will take. Makes nothing of it.
 
     Parameters
     ----------
+    processes : int, optional
+        As many cells at once, with resources.threads threads each [default: one cell after another].
+    timing : bool
+        Time a few steps of each network that was not timed on this machine before.
     study, out, settings
         As for :func:`run_study`.
     """
+    from counterstain.progress import bar
+    from counterstain.study.estimate import Estimate
+    from counterstain.study.plan import CELLS, lacking
     from counterstain.study.plan import plan_study as plan
-    from counterstain.study.run import lacking
     from counterstain.study.status import state_of
 
     loaded, source, run = _loaded(study, out, assignments(settings))
     recipe = loaded.resolved_recipe(source)
     planned = plan(loaded, recipe)
-    state = state_of(run, planned)
+    estimate = Estimate(loaded, planned, threads=loaded.resources.threads or (None if processes is None else 1))
+    if timing and estimate.untimed():
+        with bar("timing", len(estimate.untimed())) as advance:
+            estimate.measure(run / CELLS, advance)
+    state = state_of(run, planned, estimate.expected())
     todo = [cell for cell in planned if state.states[cell.folder] != "done"]
-    return StudyPlan(loaded.name, run, state, tuple(lacking(recipe, todo)))
+    untimed = (f"{work.cell.name}{estimate.failures.get(work.key, '')}" for work in estimate.untimed())
+    return StudyPlan(loaded.name, run, state, tuple(lacking(recipe, todo)), tuple(untimed), estimate.picture_bytes)
 
 
 @verb

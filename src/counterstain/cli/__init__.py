@@ -125,11 +125,17 @@ def _plan(
     *,
     out: StudyFolder = None,
     cells: Annotated[bool, typer.Option("--cells", help="A line for every cell, with its folder.")] = False,
-    processes: Annotated[int, typer.Option(min=1, help="Estimate the time for so many cells at once.")] = 1,
+    processes: Annotated[int | None, typer.Option(min=1, help="As for study run [default: one after another].")] = None,
+    timing: Annotated[bool, typer.Option(help="Time a few steps of every network, once on each machine.")] = True,
     settings: Changes = None,
 ) -> None:
-    """Show what a study is made of, what is done, and how long the rest will take. Runs nothing."""
-    printing.show_plan(studies.plan_study(study, out=out, settings=settings), cells=cells, processes=processes)
+    """Show what a study is made of, what is done, and what time and disk the rest will take. Makes nothing of it."""
+    options: Any = {"out": out, "processes": processes, "settings": settings}
+    plan = studies.plan_study(study, **options)
+    printing.show_plan(plan, cells=cells)
+    if timing and plan.untimed:
+        plan = studies.plan_study(study, timing=True, **options)
+    printing.show_work(plan, processes or 1)
 
 
 @study_app.command("clean", short_help="Delete results that the plan no longer needs")

@@ -207,7 +207,7 @@ class Autoencoder(Trainable):
         distance = (real - found.decoded).abs().mean()
         logged: dict[str, Any] = {"loss_l1": distance.detach(), "loss_regulariser": found.regulariser.detach()}
         if self.lpips is not None:
-            perceptual = self.lpips(real, found.decoded).mean()
+            perceptual = self.lpips(found.decoded, real).mean()
             distance = distance + self.config.lpips_weight * perceptual
             logged["loss_lpips"] = perceptual.detach()
         loss = distance + found.regulariser

@@ -154,7 +154,7 @@ class AutoencoderConfig(Config):
     lpips_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of LPIPS; 0 needs no ImageNet weights."""
     lpips_weights: str = "imagenet"
-    """``imagenet`` or the path of VGG16's state dict."""
+    """``imagenet`` or the path of VGG16's state dict; ``random`` only to take times."""
     adversarial_weight: Annotated[float, Field(ge=0)] = 0.75
     """Weight of the patch GAN, on top of the adaptive one; 0 = no GAN."""
     adversarial_start: Annotated[int, Field(ge=0)] = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -74,6 +74,9 @@ class Training:
         Given its settings, what of this machine the training would not find, a line each.
     describe
         Given a recipe, the paragraph of a methods section.
+    timed_with
+        Settings with which a few steps of it are timed: without what is done rarely beside the steps, and without
+        weights that would have to be fetched. Where its settings have no ``training``, the whole is timed.
 
     Examples
     --------
@@ -91,6 +94,7 @@ class Training:
     version: int = 1
     missing: Callable[[Any], Iterable[str]] = lambda _: ()
     describe: Callable[[Any], str] | None = None
+    timed_with: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def config_class(self) -> type[Config]:
@@ -255,6 +259,7 @@ SPADE = Training(
     version=2,
     missing=lambda config: missing_file("spade.vgg_weights", config.vgg_weights if config.vgg_weight else None),
     describe=_ours("descriptions:spade"),
+    timed_with={"vgg_weights": "random", "monitor_masks": 0},
 )
 AUTOENCODER = Training(
     stage="autoencoder",
@@ -264,6 +269,7 @@ AUTOENCODER = Training(
     version=2,
     missing=_missing_of_autoencoder,
     describe=_ours("descriptions:autoencoder"),
+    timed_with={"lpips_weights": "random", "validation_patches": 0, "adversarial_start": 0},
 )
 DIFFUSION = Training(
     stage="diffusion",

@@ -1,7 +1,7 @@
 """Perceptual distances between images: VGG19 features (Johnson et al. 2016, as in SPADE) and LPIPS (Zhang et al. 2018).
 
 Both need weights that were trained on ImageNet. They are fetched by torchvision where there is a network, or read from
-a local file, or switched off by a weight of 0.
+a local file, or switched off by a weight of 0. Where only the time of a training matters, ``random`` ones will do.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from counterstain.errors import InputError
 IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VGG_SLICES = (2, 7, 12, 21, 30)  # after relu1_1, relu2_1, relu3_1, relu4_1, relu5_1
 VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
+RANDOM = "random"
 
 
 class VggDistance(nn.Module):
-    """Weighted L1 distance between features of VGG19, whose weights are "imagenet" or the path of a state dict."""
+    """Weighted L1 distance between features of VGG19; weights are "imagenet", "random" or the path of a state dict."""
 
     mean: Tensor
     sd: Tensor
@@ -50,7 +51,12 @@ class VggDistance(nn.Module):
 
 
 def lpips_distance(weights: str) -> nn.Module:
-    """Build LPIPS with a VGG16 backbone; the result maps two batches (B, 3, H, W), -1..1, to (B, 1, 1, 1)."""
+    """Build LPIPS with a VGG16 backbone; the result maps two batches (B, 3, H, W), -1..1, to (B, 1, 1, 1).
+
+    "random" is a stand-in that takes about the same time, also where lpips is not installed; its result is ().
+    """
+    if weights == RANDOM:
+        return VggDistance(RANDOM).requires_grad_(requires_grad=False)
     try:
         import lpips
     except ImportError as error:
@@ -74,7 +80,7 @@ def _vgg19(weights: str) -> Any:
     if weights == "imagenet":
         with _fetching("VGG19", "spade.vgg_weights", "spade.vgg_weight"):
             return vgg19(weights=VGG19_Weights.IMAGENET1K_V1)
-    return _load(vgg19(), Path(weights))
+    return vgg19() if weights == RANDOM else _load(vgg19(), Path(weights))
 
 
 def _load(network: nn.Module, path: Path) -> nn.Module:

@@ -51,7 +51,7 @@ class SpadeConfig(Config):
     vgg_weight: Annotated[float, Field(ge=0)] = 10.0
     """Weight of the VGG19 term; 0 needs no ImageNet weights."""
     vgg_weights: str = "imagenet"
-    """``imagenet`` or the path of VGG19's state dict."""
+    """``imagenet`` or the path of VGG19's state dict; ``random`` only to take times."""
     initial_gain: Annotated[float, Field(gt=0)] | None = 0.02
     """Start from Glorot's normal distribution times this, and biases of 0; None = torch's own start."""
     monitor_masks: Annotated[int, Field(ge=0)] = 8

@@ -7,7 +7,7 @@ raises :class:`LeakageError` where the networks that it starts from saw a valida
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -30,11 +30,14 @@ from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.spade import Spade
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.generators.training_monitors import warnings_of, watch_autoencoder, watch_spade
-from counterstain.training import fit
+from counterstain.progress import bar
+from counterstain.training import Batches, fit
+from counterstain.training_config import TrainingConfig
 from counterstain.training_run import ModuleT, TrainingRun
 
 MAY_DIFFER = ("encoder.", "discriminator.", "codebook.")  # parts that one training has and another has not
 MOST_PATCHES_OF_COMPONENTS = 4096  # some million blocks of pixels
+LATENTS_MEASURED = 256  # patches
 
 
 @dataclass(frozen=True)
@@ -121,12 +124,19 @@ def train_autoencoder(
     batches = PatchBatches(run.sampler(config.sampling), config.training.batch_size, ("images",))
     monitor = watch_autoencoder(model, cohort, size_px, seed)
     if linear:
-        enough = -(-MOST_PATCHES_OF_COMPONENTS // config.training.batch_size)
-        model.fit_components(batches(step)["images"] for step in range(min(config.training.steps, enough)))
+        model.fit_components(_images(batches, config.training))
         figures = dict(monitor.measure()) if monitor else {}
     else:
         figures = fit(model, batches, out, config.training, monitor=monitor, label="autoencoder")
     return run.save(model.state_dict(), {"validation": figures})
+
+
+def _images(batches: Batches, training: TrainingConfig) -> Iterator[Tensor]:
+    steps = min(training.steps, -(-MOST_PATCHES_OF_COMPONENTS // training.batch_size))
+    with bar("autoencoder", steps) as advance:
+        for step in range(steps):
+            yield batches(step)["images"]
+            advance(1)
 
 
 def load_autoencoder(folder: Path) -> tuple[Autoencoder, CheckpointHeader]:
@@ -163,7 +173,8 @@ def train_diffusion(
     place(model, device_of(config.training))
     sampler = run.sampler(config.sampling)
     if config.normalise_latents != "none" and initial is None:
-        measure_latents(model, sampler)
+        seen = config.training.steps * config.training.batch_size  # a training of few patches is not held up by more
+        measure_latents(model, sampler, min(LATENTS_MEASURED, seen))
     batches = diffusion_batches(model, sampler, size_px, seed, out)
     fit(model, batches, out, config.training, ema_decay=config.ema_decay, label="diffusion")
     notes = {"first_stage": first_header.config, "first_stage_sha256": first_header.sha256}

@@ -59,7 +59,7 @@ class CellCrashError(RuntimeError):
 def attempt(cell: Cell, root: Path, threads: int | None = None) -> Outcome:
     """Make a cell, unless it is done by now; errors come back in the outcome."""
     try:
-        with _alone(cell, root), _with_threads(threads), disk_errors_named(root / cell.folder):
+        with _alone(cell, root), with_threads(threads), disk_errors_named(root / cell.folder):
             if is_done(cell, root):
                 return Outcome(cell)  # the process of a driver that was killed had finished it
             record(root.parent, "start", cell)
@@ -97,7 +97,8 @@ def _alone(cell: Cell, root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _with_threads(threads: int | None) -> Iterator[None]:
+def with_threads(threads: int | None) -> Iterator[None]:
+    """Let torch use so many threads; None changes nothing."""
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)

@@ -6,7 +6,7 @@ changes the names of the cells that depend on it, and of no others; finished cel
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import SHARD_PATCHES
 from counterstain.data.sampling import check_patch_size
 from counterstain.data.split import training_patients
+from counterstain.errors import InputError
 from counterstain.generators.methods import METHODS, Training
 from counterstain.recipe import Recipe
 from counterstain.seeding import derive
@@ -93,6 +94,23 @@ def plan_study(study: StudyConfig, recipe: Recipe) -> list[Cell]:
         for arm in arms:
             cells += planner.trained_and_scored(arm, repeat, sets[arm.set_name])
     return [_tracked(cell, study, recipe) for cell in cells]
+
+
+def lacking(recipe: Recipe, cells: Iterable[Cell]) -> list[str]:
+    """Return what cells that are to run will not find on this machine, a line per package or file of weights."""
+    stages = {cell.stage for cell in cells}
+    lines: list[str] = []
+    if "segmenter" in stages and recipe.segmenter.encoder_weights not in {None, "imagenet"}:
+        from counterstain.segmentation.model import encoder_patients  # imports torch
+
+        try:
+            encoder_patients(recipe.segmenter)
+        except InputError as error:
+            lines.append(f"segmenter.{error}")
+    for stage, training in trainings().items():
+        if stage in stages:
+            lines += training.missing(recipe.settings_of(training))
+    return lines
 
 
 def _tracked(cell: Cell, study: StudyConfig, recipe: Recipe) -> Cell:

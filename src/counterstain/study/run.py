@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
@@ -25,12 +25,11 @@ from counterstain.devices import started_processes
 from counterstain.errors import ConfigError, CounterstainError, DivergenceError, InputError, MismatchError
 from counterstain.processes import ExecutorConfig
 from counterstain.progress import duration
-from counterstain.recipe import Recipe
-from counterstain.segmentation.model import Segmenter, encoder_patients, load_encoder_weights
+from counterstain.segmentation.model import Segmenter, load_encoder_weights
 from counterstain.storage import claim, disk_errors_named, write_text
-from counterstain.study.config import StudyConfig, trainings
+from counterstain.study.config import StudyConfig
 from counterstain.study.executors import Executor, Outcome, open_executor
-from counterstain.study.plan import CELLS, Cell, plan_study
+from counterstain.study.plan import CELLS, Cell, lacking, plan_study
 from counterstain.study.results import write_results
 from counterstain.study.stages import follow_cohort
 from counterstain.study.status import DONE_FILE, damage, events_of, is_done, record, summarised, write_plan
@@ -90,21 +89,6 @@ def run_study(
         if cells[0].name in failures:
             raise InputError(f"{out}: without its cohort the study cannot go on ({failures[cells[0].name]})")
         return write_results(study, recipe, cells, out, failures)
-
-
-def lacking(recipe: Recipe, cells: Iterable[Cell]) -> list[str]:
-    """Return what cells that are to run will not find on this machine, a line per package or file of weights."""
-    stages = {cell.stage for cell in cells}
-    lines: list[str] = []
-    if "segmenter" in stages:
-        try:
-            encoder_patients(recipe.segmenter)
-        except InputError as error:
-            lines.append(f"segmenter.{error}")
-    for stage, training in trainings().items():
-        if stage in stages:
-            lines += training.missing(recipe.settings_of(training))
-    return lines
 
 
 def whole_cells(cells: Sequence[Cell], root: Path) -> set[str]:

@@ -15,8 +15,9 @@ import shutil
 import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, get_args
@@ -57,6 +58,14 @@ class CellRow:
 
 
 Row = Cell | CellRow
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a cell should take."""
+
+    seconds: float
+    bytes: float
 
 
 def record(run: Path, kind: Kind, cell: Cell | None = None, **content: Any) -> None:
@@ -169,6 +178,8 @@ class StudyState:
     """Folder -> state."""
     journal: Journal
     now: float
+    expected: Mapping[str, Expected] = field(default_factory=dict)
+    """Folder -> what the cell should take, by timings of few steps; empty where nothing was timed."""
 
     def of(self, *states: State) -> list[Row]:
         """Return the cells in one of some states."""
@@ -178,18 +189,48 @@ class StudyState:
         """Return for how long a cell has been running, in seconds."""
         return self.now - float(self.journal.last[row.folder]["time"])
 
+    def takes(self, row: Row) -> Expected | None:
+        """Return what a cell should take: its timing, corrected by how far those of its stage's finished cells are off.
+
+        Without a timing, it is the mean of those cells; None where there is neither.
+        """
+        own, found = self.expected.get(row.folder), self.journal
+        if own is None:
+            known = row.stage in found.seconds
+            return Expected(found.seconds[row.stage], found.size_bytes[row.stage]) if known else None
+        return replace(own, seconds=own.seconds * self._off[row.stage]) if row.stage in self._off else own
+
+    @cached_property
+    def _off(self) -> dict[str, float]:
+        """Stage -> how many times as long as expected its finished cells took."""
+        took, expected = defaultdict[str, float](float), defaultdict[str, float](float)
+        for row in self.of("done"):
+            event, own = self.journal.last.get(row.folder, {}), self.expected.get(row.folder)
+            if event.get("event") == "finish" and own is not None:
+                took[row.stage] += event["seconds"]
+                expected[row.stage] += own.seconds
+        return {stage: took[stage] / seconds for stage, seconds in expected.items() if seconds}
+
+    @cached_property
+    def open(self) -> list[tuple[Row, Expected | None]]:
+        """The cells that run or are left, with what each should take."""
+        return [(row, self.takes(row)) for row in self.of("left", "running")]
+
     def unknown_stages(self) -> list[str]:
-        """Return the stages with open cells of which none has finished yet, so that their time is unknown."""
-        return sorted({row.stage for row in self.of("left", "running")} - self.journal.seconds.keys())
+        """Return the stages with open cells of which nothing tells the time."""
+        return sorted({row.stage for row, taken in self.open if taken is None})
+
+    def bytes_left(self) -> float:
+        """Return what the rest takes on the disk."""
+        return sum(taken.bytes for _, taken in self.open if taken)
 
     def seconds_left(self, slots: int) -> float:
         """Return a lower bound of the time that the rest takes: all slots are busy, or cells wait for each other."""
-        known = self.journal.seconds
-        spent = sum(min(self.elapsed(row), known.get(row.stage, 0.0)) for row in self.of("running"))
-        total, ends = 0.0, {"": 0.0}
-        for row in self.of("left", "running"):  # each after its needs
-            seconds = known.get(row.stage, 0.0)
+        total, spent, ends = 0.0, 0.0, {"": 0.0}
+        for row, taken in self.open:  # each after its needs
+            seconds = taken.seconds if taken else 0.0
             total += seconds
+            spent += min(self.elapsed(row), seconds) if self.states[row.folder] == "running" else 0.0
             ends[row.folder] = seconds + max((ends.get(need, 0.0) for need in row.needs), default=0.0)
         return max(0.0, max(total / slots, *ends.values()) - spent / slots)
 
@@ -233,15 +274,15 @@ def _is_sound(row: CellRow) -> bool:
     return kinds and {*map(type, [*texts, *row.needs])} == {str}
 
 
-def state_of(run: Path, rows: Sequence[Row]) -> StudyState:
-    """Look at a study's files."""
+def state_of(run: Path, rows: Sequence[Row], expected: Mapping[str, Expected] | None = None) -> StudyState:
+    """Look at a study's files; ``expected`` is what cells should take, by their folder."""
     journal, root = summarised(events_of(run)), run / CELLS
     done = {row.folder for row in rows if is_done(row, root)}
     # Of a set that was whole before it was to be drawn in shards, no shard is drawn.
     needless = {folder for row in rows if row.stage == "synthetic" and row.folder in done for folder in row.needs}
     done |= needless & {row.folder for row in rows if row.stage == "shards"}
     states = {row.folder: "done" if row.folder in done else _state(journal.last.get(row.folder)) for row in rows}
-    return StudyState(rows, states, journal, time.time())
+    return StudyState(rows, states, journal, time.time(), expected or {})
 
 
 def _state(last: dict[str, Any] | None) -> State:
@@ -289,31 +330,38 @@ def cell_table(state: StudyState) -> Table:
 
 
 def stage_table(state: StudyState) -> Table:
-    """Return a row per stage: how many cells are in which state, and what one takes."""
+    """Return a row per stage: how many cells are in which state, and what those that are left take together."""
     counts = Counter((row.stage, state.states[row.folder]) for row in state.rows)
-    table = Table("stage", *STATES, "a cell takes", box=box.SIMPLE_HEAD, pad_edge=False)
+    known = defaultdict[str, list[Expected]](list)
+    for row, taken in state.open:
+        if taken is not None:
+            known[row.stage].append(taken)
+    table = Table("stage", *STATES, "a cell takes", "time left", "disk left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for stage in stages():
         if any(counts[stage, each] for each in STATES):
-            mean = state.journal.seconds.get(stage)
             cells = [str(counts[stage, each]) for each in STATES]
-            table.add_row(stage, *cells, "" if mean is None else duration(mean))
+            found, mean = known[stage], state.journal.seconds.get(stage)
+            seconds, size_bytes = (sum(getattr(taken, name) for taken in found) for name in ("seconds", "bytes"))
+            left = (duration(seconds / len(found)), duration(seconds), size(size_bytes)) if found else ()
+            table.add_row(stage, *cells, *(left or ("" if mean is None else duration(mean),)))
     return table
 
 
-def what_it_takes(state: StudyState, run: Path, slots: int) -> str:
-    """Say what is done and left, and what the rest will take of time and disk."""
+def what_it_takes(state: StudyState, run: Path, slots: int, more_bytes: float = 0.0) -> str:
+    """Say what is done and left, and what the rest will take of time and disk (``more_bytes``: beside the cells)."""
     counts = Counter(state.states.values())
     open_cells = len(state.rows) - counts["done"]
     line = f"{len(state.rows)} cells, {counts['done']} done, {open_cells} left"
     if not open_cells:
         return line
     existing = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
-    bytes_left = sum(state.journal.size_bytes.get(row.stage, 0.0) for row in state.of("left", "running"))
+    free, needed = shutil.disk_usage(existing).free, state.bytes_left()
     disk = (
-        f"about {size(bytes_left)} of disk ({size(free)} are free)" if bytes_left else f"{size(free)} of disk are free"
+        f"about {size(needed + more_bytes)} of disk ({size(free)} are free)"
+        if needed
+        else f"{size(free)} of disk are free"
     )
     return f"{line}\n{time_left(state, slots)}, {disk}"
 
@@ -323,11 +371,12 @@ def time_left(state: StudyState, slots: int) -> str:
     counts = Counter(state.states.values())
     if not counts["left"] and not counts["running"]:
         return "nothing is left to run"
-    unknown = state.unknown_stages()
-    if unknown and not state.seconds_left(slots):
+    unknown, work = state.unknown_stages(), state.seconds_left(1)
+    if unknown and not work:
         return f"how long the rest takes is not known yet: no cell of {', '.join(unknown)} has finished"
-    at_once = f" with {slots} cells at once" if slots > 1 else ""
-    text = f"at least {duration(state.seconds_left(slots))}{at_once}"
+    text = f"about {duration(work)} of work" + (
+        f", at least {duration(state.seconds_left(slots))} with {slots} cells at once" if slots > 1 else ""
+    )
     return f"{text}, not counting stages of which no cell has finished yet ({', '.join(unknown)})" if unknown else text
 
 
@@ -338,8 +387,8 @@ def running_and_failed(state: StudyState, most: int) -> list[str]:
     for kind in kinds:
         rows = state.of(kind)
         for row in rows[:most]:
-            what, known = state.journal.last[row.folder], state.journal.seconds.get(row.stage)
-            of_about = "" if known is None else f" of about {duration(known)}"
+            what, known = state.journal.last[row.folder], state.takes(row)
+            of_about = "" if known is None else f" of about {duration(known.seconds)}"
             how = f", {duration(state.elapsed(row))}{of_about}" if kind == "running" else f": {what.get('why', '')}"
             said.append(f"{kind}: {row.name}{how}".partition("\n")[0])
         if len(rows) > most:
