@@ -7,7 +7,7 @@ STAMP := $(VENV)/.setup-done
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long check format clean
+.PHONY: help setup demo test test-long check format bench-gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ check: $(STAMP) ## lint, format, types, import directions
 format: $(STAMP) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-gpu: $(STAMP) ## every network timed on this GPU, in training and drawing: out/gpu/gpu.md
+	$(BIN)/python benchmarks/gpu.py --out out/gpu
 
 clean: ## remove the environment (results in out/ stay)
 	rm -rf $(VENV) build

@@ -20,7 +20,7 @@ except counterstain.CounterstainError: pass
     ("what", "code", "heavy"),
     [
         ("help", HELP, {"torch", "numpy", "pandas", "pydantic", "rich"}),
-        ("planning", "import sys, counterstain.study.plan, counterstain.study.status", {"torch", "diffusers"}),
+        ("planning", "import sys, counterstain.study.estimate", {"torch", "diffusers"}),
         ("import", IMPORT, {"torch", "scipy.optimize"}),
     ],
 )

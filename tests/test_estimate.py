@@ -79,12 +79,7 @@ def test_what_finished_cells_took_corrects_the_rest_of_their_stage(machine, tmp_
     assert time_left(replace(state, expected={}), 1) == time_left(state, 1)  # their mean, where nothing was timed
 
 
-@pytest.fixture
-def new_machine(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def test_a_method_of_another_package_is_timed_too(new_machine, tmp_path):
+def test_a_method_of_another_package_is_timed_too(machine, tmp_path):
     recipe = {name: value for name, value in SMALL["recipe"].items() if name != "spade"} | {"toy": {"patches": 4}}
     with register(TOY):
         found = cs.plan_study(study_of(methods=["toy"], recipe=recipe), out=tmp_path / "run", timing=True)
@@ -92,7 +87,7 @@ def test_a_method_of_another_package_is_timed_too(new_machine, tmp_path):
     assert seconds(found, "toy") > 0
 
 
-def test_what_cannot_be_timed_is_named_and_the_rest_is_timed(new_machine, tmp_path, monkeypatch):
+def test_what_cannot_be_timed_is_named_and_the_rest_is_timed(machine, tmp_path):
     def train(*_args, **_options):
         raise InputError("the network is too large")
 

@@ -227,10 +227,10 @@ def test_what_is_left_is_estimated_from_cells_of_the_same_stage_and_never_below_
     record(tmp_path, "finish", cell("y"), seconds=10.0, bytes=2_000_000)
     state = state_of(tmp_path, DIAMOND)
     assert (state.seconds_left(1), state.seconds_left(2), state.seconds_left(9)) == (40, 30, 30)  # a, b or c, d wait
-    assert "4 left\nat least 40 s, about 8.0 MB of disk" in what_it_takes(state, tmp_path, 1)
+    assert "4 left\nabout 40 s of work, about 8.0 MB of disk" in what_it_takes(state, tmp_path, 1)
     record(tmp_path, "start", A)
     state = state_of(tmp_path, [A])
-    assert time_left(replace(state, now=state.now + 11), 1) == "at least 0 s"
+    assert time_left(replace(state, now=state.now + 11), 1) == "about 0 s of work"
 
 
 def test_shards_of_a_set_that_is_whole_are_done(tmp_path):

@@ -125,7 +125,7 @@ def _plan(
     *,
     out: StudyFolder = None,
     cells: Annotated[bool, typer.Option("--cells", help="A line for every cell, with its folder.")] = False,
-    processes: Annotated[int | None, typer.Option(min=1, help="As for study run [default: one after another].")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="As many cells at once, here or on a cluster.")] = None,
     timing: Annotated[bool, typer.Option(help="Time a few steps of every network, once on each machine.")] = True,
     settings: Changes = None,
 ) -> None:

@@ -55,7 +55,7 @@ BRIEF_SAMPLING = (4, 8)  # steps, from which follows what more take
 IMAGES = 16  # drawn at once, where the method does not say
 PHANTOM_SLIDES = 6
 ON_ONE_DEVICE = {"devices": 1, "num_nodes": 1, "log_every_steps": 1, "logger": None}
-BYTES_A_PIXEL_OF_PICTURES = 1.0  # WebP and PNG of the gallery
+BYTES_A_PIXEL = 1.0  # of the gallery's pictures, WebP and PNG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class Estimate:
     def picture_bytes(self) -> float:
         """What the pictures in the results take."""
         sets = {cell.set_name: int(cell.settings["size_px"]) for cell in self._cells.values() if cell.set_name}
-        return sum(2 * self._study.gallery * size_px**2 * BYTES_A_PIXEL_OF_PICTURES for size_px in sets.values())
+        return sum(2 * self._study.gallery * size_px**2 * BYTES_A_PIXEL for size_px in sets.values())
 
     def measure(self, root: Path, advance: Callable[[int], None]) -> None:
         """Time what is not timed yet; ``root`` is the folder of the study's cells, ``advance`` is told of each work."""
@@ -229,8 +229,7 @@ class _Bench:
 
     def of_training(self, cell: Cell) -> Timing:
         training = trainings()[cell.stage]
-        config: Any = build(training.config_class, cell.settings["config"])
-        config = config.model_copy(update=training.timed_with)
+        config = build(training.config_class, cell.settings["config"]).model_copy(update=training.timed_with)
         needs = {stage: self._input(cell, stage) for stage in training.needs}
         return self._of_steps(cell, config, partial(training.train, **needs))
 
@@ -285,18 +284,18 @@ class _Bench:
         method = METHODS[cell.settings["method"]]
         checkpoint = self._input(cell, "generator") if "generator" in cell.inputs else None
         drawing = {name: cell.settings[name] for name in method.drawing}
+        loading: list[float] = []
 
         def seconds_of_one(count: int, changes: Mapping[str, Any]) -> float:
             changed = {"sampler": drawing["sampler"] | changes} if changes else {}
+            start = time.perf_counter()
             generator = load_generator(method.name, checkpoint, self._cohort, drawing | changed)
+            loading.append(time.perf_counter() - start)
             requests = [DrawRequest.of(layout.patch, i, layout.redraw) for i, layout in enumerate(layouts[:count])]
             return _typical_seconds(lambda: generator.draw(requests)) / count
 
         each = _in_steps(drawing["sampler"], seconds_of_one) if "sampler" in drawing else seconds_of_one(IMAGES, {})
-        start = time.perf_counter()
-        load_generator(method.name, checkpoint, self._cohort, drawing)
-        once = time.perf_counter() - start
-        return Timing(seconds_once=once, seconds_each=around + each, bytes_each=written / SHARD_PATCHES)
+        return Timing(seconds_once=min(loading), seconds_each=around + each, bytes_each=written / SHARD_PATCHES)
 
     def _write(self, layouts: Sequence[Layout], cell: Cell) -> int:
         """Write a shard of real patches and return its bytes."""
@@ -327,8 +326,9 @@ class _Bench:
         corners: list[np.ndarray] = []
         edge = windows.overlap_px + round(wanted_px**0.5)
         start = time.perf_counter()
-        while cut_px < wanted_px and len(corners) < len(self._cohort.part("val")):
-            image = self._cohort.read(int(self._cohort.part("val")[len(corners)]))[0]
+        regions = self._cohort.part("val").tolist()
+        while cut_px < wanted_px:  # of few regions more than once: a batch is always full
+            image = self._cohort.read(regions[len(corners) % len(regions)])[0]
             corners.append(image[:edge, :edge])
             read_px, cut_px = read_px + image[..., 0].size, cut_px + corners[-1][..., 0].size
         reading = (time.perf_counter() - start) / read_px
