@@ -289,12 +289,13 @@ class Preset:
 @contextmanager
 def same_batches() -> Iterator[None]:
     """Give the first batch of patches again and again."""
-    read, kept = PatchBatches.part, dict[tuple[int, int], dict[str, Tensor]]()
+    read, kept = PatchBatches.part, dict[tuple[int, int, int], dict[str, Tensor]]()
 
-    def part(self: PatchBatches, step: int, start: int, end: int) -> dict[str, Tensor]:
-        if (start, end) not in kept:
-            kept[start, end] = read(self, step, start, end)
-        return kept[start, end]
+    def part(self: PatchBatches, step: int, start: int, stop: int) -> dict[str, Tensor]:
+        place = id(self), start, stop
+        if place not in kept:
+            kept[place] = read(self, step, start, stop)
+        return kept[place]
 
     PatchBatches.part = part  # type: ignore[method-assign]
     try:

@@ -18,7 +18,7 @@ from counterstain.api import cohorts, evaluation, generators, imports, settings,
 from counterstain.cli import printing
 from counterstain.cli.commands import Show, Verb, command_of
 from counterstain.cli.doctor import doctor
-from counterstain.cli.terminal import echo, printable
+from counterstain.cli.terminal import echo, print_rich, printable
 
 # Newer versions of typer bring a click of their own: find the base of its errors, whichever click it is.
 UsageProblem: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -130,12 +130,19 @@ def _plan(
     settings: Changes = None,
 ) -> None:
     """Show what a study is made of, what is done, and what time and disk the rest will take. Makes nothing of it."""
+    from counterstain.study.status import cell_table, plan_tree, stage_table, what_it_takes
+
     options: Any = {"out": out, "processes": processes, "settings": settings}
     plan = studies.plan_study(study, **options)
-    printing.show_plan(plan, cells=cells)
+    print_rich(cell_table(plan.state) if cells else plan_tree(plan.state, plan.name))
     if timing and plan.untimed:
         plan = studies.plan_study(study, timing=True, **options)
-    printing.show_work(plan, processes or 1)
+    print_rich(stage_table(plan.state))
+    for line in plan.untimed[: printing.SHOWN]:
+        echo(f"not timed: {line}")
+    echo(what_it_takes(plan.state, plan.run, processes or 1, plan.picture_bytes))
+    for line in plan.lacking:
+        echo(f"not yet on this machine: {line}")
 
 
 @study_app.command("clean", short_help="Delete results that the plan no longer needs")

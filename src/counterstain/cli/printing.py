@@ -12,7 +12,6 @@ from counterstain.cli.terminal import echo, print_rich, print_table, warn
 if TYPE_CHECKING:
     import pandas as pd
 
-    from counterstain.api.studies import StudyPlan
     from counterstain.audit.fidelity import Interval
     from counterstain.audit.findings import Audit
     from counterstain.data.cohort import Cohort
@@ -386,25 +385,6 @@ def show_status(state: StudyState, _: Arguments) -> None:
     for line in running_and_failed(state, SHOWN):
         echo(line)
     echo(time_left(state, int(state.journal.study["slots"]) if state.journal.study else 1))
-
-
-def show_plan(plan: StudyPlan, *, cells: bool) -> None:
-    """Print what a study is made of."""
-    from counterstain.study.status import cell_table, plan_tree
-
-    print_rich(cell_table(plan.state) if cells else plan_tree(plan.state, plan.name))
-
-
-def show_work(plan: StudyPlan, processes: int) -> None:
-    """Print what a study will take, and what this machine still lacks for it."""
-    from counterstain.study.status import stage_table, what_it_takes
-
-    print_rich(stage_table(plan.state))
-    for line in plan.untimed[:SHOWN]:
-        echo(f"not timed: {line}")
-    echo(what_it_takes(plan.state, plan.run, processes, plan.picture_bytes))
-    for line in plan.lacking:
-        echo(f"not yet on this machine: {line}")
 
 
 def show_report(page: Path, arguments: Arguments) -> None:

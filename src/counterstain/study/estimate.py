@@ -312,7 +312,7 @@ class _Bench:
     def of_evaluation(self, cell: Cell) -> Timing:
         """Segment windows of validation regions, about a batch of them."""
         from counterstain.devices import choose_device
-        from counterstain.segmentation.evaluate import sliding_window_inference
+        from counterstain.segmentation.inference import sliding_window_inference
         from counterstain.segmentation.model import load_segmenter
 
         start = time.perf_counter()
