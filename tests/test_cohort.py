@@ -1,6 +1,7 @@
 import errno
 import os
 import pickle
+import resource
 import shutil
 import signal
 import subprocess
@@ -132,9 +133,20 @@ def test_a_patch_decodes_the_chunks_under_it_once(tmp_path, monkeypatch, decoded
         assert len(decoded) == chunks
 
 
-def test_a_cohort_of_an_earlier_version_with_a_file_for_each_chunk_is_read(tmp_path):
+@pytest.fixture
+def few_files():
+    """Let this process open 40 files more than it has."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(file.name) for file in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 40, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("size", [16, 1])
+def test_a_cohort_of_an_earlier_version_with_a_file_for_each_chunk_is_read(tmp_path, size, few_files):
     cohort = store(tmp_path / "cohort", region("a"), region("b"))
-    for name, chunk in (("0", (3, 1, 16, 16)), ("labels/instances/0", (1, 16, 16))):
+    for name, chunk in (("0", (3, 1, size, size)), ("labels/instances/0", (1, size, size))):
         folder = cohort.folder / "packs/all.ome.zarr" / name
         pixels = zarr.open_array(folder, mode="r")[...]
         shutil.rmtree(folder)

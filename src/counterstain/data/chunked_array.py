@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import cache, partial
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ from counterstain.storage import read_json
 CODECS = {"bytes", "zstd", "crc32c", "sharding_indexed"}
 LOST = 2**64 - 1  # in the index of a shard: there is no such chunk
 CHECK_BYTES = 4
+MOST_OPEN = 16  # files of an array at once
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
@@ -137,9 +138,22 @@ class ChunkedArray:
 
     @contextmanager
     def _files(self) -> Iterator[Callable[[tuple[int, ...]], Any]]:
-        """Give what opens the file of a place in the grid of files, each once, and close them all."""
-        with damage_named(self.folder), ExitStack() as stack:
-            yield cache(lambda place: stack.enter_context(_opened(self.folder, place)))
+        """Give what opens the file of a place in the grid of files, keeps it open for its next chunk, and closes it."""
+        held: dict[tuple[int, ...], Any] = {}
+
+        def opened(place: tuple[int, ...]) -> Any:
+            if place not in held:
+                if len(held) == MOST_OPEN:
+                    held.pop(next(iter(held))).close()
+                held[place] = _opened(self.folder, place)
+            return held[place]
+
+        try:
+            with damage_named(self.folder):
+                yield opened
+        finally:
+            for file in held.values():
+                file.close()
 
     def _decoded(self, place: tuple[int, ...], opened: Callable[[tuple[int, ...]], Any]) -> np.ndarray:
         encoded = self._encoded(place, opened)
