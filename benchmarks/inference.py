@@ -38,16 +38,17 @@ from counterstain.training_config import TrainingConfig
 
 MPP_LEVEL0, MPP, TILE_PX = 0.25, 0.5, 256
 GLASS = (242, 241, 244)
+STROMA = np.array([0.98, 0.86, 0.92], np.float32)  # light that passes a counterstain, which the phantom lacks
 
 
 def write_slide(path: Path, edge: int, tissue_share: float) -> None:
     """Write a slide with a disc of tissue, phantom side by side, and levels shrunk by 4 and 16."""
     patch = regions_of_slide(PhantomConfig(slides=1, regions_per_slide=1, size_px=min(2048, edge), mpp=MPP_LEVEL0), 0)
     repeats = -(-edge // len(patch[0].image))
-    image = np.tile(patch[0].image, (repeats, repeats, 1))[:edge, :edge]
+    image = (np.tile(patch[0].image, (repeats, repeats, 1))[:edge, :edge] * STROMA).astype(np.uint8)
     y, x = np.ogrid[:edge, :edge]
     image[(y - edge / 2) ** 2 + (x - edge / 2) ** 2 > tissue_share * edge**2 / np.pi] = GLASS
-    options = {"tile": (TILE_PX, TILE_PX), "photometric": "ycbcr", "compression": "jpeg", "metadata": None}
+    options = {"tile": (TILE_PX, TILE_PX), "photometric": "rgb", "compression": "jpeg", "metadata": None}
     with tifffile.TiffWriter(path, bigtiff=True) as file:
         for level in (1, 4, 16):
             size = edge // level

@@ -14,7 +14,7 @@ from counterstain.checkpoints import CheckpointHeader, require_taxonomy
 from counterstain.data.cohort import PARTS, Cohort
 from counterstain.data.patches import label_mask
 from counterstain.data.split import check_no_leak, image_key
-from counterstain.devices import choose_device
+from counterstain.devices import choose_device, fast_arithmetic, place
 from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.progress import bar
 from counterstain.segmentation.counts import add_by_slide, count
@@ -66,9 +66,9 @@ def evaluate(
             masks.append(mask)
             yield image
 
-    counts = []
-    with bar(label, len(positions)) as advance:
-        for probability in sliding_window_inference(model.to(choose_device(device)), images(), windows):
+    counts, where = [], choose_device(device)
+    with fast_arithmetic(where), bar(label, len(positions)) as advance:
+        for probability in sliding_window_inference(place(model, where), images(), windows):
             counts.append(count(masks.popleft(), probability > 0.5, cohort.taxonomy.num_labels))
             advance(1)
     return add_by_slide(regions, np.stack(counts))

@@ -10,7 +10,6 @@ images share batches of one size, so that many small regions cost no more than f
 from __future__ import annotations
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,11 +21,12 @@ import numpy as np
 import torch
 
 from counterstain.data.region_store import PixelWindow
+from counterstain.processes import cores
 from counterstain.segmentation.model import Segmenter
 from counterstain.segmentation.outlines import TILE_WINDOWS, Span, spans
 from counterstain.segmentation.segmenter_config import Windows
 
-READERS = max(1, min(4, (os.cpu_count() or 1) - 1))  # tiles that are read at once, ahead of the network
+MOST_READERS = 4
 MOST_SHARED = 512  # windows of a seam between two rows of tiles, of which logits are kept: more are computed twice
 Corner = tuple[int, int]
 Known = Mapping[Corner, Callable[[], np.ndarray]]
@@ -191,6 +191,11 @@ def read_ahead(tasks: Iterable[Callable[[], T]], threads: int = 1) -> Generator[
 
 
 # Slides: tiles, whose windows come from one grid over the whole image
+
+
+def readers() -> int:
+    """Return how many tiles of a slide are read at once, ahead of the network: one where there are two cores."""
+    return max(1, min(MOST_READERS, cores() - 1))
 
 
 class TileRow(NamedTuple):

@@ -21,7 +21,7 @@ from pydantic import Field
 from counterstain.checkpoints import CheckpointHeader
 from counterstain.config import Config
 from counterstain.data.cohort import Cohort
-from counterstain.devices import choose_device
+from counterstain.devices import choose_device, fast_arithmetic, place
 from counterstain.errors import CounterstainError, InputError
 from counterstain.io.exports import file_names
 from counterstain.io.regions import place_boxes, read_region_table, tissue_mask
@@ -29,11 +29,11 @@ from counterstain.io.slides import Box, Slide, SlideWindow, slide_name
 from counterstain.progress import Progress, silent
 from counterstain.segmentation.evaluate import require_mpp
 from counterstain.segmentation.inference import (
-    READERS,
     TileRow,
     everywhere,
     filled,
     read_ahead,
+    readers,
     sliding_window_inference,
     tile_rows,
     tiles,
@@ -130,10 +130,12 @@ def predict_slide(
             return Prediction(out, None, None)
         unfinished = out.with_name(f".{out.name}.unfinished")
         claim(unfinished, "predict", about)
-        model.to(choose_device(device))
+        where = choose_device(device)
         views = [opened.window(box, header.mpp) for box in boxes]
         tissue = Tissue.of(opened) if regions == WHOLE else None
-        found = _pieces_of(views, model, tissue, unfinished, progress, windows=windows, threshold=config.threshold)
+        with fast_arithmetic(where):
+            settings: dict[str, Any] = {"windows": windows, "threshold": config.threshold}
+            found = _pieces_of(views, place(model, where), tissue, unfinished, progress, **settings)
         areas: list[Outlined] = []
         for box, view, of_view in zip(boxes, views, found, strict=True):
             corner = (view.x_level0_px, view.y_level0_px)
@@ -180,14 +182,14 @@ def predict_cohort(
     known = cohort.regions.drop(columns="split").astype(str).to_dict("records")
     about = {"segmenter": header.sha256, "cohort": fingerprint(known), "mpp": cohort.mpp, **_settings(config, windows)}
     claim(out, "predict", about)
-    model.to(choose_device(device))
+    where = choose_device(device)
     label, written = header.taxonomy.tissue_class, []
     files = {out / f"{name}.geojson": positions for name, positions in _files(cohort).items()}
     abouts = {path: {"file": path.stem, "origin": "canvas", **about} for path in files}
     missing = [path for path in files if not is_written(path, abouts[path])]
     images = read_ahead(partial(_image, cohort, position) for path in missing for position in files[path])
-    probabilities = sliding_window_inference(model, images, windows)
-    with progress("regions", len(cohort)) as advance:
+    probabilities = sliding_window_inference(place(model, where), images, windows)
+    with fast_arithmetic(where), progress("regions", len(cohort)) as advance:
         for path, positions in files.items():
             if path in missing:
                 tumour = ((position, next(probabilities)) for position in positions)
@@ -330,7 +332,7 @@ def pieces_by_row(
     segmenter: Segmenter, rows: Sequence[TileRow], *, windows: Windows, threshold: float
 ) -> Generator[list[Piece], None, None]:
     """Outline tumour, see :func:`counterstain.segmentation.outlines.pieces`; yields the pieces of a row of tiles."""
-    with closing(read_ahead(tiles(rows, windows), READERS)) as read:
+    with closing(read_ahead(tiles(rows, windows), readers())) as read:
         ready = filled(segmenter, read, windows.batch_size)
         for row in rows:
             tumour = ((column, next(ready).probability()) for column in row.columns)
