@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import tifffile
@@ -113,6 +114,12 @@ def bare(network: Segmenter, windows: Windows, count: int) -> None:
             network.tumour_logits(torch.from_numpy(batch[: count - start])).cpu()
 
 
+def free_logits(_segmenter: Segmenter, images: torch.Tensor) -> torch.Tensor:
+    """Stand in for the network at almost no cost: what is dark, blurred, is tumour."""
+    darkness = 140 - images[..., 1].float()
+    return torch.nn.functional.avg_pool2d(darkness[:, None], 9, 1, 4)[:, 0] / 16
+
+
 def timed(work: Callable[[], object]) -> tuple[float, float, float]:
     """Return seconds on the clock, CPU seconds of this process, and peak memory in MB."""
     peak = Path("/proc/self/clear_refs")
@@ -163,6 +170,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--only", default="", help="work whose name contains this")
     parser.add_argument("--folder", type=Path, help="keep the inputs here, and use them if they are there")
+    parser.add_argument("--free-network", action="store_true", help="CPU seconds of all that is not the network")
     parser.add_argument("--profile", action="store_true", help="also say which functions take the time")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -170,7 +178,32 @@ def main() -> None:
         make_inputs(folder, args)
         if args.threads:
             torch.set_num_threads(args.threads)
-        show(compare(folder, args), args)
+        if args.free_network:
+            show_rest(folder, args)
+        else:
+            show(compare(folder, args), args)
+
+
+def show_rest(folder: Path, args: argparse.Namespace) -> None:
+    """Print CPU seconds of everything but the network, beside those of the network on as many windows."""
+    network, header = load_segmenter(folder / "segmenter")
+    windows = network.config.inference.windows(header.size_px)
+    seconds = [timed(lambda: bare(network, windows, windows.batch_size))[1] for _ in range(args.rounds + 1)]
+    each = statistics.median(seconds[1:]) / windows.batch_size
+    for name, work in works_of(folder, windows, args.device).items():
+        if args.only not in name:
+            continue
+        rest = []
+        with mock.patch.object(Segmenter, "tumour_logits", free_logits):
+            for _ in range(args.rounds):
+                shutil.rmtree(folder / "out", ignore_errors=True)
+                (folder / "out").mkdir()
+                rest.append(timed(work.run)[1])
+        cpu, of_network = statistics.median(rest), each * work.windows
+        share = of_network / (of_network + cpu)
+        print(
+            f"{name}: {work.windows} windows, network {of_network:.1f} s, all else {cpu:.2f} s of CPU time: {share:.3f}"
+        )
 
 
 Rounds = dict[str, tuple[Work, list[tuple[float, ...]], list[tuple[float, ...]]]]
