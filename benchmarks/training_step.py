@@ -206,13 +206,13 @@ def run_ours(name: str, model: Diffusion, batches: Batches, turns: Turns, folder
 class TimedSegmenter(Segmenter):
     """Notes when each step begins and ends; in between the training waits for its next batch."""
 
-    times: list[tuple[float, float]]
+    times: list[tuple[float, float, float]]  # begin, end, and the processor time of this process until then
 
     def training_step(self, batch: dict[str, Tensor], minimise: Minimise) -> Mapping[str, Any]:
         """Train as ever."""
         began = time.perf_counter()
         losses = super().training_step(batch, minimise)
-        self.times.append((began, time.perf_counter()))
+        self.times.append((began, time.perf_counter(), time.process_time()))
         return losses
 
 
@@ -236,8 +236,7 @@ def feeding(recipe: Recipe, cohort: Cohort, workers: int, rounds: int, block: in
         "from disk": (sampler, 0),
         f"from disk, {workers} worker{'s' if workers > 1 else ''}": (sampler, workers),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    waits: dict[str, list[float]] = {name: [] for name in variants}
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in variants}
     for turn in range(rounds):
         for name, (source, helpers) in variants.items():
             quiet = {"workers": helpers, "log_every_steps": 10**6, "checkpoint_every_steps": 10**6}
@@ -246,19 +245,19 @@ def feeding(recipe: Recipe, cohort: Cohort, workers: int, rounds: int, block: in
             with tempfile.TemporaryDirectory() as folder:
                 batches = PatchBatches(_From(source, turn * 10**6), training.batch_size, ("images", "labels"))
                 fit(model, batches, Path(folder), training, label=name)
-            began, ended = np.array(model.times[warm:]).T
-            seconds[name].append(float(np.median(np.diff(began))))
-            waits[name].append(float(np.median(began[1:] - ended[:-1])))
+            began, ended, processor = np.array(model.times[warm:]).T
+            of_step = (np.diff(began), began[1:] - ended[:-1], np.diff(processor))
+            found[name].append(tuple(float(np.median(seconds)) for seconds in of_step))  # type: ignore[arg-type]
             print(
-                f"turn {turn + 1}, {name}: {seconds[name][-1]:.3f} s/step, {waits[name][-1]:.3f} s of it waits",
-                flush=True,
+                "turn {}, {}: {:.3f} s/step, waits {:.3f} s, computes {:.3f} s".format(turn + 1, name, *found[name][-1])
             )
-    print(f"{recipe.size_px} px, batches of {config.training.batch_size}, {rounds} turns of {block} steps")
-    for name, turns in seconds.items():
-        ratios = [mine / memory for mine, memory in zip(turns, seconds["in memory"], strict=True)]
-        wait = statistics.median(waits[name])
-        ratio = statistics.median(ratios)
-        print(f"{name:22s} {statistics.median(turns):8.3f} s/step, {wait:.3f} s of it waits   x {ratio:.3f}")
+    print(f"{recipe.size_px} px, batches of {config.training.batch_size}, medians of {rounds} turns of {block} steps")
+    memory = np.array(found["in memory"])
+    for name, turns in found.items():
+        step, wait, computes = np.median(turns, axis=0)
+        ratio, _, of_processor = np.median(np.array(turns) / memory, axis=0)
+        shown = f"x {ratio:.3f}; waits {wait:.3f} s; computes {computes:.3f} s, x {of_processor:.3f}"
+        print(f"{name:22s} {step:.3f} s/step, {shown}")
 
 
 def repeated_tissue(folder: Path, regions: int, size_px: int = 3000) -> Cohort:
