@@ -9,11 +9,10 @@ average of the weights, everything in fp32. ``cached`` has its patches encoded b
 The means of the losses over the second half, with their standard errors, tell whether all of them learn alike; the
 first stage is not trained for this, so the losses mean nothing beyond that.
 
-    python benchmarks/training_step.py [COHORT] --feeding 1 [--regions 40] [--set KEY=VALUE ...] [--rounds 5]
+    python benchmarks/training_step.py COHORT --feeding 1 [--set KEY=VALUE ...] [--rounds 5]
 
 prints the time of a segmenter's training step instead: with patches that lie ready in memory, and with those of a
-cohort on the disk, without and with so many workers. Where no cohort is given, one with so many regions of 3,000 px is
-made; their tissue is repeated.
+cohort on the disk (benchmarks/reading.py makes a large one), without and with so many workers.
 """
 
 import argparse
@@ -38,18 +37,16 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from counterstain.data.cohort import Cohort, CohortWriter
+from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
-from counterstain.data.phantom import regions_of_slide, write_phantom
+from counterstain.data.phantom import write_phantom
 from counterstain.data.phantom.styles import PhantomConfig
-from counterstain.data.region_store import Region
 from counterstain.data.sampling import PatchBatches, PatchSampler, PatchSource
 from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.diffusion import MIN_SNR_GAMMA, Diffusion, diffusion_batches, measure_latents
 from counterstain.recipe import Recipe, load_recipe
 from counterstain.segmentation.model import Segmenter
-from counterstain.taxonomy import Taxonomy
 from counterstain.training import Batches, Minimise, fit
 
 
@@ -260,27 +257,6 @@ def feeding(recipe: Recipe, cohort: Cohort, workers: int, rounds: int, block: in
         print(f"{name:22s} {step:.3f} s/step, {shown}")
 
 
-def repeated_tissue(folder: Path, regions: int, size_px: int = 3000) -> Cohort:
-    """Write a cohort of large regions, each with the same tissue again and again, shifted from region to region."""
-    tissue = regions_of_slide(PhantomConfig(slides=1, regions_per_slide=1, size_px=1024), 0)[0]
-    image, instances = np.asarray(tissue.image), np.asarray(tissue.instances)
-    repeats = -(-size_px // len(image))
-    known = max(tissue.subtypes)
-    tiles = np.arange(repeats**2).reshape(repeats, repeats).repeat(1024, 0).repeat(1024, 1) * known
-    whole_image = np.tile(image, (repeats, repeats, 1))
-    whole_map = np.where(np.tile(instances, (repeats, repeats)) > 0, np.tile(instances, (repeats, repeats)) + tiles, 0)
-    writer = CohortWriter(folder, Taxonomy.named("her2"), mpp=0.5, source={"kind": "repeated tissue"})
-    for number in range(regions):
-        shift = (37 * number, 91 * number)
-        cut = np.roll(whole_map, shift, (0, 1))[:size_px, :size_px].astype(np.int32)
-        subtypes = {i: tissue.subtypes[(i - 1) % known + 1] for i in np.unique(cut).tolist() if i}
-        split = "train" if number < regions - 2 else ("val", "test")[number - regions]
-        pixels = {"image": np.roll(whole_image, shift, (0, 1))[:size_px, :size_px], "instances": cut}
-        name = f"r{number}"
-        writer.add(name, [Region(region=name, slide=name, patient=name, subtypes=subtypes, split=split, **pixels)])
-    return writer.finish()
-
-
 @dataclass
 class _From:
     """Another part of a stream for each turn: nothing is read twice."""
@@ -345,16 +321,12 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=5)
     parser.add_argument("--pool", type=int, default=256, help="patches that are encoded beforehand")
     parser.add_argument("--feeding", type=int, metavar="WORKERS", help="time how a segmenter is fed instead")
-    parser.add_argument("--regions", type=int, default=40, help="of the cohort that feeding makes")
     parser.add_argument("--rounds", type=int, default=5, help="of feeding")
     arguments = parser.parse_args()
     recipe = recipe_of(arguments)
     if arguments.feeding is not None:
         warnings.filterwarnings("ignore")
-        with tempfile.TemporaryDirectory() as made:
-            given = arguments.cohort
-            cohort = Cohort.open(given) if given else repeated_tissue(Path(made) / "cohort", arguments.regions)
-            feeding(recipe, cohort, arguments.feeding, arguments.rounds, arguments.block)
+        feeding(recipe, Cohort.open(arguments.cohort), arguments.feeding, arguments.rounds, arguments.block)
         return
     turns = Turns(["plain", "ours", "ours, cached"], arguments.block)
     warnings.filterwarnings("ignore")
