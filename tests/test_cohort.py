@@ -60,6 +60,7 @@ def test_a_patch_shows_a_window_and_its_instances(tmp_path):
 
 def test_a_region_larger_than_a_chunk_comes_back(tmp_path, monkeypatch):
     monkeypatch.setattr(region_store, "CHUNK_PX", 16)
+    monkeypatch.setattr(region_store, "READ_PX", 7)
     for shard_bytes in (2**20, 0):
         monkeypatch.setattr(region_store, "SHARD_BYTES", shard_bytes)
         cohort = store(tmp_path / f"cohort-{shard_bytes}", region("a"), region("b"))

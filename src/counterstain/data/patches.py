@@ -131,16 +131,16 @@ def label_mask(instances: np.ndarray, subtypes: Mapping[int, int]) -> np.ndarray
 
 def turn(array: np.ndarray, *, flipped: bool, quarter_turns: int) -> np.ndarray:
     """Mirror and turn an (H, W, …) array as :class:`Source` describes; returns a copy."""
-    return contiguous(np.rot90(array[:, ::-1] if flipped else array, quarter_turns))
+    return _copied(np.rot90(array[:, ::-1] if flipped else array, quarter_turns))
 
 
 def turn_back(array: np.ndarray, *, flipped: bool, quarter_turns: int) -> np.ndarray:
     """Undo :func:`turn`."""
     turned = np.rot90(array, -quarter_turns)
-    return contiguous(turned[:, ::-1] if flipped else turned)
+    return _copied(turned[:, ::-1] if flipped else turned)
 
 
-def contiguous(view: np.ndarray) -> np.ndarray:
+def _copied(view: np.ndarray) -> np.ndarray:
     """Copy an (H, W, …) view channel by channel: numpy copies turned RGB pixels one by one, six times as slowly."""
     if view.ndim < 3 or view.strides[1] == view.shape[2] * view.itemsize:
         return view.copy(order="C")

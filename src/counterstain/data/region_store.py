@@ -25,11 +25,12 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from counterstain.data.chunked_array import ChunkedArray, Recent, damage_named
-from counterstain.data.patches import BAND_PX, contiguous, shown_of
+from counterstain.data.patches import BAND_PX, shown_of
 from counterstain.errors import InputError, StorageError
 from counterstain.storage import read_json
 
 CHUNK_PX, LARGEST_CHUNK_PX = 256, 512  # that we write, and that earlier versions wrote
+READ_PX = 2048  # rows of an image that are in memory twice, as channels too
 SHARD_BYTES = 64 * 2**20  # pixels in one file, where one row of chunks is not more
 ZSTD_LEVEL = 1  # as small as level 3 on tissue, in half the time or less (docs/log.md)
 UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # for terminals and for files
@@ -169,13 +170,19 @@ class Pixels:
         """
         with self._opened(position) as (pack, index, store):
             rows, columns = slice(y_px, y_px + height_px), slice(x_px, x_px + width_px)
-            channels = pack.image.read(slice(0, 3), slice(index, index + 1), rows, columns)[:, 0]
+            image = np.empty((height_px, width_px, 3), np.uint8)
+            for top in range(0, height_px, READ_PX):
+                bottom = min(top + READ_PX, height_px)
+                band = slice(y_px + top, y_px + bottom)
+                channels = pack.image.read(slice(0, 3), slice(index, index + 1), band, columns)[:, 0]
+                for channel in range(3):  # numpy moves an axis four times as slowly
+                    image[top:bottom, :, channel] = channels[channel]
             instances = pack.instances.read(slice(index, index + 1), rows, columns)[0]
             name = self._places[position][0]
             shown = shown_of(instances, self._table[self._rows.get(name, [])], y_px, x_px)
             if shown is None:
                 raise StorageError(f"{store}: {name} does not show the instances of its table")
-            return contiguous(np.moveaxis(channels, 0, -1)), instances, shown
+            return image, instances, shown
 
     def instances(self, position: int, y_px: int, x_px: int, height_px: int, width_px: int) -> np.ndarray:
         """Return the instances of a window alone, (height_px, width_px) int32."""
