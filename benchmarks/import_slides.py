@@ -159,7 +159,7 @@ def main() -> None:
         regions = run_import(folder, out).regions
         if args.profile:
             shutil.rmtree(out)
-            profile = cProfile.Profile()
+            profile = cProfile.Profile(time.process_time)
             profile.runcall(run_import, folder, out)
             pstats.Stats(profile).sort_stats("tottime").print_stats(25)
         show(regions, compare(folder, out, regions, args))
