@@ -120,10 +120,13 @@ def write_pack(store: Path, name: str, regions: Sequence[Region], *, mpp: float,
     for array, kind in ((image, "image"), (instances, "instances")):
         members, rows = array.shards[-3:-1]
         for first, top in itertools.product(range(0, n, members), range(0, height, rows)):
-            pixels = (getattr(region, kind) for region in regions[first : first + members])
-            stack = np.stack([np.concatenate([*bands_of(p, top, top + rows)]) for p in pixels])
-            place = (..., slice(first, first + len(stack)), slice(top, top + stack.shape[1]), slice(None))
-            array[place] = np.moveaxis(stack, -1, 0) if kind == "image" else stack
+            held, end = regions[first : first + members], min(top + rows, height)
+            block = np.empty((*array.shape[:-3], len(held), end - top, width), array.dtype)
+            pixels = np.moveaxis(block, 0, -1) if kind == "image" else block
+            for index, region in enumerate(held):
+                for number, band in enumerate(bands_of(getattr(region, kind), top, end)):
+                    pixels[index, number * BAND_PX : (number + 1) * BAND_PX] = band
+            array[..., first : first + len(held), top:end, :] = block
     pack = _Pack(store, n, (height, width), Recent(SHARD_BYTES))
     checks = {"image": pack.image.checks().hex(), "instances": pack.instances.checks().hex()}
     root.attrs["counterstain"] = {"regions": pack.regions, "checks": checks}
