@@ -456,6 +456,31 @@ def test_an_interrupted_import_goes_on_and_ends_the_same(two_slides: Lab, tmp_pa
     assert all(np.array_equal(cohort.read(i)[0], whole.read(i)[0]) for i in range(4))
 
 
+def test_tiles_outside_of_regions_are_not_decoded(lab: Lab, tmp_path: Path):
+    image = np.full((3200, 3200, 3), 245, np.uint8)
+    image[900:2100, 700:1900] = (200, 120, 160)
+    path, how = lab.slides / "a.tif", {"tile": (256, 256), "compression": "deflate", "photometric": "rgb"}
+    with tifffile.TiffWriter(path) as file:
+        for level in (image, image[::2, ::2]):
+            file.write(level, subfiletype=int(level is not image), resolution=(2e4, 2e4), resolutionunit=3, **how)
+    lab.annotate("a", polygon("three", 800, 1000, 900, 800))
+    labels = tmp_path / "labels.yaml"
+    labels.write_text("labels: {three: HER2 3+}\n")
+    settings = {"labels": labels, "regions": "auto", "region_size_um": 512.0, "regions_per_slide": 1}
+    whole = lab.load(out=tmp_path / "whole", **settings)
+    x, y = whole.regions.iloc[0][["x_level0_px", "y_level0_px"]]
+    with tifffile.TiffFile(path) as file:
+        places = list(zip(file.pages[0].dataoffsets, file.pages[0].databytecounts, strict=True))
+    data = bytearray(path.read_bytes())
+    for tile, (start, length) in enumerate(places):
+        row, column = divmod(tile, 13)
+        beside = not (x - 256 < 256 * column < x + 1024 and y - 256 < 256 * row < y + 1024)
+        if beside and tile:  # a pixel of the first tile is read when a slide is opened
+            data[start : start + length] = bytes(length)
+    path.write_bytes(data)
+    assert np.array_equal(lab.load(**settings).read(0)[0], whole.read(0)[0])
+
+
 @pytest.mark.slow
 def test_two_processes_import_the_same_cohort_to_the_byte(two_slides: Lab, tmp_path: Path):
     one = two_slides.load(out=tmp_path / "one").folder
