@@ -220,10 +220,6 @@ class StudyState:
         """Return the stages with open cells of which nothing tells the time."""
         return sorted({row.stage for row, taken in self.open if taken is None})
 
-    def bytes_left(self) -> float:
-        """Return what the rest takes on the disk."""
-        return sum(taken.bytes for _, taken in self.open if taken)
-
     def seconds_left(self, slots: int) -> float:
         """Return a lower bound of the time that the rest takes: all slots are busy, or cells wait for each other."""
         total, spent, ends = 0.0, 0.0, {"": 0.0}
@@ -357,7 +353,7 @@ def what_it_takes(state: StudyState, run: Path, slots: int, more_bytes: float = 
     if not open_cells:
         return line
     existing = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
-    free, needed = shutil.disk_usage(existing).free, state.bytes_left()
+    free, needed = shutil.disk_usage(existing).free, sum(taken.bytes for _, taken in state.open if taken)
     disk = (
         f"about {size(needed + more_bytes)} of disk ({size(free)} are free)"
         if needed
@@ -374,9 +370,8 @@ def time_left(state: StudyState, slots: int) -> str:
     unknown, work = state.unknown_stages(), state.seconds_left(1)
     if unknown and not work:
         return f"how long the rest takes is not known yet: no cell of {', '.join(unknown)} has finished"
-    text = f"about {duration(work)} of work" + (
-        f", at least {duration(state.seconds_left(slots))} with {slots} cells at once" if slots > 1 else ""
-    )
+    at_once = f", at least {duration(state.seconds_left(slots))} with {slots} cells at once" if slots > 1 else ""
+    text = f"about {duration(work)} of work{at_once}"
     return f"{text}, not counting stages of which no cell has finished yet ({', '.join(unknown)})" if unknown else text
 
 
