@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: $(STAMP) ## phantom -> study -> report, some ten minutes on two cores
+demo: $(STAMP) ## phantom -> study -> report, some eight minutes on two cores
 	$(BIN)/counterstain demo --out out/demo
 
 test: $(STAMP) ## the tests

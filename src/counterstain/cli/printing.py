@@ -346,7 +346,7 @@ def show_study(report: Path, _: Arguments) -> None:
 def show_demo(report: Path, arguments: Arguments) -> None:
     """Print what the demo found, and why networks as small as its own may do harm."""
     show_study(report, arguments)
-    echo("Where an arm is worse: networks this small, trained for minutes, draw tissue less true than what it replaces")
+    echo("An arm below the baseline: networks trained for minutes may draw tissue less true than what it replaces")
 
 
 def show_test(folder: Path, _: Arguments) -> None:
