@@ -156,7 +156,7 @@ def _finding(results: Results, effects: Effects, chosen: Arm) -> tuple[str, str,
         headline = f"{subtype}: {before} of its pixels found by {reference}, {after} with {chosen.label}"
         seen += (
             f" {subtype} is what {reference} misses most on validation; on the {results.tested_on} it finds {before} "
-            f"of its pixels, {chosen.label} {after}: {_change(of_missed, 'recall')}."
+            f"of its pixels and {chosen.label} {after}: {_change(of_missed, 'recall')}."
         )
     seen += f" Dice of {results.study.taxonomy.tissue_class}, the overlap with the annotation: "
     seen += f"{_change(of_dice, 'dice')}. {SPREAD}: {_change(of_variance, 'subtype_variance')}."
