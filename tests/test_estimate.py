@@ -87,6 +87,15 @@ def test_a_method_of_another_package_is_timed_too(machine, tmp_path):
     assert seconds(found, "toy") > 0
 
 
+def test_a_study_is_timed_where_no_timing_can_be_kept(machine, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    recipe = {name: value for name, value in SMALL["recipe"].items() if name != "spade"} | {"toy": {"patches": 4}}
+    with register(TOY):
+        found = cs.plan_study(study_of(methods=["toy"], recipe=recipe), out=tmp_path / "run", timing=True)
+    assert found.untimed == ()
+
+
 def test_what_cannot_be_timed_is_named_and_the_rest_is_timed(machine, tmp_path):
     def train(*_args, **_options):
         raise InputError("the network is too large")

@@ -40,7 +40,7 @@ def row(run, arm):
 def test_every_arm_of_a_study_is_reported_with_what_each_training_was_given(finished):
     run, _ = finished
     assert set(read_results(run).results["arm"]) == {"tumor", "subtype", *ARMS}
-    assert "subtype, weighted loss, stain jitter" in write_report(run).read_text()
+    assert "subtype-sampled, weighted loss, stain jitter" in write_report(run).read_text()
     table = read_results(run).fairness
     assert len(table) == 6
     assert set(table["steps"]) == {2}

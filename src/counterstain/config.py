@@ -128,7 +128,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if path.stat().st_size > LARGEST_YAML_BYTES:
             raise ConfigError(f"{path}: larger than {LARGEST_YAML_BYTES // 1_000_000} MB; is this the right file?")
         text = path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path}: is a folder, expected a YAML file") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"{path}: no such file") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not YAML (byte {error.start} is not UTF-8); save it as UTF-8") from error

@@ -160,7 +160,8 @@ def compiled(networks: Iterable[nn.Module], config: TrainingConfig) -> Iterator[
     try:
         yield
     except TorchDynamoException as error:
-        reason = " ".join(str(error).split())[:200]
+        told = " ".join(str(error).split())
+        reason = told[max(0, told.find("error: ")) :][:200]  # a compiler's own words come after its command
         raise ConfigError(
             f"compile: torch.compile failed on this machine ({reason}); set training.compile to false"
         ) from error
@@ -203,11 +204,13 @@ def prepared(
             if isinstance(found, CounterstainError):
                 raise found
             yield found
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+        said = f"{error}".partition("\n")[0] or type(error).__name__
+        lost = said.startswith("DataLoader worker (pid") if isinstance(error, RuntimeError) else "Caught" not in said
+        if not workers or not lost:  # a worker's own error is told as caught; one that is gone cannot be reached
             raise
         raise StorageError(
-            f"a process that prepares batches was killed ({str(error).splitlines()[0]}); perhaps memory, or shared "
+            f"a process that prepares batches was killed ({said}); perhaps memory, or shared "
             "memory (/dev/shm), ran out: set training.workers lower; the same command goes on from what is done"
         ) from None
 

@@ -90,8 +90,7 @@ class Estimate:
         self._works: dict[tuple[str, ...], Work] = {}
         self._work_of = {cell.folder: self._work(cell) for cell in cells}
         self._timings = {work.key: _read(work.key) for work in self._works.values()}
-        self.failures: dict[str, str] = {}
-        """Key of a work -> why it could not be timed."""
+        self.failures: dict[str, str] = {}  # key of a work -> why it could not be timed
 
     def untimed(self) -> list[Work]:
         """Return the works that are not timed yet on this machine, each after those it needs."""
@@ -112,9 +111,8 @@ class Estimate:
         """Time what is not timed yet; ``root`` is the folder of the study's cells, ``advance`` is told of each work."""
         from counterstain.study.executors import with_threads
 
-        _cache().mkdir(parents=True, exist_ok=True)
         with (
-            tempfile.TemporaryDirectory(prefix="timing-", dir=_cache(), ignore_cleanup_errors=True) as folder,
+            tempfile.TemporaryDirectory(prefix="counterstain-timing-", ignore_cleanup_errors=True) as folder,
             with_threads(self._threads),
             warnings.catch_warnings(),
         ):
@@ -123,7 +121,9 @@ class Estimate:
             for work in self.untimed():
                 try:
                     self._timings[work.key] = timing = bench.timing(work.cell)
-                    write_json(_cache() / f"{work.key}.json", asdict(timing))
+                    with suppress(OSError):  # where nothing can be kept, the next plan times it anew
+                        _cache().mkdir(parents=True, exist_ok=True)
+                        write_json(_cache() / f"{work.key}.json", asdict(timing))
                 except (CounterstainError, RuntimeError) as error:  # among them that memory does not suffice
                     self.failures[work.key] = f": {error}".partition("\n")[0]
                 advance(1)
