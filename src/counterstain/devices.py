@@ -206,7 +206,8 @@ def prepared(
             yield found
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
         said = f"{error}".partition("\n")[0] or type(error).__name__
-        lost = said.startswith("DataLoader worker (pid") if isinstance(error, RuntimeError) else "Caught" not in said
+        is_lost = ("DataLoader worker (pid", "received 0 items of ancdata")
+        lost = said.startswith(is_lost) if isinstance(error, RuntimeError) else "Caught" not in said
         if not workers or not lost:  # a worker's own error is told as caught; one that is gone cannot be reached
             raise
         raise StorageError(
