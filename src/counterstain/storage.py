@@ -135,7 +135,8 @@ def read_sealed(path: Path) -> dict[str, Any]:
     One that an earlier version wrote without a checksum is taken as it is.
     """
     content = read_json(path)
-    if not isinstance(content, dict) or content.pop(CHECKSUM, None) not in {None, fingerprint(content)}:
+    sealed = content.pop(CHECKSUM, None) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or (sealed is not None and sealed != fingerprint(content)):
         raise StorageError(
             f"{path}: damaged (its content is not what was written); delete its folder and make it again"
         )

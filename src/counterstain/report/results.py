@@ -141,7 +141,7 @@ class ExternalRecord(Record):
     name: str
     cohort: CohortRecord
     split: str  # of the cohort; all = everything
-    segmenters: tuple[dict[str, Any], ...]  # arm, repeat and hash of the weights
+    segmenters: tuple[dict[str, str | int], ...]  # arm, repeat and hash of the weights
     also_in_study: tuple[str, ...] = ()  # patients of the study's validation and test sets
     failed: tuple[Failure, ...] = ()
 
