@@ -88,10 +88,8 @@ def write_header(folder: Path, header: CheckpointHeader) -> CheckpointHeader:
 def read_header(folder: Path) -> CheckpointHeader:
     """Read what is known about a checkpoint.
 
-    Raises
-    ------
-    InputError, StorageError
-        There is no checkpoint, or its training has not finished; or its header was changed or is damaged.
+    Raises InputError or StorageError where there is no finished checkpoint, or its header was
+    changed or is damaged.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such checkpoint folder")
@@ -109,10 +107,8 @@ def read_header(folder: Path) -> CheckpointHeader:
 def load_checkpoint(folder: Path, kind: Kind) -> tuple[CheckpointHeader, dict[str, Tensor]]:
     """Load the weights of a checkpoint.
 
-    Raises
-    ------
-    InputError, MismatchError, StorageError
-        There is no finished checkpoint, it is of another kind, its weights are damaged or not finite.
+    Raises InputError, MismatchError or StorageError where there is no finished checkpoint, it is of another kind, or
+    its weights are damaged or not finite.
     """
     header = read_header(folder)
     if header.kind != kind:
@@ -147,10 +143,7 @@ def rebuilt(
 
     It is made without memory at first, so that no header can ask for more than the file of weights holds.
 
-    Raises
-    ------
-    MismatchError
-        The weights are not those of the network that the header describes, or it describes none.
+    Raises MismatchError where the weights are not those of the network that the header describes, or it describes none.
     """
     try:
         with torch.device("meta"):
@@ -273,10 +266,7 @@ def read_state(path: Path, setting: str = "") -> dict[str, Tensor]:
 
     The file holds a state dict, perhaps under ``state_dict``; messages name the ``setting`` that it was given by.
 
-    Raises
-    ------
-    InputError
-        The file is missing, damaged, holds more than tensors, or no state dict.
+    Raises InputError where the file is missing, damaged, holds more than tensors, or no state dict.
     """
     where = f"{setting} {path}".lstrip()
     if not path.is_file():

@@ -119,10 +119,7 @@ class _StrictLoader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
-    Raises
-    ------
-    ConfigError
-        The file is missing, cannot be read, is not YAML, or is not a mapping.
+    Raises ConfigError where the file is missing, cannot be read, is not YAML, or is not a mapping.
     """
     try:
         if path.stat().st_size > LARGEST_YAML_BYTES:
@@ -164,10 +161,7 @@ def to_yaml(config: Config) -> str:
 def build(model: type[ConfigT], content: Mapping[str, Any], source: str | Path = "settings") -> ConfigT:
     """Validate a mapping.
 
-    Raises
-    ------
-    ConfigError
-        One line that names the source, the key, the value and what was expected.
+    Raises ConfigError with one line that names the source, the key, the value and what was expected.
     """
     try:
         return model.model_validate(content)
@@ -178,10 +172,8 @@ def build(model: type[ConfigT], content: Mapping[str, Any], source: str | Path =
 def build_stored(model: type[ConfigT], content: Mapping[str, Any], source: str | Path = "settings") -> ConfigT:
     """Validate settings that a checkpoint or a study saved, perhaps under an earlier version of counterstain.
 
-    Raises
-    ------
-    ConfigError
-        As :func:`build`; or a setting of ``REMOVED_SETTINGS`` has a value that this version cannot have.
+    Raises ConfigError as :func:`build`, or where a setting of ``REMOVED_SETTINGS`` has a value that this version cannot
+    have.
     """
     return build(model, _without_removed(model, content, source) if isinstance(content, Mapping) else content, source)
 
@@ -198,10 +190,7 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
     """Turn ``["a.b=c", …]`` of ``--set`` into a nested mapping; values are read as YAML.
 
-    Raises
-    ------
-    ConfigError
-        An assignment has no ``=`` or no key.
+    Raises ConfigError where an assignment has no ``=`` or no key.
     """
     overrides: dict[str, Any] = {}
     for assignment in assignments:

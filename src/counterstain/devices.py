@@ -46,10 +46,7 @@ Batch = dict[str, Tensor]
 def choose_device(choice: str = "auto") -> torch.device:
     """Return the device called ``auto`` (the GPU where there is one), ``cpu`` or ``cuda``.
 
-    Raises
-    ------
-    InputError
-        This machine has no such device.
+    Raises InputError where this machine has no such device.
     """
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     if choice not in {"auto", *devices}:
@@ -145,10 +142,7 @@ def fast_arithmetic(device: torch.device) -> Iterator[None]:
 def compiled(networks: Iterable[nn.Module], config: TrainingConfig) -> Iterator[None]:
     """Compile networks in place where a training asks for it; their weights keep their names.
 
-    Raises
-    ------
-    ConfigError
-        They cannot be compiled here.
+    Raises ConfigError where they cannot be compiled here.
     """
     if not config.compile:
         yield
@@ -187,12 +181,8 @@ def prepared(
 ) -> Generator[Batch, None, None]:
     """Yield some batches in order, prepared ahead by workers; the batches do not depend on how many there are.
 
-    Raises
-    ------
-    CounterstainError
-        As raised while a batch was prepared, by whichever process.
-    StorageError
-        A worker was killed.
+    Raises what was raised while a batch was prepared, in whichever process, and StorageError where a
+    worker was killed.
     """
     workers = choose_workers(config, lambda: sum(part.nbytes for part in batches[items[0]].values())) if items else 0
     options: dict[str, Any] = {"num_workers": workers, "pin_memory": device.type == "cuda"}
@@ -246,10 +236,8 @@ def _end_with(parent: int) -> None:
 def starts_processes(config: TrainingConfig) -> bool:
     """Whether a training needs processes that nobody has started yet: call it with :func:`run_in_processes`.
 
-    Raises
-    ------
-    ConfigError
-        There are fewer GPUs; more than one node without torchrun; torchrun started another number of processes.
+    Raises ConfigError where there are fewer GPUs; more than one node without torchrun; torchrun started another number
+    of processes.
     """
     devices, nodes, started = config.devices, config.num_nodes, started_processes()
     if config.accelerator == "gpu" and not torch.cuda.is_available():
@@ -276,12 +264,8 @@ def run_in_processes(count: int, function: Callable[..., Any], *args: Any, **opt
 
     What it returns is dropped: results go to the disk. Function and arguments are pickled.
 
-    Raises
-    ------
-    CounterstainError
-        The first that a process raised; the others are ended.
-    StorageError
-        A process was killed. What the disk holds is kept.
+    Raises the first error that a process raised, the others are ended, and StorageError where a process
+    was killed. What the disk holds is kept.
     """
     errors = multiprocessing.get_context(START_METHOD).SimpleQueue()
     threads = max(1, torch.get_num_threads() // count)

@@ -58,10 +58,7 @@ def shared_out(config: ExecutorConfig) -> Iterator[Map]:
     Without ``processes``, this is Python's :func:`map`. Elsewhere function and items are pickled, every process has one
     thread, and an error in the block ends them.
 
-    Raises
-    ------
-    StorageError
-        A process was killed, or a machine is gone.
+    Raises StorageError where a process was killed, or a machine is gone.
     """
     if config.kind == "ray":
         ray = open_ray(config.address, threads=1)

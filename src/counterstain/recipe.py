@@ -59,10 +59,7 @@ class Recipe(Config):
     def settings_of(self, training: Training) -> Config:
         """Return the settings of a training; those of another package's method are its defaults where not given.
 
-        Raises
-        ------
-        ConfigError
-            They have no defaults.
+        Raises ConfigError where they have no defaults.
         """
         found: Config | None = getattr(self, training.stage, None)
         return build(training.config_class, {}, f"recipe: {training.stage}") if found is None else found
@@ -87,10 +84,7 @@ def recipe_class() -> type[Recipe]:
 def load_recipe(preset: str = DEFAULT_PRESET, file: str | Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
     """Build a recipe from a preset, the settings of a YAML file over it, and ``--set`` assignments over both.
 
-    Raises
-    ------
-    ConfigError
-        No such preset; a wrong file or setting.
+    Raises ConfigError where there is no such preset, or a file or setting is wrong.
     """
     return _built(preset_settings(preset), f"preset {preset}", file, overrides)
 

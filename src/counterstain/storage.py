@@ -45,10 +45,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A link stays: the file that it leads to is replaced.
 
-    Raises
-    ------
-    StorageError
-        The place cannot be written; something else than a file is there, such as a folder or a device.
+    Raises StorageError where the place cannot be written; something else than a file is there, such as a folder or a
+    device.
     """
     path = path.resolve() if path.is_symlink() else path
     if path.exists() and not path.is_file():

@@ -133,10 +133,7 @@ class Taxonomy(Config):
     def id_of(self, subtype: str | int) -> int:
         """Return the id of a subtype, given its name or its id (255 = ignore).
 
-        Raises
-        ------
-        TaxonomyError
-            No such subtype.
+        Raises TaxonomyError where there is no such subtype.
         """
         if subtype in self.names:
             return self.names.index(str(subtype)) + 1

@@ -95,8 +95,7 @@ def cosine(step: int, steps: int) -> float:
 class Monitor:
     """Figures that are taken while a model trains, and at the end."""
 
-    measure: Callable[[], Mapping[str, float]]
-    """Looks at the model, in evaluation mode, and changes nothing."""
+    measure: Callable[[], Mapping[str, float]]  # looks at the model, in evaluation mode, and changes nothing
     every_steps: int
 
 
@@ -111,6 +110,10 @@ def fit(
     label: str = "training",
 ) -> dict[str, float]:
     """Train ``model`` in place; resume from what ``folder`` holds of an earlier, interrupted call.
+
+    Raises DivergenceError where a loss is not a number; StorageError where the state of the interrupted call cannot be
+    read (it is left as it is); KeyboardInterrupt at Ctrl-C or SIGTERM, on one device after the state is saved, after
+    the step that is under way.
 
     Parameters
     ----------
@@ -129,15 +132,6 @@ def fit(
     -------
     dict
         The monitor's figures at the end.
-
-    Raises
-    ------
-    DivergenceError
-        A loss is not a number.
-    StorageError
-        The state of the interrupted call cannot be read; it is left as it is.
-    KeyboardInterrupt
-        Ctrl-C or SIGTERM; on one device the state is saved first, after the step that is under way.
     """
     with released_on_error(folder) if rank() == 0 else nullcontext():
         _check(model, config)

@@ -110,10 +110,7 @@ class Curves:
 
     ``earlier`` has what was logged before an interruption, as (step, name, value); it is logged again.
 
-    Raises
-    ------
-    ConfigError
-        The extra of the third logger is not installed, or its server cannot be reached.
+    Raises ConfigError where the extra of the third logger is not installed, or its server cannot be reached.
     """
 
     def __init__(

@@ -39,18 +39,13 @@ class TrainingRun:
     seed: int
     names: Mapping[str, Any] = field(default_factory=dict)
     """What tells it from other trainings, beside cohort, settings, size and seed."""
-    seen: Iterable[str] = ()
-    """Patients behind what it starts from or trains on, beside the cohort's own."""
-    notes: Mapping[str, Any] = field(default_factory=dict)
-    """What is saved about it in any case."""
+    seen: Iterable[str] = ()  # patients behind what it starts from or trains on, beside the cohort's own
+    notes: Mapping[str, Any] = field(default_factory=dict)  # what is saved about it in any case
 
     def finished(self) -> bool:
         """Claim the folder and say whether it holds the result already.
 
-        Raises
-        ------
-        MismatchError
-            The folder belongs to another run.
+        Raises MismatchError where the folder belongs to another run.
         """
         settings = {
             "cohort": self.cohort.fingerprint,

@@ -97,10 +97,7 @@ def assignments(settings: Settings | None) -> list[str]:
 def numbers_of(text: Numbers | None, option: str) -> list[int] | None:
     """Return numbers that may have been typed with commas between them.
 
-    Raises
-    ------
-    InputError
-        Something between the commas is not a whole number.
+    Raises InputError where something between the commas is not a whole number.
     """
     from counterstain.errors import InputError
 
@@ -129,10 +126,7 @@ def recipe_of(
 ) -> Recipe:
     """Build the recipe of a command: a preset, a file over it, single settings over both, a logger for every training.
 
-    Raises
-    ------
-    ConfigError
-        A setting is wrong, or the logger cannot be used.
+    Raises ConfigError where a setting is wrong, or the logger cannot be used.
     """
     from counterstain.recipe import DEFAULT_PRESET, load_recipe
 
@@ -149,10 +143,7 @@ def recipe_of(
 def check_logger(logger: str) -> str:
     """Return the name of a logger that can be used.
 
-    Raises
-    ------
-    ConfigError
-        There is no such logger, or its extra is not installed.
+    Raises ConfigError where there is no such logger, or its extra is not installed.
     """
     from importlib.util import find_spec
 

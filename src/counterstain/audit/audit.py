@@ -93,14 +93,9 @@ def _every_second_patient(cohort: Cohort, seed: int) -> set[str]:
 def require_auditable(sets: Mapping[str, PatchSet], cohort: Cohort, judge_folder: Path) -> CheckpointHeader:
     """Check that a judge, sets and a cohort belong together; return what is known about the judge.
 
-    Raises
-    ------
-    MismatchError
-        The judge or a set is of another cohort, taxonomy, size or resolution.
-    LeakageError
-        The judge saw a validation or test patient.
-    InputError
-        A set has fewer than 50 patches, or the name of a row of real patches.
+    Raises MismatchError where the judge or a set is of another cohort, taxonomy, size or resolution; LeakageError where
+    the judge saw a validation or test patient; InputError where a set has fewer than 50 patches, or the name of a row
+    of real patches.
     """
     judge, who = read_header(judge_folder), f"the judge {judge_folder}"
     require_taxonomy(judge_folder, judge, cohort.taxonomy)

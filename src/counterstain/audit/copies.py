@@ -36,15 +36,12 @@ TURNS: tuple[Turn, ...] = tuple((flipped, turns) for flipped in (False, True) fo
 class Match:
     """The place of the training tissue that an image resembles most."""
 
-    similarity: float
-    """Correlation of the grey levels, -1 to 1; 1 is a copy, whatever its brightness and contrast."""
-    region: int
-    """Position of the region in the cohort."""
+    similarity: float  # correlation of the grey levels, -1 to 1; 1 is a copy, whatever its brightness and contrast
+    region: int  # position of the region in the cohort
     y_px: int
     x_px: int
     flipped: bool
-    quarter_turns: int
-    """How the tissue was mirrored and turned, as in :class:`~counterstain.data.patches.Source`."""
+    quarter_turns: int  # how the tissue was mirrored and turned, as in :class:`~counterstain.data.patches.Source`
 
 
 class _Place(NamedTuple):
@@ -214,8 +211,7 @@ class CopiesFound:
     share: float = float("nan")
     """Share of the images that are more similar, pixel by pixel, than 99 % of the held-out ones. Of inpainted images
     what was drawn is compared, of the held-out ones then the instances. NaN where nothing was searched for."""
-    table: pd.DataFrame = field(default_factory=lambda: _table([]))
-    """See :func:`copy_table`."""
+    table: pd.DataFrame = field(default_factory=lambda: _table([]))  # see :func:`copy_table`
 
 
 class CopyCheck:

@@ -69,14 +69,10 @@ def kernel_distance(real: np.ndarray, drawn: np.ndarray) -> float:
 class Coverage:
     """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020)."""
 
-    precision: float
-    """Share of drawn images inside the neighbourhood of a real one."""
-    recall: float
-    """Share of real images inside the neighbourhood of a drawn one."""
-    density: float
-    """Real neighbourhoods that hold a drawn image, on average, divided by k; not bounded by 1."""
-    coverage: float
-    """Share of real images whose neighbourhood holds a drawn one."""
+    precision: float  # share of drawn images inside the neighbourhood of a real one
+    recall: float  # share of real images inside the neighbourhood of a drawn one
+    density: float  # real neighbourhoods that hold a drawn image, on average, divided by k; not bounded by 1
+    coverage: float  # share of real images whose neighbourhood holds a drawn one
 
 
 def coverage(real: np.ndarray, drawn: np.ndarray, neighbours: int = NEIGHBOURS) -> Coverage:

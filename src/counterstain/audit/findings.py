@@ -81,14 +81,10 @@ class Findings:
     coverage: float
     confusion: pd.DataFrame
     """Redrawn instances by asked subtype (rows) and by what the judge sees (columns); of real ones all."""
-    seen_as_tissue: float
-    """Share of these instances of which most pixels look like any subtype."""
-    stain: pd.Series
-    """Mean optical density of the stain inside them, by subtype."""
-    seam: float
-    """Mean step of the grey level across their borders."""
-    copies: CopiesFound
-    """How similar the images are to the training tissue that they resemble most."""
+    seen_as_tissue: float  # share of these instances of which most pixels look like any subtype
+    stain: pd.Series  # mean optical density of the stain inside them, by subtype
+    seam: float  # mean step of the grey level across their borders
+    copies: CopiesFound  # how similar the images are to the training tissue that they resemble most
     nearest: pd.DataFrame
     """A row per image: ``image``, ``training_patch`` (numbers among those sampled), ``distance`` of the features; the
     nearest first. It shows what an image resembles; it does not find copies, which may come from any place."""
@@ -118,11 +114,9 @@ class Audit:
     findings: tuple[Findings, ...]
     """Two halves of the training patients against each other, then held-out real patches, then the sets."""
     training_patches: Sequence[Patch]
-    search: CopySearch
-    """The training tissue in which copies were looked for."""
+    search: CopySearch  # the training tissue in which copies were looked for
 
-    judge_features: bool = True
-    """Whether distances are measured in the judge's own features."""
+    judge_features: bool = True  # whether distances are measured in the judge's own features
 
     def table(self) -> pd.DataFrame:
         """Return a row per kind of images."""

@@ -40,8 +40,7 @@ class CodebookUpkeep(nn.Module):
     with a threshold relative to the fair share); None = never.
     """
 
-    usage: Tensor
-    """(K,): moving average of K · (share of the latents that chose a code): 1 = as often as all others."""
+    usage: Tensor  # (K,): moving average of K · (share of the latents that chose a code): 1 = as often as all others
     sums: Tensor
 
     def __init__(self, codes: Tensor, decay: float, *, averaged: bool, revive_below: float | None) -> None:

@@ -189,11 +189,9 @@ def load_generator(
 
     ``settings`` are fields of the method's ``drawing``, as plain values; the checkpoint's own where not given.
 
-    Raises
-    ------
-    InputError, ConfigError, MismatchError
-        A checkpoint is needed and was not given; there is no such method, or the network cannot draw with these
-        settings; the checkpoint is of a kind that does not draw with this method.
+    Raises InputError where a checkpoint is needed and was not given; ConfigError where there is no such
+    method, or the network cannot draw with these settings; MismatchError where the checkpoint does not draw with this
+    method.
     """
     entry = METHODS.named(method, "method")
     if entry.kind is not None:

@@ -37,8 +37,7 @@ class Lazy:
     3.0
     """
 
-    target: str
-    """``package.module:attribute``."""
+    target: str  # package.module:attribute
 
     @property
     def loaded(self) -> Any:

@@ -54,10 +54,8 @@ _STAGE_DISCRIMINATOR = "loss.discriminator.main."
 class Layout:
     """How the tensors of one of our networks are published."""
 
-    renamings: tuple[Renaming, ...]
-    """Applied to a name one after the other."""
-    kernel: tuple[int, ...] = ()
-    """Size of the convolutions that stand for the linear layers of attention."""
+    renamings: tuple[Renaming, ...]  # applied to a name one after the other
+    kernel: tuple[int, ...] = ()  # size of the convolutions that stand for the linear layers of attention
     head_width: int = 0
     """Features of an attention head, where queries, keys and values are one tensor: rows (head, 3, width)."""
 

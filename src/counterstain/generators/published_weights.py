@@ -45,18 +45,13 @@ Stage = tuple[AutoencoderConfig, dict[str, Tensor]]  # a first stage: its settin
 class Facts:
     """What weights do not tell about themselves."""
 
-    taxonomy: Taxonomy
-    """In the order of the labels that the network was trained on."""
-    mpp: float
-    """Micrometres per pixel of the images that it was trained on."""
-    size_px: int
-    """Edge of its training patches."""
-    patients_seen: tuple[str, ...] = ()
-    """Every patient whose tissue it was trained on; empty = none of any cohort."""
+    taxonomy: Taxonomy  # in the order of the labels that the network was trained on
+    mpp: float  # micrometres per pixel of the images that it was trained on
+    size_px: int  # edge of its training patches
+    patients_seen: tuple[str, ...] = ()  # every patient whose tissue it was trained on; empty = none of any cohort
     head_channels: int | None = None
     """Features of an attention head of a denoiser (``num_head_channels``); None = by the number of heads."""
-    scale_factor: float | None = None
-    """What a denoiser's latents are multiplied by, where the file does not tell."""
+    scale_factor: float | None = None  # what a denoiser's latents are multiplied by, where the file does not tell
 
 
 @dataclass(frozen=True)
@@ -78,6 +73,9 @@ def import_weights(
 ) -> CheckpointHeader:
     """Make a checkpoint of published weights, once; the same call on a finished folder reads its header.
 
+    Raises InputError where a file is missing, cannot be read, or holds no generator or no first stage; MismatchError
+    where a file is of another layout, or does not fit the taxonomy or the size.
+
     Parameters
     ----------
     files : sequence of Path
@@ -91,13 +89,6 @@ def import_weights(
         Checkpoint of ours to take the first stage from, where a latent diffusion's file has none.
     averaged : bool
         Take the moving average of a denoiser's weights instead of the last ones.
-
-    Raises
-    ------
-    InputError
-        A file is missing, cannot be read, or holds no generator or no first stage.
-    MismatchError
-        A file is of another layout, or does not fit the taxonomy or the size.
     """
     for path in files:
         if not path.is_file():

@@ -82,19 +82,15 @@ def import_slides(
     patients overrules the option of that name, which is the same for all slides. With an ``executor``, slides are read
     in several processes or on a cluster, whose machines share all folders; the cohort is the same to the byte.
 
+    Raises InputError where a slide, an annotation or an option cannot be used; MismatchError where ``out`` belongs to
+    another import, or a slide is no longer the file that it was. Nothing is written, unless damage to a slide shows
+    only while its pixels are read; finished regions are then kept.
+
     Returns
     -------
     Cohort
         With ``import.json`` (counts by subtype, and what was repaired, cut or skipped), ``annotations.parquet`` (the
         instance that each annotation became) and ``overview/SLIDE.png``.
-
-    Raises
-    ------
-    InputError
-        A slide, an annotation or an option cannot be used. Nothing is written, unless damage to a slide shows only
-        while its pixels are read; finished regions are then kept.
-    MismatchError
-        ``out`` belongs to another import, or a slide is no longer the file that it was.
     """
     labels, out = Path(labels), Path(out)
     label_map = LabelMap.load(labels)

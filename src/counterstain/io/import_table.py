@@ -80,6 +80,9 @@ def import_table(
 ) -> Cohort:
     """Import a CSV table of images and label images; ``import.json`` of the cohort counts what was taken and dropped.
 
+    Raises InputError where a row, an image or an option cannot be used; MismatchError where ``out`` belongs to another
+    import. Nothing is left behind.
+
     Parameters
     ----------
     table : str or Path
@@ -94,13 +97,6 @@ def import_table(
         Required for ``labels="ids"``; otherwise built from the subtypes of the table, sorted by name.
     **options
         Fields of :class:`TableConfig`.
-
-    Raises
-    ------
-    InputError
-        A row, an image or an option cannot be used. Nothing is left behind.
-    MismatchError
-        ``out`` belongs to another import.
     """
     table, out = Path(table), Path(out)
     config = build(TableConfig, {"mpp": mpp, **options}, f"import of {table}")

@@ -40,13 +40,10 @@ KEY = re.compile(r"(?P<low>\d{1,10})(?:\s*-\s*(?P<high>\d{1,10}))?|#(?P<colour>[
 class StoredLabels:
     """The pixels of a label image as its file stores them."""
 
-    values: np.ndarray
-    """(H, W) integers; 0xrrggbb where ``coloured``."""
-    highest: int = 255
-    """That a pixel of this format can hold."""
+    values: np.ndarray  # (H, W) integers; 0xrrggbb where coloured
+    highest: int = 255  # that a pixel of this format can hold
     coloured: bool = False
-    palette: np.ndarray | None = None
-    """Colours of the values, (n, 3) uint8."""
+    palette: np.ndarray | None = None  # colours of the values, (n, 3) uint8
     white_is_zero: bool = False
     lossy: bool = False
 
@@ -213,10 +210,7 @@ def read_mask(
     pixels, has a level between black and white. ``drawn`` is filled in; pass the same to all files of a table, so that
     a number that two of them draw in different colours is refused.
 
-    Raises
-    ------
-    InputError
-        As :func:`read_stored`, or what the values mean is not certain.
+    Raises InputError as :func:`read_stored`, or where it is not certain what the values mean.
     """
     stored = read_stored(path)
     if meanings is not None:
@@ -284,12 +278,8 @@ def read_ids(
 ) -> np.ndarray:
     """Read an image that holds an id of the taxonomy in every pixel, (H, W) uint8; ``drawn`` as in :func:`read_mask`.
 
-    Raises
-    ------
-    InputError
-        As :func:`read_stored`, or what the values mean is not certain.
-    TaxonomyError
-        A value is no id.
+    Raises InputError as :func:`read_stored`, or where it is not certain what the values mean; TaxonomyError where a
+    value is no id.
     """
     stored, drawn = read_stored(path), {} if drawn is None else drawn
     if meanings is not None:

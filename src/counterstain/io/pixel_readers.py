@@ -57,21 +57,14 @@ OF_MODE = {
 class PixelLayout:
     """How a file stores its pixels."""
 
-    bits: int
-    """Of a channel."""
-    colour: str
-    """RGB, grey, palette, or another one that is not read."""
-    numbers: str = "unsigned"
-    """Or signed, or floating-point."""
-    extra: tuple[int, ...] = ()
-    """What channels beside the colours are, as TIFF's ExtraSamples."""
-    orientation: int = UPRIGHT
-    """As TIFF and EXIF number it; 1 is upright."""
-    storage: str = ""
-    """What is unusual in how bytes are stored, in words."""
+    bits: int  # of a channel
+    colour: str  # RGB, grey, palette, or another one that is not read
+    numbers: str = "unsigned"  # or signed, or floating-point
+    extra: tuple[int, ...] = ()  # what channels beside the colours are, as TIFF's ExtraSamples
+    orientation: int = UPRIGHT  # as TIFF and EXIF number it; 1 is upright
+    storage: str = ""  # what is unusual in how bytes are stored, in words
     pages: int = 1
-    words: str
-    """The layout in the words of the library that reads it, for messages."""
+    words: str  # the layout in the words of the library that reads it, for messages
 
     @property
     def premultiplied(self) -> bool:
@@ -182,8 +175,7 @@ class Level:
     width_px: int
     height_px: int
     downsample: float
-    number: int
-    """In the file."""
+    number: int  # in the file
     exact: bool = True
     """Whether its stored pixels are read where they lie; otherwise it will do for pictures to look at."""
 
@@ -191,14 +183,10 @@ class Level:
 class SlideSource(Protocol):
     """An open slide file."""
 
-    levels: tuple[Level, ...]
-    """Level 0 first, each one coarser than the one before."""
-    mpp_xy: tuple[float, float] | None
-    """Micrometres per level-0 pixel as the file says, None where it does not."""
-    doubt: str
-    """Why that is not certain, in words."""
-    bounds_level0_px: tuple[int, int, int, int]
-    """x, y, width and height of the scanned area."""
+    levels: tuple[Level, ...]  # level 0 first, each one coarser than the one before
+    mpp_xy: tuple[float, float] | None  # micrometres per level-0 pixel as the file says, None where it does not
+    doubt: str  # why that is not certain, in words
+    bounds_level0_px: tuple[int, int, int, int]  # x, y, width and height of the scanned area
 
     def read(self, level: Level, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return (H, W, 3) uint8 at a place in the level's own pixels; what lies outside or is empty is white."""
@@ -328,10 +316,8 @@ def image_size(path: Path, *, labels: bool = False) -> tuple[int, int]:
 def read_image(path: Path) -> np.ndarray:
     """Read a PNG, TIFF or JPEG image as (H, W, 3) uint8; grey becomes RGB, transparent becomes white.
 
-    Raises
-    ------
-    InputError
-        The file is missing, damaged or no image, has a layout that is not read, or is far too large.
+    Raises InputError where the file is missing, damaged or no image, has a layout that is not read, or is far too
+    large.
     """
     with opened_image(path) as image:
         image.load()

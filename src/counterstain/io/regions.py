@@ -42,10 +42,7 @@ Outline = Polygon | MultiPolygon
 def read_region_table(path: str | Path) -> dict[str, list[Box]]:
     """Read the regions of each slide from a CSV table with columns as in COLUMNS and perhaps region, a unique name.
 
-    Raises
-    ------
-    InputError
-        Names the row, the column and the value.
+    Raises InputError that names the row, the column and the value.
     """
     boxes: dict[str, list[Box]] = {}
     for where, row in csv_rows(path, COLUMNS, ("region",)):
@@ -70,10 +67,7 @@ def _pixels(where: str, column: str, text: str) -> int:
 def drawn_boxes(slide: str, outlines: Sequence[Outline]) -> list[Box]:
     """Turn drawn rectangles into regions, numbered from top to bottom.
 
-    Raises
-    ------
-    InputError
-        An outline is no upright rectangle.
+    Raises InputError where an outline is no upright rectangle.
     """
     boxes = []
     ordered = sorted(outlines, key=lambda outline: (outline.bounds[1], outline.bounds[0]))
@@ -213,12 +207,9 @@ def _otsu(values: np.ndarray) -> float:
 class Placed(NamedTuple):
     """Outlines in the pixels of a region."""
 
-    shown: list[int]
-    """Which of the outlines the region shows."""
-    polygons: list[Outline]
-    """Those, whole: :func:`rasterise` cuts at the region's edge."""
-    cut: int
-    """How many reach over the region's edge."""
+    shown: list[int]  # which of the outlines the region shows
+    polygons: list[Outline]  # those, whole: :func:`rasterise` cuts at the region's edge
+    cut: int  # how many reach over the region's edge
 
 
 def place(outlines: Sequence[Outline], box: Box, scale: float = 1.0) -> Placed:

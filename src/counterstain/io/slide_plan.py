@@ -57,19 +57,15 @@ class Patient:
     """The patient of a slide."""
 
     patient: str
-    score: str | None = None
-    """Score of the slide."""
-    mpp_level0: float | None = None
-    """Micrometres per level-0 pixel of the slide, where its file does not say."""
+    score: str | None = None  # score of the slide
+    mpp_level0: float | None = None  # micrometres per level-0 pixel of the slide, where its file does not say
 
 
 def read_patients(path: str | Path, slides: Iterable[str]) -> dict[str, Patient]:
     """Read the patient of each slide from a CSV table with columns slide, patient and perhaps score and mpp_level0.
 
-    Raises
-    ------
-    InputError
-        A column or a slide is missing, a field is empty, a resolution is not above 0, or a slide is listed twice.
+    Raises InputError where a column or a slide is missing, a field is empty, a resolution is not above 0, or a slide is
+    listed twice.
     """
     patients: dict[str, Patient] = {}
     for where, row in csv_rows(path, ("slide", "patient"), ("score", "mpp_level0")):
@@ -101,10 +97,8 @@ def _resolution(where: str, text: str | None) -> float | None:
 class Shown(NamedTuple):
     """An annotation as it is painted into regions."""
 
-    instance: int
-    """Its number on the slide, from 1 on; the same every time the annotations are read."""
-    label: int
-    """Subtype, 0 = background, 255 = ignore."""
+    instance: int  # its number on the slide, from 1 on; the same every time the annotations are read
+    label: int  # subtype, 0 = background, 255 = ignore
     source_id: str
     source_label: str
     polygon: Outline
@@ -121,10 +115,8 @@ class SlidePlan:
     size_level0_px: tuple[int, int]
     boxes: tuple[Box, ...]
     shown: tuple[Shown, ...]
-    cut: int
-    """Annotations that reach over the edge of the scanned area and end there."""
-    strays: tuple[str, ...]
-    """Annotations that lie off the slide and are left out: label, id and place of each."""
+    cut: int  # annotations that reach over the edge of the scanned area and end there
+    strays: tuple[str, ...]  # annotations that lie off the slide and are left out: label, id and place of each
     twice: tuple[str, ...]
     """Outlines that are there again with another meaning, which shows: both labels and the place of each."""
 
@@ -167,10 +159,8 @@ def plan_slide(
     ``labels`` maps labels to subtypes, 0 = background and 255 = ignore; annotations of other labels are rectangles of
     regions. ``listed`` are the slide's regions for ``regions="table"``.
 
-    Raises
-    ------
-    InputError
-        The slide cannot be read, an annotation or a region lies off it, or no region is drawn or listed.
+    Raises InputError where the slide cannot be read, an annotation or a region lies off it, or no region is drawn or
+    listed.
     """
     given_by = "the patients table's mpp_level0" if patient.mpp_level0 else "--mpp-level0"
     with Slide.open(path, patient.mpp_level0 or config.mpp_level0, given_by) as slide:

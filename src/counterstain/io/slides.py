@@ -59,10 +59,7 @@ def list_slides(folder: str | Path) -> dict[str, Path]:
 
     A subfolder of DICOM files is one slide with the folder's name.
 
-    Raises
-    ------
-    InputError
-        No such folder, no slide in it, or two slides of one name.
+    Raises InputError where there is no such folder, no slide in it, or two slides have one name.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -102,8 +99,7 @@ class Box:
     y: int
     width: int
     height: int
-    name: str = ""
-    """Of a region, unique on its slide."""
+    name: str = ""  # of a region, unique on its slide
 
     @property
     def polygon(self) -> shapely.Polygon:
@@ -121,10 +117,8 @@ class Thumbnail(NamedTuple):
 
     image: np.ndarray  # (H, W, 3) uint8
     x_level0_px: int
-    y_level0_px: int
-    """Its upper left corner on the canvas."""
-    downsample: float
-    """Level-0 pixels per pixel."""
+    y_level0_px: int  # its upper left corner on the canvas
+    downsample: float  # level-0 pixels per pixel
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +128,9 @@ class SlideWindow:
     source: SlideSource
     x_level0_px: float
     y_level0_px: float
-    step: float
-    """Level-0 pixels per pixel of the window."""
-    shape: tuple[int, int, int]
-    """H, W, 3."""
-    rough: bool = False
-    """Whether levels will do that show pixels between those stored, as for a thumbnail."""
+    step: float  # level-0 pixels per pixel of the window
+    shape: tuple[int, int, int]  # H, W, 3
+    rough: bool = False  # whether levels will do that show pixels between those stored, as for a thumbnail
 
     def read(self, y_px: int, x_px: int, height_px: int, width_px: int) -> np.ndarray:
         """Return a piece at a place in the window, (height_px, width_px, 3) uint8."""
@@ -228,6 +219,9 @@ class Slide(AbstractContextManager["Slide"]):
     def open(cls, path: str | Path, mpp_level0: float | None = None, given_by: str = "--mpp-level0") -> Slide:
         """Open whatever OpenSlide opens, OME-TIFF, or plain TIFF; RGB with 8 bits a channel.
 
+        Raises InputError where the file is missing, damaged, no slide, or stores pixels in a way that is not read; its
+        resolution is unknown, no microscope's, or differs by more than 1 % between x and y.
+
         Parameters
         ----------
         mpp_level0 : float, optional
@@ -235,12 +229,6 @@ class Slide(AbstractContextManager["Slide"]):
             a warning if it differs by more than 1 %.
         given_by : str
             Where ``mpp_level0`` comes from, for messages; without it there is no warning.
-
-        Raises
-        ------
-        InputError
-            The file is missing, damaged, no slide, or stores pixels in a way that is not read; its resolution is
-            unknown, no microscope's, or differs by more than 1 % between x and y.
         """
         path = Path(path)
         source = open_slide_file(path)

@@ -157,10 +157,7 @@ def read_table(
     Returned are the columns row, image, label (absolute paths), region, slide, patient, score, split, subtype (name or
     None), height_px, width_px.
 
-    Raises
-    ------
-    InputError
-        One line that names the row, the column, the value and the remedy.
+    Raises InputError with one line that names the row, the column, the value and the remedy.
     """
     options = {name: f" or give --{field}-column" for field, name in columns.model_dump().items()}
     table = _read_csv(path, options)

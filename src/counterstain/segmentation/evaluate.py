@@ -34,19 +34,14 @@ def evaluate(
 ) -> pd.DataFrame:
     """Segment every region of a part of a cohort (``train``, ``val``, ``test`` or ``all``) and count its pixels.
 
+    Raises MismatchError where the segmenter was trained on other subtypes, or at an mpp that differs by more than 5 %;
+    LeakageError where the part is not the training part and contains a patient, or an image, that the segmenter saw;
+    InputError where there is no such part or it is empty, or there is no finished segmenter.
+
     Returns
     -------
     DataFrame
         Counts by slide, for :func:`counterstain.segmentation.counts.measures`.
-
-    Raises
-    ------
-    MismatchError
-        The segmenter was trained on other subtypes, or at an mpp that differs by more than 5 %.
-    LeakageError
-        The part is not the training part and contains a patient, or an image, that the segmenter saw.
-    InputError
-        There is no such part or it is empty, or there is no finished segmenter.
     """
     folder = Path(segmenter)
     model, header = load_segmenter(folder)

@@ -203,10 +203,8 @@ class TileRow(NamedTuple):
 
     view: PixelWindow
     span: Span
-    below: Span | None
-    """The next row."""
-    columns: Sequence[Span]
-    """The tiles that have a window with tissue."""
+    below: Span | None  # the next row
+    columns: Sequence[Span]  # the tiles that have a window with tissue
     has_tissue: HasTissue
 
 

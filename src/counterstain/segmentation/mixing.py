@@ -94,8 +94,7 @@ def synthetic_share(amount: float, share: float | None = None) -> float:
 class ShareSchedule:
     """The function position -> probability of a synthetic patch, as ``config.schedule`` asks for it."""
 
-    share: float
-    """What a constant schedule has, see :func:`synthetic_share`."""
+    share: float  # what a constant schedule has, see :func:`synthetic_share`
     steps: int
     batch_size: int
     config: MixingConfig

@@ -197,10 +197,7 @@ def encoder_patients(config: SegmenterConfig) -> set[str]:
     They are known of a segmenter or judge of ours. Of any other file, ``config.encoder_patients`` or the file
     ``patients_seen.txt`` beside it must name them.
 
-    Raises
-    ------
-    InputError
-        There is no such file, or nobody says what its network was trained on.
+    Raises InputError where there is no such file, or nobody says what its network was trained on.
     """
     if config.encoder_weights in {None, IMAGENET}:
         return set()
@@ -233,10 +230,8 @@ def load_encoder_weights(encoder: nn.Module, config: SegmenterConfig) -> str:
 
     Returns what the encoder starts from, for the record.
 
-    Raises
-    ------
-    InputError
-        ImageNet's weights cannot be downloaded; the file is missing, no state dict or of another network.
+    Raises InputError where ImageNet's weights cannot be downloaded; the file is missing, no state dict or of another
+    network.
     """
     if config.encoder_weights is None:
         return "random"

@@ -40,16 +40,12 @@ ABOVE_ALL = 2.0  # no probability is above it
 class Span(NamedTuple):
     """A tile along one axis, in pixels of the image."""
 
-    read_from: int
-    """First pixel that is read; negative before the edge of the image."""
-    read_px: int
-    """Pixels that are read: whole windows."""
-    start: int
-    """First pixel of the tile's own."""
+    read_from: int  # first pixel that is read; negative before the edge of the image
+    read_px: int  # pixels that are read: whole windows
+    start: int  # first pixel of the tile's own
     stop: int
     """End of the tile's own pixels; pixel ``stop`` itself is known too unless the image ends, so that outlines meet."""
-    last: bool = True
-    """Whether the image ends here."""
+    last: bool = True  # whether the image ends here
 
 
 def spans(length: int, size_px: int, overlap_px: int, tile_windows: int = TILE_WINDOWS) -> list[Span]:
@@ -78,8 +74,7 @@ class Piece(NamedTuple):
     """The part of an area of tumour in one tile."""
 
     polygon: Polygon
-    probability_sum: float
-    """Over the pixels whose centres it covers."""
+    probability_sum: float  # over the pixels whose centres it covers
     pixels: int
 
 
@@ -184,8 +179,7 @@ _NAMESPACE = uuid.UUID("5f0c1bd4-6a40-4c1e-9f53-2d0f9b7d6a11")
 class Outlined(NamedTuple):
     """An area of tumour on a slide."""
 
-    polygon: Polygon
-    """In level-0 pixels."""
+    polygon: Polygon  # in level-0 pixels
     mean_probability: float
     area_um2: float
     region: str

@@ -80,10 +80,8 @@ class Prediction(NamedTuple):
     """A file of predicted areas."""
 
     path: Path
-    areas: int | None
-    """Outlined areas; None if the file existed already."""
-    area_um2: float | None
-    """Their total area."""
+    areas: int | None  # outlined areas; None if the file existed already
+    area_um2: float | None  # their total area
 
 
 def predict_slide(
@@ -99,6 +97,9 @@ def predict_slide(
 ) -> Prediction:
     """Outline tumour on a slide, at the resolution that the segmenter was trained at.
 
+    Raises InputError where there is no such segmenter, slide or region, the resolution is unknown, or ``out`` is not
+    named like GeoJSON; MismatchError where ``out`` contains something else.
+
     Parameters
     ----------
     out : str or Path
@@ -109,13 +110,6 @@ def predict_slide(
         slide, both with their glass. Outlines end at the edge of a region.
     mpp_level0 : float, optional
         Micrometres per level-0 pixel, if the slide does not have it.
-
-    Raises
-    ------
-    InputError
-        There is no such segmenter, slide or region, the resolution is unknown, or ``out`` is not named like GeoJSON.
-    MismatchError
-        ``out`` contains something else.
     """
     out, config = Path(out), config or PredictConfig()
     if out.suffix not in {".geojson", ".json"} or out.is_dir():
@@ -163,12 +157,8 @@ def predict_cohort(
     slide's canvas. A slide whose regions overlap, such as images that were cut out without their position, gets a file
     per region.
 
-    Raises
-    ------
-    InputError
-        There is no such segmenter, or coordinates from the scanned area are requested.
-    MismatchError
-        The cohort has another resolution, or ``out`` contains something else.
+    Raises InputError where there is no such segmenter, or coordinates from the scanned area are requested;
+    MismatchError where the cohort has another resolution, or ``out`` contains something else.
     """
     out, config = Path(out), config or PredictConfig()
     if config.origin == "bounds":
@@ -224,8 +214,7 @@ class Tissue(NamedTuple):
 
     mask: np.ndarray  # (H, W) bool
     x_level0_px: int
-    y_level0_px: int
-    """Its upper left corner on the canvas."""
+    y_level0_px: int  # its upper left corner on the canvas
     downsample: float
 
     @classmethod

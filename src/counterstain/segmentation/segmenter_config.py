@@ -30,12 +30,9 @@ ADAM_BETAS = (0.9, 0.999)
 class Windows(NamedTuple):
     """How regions are cut into windows."""
 
-    size_px: int
-    """Edge of a window."""
-    overlap_px: int
-    """Pixels that neighbouring windows share at least."""
-    batch_size: int
-    """Windows in a batch."""
+    size_px: int  # edge of a window
+    overlap_px: int  # pixels that neighbouring windows share at least
+    batch_size: int  # windows in a batch
 
 
 class InferenceConfig(Config):

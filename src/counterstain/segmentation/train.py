@@ -51,6 +51,11 @@ def train_segmenter(
 ) -> Path:
     """Train a segmenter on the training part of a cohort, or on a mixture with synthetic patches.
 
+    Raises LeakageError where the synthetic set comes from, or its generator saw, a validation or test patient of this
+    cohort; MismatchError where the synthetic set is of another taxonomy, size or mpp; or ``out`` belongs to another
+    run; InputError where ``size_px`` is not a multiple of 32; windows overlap completely; a set with fewer patches than
+    the amount asks for; an amount without a set, or a set without an amount.
+
     Parameters
     ----------
     out : str or Path
@@ -61,16 +66,6 @@ def train_segmenter(
         Its first ``amount`` x ``config.mixing.epoch_patches`` patches are mixed in; an amount of 1.0 is +100 %.
     share : float, optional
         Share of synthetic patches in training, amount / (1 + amount) by default; 1.0 trains on them alone.
-
-    Raises
-    ------
-    LeakageError
-        The synthetic set comes from, or its generator saw, a validation or test patient of this cohort.
-    MismatchError
-        The synthetic set is of another taxonomy, size or mpp; or ``out`` belongs to another run.
-    InputError
-        ``size_px`` is not a multiple of 32; windows overlap completely; a set with fewer patches than the amount asks
-        for; an amount without a set, or a set without an amount.
     """
     config.check_size(size_px)
     count, share = synthetic_count(amount, config.mixing), synthetic_share(amount, share)
@@ -215,8 +210,7 @@ class MixupBatches:
     """Batches in which each patch is blended with another (mixup, Zhang et al., ICLR 2018)."""
 
     batches: Batches
-    alpha: float
-    """The share of the first patch is drawn from Beta(alpha, alpha), once per batch."""
+    alpha: float  # the share of the first patch is drawn from Beta(alpha, alpha), once per batch
     seed: int
 
     def __call__(self, step: int) -> Batch:

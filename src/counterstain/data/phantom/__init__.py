@@ -62,6 +62,8 @@ def render(label_mask: np.ndarray, instances: np.ndarray, style: SlideStyle, see
     The picture depends on the arguments alone. Relabelled instances keep their cells where they are; only the stain
     changes, and the inside of what is or was a duct.
 
+    Raises InputError where the arrays differ in shape or contain a label that the phantom cannot draw.
+
     Parameters
     ----------
     label_mask : (H, W) integer array
@@ -70,11 +72,6 @@ def render(label_mask: np.ndarray, instances: np.ndarray, style: SlideStyle, see
         0 = background. Nests of the same id share the hidden score of a duct.
     mpp : float
         Micrometres per pixel; all sizes follow from it.
-
-    Raises
-    ------
-    InputError
-        The arrays differ in shape or contain a label that the phantom cannot draw.
     """
     if label_mask.shape != instances.shape or label_mask.ndim != 2:
         raise InputError(f"label mask of shape {label_mask.shape}, instances of {instances.shape}: expected one (H, W)")

@@ -68,11 +68,9 @@ def read_annotations(
     ``types`` is a file with names of EXACT's annotation types, see
     :func:`~counterstain.io.annotations.json_formats.read_exact`, ``objects`` the types of QuPath's objects to read.
 
-    Raises
-    ------
-    InputError
-        One line with the file, the place in it, what was expected and the remedy. Nothing else is raised, whatever
-        the file holds. An odd object among others is no error: it is skipped, counted and described in the result.
+    Raises InputError, one line with the file, the place in it, what was expected and the remedy. Nothing else is
+    raised, whatever the file holds. An odd object among others is no error: it is skipped, counted and described in the
+    result.
     """
     path = Path(path)
     unknown = sorted(set(objects) - set(OBJECTS))
@@ -169,10 +167,7 @@ def match_annotations(slides: Iterable[str], files: Sequence[AnnotationFile]) ->
     ``a.qupath.json``); if several fit, to the slide with the longest name. Annotations that name their slide, as
     EXACT's do, belong to it.
 
-    Raises
-    ------
-    InputError
-        A slide without annotations or annotations without a slide; lists the names of both sides.
+    Raises InputError where a slide has no annotations or annotations no slide, with the names of both sides.
     """
     matched: dict[str, list[Annotation]] = {slide: [] for slide in slides}
     found: dict[str, list[str]] = {}  # files of each slide

@@ -81,11 +81,8 @@ def fetch_exact(
 
     ``environment`` holds the credentials; ``told`` is called with the number of images done and of all images.
 
-    Raises
-    ------
-    InputError
-        EXACT-Sync is not installed, credentials are missing or refused, or the server cannot be reached, is not
-        trusted or does not answer as EXACT does.
+    Raises InputError where EXACT-Sync is not installed, credentials are missing or refused, or the server cannot be
+    reached, is not trusted or does not answer as EXACT does.
     """
     limits = _Limits(server.url)
     with _client(server, environment, limits) as client:

@@ -40,12 +40,9 @@ MAX_STEPS = 1000  # between two points of a curve
 class Annotation:
     """One outlined instance, or the rectangle of a region."""
 
-    id: str
-    """Unique in its file and the same every time the file is read."""
-    label: str
-    """As the source names it; ``LABELS.yaml`` says which subtype that is."""
-    polygon: Area
-    """Valid, with an area, in level-0 pixels: pixel (column 0, row 0) covers x 0..1 and y 0..1."""
+    id: str  # unique in its file and the same every time the file is read
+    label: str  # as the source names it; LABELS.yaml says which subtype that is
+    polygon: Area  # valid, with an area, in level-0 pixels: pixel (column 0, row 0) covers x 0..1 and y 0..1
     slide: str | None = None
     """File name of the slide as the source gives it, without folders; None where the format has none."""
 
@@ -60,10 +57,8 @@ class AnnotationFile:
     """Reason -> objects that cannot become an instance: points, lines, deleted rows, outlines without area."""
     odd: tuple[str, ...] = ()
     """What is wrong with the first of the objects that could not be read, and where; all are counted as skipped."""
-    repaired: int = 0
-    """Polygons that crossed themselves and were made valid."""
-    splines: int = 0
-    """Outlines that the source draws as curves through their points."""
+    repaired: int = 0  # polygons that crossed themselves and were made valid
+    splines: int = 0  # outlines that the source draws as curves through their points
 
     @property
     def slides(self) -> tuple[str, ...]:
