@@ -17,11 +17,14 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def test_every_command_is_a_public_function_with_the_same_arguments():
-    for command in COMMANDS:
-        assert getattr(cs, command.verb.__name__) is command.verb
-        printed = CliRunner().invoke(app, [*path_of(command), "--help"]).output
-        for name in inspect.signature(command.verb).parameters:
-            assert name.upper() in printed or f"--{'set' if name == 'settings' else name.replace('_', '-')}" in printed
+    groups = {group.typer_instance: [group.name] for group in app.registered_groups}
+    for group, commands in COMMANDS.items():
+        for command, verb, *_ in commands:
+            assert getattr(cs, verb.__name__) is verb
+            printed = CliRunner().invoke(app, [*groups.get(group, ()), command, "--help"]).output
+            for name in inspect.signature(verb).parameters:
+                option = "set" if name == "settings" else name.replace("_", "-")
+                assert name.upper() in printed or f"--{option}" in printed
 
 
 def test_functions_keep_their_names_when_the_packages_of_these_names_are_imported():
@@ -29,11 +32,6 @@ def test_functions_keep_their_names_when_the_packages_of_these_names_are_importe
     importlib.import_module("counterstain.report.page")
     assert inspect.isfunction(cs.audit)
     assert inspect.isfunction(cs.report)
-
-
-def path_of(command):
-    group = next((g.name for g in app.registered_groups if g.typer_instance is command.group), None)
-    return [command.name] if group is None else [group, command.name]
 
 
 def test_every_public_name_is_listed_and_says_what_it_is():

@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import counterstain
+from counterstain.audit import JudgeConfig
 from counterstain.audit.audit import audit_sets, require_auditable, sheet, training_halves
 from counterstain.audit.copies import CopiesFound
 from counterstain.audit.fidelity import coverage, features_of, frechet_distance, kernel_distance, nearest
 from counterstain.audit.findings import HALVES, HELD_OUT, AuditConfig, seam, stain_density, stain_table
 from counterstain.audit.judge import instance_loss, instance_probabilities, load_judge, train_judge
-from counterstain.audit.judge_config import JudgeConfig
 from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint, write_header
 from counterstain.cli import app
 from counterstain.data.patch_set import PatchSet

@@ -10,7 +10,14 @@ from drawn_requests import denoiser_config, drawn_by, first_stage_config, random
 from counterstain.config import build
 from counterstain.errors import ConfigError
 from counterstain.generators.autoencoder import Autoencoder
-from counterstain.generators.conditioning import shrink, to_tensor
+from counterstain.generators.conditioning import (
+    dilated,
+    draw_redrawn,
+    latent_redraw_mask,
+    shrink,
+    surroundings,
+    to_tensor,
+)
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import (
     AutoencoderConfig,
@@ -21,7 +28,6 @@ from counterstain.generators.diffusion_config import (
     SamplerConfig,
 )
 from counterstain.generators.drawing import DiffusionGenerator
-from counterstain.generators.inpainting import dilated, draw_redrawn, latent_redraw_mask, surroundings
 from counterstain.generators.samplers import KnownLatents, build_scheduler, sample, step_walk
 from counterstain.seeding import torch_generator
 from counterstain.training import fit

@@ -16,8 +16,8 @@ import pytest
 from drawn_cohort import HER2
 from drawn_requests import ONE, denoiser_config, first_stage_config
 
+from counterstain.audit import JudgeConfig
 from counterstain.audit.judge import Judge, load_judge
-from counterstain.audit.judge_config import JudgeConfig
 from counterstain.checkpoints import CheckpointHeader, save_checkpoint
 from counterstain.errors import CounterstainError
 from counterstain.generators.autoencoder import Autoencoder

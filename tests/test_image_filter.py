@@ -4,9 +4,9 @@ import torch
 from drawn_cohort import HER2, draw_cohort
 from drawn_requests import FakeGenerator
 
+from counterstain.audit import JudgeFilterConfig
 from counterstain.audit import judge as judge_module
 from counterstain.audit.judge import JudgeFilter
-from counterstain.audit.judge_config import JudgeFilterConfig
 from counterstain.checkpoints import CheckpointHeader
 from counterstain.data.sampling import SamplingConfig
 from counterstain.errors import MismatchError

@@ -11,9 +11,9 @@ from drawn_requests import ONE, FakeGenerator, denoiser_config, first_stage_conf
 from safetensors.torch import save_file
 
 from counterstain.api.imports import import_weights
+from counterstain.audit import JudgeConfig, JudgeFilterConfig
 from counterstain.audit.audit import require_auditable
 from counterstain.audit.judge import JudgeFilter, train_judge
-from counterstain.audit.judge_config import JudgeConfig, JudgeFilterConfig
 from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint
 from counterstain.data.cohort import CohortWriter
 from counterstain.data.sampling import CopyPasteConfig, PastedPatches, SamplingConfig

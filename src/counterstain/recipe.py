@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, create_model
 
-from counterstain.audit.judge_config import JudgeConfig
+from counterstain.audit import JudgeConfig
 from counterstain.config import Config, build, build_stored, merge, parse_overrides, read_yaml
 from counterstain.errors import ConfigError
 from counterstain.generators.diffusion_config import AutoencoderConfig, DiffusionConfig, DistillationConfig

@@ -1,6 +1,6 @@
 """The verbs: every command of the command line as a function, with the same names and arguments.
 
-The command line is built from these functions (:mod:`counterstain.cli.commands`): their signatures are its arguments
+The command line is built from these functions (:mod:`counterstain.cli`): their signatures are its arguments
 and options, their docstrings its help. So nothing heavy is imported before a function runs.
 """
 

@@ -153,8 +153,8 @@ def synthesize(
     seed : int
         Another number makes other random choices.
     """
+    from counterstain.audit import JudgeFilterConfig
     from counterstain.audit.judge import JudgeFilter
-    from counterstain.audit.judge_config import JudgeFilterConfig
     from counterstain.config import build
     from counterstain.synthesis.synthesize import synthesize as draw_set
 

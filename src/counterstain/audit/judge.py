@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from counterstain.audit.judge_config import JudgeConfig, JudgeFilterConfig
+from counterstain.audit import JudgeConfig, JudgeFilterConfig
 from counterstain.checkpoints import CheckpointHeader, load_checkpoint, rebuilt, require_taxonomy
 from counterstain.config import build_stored
 from counterstain.data.cohort import Cohort

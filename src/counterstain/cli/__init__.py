@@ -1,24 +1,29 @@
 """The command line: the functions of :mod:`counterstain.api` as commands.
 
-Errors that the user can fix are one line and exit status 2; anything else is a defect and exits with 1.
+Commands are made from functions: the signature gives the options, the docstring the help. Positional parameters become
+arguments, keyword-only ones options. Annotations are read as text, so that no module with heavy imports is loaded for
+``--help``. Errors that the user can fix are one line and exit status 2; anything else is a defect and exits with 1.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import signal
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
-from counterstain import __version__
+import counterstain
 from counterstain.api import cohorts, evaluation, generators, imports, settings, studies
-from counterstain.cli import printing
-from counterstain.cli.commands import Show, Verb, command_of
-from counterstain.cli.doctor import doctor
-from counterstain.cli.terminal import echo, print_rich, printable
+from counterstain.cli import printing as show
+from counterstain.cli.terminal import echo, print_rich, print_table, printable, warn
+from counterstain.errors import CounterstainError, CounterstainWarning
 
 # Newer versions of typer bring a click of their own: find the base of its errors, whichever click it is.
 UsageProblem: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -37,82 +42,205 @@ app = typer.Typer(
 import_app = typer.Typer(help="Import tissue and its annotations into a cohort.", no_args_is_help=True)
 study_app = typer.Typer(help="Compare arms over repeats: plan, run, follow and clean up.", no_args_is_help=True)
 config_app = typer.Typer(help="Show and explain settings; templates for the files you write.", no_args_is_help=True)
+PACKAGES = (
+    "counterstain", "torch", "torchvision", "lightning", "diffusers", "segmentation-models-pytorch", "zarr",
+    "openslide-python", "tifffile", "shapely", "lpips",
+)  # fmt: skip
+
+Verb = Callable[..., Any]
+Show = Callable[[Any, dict[str, Any]], None]
+
+OPTIONS = {"settings": "--set"}  # where an option has another name than its parameter
+METAVARS = {"settings": "KEY=VALUE", "config": "FILE", "patients_seen": "none|FILE"}
+TYPES: dict[str, Any] = {
+    "PathLike": Path,
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "Numbers": str,
+    "Settings": list[str],
+    "Sequence[str]": list[str],
+    "Sequence[PathLike]": list[Path],
+}
+PARAMETERS = re.compile(r"Parameters\n-+\n(.*?)(?:\n\w+\n---|\Z)", re.DOTALL)
+PARAMETER = re.compile(r"^(\w[\w, ]*?)(?: : .*)?\n((?:    .+\n?)+)", re.MULTILINE)
+SAME_AS = re.compile(r"As for :func:`(\w+)`\.")
 
 
-class Command(NamedTuple):
-    """A command: where it stands, what lists say of it, the function behind it, what is printed of the result."""
+def command_of(verb: Verb, show: Show) -> Callable[..., None]:
+    """Return the function that Typer makes a command of.
 
-    group: typer.Typer
-    name: str
-    summary: str
-    verb: Verb
-    show: Show
+    Parameters
+    ----------
+    verb : callable
+        A function with a numpydoc docstring.
+    show : callable
+        Prints what came of it: ``show(result, arguments)``.
+    """
+    signature = list(inspect.signature(verb).parameters.values())
+    positional = [p.name for p in signature if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    documentation, described = inspect.getdoc(verb) or "", descriptions_of(verb)
+
+    def command(**arguments: Any) -> None:
+        options = dict(arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", CounterstainWarning)
+            warnings.showwarning = _print_warning
+            result = verb(*[options.pop(name) for name in positional], **options)
+        show(result, arguments)
+
+    parameters = [_parameter(p, described[p.name]) for p in signature]
+    command.__name__ = verb.__name__
+    command.__doc__ = documentation.partition("\nParameters\n---")[0].strip()
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
 
 
-COMMANDS = (  # in the order of the help
-    Command(
-        app,
-        "phantom",
-        "Make a cohort of procedural tissue with exact masks",
-        cohorts.make_phantom,
-        printing.show_phantom,
+def descriptions_of(verb: Verb) -> dict[str, str]:
+    """Return what a docstring says of each parameter; ``As for :func:`train`.`` refers to another public function."""
+    found = PARAMETERS.search(inspect.getdoc(verb) or "")
+    described: dict[str, str] = {}
+    for names, text in PARAMETER.findall(found[1] + "\n") if found else ():
+        other = SAME_AS.match(text.strip())
+        others = descriptions_of(getattr(counterstain, other[1])) if other else {}
+        described |= {name: others.get(name, " ".join(text.split())) for name in names.split(", ")}
+    return described
+
+
+_show_warning = warnings.showwarning
+
+
+def _print_warning(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+    """Print our own warnings as one line each, others as Python does."""
+    if issubclass(category, CounterstainWarning):
+        warn(str(message))
+    else:
+        _show_warning(message, category, *where, **options)
+
+
+def _parameter(parameter: inspect.Parameter, text: str) -> inspect.Parameter:
+    """Return a parameter as Typer reads it."""
+    kind = TYPES[str(parameter.annotation).split(" | ")[0]]
+    optional = parameter.default is None
+    name = parameter.name
+    info: Any
+    if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+        info = typer.Argument(metavar=name.upper(), help=text)
+    else:
+        option = OPTIONS.get(name, f"--{name.replace('_', '-')}")
+        info = typer.Option(option, metavar=METAVARS.get(name), help=text)
+    annotation: Any = Annotated[(kind | None) if optional else kind, info]
+    return parameter.replace(annotation=annotation, kind=inspect.Parameter.KEYWORD_ONLY)
+
+
+COMMANDS: dict[typer.Typer, tuple[tuple[str, Verb, Show, str], ...]] = {  # name, function, printing, words in lists
+    app: (
+        ("phantom", cohorts.make_phantom, show.phantom, "Make a cohort of procedural tissue with exact masks"),
+        ("split", cohorts.split, show.splits, "Split a cohort by patient"),
+        ("inspect", cohorts.inspect, show.inspection, "Show what a cohort is made of"),
+        ("headroom", studies.headroom, show.headroom, "Learning curve: would more data help at all?"),
+        ("train", generators.train, show.training, "Train a generator, or the judge of its images"),
+        ("preview", generators.preview, show.preview, "See training patches redrawn as every subtype"),
+        ("synthesize", generators.synthesize, show.synthetic_set, "Draw a synthetic set"),
+        ("redraw", generators.redraw, show.redrawn, "Redraw whole regions with new subtypes"),
+        ("audit", evaluation.audit, show.audit, "Audit synthetic sets: realistic? as asked? copies?"),
+        ("segment", evaluation.segment, show.segmenter, "Train a segmenter, with or without a synthetic set"),
+        ("evaluate", evaluation.evaluate, show.scores, "Score a segmenter, subtype by subtype"),
+        ("predict", evaluation.predict, show.predictions, "Outline the tissue class on slides, for QuPath"),
+        ("export", cohorts.export, show.exported, "Write images, masks or weights for other tools"),
+        ("report", studies.report, show.report, "Write a study's report, figures and tables"),
+        ("demo", studies.demo, show.demo, "Run everything in minutes on two CPU cores"),
     ),
-    Command(
-        import_app,
-        "table",
-        "Import images and label images listed in a table",
-        imports.import_table,
-        printing.show_import,
+    import_app: (
+        ("table", imports.import_table, show.imported, "Import images and label images listed in a table"),
+        ("slides", imports.import_slides, show.imported, "Import whole slides with annotations"),
+        ("labels", imports.import_labels, show.text, "Draft LABELS.yaml from annotations"),
+        ("exact", imports.import_exact, show.exact, "Fetch annotations from an EXACT server"),
+        ("weights", imports.import_weights, show.weights, "Convert weights that others published"),
     ),
-    Command(import_app, "slides", "Import whole slides with annotations", imports.import_slides, printing.show_import),
-    Command(import_app, "labels", "Draft LABELS.yaml from annotations", imports.import_labels, printing.show_text),
-    Command(import_app, "exact", "Fetch annotations from an EXACT server", imports.import_exact, printing.show_exact),
-    Command(
-        import_app, "weights", "Convert weights that others published", imports.import_weights, printing.show_weights
+    study_app: (
+        ("run", studies.run_study, show.study, "Run a study and write its report"),
+        ("test", studies.test_study, show.test, "Test a finished study on another cohort"),
+        ("status", studies.study_status, show.status, "Show how far a study is"),
     ),
-    Command(app, "split", "Split a cohort by patient", cohorts.split, printing.show_parts),
-    Command(app, "inspect", "Show what a cohort is made of", cohorts.inspect, printing.show_inspection),
-    Command(app, "headroom", "Learning curve: would more data help at all?", studies.headroom, printing.show_headroom),
-    Command(app, "train", "Train a generator, or the judge of its images", generators.train, printing.show_training),
-    Command(app, "preview", "See training patches redrawn as every subtype", generators.preview, printing.show_preview),
-    Command(app, "synthesize", "Draw a synthetic set", generators.synthesize, printing.show_set),
-    Command(app, "redraw", "Redraw whole regions with new subtypes", generators.redraw, printing.show_redrawn),
-    Command(app, "audit", "Audit synthetic sets: realistic? as asked? copies?", evaluation.audit, printing.show_audit),
-    Command(
-        app,
-        "segment",
-        "Train a segmenter, with or without a synthetic set",
-        evaluation.segment,
-        printing.show_segmenter,
+    config_app: (
+        ("show", settings.config_show, show.text, "Show every setting of a recipe as YAML"),
+        ("explain", settings.config_explain, show.text, "Explain a setting, with its value in each preset"),
+        ("schema", settings.config_schema, show.json_text, "JSON schema of STUDY.yaml for editors"),
+        ("taxonomy", settings.config_taxonomy, show.text, "A taxonomy file to start from"),
+        ("reference", settings.config_reference, show.text, "All settings as a Markdown table"),
     ),
-    Command(app, "evaluate", "Score a segmenter, subtype by subtype", evaluation.evaluate, printing.show_scores),
-    Command(
-        app, "predict", "Outline the tissue class on slides, for QuPath", evaluation.predict, printing.show_predictions
-    ),
-    Command(app, "export", "Write images, masks or weights for other tools", cohorts.export, printing.show_export),
-    Command(study_app, "run", "Run a study and write its report", studies.run_study, printing.show_study),
-    Command(study_app, "test", "Test a finished study on another cohort", studies.test_study, printing.show_test),
-    Command(study_app, "status", "Show how far a study is", studies.study_status, printing.show_status),
-    Command(app, "report", "Write a study's report, figures and tables", studies.report, printing.show_report),
-    Command(app, "demo", "Run everything in minutes on two CPU cores", studies.demo, printing.show_demo),
-    Command(config_app, "show", "Show every setting of a recipe as YAML", settings.config_show, printing.show_text),
-    Command(
-        config_app,
-        "explain",
-        "Explain a setting, with its value in each preset",
-        settings.config_explain,
-        printing.show_text,
-    ),
-    Command(config_app, "schema", "JSON schema of STUDY.yaml for editors", settings.config_schema, printing.show_json),
-    Command(config_app, "taxonomy", "A taxonomy file to start from", settings.config_taxonomy, printing.show_text),
-    Command(config_app, "reference", "All settings as a Markdown table", settings.config_reference, printing.show_text),
-)
-for _command in COMMANDS:
-    _decorate = _command.group.command(_command.name, short_help=_command.summary)
-    _decorate(command_of(_command.verb, _command.show))
+}
+for _group, _commands in COMMANDS.items():
+    for _name, _verb, _show, _summary in _commands:
+        _group.command(_name, short_help=_summary)(command_of(_verb, _show))
 for _name, _group in (("import", import_app), ("study", study_app), ("config", config_app)):
     app.add_typer(_group, name=_name)
-app.command(short_help="Show versions, device and pretrained weights")(doctor)
+
+
+@app.command(short_help="Show versions, device and pretrained weights")
+def doctor() -> None:
+    """Say which versions, which device and which pre-trained weights this machine has."""
+    rows = (*_versions(), *_machine(), *_weights())
+    print_table(("", "found", "means"), rows, title="counterstain doctor", words=3)
+
+
+def _versions() -> list[tuple[str, str, str]]:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    rows = [("python", platform.python_version(), "")]
+    for package in PACKAGES:
+        try:
+            rows.append((package, version(package), ""))
+        except PackageNotFoundError:
+            rows.append((package, "not installed", "optional: perceptual loss of the autoencoder"))
+    return rows
+
+
+def _machine() -> list[tuple[str, str, str]]:
+    import os
+    import shutil
+    from pathlib import Path
+
+    import torch
+
+    rows = [("CPU cores", str(os.cpu_count()), f"torch computes on {torch.get_num_threads()} of them")]
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        rows.append(("GPU", f"{torch.cuda.get_device_name()}, {memory:.0f} GB", "precision auto = bf16"))
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 - torch has no public name for it
+        rows.append(("GPU", "none", f"precision auto = {'bf16' if fast else 'fp32'} on this CPU; use --preset demo"))
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    rows.append(("disk", f"{free:.0f} GB free here", "" if free > 10 else "little room for a study"))
+    return rows
+
+
+def _weights() -> list[tuple[str, str, str]]:
+    from pathlib import Path
+
+    import torch
+
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    rows = []
+    for network, pattern, used, remedy in (
+        ("VGG19, ImageNet", "vgg19-*.pth", "perceptual loss of SPADE", "spade.vgg_weights=FILE or spade.vgg_weight=0"),
+        (
+            "VGG16, ImageNet",
+            "vgg16-*.pth",
+            "perceptual loss (LPIPS) of the autoencoder",
+            "autoencoder.lpips_weights=FILE or autoencoder.lpips_weight=0",
+        ),
+        ("ResNet-34, ImageNet", "resnet34-*.pth", "start of the segmenter", "segmenter.encoder_weights=FILE or null"),
+    ):
+        found = sorted(file.name for file in cache.glob(pattern))
+        otherwise = "" if found else f": fetched on first use; without a network --set {remedy}"
+        rows.append((network, found[0] if found else "not in the cache", f"{used}{otherwise}"))
+    return rows
+
 
 Study = Annotated[Path, typer.Argument(metavar="STUDY", help="The study, STUDY.yaml.")]
 StudyFolder = Annotated[Path | None, typer.Option(help="Folder of the study [default: out/NAME_OF_THE_FILE].")]
@@ -138,7 +266,7 @@ def _plan(
     if timing and plan.untimed:
         plan = studies.plan_study(study, timing=True, **options)
     print_rich(stage_table(plan.state))
-    for line in plan.untimed[: printing.SHOWN]:
+    for line in plan.untimed[: show.SHOWN]:
         echo(f"not timed: {line}")
     echo(what_it_takes(plan.state, plan.run, processes or 1, plan.picture_bytes))
     for line in plan.lacking:
@@ -172,7 +300,7 @@ def _clean(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"counterstain {__version__}")
+        typer.echo(f"counterstain {counterstain.__version__}")
         raise typer.Exit
 
 
@@ -195,7 +323,6 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _stop()
     except Exception as error:
-        from counterstain.errors import CounterstainError
         from counterstain.storage import disk_error
 
         known = error if isinstance(error, CounterstainError) else disk_error(error)

@@ -24,19 +24,19 @@ Arguments = dict[str, Any]
 SHOWN = 20  # running and failed cells
 
 
-def show_text(text: str, _: Arguments) -> None:
+def text(text: str, _: Arguments) -> None:
     """Print a text that ends its last line."""
     echo(text, nl=False)
 
 
-def show_json(content: dict[str, Any], _: Arguments) -> None:
+def json_text(content: dict[str, Any], _: Arguments) -> None:
     """Print a schema."""
     import json
 
     echo(json.dumps(content, indent=2))
 
 
-def show_phantom(cohort: Cohort, arguments: Arguments) -> None:
+def phantom(cohort: Cohort, arguments: Arguments) -> None:
     """Print what a phantom is made of."""
     regions = cohort.regions
     share = int(cohort.instances["area_px"].sum()) / int((regions["height_px"] * regions["width_px"]).sum())
@@ -68,7 +68,7 @@ IMPORT_LINES = {  # by the entries of import.json
 CORNERS = {"canvas": "whole canvas", "bounds": "scanned area"}
 
 
-def show_import(cohort: Cohort, _: Arguments) -> None:
+def imported(cohort: Cohort, _: Arguments) -> None:
     """Print what came of an import of a table or of slides."""
     from counterstain.data.cohort import missing_subtypes, tissue_shares
     from counterstain.storage import read_json
@@ -84,7 +84,7 @@ def show_import(cohort: Cohort, _: Arguments) -> None:
             echo(line.format(f"{found[name]:,}", **found))
     if of_slides:
         _show_left_out(found, cohort)
-    show_parts(cohort)
+    splits(cohort)
     _show_subtypes(cohort)
     shares = ", ".join(f"{name} {share:.1%}" for name, share in tissue_shares(cohort).items())
     echo(f"share of tissue in the regions that show it: {shares} (inverted masks would show here)")
@@ -120,7 +120,7 @@ def _show_left_out(found: Arguments, cohort: Cohort) -> None:
     echo(f"overview pictures: {cohort.folder / 'overview'}")
 
 
-def show_exact(out: Path, _: Arguments) -> None:
+def exact(out: Path, _: Arguments) -> None:
     """Print how many annotations were fetched."""
     from counterstain.storage import read_json
 
@@ -128,7 +128,7 @@ def show_exact(out: Path, _: Arguments) -> None:
     echo(f"next: counterstain import labels {out} --format exact > LABELS.yaml")
 
 
-def show_weights(header: Any, arguments: Arguments) -> None:
+def weights(header: Any, arguments: Arguments) -> None:
     """Print what weights were taken for."""
     names, seen = header.taxonomy.names, len(header.patients_seen)
     echo(f"{arguments['out']}: {header.kind} of {len(names)} subtypes, {header.size_px} px at {header.mpp} um/px")
@@ -142,7 +142,7 @@ def show_weights(header: Any, arguments: Arguments) -> None:
         echo(f"taken for granted, as weights do not tell (compare with their configuration): {', '.join(assumed)}")
 
 
-def show_parts(cohort: Cohort, _: Arguments | None = None) -> None:
+def splits(cohort: Cohort, _: Arguments | None = None) -> None:
     """Print patients, slides, regions and area of every part."""
     from counterstain.data.cohort import parts_table
 
@@ -177,12 +177,12 @@ def _show_subtypes(cohort: Cohort) -> None:
     print_table(("part", cohort.taxonomy.tissue_class, *columns), rows, words=2)
 
 
-def show_inspection(_: pd.DataFrame, arguments: Arguments) -> None:
+def inspection(_: pd.DataFrame, arguments: Arguments) -> None:
     """Print what a cohort is made of."""
     from counterstain.data.cohort import Cohort
 
     cohort = Cohort.open(arguments["cohort"])
-    show_parts(cohort)
+    splits(cohort)
     _show_subtypes(cohort)
     echo(f"figure: {arguments['out'] or cohort.folder / 'composition.svg'}")
 
@@ -196,7 +196,7 @@ NEXT_OF_EXPORT = {
 }
 
 
-def show_export(written: list[Path] | int, arguments: Arguments) -> None:
+def exported(written: list[Path] | int, arguments: Arguments) -> None:
     """Print what was exported and how to read it."""
     from counterstain.storage import read_json
 
@@ -208,7 +208,7 @@ def show_export(written: list[Path] | int, arguments: Arguments) -> None:
         echo("\n".join(map(str, written)))
 
 
-def show_training(out: Path, arguments: Arguments) -> None:
+def training(out: Path, arguments: Arguments) -> None:
     """Print what to do with a trained network."""
     cohort = arguments["cohort"]
     following = {
@@ -221,7 +221,7 @@ def show_training(out: Path, arguments: Arguments) -> None:
     echo(f"next: counterstain {following.get(arguments['network'], draw)}")
 
 
-def show_set(found: PatchSet, arguments: Arguments) -> None:
+def synthetic_set(found: PatchSet, arguments: Arguments) -> None:
     """Print the balance of a synthetic set."""
     balance = found.balance()
     balance["share"] = balance["instances"] / max(balance["instances"].sum(), 1)
@@ -235,19 +235,19 @@ def show_set(found: PatchSet, arguments: Arguments) -> None:
     echo(f"{drawn} images drawn, {drawn - len(found.patches)} refused by the filter")
 
 
-def show_preview(rows: Sequence[Any], arguments: Arguments) -> None:
+def preview(rows: Sequence[Any], arguments: Arguments) -> None:
     """Print where a preview is."""
     echo(f"{arguments['out']}: {len(rows)} patches, each redrawn as {len(rows[0].drawn)} subtypes")
 
 
-def show_redrawn(cohort: Cohort, arguments: Arguments) -> None:
+def redrawn(cohort: Cohort, arguments: Arguments) -> None:
     """Print what was redrawn and how to look at it."""
     out = arguments["out"]
     echo(f"{out}: {len(cohort)} regions")
     echo(f"images with masks: counterstain export {out} --format png --out …; look: counterstain inspect {out}")
 
 
-def show_audit(audit: Audit, arguments: Arguments) -> None:
+def audit(audit: Audit, arguments: Arguments) -> None:
     """Print the figures of an audit side by side."""
     found = audit.findings
     rows = [
@@ -277,12 +277,12 @@ def _number(value: float, form: str = ".2f") -> str:
     return "-" if math.isnan(value) else format(value, form)
 
 
-def show_segmenter(out: Path, arguments: Arguments) -> None:
+def segmenter(out: Path, arguments: Arguments) -> None:
     """Print what to do with a trained segmenter."""
     echo(f"{out}: trained\nnext: counterstain evaluate {out} {arguments['cohort']} --split val")
 
 
-def show_scores(scores: pd.Series, arguments: Arguments) -> None:
+def scores(scores: pd.Series, arguments: Arguments) -> None:
     """Print what a segmenter scores, by subtype, with intervals and the numbers that they rest on."""
     summary = scores.attrs["summary"]
     title = f"{arguments['segmenter']} on {arguments['cohort']} ({arguments['split']})"
@@ -313,7 +313,7 @@ def show_scores(scores: pd.Series, arguments: Arguments) -> None:
         echo("More measures, and the counts by slide: --out FOLDER")
 
 
-def show_predictions(predictions: Sequence[Prediction], arguments: Arguments) -> None:
+def predictions(predictions: Sequence[Prediction], arguments: Arguments) -> None:
     """Print how much was outlined."""
     from counterstain.checkpoints import read_header
 
@@ -326,14 +326,14 @@ def show_predictions(predictions: Sequence[Prediction], arguments: Arguments) ->
             echo(f"{path}: {areas:,} areas of {outlined}, {area} in all")
 
 
-def show_headroom(found: Headroom, arguments: Arguments) -> None:
+def headroom(found: Headroom, arguments: Arguments) -> None:
     """Print what more patients would bring."""
     echo("\n".join(found.in_words()))
     out = arguments["out"]
     echo(f"{out / 'headroom.csv'}, {out / 'headroom.svg'}; a study with fewer patients: cohort.train_patients")
 
 
-def show_study(report: Path, _: Arguments) -> None:
+def study(report: Path, _: Arguments) -> None:
     """Print what a study found and where its report is."""
     from counterstain.report.results import read_results
     from counterstain.report.summary import overview
@@ -343,13 +343,13 @@ def show_study(report: Path, _: Arguments) -> None:
     echo("\n".join((*found.lines, f"report: {report}")))
 
 
-def show_demo(report: Path, arguments: Arguments) -> None:
+def demo(report: Path, arguments: Arguments) -> None:
     """Print what the demo found, and why networks as small as its own may do harm."""
-    show_study(report, arguments)
+    study(report, arguments)
     echo("An arm below the baseline: networks trained for minutes may draw tissue less true than what it replaces")
 
 
-def show_test(folder: Path, _: Arguments) -> None:
+def test(folder: Path, _: Arguments) -> None:
     """Print how the arms of a study differ on another cohort."""
     import pandas as pd
 
@@ -377,7 +377,7 @@ def show_test(folder: Path, _: Arguments) -> None:
     echo(f"tables: {folder}\nreport: {folder.parent.parent / 'report.html'}")
 
 
-def show_status(state: StudyState, _: Arguments) -> None:
+def status(state: StudyState, _: Arguments) -> None:
     """Print how far a study is."""
     from counterstain.study.status import running_and_failed, stage_table, time_left
 
@@ -387,7 +387,7 @@ def show_status(state: StudyState, _: Arguments) -> None:
     echo(time_left(state, int(state.journal.study["slots"]) if state.journal.study else 1))
 
 
-def show_report(page: Path, arguments: Arguments) -> None:
+def report(page: Path, arguments: Arguments) -> None:
     """Print where the page and its files are."""
     for name, place in {"report": page, "figures": arguments["figures"], "tables": arguments["tables"]}.items():
         if place is not None:

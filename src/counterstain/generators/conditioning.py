@@ -1,4 +1,4 @@
-"""What a generator is shown: one-hot labels, instance edges, and the nuclei of a real patch, read off its counterstain.
+"""What a generator is shown: one-hot labels, instance edges, nuclei of a real patch, what is kept around instances.
 
 A label mask does not say where nuclei lie, so a denoiser has to invent them; what it invents is paler and less regular
 than tissue, and a segmenter learns that. Where subtypes differ by a stain, relabelling an instance leaves its nuclei
@@ -7,13 +7,17 @@ would tell the old subtype; so the map holds differences to the surroundings alo
 nuclei are as dark under any stain, in optical density. It does not suit subtypes that the architecture of the tissue
 tells apart: the old one would show.
 
+Where instances are redrawn inside a real image, a denoiser that was trained for it is shown the surroundings that are
+kept (the extra channels of Rombach et al. 2022); any other is kept to them by its sampler. The original pixels are put
+back afterwards, so that the background equals the original's byte for byte.
+
 Shapes: B = batch, L = labels (background and subtypes), S = length of a style vector, z = latent channels, f = pixels
 of a latent's edge, h, w = rows and columns of the latents, H, W = of the image in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,6 +38,8 @@ TYPICAL = 0.5  # difference of nuclei to their surroundings, in optical density
 FURTHEST = 3.0  # in units of the spread, or of what is typical
 GAUSSIAN_WIDTHS = 3.0  # radius of a kernel in standard deviations
 
+BLANK = 128  # mid-grey, 0 as a network's input
+Encode = Callable[[Tensor], Tensor]  # images (B, H, W, 3) uint8 -> latents (B, z, h, w)
 Place = tuple[int, int, int]  # of a window: number of the sample, first row, first column
 
 
@@ -158,6 +164,52 @@ def _blurred(maps: Tensor, sd_px: float) -> Tensor:
     kernel /= kernel.sum()
     down = functional.conv2d(maps, kernel[None, None, :, None], padding=(radius, 0))
     return functional.conv2d(down, kernel[None, None, None, :], padding=(0, radius))
+
+
+def dilated(redraw: Tensor, dilation_px: int) -> Tensor:
+    """Widen what is redrawn, (B, H, W) bool, by a square of so many pixels to each side."""
+    wide = functional.max_pool2d(redraw[:, None].float(), 2 * dilation_px + 1, stride=1, padding=dilation_px)
+    return wide[:, 0] > 0
+
+
+def latent_redraw_mask(redraw: Tensor, factor: int) -> Tensor:
+    """Mark each latent under which any pixel is redrawn: (B, H, W) bool -> (B, 1, h, w) float of 0 and 1."""
+    return functional.max_pool2d(redraw[:, None].float(), factor)
+
+
+def surroundings(encode: Encode, images: Tensor, redraw: Tensor, factor: int) -> Tensor:
+    """Return the channels that show what is kept of images (B, H, W, 3) uint8 outside ``redraw`` (B, H, W) bool.
+
+    They are (B, z + 1, h, w): latents of the kept pixels, 0 where anything is redrawn; then 1 where anything is.
+    The pixels to be redrawn are blanked before encoding: an encoder sees beyond a latent's own pixels, and the old
+    stain would reach the latents around an instance.
+    """
+    blanked = torch.where(redraw[..., None], BLANK, images).to(torch.uint8)
+    mask = latent_redraw_mask(redraw, factor)
+    return torch.cat([encode(blanked) * (1 - mask), mask], dim=1)
+
+
+def draw_redrawn(instances: Tensor, share: float, widest_px: int, generators: Sequence[torch.Generator]) -> Tensor:
+    """Choose what training samples have to redraw, (B, H, W) bool: some of their instances, or all of the image.
+
+    ``instances`` (B, H, W) are integers, 0 = background, and widened by 0 to ``widest_px`` pixels. Of the ``share`` of
+    samples that redraw instances half redraw all, half each one with chance 1/2; the others, and those without an
+    instance, redraw the whole image, which is plain diffusion. Each sample has a generator of its own.
+    """
+    chosen = [_redrawn(map_, share, widest_px, g) for map_, g in zip(instances, generators, strict=True)]
+    return torch.stack(chosen)
+
+
+def _redrawn(instances: Tensor, share: float, widest_px: int, generator: torch.Generator) -> Tensor:
+    use, all_of_them = torch.rand(2, generator=generator).tolist()
+    widened = int(torch.randint(widest_px + 1, (), generator=generator))
+    ids = [i for i in torch.unique(instances).tolist() if i != BACKGROUND]
+    picked = torch.rand(len(ids), generator=generator)
+    chosen = [i for i, chance in zip(ids, picked.tolist(), strict=True) if all_of_them < 0.5 or chance < 0.5]
+    if use >= share or not chosen:
+        return torch.ones_like(instances, dtype=torch.bool)
+    redrawn = torch.isin(instances, torch.tensor(chosen, device=instances.device, dtype=instances.dtype))
+    return dilated(redrawn[None], widened)[0]
 
 
 def to_tensor(images: Tensor) -> Tensor:

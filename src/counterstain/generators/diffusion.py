@@ -24,15 +24,16 @@ from counterstain.devices import fused_optimizers, place, rank, started_processe
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.conditioning import (
     Condition,
+    draw_redrawn,
     kept_samples,
     nuclei_channels,
     nuclei_shown,
     one_hot,
     shrink,
+    surroundings,
     to_tensor,
 )
 from counterstain.generators.diffusion_config import DiffusionConfig, WindowsConfig
-from counterstain.generators.inpainting import draw_redrawn, surroundings
 from counterstain.generators.networks import StyleNetwork
 from counterstain.generators.samplers import fresh_noise
 from counterstain.generators.style import StyleReferences, references_of

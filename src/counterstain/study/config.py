@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from counterstain.audit.judge_config import JudgeConfig, JudgeFilterConfig
+from counterstain.audit import JudgeConfig, JudgeFilterConfig
 from counterstain.config import Config, build, merge, parse_overrides, read_yaml
 from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.sampling import CopyPasteConfig

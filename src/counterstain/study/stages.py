@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 import torch
 
+from counterstain.audit import JudgeFilterConfig
 from counterstain.audit.judge import JudgeFilter
-from counterstain.audit.judge_config import JudgeFilterConfig
 from counterstain.checkpoints import read_header, write_header
 from counterstain.config import ConfigT, build
 from counterstain.data.cohort import Cohort
