@@ -17,6 +17,8 @@ EVERY_FORM = (
     "oracle+100+filtered",
     "oracle+100+pretrain",
     "oracle+50+anneal",
+    "oracle+100+masked",
+    "oracle+only+masked+relabelled",
 )
 
 
@@ -49,6 +51,8 @@ def test_every_form_of_a_name_is_an_arm_of_a_study():
         ("subtype+filtered", "\\+filtered is for synthetic patches"),
         ("oracle+only+anneal", "\\+anneal needs real patches"),
         ("oracle+100+pretrain+anneal", "exclude each other"),
+        ("oracle+100+mixup+masked", "\\+mixup and \\+masked exclude each other"),
+        ("subtype+relabelled", "\\+relabelled is for synthetic patches"),
         ("subtype+stain+weighted", "write it as subtype\\+weighted\\+stain"),
         ("oracle+050", "write it as oracle\\+50"),
     ],
@@ -96,7 +100,7 @@ def test_variants_change_the_settings_that_they_name_and_no_others():
 def test_all_arms_of_a_repeat_share_steps_batch_and_seed():
     settings = [c.settings for c in cells(*EVERY_FORM) if c.stage == "segmenter" and c.repeat == 0]
     shared = {(s["seed"], *s["config"]["training"].items(), s["config"]["mixing"]["steps"]) for s in settings}
-    assert len(settings) == 12
+    assert len(settings) == 2 + len(EVERY_FORM)
     assert len(shared) == 1
 
 
@@ -110,12 +114,22 @@ def test_a_filtered_set_needs_a_judge_and_is_as_long_as_the_other():
     assert "judge" not in sets["synthetic oracle"].inputs
 
 
+def test_a_masked_arm_asks_the_baseline_of_the_same_repeat():
+    planned = {cell.name: cell for cell in cells("oracle+100+masked") if cell.stage == "segmenter"}
+    for repeat in (0, 1):
+        masked = planned[f"segmenter oracle+100+masked #{repeat}"]
+        assert masked.inputs["critic"] == planned[f"segmenter subtype #{repeat}"].folder
+        assert masked.settings["ignore_above"] == 1.25
+
+
 @pytest.mark.parametrize(
     ("variants", "renamed"),
     [
         ({"weighted": 0.5}, {"subtype+weighted", "tumor+weighted+stain"}),
         ({"filtered": {"agreement": 0.5}}, {"oracle+only+filtered", "oracle+100+filtered"}),
         ({"pretrain": 0.25}, {"oracle+100+pretrain"}),
+        ({"masked": 2.0}, {"oracle+100+masked", "oracle+only+masked+relabelled"}),
+        ({"relabelled": 2.0}, {"oracle+only+masked+relabelled"}),
     ],
 )
 def test_how_strong_a_variant_is_concerns_its_arms_alone(variants, renamed):

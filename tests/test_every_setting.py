@@ -30,7 +30,7 @@ EVERYTHING = {
     "amounts": [1.0],
     "extra_arms": [
         "subtype+weighted", "subtype+stain", "subtype+mixup", "subtype+copypaste", "oracle+100+filtered",
-        "oracle+100+pretrain",
+        "oracle+100+pretrain", "oracle+100+masked", "oracle+100+relabelled",
     ],
     "repeats": 1,
     "recipe": {"segmenter": {"encoder_depth": 5, "decoder_channels": None}},

@@ -186,6 +186,9 @@ WAYS = {
     "the style of a slide": lambda at: references_of(at.cohort, PX, 0).choose(P4, 1),
     "a copied instance": pasted,
     "a segmenter whose encoder is taken": lambda at: segment(at, encoder_weights=str(at.trained["segmenter of p4"])),
+    "a segmenter that corrects labels": lambda at: train_segmenter(
+        at.cohort, SEGMENTER, at.out, size_px=PX, seed=0, critic=at.trained["segmenter of p4"], ignore_above=1.25
+    ),
     "the file of its weights": lambda at: segment(
         at, encoder_weights=str(at.trained["segmenter of p4"] / "model.safetensors")
     ),

@@ -16,7 +16,7 @@ from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.patch_set import PatchSet, PatchSetHeader, PatchSetWriter, SyntheticPatch
 from counterstain.data.patches import Patch, Source
 from counterstain.data.region_store import Region
-from counterstain.data.sampling import CopyPasteConfig
+from counterstain.data.sampling import CopyPasteConfig, PatchSampler
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
 from counterstain.segmentation import train as training_module
 from counterstain.segmentation.counts import by_slide, measures, pooled
@@ -29,7 +29,7 @@ from counterstain.segmentation.model import (
     load_encoder_weights,
 )
 from counterstain.segmentation.segmenter_config import InferenceConfig, SegmenterConfig
-from counterstain.segmentation.train import train_segmenter
+from counterstain.segmentation.train import Critic, border_labels, train_segmenter
 from counterstain.taxonomy import IGNORE, Subtype, Taxonomy
 from counterstain.training_config import TrainingConfig
 
@@ -283,6 +283,62 @@ def test_a_resumed_training_equals_an_uninterrupted_one(cohort, tmp_path, monkey
     assert_equal_weights(tmp_path / "whole", tmp_path / "resumed")
     losses = [pd.read_csv(tmp_path / name / "losses.csv") for name in ("whole", "resumed")]
     assert losses[0].equals(losses[1])
+
+
+def test_a_resumed_training_that_corrects_labels_equals_an_uninterrupted_one(
+    cohort, trained, tmp_path, monkeypatch
+) -> None:
+    options = {"synthetic": make_set(tmp_path / "set"), "amount": 1.0, "size_px": PX, "seed": 0}
+    options |= {"critic": trained, "ignore_above": 1.25, "border_um": 2.0}
+    monkeypatch.setattr(training_module, "COUNTED_PATCHES", 8)
+    settings = config(steps=5)
+    train_segmenter(cohort, settings, tmp_path / "whole", **options)
+    with monkeypatch.context() as patched:
+        patched.setattr(training_module, "PatchBatches", _killed_at_step_3)
+        with pytest.raises(RuntimeError, match="killed"):
+            train_segmenter(cohort, settings, tmp_path / "resumed", **options)
+    train_segmenter(cohort, settings, tmp_path / "resumed", **options)
+    assert_equal_weights(tmp_path / "whole", tmp_path / "resumed")
+    assert weights(tmp_path / "whole").keys() == weights(trained).keys()
+    assert read_header(tmp_path / "whole").notes["ignore_above"] == 1.25
+
+
+@pytest.mark.parametrize("option", [{"ignore_above": 1.25}, {"border_um": 2.0}])
+def test_corrected_labels_are_another_training(cohort, trained, tmp_path, monkeypatch, option) -> None:
+    monkeypatch.setattr(training_module, "TEACHER_IS_SURE", 0.5)  # four steps teach little
+    monkeypatch.setattr(training_module, "COUNTED_PATCHES", 8)
+    options = {"synthetic": make_set(tmp_path / "set"), "amount": 1.0, "size_px": PX, "seed": 0}
+    train_segmenter(cohort, config(steps=4), tmp_path / "plain", **options)
+    critic = {"critic": trained} if "ignore_above" in option else {}
+    train_segmenter(cohort, config(steps=4), tmp_path / "corrected", **options, **critic, **option)
+    one, other = weights(tmp_path / "plain"), weights(tmp_path / "corrected")
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    with pytest.raises(MismatchError):
+        train_segmenter(cohort, config(steps=4), tmp_path / "plain", **options, **critic, **option)
+
+
+def test_a_critic_disagrees_where_a_label_is_wrong_and_hardly_elsewhere(cohort, trained) -> None:
+    sampler = PatchSampler(cohort, "train", PX, seed=1)
+    critic = Critic.of(trained, sampler, config(), 1.25)
+    patches = [sampler[i] for i in range(8)]
+    images = torch.from_numpy(np.stack([patch.image for patch in patches]))
+    labels = torch.from_numpy(np.stack([patch.label_mask for patch in patches]))
+    swapped = torch.where(labels == 0, 1, 0).to(torch.uint8)
+    assert critic(images, swapped).float().mean() > 0.8
+    assert critic(images, labels).float().mean() < 0.3
+
+
+def test_a_label_follows_a_sure_average_near_borders_alone() -> None:
+    labels = torch.zeros(1, 9, 9, dtype=torch.uint8)
+    labels[:, :, 4:], labels[:, 0, 4] = 2, IGNORE
+    tumour = torch.full((1, 9, 9), 0.6)
+    assert torch.equal(border_labels(labels, tumour, 2), labels)  # it is not sure
+    sure_of_background = border_labels(labels, torch.zeros(1, 9, 9), 2)
+    assert sure_of_background[0, 4].tolist() == [0, 0, 0, 0, 0, 0, 2, 2, 2]
+    sure_of_tumour = border_labels(labels, torch.ones(1, 9, 9), 1)
+    assert sure_of_tumour[0, 4].tolist() == [0, 0, 0, 2, 2, 2, 2, 2, 2]
+    assert (sure_of_background[0, 0, 4], sure_of_tumour[0, 0, 4]) == (IGNORE, IGNORE)
+    assert torch.equal(border_labels(labels[..., 5:], torch.zeros(1, 9, 4), 2), labels[..., 5:])  # no border here
 
 
 def _killed_at_step_3(*args):

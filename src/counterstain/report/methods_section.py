@@ -270,6 +270,15 @@ VARIANT_SENTENCES: dict[Variant, Callable[[VariantsConfig], str]] = {
         "Annealed arms: the share of synthetic patches fell to 0 during training, with the same total number of "
         "synthetic patches."
     ),
+    "masked": lambda v: (
+        "Masked arms (Yang et al. 2023): synthetic pixels were ignored on which the segmenter of the arm subtype of "
+        f"the same repeat had a loss above {v.masked:g} times its mean on real training pixels of the same label."
+    ),
+    "relabelled": lambda v: (
+        f"Arms with relabelled borders: in the second half of the training, labels up to {v.relabelled:g} µm from the "
+        "border of a synthetic instance followed a moving average of the segmenter's own weights (Tarvainen & Valpola "
+        "2017) where its probability of either class was at least 0.9."
+    ),
 }
 
 

@@ -10,6 +10,7 @@ import difflib
 import functools
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ class Segmenter(Trainable):
     """A network with two outputs per pixel, background and tumour.
 
     ``steps`` is the length of the training, for the learning-rate schedule; ``seed`` that of dropout; ``label_weights``
-    (256,) float the weight in the losses of a pixel of each label, 1 by default. Raises ConfigError where the settings
-    describe no network.
+    (256,) float the weight in the losses of a pixel of each label, 1 by default. A ``correction`` that is set for the
+    training changes labels of synthetic patches. Raises ConfigError where the settings describe no network.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Segmenter(Trainable):
         self.register_buffer("sd", torch.tensor(IMAGENET_SD), persistent=False)
         self.label_weights: Tensor | None
         self.register_buffer("label_weights", label_weights, persistent=False)
+        self.correction: nn.Module | None = None  # batch, network -> labels (B, H, W) uint8
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, H, W, 3) uint8 -> logits (B, 2, H, W) of background and tumour."""
@@ -86,7 +88,8 @@ class Segmenter(Trainable):
             # Dropout draws from the global state: give it one that depends on the step alone.
             torch.manual_seed(derive(self.seed, "dropout", int(batch["step"]), int(batch["position"][0])))
             logits = self(batch["images"]).float()
-        dice, cross_entropy = self._losses(logits, batch["labels"])
+        labels = batch["labels"] if self.correction is None else self.correction(batch, self.network)
+        dice, cross_entropy = self._losses(logits, labels)
         if "mixed_labels" in batch:
             share = batch["kept_share"][0]
             mixed_dice, mixed_cross_entropy = self._losses(logits, batch["mixed_labels"])
@@ -104,11 +107,21 @@ class Segmenter(Trainable):
         config = self.config
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
         fused = fused_optimizers(config.training)
-        return [kind(self.parameters(), config.lr, ADAM_BETAS, weight_decay=config.weight_decay, fused=fused)]
+        trained = self.network.parameters()
+        return [kind(trained, config.lr, ADAM_BETAS, weight_decay=config.weight_decay, fused=fused)]
+
+    def networks(self) -> Iterable[nn.Module]:
+        """Return the network without what corrects labels."""
+        return [self.network]
 
     def learning_rate(self, step: int) -> float:
         """Constant, or falling to 0 along a cosine."""
         return 1.0 if self.config.lr_schedule == "constant" else cosine(step, self.steps)
+
+
+def loss_by_pixel(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross-entropy of each pixel, (B, H, W) float, whether its label is to be ignored or not."""
+    return functional.cross_entropy(logits, _tumour(labels), reduction="none")
 
 
 def dice_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -132,7 +145,7 @@ def dice_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> 
 def cross_entropy_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the mean cross-entropy over the pixels that are not ignored; 0 if all are (shapes as above)."""
     kept = labels != IGNORE
-    by_pixel = functional.cross_entropy(logits, _tumour(labels), reduction="none")
+    by_pixel = loss_by_pixel(logits, labels)
     if weights is not None:
         by_pixel = by_pixel * weights
     sums = summed(torch.stack([(by_pixel * kept).sum(), kept.sum()]))

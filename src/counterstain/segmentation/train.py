@@ -1,23 +1,30 @@
 """Train a segmenter on real and synthetic patches, and save it with every patient it saw.
 
-Shapes: K = number of subtypes; tables of labels have an entry for each label 0 … K, 0 = background.
+Labels of synthetic patches can be corrected in training: pixels on which a segmenter of real patches disagrees are
+ignored, and the borders of instances follow a moving average of the segmenter itself.
+
+Shapes: B = batch, H, W = rows and columns in pixels, K = number of subtypes; tables of labels have an entry for each
+label 0 … K, 0 = background.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
+from counterstain.checkpoints import read_header
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
-from counterstain.data.sampling import PastedPatches, PatchBatches, PatchSource
+from counterstain.data.sampling import PastedPatches, PatchBatches, PatchSource, stack
 from counterstain.data.split import check_no_leak
-from counterstain.devices import Batch
+from counterstain.devices import Batch, device_of, place
 from counterstain.errors import InputError, MismatchError
 from counterstain.seeding import derive, numpy_generator
 from counterstain.segmentation.mixing import (
@@ -27,14 +34,23 @@ from counterstain.segmentation.mixing import (
     synthetic_share,
     training_steps,
 )
-from counterstain.segmentation.model import Segmenter, encoder_patients, load_encoder_weights
+from counterstain.segmentation.model import (
+    Segmenter,
+    encoder_patients,
+    load_encoder_weights,
+    load_segmenter,
+    loss_by_pixel,
+)
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.storage import fingerprint
-from counterstain.taxonomy import BACKGROUND
+from counterstain.taxonomy import BACKGROUND, IGNORE
 from counterstain.training import Batches, fit
 from counterstain.training_run import TrainingRun
 
-COUNTED_PATCHES = 512  # from which the frequencies of subtypes are estimated
+COUNTED_PATCHES = 512  # from which the frequencies of subtypes, and losses on real patches, are estimated
+TEACHER_DECAY = 0.999  # of the moving average that corrects borders, once it has warmed up
+TEACHER_STARTS = 0.5  # share of the steps before it does
+TEACHER_IS_SURE = 0.9  # probability of a pixel's class from which on it does
 
 
 def train_segmenter(
@@ -47,14 +63,17 @@ def train_segmenter(
     synthetic: PatchSet | None = None,
     amount: float = 0.0,
     share: float | None = None,
+    critic: Path | None = None,
+    ignore_above: float = 0.0,
+    border_um: float = 0.0,
     label: str = "segmenter",
 ) -> Path:
     """Train a segmenter on the training part of a cohort, or on a mixture with synthetic patches.
 
-    Raises LeakageError where the synthetic set comes from, or its generator saw, a validation or test patient of this
-    cohort; MismatchError where the synthetic set is of another taxonomy, size or mpp; or ``out`` belongs to another
-    run; InputError where ``size_px`` is not a multiple of 32; windows overlap completely; a set with fewer patches than
-    the amount asks for; an amount without a set, or a set without an amount.
+    Raises LeakageError where the synthetic set comes from, or its generator or the critic saw, a validation or test
+    patient of this cohort; MismatchError where the synthetic set is of another taxonomy, size or mpp; or ``out``
+    belongs to another run; InputError where ``size_px`` is not a multiple of 32; windows overlap completely; a set with
+    fewer patches than the amount asks for; an amount without a set, or a set without an amount.
 
     Parameters
     ----------
@@ -66,9 +85,17 @@ def train_segmenter(
         Its first ``amount`` x ``config.mixing.epoch_patches`` patches are mixed in; an amount of 1.0 is +100 %.
     share : float, optional
         Share of synthetic patches in training, amount / (1 + amount) by default; 1.0 trains on them alone.
+    critic : Path, optional
+        A segmenter of real patches: synthetic pixels are ignored on which its loss is more than ``ignore_above`` times
+        its mean loss on real pixels of the same label (Yang et al., FreeMask, NeurIPS 2023).
+    border_um : float
+        In the second half of the training, labels of synthetic patches up to so far from the border of an instance
+        follow a moving average of the segmenter where it is sure (Tarvainen & Valpola, mean teacher, NeurIPS 2017); 0
+        is off.
     """
     config.check_size(size_px)
     count, share = synthetic_count(amount, config.mixing), synthetic_share(amount, share)
+    corrections = {"ignore_above": ignore_above, "border_um": border_um}
     run = TrainingRun(
         cohort=cohort,
         kind="segmenter",
@@ -76,10 +103,14 @@ def train_segmenter(
         out=Path(out),
         size_px=size_px,
         seed=seed,
-        names={"synthetic": _identity(synthetic), "amount": amount, "share": share},
-        seen=_patients_behind(synthetic, count, share, cohort, size_px) | _patients_behind_encoder(config, cohort),
+        names={"synthetic": _identity(synthetic), "amount": amount, "share": share}
+        | {name: value for name, value in corrections.items() if value},
+        seen=_patients_behind(synthetic, count, share, cohort, size_px)
+        | _patients_behind_encoder(config, cohort)
+        | _patients_behind_critic(critic, cohort),
     )
-    options = {"synthetic": synthetic, "amount": amount, "share": share, "label": label}
+    options = {"synthetic": synthetic, "amount": amount, "share": share, "label": label, "critic": critic}
+    options |= corrections
     if run.finished() or run.spread(train_segmenter, config.training, **options):
         return run.out
 
@@ -100,7 +131,16 @@ def train_segmenter(
     # The network.
     weights = _label_weights(patches, cohort, config, steps * training.batch_size)
     segmenter, start = _network(run, config, steps, weights)
+    if critic is not None or border_um:
+        segmenter.correction = LabelCorrection(
+            critic=None if critic is None else Critic.of(critic, sampler, config, ignore_above),
+            teacher=copy.deepcopy(segmenter) if border_um else None,
+            border_px=max(1, round(border_um / cohort.mpp)),
+            first_step=round(TEACHER_STARTS * steps),
+        )
+        batches = MarkedBatches(batches, patches, training.batch_size)
     fit(segmenter, batches, run.out, training, ema_decay=config.ema_decay, label=label)
+    segmenter.correction = None
     notes = {
         "encoder_starts_from": start,
         "missing_subtypes": list(sampler.missing_subtypes),
@@ -109,6 +149,7 @@ def train_segmenter(
         "synthetic_patches": count,
         "synthetic_share": schedule.mean(),
         "label_weights": None if weights is None else {s.name: float(weights[s.id]) for s in cohort.taxonomy.subtypes},
+        **{name: value for name, value in corrections.items() if value},
     }
     return run.save(segmenter.state_dict(), notes)
 
@@ -140,6 +181,14 @@ def _patients_behind_encoder(config: SegmenterConfig, cohort: Cohort) -> set[str
     seen = encoder_patients(config)
     remedy = "start from weights that saw none of the patients held out, or from null"
     check_no_leak(seen, cohort, f"encoder_weights {config.encoder_weights}", remedy=remedy)
+    return seen
+
+
+def _patients_behind_critic(critic: Path | None, cohort: Cohort) -> set[str]:
+    if critic is None:
+        return set()
+    seen = set(read_header(critic).patients_seen)
+    check_no_leak(seen, cohort, f"the segmenter {critic}", remedy="train it on this cohort's training part only")
     return seen
 
 
@@ -227,3 +276,104 @@ class MixupBatches:
         blended = (share * images + (1 - share) * images[order]).round().to(torch.uint8)
         mixed = {"images": blended, "mixed_labels": batch["labels"][order]}
         return batch | mixed | {"kept_share": torch.full((len(images),), share)}
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedBatches:
+    """Batches that also say which of their patches are synthetic: ``synthetic`` (B,) bool."""
+
+    batches: Batches
+    patches: MixedPatches
+    batch_size: int
+
+    def __call__(self, step: int) -> Batch:
+        """Return a step's batch."""
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        marks = torch.tensor([self.patches.is_synthetic(place) for place in places])
+        return self.batches(step) | {"synthetic": marks}
+
+
+class Critic(nn.Module):
+    """A segmenter of real patches, and the loss of a pixel of each label, (256,) float, above which it disagrees."""
+
+    def __init__(self, segmenter: Segmenter, limits: Tensor) -> None:
+        super().__init__()
+        self.segmenter = segmenter.requires_grad_(False)
+        self.limits: Tensor
+        self.register_buffer("limits", limits)
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, folder: Path, real: PatchSource, config: SegmenterConfig, ignore_above: float) -> Critic:
+        """Open a segmenter and take its mean loss on each label of real patches; no limit where there is no pixel."""
+        segmenter = place(load_segmenter(folder)[0], device_of(config.training))
+        sums, pixels = torch.zeros(256), torch.zeros(256)
+        size = config.training.batch_size
+        for first in range(0, COUNTED_PATCHES, size):
+            batch = stack([real[i] for i in range(first, first + size)], ("images", "labels"))
+            labels = batch["labels"].long().ravel()
+            losses = loss_by_pixel(segmenter(batch["images"].to(segmenter.device)).float().cpu(), batch["labels"])
+            sums.index_add_(0, labels, losses.ravel())
+            pixels += torch.bincount(labels, minlength=256)
+        means = torch.where(pixels > 0, sums / pixels, torch.inf)
+        return cls(segmenter.cpu(), ignore_above * means)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return where the segmenter disagrees with labels, (B, H, W) bool."""
+        return loss_by_pixel(self.segmenter(images).float(), labels) > self.limits[labels.long()]
+
+
+class LabelCorrection(nn.Module):
+    """Corrects the labels of the synthetic patches of a batch in training; real ones keep theirs.
+
+    ``border_px`` is how far from the border of an instance the ``teacher`` corrects, from ``first_step`` on.
+    """
+
+    def __init__(self, *, critic: Critic | None, teacher: Segmenter | None, border_px: int, first_step: int) -> None:
+        super().__init__()
+        self.critic, self.teacher = critic, None if teacher is None else teacher.requires_grad_(False)
+        self.border_px, self.first_step = border_px, first_step
+        self._step = -1
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, network: nn.Module) -> Tensor:
+        """Return the labels (B, H, W) uint8 of a batch that ``network`` is trained on."""
+        self.eval()
+        images, labels, step = batch["images"], batch["labels"], int(batch["step"])
+        corrected = labels
+        if self.teacher is not None:
+            if step != self._step:  # once for all micro-batches
+                _follow(self.teacher.network, network, step)
+                self._step = step
+            if step >= self.first_step:
+                tumour = self.teacher(images).float().softmax(1)[:, 1]
+                corrected = border_labels(labels, tumour, self.border_px)
+        if self.critic is not None:
+            corrected = torch.where(self.critic(images, corrected), IGNORE, corrected)
+        return torch.where(batch["synthetic"][:, None, None], corrected, labels).to(torch.uint8)
+
+
+def border_labels(labels: Tensor, tumour: Tensor, border_px: int) -> Tensor:
+    """Return labels that follow a probability of tumour, (B, H, W) float, near the borders where it is sure.
+
+    ``labels`` (B, H, W) uint8: pixels up to ``border_px`` from one of the other class may change it, to background or
+    to a subtype that lies so near. Pixels to be ignored, and borders between subtypes, stay.
+    """
+    known = torch.where(labels == IGNORE, BACKGROUND, labels).float()[:, None]
+    edge = 2 * border_px + 1
+    nearby = functional.max_pool2d(known, edge, 1, border_px)[:, 0]
+    all_tumour = -functional.max_pool2d(-known, edge, 1, border_px)[:, 0] > BACKGROUND
+    band = (nearby > BACKGROUND) & ~all_tumour & (labels != IGNORE)
+    inside = torch.where(labels == BACKGROUND, nearby.to(labels.dtype), labels)
+    followed = torch.where(tumour > 0.5, inside, BACKGROUND).to(labels.dtype)
+    return torch.where(band & ((tumour - 0.5).abs() >= TEACHER_IS_SURE - 0.5), followed, labels)
+
+
+def _follow(average: nn.Module, network: nn.Module, step: int) -> None:
+    """Move an average of weights and statistics towards those of a network."""
+    weight = 1 - min(TEACHER_DECAY, (1 + step) / (10 + step)) if step else 1.0
+    for mean, value in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(value.detach(), weight)
+        else:
+            mean.copy_(value)

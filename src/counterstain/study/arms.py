@@ -12,6 +12,8 @@ A name is what an arm trains on, then what is done with it, joined by ``+``::
     METHOD+…+filtered           synthetic patches that a judge takes for what was asked
     METHOD+AMOUNT+pretrain      synthetic patches first, then real ones
     METHOD+AMOUNT+anneal        the share of synthetic patches falls to 0
+    METHOD+…+masked             synthetic pixels on which the subtype arm disagrees strongly are ignored
+    METHOD+…+relabelled         labels at borders of synthetic instances follow an average of the segmenter
 
 Names are read in a study's file and in results of earlier versions; everything else passes :class:`Arm` on.
 """
@@ -26,7 +28,9 @@ from counterstain.generators.methods import METHODS
 from counterstain.progress import PERCENT
 
 Mode = Literal["tumor", "subtype"]
-Variant = Literal["weighted", "stain", "mixup", "copypaste", "filtered", "pretrain", "anneal"]
+Variant = Literal[
+    "weighted", "stain", "mixup", "copypaste", "filtered", "pretrain", "anneal", "masked", "relabelled"
+]  # fmt: skip
 MODES: tuple[Mode, ...] = get_args(Mode)
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 """In the order in which a name lists them."""
@@ -38,8 +42,11 @@ WORDS: dict[Variant, str] = {
     "filtered": "filtered",
     "pretrain": "pre-training",
     "anneal": "annealed",
+    "masked": "masked",
+    "relabelled": "borders relabelled",
 }
-OF_SYNTHETIC = ("filtered", "pretrain", "anneal")
+OF_SYNTHETIC = ("filtered", "pretrain", "anneal", "masked", "relabelled")
+EXCLUDE_EACH_OTHER = (("pretrain", "anneal"), ("mixup", "masked"), ("mixup", "relabelled"))
 ONLY = "only"
 MOST_PERCENT = 10_000
 
@@ -130,16 +137,21 @@ def parse_arm(name: str) -> Arm:
         if word not in VARIANTS:
             raise _wrong(name, f"{word!r} is not known")
     arm = Arm(**chosen, variants=tuple(variant for variant in VARIANTS if variant in words))
+    _check_variants(arm, name)
+    if arm.name != name:
+        raise ConfigError(f"arm {name}: write it as {arm.name}")
+    return arm
+
+
+def _check_variants(arm: Arm, name: str) -> None:
     for variant in arm.variants:
         if variant in OF_SYNTHETIC and arm.method is None:
             raise _wrong(name, f"+{variant} is for synthetic patches")
         if variant in {"pretrain", "anneal", "copypaste"} and arm.only:
             raise _wrong(name, f"+{variant} needs real patches")
-    if {"pretrain", "anneal"} <= set(arm.variants):
-        raise _wrong(name, "+pretrain and +anneal exclude each other")
-    if arm.name != name:
-        raise ConfigError(f"arm {name}: write it as {arm.name}")
-    return arm
+    for one, other in EXCLUDE_EACH_OTHER:
+        if {one, other} <= set(arm.variants):
+            raise _wrong(name, f"+{one} and +{other} exclude each other")
 
 
 def _amount(name: str, word: str) -> dict[str, Any]:
@@ -156,8 +168,9 @@ def _amount(name: str, word: str) -> dict[str, Any]:
 
 def _wrong(name: str, why: str) -> ConfigError:
     any_arm = ", ".join(f"+{variant}" for variant in VARIANTS if variant not in OF_SYNTHETIC)
+    of_synthetic = ", ".join(f"+{variant}" for variant in OF_SYNTHETIC)
     return ConfigError(
         f"arm {name}: {why}; possible are {' or '.join(MODES)}, METHOD+AMOUNT (diffusion+100) or METHOD+{ONLY}, where "
-        f"METHOD is {', '.join(METHODS)}; any of them with {any_arm}; METHOD+… with +filtered; METHOD+AMOUNT with "
-        "+pretrain or +anneal"
+        f"METHOD is {', '.join(METHODS)}; any of them with {any_arm}; METHOD+… with {of_synthetic}, of which +pretrain "
+        "and +anneal need an AMOUNT"
     )

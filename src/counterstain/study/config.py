@@ -119,6 +119,11 @@ class VariantsConfig(Config):
     """``+filtered``: which synthetic patches a judge lets pass, the same for all methods."""
     pretrain: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """``+pretrain``: share of the steps on synthetic patches."""
+    masked: Annotated[float, Field(gt=0)] = 1.25
+    """``+masked``: synthetic pixels are ignored on which the loss of the ``subtype`` arm of the same repeat is more
+    than so many times its mean on real training pixels of the label."""
+    relabelled: Annotated[float, Field(gt=0)] = 4.0
+    """``+relabelled``: um from the border of a synthetic instance up to which labels may be corrected."""
 
 
 def segmenter_changes(arm: Arm, variants: VariantsConfig) -> Mapping[str, Any]:

@@ -138,7 +138,7 @@ class Estimate:
 
     def _described(self, cell: Cell) -> Any:
         """Return all that the time of a cell's work depends on but for its amount."""
-        left_out = {"seed", "filter", "amount", "share", "set", "first", "end"}
+        left_out = {"seed", "filter", "amount", "share", "set", "first", "end", "ignore_above", "border_um"}
         settings = {name: value for name, value in cell.settings.items() if name not in left_out}
         if "config" in settings and "training" in settings["config"]:
             config = dict(settings["config"])
@@ -376,7 +376,7 @@ def _typical_seconds(call: Callable[[], object]) -> float:
 
 def _needs(cell: Cell) -> dict[str, str]:
     """Return the inputs that a cell's time depends on."""
-    return {role: folder for role, folder in cell.inputs.items() if role not in {"judge", "synthetic"}}
+    return {role: folder for role, folder in cell.inputs.items() if role not in {"judge", "synthetic", "critic"}}
 
 
 def _size_of(folder: Path) -> int:

@@ -213,6 +213,11 @@ class _Planner:
             "seed": derive(self.study.seed, "repeat", repeat),
             "amount": arm.amount,
         } | ({"share": 1.0} if arm.only else {})
+        if "masked" in arm.variants:
+            inputs["critic"] = self.trained_and_scored(Arm(), repeat, None)[0].folder
+            settings["ignore_above"] = self.study.variants.masked
+        if "relabelled" in arm.variants:
+            settings["border_um"] = self.study.variants.relabelled
         return trained_and_scored(f"{arm.name} #{repeat}", settings, inputs, arm=arm.name, repeat=repeat)
 
     def _training(self, training: Training, seeded_by: str, made: Mapping[str, Cell]) -> Cell:

@@ -130,6 +130,9 @@ def _train_segmenter(cell: Cell, root: Path) -> None:
         synthetic=synthetic,
         amount=cell.settings["amount"],
         share=cell.settings.get("share"),
+        critic=root / cell.inputs["critic"] if "critic" in cell.inputs else None,
+        ignore_above=cell.settings.get("ignore_above", 0.0),
+        border_um=cell.settings.get("border_um", 0.0),
         label=cell.name,
         **_size_and_seed(cell),
     )
