@@ -13,7 +13,7 @@ from counterstain.generators.spade import SpadeGenerator
 from counterstain.seeding import torch_generator
 
 STAGE = {"ch": 32, "ch_mult": (1, 2), "z": 3, "n_embed": 20, "blocks": 1}
-COMMON = ("--taxonomy", "her2", "--mpp", 0.5, "--size", 32, "--patients-seen", "none")
+COMMON = ("--taxonomy", "her2", "--mpp", 0.5, "--size-px", 32, "--patients-seen", "none")
 
 
 def saved(path, state):
@@ -282,9 +282,9 @@ def test_a_file_that_cannot_be_used_is_one_line(run, tmp_path, capsys, content, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--size": 10**9}, "--size 1000000000: expected the edge"),
+        ({"--size-px": 10**9}, "--size-px 1000000000: expected the edge"),
         ({"--mpp": "inf"}, "--mpp inf: give the micrometres per pixel"),
-        ({"--size": 64}, "draws images of 32 px, not 64; give --size 32"),
+        ({"--size-px": 64}, "draws images of 32 px, not 64; give --size-px 32"),
         ({"--kind": "gan"}, "--kind gan: expected one of spade, autoencoder, diffusion"),
         ({"--kind": "diffusion"}, "3 files: expected one"),
         ({"--patients-seen": "nobody.txt"}, "expected a text file with one patient per line; say none"),

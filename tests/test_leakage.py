@@ -123,7 +123,7 @@ def published(at, **patients):
     files = export_weights(folder, at.tmp / "weights")
     if patients.pop("elsewhere", False):
         (at.tmp / "weights" / PATIENTS_SEEN_FILE).unlink()
-    return import_weights(files, kind="autoencoder", out=at.out, size=PX, cohort=at.cohort, **patients)
+    return import_weights(files, kind="autoencoder", out=at.out, size_px=PX, cohort=at.cohort, **patients)
 
 
 def elsewhere(at, patient):

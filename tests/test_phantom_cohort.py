@@ -45,7 +45,7 @@ def test_a_folder_of_another_phantom_is_left_alone(tmp_path):
 def test_the_command_says_what_it_made_and_what_comes_next_and_refuses_values_out_of_range(tmp_path, run):
     status, _, errors = run("phantom", tmp_path / "p", "--slides", 0)
     assert (status, "slides" in errors, (tmp_path / "p").exists()) == (2, True, False)
-    status, out, _ = run("phantom", tmp_path / "p", "--slides", 1, "--regions", 1, "--size", 48, "--set", "purity=1")
+    status, out, _ = run("phantom", tmp_path / "p", "--slides", 1, "--regions", 1, "--size-px", 48, "--set", "purity=1")
     assert status == 0
     assert "1 slides, 1 regions of 48 px at 1 mpp" in out
     assert "counterstain split" in out

@@ -88,8 +88,7 @@ def write_header(folder: Path, header: CheckpointHeader) -> CheckpointHeader:
 def read_header(folder: Path) -> CheckpointHeader:
     """Read what is known about a checkpoint.
 
-    Raises InputError or StorageError where there is no finished checkpoint, or its header was
-    changed or is damaged.
+    Raises InputError or StorageError where there is no finished checkpoint, or its header was changed or is damaged.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such checkpoint folder")

@@ -181,8 +181,7 @@ def prepared(
 ) -> Generator[Batch, None, None]:
     """Yield some batches in order, prepared ahead by workers; the batches do not depend on how many there are.
 
-    Raises what was raised while a batch was prepared, in whichever process, and StorageError where a
-    worker was killed.
+    Raises what was raised while a batch was prepared, in whichever process, and StorageError where a worker was killed.
     """
     workers = choose_workers(config, lambda: sum(part.nbytes for part in batches[items[0]].values())) if items else 0
     options: dict[str, Any] = {"num_workers": workers, "pin_memory": device.type == "cuda"}

@@ -111,27 +111,15 @@ def fit(
 ) -> dict[str, float]:
     """Train ``model`` in place; resume from what ``folder`` holds of an earlier, interrupted call.
 
+    ``batches`` returns the whole batch of a step, a dict of tensors of equal first length. ``folder`` gets
+    ``last.ckpt`` and ``logs`` while training runs and ``losses.csv`` (step, name, value) at its end; the monitor's
+    figures join it, while training those of the last weights, at the end those of ``model``, which are returned.
+    ``ema_decay`` leaves the exponential moving average of the weights in ``model`` instead of the last ones; the decay
+    warms up as (1 + n) / (10 + n), so that short trainings are not averages with their initial weights.
+
     Raises DivergenceError where a loss is not a number; StorageError where the state of the interrupted call cannot be
     read (it is left as it is); KeyboardInterrupt at Ctrl-C or SIGTERM, on one device after the state is saved, after
     the step that is under way.
-
-    Parameters
-    ----------
-    model : Trainable
-    batches : callable
-        Step number -> the whole batch of that step, a dict of tensors of equal first length.
-    folder : Path
-        Gets ``last.ckpt`` and ``logs`` while training runs and ``losses.csv`` (step, name, value) at its end.
-    ema_decay : float, optional
-        Leave the exponential moving average of the weights in ``model`` instead of the last ones; the decay warms
-        up as (1 + n) / (10 + n), so that short trainings are not averages with their initial weights.
-    monitor : Monitor, optional
-        Its figures join ``losses.csv``: while training those of the last weights, at the end those of ``model``.
-
-    Returns
-    -------
-    dict
-        The monitor's figures at the end.
     """
     with released_on_error(folder) if rank() == 0 else nullcontext():
         _check(model, config)

@@ -25,7 +25,7 @@ def make_phantom(
     *,
     slides: int = 40,
     regions: int = 10,
-    size: int = 256,
+    size_px: int = 256,
     mpp: float = 1.0,
     seed: int = 0,
     settings: Settings | None = None,
@@ -42,7 +42,7 @@ def make_phantom(
         Slides, one per patient.
     regions : int
         Regions of every slide.
-    size : int
+    size_px : int
         Edge of the square regions in pixels.
     mpp : float
         Micrometres per pixel.
@@ -56,7 +56,7 @@ def make_phantom(
     from counterstain.data.phantom.styles import PhantomConfig
     from counterstain.progress import bar
 
-    options = {"slides": slides, "regions_per_slide": regions, "size_px": size, "mpp": mpp, "seed": seed}
+    options = {"slides": slides, "regions_per_slide": regions, "size_px": size_px, "mpp": mpp, "seed": seed}
     config = build(PhantomConfig, options | parse_overrides(assignments(settings)), "phantom")
     with bar("phantom", config.slides) as advance:
         return write_phantom(config, Path(out), lambda: advance(1))

@@ -278,7 +278,7 @@ class Generator:
 
     Examples
     --------
-    >>> cohort = make_phantom("phantom", slides=1, regions=1, size=64)
+    >>> cohort = make_phantom("phantom", slides=1, regions=1, size_px=64)
     >>> generator = load_generator(method="oracle", cohort=cohort)
     >>> patch = cohort.patch(0, 0, 0, 64)
     >>> drawn = generator.draw(patch.relabelled(dict.fromkeys(patch.subtypes, "HER2 0")), seed=0)

@@ -300,7 +300,7 @@ def import_weights(
     *,
     kind: str,
     out: PathLike,
-    size: int,
+    size_px: int,
     patients_seen: str,
     taxonomy: str | None = None,
     cohort: PathLike | Cohort | None = None,
@@ -323,7 +323,7 @@ def import_weights(
         spade (of NVlabs), autoencoder or diffusion (of CompVis).
     out : str or Path
         Folder of the checkpoint.
-    size : int
+    size_px : int
         Edge of the training patches in pixels.
     patients_seen : str
         none, or a file with one patient per line: whose tissue the weights were trained on. Synthetic images drawn with
@@ -356,7 +356,7 @@ def import_weights(
     recipe = recipe_of(preset, config, settings)
     opened = None if cohort is None else open_cohort(cohort)
     facts = replace(
-        _facts(taxonomy, opened, mpp, size, patients_seen), head_channels=head_channels, scale_factor=scale_factor
+        _facts(taxonomy, opened, mpp, size_px, patients_seen), head_channels=head_channels, scale_factor=scale_factor
     )
     return published_weights.import_weights(
         [Path(file) for file in files],
@@ -380,7 +380,7 @@ def _facts(taxonomy: str | None, cohort: Cohort | None, mpp: float | None, size_
     if spacing is None or not 0.01 <= spacing <= 100:
         raise ConfigError(f"--mpp {spacing}: give the micrometres per pixel of the training (0.01 to 100), or --cohort")
     if not 1 <= size_px <= 65_536:
-        raise ConfigError(f"--size {size_px}: expected the edge of the training patches in pixels")
+        raise ConfigError(f"--size-px {size_px}: expected the edge of the training patches in pixels")
     try:
         seen = () if patients_seen == NOBODY else read_patients_seen(Path(patients_seen))
     except InputError as error:

@@ -183,13 +183,8 @@ def copy_table(
 
     Where ``kept``, the subtypes that inpainting does not draw, is given, only the pixels of all other instances are
     compared: the rest of an inpainted image is a copy, as it should be. ``own_tissue`` says whether an image is also
-    compared with the patch that its mask is from.
-
-    Returns
-    -------
-    DataFrame
-        A row per patch that could be compared, the most similar first: image (number), similarity, region (position),
-        y_px, x_px, flipped, quarter_turns.
+    compared with the patch that its mask is from. Returns a row per patch that could be compared, the most similar
+    first: image (number), similarity, region (position), y_px, x_px, flipped, quarter_turns.
     """
     rows = []
     for number, patch in enumerate(patches):

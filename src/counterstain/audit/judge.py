@@ -157,14 +157,9 @@ def instance_probabilities(
     """Say what the judge, in evaluation mode, takes every instance for, and with what probability.
 
     Instances of the subtypes ``kept`` (what relabelling kept was not redrawn), those to be ignored, and those that show
-    fewer than ``min_area_px`` pixels are left out.
-
-    Returns
-    -------
-    DataFrame
-        A row per instance: image (number of the patch), instance, asked (subtype), area_px, seen (the likeliest
-        subtype), tissue (share of its pixels that look like any subtype rather than background), and
-        ``probability_1`` … for every subtype; these sum to 1.
+    fewer than ``min_area_px`` pixels are left out. Returns a row per instance: image (number of the patch), instance,
+    asked (subtype), area_px, seen (the likeliest subtype), tissue (share of its pixels that look like any subtype
+    rather than background), and ``probability_1`` … for every subtype; these sum to 1.
     """
     rows: list[tuple[Any, ...]] = []
     first = 0

@@ -69,15 +69,7 @@ SAME_AS = re.compile(r"As for :func:`(\w+)`\.")
 
 
 def command_of(verb: Verb, show: Show) -> Callable[..., None]:
-    """Return the function that Typer makes a command of.
-
-    Parameters
-    ----------
-    verb : callable
-        A function with a numpydoc docstring.
-    show : callable
-        Prints what came of it: ``show(result, arguments)``.
-    """
+    """Return the function that Typer makes a command of; ``show(result, arguments)`` prints what came of it."""
     signature = list(inspect.signature(verb).parameters.values())
     positional = [p.name for p in signature if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     documentation, described = inspect.getdoc(verb) or "", descriptions_of(verb)

@@ -41,7 +41,7 @@ def phantom(cohort: Cohort, arguments: Arguments) -> None:
     regions = cohort.regions
     share = int(cohort.instances["area_px"].sum()) / int((regions["height_px"] * regions["width_px"]).sum())
     echo(
-        f"{cohort.folder}: {arguments['slides']} slides, {len(cohort)} regions of {arguments['size']} px at "
+        f"{cohort.folder}: {arguments['slides']} slides, {len(cohort)} regions of {arguments['size_px']} px at "
         f"{cohort.mpp:g} mpp, {len(cohort.instances)} instances, {share:.0%} tumour"
     )
     echo(f"next: counterstain split {cohort.folder}, then counterstain inspect {cohort.folder}")

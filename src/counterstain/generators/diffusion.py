@@ -129,17 +129,10 @@ class Diffusion(Trainable):
         redraw: Tensor | None = None,
         styles: Tensor | None = None,
     ) -> Condition:
-        """Return all that the network is shown when it draws.
+        """Return all that the network is shown when it draws masks (B, H, W) uint8.
 
-        Parameters
-        ----------
-        label_masks : (B, H, W) uint8
-        images : (B, H, W, 3) uint8, optional
-            Real images, whose nuclei are kept by networks that are shown them.
-        redraw : (B, H, W) bool, optional
-            What of the images is drawn anew; without it nothing is kept.
-        styles : (B, S), optional
-            Without them networks that know styles are told that there is none.
+        Networks that are shown nuclei keep those of ``images`` (B, H, W, 3) uint8, of which ``redraw`` (B, H, W) bool
+        is drawn anew (without it nothing is kept); networks that know ``styles`` (B, S) are told where there is none.
         """
         labels = self._labels(label_masks)
         nuclei = context = style = None

@@ -189,9 +189,8 @@ def load_generator(
 
     ``settings`` are fields of the method's ``drawing``, as plain values; the checkpoint's own where not given.
 
-    Raises InputError where a checkpoint is needed and was not given; ConfigError where there is no such
-    method, or the network cannot draw with these settings; MismatchError where the checkpoint does not draw with this
-    method.
+    Raises InputError where a checkpoint is needed and was not given; ConfigError where there is no such method, or the
+    network cannot draw with these settings; MismatchError where the checkpoint does not draw with this method.
     """
     entry = METHODS.named(method, "method")
     if entry.kind is not None:

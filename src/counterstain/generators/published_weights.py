@@ -73,22 +73,15 @@ def import_weights(
 ) -> CheckpointHeader:
     """Make a checkpoint of published weights, once; the same call on a finished folder reads its header.
 
+    ``files`` are, for SPADE, NVlabs' ``latest_net_G.pth``, with ``…_E.pth`` and ``…_D.pth`` where given, in any order;
+    for an autoencoder a first stage of CompVis, perhaps inside a latent diffusion; for diffusion a latent diffusion.
+    ``config`` says which network it is, and all that the tensors do not tell: heads, noise, how images are drawn;
+    ``first_stage`` the same of a first stage inside a latent diffusion's file, which ``autoencoder``, a checkpoint of
+    ours, replaces where the file has none. ``averaged`` takes the moving average of a denoiser's weights instead of the
+    last.
+
     Raises InputError where a file is missing, cannot be read, or holds no generator or no first stage; MismatchError
     where a file is of another layout, or does not fit the taxonomy or the size.
-
-    Parameters
-    ----------
-    files : sequence of Path
-        For SPADE NVlabs' ``latest_net_G.pth``, with ``…_E.pth`` and ``…_D.pth`` where given, in any order. For an
-        autoencoder a first stage of CompVis, perhaps inside a latent diffusion; for diffusion a latent diffusion.
-    config : SpadeConfig, AutoencoderConfig or DiffusionConfig
-        Says which network it is, and all that the tensors do not tell: heads, noise, how images are drawn.
-    first_stage : AutoencoderConfig
-        For a first stage inside the file of a latent diffusion.
-    autoencoder : Path, optional
-        Checkpoint of ours to take the first stage from, where a latent diffusion's file has none.
-    averaged : bool
-        Take the moving average of a denoiser's weights instead of the last ones.
     """
     for path in files:
         if not path.is_file():
@@ -162,7 +155,7 @@ def _spade(files: Sequence[Path], config: SpadeConfig, facts: Facts) -> _Made:
         )
     if size_px != facts.size_px:
         raise MismatchError(
-            f"{source}: draws images of {size_px} px, not {facts.size_px}; give --size {size_px} (a network trained "
+            f"{source}: draws images of {size_px} px, not {facts.size_px}; give --size-px {size_px} (a network trained "
             "with another --num_upsampling_layers than normal cannot be used)"
         )
     fitted = _fitted(config, found | {"edge_channel": channels == labels + 1}, source)

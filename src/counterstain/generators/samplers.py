@@ -143,20 +143,11 @@ def sample(
 ) -> Tensor:
     """Draw latents, (B, z, h, w) float.
 
-    Parameters
-    ----------
-    denoise : callable
-        The network, with its condition and guidance applied.
-    shape : (z, h, w)
-    generators : one per sample
-        All noise of a sample comes from its own generator.
-    blend : KnownLatents, optional
-        Applied after each step, for inpainting.
-    origin : (B, z, h, w), optional
-        Clean latents to begin from, noised to the walk's first step; None = begin from noise alone.
-    walk : sequence of int, optional
-        Numbers of the steps in the order in which they are taken, the end (``steps``) last; a smaller number after a
-        larger one noises the latents back to that step. None = each step once.
+    ``denoise`` is the network with its condition and guidance applied; all noise of a sample comes from its own
+    generator. ``blend`` is applied after each step, for inpainting. Clean latents ``origin`` (B, z, h, w) are noised to
+    the walk's first step; without them it begins from noise alone. ``walk`` numbers the steps in the order in which
+    they are taken, the end (``steps``) last; a smaller number after a larger one noises the latents back to that step;
+    None = each once.
     """
     scheduler = build_scheduler(noise, sampler)
     timesteps, alphas = [int(t) for t in scheduler.timesteps], scheduler.alphas_cumprod

@@ -80,17 +80,13 @@ def import_slides(
 
     ``options`` are further fields of :class:`~counterstain.io.slide_plan.SlidesConfig`; ``mpp_level0`` of the table of
     patients overrules the option of that name, which is the same for all slides. With an ``executor``, slides are read
-    in several processes or on a cluster, whose machines share all folders; the cohort is the same to the byte.
+    in several processes or on a cluster, whose machines share all folders; the cohort is the same to the byte. Beside
+    it lie ``import.json`` (counts by subtype, and what was repaired, cut or skipped), ``annotations.parquet`` (the
+    instance that each annotation became) and ``overview/SLIDE.png``.
 
     Raises InputError where a slide, an annotation or an option cannot be used; MismatchError where ``out`` belongs to
     another import, or a slide is no longer the file that it was. Nothing is written, unless damage to a slide shows
     only while its pixels are read; finished regions are then kept.
-
-    Returns
-    -------
-    Cohort
-        With ``import.json`` (counts by subtype, and what was repaired, cut or skipped), ``annotations.parquet`` (the
-        instance that each annotation became) and ``overview/SLIDE.png``.
     """
     labels, out = Path(labels), Path(out)
     label_map = LabelMap.load(labels)

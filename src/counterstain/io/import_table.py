@@ -80,23 +80,12 @@ def import_table(
 ) -> Cohort:
     """Import a CSV table of images and label images; ``import.json`` of the cohort counts what was taken and dropped.
 
+    See :func:`counterstain.import_table` for the parameters; ``options`` are fields of :class:`TableConfig`. Where
+    ``patients_seen.txt`` lies beside the table or its rows have the column patients_seen (a JSON list), as after an
+    export of generated images, these patients count as trained on. An interrupted import is continued.
+
     Raises InputError where a row, an image or an option cannot be used; MismatchError where ``out`` belongs to another
     import. Nothing is left behind.
-
-    Parameters
-    ----------
-    table : str or Path
-        CSV with columns image, label, patient, subtype (masks only) and perhaps slide, part, score, region. If
-        ``patients_seen.txt`` lies beside it or its rows have the column patients_seen (a JSON list), as after an
-        export of generated images, these patients count as trained on.
-    mpp : float
-        Micrometres per pixel of the images.
-    out : str or Path
-        Folder of the cohort. An interrupted import into it is continued.
-    taxonomy : Taxonomy, optional
-        Required for ``labels="ids"``; otherwise built from the subtypes of the table, sorted by name.
-    **options
-        Fields of :class:`TableConfig`.
     """
     table, out = Path(table), Path(out)
     config = build(TableConfig, {"mpp": mpp, **options}, f"import of {table}")

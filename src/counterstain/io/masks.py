@@ -135,12 +135,7 @@ def _packed(pixels: np.ndarray) -> np.ndarray:
 class ValueMeanings:
     """What users say that values mean: ``0=background,1-254=tissue,255=ignore`` or ``#ff0000=tissue,#ffffff=ignore``.
 
-    Parameters
-    ----------
-    given : str
-        ``VALUE=MEANING,…``, where a value is a number, a range or a colour.
-    labels : mapping of str to int
-        Label of every meaning that is allowed.
+    A value is a number, a range or a colour; ``labels`` holds the label of every meaning that is allowed.
     """
 
     def __init__(self, given: str, labels: Mapping[str, int]) -> None:

@@ -95,14 +95,8 @@ def place_boxes(
 
     Regions are squares of ``edge`` level-0 pixels, ``count`` at most: fewer when everything annotated is covered. They
     do not overlap and stay within ``extent``; where that is smaller than a region, so is the region. The same input
-    gives the same regions.
-
-    Parameters
-    ----------
-    weights : sequence of float, optional
-        How much a pixel of each outline counts (1 by default); give rare subtypes more.
-    tissue : (H, W) bool array, optional
-        Tissue in ``extent`` at any resolution; annotated glass counts half.
+    gives the same regions. ``weights`` say how much a pixel of each outline counts (1 by default): give rare subtypes
+    more. Glass that is annotated counts half, where ``tissue`` in ``extent``, (H, W) bool at any resolution, is known.
     """
     width, height = min(edge, extent.width), min(edge, extent.height)
     cell_x, cell_y = width / CELLS, height / CELLS
@@ -228,24 +222,16 @@ def place(outlines: Sequence[Outline], box: Box, scale: float = 1.0) -> Placed:
 
 
 def rasterise(instances: Sequence[tuple[int, Outline]], shape: tuple[int, int]) -> np.ndarray:
-    """Paint polygons into an instance map.
+    """Paint polygons, valid and in pixels of the region, into an instance map, (H, W) int32, 0 = background.
 
     A pixel belongs to the polygon that its centre lies in; holes stay empty. The largest polygon is painted first, so
-    that an instance inside another one shows; of equals, the one with the lower id. What reaches over the edge is cut
-    there. An instance that covers no pixel centre, or is painted over, is not in the map.
+    that an instance inside another one shows; of equals, the one with the lower id. Id 0 paints background, such as a
+    gland's lumen. What reaches over the edge is cut there; what covers no pixel centre, or is painted over, is not
+    there.
 
     PIL would paint the boundary pixels of both of two polygons that touch. Here every edge is followed from its upper
     to its lower end, whichever way the polygon runs, so two polygons that share an edge find bit-identical crossings:
     each pixel centre is in exactly one of them.
-
-    Parameters
-    ----------
-    instances : sequence of (id, polygon)
-        Valid polygons in pixels of the region. Id 0 paints background, such as a gland's lumen inside an instance.
-
-    Returns
-    -------
-    (H, W) int32 array, 0 = background
     """
     return InstanceWindow(instances, shape).read(0, 0, *shape)
 

@@ -219,16 +219,12 @@ class Slide(AbstractContextManager["Slide"]):
     def open(cls, path: str | Path, mpp_level0: float | None = None, given_by: str = "--mpp-level0") -> Slide:
         """Open whatever OpenSlide opens, OME-TIFF, or plain TIFF; RGB with 8 bits a channel.
 
+        ``mpp_level0``, micrometres per pixel of level 0, is needed where the file does not say; elsewhere it overrules
+        the file, with a warning if it differs by more than 1 %. ``given_by`` says where it comes from, for messages;
+        without it there is no warning.
+
         Raises InputError where the file is missing, damaged, no slide, or stores pixels in a way that is not read; its
         resolution is unknown, no microscope's, or differs by more than 1 % between x and y.
-
-        Parameters
-        ----------
-        mpp_level0 : float, optional
-            Micrometres per pixel of level 0. Needed where the file does not say; elsewhere it overrules the file, with
-            a warning if it differs by more than 1 %.
-        given_by : str
-            Where ``mpp_level0`` comes from, for messages; without it there is no warning.
         """
         path = Path(path)
         source = open_slide_file(path)

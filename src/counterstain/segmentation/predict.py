@@ -97,19 +97,13 @@ def predict_slide(
 ) -> Prediction:
     """Outline tumour on a slide, at the resolution that the segmenter was trained at.
 
+    ``out`` is a GeoJSON file; an existing one of the same prediction is kept. ``regions`` are ``whole``: all tissue,
+    where windows that show none, by :func:`counterstain.io.regions.tissue_mask` on a thumbnail of 2,048 px and a pixel
+    around it, are background; ``auto``: squares placed on tissue; or a CSV table of this slide's regions, both with
+    their glass. Outlines end at the edge of a region. ``mpp_level0`` is needed where the slide does not have it.
+
     Raises InputError where there is no such segmenter, slide or region, the resolution is unknown, or ``out`` is not
     named like GeoJSON; MismatchError where ``out`` contains something else.
-
-    Parameters
-    ----------
-    out : str or Path
-        GeoJSON file to be written; an existing one of the same prediction is kept.
-    regions : ``whole``, ``auto`` or the path of a CSV table
-        All tissue: windows that show none, by :func:`counterstain.io.regions.tissue_mask` on a thumbnail of 2,048 px
-        and a pixel around it, are background. Squares placed on tissue; or the regions that a table lists for this
-        slide, both with their glass. Outlines end at the edge of a region.
-    mpp_level0 : float, optional
-        Micrometres per level-0 pixel, if the slide does not have it.
     """
     out, config = Path(out), config or PredictConfig()
     if out.suffix not in {".geojson", ".json"} or out.is_dir():

@@ -68,30 +68,22 @@ def train_segmenter(
     border_um: float = 0.0,
     label: str = "segmenter",
 ) -> Path:
-    """Train a segmenter on the training part of a cohort, or on a mixture with synthetic patches.
+    """Train a segmenter on a cohort's training part, or on a mixture with synthetic patches, and return its folder.
+
+    The same call continues an interrupted training and keeps a finished one. Arms with equal ``seed`` share the initial
+    weights and the order of the data. The first ``amount`` x ``config.mixing.epoch_patches`` patches of ``synthetic``
+    are mixed in (1.0 is +100 %); ``share`` of the patches in training are synthetic, amount / (1 + amount) by default;
+    1.0 trains on them alone.
+
+    Pixels of synthetic patches are ignored on which the loss of ``critic``, a segmenter of real patches, is more than
+    ``ignore_above`` times its mean loss on real pixels of the same label (Yang et al., FreeMask, NeurIPS 2023). In the
+    second half of the training, labels of synthetic patches up to ``border_um`` from the border of an instance follow a
+    moving average of the segmenter where it is sure (Tarvainen & Valpola, mean teacher, NeurIPS 2017); 0 is off.
 
     Raises LeakageError where the synthetic set comes from, or its generator or the critic saw, a validation or test
-    patient of this cohort; MismatchError where the synthetic set is of another taxonomy, size or mpp; or ``out``
-    belongs to another run; InputError where ``size_px`` is not a multiple of 32; windows overlap completely; a set with
-    fewer patches than the amount asks for; an amount without a set, or a set without an amount.
-
-    Parameters
-    ----------
-    out : str or Path
-        Checkpoint folder, which is returned; the same call continues an interrupted training and keeps a finished one.
-    seed : int
-        Of the initial weights and the order of the data. Arms with equal seeds share both.
-    synthetic : PatchSet, optional
-        Its first ``amount`` x ``config.mixing.epoch_patches`` patches are mixed in; an amount of 1.0 is +100 %.
-    share : float, optional
-        Share of synthetic patches in training, amount / (1 + amount) by default; 1.0 trains on them alone.
-    critic : Path, optional
-        A segmenter of real patches: synthetic pixels are ignored on which its loss is more than ``ignore_above`` times
-        its mean loss on real pixels of the same label (Yang et al., FreeMask, NeurIPS 2023).
-    border_um : float
-        In the second half of the training, labels of synthetic patches up to so far from the border of an instance
-        follow a moving average of the segmenter where it is sure (Tarvainen & Valpola, mean teacher, NeurIPS 2017); 0
-        is off.
+    patient of this cohort; MismatchError where the synthetic set is of another taxonomy, size or mpp, or ``out``
+    belongs to another run; InputError where ``size_px`` is not a multiple of 32, windows overlap completely, a set has
+    fewer patches than the amount asks for, or only one of amount and set is given.
     """
     config.check_size(size_px)
     count, share = synthetic_count(amount, config.mixing), synthetic_share(amount, share)

@@ -59,19 +59,12 @@ def _photograph(canvas: Canvas, stains: Stains) -> np.ndarray:
 def render(label_mask: np.ndarray, instances: np.ndarray, style: SlideStyle, seed: int, *, mpp: float) -> np.ndarray:
     """Draw tissue, (H, W, 3) uint8, for a mask, which may be relabelled, cropped or not drawn by the phantom at all.
 
-    The picture depends on the arguments alone. Relabelled instances keep their cells where they are; only the stain
+    ``label_mask`` (H, W) holds 0 = background, 1..4 = HER2 0..3+, 5 = LCIS/DCIS; 255 (ignore) is drawn as background.
+    Nests of the same id in ``instances`` (H, W) share the hidden score of a duct; all sizes follow from ``mpp``. The
+    picture depends on the arguments alone. Relabelled instances keep their cells where they are; only the stain
     changes, and the inside of what is or was a duct.
 
     Raises InputError where the arrays differ in shape or contain a label that the phantom cannot draw.
-
-    Parameters
-    ----------
-    label_mask : (H, W) integer array
-        0 = background, 1..4 = HER2 0..3+, 5 = LCIS/DCIS; 255 (ignore) is drawn as background.
-    instances : (H, W) integer array
-        0 = background. Nests of the same id share the hidden score of a duct.
-    mpp : float
-        Micrometres per pixel; all sizes follow from it.
     """
     if label_mask.shape != instances.shape or label_mask.ndim != 2:
         raise InputError(f"label mask of shape {label_mask.shape}, instances of {instances.shape}: expected one (H, W)")
