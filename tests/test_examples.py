@@ -9,7 +9,7 @@ from drawn_cohort import draw_cohort, draw_set
 
 import counterstain
 
-PUBLIC = {name: getattr(counterstain, name) for name in counterstain.__all__}
+PUBLIC = {name: getattr(counterstain, name) for name in dir(counterstain)}
 CLASSES = [c for c in PUBLIC.values() if inspect.isclass(c) and not issubclass(c, Exception)]
 
 
