@@ -29,7 +29,6 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.phantom import write_phantom
 from counterstain.data.phantom.styles import PhantomConfig
-from counterstain.data.sampling import PatchSampler
 from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.generators.diffusion_config import InpaintingConfig, SamplerConfig, StyleChoice
 from counterstain.generators.drawing import DiffusionGenerator
@@ -37,7 +36,7 @@ from counterstain.generators.interface import DrawRequest, ImageGenerator, load_
 from counterstain.generators.train import train_autoencoder, train_diffusion, train_distilled, train_spade
 from counterstain.recipe import load_recipe
 from counterstain.storage import write_text
-from counterstain.synthesis.masks import SynthesisConfig, draw_layouts
+from counterstain.synthesis.masks import Layouts, SynthesisConfig
 from counterstain.synthesis.synthesize import synthesize
 
 COLUMNS, GAP_PX = 12, 2  # of a picture: pairs of a mask and an image in a row, pixels between them
@@ -135,9 +134,7 @@ def drawn(name: str, plan: Plan, cohort: Cohort, out: Path) -> PatchSet:
 
 def seconds_per_image(plan: Plan, cohort: Cohort, out: Path) -> dict[str, float]:
     """Return the seconds that an image takes, with all rows drawing the same masks in turns."""
-    layouts = draw_layouts(
-        PatchSampler(cohort, "train", plan.size_px, plan.synthesis.sampling, 0), plan.synthesis, 0, 0
-    )
+    layouts = Layouts.of(cohort, plan.synthesis, size_px=plan.size_px, seed=0)(0)
     requests = [DrawRequest.of(one.patch, i, one.redraw) for i, one in enumerate(layouts[: plan.timed])]
     generators = {name: generator_of(row, plan, cohort, out) for name, row in plan.rows.items()}
     taken: dict[str, list[float]] = {name: [] for name in generators}

@@ -56,13 +56,22 @@ def draw_cohort(folder: Path, *, regions: int = 2, size_px: int = 96) -> Cohort:
 
 
 def draw_set(
-    folder: Path, cohort: Cohort, *, count: int = 64, part: str = "train", size_px: int = 48, seen=(), **known
+    folder: Path,
+    cohort: Cohort,
+    *,
+    count: int = 64,
+    part: str = "train",
+    size_px: int = 48,
+    seen=(),
+    settings=None,
+    **known,
 ) -> PatchSet:
     """Real patches as if they were synthetic, of a generator that has ``seen`` more patients."""
     sampler = PatchSampler(cohort, part, size_px, SamplingConfig(flip=False, quarter_turns=False), seed=0)
     header = PatchSetHeader(
-        method="oracle", taxonomy=HER2, size_px=size_px, mpp=cohort.mpp, count=count, seed=0, version="0", settings={},
-        cohort=cohort.fingerprint, generator="", patients_seen=(*cohort.patients("train"), *seen),
+        method="oracle", taxonomy=HER2, size_px=size_px, mpp=cohort.mpp, count=count, seed=0, version="0",
+        settings=settings or {}, cohort=cohort.fingerprint, generator="",
+        patients_seen=(*cohort.patients("train"), *seen),
     )  # fmt: skip
     writer = PatchSetWriter(folder, header)
     for shard in writer.missing_shards():

@@ -18,6 +18,8 @@ EVERY_FORM = (
     "oracle+100+pretrain",
     "oracle+50+anneal",
     "oracle+100+masked",
+    "oracle+100+layouts",
+    "oracle+50+layouts+kept+filtered",
     "oracle+only+masked+relabelled",
 )
 
@@ -52,6 +54,7 @@ def test_every_form_of_a_name_is_an_arm_of_a_study():
         ("oracle+only+anneal", "\\+anneal needs real patches"),
         ("oracle+100+pretrain+anneal", "exclude each other"),
         ("oracle+100+mixup+masked", "\\+mixup and \\+masked exclude each other"),
+        ("oracle+100+kept", "\\+kept needs \\+layouts"),
         ("subtype+relabelled", "\\+relabelled is for synthetic patches"),
         ("subtype+stain+weighted", "write it as subtype\\+weighted\\+stain"),
         ("oracle+050", "write it as oracle\\+50"),
@@ -114,6 +117,14 @@ def test_a_filtered_set_needs_a_judge_and_is_as_long_as_the_other():
     assert "judge" not in sets["synthetic oracle"].inputs
 
 
+def test_new_layouts_are_a_set_of_their_own_that_shares_the_generator():
+    planned = cells("diffusion+100", "diffusion+100+layouts", "diffusion+100+layouts+kept")
+    sets = [cell for cell in planned if cell.stage == "synthetic"]
+    assert [cell.set_name for cell in sets] == ["diffusion", "diffusion+layouts", "diffusion+layouts+kept"]
+    assert len({cell.inputs["generator"] for cell in sets}) == 1
+    assert [cell.settings["config"].get("layouts", {}).get("relabel") for cell in sets] == [None, True, False]
+
+
 def test_a_masked_arm_asks_the_baseline_of_the_same_repeat():
     planned = {cell.name: cell for cell in cells("oracle+100+masked") if cell.stage == "segmenter"}
     for repeat in (0, 1):
@@ -126,7 +137,11 @@ def test_a_masked_arm_asks_the_baseline_of_the_same_repeat():
     ("variants", "renamed"),
     [
         ({"weighted": 0.5}, {"subtype+weighted", "tumor+weighted+stain"}),
-        ({"filtered": {"agreement": 0.5}}, {"oracle+only+filtered", "oracle+100+filtered"}),
+        (
+            {"filtered": {"agreement": 0.5}},
+            {"oracle+only+filtered", "oracle+100+filtered", "oracle+50+layouts+kept+filtered"},
+        ),
+        ({"layouts": {"share": 0.5}}, {"oracle+100+layouts", "oracle+50+layouts+kept+filtered"}),
         ({"pretrain": 0.25}, {"oracle+100+pretrain"}),
         ({"masked": 2.0}, {"oracle+100+masked", "oracle+only+masked+relabelled"}),
         ({"relabelled": 2.0}, {"oracle+only+masked+relabelled"}),

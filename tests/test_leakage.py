@@ -16,6 +16,7 @@ from counterstain.audit.audit import require_auditable
 from counterstain.audit.judge import JudgeFilter, train_judge
 from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint
 from counterstain.data.cohort import CohortWriter
+from counterstain.data.patches import Source
 from counterstain.data.sampling import CopyPasteConfig, PastedPatches, SamplingConfig
 from counterstain.data.split import PATIENTS_SEEN_FILE, check_no_leak, patient_key
 from counterstain.errors import InputError, LeakageError
@@ -152,9 +153,19 @@ def pasted(at):
     PastedPatches([], other, size_px=PX, config=CopyPasteConfig(), sampling=SamplingConfig(), seed=0)
 
 
+def with_moved(at):
+    """A set whose masks are of training patients, with an instance of the test patient."""
+    source = Source(region="p4-0", slide=P4, patient=P4, y_px=0, x_px=0)
+    settings = {"synthesis": {"layouts": {"share": 1.0}}}
+    found = draw_set(at.out, at.cohort, size_px=PX, settings=settings, moved={1: source})
+    assert P4 not in {*found.header.patients_seen, *found.patches["patient"]}
+    return found
+
+
 WAYS = {
     "a set whose generator saw": lambda at: segment(at, synthetic=draw_set(at.out, at.cohort, size_px=PX, seen=(P4,))),
     "a set with masks of": lambda at: segment(at, synthetic=draw_set(at.out, at.cohort, size_px=PX, part="test")),
+    "a set with moved instances of": lambda at: segment(at, synthetic=with_moved(at)),
     "a generator that draws": lambda at: synthesize(
         Painter(at.header), at.cohort, at.out, SYNTHESIS, count=64, size_px=PX, seed=0
     ),

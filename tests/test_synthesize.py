@@ -6,9 +6,10 @@ from drawn_requests import FakeGenerator
 from counterstain.checkpoints import CheckpointHeader
 from counterstain.data.patch_set import SHARD_PATCHES, PatchSet
 from counterstain.data.relabel import RelabelConfig
-from counterstain.data.sampling import SamplingConfig
+from counterstain.data.sampling import PatchSampler, SamplingConfig
 from counterstain.errors import InputError, LeakageError, MismatchError, StorageError
-from counterstain.synthesis.masks import SynthesisConfig
+from counterstain.seeding import derive
+from counterstain.synthesis.masks import LayoutsConfig, SynthesisConfig
 from counterstain.synthesis.synthesize import synthesize
 from counterstain.taxonomy import BACKGROUND
 
@@ -151,3 +152,78 @@ def test_a_folder_of_another_set_is_left_alone(cohort, tmp_path):
 def header(**changes):
     settings = {"kind": "spade", "taxonomy": HER2, "size_px": 32, "mpp": 0.5, "config": {}, "seed": 0}
     return CheckpointHeader(**settings | {"patients_seen": ("p0",), "cohort": "c"} | changes)
+
+
+class Redrawer(Painter):
+    """Paints what is to be drawn anew and keeps the rest, as inpainting does."""
+
+    method = "inpainting"
+
+    def paint(self, label_masks, seeds, images, redraw):
+        return np.where(redraw[..., None], HER2.palette[label_masks], images)
+
+
+def with_layouts(**settings):
+    return CONFIG.model_copy(update={"layouts": LayoutsConfig(**settings)})
+
+
+def test_moved_instances_come_from_other_training_slides_and_say_so(cohort, tmp_path):
+    found = draw(cohort, tmp_path / "moved", generator=Redrawer(), config=with_layouts(instances=2))
+    moved = found.moved.merge(found.patches, on="index", suffixes=("", "_of_mask"))
+    assert len(moved) > 50
+    assert (moved["slide"] != moved["slide_of_mask"]).all()
+    assert set(moved["patient"]) <= set(cohort.patients("train"))
+    assert found.patients == {*found.patches["patient"], *moved["patient"]}
+    instances = found.instances.merge(moved[["index", "instance"]], on=["index", "instance"])
+    assert len(instances) == len(moved)  # each is shown
+    assert (instances["subtype"] == instances["subtype_before"]).all()
+    assert draw(cohort, tmp_path / "plain").moved.empty
+
+
+def test_with_own_instances_kept_only_moved_ones_and_their_surroundings_are_drawn(cohort, tmp_path):
+    config = with_layouts(instances=1, relabel=False)
+    found = draw(cohort, tmp_path, generator=Redrawer(), config=config)
+    real = PatchSampler(cohort, "train", 32, config.sampling, derive(0, "masks"))
+    for i in range(20):
+        own, moved = real[i], set(found.moved.loc[found.moved["index"] == i, "instance"])
+        inside = np.isin(found[i].instances, list(moved))
+        assert {n: s for n, s in found[i].subtypes.items() if n not in moved} == own.subtypes
+        changed = (found[i].image != own.image).any(axis=-1)
+        assert (own.instances[inside] == BACKGROUND).all()  # none is covered
+        assert not changed[(own.instances != BACKGROUND)].any()
+        assert changed.any() == bool(moved)
+        assert changed.sum() > inside.sum() or not moved  # some of the background around it was drawn as well
+
+
+def test_a_set_with_layouts_is_the_same_after_an_interruption(cohort, tmp_path):
+    whole = draw(cohort, tmp_path / "whole", generator=Redrawer(), config=with_layouts())
+    with pytest.raises(KeyboardInterrupt):
+        draw(cohort, tmp_path / "cut", generator=Stopping(), config=with_layouts())
+    again = draw(cohort, tmp_path / "cut", generator=Redrawer(), config=with_layouts())
+    assert np.array_equal(images(whole), images(again))
+    assert whole.moved.equals(again.moved)
+
+
+class Stopping(Redrawer):
+    def __init__(self):
+        super().__init__()
+        self.shards = 0
+
+    def paint(self, *parts):
+        self.shards += 1
+        if self.shards > 1:
+            raise KeyboardInterrupt
+        return super().paint(*parts)
+
+
+def test_a_set_without_layouts_does_not_mention_them():
+    assert "layouts" not in CONFIG.model_dump(mode="json")
+    assert SynthesisConfig(**with_layouts(share=0.5).model_dump()) == with_layouts(share=0.5)
+
+
+def test_subtypes_that_are_kept_are_not_moved(cohort, tmp_path):
+    config = with_layouts().model_copy(update={"relabel": RelabelConfig(keep=("HER2 0", "LCIS/DCIS"))})
+    found = draw(cohort, tmp_path, config=config)
+    moved = found.instances.merge(found.moved[["index", "instance"]])
+    assert len(moved) > 0
+    assert not moved["subtype"].isin([1, 5]).any()

@@ -8,15 +8,16 @@ SET/ holds
         patches.parquet     a row per patch: index, seed, attempts, and the source: region, slide, patient, y_px, x_px,
                             flipped, quarter_turns; with styles style_slides and style_weights; with a filter kept
         instances.parquet   a row per instance: index, instance, subtype_before, subtype, area_px
+        moved.parquet       with new layouts, a row per moved instance: index, instance, and where it was cut out
         judged.parquet      with a filter, a row per instance of every drawing: index, drawing, subtype, agreed, kept
         hashes.json         SHA-256 of the other files
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, overload
@@ -36,6 +37,7 @@ from counterstain.taxonomy import IGNORE, Taxonomy
 
 SHARD_PATCHES = 64
 ARRAYS = {"image": "images.zarr", "instances": "instances.zarr"}
+TYPES = {"flag": "bool", "integer": "int64", "text": "str"}
 HEADER_FILE, HASHES_FILE = "set.json", "hashes.json"
 COLUMNS = {
     "patches": {
@@ -44,6 +46,11 @@ COLUMNS = {
         "flipped": "flag", "style_slides": "texts*", "style_weights": "numbers*", "kept": "flag*",
     },
     "instances": dict.fromkeys(("index", "instance", "subtype_before", "subtype", "area_px"), "integer"),
+    "moved": {
+        **dict.fromkeys(("index", "instance", "y_px", "x_px", "quarter_turns"), "integer"),
+        **dict.fromkeys(("region", "slide", "patient"), "text"),
+        "flipped": "flag",
+    },
     "judged": {**dict.fromkeys(("index", "drawing", "subtype"), "integer"), "agreed": "flag", "kept": "flag"},
 }  # fmt: skip
 
@@ -62,6 +69,11 @@ class PatchSetHeader(Config):
     patients_seen: tuple[str, ...]  # patients that the generator or the masks come from
     settings: dict[str, Any]  # of sampling, relabelling and drawing
     version: str
+
+    @property
+    def has_layouts(self) -> bool:
+        """Whether instances were moved into its patches from other slides."""
+        return bool(self.settings.get("synthesis", {}).get("layouts"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +97,8 @@ class SyntheticPatch:
     attempts: int = 1  # how many images were drawn until one passed the filter
     style: tuple[tuple[str, float], ...] = ()
     """Slides whose style it is drawn in, with their weights; empty without a style."""
+    moved: Mapping[int, Source] = field(default_factory=dict)
+    """Where instances were cut out that were moved into the patch."""
     judged: tuple[JudgedInstance, ...] = ()  # every instance of every drawing that a filter judged, in that order
     kept: bool = True  # whether the image passed the filter, or none judged it
 
@@ -121,6 +135,9 @@ class PatchSetWriter:
                 table["kept"] = [p.kept for p in patches]
                 judged = [(p.index, *asdict(verdict).values()) for p in patches for verdict in p.judged]
                 _typed(judged, "judged").to_parquet(folder / "judged.parquet")
+            if self.header.has_layouts:
+                moved = [_moved_row(p.index, *item) for p in patches for item in p.moved.items()]
+                _typed(moved, "moved").to_parquet(folder / "moved.parquet")
             table.to_parquet(folder / "patches.parquet")
             rows = [row for p in patches for row in _instance_rows(p)]
             _typed(rows, "instances").to_parquet(folder / "instances.parquet")
@@ -199,6 +216,16 @@ class PatchSet(Sequence[Patch]):
         """A row per drawn instance that a filter judged: index, drawing, subtype, agreed, kept; empty without one."""
         return self._table("judged") if "filter" in self.header.settings else _typed([], "judged")
 
+    @cached_property
+    def moved(self) -> pd.DataFrame:
+        """A row per instance that was moved into a patch: index, instance and its source; empty without any."""
+        return self._table("moved") if self.header.has_layouts else _typed([], "moved")
+
+    @property
+    def patients(self) -> set[str]:
+        """All patients whose tissue gave masks, nuclei or surroundings."""
+        return {*self.patches["patient"], *self.moved["patient"]}
+
     def balance(self) -> pd.DataFrame:
         """Return a row per subtype: subtype (name), instances, area_px, instances_before, area_px_before."""
         taxonomy = self.header.taxonomy
@@ -275,8 +302,13 @@ def _instance_rows(patch: SyntheticPatch) -> Iterator[tuple[int, int, int, int, 
         yield patch.index, instance, before, after, area
 
 
+def _moved_row(index: int, instance: int, source: Source) -> tuple[Any, ...]:
+    row = {"index": index, "instance": instance} | asdict(source)
+    return tuple(row[column] for column in COLUMNS["moved"])
+
+
 def _typed(rows: Sequence[tuple[Any, ...]], name: str) -> pd.DataFrame:
-    types = {column: "bool" if kind == "flag" else "int64" for column, kind in COLUMNS[name].items()}
+    types = {column: TYPES[kind] for column, kind in COLUMNS[name].items()}
     return pd.DataFrame(rows, columns=list(types)).astype(types)
 
 

@@ -14,7 +14,7 @@ Shapes: B = batch, H, W = rows and columns of a patch in pixels, h, w = those of
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
@@ -25,7 +25,7 @@ from pydantic import Field
 
 from counterstain.config import Config
 from counterstain.data.cohort import Cohort
-from counterstain.data.patches import Box, Patch, turn
+from counterstain.data.patches import Box, Patch, Source, turn
 from counterstain.data.split import check_no_leak
 from counterstain.data.stains import Stains, jitter_stains
 from counterstain.errors import InputError, StorageError
@@ -286,9 +286,10 @@ class PastedPatches:
     Pasted instances never cover others: outside the background that they fall on, every byte and label is kept. They
     are cut out of the training part, stained as patches are, and always mirrored and turned at random.
 
-    ``shares`` says how often each subtype (id) is drawn. Raises InputError where the training part has no instance of
-    what is to be pasted, TaxonomyError where ``config.target`` names an unknown subtype, and LeakageError where a
-    training region is of a validation or test patient.
+    ``shares`` says how often each subtype (id) is drawn; ``apart`` what a patch and an instance must not share, and
+    ``without`` which subtypes are not pasted. Raises InputError where the training part has no instance of what is to
+    be pasted, TaxonomyError where ``config.target`` names an unknown subtype, and LeakageError where a training region
+    is of a validation or test patient.
     """
 
     def __init__(
@@ -300,34 +301,43 @@ class PastedPatches:
         config: CopyPasteConfig,
         sampling: SamplingConfig,
         seed: int,
+        apart: Literal["region", "slide"] = "region",
+        without: Collection[int] = (),
     ) -> None:
         self._real, self._cohort, self._size_px, self._config, self._seed = real, cohort, size_px, config, seed
         self._sampling = sampling.model_copy(update={"flip": True, "quarter_turns": True})
+        self._apart = apart
         regions, instances = _of_part(cohort, "train")
         check_no_leak(regions["patient"], cohort, f"{cohort.folder}: its training part")
+        instances = instances[~instances["subtype"].isin(list(without))]
         self.shares = _shares(instances, config, cohort)
         self._donors = {subtype: _pool(instances[instances["subtype"] == subtype]) for subtype in self.shares}
 
     def __getitem__(self, index: int) -> Patch:
         """Return the patch of a number, 0, 1, 2, … without end."""
-        patch = self._real[index]
-        rng = numpy_generator(self._seed, "copy-paste", index)
-        if rng.random() >= self._config.share:
-            return patch
-        for _ in range(int(rng.integers(1, self._config.instances + 1))):
-            cut_out = self.cut_out(patch.source.region, rng)
-            if cut_out is not None:
-                patch = _pasted(patch, cut_out, self._config.min_visible, rng)
-        return patch
+        return self.pasted(self._real[index], index)[0]
 
-    def cut_out(self, region: str, rng: np.random.Generator) -> Patch | None:
-        """Draw an instance of another region: its box, with the instance alone in its map."""
+    def pasted(self, patch: Patch, number: int) -> tuple[Patch, dict[int, Source]]:
+        """Return the patch of a number with what is pasted into it, and where each new instance was cut out."""
+        rng = numpy_generator(self._seed, "copy-paste", number)
+        sources: dict[int, Source] = {}
+        if rng.random() >= self._config.share:
+            return patch, sources
+        for _ in range(int(rng.integers(1, self._config.instances + 1))):
+            cut_out = self.cut_out(getattr(patch.source, self._apart), rng)
+            if cut_out is not None:
+                patch, new = _pasted(patch, cut_out, self._config.min_visible, rng)
+                sources |= dict.fromkeys(new, cut_out.source)
+        return patch, sources
+
+    def cut_out(self, place: str, rng: np.random.Generator) -> Patch | None:
+        """Draw an instance of another region, or slide: its box, with the instance alone in its map."""
         subtype = int(rng.choice(list(self.shares), p=list(self.shares.values())))
         slides = self._donors[subtype]
         for _ in range(PASTE_TRIES):
             donors = slides[int(rng.integers(len(slides)))].places
             position, instance, (y0, x0, y1, x1) = donors[int(rng.integers(len(donors)))]
-            if str(self._cohort.regions["region"].iloc[position]) == region:
+            if str(self._cohort.regions[self._apart].iloc[position]) == place:
                 continue
             height, width = min(y1 - y0, self._size_px), min(x1 - x0, self._size_px)  # of a large box, a window in it
             y = y0 + int(rng.integers(y1 - y0 - height + 1))
@@ -339,8 +349,10 @@ class PastedPatches:
         return None
 
 
-def _pasted(patch: Patch, cut_out: Patch, min_visible: float, rng: np.random.Generator) -> Patch:
-    """Lay the one instance of a cut-out on the background of a patch; return the same patch where it finds no place."""
+def _pasted(
+    patch: Patch, cut_out: Patch, min_visible: float, rng: np.random.Generator
+) -> tuple[Patch, tuple[int, ...]]:
+    """Lay the one instance of a cut-out on the background of a patch; also return its new id if it finds a place."""
     mask = cut_out.instances != BACKGROUND
     height, width = mask.shape
     for _ in range(PASTE_TRIES):
@@ -354,8 +366,8 @@ def _pasted(patch: Patch, cut_out: Patch, min_visible: float, rng: np.random.Gen
             image[window][visible] = cut_out.image[visible]
             instances[window][visible] = new
             (subtype,) = cut_out.subtypes.values()
-            return replace(patch, image=image, instances=instances, subtypes=patch.subtypes | {new: subtype})
-    return patch
+            return replace(patch, image=image, instances=instances, subtypes=patch.subtypes | {new: subtype}), (new,)
+    return patch, ()
 
 
 def _shares(instances: pd.DataFrame, config: CopyPasteConfig, cohort: Cohort) -> dict[int, float]:

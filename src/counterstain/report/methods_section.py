@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from counterstain.config import build, build_stored
-from counterstain.data.sampling import SamplingConfig
+from counterstain.data.sampling import CopyPasteConfig, SamplingConfig
 from counterstain.data.stains import Stains
 from counterstain.errors import ConfigError
 from counterstain.generators.methods import METHODS
@@ -228,13 +228,26 @@ def _variants(study: StudyRecord) -> str:
     return " ".join(sentence(config) for variant, sentence in VARIANT_SENTENCES.items() if variant in used)
 
 
+def _often(config: CopyPasteConfig) -> str:
+    often = {"inverse": "in inverse proportion to its instances in training", "uniform": "equally often"}
+    return often[config.target] if isinstance(config.target, str) else _proportions(config.target)
+
+
+def _layouts(variants: VariantsConfig) -> str:
+    config = variants.layouts
+    return (
+        f"Arms with new layouts: up to {counted(config.instances, 'instance')} of other training slides, each subtype "
+        f"{_often(config)}, were moved onto the background of {_share(config.share)} of the masks and drawn there in "
+        "the style of the mask's own slide (after copy-paste, Ghiasi et al. 2021)."
+    )
+
+
 def _copypaste(variants: VariantsConfig) -> str:
     config = variants.copypaste
-    often = {"inverse": "in inverse proportion to its instances in training", "uniform": "equally often"}
-    target = often[config.target] if isinstance(config.target, str) else _proportions(config.target)
     return (
         f"Arms with copy-paste (Ghiasi et al. 2021): up to {counted(config.instances, 'instance')} of other training "
-        f"regions were pasted onto the background of {_share(config.share)} of the real patches, each subtype {target}."
+        f"regions were pasted onto the background of {_share(config.share)} of the real patches, each subtype "
+        f"{_often(config)}."
     )
 
 
@@ -261,6 +274,8 @@ VARIANT_SENTENCES: dict[Variant, Callable[[VariantsConfig], str]] = {
         f"Beta({v.mixup:g}, {v.mixup:g})."
     ),
     "copypaste": _copypaste,
+    "layouts": _layouts,
+    "kept": lambda _: "Where own instances were kept, a patch's other instances kept their subtypes and pixels.",
     "filtered": _filtered,
     "pretrain": lambda v: (
         f"Arms with pre-training: the first {_share(v.pretrain)} of the steps used only synthetic patches, the rest "

@@ -217,7 +217,7 @@ def _patients_behind(synthetic: PatchSet | None, count: int, share: float, cohor
             f"{folder}: has {len(synthetic)} patches, {count} are needed; synthesize more, or lower the amount "
             "or segmenter.mixing.epoch_patches"
         )
-    seen = {*header.patients_seen, *synthetic.patches["patient"]}
+    seen = {*header.patients_seen, *synthetic.patients}
     check_no_leak(seen, cohort, f"synthetic set {folder}")
     return seen
 

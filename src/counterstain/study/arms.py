@@ -9,6 +9,8 @@ A name is what an arm trains on, then what is done with it, joined by ``+``::
     …+stain                     stain jitter
     …+mixup                     blended patches
     …+copypaste                 instances pasted into the background of real patches
+    METHOD+…+layouts            synthetic patches into which instances of other slides are moved and drawn there
+    METHOD+…+layouts+kept       … while their own instances keep subtype and pixels
     METHOD+…+filtered           synthetic patches that a judge takes for what was asked
     METHOD+AMOUNT+pretrain      synthetic patches first, then real ones
     METHOD+AMOUNT+anneal        the share of synthetic patches falls to 0
@@ -29,7 +31,8 @@ from counterstain.progress import PERCENT
 
 Mode = Literal["tumor", "subtype"]
 Variant = Literal[
-    "weighted", "stain", "mixup", "copypaste", "filtered", "pretrain", "anneal", "masked", "relabelled"
+    "weighted", "stain", "mixup", "copypaste", "layouts", "kept", "filtered", "pretrain", "anneal", "masked",
+    "relabelled",
 ]  # fmt: skip
 MODES: tuple[Mode, ...] = get_args(Mode)
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
@@ -39,13 +42,17 @@ WORDS: dict[Variant, str] = {
     "stain": "stain jitter",
     "mixup": "mixup",
     "copypaste": "copy-paste",
+    "layouts": "new layouts",
+    "kept": "own instances kept",
     "filtered": "filtered",
     "pretrain": "pre-training",
     "anneal": "annealed",
     "masked": "masked",
     "relabelled": "borders relabelled",
 }
-OF_SYNTHETIC = ("filtered", "pretrain", "anneal", "masked", "relabelled")
+OF_SETS = ("layouts", "kept", "filtered")
+"""Those that change the synthetic set."""
+OF_SYNTHETIC = (*OF_SETS, "pretrain", "anneal", "masked", "relabelled")
 EXCLUDE_EACH_OTHER = (("pretrain", "anneal"), ("mixup", "masked"), ("mixup", "relabelled"))
 ONLY = "only"
 MOST_PERCENT = 10_000
@@ -104,10 +111,10 @@ class Arm:
 
     @property
     def set_name(self) -> str | None:
-        """The synthetic set that it trains on: a method, filtered or not."""
+        """The synthetic set that it trains on: a method, and what changes the set."""
         if self.method is None:
             return None
-        return f"{self.method}+filtered" if "filtered" in self.variants else self.method
+        return "+".join((self.method, *(variant for variant in self.variants if variant in OF_SETS)))
 
 
 def read_arm(name: str) -> Arm:
@@ -149,6 +156,8 @@ def _check_variants(arm: Arm, name: str) -> None:
             raise _wrong(name, f"+{variant} is for synthetic patches")
         if variant in {"pretrain", "anneal", "copypaste"} and arm.only:
             raise _wrong(name, f"+{variant} needs real patches")
+    if "kept" in arm.variants and "layouts" not in arm.variants:
+        raise _wrong(name, "+kept needs +layouts, or nothing would be drawn")
     for one, other in EXCLUDE_EACH_OTHER:
         if {one, other} <= set(arm.variants):
             raise _wrong(name, f"+{one} and +{other} exclude each other")

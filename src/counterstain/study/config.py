@@ -115,6 +115,8 @@ class VariantsConfig(Config):
     """``+mixup``: alpha of the Beta distribution from which shares are drawn."""
     copypaste: CopyPasteConfig = CopyPasteConfig()
     """``+copypaste``: what is pasted, and how much."""
+    layouts: CopyPasteConfig = CopyPasteConfig(share=1.0)
+    """``+layouts``: which instances are moved into synthetic patches, and how many."""
     filtered: JudgeFilterConfig = JudgeFilterConfig()
     """``+filtered``: which synthetic patches a judge lets pass, the same for all methods."""
     pretrain: Annotated[float, Field(gt=0, lt=1)] = 0.5

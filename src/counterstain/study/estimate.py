@@ -30,7 +30,6 @@ from counterstain.config import build
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import SHARD_PATCHES, PatchSetHeader, PatchSetWriter, SyntheticPatch
 from counterstain.data.phantom.styles import PhantomConfig
-from counterstain.data.sampling import PatchSampler
 from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.errors import CounterstainError
 from counterstain.generators.methods import METHODS
@@ -271,12 +270,12 @@ class _Bench:
     def of_drawing(self, cell: Cell) -> Timing:
         """Draw a few images; write a shard of real ones, since those of networks without training compress badly."""
         from counterstain.generators.interface import DrawRequest, load_generator
-        from counterstain.synthesis.masks import draw_layouts
+        from counterstain.synthesis.masks import Layouts
 
         # The masks of a shard, and what it takes to write them.
         config, size_px = build(SynthesisConfig, cell.settings["config"]), int(cell.settings["size_px"])
         start = time.perf_counter()
-        layouts = draw_layouts(PatchSampler(self._cohort, "train", size_px, config.sampling, 0), config, 0, 0)
+        layouts = Layouts.of(self._cohort, config, size_px=size_px, seed=0)(0)
         written = self._write(layouts, cell)
         around = (time.perf_counter() - start) / SHARD_PATCHES
 

@@ -24,10 +24,8 @@ from counterstain.config import build
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import SHARD_PATCHES, PatchSet
 from counterstain.data.patches import Patch, Source, turn
-from counterstain.data.sampling import PatchSampler
-from counterstain.seeding import derive
 from counterstain.storage import write_json, write_parquet
-from counterstain.synthesis.masks import Layout, SynthesisConfig, draw_layouts
+from counterstain.synthesis.masks import Layout, Layouts, SynthesisConfig
 from counterstain.taxonomy import BACKGROUND
 
 EXAMPLES = 8
@@ -75,8 +73,7 @@ def _chosen(patches: list[Patch]) -> list[int]:
 def _layouts(cohort: Cohort, found: PatchSet) -> list[Layout]:
     header = found.header
     config = build(SynthesisConfig, header.settings["synthesis"], found.folder)
-    sampler = PatchSampler(cohort, "train", header.size_px, config.sampling, derive(header.seed, "masks"))
-    return draw_layouts(sampler, config, header.seed, 0)
+    return Layouts.of(cohort, config, size_px=header.size_px, seed=header.seed)(0)
 
 
 def _names(cohort: Cohort, subtypes: dict[int, int]) -> list[str]:

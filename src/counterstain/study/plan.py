@@ -188,7 +188,7 @@ class _Planner:
         for training in method.trainings:
             made[training.stage] = self._training(training, "generators", made)
         chain = list(made.values())
-        settings: dict[str, Any] = {"method": method.name, "config": self.recipe.synthesis.model_dump(mode="json")}
+        settings: dict[str, Any] = {"method": method.name, "config": self._synthesis(arm)}
         settings |= self.recipe.drawing(method)
         inputs = {"generator": chain[-1].folder} if chain else {}
         if "filtered" in arm.variants:
@@ -202,6 +202,13 @@ class _Planner:
         cell = replace(cell, details={"count": count}, set_name=arm.set_name or "")
         parts = _parts(cell, self.study.resources.synthesis_shards)
         return [*chain, *parts, replace(cell, after=tuple(part.folder for part in parts))]
+
+    def _synthesis(self, arm: Arm) -> dict[str, Any]:
+        config = self.recipe.synthesis.model_dump(mode="json")
+        if "layouts" in arm.variants:
+            given = self.study.variants.layouts.model_dump(mode="json")
+            config["layouts"] = given | {"relabel": "kept" not in arm.variants}
+        return config
 
     def trained_and_scored(self, arm: Arm, repeat: int, synthetic: Cell | None) -> list[Cell]:
         """Return the cells of one training of an arm: the segmenter and its evaluation."""

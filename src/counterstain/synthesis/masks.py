@@ -1,23 +1,42 @@
 """The masks of a synthetic set: cut out of training regions and relabelled, block by block.
 
+New layouts also hold instances of other slides, moved onto the background (outline, and nuclei where a generator keeps
+them) and drawn there like the rest: copy-paste (Ghiasi et al., CVPR 2021) whose seams and stain are the generator's.
+
 Masks do not depend on the method, so the methods are compared on the same masks, and a larger set begins with the
 smaller one of the same seed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from scipy import ndimage
 
 from counterstain.config import Config
+from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import SHARD_PATCHES
-from counterstain.data.patches import Patch
+from counterstain.data.patches import Patch, Source
 from counterstain.data.relabel import Instance, RelabelConfig, redrawn_pixels, relabel
-from counterstain.data.sampling import PatchSampler, SamplingConfig
+from counterstain.data.sampling import CopyPasteConfig, PastedPatches, PatchSampler, SamplingConfig
 from counterstain.generators.diffusion_config import StyleChoice
+from counterstain.seeding import derive
+from counterstain.taxonomy import BACKGROUND
+
+MARGIN_UM = 4.0  # of background around a moved instance that is drawn with it, so that no seam shows
+
+
+class LayoutsConfig(CopyPasteConfig):
+    """Which instances of other slides are moved into a patch and drawn there."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the patches that get instances of other slides."""
+    relabel: bool = True
+    """Whether a patch's own instances are relabelled and drawn as well; otherwise they keep subtype and pixels."""
 
 
 class SynthesisConfig(Config):
@@ -35,6 +54,13 @@ class SynthesisConfig(Config):
     """Whose style images are drawn in."""
     attempts: Annotated[int, Field(ge=1, le=100)] = 5
     """Images drawn at most for one patch; the last one is kept."""
+    layouts: LayoutsConfig | None = None
+    """Move instances of other slides' training regions into the background and draw them there; null = off."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is off, so that sets of versions without it keep their identity."""
+        return {name: value for name, value in plain(self).items() if name != "layouts" or value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,27 +73,80 @@ class Layout:
     """The real patch with its new subtypes; the image is the real one."""
     before: dict[int, int]
     """The subtypes that it had."""
-    redraw: np.ndarray  # (H, W) bool: pixels of instances that got a new label
+    redraw: np.ndarray  # (H, W) bool: pixels of instances that got a new label, or were moved
+    moved: Mapping[int, Source] = field(default_factory=dict)
+    """Where each moved instance was cut out."""
 
 
-def draw_layouts(sampler: PatchSampler, config: SynthesisConfig, seed: int, block: int) -> list[Layout]:
-    """Cut masks out and relabel them: patches ``block * SHARD_PATCHES`` and the following."""
-    first = block * SHARD_PATCHES
-    real = [sampler[first + i] for i in range(SHARD_PATCHES)]
-    taxonomy = sampler.cohort.taxonomy
-    instances = [
-        Instance(patch=i, instance=instance, subtype=patch.subtypes[instance], area_px=area)
-        for i, patch in enumerate(real)
-        for instance, area in patch.areas_px.items()
-    ]
-    labels = relabel(instances, config.relabel, taxonomy, seed, block)
-    kept = config.relabel.kept(taxonomy)
-    return [
-        Layout(
-            number=first + i,
-            patch=patch.relabelled({instance: labels[i, instance] for instance in patch.subtypes}),
-            before=patch.subtypes,
-            redraw=redrawn_pixels(patch.instances, patch.subtypes, kept),
+@dataclass(frozen=True, kw_only=True)
+class Layouts:
+    """The masks of a set, block by block; each follows from the seed and its number alone."""
+
+    sampler: PatchSampler
+    config: SynthesisConfig
+    seed: int
+    moves: PastedPatches | None
+
+    @classmethod
+    def of(cls, cohort: Cohort, config: SynthesisConfig, *, size_px: int, seed: int) -> Self:
+        """Raise InputError where the training part has no instance to be moved, besides what a sampler raises."""
+        sampler = PatchSampler(cohort, "train", size_px, config.sampling, derive(seed, "masks"))
+        if config.layouts is None:
+            return cls(sampler=sampler, config=config, seed=seed, moves=None)
+        moves = PastedPatches(
+            (),
+            cohort,
+            size_px=size_px,
+            config=config.layouts,
+            sampling=config.sampling,
+            seed=derive(seed, "layouts"),
+            apart="slide",
+            without=config.relabel.kept(cohort.taxonomy),
         )
-        for i, patch in enumerate(real)
-    ]
+        return cls(sampler=sampler, config=config, seed=seed, moves=moves)
+
+    def __call__(self, block: int) -> list[Layout]:
+        """Cut masks out and relabel them: patches ``block * SHARD_PATCHES`` and the following."""
+        first = block * SHARD_PATCHES
+        real = [self.sampler[first + i] for i in range(SHARD_PATCHES)]
+        taxonomy, relabelling = self.sampler.cohort.taxonomy, self.config.relabel
+        kept = relabelling.kept(taxonomy)
+        if self.config.layouts is not None and not self.config.layouts.relabel:
+            kept = frozenset({*kept, *(subtype.id for subtype in taxonomy.subtypes)})
+            labels = {(i, instance): old for i, patch in enumerate(real) for instance, old in patch.subtypes.items()}
+        else:
+            instances = [
+                Instance(patch=i, instance=instance, subtype=patch.subtypes[instance], area_px=area)
+                for i, patch in enumerate(real)
+                for instance, area in patch.areas_px.items()
+            ]
+            labels = relabel(instances, relabelling, taxonomy, self.seed, block)
+        layouts = [
+            Layout(
+                number=first + i,
+                patch=patch.relabelled({instance: labels[i, instance] for instance in patch.subtypes}),
+                before=patch.subtypes,
+                redraw=redrawn_pixels(patch.instances, patch.subtypes, kept),
+            )
+            for i, patch in enumerate(real)
+        ]
+        return (
+            layouts
+            if self.moves is None
+            else [_with_moved(layout, self.moves, self.sampler.cohort.mpp) for layout in layouts]
+        )
+
+
+def _with_moved(layout: Layout, moves: PastedPatches, mpp: float) -> Layout:
+    """Move instances into a mask; with them their surroundings are drawn, as far as they are background."""
+    patch, sources = moves.pasted(layout.patch, layout.number)
+    moved = np.isin(patch.instances, list(sources))
+    margin = max(1, round(MARGIN_UM / mpp))
+    around = ndimage.binary_dilation(moved, np.ones((3, 3), bool), iterations=margin)
+    return Layout(
+        number=layout.number,
+        patch=patch,
+        before=layout.before | {instance: patch.subtypes[instance] for instance in sources},
+        redraw=layout.redraw | (around & (moved | (patch.instances == BACKGROUND))),
+        moved=sources,
+    )

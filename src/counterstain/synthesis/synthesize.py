@@ -19,7 +19,6 @@ from counterstain.checkpoints import CheckpointHeader, require_taxonomy
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import JudgedInstance, PatchSet, PatchSetHeader, PatchSetWriter, SyntheticPatch
 from counterstain.data.patches import Patch
-from counterstain.data.sampling import PatchSampler
 from counterstain.data.split import check_no_leak
 from counterstain.errors import ConfigError, MismatchError
 from counterstain.generators.interface import DrawRequest, ImageGenerator
@@ -27,7 +26,7 @@ from counterstain.generators.methods import METHODS
 from counterstain.progress import bar
 from counterstain.seeding import derive
 from counterstain.storage import claimed
-from counterstain.synthesis.masks import Layout, SynthesisConfig, draw_layouts
+from counterstain.synthesis.masks import Layout, Layouts, SynthesisConfig
 from counterstain.synthesis.styles import StyleDrawer, style_drawer
 from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
 
@@ -99,9 +98,9 @@ def synthesize(
     )
     with claimed(out, "synthesize", header.model_dump(mode="json", exclude={"count"})):  # a set may grow
         writer = PatchSetWriter(out, header)
-        sampler = PatchSampler(cohort, "train", size_px, config.sampling, derive(seed, "masks"))
+        layouts = Layouts.of(cohort, config, size_px=size_px, seed=seed)
         style = style_drawer(generator, cohort, config.style, size_px=size_px, seed=seed)
-        draw = ShardDrawer(generator=generator, sampler=sampler, config=config, seed=seed, style=style, judge=judge)
+        draw = ShardDrawer(generator=generator, layouts=layouts, config=config, seed=seed, style=style, judge=judge)
     lengths = {shard: len(writer.indices(shard)) for shard in (range(writer.num_shards) if shards is None else shards)}
     missing = sorted(set(writer.missing_shards()) & set(lengths))
     done = sum(length for shard, length in lengths.items() if shard not in missing)
@@ -152,7 +151,7 @@ class ShardDrawer:
     """
 
     generator: ImageGenerator
-    sampler: PatchSampler
+    layouts: Layouts
     config: SynthesisConfig
     seed: int
     style: StyleDrawer | None = None
@@ -160,13 +159,13 @@ class ShardDrawer:
 
     def __call__(self, shard: int) -> list[SyntheticPatch]:
         """Draw a shard, in the order of its patches."""
-        layouts = draw_layouts(self.sampler, self.config, self.seed, shard)
+        layouts = self.layouts(shard)
         drawn = self._draw(layouts)
         for mask in range(1, 1 if self.judge is None else self.judge.masks):
             refused = [i for i, patch in enumerate(drawn) if not patch.kept]
             if not refused:
                 break
-            others = draw_layouts(self.sampler, self.config, self.seed, shard + mask * OTHER_MASKS)
+            others = self.layouts(shard + mask * OTHER_MASKS)
             for i, patch in zip(refused, self._draw([others[i] for i in refused]), strict=True):
                 drawn[i] = _in_place_of(drawn[i], patch)
         return [replace(patch, index=layout.number) for layout, patch in zip(layouts, drawn, strict=True)]
@@ -179,6 +178,7 @@ class ShardDrawer:
                 index=layout.number,
                 patch=layout.patch,
                 subtypes_before=layout.before,
+                moved=layout.moved,
                 seed=0,
                 attempts=0,
                 style=() if style is None else style.mix,
