@@ -1,10 +1,11 @@
-"""Which patients are in train, val and test, stratified by score, and the check that no synthetic data leaks them."""
+"""Which patients are in train, val and test, or in which fold, stratified by score, and the check of leaks."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -149,15 +150,8 @@ def split_cohort(cohort: Cohort, config: SplitConfig, *, force: bool = False) ->
     ``force`` replaces a split that is there already; what was trained on the old one has still seen its patients.
     Raises MismatchError where the cohort has another split, and InputError where the amounts do not fit.
     """
-    if spelt := same_patient(sorted(cohort.regions["patient"].unique())):
-        raise InputError(f"{cohort.folder}: patients {spelt[0]!r} and {spelt[1]!r} are probably one; {SPELLINGS}")
     split = split_patients(patient_scores(cohort), {part: getattr(config, part) for part in PARTS}, config.seed)
-    for one, other in _with_one_image(cohort):
-        if split.get(one) != split.get(other):
-            raise InputError(
-                f"{cohort.folder}: patients {one} and {other} have the same image but would be in {split[one]} and "
-                f"{split[other]}; give them one name in the table and import it again"
-            )
+    _check_split(cohort, split)
     if cohort.regions["split"].notna().any() and not force:
         found = dict(zip(cohort.regions["patient"], cohort.regions["split"], strict=True))
         if found != split:
@@ -169,6 +163,18 @@ def split_cohort(cohort: Cohort, config: SplitConfig, *, force: bool = False) ->
     else:
         cohort = cohort.write_split(split)
     return cohort, missing_subtypes(cohort)
+
+
+def _check_split(cohort: Cohort, split: Mapping[str, str]) -> None:
+    """Raise InputError where two names of one patient, or two patients of one image, would be in two parts."""
+    if spelt := same_patient(sorted(cohort.regions["patient"].unique())):
+        raise InputError(f"{cohort.folder}: patients {spelt[0]!r} and {spelt[1]!r} are probably one; {SPELLINGS}")
+    for one, other in _with_one_image(cohort):
+        if split.get(one) != split.get(other):
+            raise InputError(
+                f"{cohort.folder}: patients {one} and {other} have the same image but would be in {split[one]} and "
+                f"{split[other]}; give them one name in the table and import it again"
+            )
 
 
 def _with_one_image(cohort: Cohort) -> list[tuple[str, str]]:
@@ -183,6 +189,62 @@ def patient_scores(cohort: Cohort) -> dict[str, str | None]:
         commonest = score.dropna().mode()
         scores[str(patient)] = str(commonest.iloc[0]) if len(commonest) else None
     return scores
+
+
+def split_into_folds(
+    scores: Mapping[str, str | None], folds: int, validation: float, seed: int
+) -> list[dict[str, str]]:
+    """Return the split of every fold of a cross-validation: patient -> part.
+
+    Each patient is in the test part of one fold; folds have the same number of patients, and of each score, to within
+    one (scikit-learn's ``StratifiedKFold`` refuses more folds than the commonest score has patients). Those that
+    validate (:func:`validating`) come from the next folds, so that they are stratified too and serve about equally
+    often; the rest trains. Raises InputError where nobody would.
+    """
+    count, number = len(scores), validating(len(scores), validation)
+    largest = -(-count // folds)
+    if folds > count or largest + number >= count:
+        raise InputError(
+            f"{folds} folds of {count} patients: {largest} to test and {number} to validate leave nobody to train "
+            "on; give fewer folds, a smaller validation, or more patients"
+        )
+    place = {patient: number for number, patient in enumerate(order_patients(scores, seed))}
+    dealt = sorted(scores, key=lambda patient: (scores[patient] or "", place[patient]))
+    tested = sorted((sorted(dealt[k::folds], key=place.__getitem__) for k in range(folds)), key=lambda f: place[f[0]])
+    ring, end, splits = [patient for members in tested for patient in members], 0, []
+    for members in tested:
+        end += len(members)
+        others = [ring[(end + n) % count] for n in range(count - len(members))]
+        left, chosen = Counter(scores[patient] for patient in others), list[str]()
+        for least in (2, 1):  # the last patient of a score trains, as long as others can validate
+            for patient in others:
+                if len(chosen) < number and patient not in chosen and left[scores[patient]] >= least:
+                    chosen.append(patient)
+                    left[scores[patient]] -= 1
+        parts = dict.fromkeys(members, "test") | dict.fromkeys(chosen, "val")
+        splits.append({patient: parts.get(patient, "train") for patient in sorted(scores)})
+    return splits
+
+
+def validating(patients: int, validation: float) -> int:
+    """Return how many patients validate a fold, given their number or share of all (rounded down): one at least."""
+    return max(1, int(validation if validation >= 1 else patients * validation + 1e-9))
+
+
+def folds_of(cohort: Cohort, folds: int, validation: float, seed: int) -> list[dict[str, str]]:
+    """Return the split of every fold of a cohort, whatever its own split, as :func:`split_into_folds` does.
+
+    Raises InputError where a patient has two names or an image two patients, or a generator has redrawn the cohort: its
+    images show patients whom a fold would test.
+    """
+    if cohort.source.get("patients_seen"):
+        raise InputError(
+            f"{cohort.folder}: was redrawn by a generator that saw its patients; give folds of the original"
+        )
+    splits = split_into_folds(patient_scores(cohort), folds, validation, seed)
+    for split in splits:
+        _check_split(cohort, split)
+    return splits
 
 
 def check_disjoint(cohort: Cohort) -> None:
@@ -296,7 +358,12 @@ def link_cohort(cohort: Cohort, folder: Path) -> Cohort:
 
 
 def link_packs(whole: Path, folder: Path) -> None:
-    """Point a cohort made by :func:`link_cohort` to the pixels of the whole one, which may have been moved."""
-    packs = folder / "packs"
+    """Point a cohort made by :func:`link_cohort` to the pixels of the whole one, which may have been moved.
+
+    A copy of it that followed the link has the pixels itself, and keeps them.
+    """
+    packs, place = folder / "packs", (whole / "packs").resolve()
+    if packs.is_symlink() and packs.readlink() == place or packs.is_dir() and not packs.is_symlink():
+        return
     packs.unlink(missing_ok=True)
-    packs.symlink_to((whole / "packs").resolve(), target_is_directory=True)
+    packs.symlink_to(place, target_is_directory=True)

@@ -25,6 +25,7 @@ from counterstain.report.tables import PARTS, fixed, signed
 from counterstain.seeding import numpy_generator
 from counterstain.storage import replacing, write_text
 from counterstain.study.arms import Arm
+from counterstain.study.plan import FOLD
 from counterstain.study.statistics.arm_differences import CountArray
 from counterstain.taxonomy import Taxonomy
 
@@ -242,8 +243,8 @@ def training_curves(losses: pd.DataFrame, arms: Sequence[Arm]) -> Figure:
     """
     if losses.empty:
         return empty("no training curves")
-    of_stage = {stage: _method_of(stage, arms) for stage in losses["stage"].astype(str).unique()}
-    table = losses.assign(family=losses["stage"].astype(str).str.partition(" ")[0])
+    of_stage = {stage: _method_of(stage.partition(FOLD)[0], arms) for stage in losses["stage"].astype(str).unique()}
+    table = losses.assign(family=losses["stage"].astype(str).str.partition(FOLD)[0].str.partition(" ")[0])
     panels = [panel for panel in table.groupby(["family", "name"], sort=False) if np.ptp(panel[1]["step"]) > 0]
     rows = max(-(-len(panels) // COLUMNS), 1)
     figure = new_figure(0.4 + 1.55 * rows)

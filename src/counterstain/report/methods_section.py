@@ -19,7 +19,7 @@ from counterstain.report.tables import Table, plain_table, rate
 from counterstain.segmentation.segmenter_config import ADAM_BETAS
 from counterstain.study.arms import Variant
 from counterstain.study.config import VariantsConfig
-from counterstain.study.fairness import departures
+from counterstain.study.fairness import departures, paired_by
 
 STAINS: dict[Stains, str] = {
     "channels": "each colour channel",
@@ -98,10 +98,26 @@ def _data(study: StudyRecord) -> str:
     regions = f" with {counted(cohort.regions, 'annotated region')}" if cohort.regions else ""
     mpp = f" at {cohort.mpp:g} µm per pixel" if cohort.mpp else ""
     source = f" (source: {cohort.source})" if cohort.source else ""
+    parts = f"They were split by patient ({split}); no patient is in more than one split."
     return (
-        f"Data: {counted(sum(cohort.patients.values()), 'patient')}{regions}{mpp}{source}. They were split by patient "
-        f"({split}); no patient is in more than one split. Instances of {study.taxonomy.tissue_class} were annotated "
-        f"with the subtypes {', '.join(study.taxonomy.names)}."
+        f"Data: {counted(sum(cohort.patients.values()), 'patient')}{regions}{mpp}{source}. "
+        f"{_folds(study) if study.folds else parts} Instances of {study.taxonomy.tissue_class} were annotated with the "
+        f"subtypes {', '.join(study.taxonomy.names)}."
+    )
+
+
+def _folds(study: StudyRecord) -> str:
+    """Say how the patients of a cross-validation were dealt out."""
+    ranges = {}
+    for part in study.cohort.patients:
+        sizes = [len(fold[part]) for fold in study.folds]
+        ranges[part] = " to ".join(dict.fromkeys((str(min(sizes)), str(max(sizes)))))
+    folds = f"the patients were dealt into {counted(len(study.folds), 'fold')}, stratified by score"
+    return (
+        f"Cross-validation: {'each patient was a fold' if ranges['test'] == '1' else folds}, so that each was tested "
+        f"exactly once, by networks trained without that patient. In each fold, all networks were trained on "
+        f"{ranges['train']} of the other patients and {ranges['val']} validated; folds shared no network. Counts of "
+        f"all folds were pooled: the test set is all {counted(study.cohort.patients['test'], 'patient')}."
     )
 
 
@@ -319,8 +335,9 @@ def _in_common(table: pd.DataFrame, study: StudyRecord) -> Iterator[str]:
         yield f"Equal augmentation of real and synthetic patches in all arms: {equal['augmentation']}."
     if "settings" in equal:
         yield "Equal settings of network, losses and optimiser in all arms."
-    if all(len(set(rows["seed"].tolist())) == 1 for _, rows in table.groupby("repeat")):
+    if all(len(set(rows["seed"].tolist())) == 1 for _, rows in table.groupby(paired_by(table))):
         repeats = counted(len(values["repeat"]), "repeat")
+        repeats += f" and {counted(len(values['fold']), 'fold')}" if "fold" in values else ""
         yield f"Equal seeds: within each of {repeats} all arms have the same initial weights and order of real patches."
     yield from _filters_of_sets(table[table["synthetic_patches"] > 0], study)
 
@@ -328,7 +345,12 @@ def _in_common(table: pd.DataFrame, study: StudyRecord) -> Iterator[str]:
 def _filters_of_sets(table: pd.DataFrame, study: StudyRecord) -> Iterator[str]:
     """Say how many images were rejected, for the largest amount of each set that an arm uses."""
     names = {arm.name: arm.set_name or arm.name for arm in study.arms}
-    largest = table.sort_values("synthetic_patches").drop_duplicates(["filter", "synthetic_set"], keep="last")
+    largest = table.sort_values("synthetic_patches").drop_duplicates(
+        ["filter", "synthetic_set", *paired_by(table)[1:]], keep="last"
+    )
+    largest = largest.groupby(["filter", "synthetic_set"], sort=False, as_index=False).agg(
+        arm=("arm", "last"), drawn=("drawn", "sum"), rejected=("rejected", "sum")
+    )
     rates: dict[str, list[str]] = {}
     for row in largest.to_dict("records"):
         name, drawn, rejected = names.get(row["arm"], row["synthetic_set"]), row["drawn"], row["rejected"]

@@ -37,11 +37,13 @@ from counterstain.report.results import (
 )
 from counterstain.report.summary import Summary, chosen_arm, summarise
 from counterstain.report.tables import NONE, Cell, Row, Table, effects_on_test, plain_table, rate
+from counterstain.segmentation.counts import measures
 from counterstain.storage import write_text
 from counterstain.study.arms import Arm
 from counterstain.taxonomy import IGNORE, Taxonomy
 
 DRAWS = 10_000  # of the bootstrap
+MOST_NAMED = 6  # test patients of a fold
 
 
 def write_report(run: Path, out: Path | None = None, *, command: str = "report") -> Path:
@@ -148,6 +150,8 @@ def render(results: Results, *, place: Path | None = None, draws: int = DRAWS) -
         chosen=chosen,
         ceiling=CEILING,
         summary=summarise(results, effects, chosen),
+        folds=folds_table(results, chosen) if study.folds else None,
+        tested_on=results.tested_on,
         differences=tables.differences_table(results, effects, chosen),
         power=tables.power_table(results, effects),
         scores=[tables.results_table(results, split, chosen) for split in ("test", "val")],
@@ -164,7 +168,7 @@ def render(results: Results, *, place: Path | None = None, draws: int = DRAWS) -
         methods=methods_paragraphs(study, results.fairness["starts_from"].tolist()),
         settings=settings_table(study),
         fairness=fairness_sentences(results.fairness, study),
-        sheets=[data_sheet(found, results.trainings, study) for found in results.sets],
+        sheets=[data_sheet(found, results.trainings, study) for found in results.sets if found.fold < 2],
         pictures=pictures,
         filters={
             "method": list(dict.fromkeys(picture["method"] for picture in pictures)),
@@ -183,6 +187,25 @@ def render(results: Results, *, place: Path | None = None, draws: int = DRAWS) -
             and (address := Path(os.path.relpath(folder.parent / training.logs, place or folder.parent)))
         ],
     )
+
+
+def folds_table(results: Results, chosen: Arm | None) -> Table:
+    """Return the patients of every fold, and the Dice of the reference and of the arm that validation chose."""
+    arms = [results.reference, *([] if chosen is None else [chosen])]
+    test = results.counts[results.counts["split"] == "test"]
+    rows = []
+    for number, fold in enumerate(results.study.folds, start=1):
+        patients = ", ".join(fold["test"][:MOST_NAMED]) + (" …" if len(fold["test"]) > MOST_NAMED else "")
+        sizes = [Cell(str(len(fold[part])), patients if part == "test" else "") for part in ("train", "val", "test")]
+        lacking = (f"no {', '.join(fold['lacking'])} in training",) if fold["lacking"] else ()
+        scores = []
+        for arm in arms:
+            counts = test[(test["fold"] == number) & (test["arm"] == arm.name)]
+            dice = pd.Series([measures(table, results.study.taxonomy)["dice"] for _, table in counts.groupby("repeat")])
+            scores.append(Cell(tables.fixed(dice.mean(), 3), value=float(dice.mean()) if len(dice) else None))
+        rows.append(Row(f"Fold {number}", (*sizes, *scores), lacking))
+    columns = ("Fold", "Training", "Validation", "Test", *(f"Dice of {arm.label}" for arm in arms))
+    return Table("Patients of each fold, and Dice on its test patients, means over repeats", columns, tuple(rows))
 
 
 def draw_figures(results: Results, chosen: Arm | None) -> dict[str, Figure]:

@@ -23,10 +23,10 @@ from counterstain.study.test_access_log import Look, read_looks, record_look, ru
 from counterstain.taxonomy import Taxonomy
 
 SPLITS = ("val", "test")
+CROSS_VALIDATED = "pooled test set"  # of all folds: every patient
 AGAIN = "run the study's command again"
 CEILING = "ceiling, phantom only"
 """Added to the name of a method that draws with the phantom's own renderer: no real cohort has a perfect generator."""
-
 
 T = TypeVar("T")
 
@@ -79,6 +79,7 @@ class StudyRecord(Record):
     failed: tuple[Failure, ...] = ()
     filter: dict[str, FilterCount] = Field(default_factory=dict)  # by synthetic set
     device: str = ""
+    folds: tuple[dict[str, list[str]], ...] = ()  # patients by part, and subtypes that its training patients lack
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -118,6 +119,7 @@ class SetRecord(Record):
     """One synthetic set, of ``sets.json``."""
 
     name: str
+    fold: int = 0  # from 1
     method: str
     patches: int
     size_px: int
@@ -235,6 +237,7 @@ def read_results(run: Path) -> Results:
         sets=_validated(sets, TypeAdapter(tuple[SetRecord, ...])) if sets.exists() else (),
         examples=_read_examples(folder / "examples"),
         looks=read_looks(run_of(folder) or folder),
+        tested_on=CROSS_VALIDATED if study.folds else "test set",
     )
 
 

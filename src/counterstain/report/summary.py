@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from counterstain.progress import PERCENT, counted
-from counterstain.report.results import CEILING, Results
+from counterstain.report.results import CEILING, CROSS_VALIDATED, Results
 from counterstain.report.tables import (
     MAIN,
     NO_INTERVAL,
@@ -38,6 +38,10 @@ ENOUGH_REPEATS = 5  # the paper's number
 ENOUGH_PATIENTS = 8  # the paper's number of test patients
 SIGNIFICANT = 0.05
 HIGHER_IS_BETTER = {"dice": 1, "subtype_variance": -1}  # and of recalls
+ON_CHOICE = (
+    "The arm chosen on validation is a single test on the test set and needs no correction.",
+    "Read those of the chosen arm, too: patients that validate one fold are tested in another.",  # of folds
+)
 SPREAD = "Spread of the recalls of the subtypes, their standard deviation (0 = all are found equally well)"
 
 
@@ -285,6 +289,12 @@ def looks_sentence(looks: Sequence[Look]) -> str:
 
 def _cautions(results: Results, effects: Effects) -> list[str]:
     study, said = results.study, []
+    if results.tested_on == CROSS_VALIDATED:
+        said.append(
+            f"Cross-validation in {counted(len(study.folds), 'fold')}: every patient was tested once, by networks that "
+            "never saw that patient. Folds share training patients, so their results are not independent: take "
+            "intervals and p-values as approximate."
+        )
     repeats = max((effect.n for effect in effects.values()), default=study.repeats)
     if repeats < ENOUGH_REPEATS:
         said.append(
@@ -319,8 +329,8 @@ def _cautions(results: Results, effects: Effects) -> list[str]:
     if len(results.others) > 2:
         said.append(
             f"{counted(len(results.others), 'arm')} are compared with one reference: one of them may look better by "
-            "chance. The intervals are not corrected for that; the corrected p-values (Holm) are. The arm chosen on "
-            "validation is a single test on the test set and needs no correction."
+            "chance. The intervals are not corrected for that; the corrected p-values (Holm) are. "
+            + ON_CHOICE[results.tested_on == CROSS_VALIDATED]
         )
     if study.failed:
         said.append(f"{counted(len(study.failed), 'cell')} of the study failed and is missing here (see Failures).")

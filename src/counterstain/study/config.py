@@ -65,6 +65,12 @@ def _is_multiple(amount: float) -> float:
     return amount
 
 
+def _share_or_number(value: float) -> float:
+    if value >= 1 and not value.is_integer():
+        raise ValueError("expected a share below 1, or a whole number of patients")
+    return value
+
+
 def _parsed(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(parse_arm(name).name for name in names)
 
@@ -151,6 +157,11 @@ class CohortSource(Config):
     """Or make a phantom."""
     split: SplitConfig = SplitConfig()
     """How a phantom's patients are dealt out."""
+    folds: Annotated[int, Field(ge=2)] | Literal["leave_one_out"] | None = None
+    """Cross-validate: deal the patients, whatever their split, into so many folds, stratified by score, each tested by
+    networks trained on the others. ``leave_one_out``: each patient is a fold."""
+    validation: Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_share_or_number)] = 0.2
+    """Validation patients of each fold, out of those that it does not test: a share of all patients, or a number."""
     train_patients: Annotated[int, Field(ge=1)] | None = None
     """Train on so many patients of the training part, chosen by score; a larger choice holds a smaller one."""
     train_patients_seed: int = 0
@@ -162,6 +173,10 @@ class CohortSource(Config):
             raise ValueError("give either path (a cohort's folder) or phantom (its settings)")
         if self.path is not None and self.split != SplitConfig():  # which a study's own copy of its settings has
             raise ValueError("split is for phantoms; split a cohort with 'counterstain split'")
+        if self.folds is not None and self.split != SplitConfig():
+            raise ValueError("split and folds exclude each other; take one out")
+        if self.folds is None and self.validation != CohortSource.model_fields["validation"].default:
+            raise ValueError("validation is for folds; give their number, or take it out")
         return self
 
 

@@ -30,7 +30,7 @@ from counterstain.config import build
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import SHARD_PATCHES, PatchSetHeader, PatchSetWriter, SyntheticPatch
 from counterstain.data.phantom.styles import PhantomConfig
-from counterstain.data.split import SplitConfig, split_cohort
+from counterstain.data.split import SplitConfig, split_cohort, validating
 from counterstain.errors import CounterstainError
 from counterstain.generators.methods import METHODS
 from counterstain.progress import overheard
@@ -137,7 +137,7 @@ class Estimate:
 
     def _described(self, cell: Cell) -> Any:
         """Return all that the time of a cell's work depends on but for its amount."""
-        left_out = {"seed", "filter", "amount", "share", "set", "first", "end", "ignore_above", "border_um"}
+        left_out = {"seed", "filter", "amount", "share", "set", "first", "end", "ignore_above", "border_um", "fold"}
         settings = {name: value for name, value in cell.settings.items() if name not in left_out}
         if "config" in settings and "training" in settings["config"]:
             config = dict(settings["config"])
@@ -164,17 +164,17 @@ class Estimate:
 
     @cached_property
     def _evaluated_px(self) -> float:
-        """Pixels of the parts that every segmenter is evaluated on."""
-        source = self._study.cohort
+        """Pixels of the parts that every segmenter is evaluated on, of folds their mean."""
+        source, phantom = self._study.cohort, self._study.cohort.phantom or PhantomConfig()
+        folds = max(cell.fold for cell in self._cells.values())
+        patients, px = phantom.slides, phantom.slides * phantom.regions_per_slide * phantom.size_px**2
+        evaluated = source.split.val + source.split.test  # patients, or their share
+        share = evaluated if source.split.train + evaluated <= 1.001 else evaluated / patients
         if source.path is not None:
-            regions = Cohort.open(source.path).regions
-            regions = regions[regions["split"].isin(PARTS)]
-            return float((regions["height_px"] * regions["width_px"]).sum())
-        phantom, split = source.phantom or PhantomConfig(), source.split
-        patients = split.val + split.test
-        if split.train + patients <= 1.001:  # shares
-            patients *= phantom.slides
-        return float(patients * phantom.regions_per_slide * phantom.size_px**2)
+            regions = Cohort.open(source.path).regions.loc[lambda table: table["split"].isin(PARTS) | (folds > 0)]
+            px, share = int((regions["height_px"] * regions["width_px"]).sum()), 1.0
+            patients = regions["patient"].nunique()
+        return px * (1 / folds + validating(patients, source.validation) / patients if folds else share)
 
 
 class _Bench:
@@ -202,16 +202,16 @@ class _Bench:
     @cached_property
     def _cohort(self) -> Cohort:
         """The study's cohort; of a phantom that is not made yet, some slides."""
-        from counterstain.study.stages import open_cohort
+        from counterstain.study.stages import cohort_of_fold, open_cohort
 
         cell = next(iter(self._cells.values()))
         place = cell.details.get("path") or cell.details.get("whole_path")
-        if place:
-            return Cohort.open(place)
-        if (self._root / cell.folder / "cohort" / "cohort.json").exists():
-            return open_cohort(self._root / cell.folder)
-        self.timing(cell)
-        return Cohort.open(self._folder / "cohort")
+        if not place and not (self._root / cell.folder / "cohort" / "cohort.json").exists():
+            self.timing(cell)
+            return Cohort.open(self._folder / "cohort")
+        whole = Cohort.open(place) if place else open_cohort(self._root / cell.folder)
+        fold = next((cell for cell in self._cells.values() if cell.fold), None)
+        return whole if fold is None else cohort_of_fold(whole, fold, self._folder / "fold")
 
     def of_cohort(self, cell: Cell) -> Timing:
         from counterstain.data.phantom import write_phantom

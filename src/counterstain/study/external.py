@@ -1,12 +1,14 @@
 """Test a finished study on another cohort: all its segmenters, with results as of the study's own test set.
 
 RUN/external/NAME holds ``test.json`` (what was tested on which cohort), ``counts.parquet`` and ``results.csv`` as
-RUN/results does, with ``external`` as their split, and ``plan.json``, the cells in RUN/cells that they come from.
+RUN/results does, with ``external`` as their split, and ``plan.json``, the cells in RUN/cells that they come from. Of
+a cross-validated study, the segmenters of every fold are tested on all patients, and their counts are added up.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -75,7 +77,7 @@ def evaluate_on(
                 failures = run_cells(cells, done, root, opened, retries=Resources().retries)
             finally:
                 opened.stop()
-        counts = counts_of([cell for cell in cells if is_done(cell, root)], root).assign(split=EXTERNAL)
+        counts = counts_of(cells, root).assign(split=EXTERNAL)
         known = set(map(patient_key, pd.read_parquet(run / "results" / "counts.parquet")["patient"].unique()))
         with committing(place) as folder:
             tested = regions_of(cohort, split)
@@ -83,6 +85,7 @@ def evaluate_on(
             about = {"name": place.name, "cohort": about_cohort(cohort) | size, "split": split}
             trained = [
                 {"arm": row.arm, "repeat": row.repeat, "sha256": header.sha256}
+                | ({"fold": row.fold} if row.fold else {})
                 for row, header in zip(segmenters, headers, strict=True)
             ]
             also = sorted(patient for patient in counts["patient"].unique() if patient_key(patient) in known)
@@ -106,7 +109,9 @@ def _segmenters(run: Path) -> list[CellRow]:
         raise InputError(f"{run}: not the folder of a study that has finished; give the one of 'study run'")
     if (run / "results" / FILES_FILE).exists() and (file := damage(run / "results", hashes=True, note=FILES_FILE)):
         raise StorageError(f"{run / 'results' / file}: missing, or changed since it was written; run the study again")
-    rows = [row for row in read_plan(run) if row.stage == "segmenter" and is_done(row, run / CELLS)]
+    planned = [row for row in read_plan(run) if row.stage == "segmenter"]
+    unfinished = {(row.arm, row.repeat) for row in planned if not is_done(row, run / CELLS)}  # in some fold
+    rows = [row for row in planned if (row.arm, row.repeat) not in unfinished]
     if REFERENCE not in {row.arm for row in rows}:
         raise InputError(f"{run}: no trained segmenter of the reference arm {REFERENCE!r}; run the study again")
     if any(row.repeat < 0 for row in rows):
@@ -116,10 +121,9 @@ def _segmenters(run: Path) -> list[CellRow]:
 
 def _evaluation(row: CellRow, cohort: Cell, split: str) -> Cell:
     inputs = {"cohort": cohort.folder, "segmenter": row.folder}
-    name = f"evaluation {row.arm} #{row.repeat} on {Path(cohort.details['path']).name}"
-    return Cell(
-        name=name, stage="evaluation", settings={"parts": [split]}, inputs=inputs, arm=row.arm, repeat=row.repeat
-    )
+    name = f"{row.name.replace('segmenter', 'evaluation', 1)} on {Path(cohort.details['path']).name}"
+    whose: dict[str, Any] = {"arm": row.arm, "repeat": row.repeat, "fold": row.fold}
+    return Cell(name=name, stage="evaluation", settings={"parts": [split]}, inputs=inputs, **whose)
 
 
 def _check_same(place: Path, cohort: Cohort, split: str) -> None:

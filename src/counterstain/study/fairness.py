@@ -1,6 +1,7 @@
 """What each training was given: the figures that claims of fairness between arms rest on.
 
-``fairness.csv`` of the results has a row per arm and repeat; :func:`departures` says in what the arms differ.
+``fairness.csv`` of the results has a row per arm, repeat and fold (if there are any); :func:`departures` says in what
+the arms differ.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def fairness_table(cells: Sequence[Cell], root: Path) -> pd.DataFrame:
                 patches = patches_of(cell.inputs["synthetic"])
                 attempts = int(patches.loc[patches["index"] < count, "attempts"].sum())
             rows.append(row | {"drawn": attempts, "rejected": attempts - count})
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    folds = ["fold"] if any(row["fold"] for row in rows) else []
+    return pd.DataFrame(rows, columns=[*COLUMNS[:2], *folds, *COLUMNS[2:]])
 
 
 def departures(table: pd.DataFrame) -> Iterator[str]:
@@ -68,12 +70,17 @@ def departures(table: pd.DataFrame) -> Iterator[str]:
         for value, rows in table[table[column] != expected].groupby(column, sort=False):
             arms = ", ".join(dict.fromkeys(rows["arm"]))
             yield f"{words}: {value} in {arms}, {expected} in the others"
-    for repeat, rows in table.groupby("repeat"):
+    for (repeat, *_), rows in table.groupby(paired_by(table)):
         if (rows["seed"] != rows["seed"].iloc[0]).any():
             yield f"seeds: arms of repeat {repeat} have different ones"
     filters = table[table["synthetic_patches"] > 0].groupby("filter", sort=False)["arm"].unique()
     if len(filters) > 1:
         yield "filter: " + "; ".join(f"{name} in {', '.join(arms)}" for name, arms in filters.items())
+
+
+def paired_by(table: pd.DataFrame) -> list[str]:
+    """Return the columns within which arms share their seed: the repeat, and the fold where there are any."""
+    return ["repeat", *(["fold"] if "fold" in table else [])]
 
 
 def _row(cell: Cell, root: Path) -> dict[str, Any]:
@@ -82,6 +89,7 @@ def _row(cell: Cell, root: Path) -> dict[str, Any]:
     return {
         "arm": cell.arm,
         "repeat": cell.repeat,
+        "fold": cell.fold,
         "steps": notes["steps"],
         "batch_size": config["training"]["batch_size"],
         "seed": header.seed,

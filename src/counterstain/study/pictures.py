@@ -89,13 +89,14 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write_gallery(file: Path, cohort: Cohort, sets: Mapping[str, PatchSet], number: int) -> None:
-    """Write gallery.parquet with at most ``number`` patches of each set."""
-    gallery = _Gallery(cohort)
-    for name, found in sets.items():
-        for index in np.unique(found.instances["index"])[:number].tolist():
-            gallery.add(name, found, index)
-    write_parquet(file, pd.DataFrame(gallery.rows, columns=list(COLUMNS)))
+def write_gallery(file: Path, cohort: Cohort, sets: Mapping[tuple[str, int], PatchSet], number: int) -> None:
+    """Write gallery.parquet with about ``number`` patches of each method, shared out over its sets, one a fold."""
+    gallery, of_name = _Gallery(cohort), Counter(name for name, _ in sets)
+    for (name, fold), found in sets.items():
+        for index in np.unique(found.instances["index"])[: -(-number // of_name[name])].tolist():
+            gallery.add(name, fold, found, index)
+    table = pd.DataFrame(gallery.rows, columns=[*COLUMNS, "fold"])
+    write_parquet(file, table if table["fold"].any() else table[list(COLUMNS)])
 
 
 @dataclass
@@ -104,13 +105,13 @@ class _Gallery:
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     _real: dict[Source, int] = field(default_factory=dict)
 
-    def add(self, name: str, found: PatchSet, index: int) -> None:
+    def add(self, name: str, fold: int, found: PatchSet, index: int) -> None:
         patch = found[index]
         source = self._source(patch.source, found.header.size_px)
         instances = found.instances[found.instances["index"] == index]
         labels = [instances[column].tolist() for column in ("subtype_before", "subtype", "area_px")]
         row = found.patches.loc[found.patches["index"] == index].iloc[0]
-        self._append(name, patch, source, labels, index=index, attempts=int(row["attempts"]))
+        self._append(name, patch, source, labels, index=index, attempts=int(row["attempts"]), fold=fold)
 
     def _source(self, source: Source, size_px: int) -> int:
         """Return the number of the real patch that a mask comes from; it is shown once, whatever came of it."""
@@ -123,11 +124,19 @@ class _Gallery:
         return self._real[source]
 
     def _append(
-        self, method: str, patch: Patch, source: int, labels: list[list[int]], *, index: int, attempts: int
+        self,
+        method: str,
+        patch: Patch,
+        source: int,
+        labels: list[list[int]],
+        *,
+        index: int,
+        attempts: int,
+        fold: int = 0,
     ) -> None:
         image, mask = _webp(patch.image), _png(patch.label_mask, self.cohort.taxonomy.palette)
         where = [getattr(patch.source, name) for name in ("region", "slide", "patient", "y_px", "x_px")]
-        row = (len(self.rows), method, image, mask, source, *where, index, attempts, *labels)
+        row = (len(self.rows), method, image, mask, source, *where, index, attempts, *labels, fold)
         self.rows.append(row)
 
 

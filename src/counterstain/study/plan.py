@@ -14,8 +14,9 @@ from typing import Any
 from counterstain.config import merge
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import SHARD_PATCHES
+from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.sampling import check_patch_size
-from counterstain.data.split import training_patients
+from counterstain.data.split import folds_of, split_into_folds, training_patients
 from counterstain.errors import InputError
 from counterstain.generators.methods import METHODS, Training
 from counterstain.recipe import Recipe
@@ -32,6 +33,7 @@ EXTERNAL = "external"  # folder of its tests on other cohorts, and the split of 
 # Trainings of generators have theirs in their entry of the registry.
 STAGE_VERSIONS = {"cohort": 1, "shards": 1, "synthetic": 1, "segmenter": 1, "evaluation": 1}
 REFERENCE = "subtype"
+FOLD = ", fold "  # in the name of a cell, before the number of its fold
 PARTS = ("val", "test")
 
 
@@ -49,6 +51,7 @@ class Cell:
     arm: str = ""  # name of the arm that is trained or evaluated
     repeat: int = -1
     set_name: str = ""  # name of the synthetic set that is drawn
+    fold: int = 0  # of a cross-validation, from 1; 0 where it belongs to all of them, or there are none
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -82,17 +85,15 @@ def plan_study(study: StudyConfig, recipe: Recipe) -> list[Cell]:
     recipe.segmenter.check_size(recipe.size_px)
     for name in {arm.method: None for arm in arms if arm.method is not None}:
         METHODS[name].check(recipe)
-    planner = _Planner(study, recipe, _cohort(study, recipe.size_px))
-    cells = [planner.cohort]
-    sets: dict[str | None, Cell | None] = {None: None}
-    for arm in arms:
-        if arm.set_name not in sets:
-            chain = planner.synthetic(arm)
-            cells += [cell for cell in chain if cell not in cells]
-            sets[arm.set_name] = chain[-1]
+    whole, folds = _cohorts(study, recipe.size_px)
+    planners = [_Planner(study, recipe, cohort) for cohort in folds or [whole]]
+    cells = [whole, *folds]
+    for planner in planners:
+        cells += planner.drawn
     for repeat in range(study.repeats):
-        for arm in arms:
-            cells += planner.trained_and_scored(arm, repeat, sets[arm.set_name])
+        for planner in planners:
+            for arm in arms:
+                cells += planner.trained_and_scored(arm, repeat)
     return [_tracked(cell, study, recipe) for cell in cells]
 
 
@@ -122,20 +123,54 @@ def _tracked(cell: Cell, study: StudyConfig, recipe: Recipe) -> Cell:
     return replace(cell, details=cell.details | {key: value for key, value in given.items() if value is not None})
 
 
-def _cohort(study: StudyConfig, size_px: int) -> Cell:
+def _cohorts(study: StudyConfig, size_px: int) -> tuple[Cell, list[Cell]]:
+    """Return the cell of a study's cohort and those of its folds, which differ from it by their split."""
     source = study.cohort
-    if source.path is None:
+    fewer = source.model_dump(include={"train_patients", "train_patients_seed"}) if source.train_patients else {}
+    cohort = None if source.path is None else Cohort.open(source.path)
+    if source.folds is not None:
+        return _in_folds(study, cohort, fewer, size_px)
+    if cohort is None:
         settings = source.model_dump(mode="json", include={"phantom", "split"})
-        if source.train_patients is not None:
-            settings |= source.model_dump(include={"train_patients", "train_patients_seed"})
-        return Cell(name="cohort", stage="cohort", settings=settings)
-    cohort = Cohort.open(source.path)
+        return Cell(name="cohort", stage="cohort", settings=settings | fewer), []
     for part in PARTS:
         cohort.part(part)
     check_patch_size(cohort, cohort.regions.iloc[cohort.part("train")], size_px)
     if source.train_patients is not None:
-        return cohort_with_fewer(cohort, source.train_patients, source.train_patients_seed)
-    return cohort_cell(cohort)
+        return cohort_with_fewer(cohort, source.train_patients, source.train_patients_seed), []
+    return cohort_cell(cohort), []
+
+
+def _in_folds(
+    study: StudyConfig, cohort: Cohort | None, fewer: dict[str, Any], size_px: int
+) -> tuple[Cell, list[Cell]]:
+    source, phantom = study.cohort, study.cohort.phantom or PhantomConfig()
+    patients = phantom.slides if cohort is None else int(cohort.regions["patient"].nunique())
+    number = source.folds if isinstance(source.folds, int) else patients
+    dealt = (number, source.validation, derive(study.seed, "folds"))
+    if cohort is None:
+        whole = Cell(name="cohort", stage="cohort", settings=source.model_dump(mode="json", include={"phantom"}))
+        splits = split_into_folds({str(patient): None for patient in range(patients)}, *dealt)
+    else:
+        check_patch_size(cohort, cohort.regions, size_px)
+        whole, splits = cohort_cell(cohort), folds_of(cohort, *dealt)
+    trained_on = min(list(split.values()).count("train") for split in splits)
+    if source.train_patients is not None and source.train_patients > trained_on:
+        raise InputError(
+            f"{study.name}: {source.train_patients} training patients are asked for, a fold has {trained_on}; give "
+            f"{trained_on} at most"
+        )
+    inputs, details = {"whole": whole.folder}, {"whole_path": whole.details["path"]} if whole.details else {}
+    cells = []
+    for fold in range(1, number + 1):
+        settings = dict(zip(("folds", "validation", "seed"), dealt, strict=True)) | fewer | {"fold": fold}
+        name = f"cohort{_of_fold(fold)}"
+        cells.append(Cell(name=name, stage="cohort", settings=settings, inputs=inputs, details=details, fold=fold))
+    return whole, cells
+
+
+def _of_fold(fold: int) -> str:
+    return f"{FOLD}{fold}" if fold else ""
 
 
 def cohort_cell(cohort: Cohort) -> Cell:
@@ -163,7 +198,7 @@ def cohort_with_fewer(cohort: Cohort, train_patients: int, seed: int) -> Cell:
 def trained_and_scored(
     name: str, settings: dict[str, Any], inputs: dict[str, str], parts: Sequence[str] = PARTS, **whose: Any
 ) -> list[Cell]:
-    """Return the cells of a segmenter and of its evaluation on parts of its cohort; ``whose`` are arm and repeat."""
+    """Return the cells of a segmenter and of its evaluation on parts of its cohort, with its arm, repeat and fold."""
     segmenter = Cell(name=f"segmenter {name}", stage="segmenter", settings=settings, inputs=inputs, **whose)
     scored = {"cohort": inputs["cohort"], "segmenter": segmenter.folder}
     wanted = {"parts": list(parts)}
@@ -181,8 +216,29 @@ class _Planner:
         plain, variants = identity_of(self.recipe.segmenter), self.study.variants
         return {arm.name: merge(plain, segmenter_changes(arm, variants)) for arm in self.study.arms}
 
-    def synthetic(self, arm: Arm) -> list[Cell]:
-        """Return the cells that the synthetic set of an arm's method needs, the set itself last."""
+    @property
+    def fold(self) -> int:
+        """The fold of its cohort, 0 without any."""
+        return self.cohort.fold
+
+    @cached_property
+    def _chains(self) -> dict[str, list[Cell]]:
+        """Name of a synthetic set -> the cells that it needs, its own last."""
+        chains: dict[str, list[Cell]] = {}
+        for arm in self.study.arms:
+            if arm.set_name is not None and arm.set_name not in chains:
+                chains[arm.set_name] = self._synthetic(arm)
+        return chains
+
+    @property
+    def drawn(self) -> list[Cell]:
+        """The cells of all synthetic sets and of what they need, each once."""
+        cells: list[Cell] = []
+        for chain in self._chains.values():
+            cells += [cell for cell in chain if cell not in cells]
+        return cells
+
+    def _synthetic(self, arm: Arm) -> list[Cell]:
         method = METHODS[str(arm.method)]
         made: dict[str, Cell] = {}
         for training in method.trainings:
@@ -210,22 +266,25 @@ class _Planner:
             config["layouts"] = given | {"relabel": "kept" not in arm.variants}
         return config
 
-    def trained_and_scored(self, arm: Arm, repeat: int, synthetic: Cell | None) -> list[Cell]:
+    def trained_and_scored(self, arm: Arm, repeat: int) -> list[Cell]:
         """Return the cells of one training of an arm: the segmenter and its evaluation."""
-        inputs = {"cohort": self.cohort.folder} | ({"synthetic": synthetic.folder} if synthetic else {})
+        inputs = {"cohort": self.cohort.folder}
+        if arm.set_name is not None:
+            inputs["synthetic"] = self._chains[arm.set_name][-1].folder
         settings = {
             "config": self._segmenter_configs[arm.name],
             "size_px": self.recipe.size_px,
             # The same for all arms: equal initialisation and order of the data.
-            "seed": derive(self.study.seed, "repeat", repeat),
+            "seed": self._seed("repeat", repeat),
             "amount": arm.amount,
         } | ({"share": 1.0} if arm.only else {})
         if "masked" in arm.variants:
-            inputs["critic"] = self.trained_and_scored(Arm(), repeat, None)[0].folder
+            inputs["critic"] = self.trained_and_scored(Arm(), repeat)[0].folder
             settings["ignore_above"] = self.study.variants.masked
         if "relabelled" in arm.variants:
             settings["border_um"] = self.study.variants.relabelled
-        return trained_and_scored(f"{arm.name} #{repeat}", settings, inputs, arm=arm.name, repeat=repeat)
+        name = f"{arm.name} #{repeat}{_of_fold(self.fold)}"
+        return trained_and_scored(name, settings, inputs, arm=arm.name, repeat=repeat, fold=self.fold)
 
     def _training(self, training: Training, seeded_by: str, made: Mapping[str, Cell]) -> Cell:
         # How images are drawn is a matter of the synthetic set, not of the network.
@@ -236,8 +295,12 @@ class _Planner:
         return replace(cell, details={"drawing": drawing}) if drawing else cell
 
     def _cell(self, name: str, stage: str, seeded_by: str, settings: dict[str, Any], **inputs: str) -> Cell:
-        common = {"size_px": self.recipe.size_px, "seed": derive(self.study.seed, seeded_by)}
-        return Cell(name=name, stage=stage, settings=common | settings, inputs={"cohort": self.cohort.folder} | inputs)
+        settings = {"size_px": self.recipe.size_px, "seed": self._seed(seeded_by)} | settings
+        needs = {"cohort": self.cohort.folder} | inputs
+        return Cell(name=name + _of_fold(self.fold), stage=stage, settings=settings, inputs=needs, fold=self.fold)
+
+    def _seed(self, *keys: int | str) -> int:
+        return derive(self.study.seed, *keys, *(("fold", self.fold) if self.fold else ()))
 
 
 def _parts(cell: Cell, shards_per_cell: int | None) -> list[Cell]:

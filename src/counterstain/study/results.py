@@ -1,7 +1,7 @@
 """The results of a study as small files that a report, or anybody, can read without the study's models.
 
 RESULTS holds ``study.json`` (what was run), ``results.csv`` (a row per arm, repeat and part with every measure),
-``counts.parquet`` (pixels per arm, repeat, part, slide and label: everything else follows from them),
+``counts.parquet`` (pixels per arm, repeat, fold, part, slide and label: everything else follows from them),
 ``composition.csv``, ``synthetic.csv`` (balance of the sets), ``losses.csv``, ``fairness.csv`` (what each training
 was given) and ``examples/`` (pictures); for the report alone ``trainings.json``, ``sets.json`` (what is known of
 every training and set) and ``gallery.parquet``.
@@ -19,7 +19,7 @@ import pandas as pd
 
 from counterstain.checkpoints import is_finished, read_header
 from counterstain.data.cohort import PARTS as COHORT_PARTS
-from counterstain.data.cohort import Cohort
+from counterstain.data.cohort import Cohort, subtypes_table
 from counterstain.data.patch_set import PatchSet
 from counterstain.generators.methods import METHODS
 from counterstain.recipe import Recipe
@@ -45,30 +45,37 @@ def write_results(
     root = out / CELLS
     done = [cell for cell in cells if is_done(cell, root)]
     notes = [read_sealed(root / cell.folder / DONE_FILE) for cell in done]
-    cohort = open_cohort(root / cells[0].folder)
-    counts = counts_of(done, root)
-    sets = {c.set_name: PatchSet.open(root / c.folder) for c in done if c.stage == "synthetic"}
+    cohort, folds = open_cohort(root / cells[0].folder), [c for c in done if c.stage == "cohort" and c.fold]
+    if folds:
+        cohort.regions["split"] = "test"  # each patient is tested in one of them
+    counts = counts_of(cells, root)
+    sets = {(c.set_name, c.fold): PatchSet.open(root / c.folder) for c in done if c.stage == "synthetic"}
+    by_name = {name: [found for (other, _), found in sets.items() if other == name] for name, _ in sets}
     with committing(out / "results") as folder:
         happened = {
             "seconds": pd.DataFrame(notes).groupby("stage", sort=False)["seconds"].sum().to_dict(),
             "failed": [{"cell": name, "why": why} for name, why in failures.items()],
-            "filter": {method: _filtered(found) for method, found in sets.items()},
+            "filter": {method: _filtered(found) for method, found in by_name.items()},
             # What the cells noted: this process may have made none of them.
             **merged([note for note in notes if "versions" in note] or [software()]),
         }
+        if folds:
+            happened["folds"] = [_fold_record(open_cohort(root / cell.folder)) for cell in folds]
         write_json(folder / "study.json", _study(study, recipe, cohort) | happened)
         write_csv(folder / "results.csv", measures_table(counts, cohort.taxonomy))
         counts.to_parquet(folder / "counts.parquet", index=False)
         composition = cohort.composition()
         write_csv(folder / "composition.csv", composition[composition["split"].notna()])
-        write_csv(folder / "synthetic.csv", _balance(sets))
+        write_csv(folder / "synthetic.csv", _balance(by_name))
         write_csv(folder / "losses.csv", _losses(done, root))
         # A filtered set has other masks in some places, so its images do not stand beside the others'.
-        write_examples(folder / "examples", cohort, {name: found for name, found in sets.items() if name in METHODS})
+        first = (folds or cells)[0]
+        shown = {name: found for (name, fold), found in sets.items() if name in METHODS and fold == first.fold}
+        write_examples(folder / "examples", open_cohort(root / first.folder), shown)
         write_csv(folder / "fairness.csv", fairness_table(done, root))
         trained = [cell for cell in done if is_finished(root / cell.folder)]
         write_json(folder / "trainings.json", [_training_record(cell, root) for cell in trained])
-        write_json(folder / "sets.json", [_set_record(name, found) for name, found in sets.items()])
+        write_json(folder / "sets.json", [_set_record(*key, found) for key, found in sets.items()])
         write_gallery(folder / "gallery.parquet", cohort, sets, study.gallery)
         write_sealed(folder / FILES_FILE, {"files": notes_of(folder)})
     return out / "results"
@@ -81,13 +88,20 @@ def measures_table(counts: pd.DataFrame, taxonomy: Taxonomy) -> pd.DataFrame:
     return pd.DataFrame([dict(zip(keys, key, strict=True)) | measures(table, taxonomy) for key, table in cells])
 
 
-def counts_of(done: Sequence[Cell], root: Path) -> pd.DataFrame:
-    """Return the counts of finished evaluations, with the columns arm and repeat before theirs."""
-    columns = ["arm", "repeat", *TABLE_COLUMNS]
+def counts_of(cells: Sequence[Cell], root: Path) -> pd.DataFrame:
+    """Return the counts of evaluations, with the columns arm and repeat (and fold, if there are any) before theirs.
+
+    Arms and repeats that are not finished in every fold are left out: all must be tested on the same patients.
+    """
+    evaluations = [cell for cell in cells if cell.stage == "evaluation"]
+    unfinished = {(cell.arm, cell.repeat) for cell in evaluations if not is_done(cell, root)}
+    columns = ["arm", "repeat", *(["fold"] if any(cell.fold for cell in evaluations) else []), *TABLE_COLUMNS]
     tables = [
-        pd.read_parquet(root / cell.folder / "counts.parquet").assign(arm=cell.arm, repeat=cell.repeat)[columns]
-        for cell in done
-        if cell.stage == "evaluation"
+        pd.read_parquet(root / cell.folder / "counts.parquet").assign(arm=cell.arm, repeat=cell.repeat, fold=cell.fold)[
+            columns
+        ]
+        for cell in evaluations
+        if (cell.arm, cell.repeat) not in unfinished
     ]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
@@ -117,19 +131,32 @@ def about_cohort(cohort: Cohort) -> dict[str, Any]:
     }
 
 
-def _filtered(found: PatchSet) -> dict[str, Any]:
-    attempts = found.patches["attempts"]
+def _fold_record(cohort: Cohort) -> dict[str, Any]:
+    """Return a fold's patients by part, and the subtypes that none of its training patients has."""
+    counts = subtypes_table(cohort)
+    lacking = counts.loc[(counts["part"] == "train") & (counts["instances"] == 0), "subtype"]
+    return {part: cohort.patients(part) for part in COHORT_PARTS} | {"lacking": lacking.tolist()}
+
+
+def _filtered(sets: Sequence[PatchSet]) -> dict[str, Any]:
+    """Count what a filter rejected in the sets of one name, one for each fold."""
+    patches, header = pd.concat([found.patches for found in sets]), sets[0].header
+    attempts = patches["attempts"]
     counts = {"drawn": int(attempts.sum()), "rejected": int((attempts - 1).sum())}
-    if "filter" not in found.header.settings:
+    if "filter" not in header.settings:
         return counts
-    never = (~found.patches["kept"]).sum() if "kept" in found.patches else 0  # an early version did not note it
-    by_subtype = rejections(found.judged, found.header.taxonomy)
+    never = (~patches["kept"]).sum() if "kept" in patches else 0  # an early version did not note it
+    by_subtype = rejections(pd.concat([found.judged for found in sets]), header.taxonomy)
     return counts | {"never_passed": int(never), "by_subtype": by_subtype.fillna(0.0).to_dict("records")}
 
 
-def _balance(sets: dict[str, PatchSet]) -> pd.DataFrame:
+def _balance(sets: dict[str, list[PatchSet]]) -> pd.DataFrame:
     columns = ["method", "subtype", "instances", "area_px", "instances_before", "area_px_before"]
-    tables = [found.balance().assign(method=method) for method, found in sets.items()]
+    balances = {method: pd.concat([found.balance() for found in of_folds]) for method, of_folds in sets.items()}
+    tables = [
+        table.groupby("subtype", sort=False, as_index=False).sum().assign(method=method)
+        for method, table in balances.items()
+    ]
     return pd.concat([pd.DataFrame(columns=columns), *tables], ignore_index=True)[columns]
 
 
@@ -147,12 +174,13 @@ def _losses(done: Sequence[Cell], root: Path) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
 
-def _set_record(name: str, found: PatchSet) -> dict[str, Any]:
+def _set_record(name: str, fold: int, found: PatchSet) -> dict[str, Any]:
     """Describe a set: its header, where its masks come from, what was relabelled to what, what was rejected."""
     header, patches, attempts = found.header, found.patches, found.patches["attempts"]
     copied = ("size_px", "mpp", "cohort", "generator", "settings", "version")
     return {
         "name": name,
+        **({"fold": fold} if fold else {}),
         "method": header.method,
         "patches": len(found),
         "seed": str(header.seed),  # of 64 bits: more than a number in JSON is sure to hold

@@ -70,7 +70,9 @@ def run_study(
         write_text(out / "study.yaml", to_yaml(study))
         write_plan(out, cells)
         done = whole_cells(cells, root)
-        follow_cohort(cells[0], root)
+        for cell in cells:
+            if cell.stage == "cohort":
+                follow_cohort(cell, root)
         if len(done) == len(cells):
             say(f"{len(cells)} cells, all done already")
             return write_results(study, recipe, cells, out, {})

@@ -21,7 +21,14 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.phantom import write_phantom
 from counterstain.data.phantom.styles import PhantomConfig
-from counterstain.data.split import SplitConfig, keep_training_patients, link_cohort, link_packs, split_cohort
+from counterstain.data.split import (
+    SplitConfig,
+    folds_of,
+    keep_training_patients,
+    link_cohort,
+    link_packs,
+    split_cohort,
+)
 from counterstain.errors import MismatchError
 from counterstain.generators.interface import load_generator
 from counterstain.generators.methods import METHODS
@@ -55,15 +62,16 @@ def run_cell(cell: Cell, root: Path) -> tuple[float, int]:
 
 
 def follow_cohort(cell: Cell, root: Path) -> None:
-    """Where the cohort of a study has been moved, note where it lies now."""
+    """Where the cohort of a study, or the study itself, has been moved, note where the cohort lies now."""
     done = root / cell.folder / DONE_FILE
     if not done.exists():
         return
     noted = read_sealed(done)
     if any(noted.get(key) != place for key, place in cell.details.items()):
-        if "whole_path" in cell.details:
-            link_packs(Path(cell.details["whole_path"]), root / cell.folder / "cohort")
         write_sealed(done, noted | cell.details)
+    whole = cell.details.get("whole_path") or ("whole" in cell.inputs and root / cell.inputs["whole"] / "cohort")
+    if whole:
+        link_packs(Path(whole), root / cell.folder / "cohort")
 
 
 def open_cohort(folder: Path) -> Cohort:
@@ -76,15 +84,25 @@ def open_cohort(folder: Path) -> Cohort:
 def _make_cohort(cell: Cell, root: Path) -> None:
     if "path" in cell.details:
         return
-    if "whole_path" in cell.details:
-        cohort = link_cohort(Cohort.open(cell.details["whole_path"]), root / cell.folder / "cohort")
+    settings, folder = cell.settings, root / cell.folder / "cohort"
+    if "whole" in cell.inputs:
+        cohort = cohort_of_fold(_cohort(cell, root, "whole"), cell, folder)
+    elif "whole_path" in cell.details:
+        cohort = link_cohort(Cohort.open(cell.details["whole_path"]), folder)
     else:
-        config = build(PhantomConfig, cell.settings["phantom"])
+        config = build(PhantomConfig, settings["phantom"])
         with bar("phantom", config.slides) as advance:
-            cohort = write_phantom(config, root / cell.folder / "cohort", lambda: advance(1))
-        cohort, _ = split_cohort(cohort, build(SplitConfig, cell.settings["split"]), force=True)
-    if "train_patients" in cell.settings:
-        keep_training_patients(cohort, cell.settings["train_patients"], cell.settings["train_patients_seed"])
+            cohort = write_phantom(config, folder, lambda: advance(1))
+        if "split" in settings:
+            cohort, _ = split_cohort(cohort, build(SplitConfig, settings["split"]), force=True)
+    if "train_patients" in settings:
+        keep_training_patients(cohort, settings["train_patients"], settings["train_patients_seed"])
+
+
+def cohort_of_fold(whole: Cohort, cell: Cell, folder: Path) -> Cohort:
+    """Make the cohort of a fold's cell: the whole one with another split."""
+    splits = folds_of(whole, *(cell.settings[name] for name in ("folds", "validation", "seed")))
+    return link_cohort(whole, folder).write_split(splits[cell.fold - 1])
 
 
 def _train(cell: Cell, root: Path) -> None:
@@ -145,8 +163,8 @@ def _evaluate(cell: Cell, root: Path) -> None:
     write_parquet(root / cell.folder / "counts.parquet", pd.concat(tables, ignore_index=True))
 
 
-def _cohort(cell: Cell, root: Path) -> Cohort:
-    folder = root / cell.inputs["cohort"]
+def _cohort(cell: Cell, root: Path, role: str = "cohort") -> Cohort:
+    folder = root / cell.inputs[role]
     cohort = open_cohort(folder)
     expected = read_sealed(folder / DONE_FILE)["settings"].get("fingerprint")
     if expected and cohort.fingerprint != expected:

@@ -16,7 +16,7 @@ import socket
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -30,7 +30,7 @@ from counterstain.errors import CounterstainError, InputError, StorageError
 from counterstain.progress import duration, size
 from counterstain.storage import RUN_FILE, disk_errors_named, read_json, read_sealed, sha256_of, write_text
 from counterstain.study.config import stages
-from counterstain.study.plan import CELLS, EXTERNAL, Cell
+from counterstain.study.plan import CELLS, EXTERNAL, FOLD, Cell
 from counterstain.training_config import LOG_FOLDER
 
 PLAN_FILE = "plan.json"
@@ -55,6 +55,7 @@ class CellRow:
     count: int
     """Patches that a synthetic set must have at least."""
     repeat: int = -1
+    fold: int = 0
 
 
 Row = Cell | CellRow
@@ -233,8 +234,7 @@ class StudyState:
 
 def write_plan(run: Path, cells: Sequence[Cell]) -> None:
     """Write the plan's file, a line a cell."""
-    rows = [[cell.folder, cell.name, cell.stage, cell.arm, cell.needs, cell.count, cell.repeat] for cell in cells]
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    lines = [json.dumps([getattr(cell, f.name) for f in fields(CellRow)], ensure_ascii=False) for cell in cells]
     write_text(run / PLAN_FILE, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
@@ -265,7 +265,7 @@ def tests_of(run: Path) -> list[Path]:
 
 
 def _is_sound(row: CellRow) -> bool:
-    numbers, texts = (row.count, row.repeat), [row.folder, row.name, row.stage, row.arm]
+    numbers, texts = (row.count, row.repeat, row.fold), [row.folder, row.name, row.stage, row.arm]
     kinds = {*map(type, numbers)} == {int} and isinstance(row.needs, list)
     return kinds and {*map(type, [*texts, *row.needs])} == {str}
 
@@ -301,11 +301,11 @@ def _lives(event: dict[str, Any]) -> bool:
 
 
 def plan_tree(state: StudyState, title: str) -> Tree:
-    """Draw which cells follow from which; those that differ by their repeat or shard alone are one line."""
+    """Draw which cells follow from which; those that differ by repeat, fold or shard alone are one line."""
     groups: dict[tuple[str, str], list[Row]] = {}
     group_of: dict[str, tuple[str, str]] = {}
     for row in state.rows:
-        group_of[row.folder] = key = (row.stage, row.name.partition(" #")[0].rpartition(" of ")[2])
+        group_of[row.folder] = key = (row.stage, row.name.partition(FOLD)[0].partition(" #")[0].rpartition(" of ")[2])
         groups.setdefault(key, []).append(row)
     tree = Tree(title)
     branches: dict[tuple[str, str], Tree] = {}
