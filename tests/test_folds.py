@@ -194,6 +194,9 @@ def test_results_are_those_of_all_patients_each_tested_once_in_every_arm_and_rep
     assert len(results.results) == 2 * 2 * 2  # arms, repeats, val and test
     assert sorted(patient for fold in results.study.folds for patient in fold["test"]) == sorted(patients)
     assert results.study.cohort.patients["test"] == 6
+    shown = results.composition.groupby("subtype")["patient"].agg(set)
+    lacking = [{s for s, having in shown.items() if not having & {*fold["train"]}} for fold in results.study.folds]
+    assert [{*fold["lacking"]} for fold in results.study.folds] == lacking
     assert len(results.fairness) == 2 * 2 * 2
     assert results.composition["patient"].nunique() == 6
     assert sorted(found.fold for found in results.sets) == [1, 2]

@@ -363,7 +363,7 @@ def link_packs(whole: Path, folder: Path) -> None:
     A copy of it that followed the link has the pixels itself, and keeps them.
     """
     packs, place = folder / "packs", (whole / "packs").resolve()
-    if packs.is_symlink() and packs.readlink() == place or packs.is_dir() and not packs.is_symlink():
+    if packs.readlink() == place if packs.is_symlink() else packs.exists():
         return
     packs.unlink(missing_ok=True)
     packs.symlink_to(place, target_is_directory=True)
