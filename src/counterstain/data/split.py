@@ -150,8 +150,9 @@ def split_cohort(cohort: Cohort, config: SplitConfig, *, force: bool = False) ->
     ``force`` replaces a split that is there already; what was trained on the old one has still seen its patients.
     Raises MismatchError where the cohort has another split, and InputError where the amounts do not fit.
     """
+    _check_names(cohort)
     split = split_patients(patient_scores(cohort), {part: getattr(config, part) for part in PARTS}, config.seed)
-    _check_split(cohort, split)
+    _check_images(cohort, split)
     if cohort.regions["split"].notna().any() and not force:
         found = dict(zip(cohort.regions["patient"], cohort.regions["split"], strict=True))
         if found != split:
@@ -165,10 +166,12 @@ def split_cohort(cohort: Cohort, config: SplitConfig, *, force: bool = False) ->
     return cohort, missing_subtypes(cohort)
 
 
-def _check_split(cohort: Cohort, split: Mapping[str, str]) -> None:
-    """Raise InputError where two names of one patient, or two patients of one image, would be in two parts."""
+def _check_names(cohort: Cohort) -> None:
     if spelt := same_patient(sorted(cohort.regions["patient"].unique())):
         raise InputError(f"{cohort.folder}: patients {spelt[0]!r} and {spelt[1]!r} are probably one; {SPELLINGS}")
+
+
+def _check_images(cohort: Cohort, split: Mapping[str, str]) -> None:
     for one, other in _with_one_image(cohort):
         if split.get(one) != split.get(other):
             raise InputError(
@@ -241,9 +244,10 @@ def folds_of(cohort: Cohort, folds: int, validation: float, seed: int) -> list[d
         raise InputError(
             f"{cohort.folder}: was redrawn by a generator that saw its patients; give folds of the original"
         )
+    _check_names(cohort)
     splits = split_into_folds(patient_scores(cohort), folds, validation, seed)
     for split in splits:
-        _check_split(cohort, split)
+        _check_images(cohort, split)
     return splits
 
 
