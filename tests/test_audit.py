@@ -305,7 +305,7 @@ def test_a_sheet_shows_each_pixel_as_a_square_and_cuts_captions_off_at_their_col
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"patients_seen": ("p0", "p4")}, LeakageError, "has seen p4 of the test part"),
+        ({"patients_seen": ("p0", "p4")}, LeakageError, "has seen p4 of the test split"),
         ({"cohort": "another"}, MismatchError, r"the judge .*: was made from another cohort than"),
         ({"mpp": 1.0}, MismatchError, r"is at 1 um/px, .* at 0\.5"),
         ({"size_px": 64}, MismatchError, r"listens: has patches of 32 px, the judge .* learnt from 64 px"),
@@ -370,9 +370,9 @@ def test_features_that_cannot_be_had_are_refused(judge, tmp_path, name, content,
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        (["train", "train", "test", "test", "test"], "no region in part 'val'"),
+        (["train", "train", "test", "test", "test"], "no region in split 'val'"),
         (["train", "val", "val", "test", "test"], "cannot be halved by patient; it needs two patients at least"),
-        ([None] * 5, "no region in part 'train'"),
+        ([None] * 5, "no region in split 'train'"),
     ],
 )
 def test_a_cohort_with_too_few_patients_for_an_audit_says_which(sets, judge, tmp_path, parts, message):

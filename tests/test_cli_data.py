@@ -33,7 +33,7 @@ def test_a_table_becomes_a_split_and_inspected_cohort(run, table, tmp_path):
     status, printed, warned = run("inspect", out)
     assert status == 0
     assert "lesion" in printed
-    assert "warning: part" in warned
+    assert "warning: split" in warned
     assert (out / "composition.svg").read_text().startswith("<?xml")
     assert run("inspect", out, "--out", tmp_path / "figures" / "a.png")[0] == 0
     with Image.open(tmp_path / "figures" / "a.png") as figure:

@@ -171,17 +171,17 @@ def test_a_cohort_shows_its_composition(tmp_path):
     cohort = store(tmp_path / "cohort", region("a"), region("b", slide="s2", split="val"), region("c", split=None))
     first, header, *rows = repr(cohort).splitlines()
     assert first == f"Cohort({tmp_path / 'cohort'}: her2, 0.5 um/px)"
-    assert header.split()[:6] == ["part", "patients", "slides", "regions", "HER2", "0"]
+    assert header.split()[:6] == ["split", "patients", "slides", "regions", "HER2", "0"]
     assert [row.split() for row in rows[:2]] == [[part, *"11110010"] for part in ("train", "val")]
-    assert rows[2].split() == ["no", "part", *"11110010"]
+    assert rows[2].split() == ["no", "split", *"11110010"]
 
 
 def test_parts_are_looked_up_by_name_and_counted_by_slide(tmp_path):
     cohort = store(tmp_path / "cohort", region("a"), region("b"), region("c", slide="s2", split="val"))
-    assert cohort.part("val").tolist() == [2]
+    assert cohort.positions("val").tolist() == [2]
     assert cohort.patients("val") == ["p-s2"]
-    with pytest.raises(InputError, match=r"no region in part 'test'; run 'counterstain split"):
-        cohort.part("test")
+    with pytest.raises(InputError, match=r"no region in split 'test'; run 'counterstain split"):
+        cohort.positions("test")
     table = cohort.composition().set_index(["slide", "subtype"])
     assert table.loc[("s1", "HER2 0"), ["instances", "area_px"]].tolist() == [2, 48]
     assert table.loc[("s2", "HER2 3+"), ["instances", "area_px"]].tolist() == [1, 25]

@@ -45,7 +45,7 @@ def test_outside_what_was_pasted_every_byte_is_kept(cohort):
 def test_a_pasted_instance_has_its_pixels_and_its_label_from_one_training_instance(cohort):
     donors = [
         (subtype, {tuple(p) for p in image[instances == instance].tolist()})
-        for position in cohort.part("train").tolist()
+        for position in cohort.positions("train").tolist()
         for image, instances in [cohort.read(position)]
         for instance, subtype in cohort.subtypes(position).items()
     ]
@@ -78,7 +78,7 @@ def test_a_patch_follows_from_the_seed_and_its_number(cohort):
 
 
 def test_rare_subtypes_are_pasted_more_often_unless_asked_otherwise(cohort):
-    train = cohort.instances[cohort.instances["region"].isin(cohort.regions["region"].iloc[cohort.part("train")])]
+    train = cohort.instances[cohort.instances["region"].isin(cohort.regions["region"].iloc[cohort.positions("train")])]
     counts = train["subtype"].value_counts()
     inverse = paste(cohort).shares
     assert sum(inverse.values()) == pytest.approx(1)
@@ -101,7 +101,7 @@ def test_the_share_of_changed_patches_follows_the_setting(cohort):
 def test_a_held_out_patient_among_the_training_regions_is_refused(tmp_path):
     cohort = draw_cohort(tmp_path / "c")
     cohort.regions.loc[cohort.regions["region"] == "p0-0", "patient"] = "p4"
-    with pytest.raises(LeakageError, match="its training part has seen p4 of the test part"):
+    with pytest.raises(LeakageError, match="its training part has seen p4 of the test split"):
         paste(cohort, source=[])
 
 

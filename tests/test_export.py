@@ -254,7 +254,7 @@ def test_parts_can_be_chosen(cohort, tmp_path):
             "set",
             "a",
             {"file_format": "png", "parts": ("test",)},
-            r"nothing in part 'test'; it has train; leave out --split",
+            r"nothing in split 'test'; it has train; leave out --split",
         ),
         ("cohort", "nn", {"file_format": "nnunet"}, r"--out .*/nn: nnU-Net needs .* give --out .*/Dataset001_cohort$"),
         (

@@ -93,7 +93,7 @@ def test_figures_on_another_cohort_are_those_of_the_predictions(finished):
     assert counts[["predicted_background", "predicted_tumour"]].to_numpy().sum() == 4 * 3 * 96 * 96
 
 
-@pytest.mark.filterwarnings("ignore:part (val|test) has no")
+@pytest.mark.filterwarnings("ignore:split (val|test) has no")
 @pytest.mark.skipif(not TISSUE.is_dir(), reason="the tissue is not here (../shared/data)")
 def test_figures_on_the_other_half_of_real_tissue_are_those_of_the_predictions(tmp_path):
     table = pd.read_csv(TISSUE / "table.csv").groupby(["subtype", "patient"], sort=True).head(1)

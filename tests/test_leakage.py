@@ -244,7 +244,7 @@ def test_training_patients_may_be_seen(cohort):
     "name", ["P3", " p3", "p\u00a03", "p03", "p003", "p\u200b3", "\uff503", "p\uff13", "P 0\u00ad3 "]
 )
 def test_another_spelling_of_a_patient_is_the_same_patient(cohort, name):
-    with pytest.raises(LeakageError, match="has seen p3 of the val part"):
+    with pytest.raises(LeakageError, match="has seen p3 of the val split"):
         check_no_leak([name], cohort, "set a")
 
 
@@ -258,7 +258,7 @@ def test_other_patients_stay_others(one_and_other):
 
 
 def test_what_is_held_out_and_the_remedy_may_be_chosen(cohort):
-    with pytest.raises(LeakageError, match=r"set a has seen p3 of the val part of .*; train the generator on"):
+    with pytest.raises(LeakageError, match=r"set a has seen p3 of the val split of .*; train the generator on"):
         check_no_leak(["p0", "p3"], cohort, "set a")
     with pytest.raises(LeakageError, match=r"b has seen p0, p1, p2 and 2 more of [^ ]*; try others"):
-        check_no_leak([f"p{i}" for i in range(5)], cohort, "b", parts=["all"], remedy="try others")
+        check_no_leak([f"p{i}" for i in range(5)], cohort, "b", splits=["all"], remedy="try others")

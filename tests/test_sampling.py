@@ -126,7 +126,7 @@ def test_only_the_chosen_subtypes_are_centred_on_and_those_without_a_pixel_are_n
 
 
 def test_parts_regions_and_patches_that_there_are_not_are_named(two_slides):
-    with pytest.raises(InputError, match="part 'trian': expected train, val or test"):
+    with pytest.raises(InputError, match="split 'trian': expected train, val or test"):
         PatchSampler(two_slides.folder, "trian", 16)
     with pytest.raises(InputError, match="expected train, val or test"):
         two_slides.patients("training")
@@ -141,7 +141,7 @@ def test_parts_regions_and_patches_that_there_are_not_are_named(two_slides):
     ("size_px", "subtype", "error", "message"),
     [
         (16, "HER2 4+", TaxonomyError, r"unknown subtype 'HER2 4\+'; her2 has HER2 0, HER2 1\+"),
-        (16, "HER2 1+", InputError, r"part 'train' has no pixel of HER2 1\+; choose other subtypes"),
+        (16, "HER2 1+", InputError, r"split 'train' has no pixel of HER2 1\+; choose other subtypes"),
         (0, "HER2 0", InputError, "size_px 0: expected a whole number of pixels"),
         (96, "HER2 0", InputError, r"2 of 2 regions .* patch of 96 px: a \(64 x 64 px\), .* size_px=64"),
     ],

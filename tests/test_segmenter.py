@@ -472,7 +472,7 @@ def test_an_unfinished_checkpoint_and_an_unknown_part_or_device_are_refused(trai
     unfinished = shutil.copytree(trained, tmp_path / "copy", ignore=shutil.ignore_patterns("model.json"))
     with pytest.raises(InputError, match="training was interrupted"):
         evaluate(unfinished, cohort, "test")
-    with pytest.raises(InputError, match="part 'tset': expected one of train, val, test, all"):
+    with pytest.raises(InputError, match="split 'tset': expected one of train, val, test, all"):
         evaluate(trained, cohort, "tset")
     with pytest.raises(InputError, match="device 'tpu': not found"):
         evaluate(trained, cohort, "test", device="tpu")

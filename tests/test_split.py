@@ -6,7 +6,7 @@ from drawn_cohort import boxes, store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterstain.data.cohort import Cohort, missing_subtypes, parts_table, subtypes_table
+from counterstain.data.cohort import Cohort, missing_subtypes, splits_table, subtypes_table
 from counterstain.data.split import SplitConfig, check_disjoint, patient_scores, split_cohort, split_patients
 from counterstain.errors import InputError, MismatchError
 
@@ -118,15 +118,15 @@ def test_the_tables_of_a_cohort_count_by_part_and_subtype(tmp_path):
         replace(region("c", "p2", subtype=4), split="test"),
         region("d", "p3"),
     )
-    assert parts_table(drawn).to_numpy().tolist() == [
+    assert splits_table(drawn).to_numpy().tolist() == [
         ["train", 1, 1, 2, 32.0],
         ["test", 1, 1, 1, 16.0],
-        ["no part", 1, 1, 1, 16.0],
+        ["no split", 1, 1, 1, 16.0],
     ]
-    table = subtypes_table(drawn).set_index(["part", "subtype"])
+    table = subtypes_table(drawn).set_index(["split", "subtype"])
     assert table.loc[("train", "HER2 0")].tolist() == [1, 1, 0.5, 4.0, 0.5]
     assert table.loc[("test", "HER2 0")].tolist() == [0, 0, 0, 0, 0]
     assert [line.split(", so")[0] for line in missing_subtypes(drawn)] == [
-        "part train has no HER2 1+, HER2 2+, LCIS/DCIS",
-        "part test has no HER2 0, HER2 1+, HER2 2+, LCIS/DCIS",
+        "split train has no HER2 1+, HER2 2+, LCIS/DCIS",
+        "split test has no HER2 0, HER2 1+, HER2 2+, LCIS/DCIS",
     ]

@@ -210,7 +210,7 @@ def test_a_missing_cohort_is_named(tmp_path):
             {"size_px": 128},
             r"3 of 3 regions are smaller than a patch of 128 px: p0-0 \(96 x 96 px\), .*; make patches 96 px",
         ),
-        ({"parts": {"p3": "test"}}, "no region in part 'val'"),
+        ({"parts": {"p3": "test"}}, "no region in split 'val'"),
         ({"size_px": 80}, "size_px 80: a segmenter needs patches whose edge is a multiple of 32"),
         ({"autoencoder": {"factor": 8}, "diffusion": {"multipliers": [1, 2, 3, 4]}}, "need a multiple of 64"),
     ],

@@ -167,7 +167,7 @@ def test_regions_are_redrawn_whole_with_their_provenance(cohort, trained, tmp_pa
     config = SYNTHESIS.model_copy(update={"style": StyleChoice(source="other")})
     drawn = redraw_regions(generator, cohort, tmp_path / "r", config, seed=3, regions=["p1-0"])
     image, instances = drawn.read(0)
-    original = cohort.read(int(cohort.part("train")[2]))
+    original = cohort.read(int(cohort.positions("train")[2]))
     assert drawn.regions["region"].tolist() == ["p1-0-redrawn-3"]
     assert np.array_equal(instances, original[1])
     assert np.array_equal(image[instances == 0], original[0][instances == 0])

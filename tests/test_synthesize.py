@@ -123,7 +123,7 @@ def test_kept_subtypes_are_not_redrawn(cohort, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"patients_seen": ("p0", "p4")}, LeakageError, "has seen p4 of the test part"),
+        ({"patients_seen": ("p0", "p4")}, LeakageError, "has seen p4 of the test split"),
         ({"size_px": 64}, MismatchError, "draws 64 px, 32 px were asked for"),
         ({"mpp": 1.0}, MismatchError, r"trained at 1.0 um/px, this cohort is at 0.5"),
         ({"taxonomy": HER2.merged("stained")}, MismatchError, "was trained on the subtypes non-stained"),

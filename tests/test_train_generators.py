@@ -154,7 +154,7 @@ def test_a_size_that_the_denoiser_cannot_halve_is_refused_before_anything_is_wri
 def test_weights_that_saw_a_test_patient_are_no_start(cohort, trained_spade, tmp_path):
     header, state = load_checkpoint(trained_spade, "spade")
     save_checkpoint(tmp_path / "given", state, header.model_copy(update={"patients_seen": ("p4",)}))
-    with pytest.raises(LeakageError, match="given has seen p4 of the test part"):
+    with pytest.raises(LeakageError, match="given has seen p4 of the test split"):
         train_spade(cohort, spade(), tmp_path / "next", init=tmp_path / "given", **COMMON)
 
 
@@ -331,7 +331,7 @@ def test_a_denoiser_that_is_shown_nuclei_remembers_how_wide_they_are(cohort, tra
     assert header.config["counterstain"]["local_px"] == 8 / cohort.mpp
     losses = logged(out, "loss")
     assert len(losses) == 2
-    patch = cohort.patch(int(cohort.part("train")[0]), 0, 0, 32)
+    patch = cohort.patch(int(cohort.positions("train")[0]), 0, 0, 32)
     redraw = patch.instances > 0
     drawn = drawn_by(generator, patch.label_mask[None], [0], patch.image[None], redraw[None])
     assert np.array_equal(drawn[0][~redraw], patch.image[~redraw])

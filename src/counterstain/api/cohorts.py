@@ -72,7 +72,7 @@ def split(
     seed: int = 0,
     force: bool = False,
 ) -> Cohort:
-    """Split a cohort by patient, each part with its share of every score.
+    """Split a cohort by patient, each split with its share of every score.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def split(
 
 @verb
 def inspect(cohort: PathLike | Cohort, *, out: PathLike | None = None) -> pd.DataFrame:
-    """Show what a cohort is made of, by part and subtype, as a table and a figure.
+    """Show what a cohort is made of, by split and subtype, as a table and a figure.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def inspect(cohort: PathLike | Cohort, *, out: PathLike | None = None) -> pd.Dat
     Returns
     -------
     pandas.DataFrame
-        A row per part and subtype: slides, instances and area, with their shares.
+        A row per split and subtype: slides, instances and area, with their shares.
     """
     from counterstain.data.cohort import missing_subtypes, subtypes_table
     from counterstain.data.split import check_disjoint

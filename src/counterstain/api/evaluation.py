@@ -72,7 +72,7 @@ def evaluate(
     out: PathLike | None = None,
     device: str = "auto",
 ) -> pd.Series:
-    """Score a segmenter on a part of a cohort, subtype by subtype.
+    """Score a segmenter on a split of a cohort, subtype by subtype.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def evaluate(
 
 
 def _recorded(segmenter: Path, split: str) -> dict[Hashable, Any]:
-    """Put on record that figures of a part were shown: in the run of its study, otherwise beside the segmenter."""
+    """Put on record that figures of a split were shown: in the run of its study, otherwise beside the segmenter."""
     from counterstain.study.test_access_log import read_looks, record_look, run_of, times_looked_at
 
     splits = ("val", "test") if split == "all" else (split,)

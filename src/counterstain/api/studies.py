@@ -85,7 +85,7 @@ def headroom(
     chosen = {"patients": numbers_of(patients, "patients"), "repeats": repeats, "split": split, "seed": seed}
     wanted = build(HeadroomConfig, chosen, "headroom")
     opened, out = open_cohort(cohort), Path(out)
-    opened.part("train"), opened.part(wanted.split)
+    opened.positions("train"), opened.positions(wanted.split)
     recipe = recipe_of(preset, config, settings)
     with bar("headroom", len(sizes_of(wanted, len(opened.patients("train")))) * repeats) as advance:
         found = measure_headroom(opened, recipe, wanted, out, ran=lambda: advance(1))

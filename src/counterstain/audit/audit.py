@@ -83,7 +83,7 @@ def training_halves(cohort: Cohort, size_px: int, count: int, seed: int) -> tupl
 
 def _every_second_patient(cohort: Cohort, seed: int) -> set[str]:
     """Return half of the training patients: every second one, those of one score beside each other."""
-    training = cohort.regions.iloc[cohort.part("train")]
+    training = cohort.regions.iloc[cohort.positions("train")]
     scores = training.assign(score=training["score"].astype(str)).groupby("patient")["score"].min()
     shuffled = numpy_generator(seed, "audit", "half").permutation(len(scores))
     table = pd.DataFrame({"score": scores.to_numpy()[shuffled]}, index=scores.index.to_numpy()[shuffled])

@@ -60,7 +60,7 @@ class CopySearch:
         self._shrink = max(1, size_px // COARSE_PX)
         self._names = {str(name): position for position, name in enumerate(cohort.regions["region"])}
         by_shape: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
-        for position in cohort.part("train").tolist():
+        for position in cohort.positions("train").tolist():
             coarse = _shrunk(_grey(cohort.read(position)[0]), self._shrink)
             by_shape.setdefault(coarse.shape, {})[position] = coarse
         self._stacks = [(list(regions), _Stack(np.stack(list(regions.values())))) for regions in by_shape.values()]

@@ -143,16 +143,16 @@ def weights(header: Any, arguments: Arguments) -> None:
 
 
 def splits(cohort: Cohort, _: Arguments | None = None) -> None:
-    """Print patients, slides, regions and area of every part."""
-    from counterstain.data.cohort import parts_table
+    """Print patients, slides, regions and area of every split."""
+    from counterstain.data.cohort import splits_table
 
-    table = parts_table(cohort)
+    table = splits_table(cohort)
     unit, areas = _areas(table["area_mm2"])
     rows = [
-        (str(row.part), f"{row.patients:,}", f"{row.slides:,}", f"{row.regions:,}", area)
+        (str(row.split), f"{row.patients:,}", f"{row.slides:,}", f"{row.regions:,}", area)
         for row, area in zip(table.itertuples(), areas, strict=True)
     ]
-    print_table(("part", "patients", "slides", "regions", unit), rows)
+    print_table(("split", "patients", "slides", "regions", unit), rows)
 
 
 def _areas(area_mm2: pd.Series) -> tuple[str, list[str]]:
@@ -167,14 +167,14 @@ def _show_subtypes(cohort: Cohort) -> None:
     subtypes = subtypes_table(cohort)
     unit, areas = _areas(subtypes["area_mm2"])
     rows: list[Sequence[str]] = []
-    for part, table in subtypes.groupby("part", sort=False):
+    for split, table in subtypes.groupby("split", sort=False):
         for row in table.itertuples():
-            named = str(part) if row.Index == table.index[0] else ""
+            named = str(split) if row.Index == table.index[0] else ""
             instances = (f"{row.slides:,}", f"{row.instances:,}", f"{row.instance_share:.1%}")
             rows.append((named, str(row.subtype), *instances, areas[int(str(row.Index))], f"{row.area_share:.1%}"))
         rows.append(())
     columns = ("slides", "instances", "of instances", unit, "of area")
-    print_table(("part", cohort.taxonomy.tissue_class, *columns), rows, words=2)
+    print_table(("split", cohort.taxonomy.tissue_class, *columns), rows, words=2)
 
 
 def inspection(_: pd.DataFrame, arguments: Arguments) -> None:

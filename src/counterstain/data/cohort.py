@@ -44,7 +44,7 @@ from counterstain.taxonomy import IGNORE, Taxonomy
 
 FORMAT = 1
 PARTS = ("train", "val", "test")
-UNSPLIT = "no part"  # in tables, for patients that are in none
+UNSPLIT = "no split"  # in tables, for patients that are in none
 CACHE_BYTES = 512 * 2**20  # of decoded chunks that a process keeps
 
 
@@ -167,7 +167,7 @@ class Cohort:
     >>> cohort = Cohort.open("cohort")
     >>> cohort
     Cohort(cohort: her2, 0.5 um/px)
-     part  patients  slides  regions  HER2 0  HER2 1+  HER2 2+  HER2 3+  LCIS/DCIS
+    split  patients  slides  regions  HER2 0  HER2 1+  HER2 2+  HER2 3+  LCIS/DCIS
     train         3       3        6      10       14       13        7         10
       val         1       1        2       2        6        6        3          1
      test         1       1        2       4        4        5        3          2
@@ -217,29 +217,31 @@ class Cohort:
         return len(self.regions)
 
     def __repr__(self) -> str:
-        counts = subtypes_table(self).pivot_table("instances", "part", "subtype", sort=False)
-        table = parts_table(self).drop(columns="area_mm2").merge(counts.astype(int), on="part")
+        counts = subtypes_table(self).pivot_table("instances", "split", "subtype", sort=False)
+        table = splits_table(self).drop(columns="area_mm2").merge(counts.astype(int), on="split")
         return f"Cohort({self.folder}: {self.taxonomy.name}, {self.mpp:g} um/px)\n{table.to_string(index=False)}"
 
     def is_at(self, mpp: float) -> bool:
         """Whether what was made at ``mpp`` micrometres per pixel may be used with this cohort: 5 % are allowed."""
         return abs(mpp - self.mpp) <= 0.05 * self.mpp
 
-    def patients(self, part: str) -> list[str]:
-        """Return the patients of ``train``, ``val`` or ``test``, sorted; raises InputError for any other part.
+    def patients(self, split: str) -> list[str]:
+        """Return the patients of ``train``, ``val`` or ``test``, sorted; raises InputError for any other split.
 
         Of a redrawn cohort ``train`` also has those that its generator saw: their tissue is in its images.
         """
-        _check_part(part, self.folder)
-        behind = self.source.get("patients_seen", ()) if part == "train" else ()
-        return sorted({*self.regions.loc[self.regions["split"] == part, "patient"], *behind})
+        _check_split(split, self.folder)
+        behind = self.source.get("patients_seen", ()) if split == "train" else ()
+        return sorted({*self.regions.loc[self.regions["split"] == split, "patient"], *behind})
 
-    def part(self, part: str) -> np.ndarray:
-        """Return the positions of a part's regions in :attr:`regions`; raises InputError where there is none."""
-        _check_part(part, self.folder)
-        positions = np.flatnonzero((self.regions["split"] == part).to_numpy())
+    def positions(self, split: str) -> np.ndarray:
+        """Return the positions of a split's regions in :attr:`regions`; raises InputError where there is none."""
+        _check_split(split, self.folder)
+        positions = np.flatnonzero((self.regions["split"] == split).to_numpy())
         if not len(positions):
-            raise InputError(f"{self.folder}: no region in part {part!r}; run 'counterstain split {self.folder}' first")
+            raise InputError(
+                f"{self.folder}: no region in split {split!r}; run 'counterstain split {self.folder}' first"
+            )
         return positions
 
     def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
@@ -321,40 +323,40 @@ class Cohort:
         return tables
 
 
-def _check_part(part: str, folder: Path) -> None:
-    if part not in PARTS:
-        raise InputError(f"{folder}: part {part!r}: expected train, val or test")
+def _check_split(split: str, folder: Path) -> None:
+    if split not in PARTS:
+        raise InputError(f"{folder}: split {split!r}: expected train, val or test")
 
 
-def parts_table(cohort: Cohort) -> pd.DataFrame:
-    """Return a row per part in use: part, patients, slides, regions, area_mm2."""
+def splits_table(cohort: Cohort) -> pd.DataFrame:
+    """Return a row per split in use: split, patients, slides, regions, area_mm2."""
     regions = cohort.regions.assign(
-        part=cohort.regions["split"].astype(object).fillna(UNSPLIT),
+        split=cohort.regions["split"].astype(object).fillna(UNSPLIT),
         area_mm2=cohort.regions["height_px"] * cohort.regions["width_px"] * (cohort.mpp / 1000) ** 2,
     )
     how = {"patients": ("patient", "nunique"), "slides": ("slide", "nunique"), "regions": ("region", "size")}
-    table = regions.groupby("part").agg(**how, area_mm2=("area_mm2", "sum"))
-    return table.reindex([part for part in (*PARTS, UNSPLIT) if part in table.index]).reset_index()
+    table = regions.groupby("split").agg(**how, area_mm2=("area_mm2", "sum"))
+    return table.reindex([split for split in (*PARTS, UNSPLIT) if split in table.index]).reset_index()
 
 
 def subtypes_table(cohort: Cohort) -> pd.DataFrame:
-    """Return a row per part in use and subtype, present or not.
+    """Return a row per split in use and subtype, present or not.
 
-    Columns part, subtype, slides, instances, instance_share, area_mm2, area_share; shares are of the part, 0 to 1.
+    Columns split, subtype, slides, instances, instance_share, area_mm2, area_share; shares are of the split, 0 to 1.
     """
     counts = cohort.composition()
-    counts["part"] = counts["split"].astype(object).fillna(UNSPLIT)
-    grouped = counts.groupby(["part", "subtype"]).agg(
+    counts["split"] = counts["split"].astype(object).fillna(UNSPLIT)
+    grouped = counts.groupby(["split", "subtype"]).agg(
         slides=("slide", "nunique"), instances=("instances", "sum"), area_px=("area_px", "sum")
     )
-    parts, names = parts_table(cohort)["part"], cohort.taxonomy.names  # pixels to be ignored are no subtype
-    every = pd.MultiIndex.from_product([parts, names], names=["part", "subtype"])
+    splits, names = splits_table(cohort)["split"], cohort.taxonomy.names  # pixels to be ignored are no subtype
+    every = pd.MultiIndex.from_product([splits, names], names=["split", "subtype"])
     table = grouped.reindex(every, fill_value=0).reset_index()
     for column, share in (("instances", "instance_share"), ("area_px", "area_share")):
-        total = table.groupby("part")[column].transform("sum")
+        total = table.groupby("split")[column].transform("sum")
         table[share] = table[column] / total.where(total > 0, 1)
     table["area_mm2"] = table["area_px"] * (cohort.mpp / 1000) ** 2
-    return table[["part", "subtype", "slides", "instances", "instance_share", "area_mm2", "area_share"]]
+    return table[["split", "subtype", "slides", "instances", "instance_share", "area_mm2", "area_share"]]
 
 
 def tissue_shares(cohort: Cohort) -> dict[str, float]:
@@ -369,11 +371,11 @@ def tissue_shares(cohort: Cohort) -> dict[str, float]:
 
 
 def missing_subtypes(cohort: Cohort) -> list[str]:
-    """Return a warning for every part in use that has no instance of some subtypes."""
+    """Return a warning for every split in use that has no instance of some subtypes."""
     table = subtypes_table(cohort)
-    missing = table[(table["instances"] == 0) & (table["part"] != UNSPLIT)]
+    missing = table[(table["instances"] == 0) & (table["split"] != UNSPLIT)]
     return [
-        f"part {part} has no {', '.join(rows['subtype'])}, so nothing can be measured there for "
+        f"split {split} has no {', '.join(rows['subtype'])}, so nothing can be measured there for "
         f"{'it' if len(rows) == 1 else 'them'}; move a patient there that has some"
-        for part, rows in missing.groupby("part", sort=False)
+        for split, rows in missing.groupby("split", sort=False)
     ]

@@ -1,4 +1,4 @@
-"""Patches drawn from a part of a cohort: an endless stream with random access.
+"""Patches drawn from a split of a cohort: an endless stream with random access.
 
 Half of the patches (``background_share``) are centred on background. The others are centred on the tissue class:
 ``tumor`` draws a slide, then one of its tumour pixels; ``subtype`` draws a subtype first, then a slide that has it,
@@ -69,11 +69,11 @@ class SamplingConfig(Config):
 
 
 class PatchSampler:
-    """Draw patches from one part of a cohort; ``sampler[i]`` depends on the seed and on ``i`` alone.
+    """Draw patches from one split of a cohort; ``sampler[i]`` depends on the seed and on ``i`` alone.
 
-    ``missing_subtypes`` are those that should be drawn but that the part does not contain.
+    ``missing_subtypes`` are those that should be drawn but that the split does not contain.
 
-    Raises InputError where the part is empty, has no pixel to centre on, or has a region smaller than a patch, and
+    Raises InputError where the split is empty, has no pixel to centre on, or has a region smaller than a patch, and
     TaxonomyError where ``config.subtypes`` names a subtype that the taxonomy does not have.
 
     Examples
@@ -88,15 +88,15 @@ class PatchSampler:
     def __init__(
         self,
         cohort: Cohort | str | Path,
-        part: str,
+        split: str,
         size_px: int,
         config: SamplingConfig | None = None,
         seed: int = 0,
     ) -> None:
         cohort = cohort if isinstance(cohort, Cohort) else Cohort.open(cohort)
         config = SamplingConfig() if config is None else config
-        self.cohort, self.part, self.size_px, self.config, self.seed = cohort, part, size_px, config, seed
-        regions, instances = _of_part(cohort, part)
+        self.cohort, self.split, self.size_px, self.config, self.seed = cohort, split, size_px, config, seed
+        regions, instances = _of_split(cohort, split)
         check_patch_size(cohort, regions, size_px)
         wanted = cohort.taxonomy.names if config.subtypes is None else config.subtypes
         ids = [cohort.taxonomy.id_of(name) for name in wanted]
@@ -105,7 +105,7 @@ class PatchSampler:
         self.missing_subtypes = tuple(name for name, pool in zip(wanted, by_subtype, strict=True) if not pool)
         self._tumour = [pool for pool in ([_pool(tumour)] if config.mode == "tumor" else by_subtype) if pool]
         self._background = _pool(_background(regions, instances))
-        where = f"{cohort.folder}: part {part!r}"
+        where = f"{cohort.folder}: split {split!r}"
         if config.background_share < 1 and not self._tumour:
             names = ", ".join(self.missing_subtypes)
             raise InputError(f"{where} has no pixel of {names}; choose other subtypes or split the cohort anew")
@@ -114,7 +114,7 @@ class PatchSampler:
         self._shapes = list(cohort.regions[["height_px", "width_px"]].itertuples(index=False, name=None))
 
     def __repr__(self) -> str:
-        return f"PatchSampler({self.size_px} px of {self.part}, {self.cohort.folder}, seed {self.seed})"
+        return f"PatchSampler({self.size_px} px of {self.split}, {self.cohort.folder}, seed {self.seed})"
 
     def __getitem__(self, index: int) -> Patch:
         """Draw the patch of a number, 0, 1, 2, … without end."""
@@ -171,9 +171,9 @@ class _SlidePlaces:
         return self.places[int(np.searchsorted(self.area_until_px, pixel, side="right"))]
 
 
-def _of_part(cohort: Cohort, part: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the regions of a part with their positions in the cohort, and their instances."""
-    positions = cohort.part(part)
+def _of_split(cohort: Cohort, split: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the regions of a split with their positions in the cohort, and their instances."""
+    positions = cohort.positions(split)
     regions = cohort.regions.iloc[positions].assign(position=positions)
     return regions, cohort.instances.merge(regions[["region", "slide", "position"]], on="region")
 
@@ -307,7 +307,7 @@ class PastedPatches:
         self._real, self._cohort, self._size_px, self._config, self._seed = real, cohort, size_px, config, seed
         self._sampling = sampling.model_copy(update={"flip": True, "quarter_turns": True})
         self._apart = apart
-        regions, instances = _of_part(cohort, "train")
+        regions, instances = _of_split(cohort, "train")
         check_no_leak(regions["patient"], cohort, f"{cohort.folder}: its training part")
         instances = instances[~instances["subtype"].isin(list(without))]
         self.shares = _shares(instances, config, cohort)

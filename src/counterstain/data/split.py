@@ -36,21 +36,21 @@ def check_no_leak(
     cohort: Cohort,
     what: str,
     *,
-    parts: Iterable[str] = ("val", "test"),
+    splits: Iterable[str] = ("val", "test"),
     remedy: str = RETRAIN,
 ) -> None:
-    """Raise LeakageError where a checkpoint, or what it made, has seen a patient of the parts (``all``: of any).
+    """Raise LeakageError where a checkpoint, or what it made, has seen a patient of the splits (``all``: of any).
 
     Spellings of one patient count as one (:func:`patient_key`). The message says ``what`` it is, for example ``the
     judge FOLDER``, and the ``remedy``.
     """
     seen = {patient_key(patient) for patient in patients_seen}
-    for part in parts:
-        patients = cohort.regions["patient"].astype(str).unique() if part == "all" else cohort.patients(part)
+    for split in splits:
+        patients = cohort.regions["patient"].astype(str).unique() if split == "all" else cohort.patients(split)
         leaked = sorted(patient for patient in patients if patient_key(patient) in seen)
         if leaked:
             shown = ", ".join(leaked[:NAMED]) + (f" and {len(leaked) - NAMED} more" if len(leaked) > NAMED else "")
-            where = "" if part == "all" else f"the {part} part of "
+            where = "" if split == "all" else f"the {split} split of "
             raise LeakageError(f"{what} has seen {shown} of {where}{cohort.folder}; {remedy}")
 
 
@@ -90,7 +90,7 @@ def _has_few_colours(pixels: np.ndarray) -> bool:  # (N, 3)
 
 def tissue_of(cohort: Cohort) -> tuple[str, ...]:
     """Return the hashes of the images in the training part of a cohort."""
-    keys = {image_key(cohort.read(position)[0]) for position in cohort.part("train").tolist()}
+    keys = {image_key(cohort.read(position)[0]) for position in cohort.positions("train").tolist()}
     return tuple(sorted(key for key in keys if key is not None))
 
 

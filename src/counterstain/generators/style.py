@@ -42,7 +42,7 @@ class StyleReferences:
         self.cohort, self.size_px, self.seed = cohort, size_px, seed
         self._sizes = cohort.regions[["height_px", "width_px"]].to_numpy().tolist()
         self._positions: dict[str, list[int]] = {}
-        for position in cohort.part("train").tolist():
+        for position in cohort.positions("train").tolist():
             slide = str(cohort.regions["slide"].iloc[position])
             self._positions.setdefault(slide, []).append(position)
         self.slides = sorted(self._positions)

@@ -258,7 +258,7 @@ def _choose_parts(contents: Contents, parts: Sequence[str]) -> Contents:
     found = [known for known in PARTS if (contents.table["part"] == known).any()]
     for part in sorted(set(parts) - set(found)):
         raise InputError(
-            f"{contents.source}: nothing in part {part!r}; it has {', '.join(found) or 'no split'}; "
+            f"{contents.source}: nothing in split {part!r}; it has {', '.join(found) or 'no split'}; "
             "leave out --split to export everything"
         )
     table = contents.table[contents.table["part"].isin(parts)]

@@ -27,16 +27,16 @@ ALL = "all"
 def evaluate(
     segmenter: str | Path,
     cohort: Cohort,
-    part: str = "test",
+    split: str = "test",
     *,
     device: str = "auto",
     label: str = "evaluating",  # of the progress bar
 ) -> pd.DataFrame:
-    """Segment every region of a part of a cohort (``train``, ``val``, ``test`` or ``all``) and count its pixels.
+    """Segment every region of a split of a cohort (``train``, ``val``, ``test`` or ``all``) and count its pixels.
 
     Raises MismatchError where the segmenter was trained on other subtypes, or at an mpp that differs by more than 5 %;
-    LeakageError where the part is not the training part and contains a patient, or an image, that the segmenter saw;
-    InputError where there is no such part or it is empty, or there is no finished segmenter.
+    LeakageError where the split is not the training split and contains a patient, or an image, that the segmenter saw;
+    InputError where there is no such split or it is empty, or there is no finished segmenter.
 
     Returns
     -------
@@ -45,11 +45,11 @@ def evaluate(
     """
     folder = Path(segmenter)
     model, header = load_segmenter(folder)
-    check_evaluable(folder, header, cohort, part)
-    regions = regions_of(cohort, part)
+    check_evaluable(folder, header, cohort, split)
+    regions = regions_of(cohort, split)
     positions: list[int] = regions.index.tolist()
     windows = model.config.inference.windows(header.size_px)
-    seen = set() if part == "train" else set(header.tissue_seen)
+    seen = set() if split == "train" else set(header.tissue_seen)
     masks: deque[np.ndarray] = deque()
 
     def read(position: int) -> tuple[np.ndarray, np.ndarray]:
@@ -69,10 +69,10 @@ def evaluate(
     return add_by_slide(regions, np.stack(counts))
 
 
-def regions_of(cohort: Cohort, part: str) -> pd.DataFrame:
-    """Return the rows of :attr:`Cohort.regions` that a part has, ``all`` included; their index is their position."""
+def regions_of(cohort: Cohort, split: str) -> pd.DataFrame:
+    """Return the rows of :attr:`Cohort.regions` that a split has, ``all`` included; their index is their position."""
     regions = cohort.regions.reset_index(drop=True)
-    return regions if part == ALL else regions.iloc[cohort.part(part)]
+    return regions if split == ALL else regions.iloc[cohort.positions(split)]
 
 
 def _unseen(cohort: Cohort, position: int, seen: set[str], folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -87,15 +87,15 @@ def _unseen(cohort: Cohort, position: int, seen: set[str], folder: Path) -> tupl
     return image, instances
 
 
-def check_evaluable(folder: Path, header: CheckpointHeader, cohort: Cohort, part: str) -> None:
-    """Check that a segmenter may be evaluated on a part of a cohort; raises what :func:`evaluate` does."""
-    if part not in {*PARTS, ALL}:
-        raise InputError(f"part {part!r}: expected one of {', '.join((*PARTS, ALL))}")
+def check_evaluable(folder: Path, header: CheckpointHeader, cohort: Cohort, split: str) -> None:
+    """Check that a segmenter may be evaluated on a split of a cohort; raises what :func:`evaluate` does."""
+    if split not in {*PARTS, ALL}:
+        raise InputError(f"split {split!r}: expected one of {', '.join((*PARTS, ALL))}")
     require_taxonomy(folder, header, cohort.taxonomy)
     require_mpp(folder, header, cohort)
-    if part != "train":
+    if split != "train":
         remedy = "evaluate it on patients that it has not seen"
-        check_no_leak(header.patients_seen, cohort, str(folder), parts=[part], remedy=remedy)
+        check_no_leak(header.patients_seen, cohort, str(folder), splits=[split], remedy=remedy)
 
 
 def require_mpp(folder: Path, header: CheckpointHeader, cohort: Cohort) -> None:

@@ -325,7 +325,7 @@ class _Bench:
         corners: list[np.ndarray] = []
         edge = windows.overlap_px + round(wanted_px**0.5)
         start = time.perf_counter()
-        regions = self._cohort.part("val").tolist()
+        regions = self._cohort.positions("val").tolist()
         while cut_px < wanted_px:  # of few regions more than once: a batch is always full
             image = self._cohort.read(regions[len(corners) % len(regions)])[0]
             corners.append(image[:edge, :edge])

@@ -134,8 +134,8 @@ def _cohorts(study: StudyConfig, size_px: int) -> tuple[Cell, list[Cell]]:
         settings = source.model_dump(mode="json", include={"phantom", "split"})
         return Cell(name="cohort", stage="cohort", settings=settings | fewer), []
     for part in PARTS:
-        cohort.part(part)
-    check_patch_size(cohort, cohort.regions.iloc[cohort.part("train")], size_px)
+        cohort.positions(part)
+    check_patch_size(cohort, cohort.regions.iloc[cohort.positions("train")], size_px)
     if source.train_patients is not None:
         return cohort_with_fewer(cohort, source.train_patients, source.train_patients_seed), []
     return cohort_cell(cohort), []

@@ -229,7 +229,7 @@ def _write_tables(tasks: Sequence[_Task], out: Path) -> None:
 
 
 def _positions(cohort: Cohort, regions: Sequence[str]) -> list[int]:
-    training = [int(position) for position in cohort.part("train")]
+    training = [int(position) for position in cohort.positions("train")]
     names = cohort.regions["region"].astype(str).tolist()
     unknown = sorted(set(regions) - set(names))
     if unknown:
