@@ -1,6 +1,7 @@
 """Damage to files, drawn by hypothesis: bytes cut and put in, values replaced by nasty ones, files lost or swapped."""
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 
 import pandas as pd
 import yaml
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from counterstain.errors import CounterstainError
@@ -34,6 +36,13 @@ NASTY_BYTES = st.sampled_from(
     )
 )
 EDITS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 40), NASTY_BYTES), min_size=1, max_size=4)
+
+
+def fuzzed(trials, phases=tuple(Phase)):
+    """Return the settings of a test that draws damage: always the same, unless COUNTERSTAIN_FUZZ asks for so many."""
+    same = "COUNTERSTAIN_FUZZ" not in os.environ
+    known = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck), "phases": phases}
+    return settings(max_examples=max(1, trials), derandomize=same, **known)
 
 
 def edited(sample, edits):

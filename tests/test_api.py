@@ -1,14 +1,18 @@
 """The public API: what it holds, how it answers, and what the documents say of it."""
 
+import doctest
 import importlib
 import inspect
 import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from drawn_cohort import draw_cohort, draw_set
 from typer.testing import CliRunner
 
+import counterstain
 import counterstain as cs
 from counterstain.cli import COMMANDS, app
 from counterstain.errors import ConfigError
@@ -117,3 +121,24 @@ def test_the_tree_of_the_architecture_lists_every_module():
     modules = [path.name for path in Path(cs.__file__).parent.rglob("*.py") if not path.name.startswith("__")]
     listed = [line.split()[0] for line in tree.splitlines() if line.split()[:1] and line.split()[0].endswith(".py")]
     assert sorted(listed) == sorted([*modules, "__init__.py"])
+
+
+PUBLIC = {name: getattr(counterstain, name) for name in dir(counterstain)}
+CLASSES = [c for c in PUBLIC.values() if inspect.isclass(c) and not issubclass(c, Exception)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a cohort and a synthetic set, as after a tutorial."""
+    folder = tmp_path_factory.mktemp("examples")
+    draw_set(folder / "synthetic", draw_cohort(folder / "cohort"))
+    return folder
+
+
+@pytest.mark.parametrize("public", CLASSES, ids=lambda public: public.__name__)
+def test_the_example_of_a_public_class_runs(public, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    examples = doctest.DocTestParser().get_examples(inspect.getdoc(public))
+    assert examples, f"{public.__name__} has no example"
+    test = doctest.DocTest(examples, {**PUBLIC, "np": np}, public.__name__, inspect.getsourcefile(public), 0, None)
+    assert doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test).failed == 0

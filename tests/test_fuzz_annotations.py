@@ -14,8 +14,8 @@ import zipfile
 
 import pytest
 import yaml
-from damage import EDITS, MEMORY_KB, NASTY, NASTY_NUMBER, NASTY_TEXT, edited, peak_memory_kb, with_nasty_values
-from hypothesis import HealthCheck, given, settings
+from damage import EDITS, MEMORY_KB, NASTY, NASTY_NUMBER, NASTY_TEXT, edited, fuzzed, peak_memory_kb, with_nasty_values
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -28,13 +28,6 @@ from counterstain.io.labels import LabelMap, draft_labels
 TRIALS = int(os.environ.get("COUNTERSTAIN_FUZZ", "300"))
 KINDS = ("bytes", "values", "one object")
 SECONDS = 5
-fuzzed = settings(
-    max_examples=max(1, TRIALS // (len(FORMATS) * len(KINDS))),
-    deadline=None,
-    database=None,
-    derandomize="COUNTERSTAIN_FUZZ" not in os.environ,
-    suppress_health_check=list(HealthCheck),
-)
 
 RING = [[10, 10], [30.5, 10], [30, 30], [10, 10]]
 HOLE = [[20, 12], [25, 12], [25, 15], [20, 12]]
@@ -188,21 +181,21 @@ def test_the_sound_file_is_read(tmp_path, file_format):
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-@fuzzed
+@fuzzed(TRIALS // (len(FORMATS) * len(KINDS)))
 @given(edits=EDITS, inside=st.sampled_from(["", "gzip", "zip"]), how=st.sampled_from(["", "", "gzip", "zip"]))
 def test_corrupted_bytes_give_an_answer_or_one_line(tmp_path, file_format, edits, inside, how):
     check(tmp_path / "a", file_format, packed(edited(packed(SAMPLES[file_format], inside), edits), how))
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-@fuzzed
+@fuzzed(TRIALS // (len(FORMATS) * len(KINDS)))
 @given(data=st.data())
 def test_corrupted_values_give_an_answer_or_one_line(tmp_path, file_format, data):
     check(tmp_path / "a", file_format, with_other_values(data, file_format))
 
 
 @pytest.mark.parametrize("file_format", OBJECTS)
-@fuzzed
+@fuzzed(TRIALS // (len(FORMATS) * len(KINDS)))
 @given(data=st.data())
 def test_an_odd_object_never_costs_a_sound_one(tmp_path, file_format, data):
     sound = OBJECT[file_format]
@@ -231,7 +224,7 @@ def tissue(tmp_path_factory):
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-@settings(fuzzed, max_examples=max(1, TRIALS // 100))
+@fuzzed(TRIALS // 100)
 @given(data=st.data())
 def test_an_import_of_corrupted_values_gives_a_cohort_or_one_line(tmp_path_factory, tissue, file_format, data):
     folder = tmp_path_factory.mktemp("import")

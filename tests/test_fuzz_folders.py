@@ -7,10 +7,10 @@ import os
 import shutil
 
 import pytest
-from damage import answer, damage
+from damage import answer, damage, fuzzed
 from drawn_cohort import draw_cohort, draw_set
 from drawn_results import draw_results
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given
 from hypothesis import strategies as st
 
 import counterstain as cs
@@ -18,14 +18,6 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
 
 TRIALS = int(os.environ.get("COUNTERSTAIN_FUZZ", "150"))
-fuzzed = settings(
-    max_examples=max(1, TRIALS * 7 // 16),
-    deadline=None,
-    database=None,
-    derandomize="COUNTERSTAIN_FUZZ" not in os.environ,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +62,14 @@ def contents_of_set(folder):
 
 
 @pytest.mark.parametrize(("name", "door"), [("cohort", contents_of_cohort), ("set", contents_of_set)])
-@fuzzed
+@fuzzed(TRIALS * 7 // 16, phases=[Phase.generate])
 @given(data=st.data())
 def test_damaged_tissue_is_what_was_written_or_one_line(sound, tried, name, door, data):
     found, where = tried(data, name, door)
     assert found is None or found == door(sound / name), where
 
 
-@settings(fuzzed, max_examples=max(1, TRIALS // 8))  # each draws all figures
+@fuzzed(TRIALS // 8, phases=[Phase.generate])  # each draws all figures
 @given(data=st.data())
 def test_damaged_results_give_a_report_or_one_line(tried, data):
     tried(data, "run", cs.report)

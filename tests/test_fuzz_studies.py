@@ -8,9 +8,9 @@ import shutil
 
 import numpy as np
 import pytest
-from damage import answer, damage
+from damage import answer, damage, fuzzed
 from drawn_cohort import draw_region, store
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given
 from hypothesis import strategies as st
 from small_study import small_study
 from typer.testing import CliRunner
@@ -25,14 +25,6 @@ FIGURES = {  # what a command writes
     "run": ("results", ("results.csv", "composition.csv", "synthetic.csv", "losses.csv")),
     "test": ("external/theirs", ("results.csv", "differences.csv")),
 }
-fuzzed = settings(
-    max_examples=TRIALS,
-    deadline=None,
-    database=None,
-    derandomize="COUNTERSTAIN_FUZZ" not in os.environ,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +70,7 @@ def shown(sound, figures_once, tmp_path_factory):
     return files_of(folder)
 
 
-@fuzzed
+@fuzzed(TRIALS, phases=[Phase.generate])
 @given(data=st.data(), first=st.sampled_from(["status", "clean", "test", "report", "run"]))
 def test_a_damaged_study_gives_the_same_results_or_one_line(sound, shown, tmp_path, data, first):
     place = tmp_path / "inside"

@@ -1,5 +1,6 @@
 import io
 from types import MappingProxyType
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -7,7 +8,9 @@ from drawn_cohort import HER2
 from PIL import Image
 
 from counterstain.data.patches import Patch, Source, components, instance_boxes, label_mask, turn, turn_back
-from counterstain.errors import InputError
+from counterstain.data.relabel import Instance, RelabelConfig, relabel
+from counterstain.data.stains import STAIN_VECTORS, jitter_stains, macenko_vectors
+from counterstain.errors import ConfigError, InputError, TaxonomyError
 from counterstain.taxonomy import IGNORE, colours
 
 TURNS = [(flipped, quarter_turns) for flipped in (False, True) for quarter_turns in range(-1, 5)]
@@ -112,3 +115,116 @@ def test_maps_of_instances_may_be_empty_but_not_negative():
     assert list(instance_boxes([components(np.zeros((3, 3), np.uint8)).instances])) == []
     with pytest.raises(InputError, match="instance id -1: ids are 1, 2, 3"):
         list(instance_boxes([np.array([[-1, 0]], np.int32)]))
+
+
+def instances(n=2000, seed=0, subtype=4):
+    areas = np.random.default_rng(seed).lognormal(6, 1, n).astype(int) + 1
+    return [Instance(patch=i // 4, instance=i % 4 + 1, subtype=subtype, area_px=int(a)) for i, a in enumerate(areas)]
+
+
+def blockwise(members, config, size=50):
+    labels = {}
+    for block in range(0, len(members), size):
+        labels |= relabel(members[block : block + size], config, HER2, 0, block // size)
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"), [("uniform", 0.2), ({"HER2 0": 3, "HER2 3+": 1}, [0.75, 0, 0, 0.25, 0])]
+)
+@pytest.mark.parametrize("balance", ["count", "area"])
+def test_a_target_distribution_of_instances_or_areas_is_met(target, expected, balance):
+    members = instances()
+    weights = [i.area_px if balance == "area" else 1 for i in members]
+    labels = blockwise(members, RelabelConfig(target=target, balance=balance))
+    found = np.bincount(list(labels.values()), weights, minlength=6)[1:] / sum(weights)
+    assert np.abs(found - expected).max() < 0.02
+
+
+def test_every_instance_is_as_likely_to_get_a_subtype_as_the_target_says():
+    few = instances(3)
+    drawn = [relabel(few, RelabelConfig(), HER2, seed, 0)[0, 1] for seed in range(3000)]
+    assert np.abs(np.bincount(drawn, minlength=6)[1:] / 3000 - 0.2).max() < 0.03
+
+
+def test_kept_and_ignored_instances_keep_their_label_and_nothing_else_gets_it():
+    members = [*instances(100), *(Instance(patch=99, instance=i, subtype=i, area_px=10) for i in (5, IGNORE))]
+    labels = relabel(members, RelabelConfig(keep=("LCIS/DCIS",)), HER2, 0, 0)
+    assert {key for key, label in labels.items() if label in {5, IGNORE}} == {(99, 5), (99, IGNORE)}
+
+
+def test_labels_follow_from_seed_and_block_and_not_from_the_order_of_the_instances():
+    members = instances(40)
+    first, other_seed, other_block = (relabel(members, RelabelConfig(), HER2, *at) for at in ((0, 0), (1, 0), (0, 1)))
+    assert relabel(members[::-1], RelabelConfig(), HER2, 0, 0) == first
+    assert other_seed != first != other_block
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"target": {"HER2 4": 1}}, TaxonomyError, "unknown subtype 'HER2 4'"),
+        ({"keep": HER2.names}, ConfigError, "nothing is left to draw from"),
+    ],
+)
+def test_a_target_that_the_taxonomy_cannot_meet_is_an_error(settings, error, message):
+    with pytest.raises(error, match=message):
+        RelabelConfig(**settings).shares(HER2)
+
+
+@pytest.mark.parametrize("target", [{"HER2 0": 0.0}, {"HER2 0": -1.0}])
+def test_a_target_without_a_share_is_refused(target):
+    with pytest.raises(ValueError, match=r"above 0|greater than or equal to 0"):
+        RelabelConfig(target=target)
+
+
+def unit(name):
+    return np.array(STAIN_VECTORS[name]) / np.linalg.norm(STAIN_VECTORS[name])
+
+
+def stained(*, blue=0.5, brown=0.5, size_px=64, noise=0.0):
+    """Haematoxylin in varying amounts on the left, DAB on the right."""
+    rng = np.random.default_rng(0)
+    amounts = rng.uniform(0.5, 1.0, (size_px, size_px, 1))
+    left = np.arange(size_px)[None, :, None] < size_px // 2
+    density = 2 * amounts * np.where(left, blue * unit("haematoxylin"), brown * unit("dab"))
+    return np.rint(255 * np.exp(-density) + noise * rng.standard_normal(density.shape)).clip(0, 255).astype(np.uint8)
+
+
+def density(image):
+    return -np.log(np.maximum(image, 1) / 255)
+
+
+def jittered(image, stains, sd, seed=0):
+    return jitter_stains(image, stains, sd, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("stains", ["channels", "dab", "eosin", "macenko"])
+def test_jitter_follows_from_its_generator_and_its_spread_alone(stains):
+    image = stained()
+    once, again, other = (jittered(image, stains, 0.1, seed) for seed in (0, 0, 1))
+    assert once.dtype == np.uint8
+    assert np.array_equal(once, again)
+    assert not np.array_equal(once, other)
+    assert np.array_equal(jittered(image, stains, 0.0), image)
+
+
+def test_jitter_of_stains_keeps_the_hue_of_a_pure_stain():
+    image = stained(brown=0.0)  # pure haematoxylin on white
+    factors = Mock(**{"standard_normal.return_value": np.array([[2.5, 0.0], [0.0, 0.0]])})
+    changed = density(jitter_stains(image, "dab", 0.2, factors))[:, :32].reshape(-1, 3)
+    along = changed @ unit("haematoxylin")
+    assert np.abs(changed - along[:, None] * unit("haematoxylin")).max() < 0.02
+    assert along.mean() == pytest.approx(1.5 * (density(image)[:, :32] @ unit("haematoxylin")).mean(), rel=0.02)
+
+
+def test_the_colours_of_two_stains_are_read_off_an_image():
+    found = macenko_vectors(stained(noise=1.0))
+    assert found[0] @ unit("haematoxylin") > 0.995
+    assert found[1] @ unit("dab") > 0.995
+
+
+@pytest.mark.parametrize("image", [np.full((32, 32, 3), 250, np.uint8), stained(brown=0.0)[:, :32]])
+def test_images_without_two_stains_are_jittered_by_channel(image):
+    assert macenko_vectors(image) is None
+    assert np.array_equal(jittered(image, "macenko", 0.1), jittered(image, "channels", 0.1))
