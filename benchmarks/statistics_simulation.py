@@ -2,7 +2,9 @@
 
 A study has a reference arm, an arm that is the same and an arm that is better. Recalls are logistic-normal: patients
 differ in difficulty, repeats differ from each other, and every arm has errors of its own by patient, by repeat and by
-both. Shapes: A arms, R repeats, P patients, L labels (background and the five HER2 subtypes).
+both. In studies of :data:`FOLDS`, the generator of an arm (the reference has none) has errors of its own as well, which
+all repeats share: one generator for all test patients, or one for those of each fold. Shapes: A arms, R repeats, P
+patients, L labels (background and the five HER2 subtypes).
 """
 
 import sys
@@ -39,12 +41,19 @@ class Spread:
     patients: float
     repeats: float
     both: float
+    generators: float = 0.0
+    alike: float = 0.0
+    """Share of the generators' variance that all folds have in common, as they have training patients in common."""
 
 
 SPREADS = (
     Spread("patients", 0.25, 0.05, 0.10),
     Spread("repeats", 0.05, 0.25, 0.10),
     Spread("equal", 0.25, 0.15, 0.15),
+)
+FOLDS = (
+    Spread("folds-apart", 0.25, 0.15, 0.15, generators=0.15),
+    Spread("folds-alike", 0.25, 0.15, 0.15, generators=0.15, alike=0.5),
 )
 
 
@@ -67,7 +76,7 @@ MEASURES = {
 }
 
 
-def simulate(spread: Spread, patients: int, repeats: int, seed: int) -> np.ndarray:
+def simulate(spread: Spread, patients: int, repeats: int, seed: int, folds: int = 1) -> np.ndarray:
     """Draw a study, (A, R, P, L, 2) counts."""
     rng = numpy_generator(seed, "study", spread.name, patients, repeats)
     own = np.zeros((patients, LABELS), bool)
@@ -77,13 +86,19 @@ def simulate(spread: Spread, patients: int, repeats: int, seed: int) -> np.ndarr
     pixels[:, 0] = BACKGROUND * np.exp(rng.normal(0, SPREAD_OF_BACKGROUND, patients))
     by_slide = np.rint(pixels[..., None] * rng.dirichlet(np.full(SLIDES, 3.0), own.shape))  # (P, L, S)
     arms = len(ARMS)
+    fold = np.empty(patients, int)
+    fold[np.argsort(own.argmax(axis=1), kind="stable")] = np.arange(patients) % folds  # each with its share of a score
     x = (logit(BASE) + np.outer([0, 0, 1], GAIN))[:, None, None, :, None]
     x = x + rng.normal(0, DIFFICULTY, (patients, LABELS, 1)) + rng.normal(0, SLIDES_DIFFER, by_slide.shape)
     x = x + rng.normal(0, SHARED_BY_REPEAT, (repeats, 1, LABELS, 1))
     x = x + rng.normal(0, spread.patients, (arms, 1, patients, LABELS, 1))
-    x = x + rng.normal(0, spread.repeats, (arms, repeats, 1, LABELS, 1))
+    x = x + rng.normal(0, spread.repeats, (arms, repeats, folds, LABELS, 1))[:, :, fold]
     x = x + rng.normal(0, spread.both, (arms, repeats, patients, LABELS, 1))
     x = x + rng.normal(0, spread.both, (arms, repeats, *by_slide.shape))
+    if spread.generators:
+        all_folds = rng.normal(0, np.sqrt(spread.alike), (arms, 1, 1, LABELS, 1))
+        each = rng.normal(0, np.sqrt(1 - spread.alike), (arms, 1, folds, LABELS, 1))
+        x[1:] += spread.generators * (all_folds + each)[1:, :, fold]
     found = np.rint(by_slide * expit(x)).sum(axis=-1)
     return np.stack([by_slide.sum(axis=-1) - found, found], axis=-1)
 
@@ -98,8 +113,8 @@ def truth(spread: Spread, draws: int = 40_000) -> dict[str, float]:
     mean_pixels[5] = HAS_OTHER * OTHER * np.exp(SPREAD_OF_PIXELS**2 / 2)
     shared = rng.normal(0, SHARED_BY_REPEAT, (draws, LABELS))
     values = []
-    for gain in (np.zeros(LABELS), GAIN):
-        x = logit(BASE) + gain + shared + rng.normal(0, spread.repeats, shared.shape)
+    for gain, generators in ((np.zeros(LABELS), 0.0), (GAIN, spread.generators)):
+        x = logit(BASE) + gain + shared + rng.normal(0, np.hypot(spread.repeats, generators), shared.shape)
         rate = (expit(x[..., None] + within * nodes) * weights).sum(axis=-1) / weights.sum()
         counts = np.stack([mean_pixels * (1 - rate), mean_pixels * rate], axis=-1)
         values.append({name: float(np.mean(measure(counts))) for name, measure in MEASURES.items()})
@@ -154,13 +169,20 @@ def compared(
 
 
 def run(
-    spread: Spread, patients: int, repeats: int, studies: int, *, draws: int = 1_000, compare: bool = False
+    spread: Spread,
+    patients: int,
+    repeats: int,
+    studies: int,
+    *,
+    folds: int = 1,
+    draws: int = 1_000,
+    compare: bool = False,
 ) -> pd.DataFrame:
     """Return a row per study and measure: what covered, what was rejected."""
     effects = truth(spread)
     rows = []
     for seed in range(studies):
-        counts = simulate(spread, patients, repeats, seed)
+        counts = simulate(spread, patients, repeats, seed, folds)
         table = effects_of(table_of(counts), "reference", MEASURES, num_labels=LABELS, draws=draws, seed=seed)
         table = table.set_index(["arm", "measure"])
         same, better = table.loc["same"], table.loc["better"]
@@ -187,12 +209,14 @@ def run(
 def main() -> None:
     studies = int(sys.argv[1]) if len(sys.argv) > 1 else 500
     names = sys.argv[2].split(",") if len(sys.argv) > 2 else [spread.name for spread in SPREADS]
-    for spread in (s for s in SPREADS if s.name in names):
-        for patients in (8, 40):
+    for spread in (s for s in (*SPREADS, *FOLDS) if s.name in names):
+        for patients, folds in ((8, 1), (40, 1), (40, 5))[: 3 if spread.generators else 2]:
             start = time.perf_counter()
-            found = run(spread, patients, 5, studies, compare=True).groupby("measure", sort=False).mean()
+            found = run(spread, patients, 5, studies, folds=folds, compare=True).groupby("measure", sort=False).mean()
             seconds = time.perf_counter() - start
             print(f"\n{spread.name} dominate, {patients} patients, 5 repeats, {studies} studies, {seconds:.0f} s")
+            if spread.generators:
+                print(f"generators: {folds} for each arm but the reference")
             print((100 * found.drop(columns="width")).round(1).join(found["width"].round(4)).to_string(), flush=True)
 
 

@@ -32,6 +32,13 @@ SMALL = {
 }
 
 
+FOLDS = {  # two arms in two folds
+    "cohort": {"phantom": SMALL["cohort"]["phantom"], "folds": 2},
+    "baselines": ["subtype"],
+    "amounts": [2.0],
+}
+
+
 def small_study(folder, **changes):
     """Write the study's file."""
     file = folder / "study.yaml"

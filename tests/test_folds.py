@@ -10,7 +10,7 @@ import pytest
 from drawn_cohort import draw_region, store
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_study import SMALL, small_study
+from small_study import FOLDS, SMALL, small_study
 
 import counterstain as cs
 from counterstain.checkpoints import read_header
@@ -18,7 +18,6 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.split import folds_of, split_into_folds
 from counterstain.errors import ConfigError, DivergenceError, InputError, LeakageError
-from counterstain.processes import ExecutorConfig
 from counterstain.report.results import read_results
 from counterstain.segmentation.evaluate import evaluate
 from counterstain.storage import read_json
@@ -27,15 +26,11 @@ from counterstain.study.config import load_study
 from counterstain.study.plan import plan_study
 from counterstain.study.run import run_study
 from counterstain.study.stages import open_cohort
-from counterstain.study.status import is_done, read_plan
+from counterstain.study.status import read_plan
 
 EIGHT = dict(zip("abcdefgh", "00112223", strict=True))
-TWO_ARMS = {
-    "cohort": {"phantom": {"slides": 6, "regions_per_slide": 1, "size_px": 64}, "folds": 2},
-    "baselines": ["subtype"],
-    "methods": ["spade"],
+TWO_ARMS = FOLDS | {
     "amounts": [1.0],
-    "repeats": 2,
     "recipe": SMALL["recipe"] | {"segmenter": SMALL["recipe"]["segmenter"] | {"mixing": {"epoch_patches": 8}}},
 }
 
@@ -135,6 +130,16 @@ def test_a_plan_has_the_cells_of_a_split_once_for_each_fold(tmp_path, folds, num
     counts = Counter(cell.stage for cell in planned(tmp_path, cohort=cohort, repeats=3))
     trained = {"segmenter": 2 * 3 * number, "evaluation": 2 * 3 * number}
     assert counts == {"cohort": 1 + number, "spade": number, "synthetic": number} | trained
+
+
+def test_networks_of_an_unsplit_cohort_are_timed_once_for_all_folds(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    draw_eight(tmp_path / "cohort")
+    study = load(tmp_path, cohort={"path": str(tmp_path / "cohort"), "folds": 4}, methods=[])
+    plan = cs.plan_study(study, out=tmp_path / "run", timing=True)
+    assert plan.untimed == ()
+    assert len(list((tmp_path / "counterstain" / "timings").iterdir())) == 4  # two kinds of cohorts, and two networks
+    assert len({taken for row, taken in plan.state.open if row.stage == "segmenter"}) == 1
 
 
 def test_folds_share_no_cell_and_no_seed_and_arms_of_a_fold_share_theirs(tmp_path):
@@ -246,12 +251,3 @@ def test_every_folds_segmenters_are_tested_on_another_cohort(finished, tmp_path)
     assert len(read_json(folder / "test.json")["segmenters"]) == 2 * 2 * 2
     assert "on the external cohort others" in (run / "report.html").read_text()
     assert cs.clean_study(load(tmp_path), out=run) == []
-
-
-@pytest.mark.long
-def test_processes_give_the_same_bytes(finished, tmp_path):
-    run, cells = finished
-    run_study(load(tmp_path), tmp_path / "run", executor=ExecutorConfig(processes=2))
-    assert all(is_done(cell, tmp_path / "run" / "cells") for cell in cells)
-    for name in ("results.csv", "counts.parquet", "synthetic.csv", "fairness.csv", "composition.csv"):
-        assert (tmp_path / "run/results" / name).read_bytes() == (run / "results" / name).read_bytes(), name

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_study import small_study
+from small_study import FOLDS, small_study
 
 from counterstain.errors import ConfigError, DivergenceError, InputError, StorageError
 from counterstain.processes import ExecutorConfig
@@ -296,9 +296,10 @@ def test_ray_that_is_not_installed_is_named_with_its_remedy(tmp_path, monkeypatc
 
 
 @pytest.mark.long
-def test_processes_and_ray_nodes_give_the_results_of_one_process_byte_for_byte(tmp_path):
+@pytest.mark.parametrize(("changes", "rows"), [({}, 5 * 2 * 2), (FOLDS, 2 * 2 * 2)], ids=["split", "folds"])
+def test_processes_and_ray_nodes_give_the_results_of_one_process_byte_for_byte(tmp_path, changes, rows):
     pytest.importorskip("ray", reason="Ray is not installed: the extra [ray]", exc_type=ImportError)
-    study = small_study(tmp_path)
+    study = small_study(tmp_path, **changes)
     run_study(load_study(study), tmp_path / "one")
     run_study(load_study(study), tmp_path / "two", executor=ExecutorConfig(processes=2))
     for name, kill_after_cells in (("ray", 0), ("killed", 6)):
@@ -308,5 +309,5 @@ def test_processes_and_ray_nodes_give_the_results_of_one_process_byte_for_byte(t
         assert done.returncode == 0, done.stderr[-3000:]
         assert ("killed" in done.stdout) == bool(kill_after_cells)
     results = [(tmp_path / name / "results/results.csv").read_bytes() for name in ("one", "two", "ray", "killed")]
-    assert results[0].count(b"\n") == 1 + 5 * 2 * 2
+    assert results[0].count(b"\n") == 1 + rows
     assert set(results) == {results[0]}

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_study import small_study
+from small_study import FOLDS, small_study
 
 from counterstain.study.status import events_of
 
@@ -60,9 +60,9 @@ def seen(line):
     sys.stdout.write(f"{line}\n")
 
 
-def kill_and_resume(launcher, folder, processes, rng):
+def kill_and_resume(launcher, folder, processes, rng, **changes):
     """Kill drivers 20 times over as many studies as that takes; return all results and print what was seen."""
-    study, results, kills, seconds_a_cell = small_study(folder), [], 0, 0.0
+    study, results, kills, seconds_a_cell = small_study(folder, **changes), [], 0, 0.0
     while kills < KILLS or not results:
         out = folder / f"run-{len(results)}"
         runs = 0
@@ -87,11 +87,11 @@ def kill_and_resume(launcher, folder, processes, rng):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("processes", [None, 2])
-def test_a_driver_killed_at_20_random_moments_ends_with_the_same_results(tmp_path, processes):
+@pytest.mark.parametrize(("processes", "changes"), [(None, {}), (2, {}), (2, FOLDS)], ids=["one", "two", "folds"])
+def test_a_driver_killed_at_20_random_moments_ends_with_the_same_results(tmp_path, processes, changes):
     with (tmp_path / "log").open("w") as log:
         launcher = Launcher(log)
-        results = kill_and_resume(launcher, tmp_path, processes, random.Random(0))
+        results = kill_and_resume(launcher, tmp_path, processes, random.Random(0), **changes)
         launcher.close()
     assert len(results) > 1
     assert set(results) == {results[0]}
