@@ -133,7 +133,7 @@ def about_cohort(cohort: Cohort) -> dict[str, Any]:
 
 def _fold_record(cohort: Cohort) -> dict[str, Any]:
     """Return a fold's patients by part, and the subtypes that only others than its training patients have."""
-    counts = subtypes_table(cohort).pivot_table("instances", "subtype", "part", sort=False)
+    counts = subtypes_table(cohort).pivot_table("instances", "subtype", "split", sort=False)
     lacking = counts.index[(counts["train"] == 0) & counts.any(axis=1)]
     return {part: cohort.patients(part) for part in COHORT_PARTS} | {"lacking": lacking.tolist()}
 
