@@ -18,8 +18,7 @@ from scipy.special import expit, logit, stdtrit
 
 from counterstain.seeding import numpy_generator
 from counterstain.segmentation.counts import dice, recalls, subtype_variance
-from counterstain.study.statistics.arm_differences import CountArray, effects_of
-from counterstain.study.statistics.power import components_of, power
+from counterstain.study.statistics.arm_differences import CountArray, components_of, effects_of, power
 from counterstain.study.statistics.significance import bootstrap_weights, pooled_draws
 
 ARMS = ("reference", "same", "better")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from counterstain.segmentation.counts import dice, recalls
-from counterstain.study.statistics.power import components_of
+from counterstain.study.statistics.arm_differences import components_of
 from counterstain.study.statistics.significance import (
     exchange_p_value,
     exchanged_halves,

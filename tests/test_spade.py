@@ -6,7 +6,7 @@ from drawn_requests import drawn_by
 from counterstain.errors import ConfigError, InputError, StorageError
 from counterstain.generators.conditioning import counterstain_map, edges, one_hot
 from counterstain.generators.diffusion_config import CounterstainConfig
-from counterstain.generators.perceptual import VggDistance
+from counterstain.generators.networks import VggDistance
 from counterstain.generators.spade import Spade, SpadeGenerator
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.training_config import TrainingConfig

@@ -9,8 +9,15 @@ from scipy.stats import t as student
 
 from counterstain.errors import InputError
 from counterstain.segmentation.counts import dice, recalls
-from counterstain.study.statistics.arm_differences import differences, effects_of
-from counterstain.study.statistics.power import Components, components_of, need, power, standard_error
+from counterstain.study.statistics.arm_differences import (
+    Components,
+    components_of,
+    differences,
+    effects_of,
+    need,
+    power,
+    standard_error,
+)
 from counterstain.study.statistics.significance import holm
 
 MEASURES = {"dice": dice, "recall_HER2 0": lambda counts: recalls(counts)[..., 0]}

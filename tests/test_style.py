@@ -18,11 +18,10 @@ from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.interface import OracleGenerator
 from counterstain.generators.spade import Spade, SpadeGenerator
 from counterstain.generators.spade_config import SpadeConfig
-from counterstain.generators.style import StyleReferences, stain_statistics, without_tumour
+from counterstain.generators.style import StyleDrawer, StyleReferences, stain_statistics, without_tumour
 from counterstain.generators.train import train_autoencoder, train_diffusion
 from counterstain.synthesis.masks import SynthesisConfig
 from counterstain.synthesis.redraw import redraw_regions
-from counterstain.synthesis.styles import StyleDrawer
 from counterstain.synthesis.synthesize import synthesize
 from counterstain.taxonomy import BACKGROUND
 from counterstain.training_config import TrainingConfig

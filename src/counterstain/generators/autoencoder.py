@@ -22,8 +22,12 @@ from counterstain.config import build_stored
 from counterstain.devices import fused_optimizers, place
 from counterstain.generators.conditioning import to_tensor
 from counterstain.generators.diffusion_config import ADAM_BETAS, AutoencoderConfig
-from counterstain.generators.networks import LinearAutoencoder, PatchDiscriminator, hinge_discriminator_loss
-from counterstain.generators.perceptual import lpips_distance
+from counterstain.generators.networks import (
+    LinearAutoencoder,
+    PatchDiscriminator,
+    hinge_discriminator_loss,
+    lpips_distance,
+)
 from counterstain.generators.samplers import fresh_noise
 from counterstain.seeding import torch_generator
 from counterstain.training import Minimise, Trainable

@@ -35,10 +35,10 @@ from counterstain.generators.networks import (
     ImageEncoder,
     MultiscaleDiscriminator,
     SpadeGeneratorNetwork,
+    VggDistance,
     hinge_discriminator_loss,
     settle_spectral_norms,
 )
-from counterstain.generators.perceptual import VggDistance
 from counterstain.generators.spade_config import ADAM_BETAS, FEATURE_WEIGHT, KL_WEIGHT, SpadeConfig
 from counterstain.generators.style import without_tumour
 from counterstain.seeding import torch_generator

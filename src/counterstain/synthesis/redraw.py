@@ -19,11 +19,11 @@ from counterstain.data.sampling import PatchSampler
 from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.generators.interface import DrawRequest, ImageGenerator
 from counterstain.generators.methods import METHODS
+from counterstain.generators.style import Mix, StyleDrawer, style_drawer
 from counterstain.progress import bar
 from counterstain.seeding import derive
 from counterstain.storage import write_parquet
 from counterstain.synthesis.masks import SynthesisConfig
-from counterstain.synthesis.styles import Mix, StyleDrawer, style_drawer
 from counterstain.synthesis.synthesize import drawing_settings, patients_behind, require_generator_fits
 
 CANDIDATES = 8  # patches that the one with the most of its subtype is chosen from

@@ -23,11 +23,11 @@ from counterstain.data.split import check_no_leak
 from counterstain.errors import ConfigError, MismatchError
 from counterstain.generators.interface import DrawRequest, ImageGenerator
 from counterstain.generators.methods import METHODS
+from counterstain.generators.style import StyleDrawer, style_drawer
 from counterstain.progress import bar
 from counterstain.seeding import derive
 from counterstain.storage import claimed
 from counterstain.synthesis.masks import Layout, Layouts, SynthesisConfig
-from counterstain.synthesis.styles import StyleDrawer, style_drawer
 from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
 
 OTHER_MASKS = 2**32  # blocks between a mask and the one that takes its place; no set is so long

@@ -50,31 +50,19 @@ def pooled_draws(pair: np.ndarray, of_patients: np.ndarray) -> np.ndarray:
 def bootstrap_interval(
     pair: np.ndarray, drawn: np.ndarray, of_repeats: np.ndarray, measure: Measure, *, own_of_repeats: float
 ) -> dict[str, float]:
-    """Return the 95 % interval of the difference between two arms.
+    """Return the 95 % interval of the difference between two arms of counts, ``pair`` (2, R, P, L, 2).
 
     A draw pools the pixels of its patients for every repeat of both arms, measures, and takes the mean over its
-    repeats; arm and reference share patients and repeats. The percentiles of the draws are then moved away from the
-    observed difference by the ratio of Student's to normal quantiles, separately for patients and repeats
-    (:func:`student_width`).
+    repeats; arm and reference share patients and repeats. ``drawn`` (2, B, R, L, 2) are those of :func:`pooled_draws`,
+    ``of_repeats`` (B, R) the weights of :func:`bootstrap_weights`. The percentiles of the draws are then moved away
+    from the observed difference by the ratio of Student's to normal quantiles, separately for patients and repeats
+    (:func:`student_width`); ``own_of_repeats`` is the repeats' own part of the variance of the mean difference
+    (:attr:`~counterstain.study.statistics.arm_differences.Components.own_of_repeats`).
 
-    Parameters
-    ----------
-    pair : (2, R, P, L, 2) array
-    drawn : (2, B, R, L, 2) array
-        Of :func:`pooled_draws`.
-    of_repeats : (B, R) array
-        Weights of :func:`bootstrap_weights`.
-    own_of_repeats : float
-        The repeats' own part of the variance of the mean difference
-        (:attr:`~counterstain.study.statistics.power.Components.own_of_repeats`).
-
-    Returns
-    -------
-    dict
-        ``low`` and ``high`` of the difference, ``relative_low`` and ``relative_high`` of the difference as a fraction
-        of the reference, cut at the largest differences that are possible; ``undefined``, the fraction of draws without
-        a value (a subtype without pixels), which are excluded. NaN for one patient and one repeat, whose variance is
-        unknown.
+    Returns ``low`` and ``high`` of the difference, ``relative_low`` and ``relative_high`` of the difference as a
+    fraction of the reference, cut at the largest differences that are possible; ``undefined``, the fraction of draws
+    without a value (a subtype without pixels), which are excluded. NaN for one patient and one repeat, whose variance
+    is unknown.
     """
     old, new = (measure(drawn) * of_repeats).sum(axis=-1)  # (B,)
     by_repeat = measure(pair.sum(axis=2))  # (2, R)
@@ -112,11 +100,8 @@ def interval_of(counts: np.ndarray, measure: Measure, *, draws: int = 2000) -> t
 def summary_of(table: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
     """Summarise counts by slide: Dice, the recall of each subtype and the variance of the recalls of the counted ones.
 
-    Returns
-    -------
-    DataFrame
-        A row per measure: ``measure``, ``value``, ``low`` and ``high`` (over patients; over slides where there is one
-        patient; NaN of fewer than three), and the ``patients``, ``slides`` and ``instances`` that it rests on.
+    Returns a row per measure: ``measure``, ``value``, ``low`` and ``high`` (over patients; over slides where there is
+    one patient; NaN of fewer than three), and the ``patients``, ``slides`` and ``instances`` that it rests on.
     """
     taxonomy, counts = cohort.taxonomy, by_slide(table)
     slides = table.drop_duplicates(["patient", "slide"]).sort_values(["patient", "slide"])
@@ -211,15 +196,10 @@ def exchange_p_value(exchanged: np.ndarray, measure: Measure, *, of_repeats: flo
     Without a difference, it is random which of a patient's two count tables belongs to which arm. All repeats of a
     patient are swapped together: they share the effect of a generator on this patient, so swapping them one by one
     would count one effect several times. A random effect of one training, however, shifts all patients alike, which
-    swapping does not undo. So the repeats' own part of the variance is added to the distribution of the permuted
-    differences as Student's t with R - 1 degrees of freedom. The p-value is never below that of the permutations alone.
-
-    Parameters
-    ----------
-    exchanged : (2, B, R, L, 2) array
-        Of :func:`exchanged_halves`; the first permutation is none.
-    of_repeats : float
-        As ``own_of_repeats`` of :func:`bootstrap_interval`.
+    swapping does not undo. So the repeats' own part of the variance, ``of_repeats``, is added to the distribution of
+    the permuted differences as Student's t with R - 1 degrees of freedom. The p-value is never below that of the
+    permutations alone. ``exchanged`` (2, B, R, L, 2) are those of :func:`exchanged_halves`; the first permutation is
+    none.
     """
     old, new = measure(exchanged).mean(axis=-1)  # (B,)
     difference = new - old
