@@ -199,8 +199,7 @@ class Curve:
     draws: np.ndarray  # (n, S)
     steps: list[Step]
     predicted: Extrapolation | str
-    patients: int = MIN_PATIENTS
-    """Patients tested on that have it; of one alone nothing is claimed."""
+    patients: int = MIN_PATIENTS  # patients tested on that have it; of one alone nothing is claimed
 
     @property
     def band(self) -> np.ndarray:
@@ -252,12 +251,8 @@ def measure_headroom(
     ``headroom.csv`` (a row per number of patients and repeat with every measure), ``counts.parquet`` and
     ``headroom.txt``.
 
-    Raises
-    ------
-    InputError
-        The training split has fewer patients than requested, or none.
-    MismatchError
-        ``out`` belongs to another cohort.
+    Raises InputError where the training split has fewer patients than requested, or none; MismatchError where ``out``
+    belongs to another cohort.
     """
     sizes = sizes_of(config, len(cohort.patients("train")))
     claim(out, "headroom", {"cohort": cohort.fingerprint})
@@ -288,10 +283,7 @@ def measure_headroom(
 def sizes_of(config: HeadroomConfig, available: int) -> tuple[int, ...]:
     """Return the numbers of training patients, rising.
 
-    Raises
-    ------
-    InputError
-        There are too few patients for two points.
+    Raises InputError where there are too few patients for two points.
     """
     if config.patients is not None:
         return tuple(sorted(set(config.patients)))

@@ -43,23 +43,12 @@ def run_study(
 ) -> Path:
     """Run every cell that is not done, write the results and return their folder.
 
-    Parameters
-    ----------
-    study : StudyConfig
-    out : Path
-        Folder of the study. Running again continues where it was stopped; after a change of the study, what does not
-        depend on the change is kept.
-    source : str or Path
-        Where the study comes from, for messages.
-    executor : ExecutorConfig, optional
-        Where cells run; in this process if not given. It changes nothing about the results.
+    Running again continues where it was stopped; after a change of the study, what does not depend on the change is
+    kept. ``source`` says where the study comes from, for messages; where ``executor`` runs cells changes nothing about
+    results.
 
-    Raises
-    ------
-    MismatchError
-        The folder belongs to another study, or another process is running this one.
-    ConfigError
-        A package or a file that a cell needs is missing, or the segmenter's network cannot be built.
+    Raises MismatchError where the folder belongs to another study, or another process is running this one; ConfigError
+    where a package or a file that a cell needs is missing, or the segmenter's network cannot be built.
     """
     if started_processes() > 1:
         raise ConfigError("a study starts the processes of its trainings itself; run it without torchrun")
@@ -125,10 +114,7 @@ def run_cells(
 ) -> dict[str, str]:
     """Run the cells that are not done; return why cells failed, by name, in the plan's order.
 
-    Raises
-    ------
-    CounterstainError
-        A cell met something that the user must put right; no other cell starts then.
+    Raises CounterstainError where a cell met something that the user must put right; no other cell starts then.
     """
     scheduler = _Scheduler(cells, done, root, executor, retries)
     say(f"{len(cells)} cells, {len(cells) - len(scheduler.todo)} done already; executor: {executor.name}")

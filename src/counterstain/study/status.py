@@ -52,8 +52,7 @@ class CellRow:
     stage: str
     arm: str
     needs: tuple[str, ...]
-    count: int
-    """Patches that a synthetic set must have at least."""
+    count: int  # patches that a synthetic set must have at least
     repeat: int = -1
     fold: int = 0
 
@@ -175,8 +174,7 @@ class StudyState:
     """The state of every cell, and the journal."""
 
     rows: Sequence[Row]
-    states: dict[str, State]
-    """Folder -> state."""
+    states: dict[str, State]  # folder -> state
     journal: Journal
     now: float
     expected: Mapping[str, Expected] = field(default_factory=dict)
@@ -239,13 +237,7 @@ def write_plan(run: Path, cells: Sequence[Cell]) -> None:
 
 
 def read_plan(run: Path) -> list[CellRow]:
-    """Read the plan of a study that was started.
-
-    Raises
-    ------
-    InputError
-        There is none.
-    """
+    """Read the plan of a study that was started; raises InputError where there is none."""
     if not (run / PLAN_FILE).exists():
         raise InputError(f"{run}: no study was started here ({PLAN_FILE} is missing); give the folder of 'study run'")
     try:

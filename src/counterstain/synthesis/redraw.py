@@ -34,10 +34,8 @@ class Redrawn:
     """A real patch, redrawn as each subtype."""
 
     patch: Patch
-    subtype: int
-    """What it was chosen for."""
-    drawn: dict[int, np.ndarray]
-    """Images (H, W, 3) uint8 by the subtype that was asked for."""
+    subtype: int  # what it was chosen for
+    drawn: dict[int, np.ndarray]  # images (H, W, 3) uint8 by the subtype that was asked for
 
     def __repr__(self) -> str:
         return f"Redrawn({self.patch!r}, drawn as {len(self.drawn)} subtypes)"
@@ -57,12 +55,8 @@ def preview(
     It shows what a generator makes of every subtype before a set is drawn or a study run. The subtypes of
     ``config.relabel.keep`` are neither redrawn nor asked for.
 
-    Raises
-    ------
-    InputError
-        The training part has no instance that may be redrawn.
-    LeakageError, MismatchError
-        As :func:`counterstain.synthesis.synthesize.synthesize`.
+    Raises InputError where the training part has no instance that may be redrawn; LeakageError or MismatchError as
+    :func:`counterstain.synthesis.synthesize.synthesize`.
     """
     require_generator_fits(generator, cohort, size_px)
     style = style_drawer(generator, cohort, config.style, size_px=size_px, seed=seed)
@@ -120,14 +114,9 @@ def redraw_regions(
     ``regions`` are names of training regions, all of them where not given. The cohort has the patients and slides of
     the sources, all in its training part.
 
-    Raises
-    ------
-    LeakageError
-        A region is not of the training part, or the generator saw a validation or test patient.
-    InputError
-        There is no region of such a name.
-    MismatchError
-        The generator does not fit, or ``out`` belongs to another run.
+    Raises LeakageError where a region is not of the training part, or the generator saw a validation or test patient;
+    InputError where there is no region of such a name; MismatchError where the generator does not fit, or ``out``
+    belongs to another run.
     """
     if generator.method in METHODS and not METHODS[generator.method].any_size:
         others = " or ".join(name for name, method in METHODS.items() if method.any_size and not method.ceiling)
@@ -166,8 +155,7 @@ class _Task:
     name: str
     position: int
     seed: int
-    before: dict[int, int]
-    """The subtypes of the instances, and what they become."""
+    before: dict[int, int]  # the subtypes of the instances, and what they become
     subtypes: dict[int, int]
     mix: Mix
 

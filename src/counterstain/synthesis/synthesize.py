@@ -38,19 +38,15 @@ class Verdict:
     """What a filter says of one drawn image."""
 
     kept: bool
-    instances: tuple[tuple[int, bool], ...] = ()
-    """Asked subtype of each judged instance, and whether it looks like it."""
+    instances: tuple[tuple[int, bool], ...] = ()  # asked subtype of each judged instance, and whether it looks like it
 
 
 class ImageFilter(Protocol):
     """A judge of drawn images, which belongs to the audit; what it says of one must not depend on the others."""
 
-    masks: int
-    """How many masks are tried at most for one patch."""
-    settings: Mapping[str, Any]
-    """All that its verdicts depend on, for the record."""
-    patients_seen: Sequence[str]
-    """Patients that it learnt from."""
+    masks: int  # how many masks are tried at most for one patch
+    settings: Mapping[str, Any]  # all that its verdicts depend on, for the record
+    patients_seen: Sequence[str]  # patients that it learnt from
 
     def __call__(self, patches: Sequence[Patch], redraw: np.ndarray) -> list[Verdict]:
         """Judge images with their asked subtypes; ``redraw`` (n, H, W) bool says which pixels were drawn anew."""
@@ -73,12 +69,8 @@ def synthesize(
     Only these ``shards`` and no header are written where they are given (to spread a set over processes); then None is
     returned. Images that the ``judge`` refuses are drawn again, so that the set has as many patches as without it.
 
-    Raises
-    ------
-    LeakageError
-        The generator saw a validation or test patient of this cohort.
-    MismatchError
-        The generator draws another size, scale or taxonomy, or ``out`` belongs to another set.
+    Raises LeakageError where the generator saw a validation or test patient of this cohort; MismatchError where the
+    generator draws another size, scale or taxonomy, or ``out`` belongs to another set.
     """
     require_generator_fits(generator, cohort, size_px)
     if count < 1:

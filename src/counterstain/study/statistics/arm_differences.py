@@ -187,12 +187,9 @@ def _require_reference(table: pd.DataFrame, reference: str) -> None:
 class Components:
     """The variance of a mean difference, by source; NaN if it cannot be estimated (the residual: 0)."""
 
-    patients: float
-    """Variance over patients (jackknife): the patients' own part and the residual."""
-    repeats: float
-    """Variance over repeats: the repeats' own part and the residual."""
-    both: float
-    """The residual (patients x repeats)."""
+    patients: float  # variance over patients (jackknife): the patients' own part and the residual
+    repeats: float  # variance over repeats: the repeats' own part and the residual
+    both: float  # the residual (patients x repeats)
     num_patients: int
     num_repeats: int
 
@@ -247,12 +244,9 @@ def components_of(pair: np.ndarray, measure: Measure) -> Components:
 class Need:
     """What it takes to detect a difference with a power of 80 %; NaN if unknown."""
 
-    detectable: float
-    """The smallest difference that a study of this size detects."""
-    needed_repeats: float
-    """Repeats with these patients; inf if no number is enough."""
-    needed_patients: float
-    """Patients with these repeats; inf if no number is enough."""
+    detectable: float  # the smallest difference that a study of this size detects
+    needed_repeats: float  # repeats with these patients; inf if no number is enough
+    needed_patients: float  # patients with these repeats; inf if no number is enough
 
 
 def need(difference: float, components: Components, half_width: float) -> Need:
