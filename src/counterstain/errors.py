@@ -8,6 +8,7 @@
     │                               method; an output folder of another run
     ├── LeakageError                synthetic data whose generator saw a validation or test patient
     ├── StorageError                the disk is full or a file on it is damaged
+    ├── FetchError                  a file at a URL that cannot be read just now: no connection, no permission
     └── DivergenceError             a training whose loss is no longer a number
 
 Every message names the file, the place in it, the value, what was expected and what to do.
@@ -53,6 +54,10 @@ class LeakageError(CounterstainError):
 
 class StorageError(CounterstainError, OSError):
     """A file could not be written, or what is on the disk is damaged."""
+
+
+class FetchError(CounterstainError):
+    """A file at a URL cannot be read just now: no connection, no permission, or a server that sends something else."""
 
 
 class DivergenceError(CounterstainError, ArithmeticError):

@@ -25,6 +25,7 @@ from typing import Any
 import pandas as pd
 
 from counterstain.errors import CounterstainError, InputError, MismatchError, StorageError
+from counterstain.remote import Place
 
 RUN_FILE = "run.json"
 SAMPLE_BLOCKS, BLOCK_BYTES = 64, 2**16  # what is read of a large file to know it again
@@ -110,7 +111,7 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Place) -> Any:
     """Read a JSON file that counterstain wrote; raises InputError where it is missing, StorageError where damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -127,7 +128,7 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     write_json(path, {**content, CHECKSUM: fingerprint(content)})
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Place) -> dict[str, Any]:
     """Read a JSON mapping as :func:`read_json`; StorageError also where it is not what :func:`write_sealed` wrote.
 
     One that an earlier version wrote without a checksum is taken as it is.

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from counterstain.data.patch_set import PatchSet
     from counterstain.recipe import Recipe
 
+from counterstain.remote import Place, RemoteFolder, on_disk, place_of
+
 PathLike = str | Path
 Settings = Mapping[str, Any] | Sequence[str]  # {"spade.latent": 64}, {"spade": {"latent": 64}} or ["spade.latent=64"]
 Numbers = str | Sequence[int]  # "6,12,24" or [6, 12, 24]
@@ -58,7 +60,8 @@ KINDS: dict[str, tuple[Any, Callable[[Any], Any], str]] = {  # of an annotation:
     "float": (Real, float, "a number"),
     "bool": (bool, bool, "True or False"),
     "str": (str | os.PathLike, os.fspath, "text"),
-    "PathLike": (str | os.PathLike, Path, "a path"),
+    "PathLike": (str | os.PathLike | RemoteFolder, on_disk, "a path"),
+    "Place": (str | os.PathLike | RemoteFolder, place_of, "a path or a URL"),
     "Numbers": (Iterable, lambda given: given, "whole numbers, such as [6, 12]"),
     "Mapping[str, str]": (Mapping, dict, "a mapping"),
     "Settings": (Iterable, lambda given: given if isinstance(given, Mapping) else _listed(given), "settings"),
@@ -69,8 +72,8 @@ KINDS: dict[str, tuple[Any, Callable[[Any], Any], str]] = {  # of an annotation:
 
 
 def _fitting(value: Any, kinds: list[str], place: str) -> Any:
-    """Return an argument as the function takes it."""
-    for kind in kinds:
+    """Return an argument as the function takes it; where a cohort may be given, so may a URL."""
+    for kind in ["Place" if kind == "PathLike" and "Cohort" in kinds else kind for kind in kinds]:
         types, made, _ = KINDS.get(kind, (type(None), None, ""))
         if made is None and kind in {base.__name__ for base in type(value).__mro__}:  # a Cohort, a PatchSet
             return value
@@ -113,12 +116,12 @@ def open_cohort(cohort: PathLike | Cohort) -> Cohort:
     """Open a cohort, unless it is open already."""
     from counterstain.data.cohort import Cohort
 
-    return cohort if isinstance(cohort, Cohort) else Cohort.open(Path(cohort))
+    return cohort if isinstance(cohort, Cohort) else Cohort.open(cohort)
 
 
-def folder_of(source: PathLike | Cohort | PatchSet) -> Path:
-    """Return the path of something on the disk, open already or not."""
-    return Path(source) if isinstance(source, str | Path) else source.folder
+def folder_of(source: PathLike | Cohort | PatchSet) -> Place:
+    """Return the folder or the URL of something that is open already or not."""
+    return place_of(source) if isinstance(source, str | Place) else source.folder
 
 
 def recipe_of(

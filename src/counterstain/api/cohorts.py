@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from counterstain.api import PathLike, Settings, assignments, folder_of, open_cohort, verb
 from counterstain.errors import ConfigError, CounterstainWarning
+from counterstain.remote import on_disk
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,7 +109,7 @@ def inspect(cohort: PathLike | Cohort, *, out: PathLike | None = None) -> pd.Dat
     cohort : str, Path or Cohort
         Folder of the cohort.
     out : str or Path, optional
-        Figure (svg, png or pdf) [default: COHORT/composition.svg].
+        Figure (svg, png or pdf) [default: COHORT/composition.svg; of a URL, NAME-composition.svg here].
 
     Returns
     -------
@@ -121,13 +122,19 @@ def inspect(cohort: PathLike | Cohort, *, out: PathLike | None = None) -> pd.Dat
     from counterstain.report.patch_figures import composition
 
     opened = open_cohort(cohort)
-    figure = Path(out or opened.folder / "composition.svg")
+    figure = Path(out or composition_file(opened))
     figure_kind(figure)
     check_disjoint(opened)
     for problem in missing_subtypes(opened):
         warnings.warn(problem, CounterstainWarning, stacklevel=3)
     save_figure(composition(opened.composition(), opened.taxonomy, mpp=opened.mpp), figure)
     return subtypes_table(opened)
+
+
+def composition_file(cohort: Cohort) -> Path:
+    """Return where the figure of a cohort goes."""
+    place = cohort.folder
+    return place / "composition.svg" if isinstance(place, Path) else Path(f"{place.name}-composition.svg")
 
 
 @verb
@@ -167,14 +174,14 @@ def export(
     from counterstain.io.exports import export as write
     from counterstain.progress import bar
 
-    source, out = folder_of(source), Path(out)
+    place, out = folder_of(source), Path(out)
     if format == "weights":
         from counterstain.generators.published_weights import export_weights
 
         if labels != "subtypes" or split:
             raise ConfigError("--format weights: --labels and --split are for images")
-        return export_weights(source, out)
+        return export_weights(on_disk(place), out)
     if format not in EXPORT_FORMATS:
         raise ConfigError(f"--format {format}: expected {', '.join(EXPORT_FORMATS)} or weights")
     settings = {"file_format": format, "labels": labels, "parts": tuple(dict.fromkeys(split or ()))}
-    return write(source, out, build(ExportConfig, settings, f"export of {source}"), bar)
+    return write(place, out, build(ExportConfig, settings, f"export of {place}"), bar)

@@ -156,7 +156,7 @@ def predict(
     Parameters
     ----------
     source : str, Path or Cohort
-        A slide, or the folder of a cohort.
+        A slide, or the folder or URL of a cohort.
     out : str or Path
         GeoJSON file; for a cohort, the folder of one file per slide.
     regions : str
@@ -186,15 +186,16 @@ def predict(
 
     settings = {"threshold": threshold, "min_area_um2": min_area_um2, "origin": origin, "object_type": object_type}
     settings |= {"regions_per_slide": regions_per_slide, "region_size_um": region_size_um}
-    segmenter, source, out = Path(segmenter), folder_of(source), Path(out)
-    config = build(PredictConfig, settings, f"prediction on {source}")
-    if source.suffix.lower() in {".png", ".jpg", ".jpeg", ".bmp"}:
-        raise InputError(f"{source}: no slide; import images with 'counterstain import table', then predict the cohort")
-    if not source.is_dir():
+    segmenter, place, out = Path(segmenter), folder_of(source), Path(out)
+    config = build(PredictConfig, settings, f"prediction on {place}")
+    if isinstance(place, Path) and not place.is_dir():
+        if place.suffix.lower() in {".png", ".jpg", ".jpeg", ".bmp"}:
+            remedy = "import images with 'counterstain import table', then predict the cohort"
+            raise InputError(f"{place}: no slide; {remedy}")
         where: dict[str, Any] = {"device": device, "progress": bar}
-        return [predict_slide(segmenter, source, out, config, regions=regions, mpp_level0=mpp_level0, **where)]
+        return [predict_slide(segmenter, place, out, config, regions=regions, mpp_level0=mpp_level0, **where)]
     if regions != "whole" or mpp_level0 is not None:
-        raise InputError(f"{source}: --regions and --mpp-level0 are for slides; a cohort has regions of its own")
+        raise InputError(f"{place}: --regions and --mpp-level0 are for slides; a cohort has regions of its own")
     cohort = open_cohort(source)
     if out.suffix == ".geojson":
         raise InputError(f"{out}: of a cohort, --out is the folder of one file per slide; give it another name")

@@ -24,6 +24,7 @@ from counterstain.api import cohorts, evaluation, generators, imports, settings,
 from counterstain.cli import printing as show
 from counterstain.cli.terminal import echo, print_rich, print_table, printable, warn
 from counterstain.errors import CounterstainError, CounterstainWarning
+from counterstain.remote import place_of
 
 # Newer versions of typer bring a click of their own: find the base of its errors, whichever click it is.
 UsageProblem: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -74,7 +75,8 @@ def command_of(verb: Verb, show: Show) -> Callable[..., None]:
     positional = [p.name for p in signature if p.kind is not inspect.Parameter.KEYWORD_ONLY]
     documentation, described = inspect.getdoc(verb) or "", descriptions_of(verb)
 
-    def command(**arguments: Any) -> None:
+    def command(**given: Any) -> None:
+        arguments = {name: place_of(value) if isinstance(value, Path) else value for name, value in given.items()}
         options = dict(arguments)
         with warnings.catch_warnings():
             warnings.simplefilter("always", CounterstainWarning)

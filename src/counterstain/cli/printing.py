@@ -179,12 +179,13 @@ def _show_subtypes(cohort: Cohort) -> None:
 
 def inspection(_: pd.DataFrame, arguments: Arguments) -> None:
     """Print what a cohort is made of."""
+    from counterstain.api.cohorts import composition_file
     from counterstain.data.cohort import Cohort
 
     cohort = Cohort.open(arguments["cohort"])
     splits(cohort)
     _show_subtypes(cohort)
-    echo(f"figure: {arguments['out'] or cohort.folder / 'composition.svg'}")
+    echo(f"figure: {arguments['out'] or composition_file(cohort)}")
 
 
 NEXT_OF_EXPORT = {

@@ -1,5 +1,7 @@
 """Zarr arrays read window by window: only the chunks under a window are decoded, and those used last are kept.
 
+Of an array at a URL, only those chunks are fetched, all of a window at the same time.
+
 What is read may come from a stranger or a failing disk, so an array is read only where it is laid out and encoded as we
 write it, and no chunk can take more memory than it was described to have. Zarr's own reader takes several times as long
 for a window and decodes whatever a chunk claims to hold (docs/performance.md).
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,7 @@ import numpy as np
 from numcodecs.zstd import decompress  # type: ignore[import-untyped]
 
 from counterstain.errors import StorageError
+from counterstain.remote import Place, RemoteFolder
 from counterstain.storage import read_json
 
 CODECS = {"bytes", "zstd", "crc32c", "sharding_indexed"}
@@ -46,6 +49,10 @@ class Recent:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Recent, (self._most_bytes,)
+
+    def __contains__(self, key: Hashable) -> bool:
+        with self._lock:
+            return key in self._held
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """Return what has this key; make it where it is not held."""
@@ -78,7 +85,7 @@ class ChunkedArray:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Place,
         shape: Sequence[int],
         dtype: str,
         largest_chunk: Sequence[int],
@@ -125,6 +132,8 @@ class ChunkedArray:
             for along, size in zip(window, self.chunk, strict=True)
         ]
         with self._files() as opened:
+            if isinstance(self.folder, RemoteFolder):
+                self._fetch(itertools.product(*([n for n, *_ in along] for along in steps)), opened)
             for pieces in itertools.product(*steps):
                 place, into, cut = zip(*pieces, strict=True)
                 out[into] = self._recent.get((self._key, place), partial(self._decoded, place, opened))[cut]
@@ -143,7 +152,7 @@ class ChunkedArray:
 
         def opened(place: tuple[int, ...]) -> Any:
             if place not in held:
-                if len(held) == MOST_OPEN:
+                if len(held) == MOST_OPEN and isinstance(self.folder, Path):  # those at a URL hold what was fetched
                     held.pop(next(iter(held))).close()
                 held[place] = _opened(self.folder, place)
             return held[place]
@@ -169,6 +178,13 @@ class ChunkedArray:
         return chunk
 
     def _encoded(self, place: tuple[int, ...], opened: Callable[[tuple[int, ...]], Any]) -> bytes:
+        file, start, length = self._found(place, opened)
+        file.seek(start)
+        encoded: bytes = file.read(length)
+        return encoded
+
+    def _found(self, place: tuple[int, ...], opened: Callable[[tuple[int, ...]], Any]) -> tuple[Any, int, int]:
+        """Return the file that a chunk lies in, and its start and length there in bytes."""
         of_file = tuple(n // per for n, per in zip(place, self._grid, strict=True))
         file = opened(of_file)
         if self._is_sharded:
@@ -180,9 +196,17 @@ class ChunkedArray:
             raise ValueError(f"chunk {place} is missing")
         if length > 2 * self._chunk_bytes + 1024:
             raise ValueError(f"chunk {place} takes {length:,} bytes")
-        file.seek(start)
-        encoded: bytes = file.read(length)
-        return encoded
+        return file, start, length
+
+    def _fetch(self, places: Iterable[tuple[int, ...]], opened: Callable[[tuple[int, ...]], Any]) -> None:
+        """Fetch those chunks that are not held, of a file at the same time."""
+        ranges: dict[Any, list[tuple[int, int]]] = {}
+        for place in places:
+            if (self._key, place) not in self._recent:
+                file, *piece = self._found(place, opened)
+                ranges.setdefault(file, []).append((piece[0], piece[1]))
+        for file, wanted in ranges.items():
+            file.fetch(wanted)
 
     def _index(self, opened: Any) -> np.ndarray:
         """Read where the chunks of a shard lie: (…, 2) starts and lengths in bytes."""
@@ -191,7 +215,8 @@ class ChunkedArray:
         if size < index_bytes + CHECK_BYTES:
             raise ValueError(f"a shard of {size:,} bytes, expected an index of {index_bytes:,} at its end")
         opened.seek(size - index_bytes - CHECK_BYTES)
-        content, check = opened.read(index_bytes), opened.read(CHECK_BYTES)
+        read = opened.read(index_bytes + CHECK_BYTES)
+        content, check = read[:index_bytes], read[index_bytes:]
         if google_crc32c.value(content) != int.from_bytes(check, "little"):
             raise ValueError("the index of a shard is not what was written")
         index = np.frombuffer(content, "<u8").reshape(*self._grid, 2)
@@ -204,7 +229,7 @@ class ChunkedArray:
 LITTLE: dict[str, tuple[Any, ...]] = {"uint8": (None, {}, {"endian": "little"}), "int32": ({"endian": "little"},)}
 
 
-def _opened(folder: Path, place: tuple[int, ...]) -> Any:
+def _opened(folder: Place, place: tuple[int, ...]) -> Any:
     try:
         return folder.joinpath("c", *map(str, place)).open("rb", buffering=0)
     except FileNotFoundError:
@@ -249,7 +274,7 @@ def _names(codecs: Any) -> Iterator[str]:
 
 
 @contextmanager
-def damage_named(path: Path) -> Iterator[None]:
+def damage_named(path: Place) -> Iterator[None]:
     """Turn what files, codecs and hostile content raise into a StorageError of one line."""
     try:
         yield

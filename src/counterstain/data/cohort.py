@@ -12,6 +12,7 @@ Shapes: H, W = rows and columns of a region in pixels.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from counterstain.config import Config, build
 from counterstain.data.patches import Patch, Source, instance_boxes
 from counterstain.data.region_store import COLUMNS, Pixels, Region, bands_of, read_tables, write_pack
 from counterstain.errors import InputError, StorageError
+from counterstain.remote import Place, RemoteFolder, on_disk, place_of
 from counterstain.storage import (
     claim,
     committing,
@@ -45,6 +47,7 @@ from counterstain.taxonomy import IGNORE, Taxonomy
 FORMAT = 1
 PARTS = ("train", "val", "test")
 UNSPLIT = "no split"  # in tables, for patients that are in none
+PACKS_AT = "packs.json"  # of a cohort whose packs lie at a URL
 CACHE_BYTES = 512 * 2**20  # of decoded chunks that a process keeps
 
 
@@ -88,7 +91,7 @@ class CohortWriter:
     """
 
     def __init__(self, folder: str | Path, taxonomy: Taxonomy, mpp: float, source: dict[str, Any]) -> None:
-        self.folder, self.taxonomy, self.mpp = Path(folder), taxonomy, mpp
+        self.folder, self.taxonomy, self.mpp = on_disk(folder), taxonomy, mpp
         known = {"taxonomy": taxonomy.model_dump(mode="json"), "mpp": mpp, "source": source}
         self._settings = {"format": FORMAT} | known
         claim(self.folder, "cohort", self._settings)
@@ -176,25 +179,27 @@ class Cohort:
     ((96, 96, 3), (96, 96), 5)
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], *, cache_bytes: int = CACHE_BYTES) -> None:
-        header = build(_Header, settings, folder / "cohort.json")
+    def __init__(self, folder: Place, settings: dict[str, Any], *, cache_bytes: int = CACHE_BYTES) -> None:
+        header = build(_Header, settings, str(folder / "cohort.json"))
         self.folder, self.taxonomy, self.mpp, self.source = folder, header.taxonomy, header.mpp, header.source
         subtypes = [*range(1, self.taxonomy.num_labels), IGNORE]
         self.regions, self.instances = read_tables(folder, header.tables, subtypes=subtypes, parts=PARTS)
         self._settings, self._cache_bytes = settings, cache_bytes
-        self._pixels = Pixels(folder / "packs", self.regions, self.instances, cache_bytes)
+        self._pixels = Pixels(packs_of(folder), self.regions, self.instances, cache_bytes)
 
     @classmethod
-    def open(cls, folder: str | Path, *, cache_bytes: int = CACHE_BYTES) -> Cohort:
-        """Open a cohort; decoded chunks that are kept may take ``cache_bytes`` of memory.
+    def open(cls, folder: str | Place, *, cache_bytes: int = CACHE_BYTES) -> Cohort:
+        """Open a cohort in a folder or at a URL; decoded chunks that are kept may take ``cache_bytes`` of memory.
 
-        Raises InputError where there is no cohort, its import was interrupted or another version wrote it, and
-        StorageError where a table is damaged.
+        Raises InputError where there is no cohort, its import was interrupted or another version wrote it,
+        StorageError where a table is damaged, and FetchError where a URL cannot be read.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
+        folder = place_of(folder)
+        if isinstance(folder, Path) and not folder.is_dir():
             raise InputError(f"{folder}: no such cohort; make one with 'counterstain import' or 'counterstain phantom'")
         if not (folder / "cohort.json").exists():
+            if isinstance(folder, RemoteFolder):
+                raise InputError(f"{folder}: no cohort at this URL (cohort.json is missing)")
             unfinished = (folder / "run.json").exists() and (folder / "packs").exists()
             state = "its import was interrupted; give the same import command again" if unfinished else "not a cohort"
             raise InputError(f"{folder}: {state} (cohort.json is missing)")
@@ -210,7 +215,8 @@ class Cohort:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of what the cohort was made from, its tables and its split."""
-        tables = [sha256_of(self.folder / f"{name}.parquet") for name in ("regions", "instances")]
+        contents = ((self.folder / f"{name}.parquet").read_bytes() for name in ("regions", "instances"))
+        tables = [hashlib.sha256(content).hexdigest() for content in contents]
         return fingerprint([{key: value for key, value in self._settings.items() if key != "tables"}, tables])
 
     def __len__(self) -> int:
@@ -297,12 +303,12 @@ class Cohort:
 
     def write_split(self, split_by_patient: dict[str, str]) -> Cohort:
         """Store which part each patient belongs to and open the cohort anew."""
-        regions = self.regions.assign(split=self.regions["patient"].map(split_by_patient))
-        with replacing(self.folder / "regions.parquet") as partial:
+        regions, folder = self.regions.assign(split=self.regions["patient"].map(split_by_patient)), on_disk(self.folder)
+        with replacing(folder / "regions.parquet") as partial:
             regions.to_parquet(partial, index=False)
-            tables = {name: [sha256_of(self.folder / f"{name}.parquet")] for name in COLUMNS}
+            tables = {name: [sha256_of(folder / f"{name}.parquet")] for name in COLUMNS}
             tables["regions"].append(sha256_of(partial))  # either is there, whenever this is interrupted
-            write_sealed(self.folder / "cohort.json", self._settings | {"tables": tables})
+            write_sealed(folder / "cohort.json", self._settings | {"tables": tables})
         return Cohort.open(self.folder, cache_bytes=self._cache_bytes)
 
     def _shape(self, position: int) -> tuple[int, int]:
@@ -323,7 +329,17 @@ class Cohort:
         return tables
 
 
-def _check_split(split: str, folder: Path) -> None:
+def packs_of(folder: Place) -> Place:
+    """Return where the packs of a cohort lie: in its folder, or at a URL that it names."""
+    elsewhere = folder / PACKS_AT
+    return (
+        place_of(str(read_json(elsewhere)["url"]))
+        if isinstance(folder, Path) and elsewhere.exists()
+        else folder / "packs"
+    )
+
+
+def _check_split(split: str, folder: Place) -> None:
     if split not in PARTS:
         raise InputError(f"{folder}: split {split!r}: expected train, val or test")
 

@@ -27,6 +27,7 @@ from zarr.codecs import ZstdCodec
 from counterstain.data.chunked_array import ChunkedArray, Recent, damage_named
 from counterstain.data.patches import BAND_PX, shown_of
 from counterstain.errors import InputError, StorageError
+from counterstain.remote import Place
 from counterstain.storage import read_json
 
 CHUNK_PX, LARGEST_CHUNK_PX = 256, 512  # that we write, and that earlier versions wrote
@@ -135,7 +136,7 @@ def write_pack(store: Path, name: str, regions: Sequence[Region], *, mpp: float,
 class _Pack:
     """The arrays of a pack, whose description is checked when it is opened."""
 
-    def __init__(self, store: Path, count: int, shape: tuple[int, int], recent: Recent) -> None:
+    def __init__(self, store: Place, count: int, shape: tuple[int, int], recent: Recent) -> None:
         with damage_named(store):
             known = read_json(store / "zarr.json")["attributes"]["counterstain"]
             self.regions, checks = known["regions"], known.get("checks", {})  # earlier versions wrote none
@@ -156,7 +157,7 @@ class Pixels:
     missing, damaged, of another region, or nothing that :func:`write_pack` writes.
     """
 
-    def __init__(self, packs: Path, regions: pd.DataFrame, instances: pd.DataFrame, cache_bytes: int) -> None:
+    def __init__(self, packs: Place, regions: pd.DataFrame, instances: pd.DataFrame, cache_bytes: int) -> None:
         self._packs, self._recent = packs, Recent(cache_bytes)
         self.shapes = list(zip(regions["height_px"].tolist(), regions["width_px"].tolist(), strict=True))
         self._places = list(zip(*(regions[c].tolist() for c in ("region", "pack", "index")), strict=True))
@@ -194,7 +195,7 @@ class Pixels:
             return pack.instances.read(*window).reshape(height_px, width_px)
 
     @contextmanager
-    def _opened(self, position: int) -> Iterator[tuple[_Pack, int, Path]]:
+    def _opened(self, position: int) -> Iterator[tuple[_Pack, int, Place]]:
         """Give the pack of a region, its number there and the folder; say of what is damaged in it how to mend it."""
         region, name, index = self._places[position]
         store, shape = self._packs / f"{name}.ome.zarr", self.shapes[position]
@@ -247,7 +248,7 @@ def _create_array(group: zarr.Group, path: str, shape: tuple[int, ...], dtype: s
 
 
 def read_tables(
-    folder: Path, hashes: Mapping[str, Collection[str]], *, subtypes: Collection[int], parts: Collection[str]
+    folder: Place, hashes: Mapping[str, Collection[str]], *, subtypes: Collection[int], parts: Collection[str]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read the regions and the instances of a cohort; StorageError where a value cannot be."""
     regions, instances = (
@@ -298,7 +299,7 @@ def _wrong_in_instances(
     yield "area_px", ~instances["area_px"].between(1, (y1 - y0) * (x1 - x0)), "no more pixels than the box has"
 
 
-def read_table(file: Path, columns: Mapping[str, str], hashes: Collection[str] = ()) -> pd.DataFrame:
+def read_table(file: Place, columns: Mapping[str, str], hashes: Collection[str] = ()) -> pd.DataFrame:
     """Read columns of a Parquet table: name -> ``text``, ``integer``, ``number``, ``flag``, ``texts`` or ``numbers``.
 
     Those that end in ``?`` may hold nothing; those that end in ``*`` may be missing. The file must have one of the

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +13,11 @@ import numpy as np
 from pydantic import Field
 
 from counterstain.config import Config
-from counterstain.data.cohort import PARTS, Cohort, missing_subtypes
+from counterstain.data.cohort import PACKS_AT, PARTS, Cohort, missing_subtypes, packs_of
 from counterstain.errors import InputError, LeakageError, MismatchError
+from counterstain.remote import Place
 from counterstain.seeding import numpy_generator
-from counterstain.storage import read_json, replacing
+from counterstain.storage import read_json, replacing, write_json
 from counterstain.taxonomy import first_alike, name_key
 
 NOBODY = "none"  # where a file of patients is asked for
@@ -357,17 +357,22 @@ def link_cohort(cohort: Cohort, folder: Path) -> Cohort:
     link_packs(cohort.folder, folder)
     for name in TABLES:
         with replacing(folder / name) as partial:
-            shutil.copyfile(cohort.folder / name, partial)
+            partial.write_bytes((cohort.folder / name).read_bytes())
     return Cohort.open(folder)
 
 
-def link_packs(whole: Path, folder: Path) -> None:
+def link_packs(whole: Place, folder: Path) -> None:
     """Point a cohort made by :func:`link_cohort` to the pixels of the whole one, which may have been moved.
 
     A copy of it that followed the link has the pixels itself, and keeps them.
     """
-    packs, place = folder / "packs", (whole / "packs").resolve()
+    packs, elsewhere = folder / "packs", folder / PACKS_AT
+    place = packs_of(whole).resolve()
     if packs.readlink() == place if packs.is_symlink() else packs.exists():
         return
     packs.unlink(missing_ok=True)
-    packs.symlink_to(place, target_is_directory=True)
+    elsewhere.unlink(missing_ok=True)
+    if isinstance(place, Path):
+        packs.symlink_to(place, target_is_directory=True)
+    else:
+        write_json(elsewhere, {"url": str(place)})

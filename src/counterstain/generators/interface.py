@@ -130,7 +130,7 @@ class OracleGenerator:
             raise InputError(
                 f"{cohort.folder}: the oracle renders phantoms only; use spade, diffusion or inpainting on real tissue"
             )
-        self._config = build_stored(PhantomConfig, cohort.source["config"], cohort.folder)
+        self._config = build_stored(PhantomConfig, cohort.source["config"], str(cohort.folder))
         self._mpp = cohort.mpp
         self.settings: Mapping[str, Any] = {}
 

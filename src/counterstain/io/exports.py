@@ -30,6 +30,7 @@ from counterstain.data.patches import label_mask
 from counterstain.data.split import PATIENTS_SEEN_FILE
 from counterstain.errors import CounterstainWarning, InputError, MismatchError
 from counterstain.progress import Progress, silent
+from counterstain.remote import Place
 from counterstain.storage import RUN_FILE, claim, fingerprint, read_json, replacing, write_csv, write_json, write_text
 from counterstain.taxonomy import BACKGROUND, IGNORE, Subtype, Taxonomy, colours
 
@@ -74,7 +75,7 @@ class ExportConfig(Config):
 class Contents:
     """A cohort or a synthetic set, laid out for export."""
 
-    source: Path
+    source: Place
     taxonomy: Taxonomy  # labels of the export
     mpp: float
     fingerprint: str  # what distinguishes these contents from others
@@ -107,7 +108,7 @@ class Layout:
         return {kind: path.format(name=row["name"], folder=folder) for kind, path in self.files.items()}
 
 
-def export(source: Path, out: Path, config: ExportConfig, progress: Progress = silent) -> int:
+def export(source: Place, out: Path, config: ExportConfig, progress: Progress = silent) -> int:
     """Export a cohort, or a synthetic set as a training part, and return the number of images.
 
     Images are written one by one, so that memory does not grow with their number. ``export.json`` comes last: an
@@ -117,8 +118,7 @@ def export(source: Path, out: Path, config: ExportConfig, progress: Progress = s
     Raises InputError where there is no such source or part, or the format cannot hold it, and MismatchError where
     ``out`` holds something else, or a file that somebody has changed.
     """
-    is_set = (source / HEADER_FILE).exists() or (source / "shards").exists()
-    contents = _of_set(PatchSet.open(source)) if is_set else _of_cohort(Cohort.open(source))
+    contents = _contents_of(source)
     if config.parts:
         contents = _choose_parts(contents, config.parts)
     layout, lookup = LAYOUTS[config.file_format], np.arange(256, dtype=np.uint8)
@@ -217,6 +217,12 @@ def _in_16_bits(instances: np.ndarray, ids: Sequence[int], name: str) -> np.ndar
     if instances.max(initial=0) > MAX_INSTANCE:
         instances = np.where(instances == BACKGROUND, 0, np.searchsorted(np.sort(ids), instances) + 1)
     return instances.astype(np.uint16)
+
+
+def _contents_of(source: Place) -> Contents:
+    if isinstance(source, Path) and ((source / HEADER_FILE).exists() or (source / "shards").exists()):
+        return _of_set(PatchSet.open(source))
+    return _of_cohort(Cohort.open(source))
 
 
 def _of_cohort(cohort: Cohort) -> Contents:

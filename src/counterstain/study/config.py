@@ -7,7 +7,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from counterstain.audit import JudgeConfig, JudgeFilterConfig
 from counterstain.config import Config, build, merge, parse_overrides, read_yaml
@@ -18,6 +18,7 @@ from counterstain.data.stains import Stains
 from counterstain.errors import ConfigError
 from counterstain.generators.methods import DEFAULT_METHODS, METHODS, Lazy, Training
 from counterstain.recipe import Recipe, preset_settings, recipe_class
+from counterstain.remote import RemoteFolder, place_of
 from counterstain.study.arms import Arm, parse_arm
 from counterstain.training_config import LoggerName
 
@@ -54,6 +55,7 @@ def _one_of(known: Callable[[], Iterable[str]]) -> AfterValidator:
 
 
 Stage = Annotated[str, _one_of(stages)]
+Folder = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, Path | RemoteFolder) else given)]
 
 
 def _is_multiple(amount: float) -> float:
@@ -151,8 +153,8 @@ def segmenter_changes(arm: Arm, variants: VariantsConfig) -> Mapping[str, Any]:
 class CohortSource(Config):
     """Where a study's cohort comes from: a folder, or the phantom."""
 
-    path: Path | None = None
-    """A cohort that is split already; a relative path starts at the study's file."""
+    path: Folder | None = None
+    """A cohort that is split already, in a folder or at a URL; a relative path starts at the study's file."""
     phantom: PhantomConfig | None = None
     """Or make a phantom."""
     split: SplitConfig = SplitConfig()
@@ -266,7 +268,7 @@ def load_study(file: str | Path, overrides: Iterable[str] = ()) -> StudyConfig:
     study = build(StudyConfig, content, file)
     study.resolved_recipe(file)  # an error in the recipe is reported now, not hours later
     path = study.cohort.path
-    if path is None or path.is_absolute():
+    if path is None or isinstance(place := place_of(path), RemoteFolder) or place.is_absolute():
         return study
-    found = (file.parent / path).resolve()  # so that the copy in the study's folder finds it too
+    found = str((file.parent / place).resolve())  # so that the copy in the study's folder finds it too
     return study.model_copy(update={"cohort": study.cohort.model_copy(update={"path": found})})

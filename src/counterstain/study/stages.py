@@ -33,6 +33,7 @@ from counterstain.errors import MismatchError
 from counterstain.generators.interface import load_generator
 from counterstain.generators.methods import METHODS
 from counterstain.progress import bar
+from counterstain.remote import place_of
 from counterstain.segmentation.evaluate import evaluate
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.segmentation.train import train_segmenter
@@ -71,14 +72,14 @@ def follow_cohort(cell: Cell, root: Path) -> None:
         write_sealed(done, noted | cell.details)
     whole = cell.details.get("whole_path") or ("whole" in cell.inputs and root / cell.inputs["whole"] / "cohort")
     if whole:
-        link_packs(Path(whole), root / cell.folder / "cohort")
+        link_packs(place_of(whole), root / cell.folder / "cohort")
 
 
 def open_cohort(folder: Path) -> Cohort:
     """Open the cohort of a study from its cell's folder."""
     done = folder / DONE_FILE
     path = read_sealed(done).get("path") if done.exists() else None
-    return Cohort.open(Path(path) if path else folder / "cohort")
+    return Cohort.open(path or folder / "cohort")
 
 
 def _make_cohort(cell: Cell, root: Path) -> None:
