@@ -19,6 +19,8 @@ EVERY_FORM = (
     "oracle+50+anneal",
     "oracle+100+masked",
     "oracle+100+layouts",
+    "oracle+100+hard",
+    "oracle+auto+masked",
     "oracle+50+layouts+kept+filtered",
     "oracle+only+masked+relabelled",
 )
@@ -47,7 +49,7 @@ def test_every_form_of_a_name_is_an_arm_of_a_study():
     [
         ("gan+100", "'gan' is not known; possible are tumor or subtype, METHOD\\+AMOUNT"),
         ("oracle", "an amount is missing; possible are"),
-        ("oracle+lots", "'lots' is neither an amount nor 'only'"),
+        ("oracle+lots", "'lots' is no amount, nor 'auto' or 'only'"),
         ("oracle+0", "must be above 0"),
         ("subtype+wheighted", "'wheighted' is not known; possible are .*weighted, \\+stain, \\+mixup, \\+copypaste"),
         ("subtype+filtered", "\\+filtered is for synthetic patches"),
@@ -141,13 +143,14 @@ def test_a_masked_arm_asks_the_baseline_of_the_same_repeat():
             {"filtered": {"agreement": 0.5}},
             {"oracle+only+filtered", "oracle+100+filtered", "oracle+50+layouts+kept+filtered"},
         ),
-        ({"layouts": {"share": 0.5}}, {"oracle+100+layouts", "oracle+50+layouts+kept+filtered"}),
+        ({"layouts": {"share": 0.25}}, {"oracle+100+layouts", "oracle+50+layouts+kept+filtered"}),
         ({"pretrain": 0.25}, {"oracle+100+pretrain"}),
-        ({"masked": 2.0}, {"oracle+100+masked", "oracle+only+masked+relabelled"}),
+        ({"masked": 2.0}, {"oracle+100+masked", "oracle+auto+masked", "oracle+only+masked+relabelled"}),
+        ({"cross_fit": 2}, {"oracle+100+hard", "oracle+auto+masked"}),
         ({"relabelled": 2.0}, {"oracle+only+masked+relabelled"}),
     ],
 )
 def test_how_strong_a_variant_is_concerns_its_arms_alone(variants, renamed):
     before = {cell.folder for cell in cells(*EVERY_FORM)}
-    after = [cell for cell in cells(*EVERY_FORM, variants=variants) if cell.stage == "segmenter"]
+    after = [cell for cell in cells(*EVERY_FORM, variants=variants) if cell.stage == "segmenter" and cell.arm]
     assert {cell.arm for cell in after if cell.folder not in before} == renamed

@@ -31,7 +31,7 @@ EVERYTHING = {
     "extra_arms": [
         "subtype+weighted", "subtype+stain", "subtype+mixup", "subtype+copypaste", "oracle+100+filtered",
         "oracle+100+pretrain", "oracle+100+masked", "oracle+100+relabelled",
-        "oracle+100+layouts",
+        "oracle+100+layouts", "oracle+100+hard",
     ],
     "repeats": 1,
     "recipe": {"segmenter": {"encoder_depth": 5, "decoder_channels": None}},

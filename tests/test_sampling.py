@@ -39,6 +39,15 @@ def centres(stream, n):
     return np.array([patch.label_mask[half, half] for patch in first(n, stream)])
 
 
+def test_slides_are_drawn_as_often_as_their_weights_say(two_slides):
+    def slides(weights):
+        stream = PatchSampler(two_slides, "train", 16, SamplingConfig(background_share=1.0), 0, slides=weights)
+        return [patch.source.slide for patch in first(200, stream)]
+
+    assert 130 < slides({"s1": 3, "s2": 1}).count("s1") < 170
+    assert set(slides({"s2": 1})) == {"s2"}
+
+
 def test_a_patch_depends_on_the_seed_and_its_number_alone(two_slides):
     in_order = first(8, sampler(two_slides, seed=7, stain_jitter=0.1))
     again = sampler(Cohort.open(two_slides.folder), seed=7, stain_jitter=0.1)

@@ -170,7 +170,7 @@ def with_layouts(**settings):
 
 
 def test_moved_instances_come_from_other_training_slides_and_say_so(cohort, tmp_path):
-    found = draw(cohort, tmp_path / "moved", generator=Redrawer(), config=with_layouts(instances=2))
+    found = draw(cohort, tmp_path / "moved", generator=Redrawer(), config=with_layouts(share=1.0))
     moved = found.moved.merge(found.patches, on="index", suffixes=("", "_of_mask"))
     assert len(moved) > 50
     assert (moved["slide"] != moved["slide_of_mask"]).all()
@@ -183,9 +183,10 @@ def test_moved_instances_come_from_other_training_slides_and_say_so(cohort, tmp_
 
 
 def test_with_own_instances_kept_only_moved_ones_and_their_surroundings_are_drawn(cohort, tmp_path):
-    config = with_layouts(instances=1, relabel=False)
+    config = with_layouts(share=1.0, relabel=False)
     found = draw(cohort, tmp_path, generator=Redrawer(), config=config)
-    real = PatchSampler(cohort, "train", 32, config.sampling, derive(0, "masks"))
+    sampling = SamplingConfig(background_share=1.0)  # moved instances are in place of masks centred on tumour
+    real = PatchSampler(cohort, "train", 32, sampling, derive(0, "masks"))
     for i in range(20):
         own, moved = real[i], set(found.moved.loc[found.moved["index"] == i, "instance"])
         inside = np.isin(found[i].instances, list(moved))

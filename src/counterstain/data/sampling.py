@@ -14,7 +14,7 @@ Shapes: B = batch, H, W = rows and columns of a patch in pixels, h, w = those of
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
@@ -71,7 +71,8 @@ class SamplingConfig(Config):
 class PatchSampler:
     """Draw patches from one split of a cohort; ``sampler[i]`` depends on the seed and on ``i`` alone.
 
-    ``missing_subtypes`` are those that should be drawn but that the split does not contain.
+    ``missing_subtypes`` are those that should be drawn but that the split does not contain. ``slides``: how often each
+    slide is drawn, relative to the others (not named = never); all equally often where not given.
 
     Raises InputError where the split is empty, has no pixel to centre on, or has a region smaller than a patch, and
     TaxonomyError where ``config.subtypes`` names a subtype that the taxonomy does not have.
@@ -92,18 +93,23 @@ class PatchSampler:
         size_px: int,
         config: SamplingConfig | None = None,
         seed: int = 0,
+        *,
+        slides: Mapping[str, float] | None = None,
     ) -> None:
         cohort = cohort if isinstance(cohort, Cohort) else Cohort.open(cohort)
         config = SamplingConfig() if config is None else config
         self.cohort, self.split, self.size_px, self.config, self.seed = cohort, split, size_px, config, seed
         regions, instances = _of_split(cohort, split)
         check_patch_size(cohort, regions, size_px)
+        if slides is not None:
+            regions, instances = (table[table["slide"].map(slides).fillna(0) > 0] for table in (regions, instances))
         wanted = cohort.taxonomy.names if config.subtypes is None else config.subtypes
         ids = [cohort.taxonomy.id_of(name) for name in wanted]
         tumour = instances[instances["subtype"].isin(ids)]
         by_subtype = [_pool(tumour[tumour["subtype"] == subtype]) for subtype in ids]
         self.missing_subtypes = tuple(name for name, pool in zip(wanted, by_subtype, strict=True) if not pool)
         self._tumour = [pool for pool in ([_pool(tumour)] if config.mode == "tumor" else by_subtype) if pool]
+        self._slides = slides
         self._background = _pool(_background(regions, instances))
         where = f"{cohort.folder}: split {split!r}"
         if config.background_share < 1 and not self._tumour:
@@ -136,11 +142,17 @@ class PatchSampler:
     def _cut(self, rng: np.random.Generator) -> Patch:
         on_background = rng.random() < self.config.background_share
         pool = self._background if on_background else self._tumour[rng.integers(len(self._tumour))]
-        position, instance, box = pool[rng.integers(len(pool))].draw(rng)
+        position, instance, box = self._slide(pool, rng).draw(rng)
         centre = _pixel(self.cohort, position, instance, box, rng)
         size = self.size_px
         y, x = (min(max(c - size // 2, 0), n - size) for c, n in zip(centre, self._shapes[position], strict=True))
         return self.cohort.patch(position, y, x, size)
+
+    def _slide(self, pool: list[_SlidePlaces], rng: np.random.Generator) -> _SlidePlaces:
+        if self._slides is None:
+            return pool[rng.integers(len(pool))]
+        weights = np.array([self._slides[places.slide] for places in pool])
+        return pool[rng.choice(len(pool), p=weights / weights.sum())]
 
 
 def vary(patch: Patch, config: SamplingConfig, rng: np.random.Generator) -> Patch:
@@ -163,6 +175,7 @@ def vary(patch: Patch, config: SamplingConfig, rng: np.random.Generator) -> Patc
 class _SlidePlaces:
     """The instances of one slide that a patch can be centred on."""
 
+    slide: str
     places: list[tuple[int, int, Box]]  # position of the region in the cohort, instance, box of the instance
     area_until_px: np.ndarray  # (n,) int64, sum of the areas up to and with this one
 
@@ -180,10 +193,10 @@ def _of_split(cohort: Cohort, split: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _pool(instances: pd.DataFrame) -> list[_SlidePlaces]:
     pool = []
-    for _, slide in instances.groupby("slide", sort=True):
+    for name, slide in instances.groupby("slide", sort=True):
         boxes = slide[["y0", "x0", "y1", "x1"]].itertuples(index=False, name=None)
         places = list(zip(slide["position"].tolist(), slide["instance"].tolist(), boxes, strict=True))
-        pool.append(_SlidePlaces(places, slide["area_px"].to_numpy(np.int64).cumsum()))
+        pool.append(_SlidePlaces(str(name), places, slide["area_px"].to_numpy(np.int64).cumsum()))
     return pool
 
 

@@ -240,15 +240,39 @@ def folds_of(cohort: Cohort, folds: int, validation: float, seed: int) -> list[d
     Raises InputError where a patient has two names or an image two patients, or a generator has redrawn the cohort: its
     images show patients whom a fold would test.
     """
+    _check_foldable(cohort)
+    splits = split_into_folds(patient_scores(cohort), folds, validation, seed)
+    for split in splits:
+        _check_images(cohort, split)
+    return splits
+
+
+def _check_foldable(cohort: Cohort) -> None:
     if cohort.source.get("patients_seen"):
         raise InputError(
             f"{cohort.folder}: was redrawn by a generator that saw its patients; give folds of the original"
         )
     _check_names(cohort)
-    splits = split_into_folds(patient_scores(cohort), folds, validation, seed)
-    for split in splits:
-        _check_images(cohort, split)
-    return splits
+
+
+def split_of_fit(cohort: Cohort, fits: int, fit: int, seed: int) -> dict[str, str]:
+    """Return the split for cross-fitting on training patients: patient -> split; test patients are in none.
+
+    Training patients are dealt into ``fits`` parts, stratified by score; those of one (1, 2, …) are tested, validation
+    patients stay. Raises InputError as :func:`folds_of` does, and where there are fewer patients than parts.
+    """
+    _check_foldable(cohort)
+    training = cohort.patients("train")
+    if len(training) < fits:
+        raise InputError(
+            f"{cohort.folder}: {len(training)} training patients cannot be dealt into {fits} parts for cross-fitting; "
+            "set variants.cross_fit lower"
+        )
+    ordered = order_patients({name: score for name, score in patient_scores(cohort).items() if name in training}, seed)
+    split = dict.fromkeys(ordered, "train") | dict.fromkeys(ordered[fit - 1 :: fits], "test")
+    split |= dict.fromkeys(cohort.patients("val"), "val")
+    _check_images(cohort, split)
+    return split
 
 
 def check_disjoint(cohort: Cohort) -> None:

@@ -241,7 +241,19 @@ def _variants(study: StudyRecord) -> str:
     except ConfigError:  # of another version
         return ""
     used = {variant for arm in study.arms for variant in arm.variants}
-    return " ".join(sentence(config) for variant, sentence in VARIANT_SENTENCES.items() if variant in used)
+    sentences = [sentence(config) for variant, sentence in VARIANT_SENTENCES.items() if variant in used]
+    if any(arm.auto for arm in study.arms):
+        sentences.append(_auto(config))
+    return " ".join(sentences)
+
+
+def _auto(variants: VariantsConfig) -> str:
+    return (
+        f"The amount of arms +auto was chosen by cross-fitting: {variants.cross_fit} times, generators and segmenters "
+        "were trained without a part of the training patients and tested on it and on the validation patients. The "
+        "smallest amount was taken whose mean Dice over patients was at most one standard error of the difference "
+        "below the best (one-standard-error rule, Breiman et al. 1984); test patients took no part."
+    )
 
 
 def _often(config: CopyPasteConfig) -> str:
@@ -252,8 +264,9 @@ def _often(config: CopyPasteConfig) -> str:
 def _layouts(variants: VariantsConfig) -> str:
     config = variants.layouts
     return (
-        f"Arms with new layouts: up to {counted(config.instances, 'instance')} of other training slides, each subtype "
-        f"{_often(config)}, were moved onto the background of {_share(config.share)} of the masks and drawn there in "
+        "Arms with new layouts: all masks were centred on background, and up to "
+        f"{counted(config.instances, 'instance')} of other training slides, each subtype "
+        f"{_often(config)}, were moved onto the background of {_share(config.share)} of them and drawn there in "
         "the style of the mask's own slide (after copy-paste, Ghiasi et al. 2021)."
     )
 
@@ -292,6 +305,12 @@ VARIANT_SENTENCES: dict[Variant, Callable[[VariantsConfig], str]] = {
     "copypaste": _copypaste,
     "layouts": _layouts,
     "kept": lambda _: "Where own instances were kept, a patch's other instances kept their subtypes and pixels.",
+    "hard": lambda v: (
+        f"Arms with hard masks first: segmenters of the arm subtype were trained {v.cross_fit} times without a part of "
+        "the training patients and tested on it. Instances were given subtypes in proportion to the share of each "
+        "subtype's pixels that was missed, and masks were cut out of training slides in proportion to their rank by "
+        "the share of wrong pixels (Yang et al. 2023; feedback of a classifier: Hemmat et al. 2024)."
+    ),
     "filtered": _filtered,
     "pretrain": lambda v: (
         f"Arms with pre-training: the first {_share(v.pretrain)} of the steps used only synthetic patches, the rest "

@@ -4,6 +4,7 @@ A name is what an arm trains on, then what is done with it, joined by ``+``::
 
     tumor, subtype              real patches alone
     METHOD+AMOUNT               + AMOUNT per cent of synthetic patches (diffusion+100)
+    METHOD+auto                 + the one of the study's amounts that cross-fitting chooses
     METHOD+only                 as many synthetic patches as the dataset has, and no real ones
     …+weighted                  pixels weighted by the inverse frequency of their subtype
     …+stain                     stain jitter
@@ -11,6 +12,7 @@ A name is what an arm trains on, then what is done with it, joined by ``+``::
     …+copypaste                 instances pasted into the background of real patches
     METHOD+…+layouts            synthetic patches into which instances of other slides are moved and drawn there
     METHOD+…+layouts+kept       … while their own instances keep subtype and pixels
+    METHOD+…+hard               more synthetic patches of subtypes and slides that cross-fitting finds hard
     METHOD+…+filtered           synthetic patches that a judge takes for what was asked
     METHOD+AMOUNT+pretrain      synthetic patches first, then real ones
     METHOD+AMOUNT+anneal        the share of synthetic patches falls to 0
@@ -31,7 +33,7 @@ from counterstain.progress import PERCENT
 
 Mode = Literal["tumor", "subtype"]
 Variant = Literal[
-    "weighted", "stain", "mixup", "copypaste", "layouts", "kept", "filtered", "pretrain", "anneal", "masked",
+    "weighted", "stain", "mixup", "copypaste", "layouts", "kept", "hard", "filtered", "pretrain", "anneal", "masked",
     "relabelled",
 ]  # fmt: skip
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -44,17 +46,18 @@ WORDS: dict[Variant, str] = {
     "copypaste": "copy-paste",
     "layouts": "new layouts",
     "kept": "own instances kept",
+    "hard": "hard masks first",
     "filtered": "filtered",
     "pretrain": "pre-training",
     "anneal": "annealed",
     "masked": "masked",
     "relabelled": "borders relabelled",
 }
-OF_SETS = ("layouts", "kept", "filtered")
+OF_SETS = ("layouts", "kept", "hard", "filtered")
 """Those that change the synthetic set."""
 OF_SYNTHETIC = (*OF_SETS, "pretrain", "anneal", "masked", "relabelled")
 EXCLUDE_EACH_OTHER = (("pretrain", "anneal"), ("mixup", "masked"), ("mixup", "relabelled"))
-ONLY = "only"
+ONLY, AUTO = "only", "auto"
 MOST_PERCENT = 10_000
 
 
@@ -80,13 +83,14 @@ class Arm:
     """Synthetic patches as a multiple of the dataset size."""
     only: bool = False
     """Without real patches."""
+    auto: bool = False
+    """Whether cross-fitting chooses one of the study's amounts, instead of ``amount``."""
     variants: tuple[Variant, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name:
-            base = (
-                [self.mode] if self.method is None else [self.method, ONLY if self.only else f"{self.amount * 100:g}"]
-            )
+            how_many = ONLY if self.only else AUTO if self.auto else f"{self.amount * 100:g}"
+            base = [self.mode] if self.method is None else [self.method, how_many]
             object.__setattr__(self, "name", "+".join((*base, *self.variants)))
 
     def __repr__(self) -> str:
@@ -97,6 +101,8 @@ class Arm:
         """As texts and tables write it (``subtype-sampled``, ``diffusion +100 %, filtered``)."""
         if self.method is None:
             trained_on = f"{self.mode}-sampled"
+        elif self.auto:
+            trained_on = f"{self.method} +{AUTO}"
         elif self.amount == 0:  # of a version whose names this one cannot read
             return self.name
         else:
@@ -166,10 +172,12 @@ def _check_variants(arm: Arm, name: str) -> None:
 def _amount(name: str, word: str) -> dict[str, Any]:
     if word == ONLY:
         return {"amount": 1.0, "only": True}
+    if word == AUTO:
+        return {"auto": True}
     try:
         percent = float(word)
     except ValueError:
-        raise _wrong(name, f"{word!r} is neither an amount nor {ONLY!r}") from None
+        raise _wrong(name, f"{word!r} is no amount, nor {AUTO!r} or {ONLY!r}") from None
     if not 0 < percent <= MOST_PERCENT:
         raise _wrong(name, f"the amount must be above 0 and at most {MOST_PERCENT} per cent")
     return {"amount": percent / 100}
@@ -179,7 +187,7 @@ def _wrong(name: str, why: str) -> ConfigError:
     any_arm = ", ".join(f"+{variant}" for variant in VARIANTS if variant not in OF_SYNTHETIC)
     of_synthetic = ", ".join(f"+{variant}" for variant in OF_SYNTHETIC)
     return ConfigError(
-        f"arm {name}: {why}; possible are {' or '.join(MODES)}, METHOD+AMOUNT (diffusion+100) or METHOD+{ONLY}, where "
-        f"METHOD is {', '.join(METHODS)}; any of them with {any_arm}; METHOD+… with {of_synthetic}, of which +pretrain "
-        "and +anneal need an AMOUNT"
+        f"arm {name}: {why}; possible are {' or '.join(MODES)}, METHOD+AMOUNT (diffusion+100), METHOD+{AUTO} or "
+        f"METHOD+{ONLY}, where METHOD is {', '.join(METHODS)}; any of them with {any_arm}; METHOD+… with "
+        f"{of_synthetic}, of which +pretrain and +anneal need an AMOUNT"
     )

@@ -41,7 +41,7 @@ def trainings() -> dict[str, Training]:
 
 def stages() -> tuple[str, ...]:
     """Return the stages of a study, in the order of the data."""
-    return ("cohort", *trainings(), "shards", "synthetic", "segmenter", "evaluation")
+    return ("cohort", *trainings(), "shards", "synthetic", "segmenter", "evaluation", "hardness", "amount")
 
 
 def _one_of(known: Callable[[], Iterable[str]]) -> AfterValidator:
@@ -123,8 +123,10 @@ class VariantsConfig(Config):
     """``+mixup``: alpha of the Beta distribution from which shares are drawn."""
     copypaste: CopyPasteConfig = CopyPasteConfig()
     """``+copypaste``: what is pasted, and how much."""
-    layouts: CopyPasteConfig = CopyPasteConfig(share=1.0)
+    layouts: CopyPasteConfig = CopyPasteConfig()
     """``+layouts``: which instances are moved into synthetic patches, and how many."""
+    cross_fit: Annotated[int, Field(ge=2)] = 3
+    """``+hard``, ``METHOD+auto``: folds of the training patients, each tested by networks trained on the others."""
     filtered: JudgeFilterConfig = JudgeFilterConfig()
     """``+filtered``: which synthetic patches a judge lets pass, the same for all methods."""
     pretrain: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -226,6 +228,8 @@ class StudyConfig(Config):
         for arm in self.arms:
             if arm.method is not None and METHODS[arm.method].ceiling and self.cohort.phantom is None:
                 raise ValueError(f"methods: the {arm.method} draws phantoms only; take it out, or set cohort.phantom")
+        if any(arm.auto for arm in self.arms) and len(self.amounts) < 2:
+            raise ValueError("amounts: give at least two that METHOD+auto can choose from, for example [0.5, 1.0]")
         if self.methods and not self.amounts:
             raise ValueError("amounts: give at least one, for example [1.0]")
         for field in ("methods", "amounts", "baselines"):

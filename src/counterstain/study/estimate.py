@@ -137,6 +137,9 @@ class Estimate:
 
     def _described(self, cell: Cell) -> Any:
         """Return all that the time of a cell's work depends on but for its amount."""
+        cell = (
+            self._cells[cell.inputs["whole"]] if "cross_fit" in cell.settings else cell
+        )  # fewer patients take as long
         left_out = {"seed", "filter", "amount", "share", "set", "first", "end", "ignore_above", "border_um", "fold"}
         settings = {name: value for name, value in cell.settings.items() if name not in left_out}
         if "config" in settings and "training" in settings["config"]:
@@ -156,11 +159,9 @@ class Estimate:
             return float(SHARD_PATCHES * (cell.settings["end"] - cell.settings["first"]))
         if cell.stage == "synthetic":
             return 0.0 if cell.after else float(SHARD_PATCHES * -(-cell.count // SHARD_PATCHES))
-        config = cell.settings["config"]
-        steps = int(config.get("training", {}).get("steps", 0))
-        if cell.stage == "segmenter":
-            return training_steps(steps, float(cell.settings["amount"]), build(MixingConfig, config["mixing"]))
-        return steps
+        config = cell.settings.get("config", {})
+        steps, amount = int(config.get("training", {}).get("steps", 0)), float(cell.settings.get("amount", 0))
+        return training_steps(steps, amount, build(MixingConfig, config["mixing"])) if amount else steps
 
     @cached_property
     def _evaluated_px(self) -> float:
@@ -189,9 +190,8 @@ class _Bench:
         from counterstain.devices import free_memory
 
         if cell.folder not in self._timings:
-            for folder in _needs(cell).values():
-                if self._cells[folder].stage != "cohort":
-                    self.timing(self._cells[folder])
+            for needed in [one for folder in _needs(cell).values() if (one := self._cells[folder]).stage != "cohort"]:
+                self.timing(needed)
             self._timings[cell.folder] = TIMERS.get(cell.stage, _Bench.of_training)(self, cell)
             free_memory()
         return self._timings[cell.folder]
@@ -250,8 +250,7 @@ class _Bench:
         def timed(batch_size: int, accumulate: int, steps: int) -> Timing:
             changes = {"batch_size": batch_size, "accumulate": accumulate, "steps": steps + 1}  # the first is not timed
             brief = {"training": training.model_copy(update=changes | ON_ONE_DEVICE)}
-            if pool:
-                brief["latent_pool"] = min(pool, POOL)
+            brief |= {"latent_pool": min(pool, POOL)} if pool else {}
             out = self._folder / cell.folder
             shutil.rmtree(out, ignore_errors=True)
             with overheard() as bars:
@@ -341,6 +340,7 @@ TIMERS: dict[str, Callable[[_Bench, Cell], Timing]] = {
     "synthetic": _Bench.of_drawing,
     "segmenter": _Bench.of_segmenter,
     "evaluation": _Bench.of_evaluation,
+    **dict.fromkeys(("hardness", "amount"), lambda _bench, _cell: Timing()),
 }
 """Stage -> what times its cells; the other stages are trainings."""
 
@@ -375,7 +375,8 @@ def _typical_seconds(call: Callable[[], object]) -> float:
 
 def _needs(cell: Cell) -> dict[str, str]:
     """Return the inputs that a cell's time depends on."""
-    return {role: folder for role, folder in cell.inputs.items() if role not in {"judge", "synthetic", "critic"}}
+    left_out = {"judge", "synthetic", "critic", "hardness", "amount"}
+    return {role: folder for role, folder in cell.inputs.items() if role not in left_out and ", fit " not in role}
 
 
 def _size_of(folder: Path) -> int:
@@ -384,8 +385,8 @@ def _size_of(folder: Path) -> int:
 
 def _machine(threads: int | None) -> list[Any]:
     """Return what timings depend on beside settings and cohort."""
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [platform.node(), os.cpu_count(), threads, devices, version("torch"), __version__]
+    machine = [platform.node(), os.cpu_count(), threads, os.environ.get("CUDA_VISIBLE_DEVICES")]
+    return [*machine, version("torch"), __version__]
 
 
 def _cache() -> Path:

@@ -109,7 +109,7 @@ def _segmenters(run: Path) -> list[CellRow]:
         raise InputError(f"{run}: not the folder of a study that has finished; give the one of 'study run'")
     if (run / "results" / FILES_FILE).exists() and (file := damage(run / "results", hashes=True, note=FILES_FILE)):
         raise StorageError(f"{run / 'results' / file}: missing, or changed since it was written; run the study again")
-    planned = [row for row in read_plan(run) if row.stage == "segmenter"]
+    planned = [row for row in read_plan(run) if row.stage == "segmenter" and row.arm]  # not those of cross-fitting
     unfinished = {(row.arm, row.repeat) for row in planned if not is_done(row, run / CELLS)}  # in some fold
     rows = [row for row in planned if (row.arm, row.repeat) not in unfinished]
     if REFERENCE not in {row.arm for row in rows}:

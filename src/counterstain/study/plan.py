@@ -31,7 +31,10 @@ CELLS = "cells"  # folder of all cells in that of a study
 EXTERNAL = "external"  # folder of its tests on other cohorts, and the split of their results
 # Raise a stage's number when its code changes what it makes: finished cells of the old code are then made anew.
 # Trainings of generators have theirs in their entry of the registry.
-STAGE_VERSIONS = {"cohort": 1, "shards": 1, "synthetic": 1, "segmenter": 1, "evaluation": 1}
+STAGE_VERSIONS = {
+    **dict.fromkeys(("cohort", "shards", "synthetic", "segmenter", "evaluation"), 1),
+    **dict.fromkeys(("hardness", "amount"), 1),
+}
 REFERENCE = "subtype"
 FOLD = ", fold "  # in the name of a cell, before the number of its fold
 PARTS = ("val", "test")
@@ -52,6 +55,7 @@ class Cell:
     repeat: int = -1
     set_name: str = ""  # name of the synthetic set that is drawn
     fold: int = 0  # of a cross-validation, from 1; 0 where it belongs to all of them, or there are none
+    fit: int = 0  # of cross-fitting, from 1: what is made without a part of the training patients, to make a choice
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -86,7 +90,7 @@ def plan_study(study: StudyConfig, recipe: Recipe) -> list[Cell]:
     for name in {arm.method: None for arm in arms if arm.method is not None}:
         METHODS[name].check(recipe)
     whole, folds = _cohorts(study, recipe.size_px)
-    planners = [_Planner(study, recipe, cohort) for cohort in folds or [whole]]
+    planners = [_Planner(study, recipe, cohort, arms) for cohort in folds or [whole]]
     cells = [whole, *folds]
     for planner in planners:
         cells += planner.drawn
@@ -94,7 +98,8 @@ def plan_study(study: StudyConfig, recipe: Recipe) -> list[Cell]:
         for planner in planners:
             for arm in arms:
                 cells += planner.trained_and_scored(arm, repeat)
-    return [_tracked(cell, study, recipe) for cell in cells]
+    once = {cell.folder: cell for cell in reversed(cells)}  # of equal cells the first
+    return [_tracked(cell, study, recipe) for cell in cells if once.pop(cell.folder, None) is not None]
 
 
 def lacking(recipe: Recipe, cells: Iterable[Cell]) -> list[str]:
@@ -169,8 +174,8 @@ def _in_folds(
     return whole, cells
 
 
-def _of_fold(fold: int) -> str:
-    return f"{FOLD}{fold}" if fold else ""
+def _of_fold(fold: int, fit: int = 0) -> str:
+    return (f"{FOLD}{fold}" if fold else "") + (f", cross-fit {fit}" if fit else "")
 
 
 def cohort_cell(cohort: Cohort) -> Cell:
@@ -210,11 +215,12 @@ class _Planner:
     study: StudyConfig
     recipe: Recipe
     cohort: Cell
+    arms: Sequence[Arm]
 
     @cached_property
     def _segmenter_configs(self) -> dict[str, dict[str, Any]]:
         plain, variants = identity_of(self.recipe.segmenter), self.study.variants
-        return {arm.name: merge(plain, segmenter_changes(arm, variants)) for arm in self.study.arms}
+        return {arm.name: merge(plain, segmenter_changes(arm, variants)) for arm in self.arms}
 
     @property
     def fold(self) -> int:
@@ -225,18 +231,72 @@ class _Planner:
     def _chains(self) -> dict[str, list[Cell]]:
         """Name of a synthetic set -> the cells that it needs, its own last."""
         chains: dict[str, list[Cell]] = {}
-        for arm in self.study.arms:
+        for arm in self.arms:
             if arm.set_name is not None and arm.set_name not in chains:
                 chains[arm.set_name] = self._synthetic(arm)
         return chains
 
     @property
     def drawn(self) -> list[Cell]:
-        """The cells of all synthetic sets and of what they need, each once."""
+        """The cells of all synthetic sets, of what they need, and of what chooses amounts."""
+        return [cell for chain in (*self._chains.values(), *self._amounts.values()) for cell in chain]
+
+    @cached_property
+    def _fits(self) -> list[_Planner]:
+        """For cross-fitting: planners of cohorts that each hold out a part of the training patients."""
+        source, number, seed = self.cohort, self.study.variants.cross_fit, self._seed("cross-fit")
+        cohorts = [
+            Cell(
+                name=f"cohort{_of_fold(self.fold, fit)}",
+                stage="cohort",
+                settings={"cross_fit": number, "fit": fit, "seed": seed},
+                inputs={"whole": source.folder},
+                details={"whole_path": source.details["path"]} if "path" in source.details else {},
+                fold=self.fold,
+                fit=fit,
+            )
+            for fit in range(1, number + 1)
+        ]
+        arms = [Arm(), *(tried for arm in self.arms if arm.auto for tried in self._tried(arm))]
+        return [_Planner(self.study, self.recipe, cohort, arms) for cohort in cohorts]
+
+    def _tried(self, arm: Arm) -> list[Arm]:
+        return [replace(arm, auto=False, amount=amount, name="") for amount in sorted(self.study.amounts)]
+
+    def _fitted(self, arms: Iterable[Arm]) -> tuple[list[Cell], dict[str, str]]:
+        """Return what tests arms by cross-fitting, and its evaluations: role -> folder."""
         cells: list[Cell] = []
-        for chain in self._chains.values():
-            cells += [cell for cell in chain if cell not in cells]
-        return cells
+        roles = {}
+        for planner in self._fits:
+            cells.append(planner.cohort)
+            if any("masked" in arm.variants for arm in arms):
+                cells += planner.trained_and_scored(Arm(), 0)
+            for arm in arms:
+                cells += [] if arm.set_name is None else planner._chains[arm.set_name]  # noqa: SLF001 - of its own kind
+                cells += planner.trained_and_scored(arm, 0)
+                roles[f"{arm.name}, fit {planner.cohort.fit}"] = cells[-1].folder
+        return [replace(cell, arm="", repeat=-1, set_name="", fit=cell.fit or 1) for cell in cells], roles
+
+    @cached_property
+    def _hardness(self) -> list[Cell]:
+        cells, roles = self._fitted([Arm()])
+        keep = {"keep": list(self.recipe.synthesis.relabel.keep)}
+        return [*cells, self._cell("hardness", "hardness", "cross-fit", keep, **roles)]
+
+    @cached_property
+    def _amounts(self) -> dict[str, list[Cell]]:
+        """Name of an arm -> the cells that choose its amount, the last one that does."""
+        chains = {}
+        for arm in [arm for arm in self.arms if arm.auto]:
+            tried = self._tried(arm)
+            cells, roles = self._fitted(tried)
+            settings = {"tried": {one.name: one.amount for one in tried}}
+            chosen = self._cell(f"amount of {arm.name}", "amount", "cross-fit", settings, **roles)
+            chains[arm.name] = [*cells, chosen]
+        return chains
+
+    def _most(self, arm: Arm) -> float:
+        return max(self.study.amounts) if arm.auto else arm.amount
 
     def _synthetic(self, arm: Arm) -> list[Cell]:
         method = METHODS[str(arm.method)]
@@ -252,7 +312,10 @@ class _Planner:
             chain.append(judge)
             inputs["judge"] = judge.folder
             settings["filter"] = self.study.variants.filtered.model_dump(mode="json")
-        amount = max(other.amount for other in self.study.arms if other.set_name == arm.set_name)
+        if "hard" in arm.variants:
+            chain += self._hardness
+            inputs["hardness"] = chain[-1].folder
+        amount = max(self._most(other) for other in self.arms if other.set_name == arm.set_name)
         count = synthetic_count(amount, self.recipe.segmenter.mixing)
         cell = self._cell(f"synthetic {arm.set_name}", "synthetic", "synthetic", settings, **inputs)
         cell = replace(cell, details={"count": count}, set_name=arm.set_name or "")
@@ -276,15 +339,22 @@ class _Planner:
             "size_px": self.recipe.size_px,
             # The same for all arms: equal initialisation and order of the data.
             "seed": self._seed("repeat", repeat),
-            "amount": arm.amount,
+            "amount": self._most(arm),
         } | ({"share": 1.0} if arm.only else {})
+        if arm.auto:
+            inputs["amount"] = self._amounts[arm.name][-1].folder
         if "masked" in arm.variants:
             inputs["critic"] = self.trained_and_scored(Arm(), repeat)[0].folder
             settings["ignore_above"] = self.study.variants.masked
         if "relabelled" in arm.variants:
             settings["border_um"] = self.study.variants.relabelled
-        name = f"{arm.name} #{repeat}{_of_fold(self.fold)}"
-        return trained_and_scored(name, settings, inputs, arm=arm.name, repeat=repeat, fold=self.fold)
+        name = f"{arm.name} #{repeat}{self._suffix}"
+        whose: dict[str, Any] = {"arm": arm.name, "repeat": repeat, "fold": self.fold, "fit": self.cohort.fit}
+        return trained_and_scored(name, settings, inputs, **whose)
+
+    @property
+    def _suffix(self) -> str:
+        return _of_fold(self.fold, self.cohort.fit)
 
     def _training(self, training: Training, seeded_by: str, made: Mapping[str, Cell]) -> Cell:
         # How images are drawn is a matter of the synthetic set, not of the network.
@@ -297,7 +367,9 @@ class _Planner:
     def _cell(self, name: str, stage: str, seeded_by: str, settings: dict[str, Any], **inputs: str) -> Cell:
         settings = {"size_px": self.recipe.size_px, "seed": self._seed(seeded_by)} | settings
         needs = {"cohort": self.cohort.folder} | inputs
-        return Cell(name=name + _of_fold(self.fold), stage=stage, settings=settings, inputs=needs, fold=self.fold)
+        return Cell(
+            name=name + self._suffix, stage=stage, settings=settings, inputs=needs, fold=self.fold, fit=self.cohort.fit
+        )
 
     def _seed(self, *keys: int | str) -> int:
         return derive(self.study.seed, *keys, *(("fold", self.fold) if self.fold else ()))

@@ -41,8 +41,8 @@ POINTS_PER_CURVE, DIGITS_PER_POINT = 100, 5  # finer than any plot shows; a stud
 def write_results(
     study: StudyConfig, recipe: Recipe, cells: Sequence[Cell], out: Path, failures: dict[str, str]
 ) -> Path:
-    """Collect the results of all finished cells in one step and return their folder."""
-    root = out / CELLS
+    """Collect the results of all finished cells in one step, but for cross-fitting, and return their folder."""
+    root, cells = out / CELLS, [cell for cell in cells if not cell.fit]
     done = [cell for cell in cells if is_done(cell, root)]
     notes = [read_sealed(root / cell.folder / DONE_FILE) for cell in done]
     cohort, folds = open_cohort(root / cells[0].folder), [c for c in done if c.stage == "cohort" and c.fold]

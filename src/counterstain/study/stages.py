@@ -28,6 +28,7 @@ from counterstain.data.split import (
     link_cohort,
     link_packs,
     split_cohort,
+    split_of_fit,
 )
 from counterstain.errors import MismatchError
 from counterstain.generators.interface import load_generator
@@ -37,8 +38,9 @@ from counterstain.remote import place_of
 from counterstain.segmentation.evaluate import evaluate
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.segmentation.train import train_segmenter
-from counterstain.storage import read_sealed, write_parquet, write_sealed
+from counterstain.storage import read_json, read_sealed, write_json, write_parquet, write_sealed
 from counterstain.study.config import trainings
+from counterstain.study.cross_fit import AMOUNT_FILE, HARDNESS_FILE, chosen_amount, hardness
 from counterstain.study.plan import Cell
 from counterstain.study.status import DONE_FILE, notes_of
 from counterstain.synthesis.masks import SynthesisConfig
@@ -101,7 +103,10 @@ def _make_cohort(cell: Cell, root: Path) -> None:
 
 
 def cohort_of_fold(whole: Cohort, cell: Cell, folder: Path) -> Cohort:
-    """Make the cohort of a fold's cell: the whole one with another split."""
+    """Make the cohort of a fold's cell, or of cross-fitting: the whole one with another split."""
+    if "cross_fit" in cell.settings:
+        split = split_of_fit(whole, *(cell.settings[name] for name in ("cross_fit", "fit", "seed")))
+        return link_cohort(whole, folder).write_split(split)
     splits = folds_of(whole, *(cell.settings[name] for name in ("folds", "validation", "seed")))
     return link_cohort(whole, folder).write_split(splits[cell.fold - 1])
 
@@ -121,11 +126,16 @@ def _synthesize(cell: Cell, root: Path) -> None:
     cohort, method = _cohort(cell, root), cell.settings["method"]
     checkpoint = root / cell.inputs["generator"] if "generator" in cell.inputs else None
     drawing = {name: cell.settings[name] for name in METHODS[method].drawing}
+    config = build(SynthesisConfig, cell.settings["config"])
+    if "hardness" in cell.inputs:
+        found = read_json(root / cell.inputs["hardness"] / HARDNESS_FILE)
+        relabel = config.relabel.model_copy(update={"target": found["subtypes"]})
+        config = config.model_copy(update={"relabel": relabel, "slides": found["slides"]})
     synthesize(
         load_generator(method, checkpoint, cohort, drawing),
         cohort,
         root / cell.settings.get("set", cell.folder),
-        build(SynthesisConfig, cell.settings["config"]),
+        config,
         count=int(cell.details["count"]),
         shards=range(cell.settings["first"], cell.settings["end"]) if cell.stage == "shards" else None,
         judge=_filter(cell, root, cohort),
@@ -142,12 +152,15 @@ def _filter(cell: Cell, root: Path, cohort: Cohort) -> JudgeFilter | None:
 
 def _train_segmenter(cell: Cell, root: Path) -> None:
     synthetic = PatchSet.open(root / cell.inputs["synthetic"]) if "synthetic" in cell.inputs else None
+    amount = cell.settings["amount"]
+    if "amount" in cell.inputs:
+        amount = read_json(root / cell.inputs["amount"] / AMOUNT_FILE)["amount"]
     train_segmenter(
         _cohort(cell, root),
         _logged(SegmenterConfig, cell),
         root / cell.folder,
         synthetic=synthetic,
-        amount=cell.settings["amount"],
+        amount=amount,
         share=cell.settings.get("share"),
         critic=root / cell.inputs["critic"] if "critic" in cell.inputs else None,
         ignore_above=cell.settings.get("ignore_above", 0.0),
@@ -162,6 +175,26 @@ def _evaluate(cell: Cell, root: Path) -> None:
     segmenter = root / cell.inputs["segmenter"]
     tables = [evaluate(segmenter, cohort, part, label=f"{cell.name} {part}") for part in cell.settings["parts"]]
     write_parquet(root / cell.folder / "counts.parquet", pd.concat(tables, ignore_index=True))
+
+
+def _find_hardness(cell: Cell, root: Path) -> None:
+    counts = [
+        pd.read_parquet(root / folder / "counts.parquet") for role, folder in cell.inputs.items() if role != "cohort"
+    ]
+    table = pd.concat(counts, ignore_index=True)
+    found = hardness(table[table["split"] == "test"], _cohort(cell, root).taxonomy, cell.settings["keep"])
+    write_json(root / cell.folder / HARDNESS_FILE, found)
+
+
+def _choose_amount(cell: Cell, root: Path) -> None:
+    counts: dict[float, list[pd.DataFrame]] = defaultdict(list)
+    for role, folder in cell.inputs.items():
+        if role != "cohort":
+            name, _, fit = role.rpartition(", fit ")
+            table = pd.read_parquet(root / folder / "counts.parquet").assign(fit=int(fit))
+            counts[cell.settings["tried"][name]].append(table)
+    found = chosen_amount({amount: pd.concat(tables, ignore_index=True) for amount, tables in counts.items()})
+    write_json(root / cell.folder / AMOUNT_FILE, found)
 
 
 def _cohort(cell: Cell, root: Path, role: str = "cohort") -> Cohort:
@@ -214,5 +247,7 @@ WORK: dict[str, Callable[[Cell, Path], None]] = {
     "synthetic": _synthesize,
     "segmenter": _train_segmenter,
     "evaluation": _evaluate,
+    "hardness": _find_hardness,
+    "amount": _choose_amount,
 }
 """Stage -> what its cells do; the other stages are trainings."""

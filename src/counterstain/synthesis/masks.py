@@ -31,10 +31,12 @@ MARGIN_UM = 4.0  # of background around a moved instance that is drawn with it, 
 
 
 class LayoutsConfig(CopyPasteConfig):
-    """Which instances of other slides are moved into a patch and drawn there."""
+    """Which instances of other slides are moved into a patch and drawn there.
 
-    share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the patches that get instances of other slides."""
+    All masks are then centred on background: the moved instances take the place of the masks that are otherwise centred
+    on the tissue class, whose share of the pixels stays about the same.
+    """
+
     relabel: bool = True
     """Whether a patch's own instances are relabelled and drawn as well; otherwise they keep subtype and pixels."""
 
@@ -56,11 +58,14 @@ class SynthesisConfig(Config):
     """Images drawn at most for one patch; the last one is kept."""
     layouts: LayoutsConfig | None = None
     """Move instances of other slides' training regions into the background and draw them there; null = off."""
+    slides: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    """How often masks are cut out of each training slide, relative to the others (not named = never); null = equally
+    often."""
 
     @model_serializer(mode="wrap")
     def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what is off, so that sets of versions without it keep their identity."""
-        return {name: value for name, value in plain(self).items() if name != "layouts" or value is not None}
+        return {name: value for name, value in plain(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +95,10 @@ class Layouts:
     @classmethod
     def of(cls, cohort: Cohort, config: SynthesisConfig, *, size_px: int, seed: int) -> Self:
         """Raise InputError where the training part has no instance to be moved, besides what a sampler raises."""
-        sampler = PatchSampler(cohort, "train", size_px, config.sampling, derive(seed, "masks"))
+        sampling = config.sampling
+        if config.layouts is not None:
+            sampling = sampling.model_copy(update={"background_share": 1.0})
+        sampler = PatchSampler(cohort, "train", size_px, sampling, derive(seed, "masks"), slides=config.slides)
         if config.layouts is None:
             return cls(sampler=sampler, config=config, seed=seed, moves=None)
         moves = PastedPatches(
