@@ -30,7 +30,7 @@ from counterstain.data.sampling import PatchSampler, SamplingConfig
 from counterstain.data.stains import STAIN_VECTORS
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
 from counterstain.generators.diffusion_config import CounterstainConfig
-from counterstain.synthesis.masks import SynthesisConfig
+from counterstain.synthesis.masks import LayoutsConfig, SynthesisConfig
 from counterstain.synthesis.synthesize import synthesize
 from counterstain.training_config import TrainingConfig
 
@@ -242,6 +242,14 @@ def test_images_that_keep_their_nuclei_are_not_compared_with_their_own_patch(coh
     found = audit_sets({"s": PatchSet.open(tmp_path / "s")}, cohort, judge, CONFIG).findings[2].copies
     copied = (found.table["similarity"] > 0.999).mean()
     assert copied == 0 if counterstain else copied > 0.4  # the others show little but noise
+
+
+def test_instances_that_a_new_layout_keeps_are_not_audited(cohort, judge, tmp_path):
+    config = SynthesisConfig(layouts=LayoutsConfig(relabel=False))
+    found = synthesize(Painter(), cohort, tmp_path / "s", config, count=60, size_px=32, seed=0)
+    areas = found.instances.merge(found.moved[["index", "instance"]])["area_px"]
+    findings = audit_sets({"s": found}, cohort, judge, CONFIG).findings[2]
+    assert findings.confusion.to_numpy().sum() == (areas >= CONFIG.min_area_px).sum() > 0
 
 
 def test_a_judge_is_trained_once_and_remembers_whom_it_saw(cohort, judge):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ def audit_sets(
     findings.append(evaluator.measure(HELD_OUT, held_out, training, copies=check.look(held_out)))
     advance(1)
     for name, patch_set in sets.items():
-        patches, kept = Chosen(patch_set, range(count)), _kept_subtypes(patch_set)
+        patches, kept = Chosen(_MovedAlone.of(patch_set), range(count)), _kept_subtypes(patch_set)
         method = METHODS.get(patch_set.header.method)
         drawn = kept if method is not None and method.inpaints else None
         copies = check.look(patches, drawn, own_tissue="counterstain" not in patch_set.header.settings)
@@ -171,6 +171,25 @@ def audit_sets(
         advance(1)
     own = config.features == JUDGE
     return Audit(findings=tuple(findings), training_patches=training.patches, search=check.search, judge_features=own)
+
+
+@dataclass(frozen=True)
+class _MovedAlone:
+    """A set of new layouts in which own instances were not drawn: they are to be ignored."""
+
+    patch_set: PatchSet
+    moved: Mapping[int, Collection[int]]
+
+    @classmethod
+    def of(cls, patch_set: PatchSet) -> PatchSource:
+        layouts = patch_set.header.settings["synthesis"].get("layouts") or {}
+        if layouts.get("relabel", True):
+            return patch_set
+        return cls(patch_set, patch_set.moved.groupby("index")["instance"].agg(set).to_dict())
+
+    def __getitem__(self, index: int) -> Patch:
+        patch, moved = self.patch_set[index], self.moved.get(index, ())
+        return replace(patch, subtypes={i: known if i in moved else IGNORE for i, known in patch.subtypes.items()})
 
 
 def _kept_subtypes(patch_set: PatchSet) -> frozenset[int]:
