@@ -15,9 +15,9 @@ from counterstain.data.split import split_of_fit
 from counterstain.errors import ConfigError, InputError
 from counterstain.segmentation.counts import TABLE_COLUMNS
 from counterstain.study.config import load_study
-from counterstain.study.cross_fit import chosen_amount, hardness
 from counterstain.study.plan import plan_study
 from counterstain.study.run import run_study
+from counterstain.study.stages import chosen_amount, hardness
 
 
 def counts(missed, *, patients=("a", "b"), wrong_background=(0, 0), fit=0):

@@ -15,10 +15,19 @@ from counterstain.report.results import looked_at, read_results
 from counterstain.report.summary import looks_sentence
 from counterstain.storage import claim, read_json
 from counterstain.study.config import load_study
-from counterstain.study.fairness import augmentation_of, departures, filter_of
 from counterstain.study.plan import CELLS, plan_study
+from counterstain.study.records import (
+    LOOKS_FILE,
+    Look,
+    augmentation_of,
+    departures,
+    filter_of,
+    read_looks,
+    record_look,
+    run_of,
+    times_looked_at,
+)
 from counterstain.study.run import run_study
-from counterstain.study.test_access_log import LOOKS_FILE, Look, read_looks, record_look, run_of, times_looked_at
 from counterstain.taxonomy import Taxonomy
 
 

@@ -124,7 +124,7 @@ def evaluate(
 
 def _recorded(segmenter: Path, split: str) -> dict[Hashable, Any]:
     """Put on record that figures of a split were shown: in the run of its study, otherwise beside the segmenter."""
-    from counterstain.study.test_access_log import read_looks, record_look, run_of, times_looked_at
+    from counterstain.study.records import read_looks, record_look, run_of, times_looked_at
 
     splits = ("val", "test") if split == "all" else (split,)
     home = run_of(segmenter) or segmenter

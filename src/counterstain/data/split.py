@@ -362,10 +362,7 @@ def keep_training_patients(cohort: Cohort, count: int, seed: int) -> Cohort:
 
 
 def training_patients(cohort: Cohort, count: int) -> list[str]:
-    """Return the patients of the training part, without those whom a generator of its images saw.
-
-    Raises InputError where there are fewer than ``count``.
-    """
+    """Return the training patients, ``count`` at least or InputError; those whom a generator saw are none of them."""
     patients = sorted({*cohort.regions.loc[cohort.regions["split"] == "train", "patient"]})
     if count > len(patients):
         raise InputError(

@@ -81,8 +81,7 @@ class Contents:
     fingerprint: str  # what distinguishes these contents from others
     table: pd.DataFrame  # a row per image: name (of its files), index, region, slide, patient, part, score, its source
     instances: pd.DataFrame  # a row per instance: name, instance, subtype (label in the export), area_px
-    read: Callable[[int], tuple[np.ndarray, np.ndarray, dict[int, int]]]
-    """Index in the table -> image (H, W, 3) uint8, instances (H, W) int32, subtype of every instance, 255 = ignore."""
+    read: Callable[[int], tuple[np.ndarray, np.ndarray, dict[int, int]]]  # index -> image, instances, their subtypes
     patients_seen: tuple[str, ...] = ()  # behind generated images: those of the masks and those the generator saw
 
     @property
@@ -111,9 +110,8 @@ class Layout:
 def export(source: Place, out: Path, config: ExportConfig, progress: Progress = silent) -> int:
     """Export a cohort, or a synthetic set as a training part, and return the number of images.
 
-    Images are written one by one, so that memory does not grow with their number. ``export.json`` comes last: an
-    export that has it is complete, and only files that are missing or cut short since are written again, with a
-    warning; one that was interrupted is continued.
+    ``export.json`` comes last: an export that has it is complete, and only files that are missing or cut short since
+    are written again, with a warning; one that was interrupted is continued.
 
     Raises InputError where there is no such source or part, or the format cannot hold it, and MismatchError where
     ``out`` holds something else, or a file that somebody has changed.
@@ -133,8 +131,8 @@ def export(source: Place, out: Path, config: ExportConfig, progress: Progress = 
             return len(contents.table)
         for name in lost & images:
             (out / name).unlink(missing_ok=True)
-        message = f"{out}: {len(lost)} files are missing or cut short; they are written again"
-        warnings.warn(message, CounterstainWarning, stacklevel=2)
+        said = f"{out}: {len(lost)} files are missing or cut short; they are written again"
+        warnings.warn(said, CounterstainWarning, stacklevel=2)
     for half_written in out.rglob(".*.partial-*"):
         half_written.unlink(missing_ok=True)
     if layout.ignore_is_highest:
@@ -154,13 +152,10 @@ def export(source: Place, out: Path, config: ExportConfig, progress: Progress = 
         "images": len(contents.table),
         "patients": int(contents.table["patient"].nunique()),
         "instances": len(contents.instances),
-        "bytes": {
-            file.relative_to(out).as_posix(): file.stat().st_size
-            for file in sorted(out.rglob("*"))
-            if file.is_file() and file.name not in {REPORT_FILE, RUN_FILE}
-        },
     }
-    write_json(out / REPORT_FILE, report)
+    written = (file for file in sorted(out.rglob("*")) if file.is_file() and file.name not in {REPORT_FILE, RUN_FILE})
+    sizes = {file.relative_to(out).as_posix(): file.stat().st_size for file in written}
+    write_json(out / REPORT_FILE, report | {"bytes": sizes})
     return len(contents.table)
 
 
@@ -268,8 +263,7 @@ def _choose_parts(contents: Contents, parts: Sequence[str]) -> Contents:
             "leave out --split to export everything"
         )
     table = contents.table[contents.table["part"].isin(parts)]
-    kept = contents.instances["name"].isin(table["name"])
-    return replace(contents, table=table, instances=contents.instances[kept])
+    return replace(contents, table=table, instances=contents.instances[contents.instances["name"].isin(table["name"])])
 
 
 def _whole_class(contents: Contents) -> tuple[Contents, np.ndarray]:

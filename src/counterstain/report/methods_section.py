@@ -19,7 +19,7 @@ from counterstain.report.tables import Table, plain_table, rate
 from counterstain.segmentation.segmenter_config import ADAM_BETAS
 from counterstain.study.arms import Variant
 from counterstain.study.config import VariantsConfig
-from counterstain.study.fairness import departures, paired_by
+from counterstain.study.records import departures, paired_by
 
 STAINS: dict[Stains, str] = {
     "channels": "each colour channel",

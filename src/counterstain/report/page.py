@@ -50,7 +50,7 @@ def write_report(run: Path, out: Path | None = None, *, command: str = "report")
     """Write the report of a study and return its file, ``RUN/report.html`` if not given.
 
     ``run`` and the errors are as in :func:`~counterstain.report.results.read_results`; ``command`` is what shows the
-    results, for the record of :mod:`counterstain.study.test_access_log`.
+    results, for the record of :mod:`counterstain.study.records`.
     """
     path = out or run / "report.html"
     if path.is_dir():

@@ -17,9 +17,8 @@ from counterstain.errors import InputError, StorageError
 from counterstain.generators.methods import METHODS
 from counterstain.storage import read_csv, read_json, stage_of
 from counterstain.study.arms import Arm, read_arm
-from counterstain.study.fairness import COLUMNS, TEXTS
+from counterstain.study.records import COLUMNS, TEXTS, Look, read_looks, record_look, run_of
 from counterstain.study.status import FILES_FILE, damage, tests_of
-from counterstain.study.test_access_log import Look, read_looks, record_look, run_of
 from counterstain.taxonomy import Taxonomy
 
 SPLITS = ("val", "test")

@@ -31,8 +31,8 @@ from counterstain.report.tables import (
     signed,
 )
 from counterstain.study.arms import Arm
+from counterstain.study.records import Look, times_looked_at
 from counterstain.study.statistics.significance import FEWEST_PATIENTS, smallest_p
-from counterstain.study.test_access_log import Look, times_looked_at
 
 ENOUGH_REPEATS = 5  # the paper's number
 ENOUGH_PATIENTS = 8  # the paper's number of test patients

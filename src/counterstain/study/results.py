@@ -26,9 +26,9 @@ from counterstain.recipe import Recipe
 from counterstain.segmentation.counts import TABLE_COLUMNS, measures
 from counterstain.storage import committing, read_sealed, write_csv, write_json, write_sealed
 from counterstain.study.config import StudyConfig
-from counterstain.study.fairness import fairness_table
 from counterstain.study.pictures import write_examples, write_gallery
 from counterstain.study.plan import CELLS, REFERENCE, Cell
+from counterstain.study.records import fairness_table
 from counterstain.study.stages import merged, open_cohort, software
 from counterstain.study.status import DONE_FILE, FILES_FILE, is_done, notes_of
 from counterstain.synthesis.synthesize import rejections

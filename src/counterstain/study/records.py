@@ -1,4 +1,4 @@
-"""What each training was given: the figures that claims of fairness between arms rest on.
+"""Records of a study: what each training was given, on which claims of fairness rest, and how often results were shown.
 
 ``fairness.csv`` of the results has a row per arm, repeat and fold (if there are any); :func:`departures` says in what
 the arms differ.
@@ -6,7 +6,12 @@ the arms differ.
 
 from __future__ import annotations
 
+import json
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,8 @@ import pandas as pd
 
 from counterstain.checkpoints import read_header
 from counterstain.data.patch_set import PatchSet
-from counterstain.storage import fingerprint
+from counterstain.errors import CounterstainError
+from counterstain.storage import fingerprint, stage_of
 from counterstain.study.plan import REFERENCE, Cell
 
 COLUMNS = (
@@ -32,6 +38,8 @@ EQUAL = {
     "subtype_weighting": "weighting of subtypes",
 }
 OF_ARMS = ("sampling", "mixing", "copy_paste", "mixup_alpha", "subtype_weighting")
+LOOKS_FILE = "looks.jsonl"
+LEVELS = 3  # of folders between a study's folder and its contents
 
 
 def fairness_table(cells: Sequence[Cell], root: Path) -> pd.DataFrame:
@@ -128,3 +136,68 @@ def filter_of(header: dict[str, Any] | None) -> str:
     if "filter" in settings:
         words.append(f"judge agrees on {100 * settings['filter']['agreement']:g} %")
     return ", ".join(word for word in words if word != "none") or "none"
+
+
+# Looks: how often test and validation results were shown, a line of ``looks.jsonl`` each. Changing a study after
+# viewing its test results means selecting on the test set; the record cannot prevent that, but makes it visible.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """One time that results were shown: when (ISO 8601, UTC), by which command, and of which splits."""
+
+    time: str
+    command: str
+    splits: tuple[str, ...]
+
+
+def run_of(folder: Path) -> Path | None:
+    """Return the study folder that a folder is or lies in; None for a folder outside of any study."""
+    resolved = folder.resolve()
+    for place in (resolved, *resolved.parents[:LEVELS]):
+        try:
+            if stage_of(place) == "study":
+                return place
+        except (CounterstainError, OSError, AttributeError):  # a run.json of another program
+            continue
+    return None
+
+
+def record_look(folder: Path, command: str, splits: Sequence[str]) -> bool:
+    """Append a look to the record in ``folder``, in one write, so that those of several processes do not mix.
+
+    Returns whether it was recorded: results are shown also if the folder is not writable.
+    """
+    look = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "command": command, "splits": list(splits)}
+    try:
+        with (folder / LOOKS_FILE).open("a+b", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"  # the last write was interrupted
+            file.write((("\n" if torn else "") + json.dumps(look) + "\n").encode())
+    except OSError:
+        return False
+    return True
+
+
+def read_looks(folder: Path) -> tuple[Look, ...]:
+    """Return the looks on record in a folder, oldest first; damaged lines are skipped."""
+    try:
+        lines = (folder / LOOKS_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ()
+    found = (_look(line) for line in lines)
+    return tuple(sorted((look for look in found if look), key=lambda look: look.time))
+
+
+def times_looked_at(looks: Sequence[Look], split: str) -> Counter[str]:
+    """Return how often each command showed the results of a split."""
+    return Counter(look.command for look in looks if split in look.splits)
+
+
+def _look(line: str) -> Look | None:
+    try:
+        content: Any = json.loads(line)
+        splits = tuple(map(str, content["splits"]))
+        return Look(time=str(content["time"]), command=str(content["command"]), splits=splits)
+    except (ValueError, KeyError, TypeError):
+        return None
