@@ -185,7 +185,8 @@ class _MovedAlone:
         layouts = patch_set.header.settings["synthesis"].get("layouts") or {}
         if layouts.get("relabel", True):
             return patch_set
-        return cls(patch_set, patch_set.moved.groupby("index")["instance"].agg(set).to_dict())
+        moved: Any = patch_set.moved.groupby("index")["instance"].agg(set)
+        return cls(patch_set, moved.to_dict())
 
     def __getitem__(self, index: int) -> Patch:
         patch, moved = self.patch_set[index], self.moved.get(index, ())
