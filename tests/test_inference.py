@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from counterstain.segmentation.inference import read_ahead, sliding_window_inference
+from counterstain.segmentation.inference import Strip, bands, filled, read_ahead, sliding_window_inference
 from counterstain.segmentation.segmenter_config import Windows
 
 
@@ -52,6 +52,26 @@ def test_regions_come_back_in_their_order_and_as_if_alone() -> None:
     together = predict(Redness(), *images, batch_size=5)
     alone = [predict(Redness(), image, batch_size=3)[0] for image in images]
     assert all(np.array_equal(a, b) for a, b in zip(together, alone, strict=True))
+
+
+def strips(image: np.ndarray, windows: Windows, read: list[int]):
+    above = None
+    for band in bands(len(image), windows):
+        read.append(band.height_px)
+        rows = image[band.top_px : band.top_px + band.height_px]
+        yield (above := Strip(rows, windows, band, len(image), above))
+
+
+@pytest.mark.parametrize("overlap_px", [0, 8, 27])  # 27: more than half of a window
+@pytest.mark.parametrize("shape", [(32, 32), (97, 64), (150, 41), (5, 90), (90, 5), (33, 32)])
+def test_a_region_seen_row_of_windows_by_row_of_windows_is_predicted_as_if_whole(shape, overlap_px) -> None:
+    image, windows, read = region(*shape), Windows(32, overlap_px, 4), []
+    found = [strip.probability() for strip in filled(Redness(), strips(image, windows, read), 4)]
+    (whole,) = predict(Redness(), image, overlap_px=overlap_px)
+    # the end of an array is computed by other instructions
+    np.testing.assert_array_max_ulp(np.concatenate(found), whole, maxulp=4)
+    assert np.array_equal(np.concatenate(found) > 0.5, whole > 0.5)
+    assert max(read) <= 32
 
 
 def test_small_regions_share_full_batches() -> None:

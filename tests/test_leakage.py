@@ -1,6 +1,7 @@
 """Held-out patients in training: every way there, and that each one is closed."""
 
 from dataclasses import replace
+from hashlib import blake2b
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoi
 from counterstain.data.cohort import CohortWriter
 from counterstain.data.patches import Source
 from counterstain.data.sampling import CopyPasteConfig, PastedPatches, SamplingConfig
-from counterstain.data.split import PATIENTS_SEEN_FILE, check_no_leak, patient_key
+from counterstain.data.split import PATIENTS_SEEN_FILE, ImageKey, check_no_leak, image_key, patient_key
 from counterstain.errors import InputError, LeakageError
 from counterstain.generators.diffusion_config import DistillationConfig
 from counterstain.generators.published_weights import export_weights
@@ -262,3 +263,21 @@ def test_what_is_held_out_and_the_remedy_may_be_chosen(cohort):
         check_no_leak(["p0", "p3"], cohort, "set a")
     with pytest.raises(LeakageError, match=r"b has seen p0, p1, p2 and 2 more of [^ ]*; try others"):
         check_no_leak([f"p{i}" for i in range(5)], cohort, "b", splits=["all"], remedy="try others")
+
+
+@pytest.mark.parametrize("height", [1, 700])
+def test_the_hash_of_an_image_is_that_of_earlier_versions_in_whatever_bands_it_comes(height):
+    image = np.random.default_rng(0).integers(0, 256, (height, 40, 3), dtype=np.uint8)
+    key = ImageKey(height, 40)
+    for top in range(0, height, 64):
+        key.add(image[top : top + 64])
+    known = blake2b(image.tobytes(), digest_size=8, person=f"{height}x40".encode()).hexdigest()
+    assert key.value == image_key(image) == known
+
+
+@pytest.mark.parametrize(("colours", "is_tissue"), [(8, False), (9, True)])
+def test_images_of_eight_colours_have_no_hash_even_where_they_come_one_by_one(colours, is_tissue):
+    key = ImageKey(colours, 50)
+    for shade in range(colours):
+        key.add(np.full((1, 50, 3), shade, np.uint8))
+    assert (key.value is not None) == is_tissue

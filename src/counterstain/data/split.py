@@ -14,6 +14,7 @@ from pydantic import Field
 
 from counterstain.config import Config
 from counterstain.data.cohort import PACKS_AT, PARTS, Cohort, missing_subtypes, packs_of
+from counterstain.data.patches import BAND_PX
 from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.remote import Place
 from counterstain.seeding import numpy_generator
@@ -70,28 +71,48 @@ def same_patient(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def image_key(image: np.ndarray) -> str | None:
-    """Return a hash of an image, (H, W, 3) uint8, by which it is known under any name.
-
-    None for an image of a few colours, which is no tissue: glass, or a drawing.
-    """
-    pixels = image.reshape(-1, 3)
-    if _has_few_colours(pixels[:: 1 + len(pixels) // 1024]) and _has_few_colours(pixels):
-        return None
-    return hashlib.blake2b(image.tobytes(), digest_size=8, person=f"{len(image)}x{image.shape[1]}".encode()).hexdigest()
+    """Return a hash of an image, (H, W, 3) uint8, as :class:`ImageKey` does."""
+    key = ImageKey(*image.shape[:2])
+    key.add(image)
+    return key.value
 
 
-def _has_few_colours(pixels: np.ndarray) -> bool:  # (N, 3)
-    for _ in range(FEW_COLOURS):
-        pixels = pixels[(pixels != pixels[0]).any(axis=-1)]
-        if not len(pixels):
-            return True
-    return False
+class ImageKey:
+    """A hash of an image, H x W px, by which it is known under any name; the image is added in bands, from the top."""
+
+    def __init__(self, height_px: int, width_px: int) -> None:
+        self._digest = hashlib.blake2b(digest_size=8, person=f"{height_px}x{width_px}".encode())
+        self._colours: list[np.ndarray] = []  # until they are more than a few
+
+    def add(self, band: np.ndarray) -> None:
+        """Add the next rows, (h, W, 3) uint8."""
+        self._digest.update(np.ascontiguousarray(band).data)
+        pixels = band.reshape(-1, 3)
+        for others in (pixels[:: 1 + len(pixels) // 1024], pixels):
+            for colour in self._colours if len(self._colours) <= FEW_COLOURS else ():
+                others = others[(others != colour).any(axis=-1)]  # noqa: PLW2901
+            while len(others) and len(self._colours) <= FEW_COLOURS:
+                self._colours.append(others[0].copy())
+                others = others[(others != others[0]).any(axis=-1)]  # noqa: PLW2901
+
+    @property
+    def value(self) -> str | None:
+        """The hash; None of an image of a few colours, which is no tissue: glass, or a drawing."""
+        return self._digest.hexdigest() if len(self._colours) > FEW_COLOURS else None
 
 
 def tissue_of(cohort: Cohort) -> tuple[str, ...]:
     """Return the hashes of the images in the training part of a cohort."""
-    keys = {image_key(cohort.read(position)[0]) for position in cohort.positions("train").tolist()}
+    keys = {_key_of(cohort, position) for position in cohort.positions("train").tolist()}
     return tuple(sorted(key for key in keys if key is not None))
+
+
+def _key_of(cohort: Cohort, position: int) -> str | None:
+    height, width = (int(cohort.regions[edge].iloc[position]) for edge in ("height_px", "width_px"))
+    key = ImageKey(height, width)
+    for top in range(0, height, BAND_PX):
+        key.add(cohort.cut(position, top, 0, min(BAND_PX, height - top), width).image)
+    return key.value
 
 
 def read_patients_seen(path: Path) -> tuple[str, ...]:
@@ -391,8 +412,8 @@ def link_packs(whole: Place, folder: Path) -> None:
     place = packs_of(whole).resolve()
     if packs.readlink() == place if packs.is_symlink() else packs.exists():
         return
-    packs.unlink(missing_ok=True)
-    elsewhere.unlink(missing_ok=True)
+    for link in (packs, elsewhere):
+        link.unlink(missing_ok=True)
     if isinstance(place, Path):
         packs.symlink_to(place, target_is_directory=True)
     else:

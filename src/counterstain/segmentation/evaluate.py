@@ -1,11 +1,14 @@
-"""Evaluate a segmenter on whole regions: the probability of every pixel, then a table of pixel counts per slide."""
+"""Evaluate a segmenter on whole regions: the probability of every pixel, then a table of pixel counts per slide.
+
+A region is read, seen by the network and counted one row of windows at a time: memory does not grow with its height.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,13 +16,14 @@ import pandas as pd
 from counterstain.checkpoints import CheckpointHeader, require_taxonomy
 from counterstain.data.cohort import PARTS, Cohort
 from counterstain.data.patches import label_mask
-from counterstain.data.split import check_no_leak, image_key
+from counterstain.data.split import ImageKey, check_no_leak
 from counterstain.devices import choose_device, fast_arithmetic, place
 from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.progress import bar
 from counterstain.segmentation.counts import add_by_slide, count
-from counterstain.segmentation.inference import read_ahead, sliding_window_inference
+from counterstain.segmentation.inference import Band, Strip, bands, filled, read_ahead
 from counterstain.segmentation.model import load_segmenter
+from counterstain.segmentation.segmenter_config import Windows
 
 ALL = "all"
 
@@ -50,23 +54,63 @@ def evaluate(
     positions: list[int] = regions.index.tolist()
     windows = model.config.inference.windows(header.size_px)
     seen = set() if split == "train" else set(header.tissue_seen)
-    masks: deque[np.ndarray] = deque()
-
-    def read(position: int) -> tuple[np.ndarray, np.ndarray]:
-        image, instances = _unseen(cohort, position, seen, folder)
-        return image, label_mask(instances, cohort.subtypes(position))
-
-    def images() -> Iterator[np.ndarray]:
-        for image, mask in read_ahead(partial(read, position) for position in positions):
-            masks.append(mask)
-            yield image
-
-    counts, where = [], choose_device(device)
+    where, num_labels = choose_device(device), cohort.taxonomy.num_labels
+    counts = {position: np.zeros((num_labels, 2), np.int64) for position in positions}
+    pieces = (piece for position in positions for piece in _pieces(cohort, position, windows, seen, folder))
     with fast_arithmetic(where), bar(label, len(positions)) as advance:
-        for probability in sliding_window_inference(place(model, where), images(), windows):
-            counts.append(count(masks.popleft(), probability > 0.5, cohort.taxonomy.num_labels))
-            advance(1)
-    return add_by_slide(regions, np.stack(counts))
+        for strip in filled(place(model, where), _strips(read_ahead(pieces), windows), windows.batch_size):
+            counts[strip.position] += count(strip.mask, strip.probability() > 0.5, num_labels)
+            advance(int(strip.is_last))
+    return add_by_slide(regions, np.stack([*counts.values()]))
+
+
+class _Piece(NamedTuple):
+    """A row of windows of a region, as it was read."""
+
+    position: int
+    image: np.ndarray  # (S, W, 3) uint8
+    mask: np.ndarray  # (own_px, W) uint8, labels
+    band: Band
+    height_px: int  # of the region
+
+
+class _Strip(Strip):
+    """A row of windows with the labels that its prediction is compared with."""
+
+    def __init__(self, piece: _Piece, windows: Windows, above: Strip | None) -> None:
+        super().__init__(piece.image, windows, piece.band, piece.height_px, above)
+        self.position, self.mask = piece.position, piece.mask
+        self.is_last = piece.band.top_px + piece.band.own_px == piece.height_px
+
+
+def _strips(pieces: Iterable[_Piece], windows: Windows) -> Iterator[_Strip]:
+    above = None
+    for piece in pieces:
+        strip = _Strip(piece, windows, above)
+        yield strip
+        above = None if strip.is_last else strip
+
+
+def _pieces(
+    cohort: Cohort, position: int, windows: Windows, seen: set[str], folder: Path
+) -> Iterator[Callable[[], _Piece]]:
+    """Yield functions that read a region row of windows by row of windows, to be called in their order.
+
+    The last one raises LeakageError where the segmenter was trained on the image of the region under any name.
+    """
+    height, width = (int(cohort.regions[edge].iloc[position]) for edge in ("height_px", "width_px"))
+    key, subtypes = ImageKey(height, width), cohort.subtypes(position)
+
+    def read(band: Band) -> _Piece:
+        patch = cohort.cut(position, band.top_px, 0, band.height_px, width)
+        if seen:
+            key.add(patch.image[: band.own_px])
+            if band.top_px + band.own_px == height and key.value in seen:
+                raise _leak(cohort, position, folder)
+        mask = label_mask(patch.instances[: band.own_px], subtypes)
+        return _Piece(position, patch.image, mask, band, height)
+
+    return (partial(read, band) for band in bands(height, windows))
 
 
 def regions_of(cohort: Cohort, split: str) -> pd.DataFrame:
@@ -75,16 +119,12 @@ def regions_of(cohort: Cohort, split: str) -> pd.DataFrame:
     return regions if split == ALL else regions.iloc[cohort.positions(split)]
 
 
-def _unseen(cohort: Cohort, position: int, seen: set[str], folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read a region; raise LeakageError where the segmenter was trained on its image under any name."""
-    image, instances = cohort.read(position)
-    if seen and image_key(image) in seen:
-        region, patient = cohort.regions[["region", "patient"]].iloc[position]
-        raise LeakageError(
-            f"{folder}: was trained on the image of region {region} (patient {patient}) of {cohort.folder}, under "
-            "another name; evaluate it on tissue that it has not seen"
-        )
-    return image, instances
+def _leak(cohort: Cohort, position: int, folder: Path) -> LeakageError:
+    region, patient = cohort.regions[["region", "patient"]].iloc[position]
+    return LeakageError(
+        f"{folder}: was trained on the image of region {region} (patient {patient}) of {cohort.folder}, under "
+        "another name; evaluate it on tissue that it has not seen"
+    )
 
 
 def check_evaluable(folder: Path, header: CheckpointHeader, cohort: Cohort, split: str) -> None:

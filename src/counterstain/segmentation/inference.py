@@ -156,6 +156,56 @@ class Canvas:
         self._sum[y + size - rows : y + size, x : x + size] += self._weights[size - rows :] * logits
 
 
+class Band(NamedTuple):
+    """Rows of a region: those of one row of windows, ``own_px`` of which are in no window of the next."""
+
+    top_px: int
+    height_px: int
+    own_px: int
+
+
+def bands(height_px: int, windows: Windows) -> list[Band]:
+    """Cut a region into the rows of its windows, for :class:`Strip`."""
+    starts = _starts(max(height_px, windows.size_px), windows.size_px, windows.overlap_px)
+    ends = zip(starts, [*starts[1:], height_px], strict=True)
+    return [Band(top, min(windows.size_px, height_px), end - top) for top, end in ends]
+
+
+class Strip(Canvas):
+    """A row of the windows of a region, so that a large region is never whole in memory.
+
+    The strips of a region, ``height_px`` high, come one after the other, each with the one ``above`` it; their logits
+    are added up in the order of the whole region's, and :meth:`probability` is of the rows that are the band's own.
+    """
+
+    def __init__(self, image: np.ndarray, windows: Windows, band: Band, height_px: int, above: Strip | None) -> None:
+        super().__init__(image, windows)
+        height_px = max(height_px, windows.size_px)
+        down = _total_weight(_starts(height_px, *windows[:2]), self._weight, height_px)
+        self._down, self._own_px, self._above = down[band.top_px :][: band.own_px], band.own_px, above
+
+    @property
+    def shared(self) -> np.ndarray:
+        """What was added up in the rows that the next strip shows too."""
+        assert self._sum is not None
+        return self._sum[self._own_px :]
+
+    def probability(self) -> np.ndarray:
+        """Return the probability of tumour in the rows of its own, (own_px, W) float32; called once."""
+        assert self._sum is not None
+        own = self._sum[: self._own_px]
+        own /= np.outer(self._down, _total_weight(self._starts[1], self._weight, own.shape[1]))
+        probability: np.ndarray = torch.from_numpy(own).sigmoid_()[:, : self._width].numpy()
+        return probability
+
+    def _blend(self, corner: Corner, logits: np.ndarray) -> None:
+        if self._above is not None:  # all of its windows were added
+            shared, self._above = self._above.shared, None
+            self._sum = np.zeros(self._image.shape[:2], np.float32)
+            self._sum[: len(shared)] = shared
+        super()._blend(corner, logits)
+
+
 def _starts(length: int, size_px: int, overlap_px: int) -> list[int]:
     """Return evenly spaced starts of windows that cover ``length`` and overlap by at least ``overlap_px``."""
     steps = -(-(length - size_px) // (size_px - overlap_px))
