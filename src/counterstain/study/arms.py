@@ -73,18 +73,12 @@ class Arm:
     [Arm(tumor), Arm(spade+50)]
     """
 
-    name: str = ""
-    """As it is written in tables and files; made from the rest where it is not given."""
-    mode: Mode = "subtype"
-    """Where real patches are centred, see :class:`counterstain.data.sampling.SamplingConfig`."""
-    method: str | None = None
-    """What draws its synthetic patches; None = no synthetic patches."""
-    amount: float = 0.0
-    """Synthetic patches as a multiple of the dataset size."""
-    only: bool = False
-    """Without real patches."""
-    auto: bool = False
-    """Whether cross-fitting chooses one of the study's amounts, instead of ``amount``."""
+    name: str = ""  # as it is written in tables and files; made from the rest where it is not given
+    mode: Mode = "subtype"  # where real patches are centred, see :class:`counterstain.data.sampling.SamplingConfig`
+    method: str | None = None  # what draws its synthetic patches; None = no synthetic patches
+    amount: float = 0.0  # synthetic patches as a multiple of the dataset size
+    only: bool = False  # without real patches
+    auto: bool = False  # whether cross-fitting chooses one of the study's amounts, instead of amount
     variants: tuple[Variant, ...] = ()
 
     def __post_init__(self) -> None:
@@ -134,10 +128,7 @@ def read_arm(name: str) -> Arm:
 def parse_arm(name: str) -> Arm:
     """Read the name of an arm as a user wrote it.
 
-    Raises
-    ------
-    ConfigError
-        One line that says what is wrong with it, and lists the names that there are.
+    Raises ConfigError with one line that says what is wrong with it, and lists the names that there are.
     """
     base, *words = name.split("+")
     if base in MODES:

@@ -259,10 +259,7 @@ class StudyConfig(Config):
 def load_study(file: str | Path, overrides: Iterable[str] = ()) -> StudyConfig:
     """Read STUDY.yaml; ``--set`` assignments go over it, ``--set recipe.spade.…`` reaches the recipe.
 
-    Raises
-    ------
-    ConfigError
-        The file is missing or something in it is wrong.
+    Raises ConfigError where the file is missing or something in it is wrong.
     """
     file, changes = Path(file), parse_overrides([overrides] if isinstance(overrides, str) else overrides)
     for key in changes:

@@ -33,31 +33,13 @@ def evaluate_on(
 ) -> Path:
     """Evaluate every segmenter of a study on a cohort, write the results and return their folder.
 
-    Evaluations are cells of the study: those that are done are kept, also by ``study clean``.
+    ``split`` is that of the cohort, or ``all``; ``name`` that of the test, by default the cohort's folder's.
+    Evaluations are cells of the study, run by ``executor``: those that are done are kept, also by ``study clean``.
 
-    Parameters
-    ----------
-    run : Path
-        Folder of the study.
-    cohort : Cohort
-        With the study's subtypes and resolution.
-    split : str
-        The part of the cohort, or ``all``.
-    name : str, optional
-        Name of the test; that of the cohort's folder if not given.
-    executor : ExecutorConfig, optional
-        Where cells run; in this process if not given.
-
-    Raises
-    ------
-    InputError
-        The study has not finished, or the cohort has no such part.
-    StorageError
-        The study's results have changed since they were written.
-    LeakageError
-        A patient of the part was trained on, or an image under another name.
-    MismatchError
-        The cohort has other subtypes or another resolution, or the name belongs to another cohort.
+    Raises InputError where the study has not finished, or the cohort has no such split; StorageError where the study's
+    results have changed since they were written; LeakageError where a patient of it was trained on, or an image
+    under another name; MismatchError where the cohort has other subtypes or another resolution, or the name belongs to
+    another cohort.
     """
     root, segmenters = run / CELLS, _segmenters(run)
     headers = [read_header(root / row.folder) for row in segmenters]

@@ -78,12 +78,8 @@ class Cell:
 def plan_study(study: StudyConfig, recipe: Recipe) -> list[Cell]:
     """Return the cells of a study, each after all that it needs.
 
-    Raises
-    ------
-    ConfigError
-        A network cannot work on patches of the recipe's size.
-    InputError
-        The cohort is missing, has no training, validation or test part, or regions smaller than a patch.
+    Raises ConfigError where a network cannot work on patches of the recipe's size; InputError where the cohort is
+    missing, has no training, validation or test part, or regions smaller than a patch.
     """
     arms = study.arms
     recipe.segmenter.check_size(recipe.size_px)
@@ -187,10 +183,7 @@ def cohort_cell(cohort: Cohort) -> Cell:
 def cohort_with_fewer(cohort: Cohort, train_patients: int, seed: int) -> Cell:
     """Return the cell of a cohort that trains on fewer patients.
 
-    Raises
-    ------
-    InputError
-        The training part has fewer patients than that.
+    Raises InputError where the training part has fewer patients than that.
     """
     training_patients(cohort, train_patients)
     settings = {"whole": cohort.fingerprint, "train_patients": train_patients, "train_patients_seed": seed}

@@ -72,15 +72,11 @@ class SynthesisConfig(Config):
 class Layout:
     """A relabelled mask."""
 
-    number: int
-    """Of the patch, from which all its random numbers derive."""
-    patch: Patch
-    """The real patch with its new subtypes; the image is the real one."""
-    before: dict[int, int]
-    """The subtypes that it had."""
+    number: int  # of the patch, from which all its random numbers derive
+    patch: Patch  # the real patch with its new subtypes; the image is the real one
+    before: dict[int, int]  # the subtypes that it had
     redraw: np.ndarray  # (H, W) bool: pixels of instances that got a new label, or were moved
-    moved: Mapping[int, Source] = field(default_factory=dict)
-    """Where each moved instance was cut out."""
+    moved: Mapping[int, Source] = field(default_factory=dict)  # where each moved instance was cut out
 
 
 @dataclass(frozen=True, kw_only=True)
