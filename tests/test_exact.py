@@ -88,6 +88,12 @@ def test_types_and_images_that_are_numbers_stay_recognisable(tmp_path):
     assert file.skipped == {"two points of a type that is only a number (a box or a line?)": 1}
 
 
+@pytest.mark.parametrize("exact_type", [None, ""])
+def test_a_row_without_a_type_is_unclassified(tmp_path, exact_type):
+    (annotation,) = read(tmp_path, [row(exact_type=exact_type)]).annotations
+    assert annotation.label == "Unclassified"
+
+
 @pytest.mark.parametrize("types", [{"7": "Tumour"}, page([TUMOUR]), [TUMOUR]])
 def test_a_file_of_types_names_them(tmp_path, types):
     assert read(tmp_path, [row(exact_type=7)], types).labels == {"Tumour": 1}

@@ -241,8 +241,8 @@ def _add_row(
 ) -> None:
     where = f"{collector.path} row {number}"
     given = row.get("annotation_type")
-    type_id = _id(given, f"{where} annotation_type") if given is not None else None
-    exact_type = known.get(type_id or "", ExactType(UNCLASSIFIED if type_id is None else f"type {type_id}"))
+    type_id = "" if given is None else _id(given, f"{where} annotation_type")
+    exact_type = known.get(type_id, ExactType(f"type {type_id}" if type_id else UNCLASSIFIED))
     kind = exact_type.vector_type
     if not isinstance(row.get("deleted", False), bool | None):
         raise OddObjectError(f"{where} deleted: expected true or false, found {shown(row['deleted'])}; save it again")
@@ -257,7 +257,7 @@ def _add_row(
     collector.add(
         collector.polygon([[rectangle(points) if kind in {BOX, FIXED_BOX} else points]], where),
         identifier=identifier(row.get("unique_identifier") or row.get("id"), number),
-        label=labels.get(type_id or "", exact_type.name),
+        label=labels.get(type_id, exact_type.name),
         slide=_slide(row.get("image"), f"{where} image"),
         number=row["image"].get("id") if isinstance(row.get("image"), dict) else row.get("image"),
     )
