@@ -142,14 +142,15 @@ def test_networks_of_an_unsplit_cohort_are_timed_once_for_all_folds(tmp_path, mo
     assert len({taken for row, taken in plan.state.open if row.stage == "segmenter"}) == 1
 
 
-def test_folds_share_no_cell_and_no_seed_and_arms_of_a_fold_share_theirs(tmp_path):
-    cells = [cell for cell in planned(tmp_path) if cell.fold]
+@pytest.mark.parametrize("arms", [[], ["spade+200+hard", "spade+auto", "spade+100+filtered+masked"]])
+def test_folds_share_no_cell_and_no_seed_and_arms_of_a_fold_share_theirs(tmp_path, arms):
+    cells = [cell for cell in planned(tmp_path, amounts=[0.5, 1.0], extra_arms=arms) if cell.fold]
     of_fold = {cell.folder: cell.fold for cell in cells}
     assert len(of_fold) == len(cells)
     assert all(of_fold.get(need, cell.fold) == cell.fold for cell in cells for need in cell.needs)
     seeds = {}
     for cell in cells:
-        if cell.stage == "segmenter":
+        if cell.stage == "segmenter" and not cell.fit:
             seeds.setdefault((cell.repeat, cell.fold), set()).add(cell.settings["seed"])
     assert [len(found) for found in seeds.values()] == [1] * 4
     assert len(set.union(*seeds.values())) == 4
