@@ -24,6 +24,10 @@ from counterstain.config import Config, build
 from counterstain.errors import ConfigError, CounterstainError, InputError, StorageError
 
 SPAWN = multiprocessing.get_context("spawn")  # a forked process could use neither CUDA nor OpenMP
+# Of a process that imports once what all need and does nothing else, so that it may be forked.
+COPIES = multiprocessing.get_context(
+    "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+)
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 SECONDS_TO_SAVE = 20.0
 CORES = "COUNTERSTAIN_CORES"  # environment variable: cores that a process may use where others share the machine
@@ -71,7 +75,7 @@ def shared_out(config: ExecutorConfig) -> Iterator[Map]:
     else:
         ending, lifeline = SPAWN.Pipe(duplex=False)
         with ProcessPoolExecutor(
-            config.processes, mp_context=SPAWN, initializer=_watch_the_driver, initargs=(ending,)
+            config.processes, mp_context=COPIES, initializer=_watch_the_driver, initargs=(ending,)
         ) as pool:
             try:
                 yield partial(_in_pool, pool)
@@ -86,6 +90,7 @@ _LOST = "a process was killed; perhaps memory ran out; the same command goes on 
 
 
 def _in_pool(pool: ProcessPoolExecutor, function: Callable[..., Any], *items: Iterable[Any]) -> Iterator[Any]:
+    multiprocessing.set_forkserver_preload([getattr(function, "func", function).__module__])
     with children_inherit(threads=1):
         outcomes = pool.map(partial(_outcome_of, function), *items)
     return _results_of(outcomes)
