@@ -173,10 +173,8 @@ def predict(
         [default: bounds; canvas for a cohort].
     object_type : str
         annotation or detection, in QuPath.
-    regions_per_slide : int
-        With --regions auto: how many at most.
-    region_size_um : float
-        With --regions auto: edge in micrometres.
+    regions_per_slide, region_size_um
+        As for :func:`import_slides`.
     segmenter, device
         As for :func:`evaluate`.
     """

@@ -224,16 +224,10 @@ def import_labels(
 
     Parameters
     ----------
-    annotations : str or Path
-        Folder of annotation files, or one file.
-    format : str
-        exact, qupath, asap, aperio, halo or sliderunner.
     taxonomy : str, optional
         her2 or a YAML file: names of subtypes are filled in [default: her2 where labels have its names].
-    types : str or Path, optional
-        EXACT: saved annotation types, where rows hold only their numbers.
-    objects : str
-        QuPath: types of the objects to read, of annotation, detection, cell, tile, tma_core, with commas.
+    annotations, format, types, objects
+        As for :func:`import_slides`.
     """
     from counterstain.io.annotations import files_of_other_formats, read_all
     from counterstain.io.labels import draft_labels
