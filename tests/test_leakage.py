@@ -17,9 +17,9 @@ from counterstain.audit.audit import require_auditable
 from counterstain.audit.judge import JudgeFilter, train_judge
 from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint
 from counterstain.data.cohort import CohortWriter
-from counterstain.data.patches import Source
+from counterstain.data.patches import ImageKey, Source, image_key
 from counterstain.data.sampling import CopyPasteConfig, PastedPatches, SamplingConfig
-from counterstain.data.split import PATIENTS_SEEN_FILE, ImageKey, check_no_leak, image_key, patient_key
+from counterstain.data.split import PATIENTS_SEEN_FILE, check_no_leak, patient_key
 from counterstain.errors import InputError, LeakageError
 from counterstain.generators.diffusion_config import DistillationConfig
 from counterstain.generators.published_weights import export_weights

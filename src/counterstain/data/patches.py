@@ -5,6 +5,7 @@ Real and synthetic patches are the same record. Shapes: H, W = rows and columns 
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy, colours, palette
 Box = tuple[int, int, int, int]  # y0, x0, y1, x1; ends excluded
 BAND_PX = 512  # rows of a map that are counted at once
 LARGEST_TABLE = 2**16  # ids up to this are looked up, or counted, in a table of all ids
+FEW_COLOURS = 8  # an image that has no more is no tissue
 GAP_PX = 4  # between image and mask in a notebook
 
 
@@ -260,3 +262,34 @@ def instance_boxes(bands: Iterable[np.ndarray]) -> Iterator[tuple[int, int, Box]
         top += len(band)
     for instance in sorted(found):
         yield instance, *found[instance]
+
+
+def image_key(image: np.ndarray) -> str | None:
+    """Return a hash of an image, (H, W, 3) uint8, as :class:`ImageKey` does."""
+    key = ImageKey(*image.shape[:2])
+    key.add(image)
+    return key.value
+
+
+class ImageKey:
+    """A hash of an image, H x W px, by which it is known under any name; the image is added in bands, from the top."""
+
+    def __init__(self, height_px: int, width_px: int) -> None:
+        self._digest = hashlib.blake2b(digest_size=8, person=f"{height_px}x{width_px}".encode())
+        self._colours: list[np.ndarray] = []  # until they are more than a few
+
+    def add(self, band: np.ndarray) -> None:
+        """Add the next rows, (h, W, 3) uint8."""
+        self._digest.update(np.ascontiguousarray(band).data)
+        pixels = band.reshape(-1, 3)
+        for others in (pixels[:: 1 + len(pixels) // 1024], pixels):
+            for colour in self._colours if len(self._colours) <= FEW_COLOURS else ():
+                others = others[(others != colour).any(axis=-1)]  # noqa: PLW2901
+            while len(others) and len(self._colours) <= FEW_COLOURS:
+                self._colours.append(others[0].copy())
+                others = others[(others != others[0]).any(axis=-1)]  # noqa: PLW2901
+
+    @property
+    def value(self) -> str | None:
+        """The hash; None of an image of a few colours, which is no tissue: glass, or a drawing."""
+        return self._digest.hexdigest() if len(self._colours) > FEW_COLOURS else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from pydantic import Field
 
 from counterstain.config import Config
 from counterstain.data.cohort import PACKS_AT, PARTS, Cohort, missing_subtypes, packs_of
-from counterstain.data.patches import BAND_PX
+from counterstain.data.patches import BAND_PX, ImageKey
 from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.remote import Place
 from counterstain.seeding import numpy_generator
@@ -27,7 +26,6 @@ SAME_IMAGE = "patients_with_one_image"  # pairs of patients in import.json
 NAMED = 3  # patients that a message names
 RETRAIN = "train the generator on this cohort's training part only, or restore the split that it was trained on"
 BARCODE = re.compile(r"tcga-\w\w-\w{4}(?=[-.]|$)")
-FEW_COLOURS = 8
 SPELLINGS = "import the cohort again with one spelling"
 TABLES = ("regions.parquet", "instances.parquet", "cohort.json")  # the last one makes a cohort of the folder
 
@@ -68,37 +66,6 @@ def patient_key(name: str) -> str:
 def same_patient(names: Iterable[str]) -> tuple[str, str] | None:
     """Return the first two names that are spellings of one patient."""
     return first_alike(names, patient_key)
-
-
-def image_key(image: np.ndarray) -> str | None:
-    """Return a hash of an image, (H, W, 3) uint8, as :class:`ImageKey` does."""
-    key = ImageKey(*image.shape[:2])
-    key.add(image)
-    return key.value
-
-
-class ImageKey:
-    """A hash of an image, H x W px, by which it is known under any name; the image is added in bands, from the top."""
-
-    def __init__(self, height_px: int, width_px: int) -> None:
-        self._digest = hashlib.blake2b(digest_size=8, person=f"{height_px}x{width_px}".encode())
-        self._colours: list[np.ndarray] = []  # until they are more than a few
-
-    def add(self, band: np.ndarray) -> None:
-        """Add the next rows, (h, W, 3) uint8."""
-        self._digest.update(np.ascontiguousarray(band).data)
-        pixels = band.reshape(-1, 3)
-        for others in (pixels[:: 1 + len(pixels) // 1024], pixels):
-            for colour in self._colours if len(self._colours) <= FEW_COLOURS else ():
-                others = others[(others != colour).any(axis=-1)]  # noqa: PLW2901
-            while len(others) and len(self._colours) <= FEW_COLOURS:
-                self._colours.append(others[0].copy())
-                others = others[(others != others[0]).any(axis=-1)]  # noqa: PLW2901
-
-    @property
-    def value(self) -> str | None:
-        """The hash; None of an image of a few colours, which is no tissue: glass, or a drawing."""
-        return self._digest.hexdigest() if len(self._colours) > FEW_COLOURS else None
 
 
 def tissue_of(cohort: Cohort) -> tuple[str, ...]:

@@ -22,9 +22,9 @@ from pydantic import Field
 
 from counterstain.config import Config, build
 from counterstain.data.cohort import Cohort, CohortWriter
-from counterstain.data.patches import Components, components
+from counterstain.data.patches import Components, components, image_key
 from counterstain.data.region_store import Region
-from counterstain.data.split import PATIENTS_SEEN_FILE, SAME_IMAGE, image_key, read_patients_seen
+from counterstain.data.split import PATIENTS_SEEN_FILE, SAME_IMAGE, read_patients_seen
 from counterstain.errors import ConfigError, CounterstainWarning, InputError, TaxonomyError
 from counterstain.io.labels import taxonomy_of
 from counterstain.io.masks import TISSUE, Drawn, ValueMeanings, read_ids, read_mask, read_stored

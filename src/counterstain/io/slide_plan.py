@@ -17,7 +17,7 @@ import shapely
 from pydantic import Field
 
 from counterstain.config import Config
-from counterstain.data.split import image_key
+from counterstain.data.patches import image_key
 from counterstain.errors import CounterstainWarning, InputError
 from counterstain.io.annotations import first_names, slide_of
 from counterstain.io.annotations.outlines import Annotation, AnnotationFile, polygonal

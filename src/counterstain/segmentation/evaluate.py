@@ -15,8 +15,8 @@ import pandas as pd
 
 from counterstain.checkpoints import CheckpointHeader, require_taxonomy
 from counterstain.data.cohort import PARTS, Cohort
-from counterstain.data.patches import label_mask
-from counterstain.data.split import ImageKey, check_no_leak
+from counterstain.data.patches import ImageKey, label_mask
+from counterstain.data.split import check_no_leak
 from counterstain.devices import choose_device, fast_arithmetic, place
 from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.progress import bar
