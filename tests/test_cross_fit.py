@@ -148,6 +148,8 @@ def test_a_study_draws_hard_masks_and_chooses_an_amount(tmp_path):
     assert set(found["slides"]) == set(cohort.regions.loc[cohort.regions["split"] == "train", "slide"])
     (choice,) = [cell for cell in cells if cell.stage == "amount"]
     amount = json.loads((root / choice.folder / "amount.json").read_text())
+    recorded = json.loads((results / "study.json").read_text())["amounts"]
+    assert recorded == {"oracle+auto": [amount["amount"]]}
     assert amount["patients"] == 7  # of the training and validation parts
     (auto,) = [cell for cell in cells if cell.stage == "segmenter" and cell.arm == "oracle+auto"]
     assert read_header(root / auto.folder).notes["synthetic_patches"] == 64 * amount["amount"]
@@ -159,3 +161,15 @@ def test_a_study_draws_hard_masks_and_chooses_an_amount(tmp_path):
     assert set(pd.read_csv(results / "results.csv")["arm"]) == {"subtype", *arms}
     assert set(pd.read_csv(results / "fairness.csv")["arm"]) == {"subtype", *arms}
     assert run_study(study, tmp_path / "run") == results  # nothing is made again
+
+
+def test_folds_of_a_cross_validation_cross_fit_their_own_training_patients(tmp_path):
+    cohort = {"phantom": {"slides": 9, "regions_per_slide": 1, "size_px": 64}, "folds": 2}
+    _, cells = planned(tmp_path, "spade+100+hard", "spade+auto", amounts=[0.5, 1.0], cohort=cohort)
+    by_folder = {cell.folder: cell for cell in cells}
+    assert len(by_folder) == len({cell.name for cell in cells}) == len(cells)
+    for cell in cells:
+        if cell.fit:
+            assert all(by_folder[need].fold in {0, cell.fold} for need in cell.needs)
+    assert [cell.fold for cell in cells if cell.stage == "hardness"] == [1, 2]
+    assert len([cell for cell in cells if cell.stage == "cohort"]) == 1 + 2 + 2 * 3

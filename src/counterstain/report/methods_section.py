@@ -243,16 +243,22 @@ def _variants(study: StudyRecord) -> str:
     used = {variant for arm in study.arms for variant in arm.variants}
     sentences = [sentence(config) for variant, sentence in VARIANT_SENTENCES.items() if variant in used]
     if any(arm.auto for arm in study.arms):
-        sentences.append(_auto(config))
+        sentences.append(_auto(config, study))
     return " ".join(sentences)
 
 
-def _auto(variants: VariantsConfig) -> str:
+def _auto(variants: VariantsConfig, study: StudyRecord) -> str:
+    chosen = "; ".join(
+        f"{arm.label}: {', '.join(f'{100 * amount:g}{PERCENT}' for amount in study.amounts[arm.name])}"
+        for arm in study.arms
+        if arm.name in study.amounts
+    )
     return (
         f"The amount of arms +auto was chosen by cross-fitting: {variants.cross_fit} times, generators and segmenters "
         "were trained without a part of the training patients and tested on it and on the validation patients. The "
         "smallest amount was taken whose mean Dice over patients was at most one standard error of the difference "
         "below the best (one-standard-error rule, Breiman et al. 1984); test patients took no part."
+        + (f" Chosen: {chosen}." if chosen else "")
     )
 
 

@@ -78,6 +78,7 @@ class StudyRecord(Record):
     failed: tuple[Failure, ...] = ()
     filter: dict[str, FilterCount] = Field(default_factory=dict)  # by synthetic set
     device: str = ""
+    amounts: dict[str, list[float]] = Field(default_factory=dict)  # arm -> what cross-fitting chose, in each fold
     folds: tuple[dict[str, list[str]], ...] = ()  # patients by part, and subtypes that its training patients lack
 
     @property

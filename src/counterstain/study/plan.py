@@ -285,7 +285,7 @@ class _Planner:
             cells, roles = self._fitted(tried)
             settings = {"tried": {one.name: one.amount for one in tried}}
             chosen = self._cell(f"amount of {arm.name}", "amount", "cross-fit", settings, **roles)
-            chains[arm.name] = [*cells, chosen]
+            chains[arm.name] = [*cells, replace(chosen, arm=arm.name)]
         return chains
 
     def _most(self, arm: Arm) -> float:

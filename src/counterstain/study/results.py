@@ -24,12 +24,12 @@ from counterstain.data.patch_set import PatchSet
 from counterstain.generators.methods import METHODS
 from counterstain.recipe import Recipe
 from counterstain.segmentation.counts import TABLE_COLUMNS, measures
-from counterstain.storage import committing, read_sealed, write_csv, write_json, write_sealed
+from counterstain.storage import committing, read_json, read_sealed, write_csv, write_json, write_sealed
 from counterstain.study.config import StudyConfig
 from counterstain.study.pictures import write_examples, write_gallery
 from counterstain.study.plan import CELLS, REFERENCE, Cell
 from counterstain.study.records import fairness_table
-from counterstain.study.stages import merged, open_cohort, software
+from counterstain.study.stages import AMOUNT_FILE, merged, open_cohort, software
 from counterstain.study.status import DONE_FILE, FILES_FILE, is_done, notes_of
 from counterstain.synthesis.synthesize import rejections
 from counterstain.taxonomy import Taxonomy
@@ -42,9 +42,10 @@ def write_results(
     study: StudyConfig, recipe: Recipe, cells: Sequence[Cell], out: Path, failures: dict[str, str]
 ) -> Path:
     """Collect the results of all finished cells in one step, but for cross-fitting, and return their folder."""
-    root, cells = out / CELLS, [cell for cell in cells if not cell.fit]
+    root = out / CELLS
+    notes = [read_sealed(root / cell.folder / DONE_FILE) for cell in cells if is_done(cell, root)]
+    cells = [cell for cell in cells if not cell.fit]
     done = [cell for cell in cells if is_done(cell, root)]
-    notes = [read_sealed(root / cell.folder / DONE_FILE) for cell in done]
     cohort, folds = open_cohort(root / cells[0].folder), [c for c in done if c.stage == "cohort" and c.fold]
     if folds:
         cohort.regions["split"] = "test"  # each patient is tested in one of them
@@ -59,6 +60,9 @@ def write_results(
             # What the cells noted: this process may have made none of them.
             **merged([note for note in notes if "versions" in note] or [software()]),
         }
+        if chosen := [cell for cell in done if cell.stage == "amount"]:
+            found = [(cell.arm, read_json(root / cell.folder / AMOUNT_FILE)["amount"]) for cell in chosen]
+            happened["amounts"] = {arm: [amount for other, amount in found if other == arm] for arm, _ in found}
         if folds:
             happened["folds"] = [_fold_record(open_cohort(root / cell.folder)) for cell in folds]
         write_json(folder / "study.json", _study(study, recipe, cohort) | happened)
