@@ -24,6 +24,7 @@ from counterstain.errors import InputError
 from counterstain.generators.spade_config import UPSAMPLINGS
 
 LEAK = 0.2
+LAYERS = 4  # of a discriminator, before its verdict
 ENCODED_PX, LAST_PX = 256, 4  # SPADE's encoder shrinks images to the first size and halves them to the second
 POWER_ITERATIONS = 50
 STAIN_VALUES = 6
@@ -160,12 +161,12 @@ def settle_spectral_norms(network: nn.Module) -> None:
 class ScaleDiscriminator(nn.Module):
     """4 x 4 convolutions with spectral and instance norm; returns the features of every layer, the verdict last."""
 
-    def __init__(self, channels: int, width: int, layers: int) -> None:
+    def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        features = [min(width * 2**i, width * 8) for i in range(layers)]
+        features = [min(width * 2**i, width * 8) for i in range(LAYERS)]
         stages: list[nn.Module] = [nn.Sequential(_conv(channels, features[0], 2, 2), nn.LeakyReLU(LEAK))]
-        for i in range(1, layers):
-            conv = spectral_norm(_conv(features[i - 1], features[i], 1 if i == layers - 1 else 2, 2, bias=False))
+        for i in range(1, LAYERS):
+            conv = spectral_norm(_conv(features[i - 1], features[i], 1 if i == LAYERS - 1 else 2, 2, bias=False))
             stages.append(nn.Sequential(conv, nn.InstanceNorm2d(features[i]), nn.LeakyReLU(LEAK)))
         stages.append(_conv(features[-1], 1, 1, 2))
         self.stages = nn.ModuleList(stages)
@@ -182,9 +183,9 @@ class ScaleDiscriminator(nn.Module):
 class MultiscaleDiscriminator(nn.Module):
     """The same discriminator at full and at half size."""
 
-    def __init__(self, channels: int, width: int, layers: int = 4, scales: int = 2) -> None:
+    def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.discriminators = nn.ModuleList(ScaleDiscriminator(channels, width, layers) for _ in range(scales))
+        self.discriminators = nn.ModuleList(ScaleDiscriminator(channels, width) for _ in range(2))
 
     def forward(self, x: Tensor) -> list[list[Tensor]]:
         """(B, channels, H, W) -> for each scale the features of every layer, the verdict last."""
@@ -201,11 +202,11 @@ class PatchDiscriminator(nn.Sequential):
     Its weights start from a normal distribution of standard deviation 0.02 (Radford et al. 2016).
     """
 
-    def __init__(self, width: int = 64, layers: int = 3) -> None:
-        features = [min(width * 2**i, width * 8) for i in range(layers + 1)]
+    def __init__(self, width: int) -> None:
+        features = [min(width * 2**i, width * 8) for i in range(LAYERS)]
         stages: list[nn.Module] = [_conv(3, features[0], 2, 1), nn.LeakyReLU(LEAK)]
-        for i in range(1, layers + 1):
-            conv = _conv(features[i - 1], features[i], 1 if i == layers else 2, 1, bias=False)
+        for i in range(1, LAYERS):
+            conv = _conv(features[i - 1], features[i], 1 if i == LAYERS - 1 else 2, 1, bias=False)
             stages += [conv, nn.BatchNorm2d(features[i]), nn.LeakyReLU(LEAK)]
         super().__init__(*stages, _conv(features[-1], 1, 1, 1))
         for stage in self:

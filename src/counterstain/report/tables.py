@@ -106,7 +106,7 @@ UNDEFINED = Effect()
 Effects = dict[tuple[str, str], Effect]  # by name of the arm and measure
 
 
-def effects_on_test(results: Results, *, draws: int = 10_000, seed: int = 0) -> Effects:
+def effects_on_test(results: Results, *, draws: int = 10_000) -> Effects:
     """Return the differences from the reference arm on the test set, with 95 % intervals, p-values and power.
 
     Only Dice, subtype variance and recalls have the latter; other measures have only their differences.
@@ -116,7 +116,7 @@ def effects_on_test(results: Results, *, draws: int = 10_000, seed: int = 0) -> 
     counts = results.counts.loc[results.counts["split"] == "test"]
     measures = _measures(study.taxonomy, counts)
     labels = study.taxonomy.num_labels
-    tested = effects_of(counts, study.reference, measures, num_labels=labels, draws=draws, seed=seed)
+    tested = effects_of(counts, study.reference, measures, num_labels=labels, draws=draws)
     joined = paired.loc[paired["split"] == "test"].merge(tested.drop(columns="n"), on=["arm", "measure"], how="left")
     names, rows = [field.name for field in fields(Effect)], joined.to_dict(orient="records")
     return {(row["arm"], row["measure"]): Effect(**{name: row[name] for name in names}) for row in rows}

@@ -27,6 +27,7 @@ ENDS = ("low", "high", "relative_low", "relative_high")
 ALL_UP_TO = 12  # patients; all 2**12 permutations are tried, beyond that DRAWN of them
 DRAWN = 5_000
 FEWEST_PATIENTS = 3  # with two, Student's interval is 6.5 times that of the normal distribution and says nothing
+SUMMARY_DRAWS = 2000  # of the interval of one segmenter
 UNDEFINED = 0.05  # share of draws without a value above which there is no interval
 SAME = 1e-9  # relative; sums in another order differ by less
 
@@ -78,7 +79,7 @@ def bootstrap_interval(
     return dict(zip(ENDS, map(float, ends), strict=True)) | {"undefined": float(1 - defined.mean())}
 
 
-def interval_of(counts: np.ndarray, measure: Measure, *, draws: int = 2000) -> tuple[float, float]:
+def interval_of(counts: np.ndarray, measure: Measure) -> tuple[float, float]:
     """Return the 95 % interval of a measure of pooled pixels over the patients (or slides) of (P, L, 2) counts.
 
     As :func:`bootstrap_interval`, for one arm and one repeat. The measure is one of shares, 0 to 1. NaN for one or two
@@ -88,7 +89,7 @@ def interval_of(counts: np.ndarray, measure: Measure, *, draws: int = 2000) -> t
     size = len(counts)
     if size < FEWEST_PATIENTS:
         return float("nan"), float("nan")
-    drawn = np.einsum("bp,pls->bls", bootstrap_weights(0, "patients", size, draws), counts)
+    drawn = np.einsum("bp,pls->bls", bootstrap_weights(0, "patients", size, SUMMARY_DRAWS), counts)
     stretch = float(stdtrit(size - 1, (1 + LEVEL) / 2) / ndtri((1 + LEVEL) / 2))
     values = measure(drawn)
     if np.isnan(values).mean() > UNDEFINED:
