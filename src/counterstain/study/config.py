@@ -126,7 +126,8 @@ class VariantsConfig(Config):
     layouts: CopyPasteConfig = CopyPasteConfig()
     """``+layouts``: which instances are moved into synthetic patches, and how many."""
     cross_fit: Annotated[int, Field(ge=2)] = 3
-    """``+hard``, ``METHOD+auto``: folds of the training patients, each tested by networks trained on the others."""
+    """``+hard``, ``METHOD+auto``: parts of the training patients, each tested by networks trained on the others; for
+    ``METHOD+auto`` its generators are trained anew for each."""
     filtered: JudgeFilterConfig = JudgeFilterConfig()
     """``+filtered``: which synthetic patches a judge lets pass, the same for all methods."""
     pretrain: Annotated[float, Field(gt=0, lt=1)] = 0.5
