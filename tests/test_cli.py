@@ -1,6 +1,8 @@
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from counterstain.cli import printing
 from counterstain.data.cohort import Cohort
 
 HELP = """
@@ -200,3 +203,12 @@ def test_a_format_that_is_unknown_or_not_the_files_is_one_line_and_status_2(run,
         2,
         "error: --format xml: unknown; expected exact, qupath, asap, aperio, halo, sliderunner\n",
     )
+
+
+@pytest.mark.parametrize(("age_s", "said"), [(0, "trained"), (3600, "is trained already")])
+def test_a_network_that_was_trained_before_is_not_called_trained_now(tmp_path, capsys, age_s, said):
+    (tmp_path / "model.json").write_text("{}")
+    then = time.time() - age_s
+    os.utime(tmp_path / "model.json", (then, then))
+    printing.segmenter(tmp_path, {"cohort": "cohort"})
+    assert capsys.readouterr().out.startswith(f"{tmp_path}: {said}")

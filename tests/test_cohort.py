@@ -280,6 +280,14 @@ def test_a_damaged_pack_is_an_error(tmp_path, missing):
         cohort.read(0)
 
 
+def test_a_torn_description_of_a_pack_has_one_remedy(tmp_path):
+    cohort = store(tmp_path / "cohort", region("a"))
+    (cohort.folder / "packs" / "all.ome.zarr" / "0" / "zarr.json").write_text('{"zarr_fo')
+    with pytest.raises(StorageError, match="import the cohort again") as error:
+        cohort.read(0)
+    assert "make it again" not in str(error.value)
+
+
 @pytest.mark.parametrize("array", ["0", "labels/instances/0"])
 def test_a_region_that_lacks_one_of_its_chunks_is_an_error(tmp_path, monkeypatch, array):
     monkeypatch.setattr(region_store, "CHUNK_PX", 16)

@@ -18,7 +18,7 @@ from counterstain.config import (
     to_yaml,
 )
 from counterstain.errors import ConfigError
-from counterstain.recipe import Recipe
+from counterstain.recipe import Recipe, load_recipe
 from counterstain.seeding import derive, numpy_generator, torch_generator
 
 
@@ -51,6 +51,18 @@ def test_torch_generators_depend_on_their_keys():
     drawn = [torch.randn(3, generator=torch_generator(0, "noise", i)) for i in (1, 1, 2)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [
+        ("-1", r"workers: Input should be greater than or equal to 0 or 'auto' \(got -1\)$"),
+        ("many", r"workers: Input should be a valid integer, .* or 'auto' \(got 'many'\)$"),
+    ],
+)
+def test_a_setting_with_alternatives_names_them_once(workers, message):
+    with pytest.raises(ConfigError, match=message):
+        load_recipe("best", None, [f"segmenter.training.workers={workers}"])
 
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"

@@ -21,6 +21,7 @@ from counterstain.io import import_slides as module
 from counterstain.io.annotations import FORMATS, looks_like, read_annotations
 from counterstain.io.import_slides import import_slides, read_region
 from counterstain.processes import ExecutorConfig
+from counterstain.progress import silent
 from counterstain.storage import read_json
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -448,8 +449,10 @@ def test_an_interrupted_import_goes_on_and_ends_the_same(two_slides: Lab, tmp_pa
         two_slides.load()
     with pytest.raises(InputError, match="interrupted"):
         Cohort.open(two_slides.out)
-    cohort = two_slides.load()
+    bars = []
+    cohort = two_slides.load(progress=lambda *words: bars.append(words) or silent(*words))
     assert len(written) == 5  # the third region twice
+    assert bars == [("regions, 2 of them from before", 4)]
     assert cohort.fingerprint == whole.fingerprint
     for name in ("import.json", "annotations.parquet", "overview/b.png"):
         assert (two_slides.out / name).read_bytes() == (whole.folder / name).read_bytes()

@@ -17,6 +17,7 @@ from counterstain.devices import prepared
 from counterstain.errors import ConfigError, DivergenceError, LeakageError, StorageError
 from counterstain.processes import CORES
 from counterstain.seeding import torch_generator
+from counterstain.storage import claim
 from counterstain.training import Trainable, fit
 from counterstain.training_config import TrainingConfig
 
@@ -328,6 +329,18 @@ def test_a_reading_error_costs_no_step(tmp_path, monkeypatch, error):
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path):
     with pytest.raises(DivergenceError, match="step 4: loss is nan; lower the learning rate"):
         trained(tmp_path / "x", Line(diverge_at=3))
+
+
+def test_a_training_that_fails_before_its_state_is_saved_leaves_its_folder_free(tmp_path):
+    claim(tmp_path / "x", "train line", {})
+    with pytest.raises(DivergenceError):
+        trained(tmp_path / "x", Line(diverge_at=3))
+    assert not (tmp_path / "x").exists()
+    claim(tmp_path / "y", "train line", {})
+    (tmp_path / "y" / "notes.txt").write_text("mine")
+    with pytest.raises(DivergenceError):
+        trained(tmp_path / "y", Line(diverge_at=3))
+    assert (tmp_path / "y" / "run.json").exists()
 
 
 def test_a_batch_that_micro_batches_cannot_share_is_refused():

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -73,6 +76,7 @@ same as today."""
 
 LARGEST_YAML_BYTES, MOST_YAML_VALUES = 1_000_000, 100_000
 SHOWN_FAULTS, SHOWN_CHARACTERS = 4, 80
+ALTERNATIVE = re.compile(r"constrained-\w+|literal\[.*\]")  # what pydantic calls one of several types in a place
 EXPECTED = {  # instead of pydantic's own words
     "missing": "required",
     "tuple_type": "expected a list, such as [a, b]",
@@ -208,13 +212,19 @@ def _describe(model: type[BaseModel], error: ValidationError) -> str:
     faults = error.errors(include_url=False)
     within = {fault["loc"][:depth] for fault in faults for depth in range(1, len(fault["loc"]))}
     faults = [fault for fault in faults if fault["loc"] not in within]  # a list is too short without its faulty items
-    said = dict.fromkeys(_fault(model, fault) for fault in faults[:SHOWN_FAULTS])
-    more = f" (and {len(faults) - SHOWN_FAULTS} more)" if len(faults) > SHOWN_FAULTS else ""
+    places: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
+    for fault in faults:
+        places.setdefault(tuple(part for part in fault["loc"] if not ALTERNATIVE.fullmatch(str(part))), []).append(
+            fault
+        )
+    said = dict.fromkeys(itertools.starmap(partial(_fault, model), itertools.islice(places.items(), SHOWN_FAULTS)))
+    more = f" (and {len(places) - SHOWN_FAULTS} more)" if len(places) > SHOWN_FAULTS else ""
     return "; ".join(said) + more
 
 
-def _fault(model: type[BaseModel], fault: ErrorDetails) -> str:
-    place = ".".join(str(part) for part in fault["loc"])
+def _fault(model: type[BaseModel], loc: tuple[int | str, ...], faults: Sequence[ErrorDetails]) -> str:
+    """Return what is wrong at a place; of a setting with alternatives, every one of them says so."""
+    place, fault = ".".join(map(str, loc)), faults[0]
     if fault["type"] == "extra_forbidden":
         known = _known_keys(model, fault["loc"][:-1])
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
@@ -222,7 +232,8 @@ def _fault(model: type[BaseModel], fault: ErrorDetails) -> str:
         near = near or ([" or ".join(deeper)] if len(fault["loc"]) == 1 and deeper else [])
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(sorted(known))}"
         return f"{_short(place)}: unknown key; {hint}"
-    message = EXPECTED.get(fault["type"], fault["msg"].removeprefix("Value error, "))
+    messages = [EXPECTED.get(other["type"], other["msg"].removeprefix("Value error, ")) for other in faults]
+    message = " or ".join([messages[0], *(other.removeprefix("Input should be ") for other in messages[1:])])
     given = fault["input"]
     shown = "" if isinstance(given, Mapping | list | tuple | BaseModel) else f" (got {_short(repr(given))})"
     return f"{_short(place)}: {message}{shown}" if place else f"{message}{shown}"

@@ -29,6 +29,8 @@ from counterstain.remote import Place
 
 RUN_FILE = "run.json"
 SAMPLE_BLOCKS, BLOCK_BYTES = 64, 2**16  # what is read of a large file to know it again
+LOG_FOLDER = "logs"  # of a training
+REMAKE = "delete its folder and make it again"
 CHECKSUM = "checksum"  # key of a JSON file that says what the rest must hash to
 MAX_NAME = 100  # characters of a name on disk; with a suffix and what marks it as partial, file systems take it
 FORMULA = re.compile(r"'*[=+\-@\t\r].")  # how a cell begins that a spreadsheet would compute
@@ -120,7 +122,7 @@ def read_json(path: Place) -> Any:
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise StorageError(f"{path}: damaged ({error}); delete its folder and make it again") from error
+        raise StorageError(f"{path}: damaged ({error}); {REMAKE}") from error
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
@@ -136,9 +138,7 @@ def read_sealed(path: Place) -> dict[str, Any]:
     content = read_json(path)
     sealed = content.pop(CHECKSUM, None) if isinstance(content, dict) else content
     if not isinstance(content, dict) or (sealed is not None and sealed != fingerprint(content)):
-        raise StorageError(
-            f"{path}: damaged (its content is not what was written); delete its folder and make it again"
-        )
+        raise StorageError(f"{path}: damaged (its content is not what was written); {REMAKE}")
     return content
 
 
@@ -258,13 +258,12 @@ def claimed(folder: Path, stage: str, settings: Any) -> Iterator[None]:
 
 @contextmanager
 def released_on_error(folder: Path) -> Iterator[None]:
-    """Release a claimed folder where one of our errors ends the block and the folder holds nothing but its claim."""
+    """Release a claimed folder where one of our errors ends the block and it holds nothing but its claim and logs."""
     try:
         yield
     except CounterstainError:
-        if folder.is_dir() and {file.name for file in folder.iterdir()} == {RUN_FILE}:
-            (folder / RUN_FILE).unlink()
-            folder.rmdir()
+        if (folder / RUN_FILE).exists() and {file.name for file in folder.iterdir()} <= {RUN_FILE, LOG_FOLDER}:
+            shutil.rmtree(folder)
         raise
 
 
@@ -282,7 +281,7 @@ def stage_of(folder: Path) -> str | None:
 def _claim_in(folder: Path) -> dict[str, Any]:
     found = read_json(folder / RUN_FILE)
     if not isinstance(found, dict):
-        raise StorageError(f"{folder / RUN_FILE}: damaged (no mapping); delete its folder and make it again")
+        raise StorageError(f"{folder / RUN_FILE}: damaged (no mapping); {REMAKE}")
     return found
 
 

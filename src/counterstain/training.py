@@ -136,6 +136,7 @@ def fit(
         run.load()
 
     with (
+        released_on_error(folder) if first else nullcontext(),
         bar(label, config.steps, run.step) if first else nullcontext(lambda _: None) as advance,
         Curves(folder, label, config.logger, getattr(model, "config", config), run.rows)
         if first

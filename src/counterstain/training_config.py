@@ -16,13 +16,12 @@ from pydantic import Field, model_validator
 
 from counterstain.config import Config, ConfigT
 from counterstain.errors import ConfigError
-from counterstain.storage import fingerprint
+from counterstain.storage import LOG_FOLDER, fingerprint
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
 LoggerName = Literal["mlflow", "wandb"]
-LOG_FOLDER = "logs"
 PROJECT = "counterstain"
 REMEDIES: dict[LoggerName, str] = {
     "mlflow": "set MLFLOW_TRACKING_URI to a server or a folder, or leave --logger out",

@@ -258,10 +258,14 @@ def _plan(
     plan = studies.plan_study(study, **options)
     print_rich(cell_table(plan.state) if cells else plan_tree(plan.state, plan.name))
     if timing and plan.untimed:
+        how = "cells side by side, with fewer threads each" if processes else "cells one after another"
+        echo(f"timing {len(plan.untimed)} kinds of work on this machine, for {how}; kept for the next time")
         plan = studies.plan_study(study, timing=True, **options)
     print_rich(stage_table(plan.state))
     for line in plan.untimed[: show.SHOWN]:
         echo(f"not timed: {line}")
+    if plan.untimed and not timing:
+        echo("the same command without --no-timing times them")
     echo(what_it_takes(plan.state, plan.run, processes or 1, plan.picture_bytes))
     for line in plan.lacking:
         echo(f"not yet on this machine: {line}")

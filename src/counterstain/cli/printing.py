@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from counterstain.study.status import StudyState
 
 Arguments = dict[str, Any]
+STARTED = time.time() - 1  # file systems may count in seconds
 SHOWN = 20  # running and failed cells
 
 
@@ -31,8 +34,6 @@ def text(text: str, _: Arguments) -> None:
 
 def json_text(content: dict[str, Any], _: Arguments) -> None:
     """Print a schema."""
-    import json
-
     echo(json.dumps(content, indent=2))
 
 
@@ -218,8 +219,12 @@ def training(out: Path, arguments: Arguments) -> None:
     }
     drawn = {"distilled": "diffusion"}.get(arguments["network"], arguments["network"])
     draw = f"synthesize {cohort} --method {drawn} --generator {out} --count N --out DIR"
-    echo(f"{out}: trained")
-    echo(f"next: counterstain {following.get(arguments['network'], draw)}")
+    echo(f"{_trained(out)}\nnext: counterstain {following.get(arguments['network'], draw)}")
+
+
+def _trained(out: Path) -> str:
+    before = (out / "model.json").stat().st_mtime < STARTED
+    return f"{out}: is trained already, with these settings; nothing was done" if before else f"{out}: trained"
 
 
 def synthetic_set(found: PatchSet, arguments: Arguments) -> None:
@@ -280,7 +285,7 @@ def _number(value: float, form: str = ".2f") -> str:
 
 def segmenter(out: Path, arguments: Arguments) -> None:
     """Print what to do with a trained segmenter."""
-    echo(f"{out}: trained\nnext: counterstain evaluate {out} {arguments['cohort']} --split val")
+    echo(f"{_trained(out)}\nnext: counterstain evaluate {out} {arguments['cohort']} --split val")
 
 
 def scores(scores: pd.Series, arguments: Arguments) -> None:

@@ -24,7 +24,7 @@ from numcodecs.zstd import decompress  # type: ignore[import-untyped]
 
 from counterstain.errors import StorageError
 from counterstain.remote import Place, RemoteFolder
-from counterstain.storage import read_json
+from counterstain.storage import REMAKE, read_json
 
 CODECS = {"bytes", "zstd", "crc32c", "sharding_indexed"}
 LOST = 2**64 - 1  # in the index of a shard: there is no such chunk
@@ -279,5 +279,5 @@ def damage_named(path: Place) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = " ".join(str(error).removesuffix(f"; {REMAKE}").split())[:200] or type(error).__name__
         raise StorageError(f"{path} is missing or damaged ({reason})") from error

@@ -232,7 +232,9 @@ def _source(
 def _write_slides(
     writer: CohortWriter, plans: Sequence[SlidePlan], config: SlidesConfig, spread: Map, progress: Progress
 ) -> None:
-    with progress("regions", sum(len(plan.boxes) for plan in plans)) as advance:
+    names = [plan.region_name(box) for plan in plans for box in plan.boxes]
+    kept = sum(map(writer.has, names))
+    with progress(f"regions, {kept:,} of them from before" if kept else "regions", len(names)) as advance:
         is_here = spread is map  # only then can it be told of single regions
         write = partial(_write_slide, writer, config, advance if is_here else None)
         for plan, _ in zip(plans, spread(write, plans), strict=True):

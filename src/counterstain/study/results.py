@@ -24,7 +24,7 @@ from counterstain.data.patch_set import PatchSet
 from counterstain.generators.methods import METHODS
 from counterstain.recipe import Recipe
 from counterstain.segmentation.counts import TABLE_COLUMNS, measures
-from counterstain.storage import committing, read_json, read_sealed, write_csv, write_json, write_sealed
+from counterstain.storage import LOG_FOLDER, committing, read_json, read_sealed, write_csv, write_json, write_sealed
 from counterstain.study.config import StudyConfig
 from counterstain.study.pictures import write_examples, write_gallery
 from counterstain.study.plan import CELLS, REFERENCE, Cell
@@ -33,7 +33,6 @@ from counterstain.study.stages import AMOUNT_FILE, merged, open_cohort, software
 from counterstain.study.status import DONE_FILE, FILES_FILE, is_done, notes_of
 from counterstain.synthesis.synthesize import rejections
 from counterstain.taxonomy import Taxonomy
-from counterstain.training_config import LOG_FOLDER
 
 POINTS_PER_CURVE, DIGITS_PER_POINT = 100, 5  # finer than any plot shows; a study has some hundred curves
 

@@ -28,12 +28,13 @@ from rich.tree import Tree
 
 from counterstain.errors import CounterstainError, InputError, StorageError
 from counterstain.progress import duration, size
-from counterstain.storage import RUN_FILE, disk_errors_named, read_json, read_sealed, sha256_of, write_text
+from counterstain.storage import LOG_FOLDER, RUN_FILE, disk_errors_named, read_json, read_sealed, sha256_of, write_text
 from counterstain.study.config import stages
 from counterstain.study.plan import CELLS, EXTERNAL, FOLD, Cell
-from counterstain.training_config import LOG_FOLDER
 
 PLAN_FILE = "plan.json"
+OVERHEAD = " (and up to a minute for starting, and for results and report)"
+BRIEF_SECONDS = 600
 DONE_FILE = "cell.json"
 FILES_FILE = "files.json"  # the note of a folder of results
 UNNOTED = {DONE_FILE, RUN_FILE, FILES_FILE}
@@ -364,6 +365,7 @@ def time_left(state: StudyState, slots: int) -> str:
         return f"how long the rest takes is not known yet: no cell of {', '.join(unknown)} has finished"
     at_once = f", at least {duration(state.seconds_left(slots))} with {slots} cells at once" if slots > 1 else ""
     text = f"about {duration(work)} of work{at_once}"
+    text += OVERHEAD if work < BRIEF_SECONDS else ""
     return f"{text}, not counting stages of which no cell has finished yet ({', '.join(unknown)})" if unknown else text
 
 
