@@ -2,7 +2,8 @@
 
     python benchmarks/reading.py FOLDER [N]
 
-The cohorts, 20 MB a region of 3,000 px, stay in FOLDER and are made once. Times are of the processor (milliseconds,
+The cohorts, 20 MB a region of 3,000 px, and a slide of 6,000 px stay in FOLDER and are made once.
+Times are of the processor (milliseconds,
 median), taken in turn in one process, so that what else the machine does hardly counts.
 """
 
@@ -16,16 +17,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import openslide
 import zarr
+from inference import write_slide
 from numcodecs.zstd import decompress
 
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.phantom import PhantomConfig, write_phantom
 from counterstain.data.region_store import CHUNK_PX
 from counterstain.data.sampling import PatchSampler, SamplingConfig
+from counterstain.io.slides import Slide
 from counterstain.storage import read_json, write_json
 
-SIZE_PX, TIMED, DRAWN = 3000, 200, 2000
+SIZE_PX, SLIDE_PX, TIMED, DRAWN = 3000, 6000, 200, 2000
 INDEX_BYTES = 16  # a chunk
 STATUS = Path("/proc/self/status")  # a child's ru_maxrss begins with that of its parent
 
@@ -134,6 +138,34 @@ def stream(folder: Path, size_px: int) -> None:
     print(f"| {len(sampler.cohort)} | {size_px} | {np.mean(taken):.1f} | {np.percentile(taken, 95):.1f} | {peak:.0f} |")
 
 
+def from_a_slide(folder: Path, size_px: int) -> None:
+    """Print what a patch of level 0 of a slide takes, beside OpenSlide and MONAI's WSIReader if installed."""
+    path = folder / "slide.tif"
+    if not path.exists():
+        write_slide(path, SLIDE_PX, 1.0)
+    plain = openslide.OpenSlide(path)
+    ways: dict[str, Callable[[int, int], object]] = {
+        "OpenSlide": lambda x, y: np.asarray(plain.read_region((x, y), 0, (size_px, size_px)).convert("RGB"))
+    }
+    try:
+        from monai.data.wsi_reader import WSIReader
+    except ImportError:
+        print("MONAI's WSIReader: not installed, left out")
+    else:
+        reader = WSIReader(backend="openslide")
+        opened = reader.read(str(path))
+        ways["MONAI's WSIReader"] = lambda x, y: reader.get_data(opened, (y, x), (size_px, size_px), level=0)
+    with Slide.open(path) as slide:
+        ways["Slide.read"] = lambda x, y: slide.read(x, y, size_px, size_px, slide.mpp_level0)
+        places = np.random.default_rng(0).integers(0, SLIDE_PX - size_px, (TIMED // 4, 2)).tolist()
+        taken = {name: [] for name in ways}
+        for (x, y), (name, read) in itertools.product(places, ways.items()):
+            taken[name].append(cpu_ms(read, x, y))
+    median = {name: float(np.median(found)) for name, found in taken.items()}
+    for name, found in median.items():
+        print(f"| {name}, {size_px} px | {found:.1f} | {found / median['Slide.read']:.2f} |", flush=True)
+
+
 def main() -> None:
     if sys.argv[1] == "--stream":
         return stream(Path(sys.argv[2]), int(sys.argv[3]))
@@ -144,6 +176,9 @@ def main() -> None:
     by_size = [times(cohorts[-1], size_px) for size_px in (512, 256)]
     for name in by_size[0]:
         print(f"| {name} | {by_size[0][name]:.2f} | {by_size[1][name]:.2f} |", flush=True)
+    print("\n| from a slide | ms | of Slide.read's |\n|---|---|---|")
+    for size_px in (512, 1024):
+        from_a_slide(folder, size_px)
     whole = np.median([cpu_ms(cohorts[0].read, p) for p in range(10)])
     print(f"\nA whole region, decoded: {whole:.0f} ms")
     print("\n| regions | px | sampler, ms a patch | 95 % below | peak memory, MB |\n|---|---|---|---|---|", flush=True)
