@@ -83,6 +83,12 @@ def scrambled(dab: Floats, rng: np.random.Generator) -> Floats:
     return np.asarray(np.fft.ifft2(spectrum * noise / np.abs(noise)).real + dab.mean())
 
 
+def mean_null(dab: Floats, mask: NDArray[np.bool_], mpp: float) -> float:
+    """Return the mean anisotropy of maps with the same spectrum and random phases."""
+    maps = (scrambled(dab, np.random.default_rng(i)) for i in range(SCRAMBLES))
+    return float(np.mean([anisotropy(of, mask, mpp) for of in maps]))
+
+
 def inner(mask: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
     """Return a mask without the border of its image."""
     edge = round(BORDER_UM / mpp)
@@ -109,8 +115,9 @@ def figures(
     -------
     dict
         ``dab``: mean density. ``fine``: standard deviation of what is finer than 3 um. ``lines``, ``null`` and
-        ``membranous``: see the module. ``in_nuclei``: mean DAB where haematoxylin is among the highest quarter over
-        mean DAB where it is in the lower half. Empty where the mask is too small.
+        ``membranous``: see the module. ``pale``: the same of pale lines in the density of both stains, which stay
+        where membranes were wiped off; below 0 where there are none. ``in_nuclei``: mean DAB where haematoxylin is
+        among the highest quarter over mean DAB where it is in the lower half. Empty where the mask is too small.
     """
     mask = inner(mask, mpp)
     if mask.sum() * mpp**2 < LEAST_UM2:
@@ -118,15 +125,17 @@ def figures(
     haematoxylin, dab = stain_maps(image)
     clipped = ndimage.gaussian_filter(np.clip(dab, *np.quantile(dab[mask], CLIP)), SMOOTH_UM / mpp)
     lines = anisotropy(clipped, mask, mpp)
-    null = np.mean([anisotropy(scrambled(clipped, np.random.default_rng(i)), mask, mpp) for i in range(SCRAMBLES)])
+    null = mean_null(clipped, mask, mpp)
+    bright = -ndimage.gaussian_filter(-np.log(np.maximum(image, 1) / 255.0).mean(2), SMOOTH_UM / mpp)
     kept = ndimage.gaussian_filter(haematoxylin if nuclei is None else nuclei, 1.0 / mpp)
     dark, pale = kept >= np.quantile(kept[mask], 0.75), kept <= np.quantile(kept[mask], 0.5)
     return {
         "dab": float(dab[mask].mean()),
         "fine": float((dab - ndimage.gaussian_filter(dab, FINE_UM / mpp))[mask].std()),
         "lines": lines,
-        "null": float(null),
+        "null": null,
         "membranous": float(lines - null),
+        "pale": anisotropy(bright, mask, mpp) - mean_null(bright, mask, mpp),
         "in_nuclei": float(dab[mask & dark].mean() / max(dab[mask & pale].mean(), 1e-3)),
     }
 

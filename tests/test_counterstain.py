@@ -142,6 +142,25 @@ def test_the_map_shows_nuclei_and_no_other_stain_and_not_how_strong_it_is(other)
     assert np.abs(shown(0.8, 0.6)).max() <= 1
 
 
+def test_membranes_that_hide_nuclei_are_filled_in_from_around():
+    rng = np.random.default_rng(0)
+    nuclei = ndimage.gaussian_filter((rng.random((64, 64)) > 0.99).astype(float), 2.5) * 30
+    membranes = np.zeros((64, 64))
+    membranes[8:56:12, 8:56] = membranes[8:56, 8:56:12] = 2.0
+    brown = STAIN_VECTORS["dab"] + 0.3 * np.array(STAIN_VECTORS["haematoxylin"])  # darker than what is unmixed
+
+    def shown(hidden, amount):
+        density = np.multiply.outer(0.2 * nuclei, STAIN_VECTORS["haematoxylin"])
+        density += np.multiply.outer(amount * membranes, brown)
+        image = torch.from_numpy(np.rint(255 * np.exp(-density)).astype(np.uint8))
+        return counterstain_map(image[None], CONTRAST.model_copy(update={"hidden": hidden}))[0, 0].numpy()
+
+    for hidden in ("scaled", "filled"):
+        assert alike(shown(hidden, 0), nuclei) > 0.9
+    assert alike(shown("scaled", 1), shown("scaled", 0)) < 0.7
+    assert alike(shown("filled", 1), shown("filled", 0)) > 0.95
+
+
 def test_surroundings_are_as_wide_at_every_scale_unless_told():
     assert [CounterstainConfig().at(mpp).local_px for mpp in (0.25, 0.5, 2.0)] == [32.0, 16.0, 4.0]
     assert SHOWN.at(0.25).local_px == 4

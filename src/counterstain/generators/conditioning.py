@@ -26,12 +26,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from counterstain.data.stains import unmixing
-from counterstain.generators.diffusion_config import CounterstainConfig, Shrinking
+from counterstain.generators.diffusion_config import NUCLEUS_UM, CounterstainConfig, Shrinking
 from counterstain.seeding import torch_generator
 from counterstain.taxonomy import BACKGROUND, IGNORE
 
 BLEED = 0.1  # of the other stain's amount is read as haematoxylin
 SATURATION = 2.0  # amount of the other stain, in optical density, that hides half of the haematoxylin under it
+HIDDEN = 0.3  # amount of the other stain, in optical density, from which on haematoxylin is filled in
+STEEPNESS = 4  # of the step between what is seen and what is filled in
+LEAST_SEEN = 1e-3
+NOISE_UM, FILL_UM = 0.5, 2.5  # standard deviations: noise of pixels, and as far as from a membrane to what lies beside
 SPREAD_WIDTH = 4.0  # the spread is taken over so many times the width of the mean
 FLAT = 0.02  # added to the spread, in optical density: noise of empty glass is no structure
 TYPICAL = 0.5  # difference of nuclei to their surroundings, in optical density
@@ -135,8 +139,10 @@ def counterstain_map(images: Tensor, config: CounterstainConfig) -> Tensor:
     """Read the nuclei off images (B, H, W, 3) uint8; ``config`` needs ``local_px``.
 
     Haematoxylin is unmixed from the other stain and a residual with the colours of Ruifrok & Johnston (2001). Where the
-    other stain is strong the law of absorption fails, and some of it is left in what is unmixed; this is taken off. Of
-    the rest the local mean is taken off; for ``structure`` the difference is divided by its local standard deviation.
+    other stain is strong the law of absorption fails, and some of it is left in what is unmixed; this is taken off, or
+    what is hidden is filled in from around, weighted by how much of it is seen (normalised convolution, Knutsson &
+    Westin 1993). Of the rest the local mean is taken off; for ``structure`` the difference is divided by its local
+    standard deviation.
     The result, (B, 1, H, W) float, -1..1, is positive where there is more haematoxylin than around.
     """
     if config.local_px is None:
@@ -145,17 +151,26 @@ def counterstain_map(images: Tensor, config: CounterstainConfig) -> Tensor:
     amounts = torch.from_numpy(unmixing(config.other_stain)[:, :2]).float()  # (3, 2)
     unmixed = (density @ amounts.to(images.device)).movedim(-1, 1)
     other = unmixed[:, 1:].clamp(min=0)
-    amount = (unmixed[:, :1] - BLEED * other) / (1 + (other / SATURATION).square())
-    difference = amount - _smooth(amount, config.local_px)
+    amount = unmixed[:, :1] - BLEED * other
+    if config.hidden == "filled":
+        um = config.local_px / NUCLEUS_UM
+        seen = 1 / (1 + (_smooth(other, NOISE_UM * um) / HIDDEN).pow(STEEPNESS)) + LEAST_SEEN
+        amount = seen * amount + (1 - seen) * _smooth(amount, FILL_UM * um, seen)
+        difference = amount - _smooth(amount, config.local_px, seen)
+    else:
+        amount = amount / (1 + (other / SATURATION).square())
+        difference = amount - _smooth(amount, config.local_px)
     unit: Tensor | float = TYPICAL
     if config.shows == "structure":
         unit = _smooth(difference.square(), SPREAD_WIDTH * config.local_px).sqrt() + FLAT
     return (difference / unit).clamp(-FURTHEST, FURTHEST) / FURTHEST
 
 
-def _smooth(maps: Tensor, sd_px: float) -> Tensor:
-    """Convolve (B, 1, H, W) with a Gaussian; only pixels of the image count, so borders are no darker."""
-    return _blurred(maps, sd_px) / _blurred(torch.ones_like(maps[:1]), sd_px)
+def _smooth(maps: Tensor, sd_px: float, weights: Tensor | None = None) -> Tensor:
+    """Convolve (B, 1, H, W) with a Gaussian; pixels count by their weights, those outside the image not at all."""
+    if weights is None:
+        return _blurred(maps, sd_px) / _blurred(torch.ones_like(maps[:1]), sd_px)
+    return _blurred(maps * weights, sd_px) / _blurred(weights, sd_px)
 
 
 def _blurred(maps: Tensor, sd_px: float) -> Tensor:

@@ -114,10 +114,11 @@ def _counterstain(shown: CounterstainConfig | None) -> str:
     other = {"dab": "DAB", "eosin": "eosin"}[shown.other_stain]
     width = f"{NUCLEUS_UM:g} µm" if shown.local_px is None else f"{shown.local_px:g} pixels"
     unit = {"structure": "units of the local standard deviation", "contrast": "optical density"}[shown.shows]
+    filled = f", filled in from around where {other} hides it" if shown.hidden == "filled" else ""
     return (
         f" It also received the haematoxylin of the real patch, unmixed from {other} with the colours of Ruifrok & "
-        f"Johnston (2001), as the difference from its surroundings (Gaussian of {width}) in {unit}, so that relabelled "
-        "instances keep their nuclei."
+        f"Johnston (2001){filled}, as the difference from its surroundings (Gaussian of {width}) in {unit}, so that "
+        "relabelled instances keep their nuclei."
     )
 
 

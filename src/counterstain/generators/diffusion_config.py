@@ -83,6 +83,9 @@ class CounterstainConfig(Config):
     shows: Literal["structure", "contrast"] = "structure"
     """Differences to the surroundings in units of their spread, or in optical density. The second keeps how dark nuclei
     are, which neither mask nor style says; it suits where unmixing makes no nucleus paler under another stain."""
+    hidden: Annotated[Literal["scaled", "filled"], Field(exclude_if=lambda hidden: hidden == "scaled")] = "scaled"
+    """Where the other stain hides haematoxylin: what is measured there, scaled down, or filled in from around. On real
+    tissue strong membranes show as lines in the first."""
     local_px: Annotated[float, Field(gt=0, le=256)] | None = None
     """Standard deviation in pixels of the surroundings that haematoxylin is compared with; None = 8 um, about a
     nucleus, at the scale of the cohort."""
