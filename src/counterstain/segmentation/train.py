@@ -22,7 +22,7 @@ from torch.nn import functional
 from counterstain.checkpoints import read_header
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
-from counterstain.data.sampling import PastedPatches, PatchBatches, PatchSource, stack
+from counterstain.data.sampling import PastedPatches, PatchBatches, PatchSampler, PatchSource, stack
 from counterstain.data.split import check_no_leak
 from counterstain.devices import Batch, device_of, place
 from counterstain.errors import InputError, MismatchError
@@ -88,6 +88,7 @@ def train_segmenter(
     config.check_size(size_px)
     count, share = synthetic_count(amount, config.mixing), synthetic_share(amount, share)
     corrections = {"ignore_above": ignore_above, "border_um": border_um}
+    given = {name: value for name, value in corrections.items() if value}
     run = TrainingRun(
         cohort=cohort,
         kind="segmenter",
@@ -95,32 +96,23 @@ def train_segmenter(
         out=Path(out),
         size_px=size_px,
         seed=seed,
-        names={"synthetic": _identity(synthetic), "amount": amount, "share": share}
-        | {name: value for name, value in corrections.items() if value},
+        names={"synthetic": _identity(synthetic), "amount": amount, "share": share} | given,
         seen=_patients_behind(synthetic, count, share, cohort, size_px)
         | _patients_behind_encoder(config, cohort)
         | _patients_behind_critic(critic, cohort),
     )
-    options = {"synthetic": synthetic, "amount": amount, "share": share, "label": label, "critic": critic}
-    options |= corrections
+    options = {"synthetic": synthetic, "amount": amount, "share": share, "label": label, "critic": critic} | corrections
     if run.finished() or run.spread(train_segmenter, config.training, **options):
         return run.out
 
-    # The stream of patches, real and synthetic.
     steps = training_steps(config.training.steps, amount, config.mixing)
     training, sampler = config.training.model_copy(update={"steps": steps}), run.sampler(config.sampling)
     schedule = ShareSchedule(share=share, steps=steps, batch_size=training.batch_size, config=config.mixing)
-    real: PatchSource = sampler
-    if config.copy_paste is not None:
-        pasting: dict[str, Any] = {"config": config.copy_paste, "sampling": config.sampling}
-        real = PastedPatches(sampler, cohort, size_px=size_px, seed=derive(seed, "copy-paste"), **pasting)
     mixing: dict[str, Any] = {"count": count, "share": schedule, "seed": derive(seed, "mixing")}
-    patches = MixedPatches(real, synthetic or (), config.sampling, **mixing)
+    patches = MixedPatches(_real(run, sampler, config), synthetic or (), config.sampling, **mixing)
     batches: Batches = PatchBatches(patches, training.batch_size, ("images", "labels"))
     if config.mixup_alpha is not None:
         batches = MixupBatches(batches, config.mixup_alpha, derive(seed, "mixup"))
-
-    # The network.
     weights = _label_weights(patches, cohort, config, steps * training.batch_size)
     segmenter, start = _network(run, config, steps, weights)
     if critic is not None or border_um:
@@ -141,9 +133,17 @@ def train_segmenter(
         "synthetic_patches": count,
         "synthetic_share": schedule.mean(),
         "label_weights": None if weights is None else {s.name: float(weights[s.id]) for s in cohort.taxonomy.subtypes},
-        **{name: value for name, value in corrections.items() if value},
+        **given,
     }
     return run.save(segmenter.state_dict(), notes)
+
+
+def _real(run: TrainingRun, sampler: PatchSampler, config: SegmenterConfig) -> PatchSource:
+    """Return the stream of real patches, with instances pasted in if so configured."""
+    if config.copy_paste is None:
+        return sampler
+    pasting: dict[str, Any] = {"config": config.copy_paste, "sampling": config.sampling}
+    return PastedPatches(sampler, run.cohort, size_px=run.size_px, seed=derive(run.seed, "copy-paste"), **pasting)
 
 
 def _identity(synthetic: PatchSet | None) -> str | None:
