@@ -52,6 +52,13 @@ def test_slides_are_weighted_by_the_rank_of_their_errors():
     assert found["slides"] == {"slide a": 1, "slide b": 3, "slide c": 2}
 
 
+def test_a_slide_of_which_nothing_is_counted_is_not_drawn():
+    table = counts([10, 10, 10, 10], patients="abc", wrong_background=(5, 90, 20))
+    pixels = ["predicted_background", "predicted_tumour"]
+    table.loc[table["patient"] == "b", pixels] = 0
+    assert hardness(table, HER2)["slides"] == {"slide a": 1, "slide c": 2}
+
+
 def amounts(*dice_of_amounts):
     """Counts in which patient p has the Dice of (amount, patient)."""
     tables = {}

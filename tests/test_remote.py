@@ -248,5 +248,9 @@ def test_urls_survive_pathlib(tmp_path):
     assert place_of(Path("https://host/a")) == RemoteFolder("https://host/a")
     assert place_of("s3://bucket/a/") == RemoteFolder("s3://bucket/a")
     assert place_of("simplecache::s3://bucket/a") == RemoteFolder("simplecache::s3://bucket/a")
+    assert place_of("file:///data/a") == RemoteFolder("file:///data/a")
+    for unfit in ("https://host/a?sig=1", "zip://c::s3://bucket/a.zip"):
+        with pytest.raises(InputError, match="give the URL of a folder, without a query"):
+            place_of(unfit)
     assert place_of("C:/Users/cohort") == Path("C:/Users/cohort")
     assert place_of("cohorts/http:") == Path("cohorts/http:")

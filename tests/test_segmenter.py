@@ -317,6 +317,15 @@ def test_corrected_labels_are_another_training(cohort, trained, tmp_path, monkey
         train_segmenter(cohort, config(steps=4), tmp_path / "plain", **options, **critic, **option)
 
 
+def test_a_critic_needs_its_limit_and_is_recorded(cohort, trained, tmp_path) -> None:
+    options = {"synthetic": make_set(tmp_path / "set"), "amount": 1.0, "size_px": PX, "seed": 0}
+    for lone in ({"critic": trained}, {"ignore_above": 1.25}):
+        with pytest.raises(InputError, match="need each other"):
+            train_segmenter(cohort, config(steps=2), tmp_path / "a", **options, **lone)
+    train_segmenter(cohort, config(steps=2), tmp_path / "a", **options, critic=trained, ignore_above=1.25)
+    assert read_header(tmp_path / "a").notes["critic"] == read_header(trained).sha256
+
+
 def test_a_critic_disagrees_where_a_label_is_wrong_and_hardly_elsewhere(cohort, trained) -> None:
     sampler = PatchSampler(cohort, "train", PX, seed=1)
     critic = Critic.of(trained, sampler, config(), 1.25)

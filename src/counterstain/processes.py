@@ -1,4 +1,4 @@
-"""Processes that share work: on this machine, or on a Ray cluster. They start anew and end with their driver."""
+"""Processes that share work: on this machine, or on a Ray cluster. They share no state and end with their driver."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from counterstain.errors import FetchError, InputError
 
-URL = re.compile(r"([a-z][a-z0-9+.:-]+):/+(?=[^/])", re.IGNORECASE)  # pathlib makes one slash of two
+URL = re.compile(r"([a-z][a-z0-9+.:-]+):(/+)(?=[^/])", re.IGNORECASE)
 PAUSES_S = (0.5, 2.0)  # before a request that failed is sent again
 NO_USE = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)  # of sending it again
 ONLY_READ = "is a URL, which can only be read, as a cohort; give a folder of this machine"
@@ -23,9 +23,9 @@ ONLY_READ = "is a URL, which can only be read, as a cohort; give a folder of thi
 class RemoteFolder:
     """A folder, or a file, at a URL: as much of a :class:`pathlib.Path` as reading a cohort takes.
 
-    Any URL of fsspec will do, also with ``simplecache::`` before it. Credentials and addresses of servers come from
-    where fsspec and its file systems look for them (environment, ``~/.aws``, ``~/.config/fsspec``). Methods raise
-    FileNotFoundError where there is no such file, and FetchError where it cannot be read.
+    Any URL of a folder that fsspec opens will do, also with ``simplecache::`` before it. Credentials and addresses of
+    servers come from where fsspec and its file systems look for them (environment, ``~/.aws``, ``~/.config/fsspec``).
+    Methods raise FileNotFoundError where there is no such file, and FetchError where it cannot be read.
 
     Examples
     --------
@@ -145,7 +145,14 @@ def place_of(path: str | os.PathLike[str] | RemoteFolder) -> Place:
     if isinstance(path, RemoteFolder):
         return path
     found = URL.match(text := os.fspath(path))
-    return RemoteFolder(f"{found[1]}://{text[found.end() :]}".rstrip("/")) if found else Path(text)
+    if found is None:
+        return Path(text)
+    slashes = found[2] if len(found[2]) > 1 else "//"  # pathlib makes one slash of two
+    url = f"{found[1]}:{slashes}{text[found.end() :]}".rstrip("/")
+    chain = [part for part in url.split("::")[:-1] if not part.endswith("cache")]
+    if chain or "?" in url:
+        raise InputError(f"{url}: give the URL of a folder, without a query; only …cache:: may stand before it")
+    return RemoteFolder(url)
 
 
 def on_disk(place: str | os.PathLike[str] | RemoteFolder) -> Path:

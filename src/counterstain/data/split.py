@@ -22,7 +22,8 @@ from counterstain.taxonomy import first_alike, name_key
 
 NOBODY = "none"  # where a file of patients is asked for
 PATIENTS_SEEN_FILE = "patients_seen.txt"  # beside exported generated images
-SAME_IMAGE = "patients_with_one_image"  # pairs of patients in import.json
+IMPORT_FILE = "import.json"
+SAME_IMAGE = "patients_with_one_image"  # pairs of patients in it
 NAMED = 3  # patients that a message names
 RETRAIN = "train the generator on this cohort's training part only, or restore the split that it was trained on"
 BARCODE = re.compile(r"tcga-\w\w-\w{4}(?=[-.]|$)")
@@ -161,15 +162,16 @@ def _check_names(cohort: Cohort) -> None:
 
 def _check_images(cohort: Cohort, split: Mapping[str, str]) -> None:
     for one, other in _with_one_image(cohort):
-        if split.get(one) != split.get(other):
+        places = [split.get(patient, "no split") for patient in (one, other)]
+        if places[0] != places[1]:
             raise InputError(
-                f"{cohort.folder}: patients {one} and {other} have the same image but would be in {split[one]} and "
-                f"{split[other]}; give them one name in the table and import it again"
+                f"{cohort.folder}: patients {one} and {other} have the same image but would be in {places[0]} and "
+                f"{places[1]}; give them one name in the table and import it again"
             )
 
 
 def _with_one_image(cohort: Cohort) -> list[tuple[str, str]]:
-    file = cohort.folder / "import.json"
+    file = cohort.folder / IMPORT_FILE
     return [(one, other) for one, other in read_json(file).get(SAME_IMAGE, ())] if file.exists() else []
 
 
@@ -364,7 +366,7 @@ def link_cohort(cohort: Cohort, folder: Path) -> Cohort:
     """Make a cohort with its own tables and the pixels of another, which must stay where it is."""
     folder.mkdir(parents=True, exist_ok=True)
     link_packs(cohort.folder, folder)
-    for name in TABLES:
+    for name in (*([IMPORT_FILE] if (cohort.folder / IMPORT_FILE).exists() else []), *TABLES):
         with replacing(folder / name) as partial:
             partial.write_bytes((cohort.folder / name).read_bytes())
     return Cohort.open(folder)

@@ -310,7 +310,10 @@ VARIANT_SENTENCES: dict[Variant, Callable[[VariantsConfig], str]] = {
     ),
     "copypaste": _copypaste,
     "layouts": _layouts,
-    "kept": lambda _: "Where own instances were kept, a patch's other instances kept their subtypes and pixels.",
+    "kept": lambda _: (
+        "Where own instances were kept, a patch's other instances kept their subtypes and, with inpainting, their "
+        "pixels."
+    ),
     "hard": lambda v: (
         f"Arms with hard masks first: segmenters of the arm subtype were trained {v.cross_fit} times without a part of "
         "the training patients and tested on it. Instances were given subtypes in proportion to the share of each "
@@ -370,15 +373,14 @@ def _in_common(table: pd.DataFrame, study: StudyRecord) -> Iterator[str]:
 def _filters_of_sets(table: pd.DataFrame, study: StudyRecord) -> Iterator[str]:
     """Say how many images were rejected, for the largest amount of each set that an arm uses."""
     names = {arm.name: arm.set_name or arm.name for arm in study.arms}
+    table = table.assign(set=[names.get(arm, drawn) for arm, drawn in table[["arm", "synthetic_set"]].to_numpy()])
     largest = table.sort_values("synthetic_patches").drop_duplicates(
-        ["filter", "synthetic_set", *paired_by(table)[1:]], keep="last"
+        ["filter", "set", *paired_by(table)[1:]], keep="last"
     )
-    largest = largest.groupby(["filter", "synthetic_set"], sort=False, as_index=False).agg(
-        arm=("arm", "last"), drawn=("drawn", "sum"), rejected=("rejected", "sum")
-    )
+    largest = largest.groupby(["filter", "set"], sort=False, as_index=False)[["drawn", "rejected"]].sum()
     rates: dict[str, list[str]] = {}
     for row in largest.to_dict("records"):
-        name, drawn, rejected = names.get(row["arm"], row["synthetic_set"]), row["drawn"], row["rejected"]
+        name, drawn, rejected = row["set"], row["drawn"], row["rejected"]
         told = f"{name} {rejected:,} of {drawn:,} images ({rate(rejected, drawn)})"
         rates.setdefault(row["filter"], []).append(told)
     which = "all synthetic sets" if len(rates) == 1 else "these sets"

@@ -88,7 +88,10 @@ def train_segmenter(
     config.check_size(size_px)
     count, share = synthetic_count(amount, config.mixing), synthetic_share(amount, share)
     corrections = {"ignore_above": ignore_above, "border_um": border_um}
-    given = {name: value for name, value in corrections.items() if value}
+    if (critic is None) != (ignore_above == 0):
+        raise InputError("critic and ignore_above need each other: give both or none")
+    given: dict[str, Any] = {name: value for name, value in corrections.items() if value}
+    given |= {} if critic is None else {"critic": read_header(critic).sha256}
     run = TrainingRun(
         cohort=cohort,
         kind="segmenter",

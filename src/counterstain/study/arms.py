@@ -11,7 +11,7 @@ A name is what an arm trains on, then what is done with it, joined by ``+``::
     …+mixup                     blended patches
     …+copypaste                 instances pasted into the background of real patches
     METHOD+…+layouts            synthetic patches into which instances of other slides are moved and drawn there
-    METHOD+…+layouts+kept       … while their own instances keep subtype and pixels
+    METHOD+…+layouts+kept       … while their own instances keep their subtype
     METHOD+…+hard               more synthetic patches of subtypes and slides that cross-fitting finds hard
     METHOD+…+filtered           synthetic patches that a judge takes for what was asked
     METHOD+AMOUNT+pretrain      synthetic patches first, then real ones

@@ -89,6 +89,8 @@ def plan_study(study: StudyConfig, recipe: Recipe) -> list[Cell]:
     planners = [_Planner(study, recipe, cohort, arms) for cohort in folds or [whole]]
     cells = [whole, *folds]
     for planner in planners:
+        cells += planner.fit_cohorts
+    for planner in planners:
         cells += planner.drawn
     for repeat in range(study.repeats):
         for planner in planners:
@@ -233,6 +235,13 @@ class _Planner:
     def drawn(self) -> list[Cell]:
         """The cells of all synthetic sets, of what they need, and of what chooses amounts."""
         return [cell for chain in (*self._chains.values(), *self._amounts.values()) for cell in chain]
+
+    @property
+    def fit_cohorts(self) -> list[Cell]:
+        """The cohorts of cross-fitting: made first, so that too few patients are said before anything is trained."""
+        if not any(arm.auto or "hard" in arm.variants for arm in self.arms):
+            return []
+        return [cell for planner in self._fits for cell in (planner.cohort, *planner.fit_cohorts)]
 
     @cached_property
     def _fits(self) -> list[_Planner]:

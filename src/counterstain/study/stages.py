@@ -275,6 +275,8 @@ def hardness(counts: pd.DataFrame, taxonomy: Taxonomy, keep: Collection[str] = (
     total = sum(known.values())
     shares = {name: miss / total if total else 1 / len(known) for name, miss in known.items()}
     tables, slides = by_slide(counts), sorted({*zip(counts["patient"], counts["slide"], strict=True)})
+    counted = tables.sum(axis=(1, 2)) > 0  # all of a slide may be ignored
+    tables, slides = tables[counted], [slide for slide, some in zip(slides, counted, strict=True) if some]
     wrong = (tables[:, 0, 1] + tables[:, 1:, 0].sum(axis=1)) / tables.sum(axis=(1, 2))
     ranks = wrong.argsort(kind="stable").argsort(kind="stable") + 1
     return {

@@ -23,6 +23,7 @@ from counterstain.data.patch_set import SHARD_PATCHES
 from counterstain.data.patches import Patch, Source
 from counterstain.data.relabel import Instance, RelabelConfig, redrawn_pixels, relabel
 from counterstain.data.sampling import CopyPasteConfig, PastedPatches, PatchSampler, SamplingConfig
+from counterstain.errors import InputError
 from counterstain.generators.diffusion_config import StyleChoice
 from counterstain.seeding import derive
 from counterstain.taxonomy import BACKGROUND
@@ -38,7 +39,8 @@ class LayoutsConfig(CopyPasteConfig):
     """
 
     relabel: bool = True
-    """Whether a patch's own instances are relabelled and drawn as well; otherwise they keep subtype and pixels."""
+    """Whether a patch's own instances are relabelled and drawn as well; otherwise they keep their subtype and, with
+    inpainting, their pixels."""
 
 
 class SynthesisConfig(Config):
@@ -97,6 +99,8 @@ class Layouts:
         sampler = PatchSampler(cohort, "train", size_px, sampling, derive(seed, "masks"), slides=config.slides)
         if config.layouts is None:
             return cls(sampler=sampler, config=config, seed=seed, moves=None)
+        if cohort.regions.loc[cohort.regions["split"] == "train", "slide"].nunique() < 2:
+            raise InputError(f"{cohort.folder}: new layouts need two training slides, as instances change their slide")
         moves = PastedPatches(
             (),
             cohort,
