@@ -81,7 +81,15 @@ def test_a_study_runs_with_a_method_of_another_package_and_reports_it(toy, tmp_p
     file = small_study(tmp_path, methods=["toy"], amounts=[1.0], repeats=1, recipe=recipe)
     results = run_study(load_study(file), tmp_path / "run")
     assert "toy+100" in set(pd.read_csv(results / "results.csv")["arm"])
-    record = {"name": "toy+100", "mode": "subtype", "method": "toy", "amount": 1.0, "only": False, "variants": []}
+    record = {
+        "name": "toy+100",
+        "mode": "subtype",
+        "method": "toy",
+        "amount": 1.0,
+        "only": False,
+        "auto": False,
+        "variants": [],
+    }
     assert record in json.loads((results / "study.json").read_text())["arms"]
     report = write_report(tmp_path / "run").read_text()
     assert "Toy: mean colours of 32 pixel patches." in report

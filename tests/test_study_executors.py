@@ -227,10 +227,13 @@ def test_what_is_left_is_estimated_from_cells_of_the_same_stage_and_never_below_
     record(tmp_path, "finish", cell("y"), seconds=10.0, bytes=2_000_000)
     state = state_of(tmp_path, DIAMOND)
     assert (state.seconds_left(1), state.seconds_left(2), state.seconds_left(9)) == (40, 30, 30)  # a, b or c, d wait
-    assert "4 left\nabout 40 s of work, about 8.0 MB of disk" in what_it_takes(state, tmp_path, 1)
+    assert (
+        "4 left\nabout 40 s of work (and up to a minute for starting, and for results and report), about 8.0 MB"
+        in what_it_takes(state, tmp_path, 1)
+    )
     record(tmp_path, "start", A)
     state = state_of(tmp_path, [A])
-    assert time_left(replace(state, now=state.now + 11), 1) == "about 0 s of work"
+    assert time_left(replace(state, now=state.now + 11), 1) .startswith("about 0 s of work")
 
 
 def test_shards_of_a_set_that_is_whole_are_done(tmp_path):
@@ -270,7 +273,7 @@ def test_a_process_that_dies_loses_its_cell_alone(tmp_path):
         multiprocessing.active_children()[0].kill()
         assert executor.wait() == [Outcome(A, lost=True)]
         executor.start(A)
-        assert "KeyError: 'cohort'" in str(executor.wait()[0].error)  # the traceback of the other process
+        assert "KeyError: 'amount'" in str(executor.wait()[0].error)  # the traceback of the other process
     finally:
         executor.stop()
 

@@ -172,6 +172,7 @@ def test_an_error_in_a_worker_is_the_error_of_the_training(workers):
         list(feed)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of torch's loader, when it is deleted
 def test_a_killed_worker_is_one_line():
     feed = prepared(
         OneByOne(lambda: os.kill(os.getpid(), signal.SIGKILL)), range(12), config(workers=1), torch.device("cpu")
