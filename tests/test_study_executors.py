@@ -233,7 +233,7 @@ def test_what_is_left_is_estimated_from_cells_of_the_same_stage_and_never_below_
     )
     record(tmp_path, "start", A)
     state = state_of(tmp_path, [A])
-    assert time_left(replace(state, now=state.now + 11), 1) .startswith("about 0 s of work")
+    assert time_left(replace(state, now=state.now + 11), 1).startswith("about 0 s of work")
 
 
 def test_shards_of_a_set_that_is_whole_are_done(tmp_path):
