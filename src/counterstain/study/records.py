@@ -38,6 +38,7 @@ EQUAL = {
     "subtype_weighting": "weighting of subtypes",
 }
 OF_ARMS = ("sampling", "mixing", "copy_paste", "mixup_alpha", "subtype_weighting")
+CORRECTIONS = ("ignore_above", "border_um")  # of labels of synthetic patches, in a segmenter's notes
 LOOKS_FILE = "looks.jsonl"
 LEVELS = 3  # of folders between a study's folder and its contents
 
@@ -46,8 +47,9 @@ def fairness_table(cells: Sequence[Cell], root: Path) -> pd.DataFrame:
     """Return a row per trained segmenter.
 
     Among its :data:`COLUMNS` are ``seed`` (of initial weights, order of the data and augmentation), ``starts_from``
-    (initial weights of the encoder), ``settings`` (a hash of all that no arm changes), ``filter`` (which images of the
-    set were drawn again), ``drawn`` and ``rejected`` (images, for the patches that are used).
+    (initial weights of the encoder), ``settings`` (a hash of those without a column, and of what corrects labels),
+    ``filter`` (which images of the set were drawn again), ``drawn`` and ``rejected`` (images, for the patches that are
+    used).
     """
 
     @cache
@@ -102,7 +104,10 @@ def _row(cell: Cell, root: Path) -> dict[str, Any]:
         "batch_size": config["training"]["batch_size"],
         "seed": header.seed,
         "starts_from": notes["encoder_starts_from"],
-        "settings": fingerprint({name: value for name, value in config.items() if name not in OF_ARMS})[:12],
+        "settings": fingerprint(
+            {name: value for name, value in config.items() if name not in OF_ARMS}
+            | {name: notes[name] for name in CORRECTIONS if name in notes}
+        )[:12],
         "augmentation": augmentation_of(config),
         "subtype_weighting": config["subtype_weighting"],
         "synthetic_set": "" if notes["synthetic"] is None else notes["synthetic"]["method"],
