@@ -198,7 +198,8 @@ def first_table(results: Results, effects: Effects, arm: Arm) -> Table:
     rows, worst = [], missed_most(results)
     for subtype in results.study.taxonomy.subtypes:
         effect = effects.get((arm.name, f"recall_{subtype.name}"), UNDEFINED)
-        found = [f"{fixed(100 * share, 1)}{PERCENT}" for share in (effect.reference, effect.value)]
+        shares = (effect.reference, effect.value)
+        found = [NONE if math.isnan(share) else f"{fixed(100 * share, 1)}{PERCENT}" for share in shares]
         tags = ("missed most",) if subtype.name == worst else ()
         rows.append(Row(subtype.name, (*map(Cell, found), _plain_difference(effect)), tags))
     of_dice, of_variance = (effects.get((arm.name, measure), UNDEFINED) for measure in MAIN)

@@ -89,7 +89,7 @@ def train_segmenter(
     count, share = synthetic_count(amount, config.mixing), synthetic_share(amount, share)
     corrections = {"ignore_above": ignore_above, "border_um": border_um}
     if (critic is None) != (ignore_above == 0):
-        raise InputError("critic and ignore_above need each other: give both or none")
+        raise InputError("critic and ignore_above need each other: give both or neither")
     given: dict[str, Any] = {name: value for name, value in corrections.items() if value}
     given |= {} if critic is None else {"critic": read_header(critic).sha256}
     run = TrainingRun(

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 from scipy import ndimage
 
 from counterstain.config import Config
@@ -29,6 +29,9 @@ from counterstain.seeding import derive
 from counterstain.taxonomy import BACKGROUND
 
 MARGIN_UM = 4.0  # of background around a moved instance that is drawn with it, so that no seam shows
+
+
+OFF = Field(exclude_if=lambda value: value is None)  # so that sets of versions without the setting keep their identity
 
 
 class LayoutsConfig(CopyPasteConfig):
@@ -58,16 +61,11 @@ class SynthesisConfig(Config):
     """Whose style images are drawn in."""
     attempts: Annotated[int, Field(ge=1, le=100)] = 5
     """Images drawn at most for one patch; the last one is kept."""
-    layouts: LayoutsConfig | None = None
+    layouts: Annotated[LayoutsConfig | None, OFF] = None
     """Move instances of other slides' training regions into the background and draw them there; null = off."""
-    slides: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    slides: Annotated[dict[str, Annotated[float, Field(ge=0)]] | None, OFF] = None
     """How often masks are cut out of each training slide, relative to the others (not named = never); null = equally
     often."""
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what is off, so that sets of versions without it keep their identity."""
-        return {name: value for name, value in plain(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
