@@ -32,7 +32,8 @@ from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.io.slides import Slide
 from counterstain.segmentation.evaluate import evaluate
 from counterstain.segmentation.model import Segmenter, load_segmenter
-from counterstain.segmentation.predict import Tissue, predict_cohort, predict_slide
+from counterstain.segmentation.predict import Tissue, predict_slide
+from counterstain.segmentation.predict_images import predict_cohort
 from counterstain.segmentation.segmenter_config import InferenceConfig, SegmenterConfig, Windows
 from counterstain.segmentation.train import train_segmenter
 from counterstain.training_config import TrainingConfig

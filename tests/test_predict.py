@@ -19,20 +19,21 @@ from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.region_store import Region
 from counterstain.errors import CounterstainError, CounterstainWarning, InputError, MismatchError
 from counterstain.io.annotations import read_annotations
+from counterstain.io.outlines import Span, join, pieces, spans
 from counterstain.io.regions import place, rasterise
 from counterstain.io.slides import Box, Slide
 from counterstain.segmentation import predict as predict_module
+from counterstain.segmentation import predict_images as predict_images_module
 from counterstain.segmentation.inference import everywhere, sliding_window_inference, tile_rows
 from counterstain.segmentation.model import Segmenter
-from counterstain.segmentation.outlines import Span, join, pieces, spans
 from counterstain.segmentation.predict import (
     PredictConfig,
     Tissue,
     pieces_by_row,
-    predict_cohort,
     predict_slide,
     predicted_boxes,
 )
+from counterstain.segmentation.predict_images import predict_cohort
 from counterstain.segmentation.segmenter_config import SegmenterConfig, Windows
 from counterstain.taxonomy import Taxonomy
 
@@ -260,7 +261,8 @@ def checkpoint(tmp_path, monkeypatch):
         patients_seen=(), cohort="",
     )  # fmt: skip
     header = save_checkpoint(folder, Segmenter(config).state_dict(), header)
-    monkeypatch.setattr(predict_module, "load_segmenter", lambda _folder: (Darkness(), header))
+    for module in (predict_module, predict_images_module):
+        monkeypatch.setattr(module, "load_segmenter", lambda _folder: (Darkness(), header))
     return folder
 
 
@@ -493,6 +495,53 @@ def test_a_cohort_may_be_open_and_goes_into_a_folder(checkpoint, tmp_path):
         predict(checkpoint, cohort, out=tmp_path / "x.geojson")
 
 
+# Ordinary images
+
+
+def test_an_image_without_resolution_is_predicted_at_the_one_given_and_all_of_it(checkpoint, tmp_path):
+    picture = disc(np.full((160, 200, 3), 250, np.uint8), 60, 80, 40)  # tumour on glass, at 0.5 um/px
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    (found,) = predict(checkpoint, tmp_path / "a.png", out=tmp_path / "a.geojson", mpp_level0=0.5)
+    assert found.area_um2 == pytest.approx(np.pi * 40**2 / 4, rel=0.02)
+    (annotation,) = read_back(tmp_path / "a.geojson")
+    assert annotation.polygon.centroid.distance(Point(80, 60)) < 0.6
+    assert predict(checkpoint, tmp_path / "a.png", out=tmp_path / "a.geojson", mpp_level0=0.5)[0].areas is None
+    with pytest.raises(MismatchError, match="another prediction already: mpp_level0 was"):
+        predict(checkpoint, tmp_path / "a.png", out=tmp_path / "a.geojson", mpp_level0=1.0)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif"])
+def test_images_of_every_kind_have_the_same_outlines_as_in_a_cohort(checkpoint, tmp_path, suffix):
+    cohort = make_cohort(tmp_path / "cohort", [(0, 0)])
+    Image.fromarray(cohort.read(0)[0]).save(tmp_path / f"r0.{suffix}", **({"quality": 100} if suffix == "jpg" else {}))
+    predict(checkpoint, cohort, out=tmp_path / "whole")
+    predict(checkpoint, tmp_path / f"r0.{suffix}", out=tmp_path / "r0.geojson", mpp_level0=1.0)
+    (expected,) = read_back(next((tmp_path / "whole").glob("*.geojson")))
+    (found,) = read_back(tmp_path / "r0.geojson")
+    moved = shapely.transform(expected.polygon, lambda xy: xy / 4)  # the cohort's slide is at 0.25 um/px
+    assert found.polygon.symmetric_difference(moved).area < 0.01 * moved.area
+
+
+def test_a_folder_of_images_and_slides_gets_a_file_each_and_goes_on(checkpoint, slide, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    slide.rename(folder / "scan.tif")
+    for name, shift in (("a.png", 0), ("b.JPG", 20)):
+        Image.fromarray(disc(ground(120, 120), 50, 50 + shift, 20)).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    found = predict(checkpoint, folder, out=tmp_path / "out", mpp_level0=0.5)
+    assert [p.path.name for p in found] == ["a.geojson", "b.geojson", "scan.geojson"]
+    assert [p.areas for p in found] == [1, 1, 2]
+    (tmp_path / "out" / "b.geojson").unlink()
+    again = predict(checkpoint, folder, out=tmp_path / "out", mpp_level0=0.5)
+    assert [p.areas for p in again] == [None, 1, None]
+    with pytest.raises(MismatchError, match=r"belongs to another run .*threshold was 0\.5, now 0\.9"):
+        predict(checkpoint, folder, out=tmp_path / "out", mpp_level0=0.5, threshold=0.9)
+    Image.new("RGB", (9, 9)).save(folder / "a.bmp")
+    with pytest.raises(InputError, match=r"a\.bmp and a\.png are both slide 'a'; rename one"):
+        predict(checkpoint, folder, out=tmp_path / "other", mpp_level0=0.5)
+
+
 # The command line
 
 
@@ -507,13 +556,21 @@ def test_bad_input_is_one_line_and_status_2(run, checkpoint, slide, tmp_path):
     plain = tmp_path / "plain.tif"
     Image.new("RGB", (40, 40)).save(plain)
     (tmp_path / "text.svs").write_text("no slide")
+    image = tmp_path / "image.png"
+    Image.new("RGB", (40, 40)).save(image)
     out = ("--out", tmp_path / "x.geojson")
     for words, message in (
         ((tmp_path / "none.svs", *out), "none.svs: no such slide file"),
         ((tmp_path / "text.svs", *out), "text.svs: not a slide that can be read"),
         ((plain, *out), "plain.tif: the file has no resolution; give it with --mpp-level0"),
-        ((tmp_path, *out), "not a cohort (cohort.json is missing)"),
-        ((tmp_path / "image.png", *out), "import images with 'counterstain import table', then predict the cohort"),
+        ((tmp_path, *out), "of a folder, --out is the folder of one file per image; give it another name"),
+        ((tmp_path / "none.png", *out), "none.png: no such slide file"),
+        ((image, *out), "image.png: the file has no resolution; give it with --mpp-level0"),
+        (
+            (image, *out, "--mpp-level0", 1, "--regions", "auto"),
+            "--regions is for slides; all of an image is predicted",
+        ),
+        ((tmp_path / "segmenter", "--out", tmp_path / "out"), "segmenter: no slide in it; expected files ending in"),
         ((slide, "--out", tmp_path / "x.csv"), "expected the name of a file that ends in .geojson"),
         ((slide, *out, "--threshold", 2), "threshold: Input should be less than 1 (got 2.0)"),
         ((slide, *out, "--regions", tmp_path / "none.csv"), "none.csv: no such file; expected a CSV table"),

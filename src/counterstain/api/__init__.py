@@ -119,6 +119,11 @@ def open_cohort(cohort: PathLike | Cohort) -> Cohort:
     return cohort if isinstance(cohort, Cohort) else Cohort.open(cohort)
 
 
+def is_cohort(place: Path) -> bool:
+    """Whether a folder holds a cohort, finished or not."""
+    return any((place / name).exists() for name in ("cohort.json", "run.json"))
+
+
 def folder_of(source: PathLike | Cohort | PatchSet) -> Place:
     """Return the folder or the URL of something that is open already or not."""
     return place_of(source) if isinstance(source, str | Place) else source.folder

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from counterstain.api import PathLike, Settings, folder_of, open_cohort, recipe_of, verb
+from counterstain.api import PathLike, Settings, folder_of, is_cohort, open_cohort, recipe_of, verb
 from counterstain.errors import InputError
 
 if TYPE_CHECKING:
@@ -149,21 +149,21 @@ def predict(
     region_size_um: float = 1500.0,
     device: str = "auto",
 ) -> list[Prediction]:
-    """Outline tumour on a slide or in a cohort, as GeoJSON for QuPath.
+    """Outline tumour on slides, in images or in a cohort, as GeoJSON for QuPath.
 
     If interrupted, the same command continues.
 
     Parameters
     ----------
     source : str, Path or Cohort
-        A slide, or the folder or URL of a cohort.
+        A slide, an image (PNG, JPEG, TIFF, ...), a folder of them, or the folder or URL of a cohort.
     out : str or Path
-        GeoJSON file; for a cohort, the folder of one file per slide.
+        GeoJSON file; for a folder or a cohort, the folder of one file per image or slide.
     regions : str
         whole: all tissue (windows of mere glass are background: docs/performance.md says what counts as glass);
         auto: squares placed on tissue; or a CSV table of regions.
     mpp_level0 : float, optional
-        Micrometres per level-0 pixel, where the slide does not say.
+        Micrometres per pixel of an image, or per level-0 pixel of a slide that does not say.
     threshold : float
         Probability from which a pixel is tumour.
     min_area_um2 : float
@@ -180,24 +180,22 @@ def predict(
     """
     from counterstain.config import build
     from counterstain.progress import bar
-    from counterstain.segmentation.predict import PredictConfig, predict_cohort, predict_slide
+    from counterstain.segmentation.predict import PredictConfig
+    from counterstain.segmentation.predict_images import predict_cohort, predict_files
 
     settings = {"threshold": threshold, "min_area_um2": min_area_um2, "origin": origin, "object_type": object_type}
     settings |= {"regions_per_slide": regions_per_slide, "region_size_um": region_size_um}
     segmenter, place, out = Path(segmenter), folder_of(source), Path(out)
     config = build(PredictConfig, settings, f"prediction on {place}")
-    if isinstance(place, Path) and not place.is_dir():
-        if place.suffix.lower() in {".png", ".jpg", ".jpeg", ".bmp"}:
-            remedy = "import images with 'counterstain import table', then predict the cohort"
-            raise InputError(f"{place}: no slide; {remedy}")
-        where: dict[str, Any] = {"device": device, "progress": bar}
-        return [predict_slide(segmenter, place, out, config, regions=regions, mpp_level0=mpp_level0, **where)]
+    where: dict[str, Any] = {"device": device, "progress": bar}
+    if isinstance(place, Path) and not is_cohort(place):
+        return predict_files(segmenter, place, out, config, regions=regions, mpp_level0=mpp_level0, **where)
     if regions != "whole" or mpp_level0 is not None:
         raise InputError(f"{place}: --regions and --mpp-level0 are for slides; a cohort has regions of its own")
     cohort = open_cohort(source)
     if out.suffix == ".geojson":
         raise InputError(f"{out}: of a cohort, --out is the folder of one file per slide; give it another name")
-    return predict_cohort(segmenter, cohort, out, config, device=device, progress=bar)
+    return predict_cohort(segmenter, cohort, out, config, **where)
 
 
 @verb

@@ -31,11 +31,13 @@ from counterstain.io.pixel_readers import (
     MAX_DIFFERENCE,
     PLAUSIBLE_MPP,
     SLIDE_COLOURS,
+    WHITE,
     Level,
     OpenSlideSource,
     SlideSource,
     check_layout,
     is_plausible,
+    read_image,
     reason,
 )
 from counterstain.io.tiff_files import TiffSource, area, first_pages, page_layout
@@ -44,6 +46,7 @@ SUFFIXES = (
     ".bif", ".dcm", ".mrxs", ".ndpi", ".ome.tif", ".ome.tiff", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms",
     ".vmu",
 )  # fmt: skip
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".npy", ".png", ".webp")  # ordinary images, held whole in memory
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 APERIO, GENERIC_TIFF = "aperio", "generic-tiff"  # OpenSlide's vendors
 MAX_ANISOTROPY = 0.01
@@ -54,40 +57,40 @@ LARGEST_BLOCK = 2**24  # pixels whose sum 32 bits hold
 EDGE_STEPS = 2**20  # edges are whole multiples of 1 / EDGE_STEPS px, so that sums do not depend on where they start
 
 
-def list_slides(folder: str | Path) -> dict[str, Path]:
+def list_slides(folder: str | Path, suffixes: tuple[str, ...] = SUFFIXES) -> dict[str, Path]:
     """Return the slides of a folder, or the one slide that is given, by name.
 
-    A subfolder of DICOM files is one slide with the folder's name.
+    A subfolder of DICOM files is one slide with the folder's name. ``suffixes`` are those of the files that count.
 
     Raises InputError where there is no such folder, no slide in it, or two slides have one name.
     """
     folder = Path(folder)
     if folder.is_file():
-        return {slide_name(folder): folder}
+        return {slide_name(folder, suffixes): folder}
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of slides")
     slides: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         # OpenSlide finds the other DICOM files of a slide beside the one that it is given.
         file = min(path.glob("*.dcm"), default=None) if path.is_dir() else path
-        if file is None or not file.name.lower().endswith(SUFFIXES) or path.name.startswith("."):
+        if file is None or not file.name.lower().endswith(suffixes) or path.name.startswith("."):
             continue
-        name = path.name if path.is_dir() else slide_name(path)
+        name = path.name if path.is_dir() else slide_name(path, suffixes)
         if name in slides:
             raise InputError(f"{folder}: {slides[name].name} and {path.name} are both slide {name!r}; rename one")
         slides[name] = file
     if not slides:
-        raise InputError(f"{folder}: no slide in it; expected files ending in {', '.join(SUFFIXES)}")
+        raise InputError(f"{folder}: no slide in it; expected files ending in {', '.join(suffixes)}")
     return slides
 
 
-def slide_name(path: str | Path) -> str:
+def slide_name(path: str | Path, suffixes: tuple[str, ...] = SUFFIXES) -> str:
     """Return a file's name without the suffix of a slide (``a.b.ome.tiff`` is ``a.b``), composed as Unicode's NFC.
 
     Macs decompose the names of files (NFD), so that the same name would be two.
     """
     name = unicodedata.normalize("NFC", Path(path).name)
-    suffix = max((end for end in SUFFIXES if name.lower().endswith(end)), key=len, default="")
+    suffix = max((end for end in suffixes if name.lower().endswith(end)), key=len, default="")
     return name[: len(name) - len(suffix)] or name
 
 
@@ -158,10 +161,35 @@ class SlideWindow:
         return np.asarray(np.round(edges * EDGE_STEPS) / EDGE_STEPS)
 
 
+class ImageSource:
+    """An ordinary image, such as PNG or JPEG, as a slide of one level that does not say its resolution."""
+
+    def __init__(self, path: Path) -> None:
+        self._pixels = read_image(path)
+        height, width, _ = self._pixels.shape
+        self.levels: tuple[Level, ...] = (Level(width, height, 1.0, 0),)
+        self.mpp_xy: tuple[float, float] | None = None
+        self.doubt = ""
+        self.bounds_level0_px = (0, 0, width, height)
+
+    def read(self, _level: Level, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """Return (H, W, 3) uint8 at a place in the image; what lies outside is white."""
+        pixels = np.full((height, width, 3), WHITE, np.uint8)
+        top, left = max(y, 0), max(x, 0)
+        shown = self._pixels[top : max(y + height, 0), left : max(x + width, 0)]
+        pixels[top - y :, left - x :][: shown.shape[0], : shown.shape[1]] = shown
+        return pixels
+
+    def close(self) -> None:
+        """Release nothing: the file is closed already."""
+
+
 def open_slide_file(path: Path) -> SlideSource:
     """Open a slide file with the reader that serves it best; InputError says what is wrong with the file."""
     if not path.is_file():
         raise InputError(f"{path}: no such slide file")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return ImageSource(path)
     try:
         return _open_with_best_reader(path)
     except InputError:
@@ -217,7 +245,7 @@ class Slide(AbstractContextManager["Slide"]):
 
     @classmethod
     def open(cls, path: str | Path, mpp_level0: float | None = None, given_by: str = "--mpp-level0") -> Slide:
-        """Open whatever OpenSlide opens, OME-TIFF, or plain TIFF; RGB with 8 bits a channel.
+        """Open whatever OpenSlide opens, OME-TIFF, plain TIFF or an ordinary image; RGB with 8 bits a channel.
 
         ``mpp_level0``, micrometres per pixel of level 0, is needed where the file does not say; elsewhere it overrules
         the file, with a warning if it differs by more than 1 %. ``given_by`` says where it comes from, for messages;

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from counterstain.data.region_store import PixelWindow
+from counterstain.io.outlines import TILE_WINDOWS, Span, spans
 from counterstain.processes import cores
 from counterstain.segmentation.model import Segmenter
-from counterstain.segmentation.outlines import TILE_WINDOWS, Span, spans
 from counterstain.segmentation.segmenter_config import Windows
 
 MOST_READERS = 4

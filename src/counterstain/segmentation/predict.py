@@ -1,4 +1,4 @@
-"""Predict tumour with a trained segmenter, on a slide or in a cohort, as outlines for QuPath.
+"""Predict tumour with a trained segmenter on a slide, as outlines for QuPath.
 
 A slide is read tile by tile, so memory does not grow with its size. The pieces of every row of tiles are kept on disk
 until the slide is done, so that an interrupted prediction continues where it stopped.
@@ -20,30 +20,12 @@ from pydantic import Field
 
 from counterstain.checkpoints import CheckpointHeader
 from counterstain.config import Config
-from counterstain.data.cohort import Cohort
 from counterstain.devices import choose_device, fast_arithmetic, place
 from counterstain.errors import CounterstainError, InputError
-from counterstain.io.exports import file_names
-from counterstain.io.regions import place_boxes, read_region_table, tissue_mask
-from counterstain.io.slides import Box, Slide, SlideWindow, slide_name
-from counterstain.progress import Progress, silent
-from counterstain.segmentation.evaluate import require_mpp
-from counterstain.segmentation.inference import (
-    TileRow,
-    everywhere,
-    filled,
-    read_ahead,
-    readers,
-    sliding_window_inference,
-    tile_rows,
-    tiles,
-)
-from counterstain.segmentation.model import Segmenter, load_segmenter
-from counterstain.segmentation.outlines import (
+from counterstain.io.outlines import (
     ObjectType,
     Outlined,
     Piece,
-    Span,
     is_written,
     join,
     mask_polygons,
@@ -51,11 +33,25 @@ from counterstain.segmentation.outlines import (
     pieces,
     write_geojson,
 )
+from counterstain.io.regions import place_boxes, read_region_table, tissue_mask
+from counterstain.io.slides import Box, Slide, SlideWindow, slide_name
+from counterstain.progress import Progress, silent
+from counterstain.segmentation.inference import (
+    TileRow,
+    everywhere,
+    filled,
+    read_ahead,
+    readers,
+    tile_rows,
+    tiles,
+)
+from counterstain.segmentation.model import Segmenter, load_segmenter
 from counterstain.segmentation.segmenter_config import Windows
 from counterstain.storage import claim, file_identity, fingerprint, read_sealed, write_sealed
 
 TISSUE_PX = 2048  # longer side of the thumbnail in which tissue is detected
 WHOLE, AUTO = "whole", "auto"
+GEOJSON = (".geojson", ".json")
 
 
 class PredictConfig(Config):
@@ -106,8 +102,7 @@ def predict_slide(
     named like GeoJSON; MismatchError where ``out`` contains something else.
     """
     out, config = Path(out), config or PredictConfig()
-    if out.suffix not in {".geojson", ".json"} or out.is_dir():
-        raise InputError(f"--out {out}: expected the name of a file that ends in .geojson, which QuPath knows")
+    check_name(out)
     with Slide.open(slide, mpp_level0) as opened:
         model, header = load_segmenter(segmenter)
         boxes = predicted_boxes(opened, str(regions), config)
@@ -131,71 +126,26 @@ def predict_slide(
             areas += on_slide(join(of_view), corner_xy_level0_px=corner, **mpp, region=box.name)
         origin = (0, 0) if config.origin == "canvas" else opened.bounds_level0_px[:2]
     label = header.taxonomy.tissue_class
-    prediction = _write(out, areas, config, label=label, offset_xy_level0_px=origin, about=of_file)
+    prediction = write_areas(out, areas, config, label=label, offset_xy_level0_px=origin, about=of_file)
     shutil.rmtree(unfinished)
     return prediction
 
 
-def predict_cohort(
-    segmenter: str | Path,
-    cohort: Cohort,
-    out: str | Path,
-    config: PredictConfig | None = None,
-    *,
-    device: str = "auto",
-    progress: Progress = silent,
-) -> list[Prediction]:
-    """Outline tumour in all regions of a cohort, with the probabilities of :func:`counterstain.evaluate`.
-
-    ``out`` is a folder of a GeoJSON file per slide; finished files are kept. Coordinates are level-0 pixels of the
-    slide's canvas. A slide whose regions overlap, such as images that were cut out without their position, gets a file
-    per region.
-
-    Raises InputError where there is no such segmenter, or coordinates from the scanned area are requested;
-    MismatchError where the cohort has another resolution, or ``out`` contains something else.
-    """
-    out, config = Path(out), config or PredictConfig()
-    if config.origin == "bounds":
-        raise InputError(
-            f"{cohort.folder}: a cohort does not know where its slides were scanned; give --origin canvas, "
-            "or predict on the slide itself"
-        )
-    model, header = load_segmenter(segmenter)
-    require_mpp(Path(segmenter), header, cohort)
-    windows = model.config.inference.windows(header.size_px)
-    known = cohort.regions.drop(columns="split").astype(str).to_dict("records")
-    about = {"segmenter": header.sha256, "cohort": fingerprint(known), "mpp": cohort.mpp, **_settings(config, windows)}
-    claim(out, "predict", about)
-    where = choose_device(device)
-    label, written = header.taxonomy.tissue_class, []
-    files = {out / f"{name}.geojson": positions for name, positions in _files(cohort).items()}
-    abouts = {path: {"file": path.stem, "origin": "canvas", **about} for path in files}
-    missing = [path for path in files if not is_written(path, abouts[path])]
-    images = read_ahead(partial(_image, cohort, position) for path in missing for position in files[path])
-    probabilities = sliding_window_inference(place(model, where), images, windows)
-    with fast_arithmetic(where), progress("regions", len(cohort)) as advance:
-        for path, positions in files.items():
-            if path in missing:
-                tumour = ((position, next(probabilities)) for position in positions)
-                areas = [area for found in tumour for area in _areas(cohort, *found, config.threshold)]
-                written.append(_write(path, areas, config, label=label, offset_xy_level0_px=(0, 0), about=abouts[path]))
-            else:
-                written.append(Prediction(path, None, None))
-            advance(len(positions))
-    return written
+def check_name(out: Path) -> None:
+    """Raise InputError where a file of outlines is not named like GeoJSON."""
+    if out.suffix not in GEOJSON or out.is_dir():
+        raise InputError(f"--out {out}: expected the name of a file that ends in .geojson, which QuPath knows")
 
 
-def _image(cohort: Cohort, position: int) -> np.ndarray:
-    return cohort.read(position)[0]
-
-
-def _write(path: Path, areas: Iterable[Outlined], config: PredictConfig, **options: Any) -> Prediction:
+def write_areas(path: Path, areas: Iterable[Outlined], config: PredictConfig, **options: Any) -> Prediction:
+    """Write areas that are large enough; ``options`` are those of :func:`counterstain.io.outlines.write_geojson`."""
     large = [area for area in areas if area.area_um2 >= config.min_area_um2]
     write_geojson(path, large, object_type=config.object_type, **options)
     return Prediction(path, len(large), sum(area.area_um2 for area in large))
 
 
-def _settings(config: PredictConfig, windows: Windows) -> dict[str, Any]:
+def identity_of(config: PredictConfig, windows: Windows) -> dict[str, Any]:
+    """Return the settings that change a prediction."""
     chosen = config.model_dump(mode="json", include={"threshold", "min_area_um2", "object_type"})
     return chosen | windows._asdict()
 
@@ -276,7 +226,7 @@ def _about_slide(
         "mpp_level0": slide.mpp_level0,
         "mpp": header.mpp,
         "origin": config.origin or "bounds",
-        **_settings(config, windows),
+        **identity_of(config, windows),
         "regions": [[box.name, box.x, box.y, box.width, box.height] for box in boxes],
     }
 
@@ -314,7 +264,7 @@ def _pieces_of(
 def pieces_by_row(
     segmenter: Segmenter, rows: Sequence[TileRow], *, windows: Windows, threshold: float
 ) -> Generator[list[Piece], None, None]:
-    """Outline tumour, see :func:`counterstain.segmentation.outlines.pieces`; yields the pieces of a row of tiles."""
+    """Outline tumour, see :func:`counterstain.io.outlines.pieces`; yields the pieces of a row of tiles."""
     with closing(read_ahead(tiles(rows, windows), readers())) as read:
         ready = filled(segmenter, read, windows.batch_size)
         for row in rows:
@@ -334,40 +284,3 @@ def _load(file: Path) -> list[Piece] | None:
     except (CounterstainError, OSError, KeyError):
         return None
     return [Piece(shapely.from_wkb(wkb), total, pixels) for wkb, total, pixels in rows]
-
-
-# Cohorts: the regions of every file, and their areas on the slide
-
-
-def _files(cohort: Cohort) -> dict[str, list[int]]:
-    """Return the positions of the regions of every file, by name."""
-    groups: dict[str, list[int]] = {}
-    for slide, found in cohort.regions.groupby("slide", sort=True).indices.items():
-        positions: list[int] = np.asarray(found).tolist()
-        boxes = [_box(cohort, position) for position in positions]
-        if any(box.overlaps(other) for number, box in enumerate(boxes) for other in boxes[:number]):
-            groups |= {str(cohort.regions["region"].iloc[position]): [position] for position in positions}
-        else:
-            groups[str(slide)] = positions
-    return dict(zip(file_names(list(groups)), groups.values(), strict=True))
-
-
-def _box(cohort: Cohort, position: int) -> Box:
-    region, step = cohort.regions.iloc[position], cohort.mpp / _mpp_level0(cohort, position)
-    width, height = (max(1, round(int(region[side]) * step)) for side in ("width_px", "height_px"))
-    x, y = int(region["x_level0_px"]), int(region["y_level0_px"])
-    return Box(name=str(region["region"]), x=x, y=y, width=width, height=height)
-
-
-def _areas(cohort: Cohort, position: int, probability: np.ndarray, threshold: float) -> Iterable[Outlined]:
-    """Return the areas of one region on its slide."""
-    box, mpp_level0 = _box(cohort, position), _mpp_level0(cohort, position)
-    rows, columns = (Span(0, length, 0, length) for length in probability.shape)
-    areas = join(list(pieces(probability, rows, columns, threshold)))
-    return on_slide(areas, corner_xy_level0_px=(box.x, box.y), mpp=cohort.mpp, mpp_level0=mpp_level0, region=box.name)
-
-
-def _mpp_level0(cohort: Cohort, position: int) -> float:
-    """Return the slide's resolution; if unknown, the region's own, as if it were at level 0."""
-    known = cohort.regions["mpp_level0"].iloc[position]
-    return float(known) if known is not None and known > 0 else cohort.mpp

@@ -1,0 +1,258 @@
+"""Predict tumour in the regions of a cohort and in ordinary images, as outlines for QuPath.
+
+Images are read whole, one at a time; windows of several share the batches of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from counterstain.checkpoints import CheckpointHeader, read_header
+from counterstain.data.cohort import Cohort
+from counterstain.devices import choose_device, fast_arithmetic, place
+from counterstain.errors import InputError
+from counterstain.io.exports import file_names
+from counterstain.io.outlines import Outlined, Span, is_written, join, on_slide, pieces
+from counterstain.io.slides import IMAGE_SUFFIXES, SUFFIXES, Box, Slide, list_slides
+from counterstain.progress import Progress, silent
+from counterstain.segmentation.evaluate import require_mpp
+from counterstain.segmentation.inference import read_ahead, sliding_window_inference
+from counterstain.segmentation.model import Segmenter, load_segmenter
+from counterstain.segmentation.predict import (
+    GEOJSON,
+    WHOLE,
+    PredictConfig,
+    Prediction,
+    check_name,
+    identity_of,
+    predict_slide,
+    write_areas,
+)
+from counterstain.storage import claim, file_identity, fingerprint
+
+PREDICTED = (*SUFFIXES, *IMAGE_SUFFIXES)
+
+
+class _Image(NamedTuple):
+    """A region of a cohort, or an ordinary image."""
+
+    name: str
+    read: Callable[[], np.ndarray]  # (H, W, 3) uint8, at the segmenter's resolution
+    corner_xy_level0_px: tuple[int, int]
+    mpp: float
+    mpp_level0: float
+
+
+class _File(NamedTuple):
+    """A file of outlines to be written."""
+
+    path: Path
+    about: dict[str, Any]  # how its areas are made
+    images: Sequence[_Image]
+
+
+def predict_cohort(
+    segmenter: str | Path,
+    cohort: Cohort,
+    out: str | Path,
+    config: PredictConfig | None = None,
+    *,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> list[Prediction]:
+    """Outline tumour in all regions of a cohort, with the probabilities of :func:`counterstain.evaluate`.
+
+    ``out`` is a folder of a GeoJSON file per slide; finished files are kept. Coordinates are level-0 pixels of the
+    slide's canvas. A slide whose regions overlap, such as images that were cut out without their position, gets a file
+    per region.
+
+    Raises InputError where there is no such segmenter, or coordinates from the scanned area are requested;
+    MismatchError where the cohort has another resolution, or ``out`` contains something else.
+    """
+    out, config = Path(out), config or PredictConfig()
+    if config.origin == "bounds":
+        raise InputError(
+            f"{cohort.folder}: a cohort does not know where its slides were scanned; give --origin canvas, "
+            "or predict on the slide itself"
+        )
+    model, header = load_segmenter(segmenter)
+    require_mpp(Path(segmenter), header, cohort)
+    windows = model.config.inference.windows(header.size_px)
+    known = cohort.regions.drop(columns="split").astype(str).to_dict("records")
+    about = {
+        "segmenter": header.sha256, "cohort": fingerprint(known), "mpp": cohort.mpp, **identity_of(config, windows),
+    }  # fmt: skip
+    claim(out, "predict", about)
+    files = [
+        _File(
+            out / f"{name}.geojson",
+            {"file": name, "origin": "canvas", **about},
+            [_region(cohort, position) for position in positions],
+        )
+        for name, positions in files_of(cohort).items()
+    ]
+    return _predict(model, header, files, config, device=device, progress=progress, label="regions")
+
+
+def predict_files(
+    segmenter: str | Path,
+    source: str | Path,
+    out: str | Path,
+    config: PredictConfig | None = None,
+    *,
+    regions: str | Path = WHOLE,
+    mpp_level0: float | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> list[Prediction]:
+    """Outline tumour on a slide or an image, or on all of a folder.
+
+    ``out`` is a GeoJSON file, of a folder the folder of one file each. See :func:`predict_images` for ordinary images,
+    :func:`counterstain.segmentation.predict.predict_slide` for everything else, and for ``regions``.
+
+    Raises InputError also where there is no slide or image in a folder, or ``out`` is named like a file.
+    """
+    source, out, config = Path(source), Path(out), config or PredictConfig()
+    slides = {out: source}
+    if source.is_dir():
+        slides = {out / f"{name}.geojson": path for name, path in list_slides(source, PREDICTED).items()}
+        if out.suffix in GEOJSON:
+            raise InputError(f"{out}: of a folder, --out is the folder of one file per image; give it another name")
+        claim(out, "predict", {"segmenter": read_header(Path(segmenter)).sha256, **config.model_dump(mode="json")})
+    where: dict[str, Any] = {"mpp_level0": mpp_level0, "device": device, "progress": progress}
+    images = {file: path for file, path in slides.items() if path.suffix.lower() in IMAGE_SUFFIXES}
+    if images and regions != WHOLE:
+        raise InputError(f"{next(iter(images.values()))}: --regions is for slides; all of an image is predicted")
+    found = predict_images(segmenter, images, config, **where) if images else []
+    found += [
+        predict_slide(segmenter, path, file, config, regions=regions, **where)
+        for file, path in slides.items()
+        if file not in images
+    ]
+    return sorted(found)
+
+
+def predict_images(
+    segmenter: str | Path,
+    images: Mapping[Path, Path],
+    config: PredictConfig | None = None,
+    *,
+    mpp_level0: float | None,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> list[Prediction]:
+    """Outline tumour in ordinary images (PNG, JPEG, ...), all of it, also where nothing but glass is seen.
+
+    ``images`` is GeoJSON file -> image; finished files are kept. ``mpp_level0`` is the micrometres per pixel of all
+    images, which are predicted at the resolution that the segmenter was trained at.
+
+    Raises InputError where there is no such segmenter or image, or ``mpp_level0`` is missing or no microscope's;
+    MismatchError where a file contains something else.
+    """
+    config = config or PredictConfig()
+    for path in images:
+        check_name(path)
+    with Slide.open(next(iter(images.values())), mpp_level0) as first:
+        mpp = first.mpp_level0
+    model, header = load_segmenter(segmenter)
+    about = identity_of(config, model.config.inference.windows(header.size_px))
+    files = [
+        _File(
+            path,
+            {
+                "segmenter": header.sha256, "image": image.name, "file": file_identity(image), "mpp": header.mpp,
+                "mpp_level0": mpp, **about,
+            },
+            [_Image(image.name, partial(_read, image, header.mpp, mpp), (0, 0), header.mpp, mpp)],
+        )
+        for path, image in images.items()
+    ]  # fmt: skip
+    return _predict(model, header, files, config, device=device, progress=progress, label="images")
+
+
+def _predict(
+    model: Segmenter,
+    header: CheckpointHeader,
+    files: Sequence[_File],
+    config: PredictConfig,
+    *,
+    device: str,
+    progress: Progress,
+    label: str,
+) -> list[Prediction]:
+    """Write the files that are not there yet."""
+    where, written = choose_device(device), list[Prediction]()
+    missing = {file.path for file in files if not is_written(file.path, file.about)}
+    images = read_ahead(image.read for file in files if file.path in missing for image in file.images)
+    windows = model.config.inference.windows(header.size_px)
+    probabilities = sliding_window_inference(place(model, where), images, windows)
+    options: dict[str, Any] = {"label": header.taxonomy.tissue_class, "offset_xy_level0_px": (0, 0)}
+    with fast_arithmetic(where), progress(label, sum(len(file.images) for file in files)) as advance:
+        for file in files:
+            if file.path in missing:
+                tumour = ((image, next(probabilities)) for image in file.images)
+                areas = [area for found in tumour for area in _areas(*found, config.threshold)]
+                written.append(write_areas(file.path, areas, config, about=file.about, **options))
+            else:
+                written.append(Prediction(file.path, None, None))
+            advance(len(file.images))
+    return written
+
+
+def _areas(image: _Image, probability: np.ndarray, threshold: float) -> Iterator[Outlined]:
+    """Return the areas of one image on its slide."""
+    rows, columns = (Span(0, length, 0, length) for length in probability.shape)
+    areas = join(list(pieces(probability, rows, columns, threshold)))
+    place_of: dict[str, Any] = {
+        "corner_xy_level0_px": image.corner_xy_level0_px,
+        "mpp": image.mpp,
+        "mpp_level0": image.mpp_level0,
+    }
+    return on_slide(areas, region=image.name, **place_of)
+
+
+def _read(path: Path, mpp: float, mpp_level0: float) -> np.ndarray:
+    with Slide.open(path, mpp_level0) as opened:
+        window = opened.window(Box(*opened.bounds_level0_px), mpp)
+        return np.ascontiguousarray(window.read(0, 0, *window.shape[:2]))
+
+
+# Cohorts: the regions of every file, and their place on the slide
+
+
+def files_of(cohort: Cohort) -> dict[str, list[int]]:
+    """Return the positions of the regions of every file, by name."""
+    groups: dict[str, list[int]] = {}
+    for slide, found in cohort.regions.groupby("slide", sort=True).indices.items():
+        positions: list[int] = np.asarray(found).tolist()
+        boxes = [_box(cohort, position) for position in positions]
+        if any(box.overlaps(other) for number, box in enumerate(boxes) for other in boxes[:number]):
+            groups |= {str(cohort.regions["region"].iloc[position]): [position] for position in positions}
+        else:
+            groups[str(slide)] = positions
+    return dict(zip(file_names(list(groups)), groups.values(), strict=True))
+
+
+def _region(cohort: Cohort, position: int) -> _Image:
+    box = _box(cohort, position)
+    return _Image(
+        box.name, lambda: cohort.read(position)[0], (box.x, box.y), cohort.mpp, mpp_level0_of(cohort, position)
+    )
+
+
+def _box(cohort: Cohort, position: int) -> Box:
+    region, step = cohort.regions.iloc[position], cohort.mpp / mpp_level0_of(cohort, position)
+    width, height = (max(1, round(int(region[side]) * step)) for side in ("width_px", "height_px"))
+    x, y = int(region["x_level0_px"]), int(region["y_level0_px"])
+    return Box(name=str(region["region"]), x=x, y=y, width=width, height=height)
+
+
+def mpp_level0_of(cohort: Cohort, position: int) -> float:
+    """Return the slide's resolution; if unknown, the region's own, as if it were at level 0."""
+    known = cohort.regions["mpp_level0"].iloc[position]
+    return float(known) if known is not None and known > 0 else cohort.mpp
