@@ -28,6 +28,8 @@ Train generators and draw
     synthesize       draw a synthetic set: real masks with new subtypes, and an image for each
     redraw           the same for whole regions, as a new cohort
     audit            do the images look real, do they show what was asked for, are they copies?
+    Review           accept and reject the patches of a set; rejected ones are not trained on
+    make_reading_test   a blind test: can people tell drawn patches from real ones? A ReadingTest keeps their answers
     load_generator   open a Generator, whose draw(patch) returns a patch
 
 Train segmenters and score them

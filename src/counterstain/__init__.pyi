@@ -2,6 +2,7 @@
 
 from .api.cohorts import export as export, inspect as inspect, make_phantom as make_phantom, split as split
 from .api.evaluation import audit as audit, evaluate as evaluate, predict as predict, segment as segment
+from .api.readings import make_reading_test as make_reading_test
 from .api.generators import (
     Generator as Generator,
     load_generator as load_generator,
@@ -34,11 +35,13 @@ from .api.studies import (
     study_status as study_status,
     test_study as test_study,
 )
+from .audit.reading_test import ReadingTest as ReadingTest
 from .data.cohort import Cohort as Cohort, CohortWriter as CohortWriter
 from .data.patch_set import PatchSet as PatchSet
 from .data.patches import Patch as Patch, Source as Source
 from .data.region_store import Region as Region
 from .data.relabel import RelabelConfig as RelabelConfig, relabel as relabel
+from .data.review import Review as Review
 from .data.sampling import PatchSampler as PatchSampler, SamplingConfig as SamplingConfig
 from .errors import (
     ConfigError as ConfigError,

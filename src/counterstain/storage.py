@@ -59,9 +59,9 @@ def replacing(path: Path) -> Iterator[Path]:
     with disk_errors_named(path):
         try:
             yield partial
-            _fsync(partial)
+            fsync(partial)
             partial.replace(path)
-            _fsync(path.parent)
+            fsync(path.parent)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -93,11 +93,11 @@ def committing(folder: Path) -> Iterator[Path]:
         try:
             yield partial
             for file in partial.rglob("*"):
-                _fsync(file)
+                fsync(file)
             if folder.exists():
                 shutil.rmtree(folder)
             partial.replace(folder)
-            _fsync(folder.parent)
+            fsync(folder.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -354,7 +354,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from counterstain.api import PathLike, Settings, assignments, open_cohort, recipe_of, verb
 from counterstain.errors import ConfigError, CounterstainWarning
@@ -117,6 +117,7 @@ def synthesize(
     size_px: int | None = None,
     judge: PathLike | None = None,
     agreement: float = 0.75,
+    split: str = "train",
     preset: str | None = None,
     config: PathLike | None = None,
     settings: Settings | None = None,
@@ -144,6 +145,8 @@ def synthesize(
         Draw again what this judge takes for another subtype.
     agreement : float
         Share of an image's instances that the judge must agree on.
+    split : str
+        train; or val or test, for a reading test: such a set is never trained on.
     preset : str, optional
         Recipe to draw by: paper, best or demo [default: what the checkpoint was trained with].
     config : str or Path, optional
@@ -164,9 +167,8 @@ def synthesize(
     if judge is not None:
         wanted = build(JudgeFilterConfig, {"agreement": agreement}, "--agreement")
         filter_ = JudgeFilter.load(Path(judge), tissue, wanted, size_px=size_px)
-    found = draw_set(
-        drawer, tissue, Path(out), recipe.synthesis, count=count, size_px=size_px, seed=seed, judge=filter_
-    )
+    options: Any = {"count": count, "size_px": size_px, "seed": seed, "judge": filter_, "part": split}
+    found = draw_set(drawer, tissue, Path(out), recipe.synthesis, **options)
     assert found is not None
     return found
 

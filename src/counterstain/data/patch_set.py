@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, overload
+from typing import Annotated, Any, Literal, overload
 
 import numpy as np
 import pandas as pd
@@ -69,6 +69,8 @@ class PatchSetHeader(Config):
     patients_seen: tuple[str, ...]  # patients that the generator or the masks come from
     settings: dict[str, Any]  # of sampling, relabelling and drawing
     version: str
+    # Of the split that the masks are from. What is drawn for val or test is for reading tests, never for training.
+    part: Annotated[Literal["train", "val", "test"], Field(exclude_if=lambda part: part == "train")] = "train"
 
     @property
     def has_layouts(self) -> bool:

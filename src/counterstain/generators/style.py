@@ -39,14 +39,15 @@ TWO_SLIDES = {"other", "mixture", "beyond"}
 class StyleReferences:
     """Reference patches of the training slides of a cohort, 64 of each; which they are depends on the seed alone.
 
-    Their edge is ``size_px``, or less where a region is smaller.
+    Their edge is ``size_px``, or less where a region is smaller. For masks of another ``part`` of the split, they are
+    of its slides.
     """
 
-    def __init__(self, cohort: Cohort, size_px: int, seed: int) -> None:
+    def __init__(self, cohort: Cohort, size_px: int, seed: int, part: str = "train") -> None:
         self.cohort, self.size_px, self.seed = cohort, size_px, seed
         self._sizes = cohort.regions[["height_px", "width_px"]].to_numpy().tolist()
         self._positions: dict[str, list[int]] = {}
-        for position in cohort.positions("train").tolist():
+        for position in cohort.positions(part).tolist():
             slide = str(cohort.regions["slide"].iloc[position])
             self._positions.setdefault(slide, []).append(position)
         self.slides = sorted(self._positions)
@@ -94,9 +95,9 @@ class StyleReferences:
         return self.cohort.patch(position, y, x, size)
 
 
-def references_of(cohort: Cohort, size_px: int, seed: int) -> StyleReferences:
+def references_of(cohort: Cohort, size_px: int, seed: int, part: str = "train") -> StyleReferences:
     """Return the references of a training or a drawing with this seed."""
-    return StyleReferences(cohort, size_px, derive(seed, "styles"))
+    return StyleReferences(cohort, size_px, derive(seed, "styles"), part)
 
 
 def describe(references: Sequence[Patch], size_px: int) -> tuple[Tensor, Tensor]:
@@ -184,7 +185,7 @@ class StyleDrawer:
 
 
 def style_drawer(
-    generator: ImageGenerator, cohort: Cohort, choice: StyleChoice, *, size_px: int, seed: int
+    generator: ImageGenerator, cohort: Cohort, choice: StyleChoice, *, size_px: int, seed: int, part: str = "train"
 ) -> StyleDrawer | None:
     """Return what draws the styles of images, or None where no style is asked for.
 
@@ -193,4 +194,4 @@ def style_drawer(
     if choice.source == "none":
         return None
     edge = size_px if generator.header is None else generator.header.size_px
-    return StyleDrawer(generator, references_of(cohort, edge, seed), choice)
+    return StyleDrawer(generator, references_of(cohort, edge, seed, part), choice)

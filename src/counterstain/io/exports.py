@@ -248,7 +248,7 @@ def _of_set(synthetic: PatchSet) -> Contents:
         taxonomy=patches.header.taxonomy,
         mpp=patches.header.mpp,
         fingerprint=fingerprint(patches.header.model_dump(mode="json")),
-        table=table.assign(name=names, region=names, part="train", score=None),  # masks come from the training part
+        table=table.assign(name=names, region=names, part=patches.header.part, score=None),
         instances=patches.instances.assign(name=[f"{index:06d}" for index in patches.instances["index"]]),
         read=lambda index: pixels(patches[index]),
         patients_seen=patches.header.patients_seen,

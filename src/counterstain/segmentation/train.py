@@ -25,7 +25,7 @@ from counterstain.data.patch_set import PatchSet
 from counterstain.data.sampling import PastedPatches, PatchBatches, PatchSampler, PatchSource, stack
 from counterstain.data.split import check_no_leak
 from counterstain.devices import Batch, device_of, place
-from counterstain.errors import InputError, MismatchError
+from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.seeding import derive, numpy_generator
 from counterstain.segmentation.mixing import (
     MixedPatches,
@@ -200,6 +200,11 @@ def _patients_behind(synthetic: PatchSet | None, count: int, share: float, cohor
     if not count:
         raise InputError(
             f"{folder}: a synthetic set is given with amount 0; give an amount, for example 1.0 for +100 %"
+        )
+    if header.part != "train":
+        raise LeakageError(
+            f"{folder}: was drawn for masks of the {header.part} part, for a reading test, and is never trained on; "
+            "draw a set for the training part"
         )
     if header.taxonomy.names != cohort.taxonomy.names:
         raise MismatchError(

@@ -26,6 +26,7 @@ from rich import box
 from rich.table import Table
 from rich.tree import Tree
 
+from counterstain.data.review import REVIEW_FILE
 from counterstain.errors import CounterstainError, InputError, StorageError
 from counterstain.progress import duration, size
 from counterstain.storage import LOG_FOLDER, RUN_FILE, disk_errors_named, read_json, read_sealed, sha256_of, write_text
@@ -37,7 +38,7 @@ OVERHEAD = " (and up to a minute for starting, and for results and report)"
 BRIEF_SECONDS = 600
 DONE_FILE = "cell.json"
 FILES_FILE = "files.json"  # the note of a folder of results
-UNNOTED = {DONE_FILE, RUN_FILE, FILES_FILE}
+UNNOTED = {DONE_FILE, RUN_FILE, FILES_FILE, REVIEW_FILE}
 SMALL_BYTES = 2**20
 Kind = Literal["study", "start", "finish", "fail", "lost"]
 State = Literal["done", "running", "failed", "left"]

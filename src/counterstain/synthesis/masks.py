@@ -23,7 +23,7 @@ from counterstain.data.patch_set import SHARD_PATCHES
 from counterstain.data.patches import Patch, Source
 from counterstain.data.relabel import Instance, RelabelConfig, redrawn_pixels, relabel
 from counterstain.data.sampling import CopyPasteConfig, PastedPatches, PatchSampler, SamplingConfig
-from counterstain.errors import InputError
+from counterstain.errors import ConfigError, InputError
 from counterstain.generators.diffusion_config import StyleChoice
 from counterstain.seeding import derive
 from counterstain.taxonomy import BACKGROUND
@@ -89,12 +89,18 @@ class Layouts:
     moves: PastedPatches | None
 
     @classmethod
-    def of(cls, cohort: Cohort, config: SynthesisConfig, *, size_px: int, seed: int) -> Self:
-        """Raise InputError where the training part has no instance to be moved, besides what a sampler raises."""
+    def of(cls, cohort: Cohort, config: SynthesisConfig, *, size_px: int, seed: int, part: str = "train") -> Self:
+        """Cut the masks out of a part of the split.
+
+        Raises InputError where the training part has no instance to be moved, besides what a sampler raises, and
+        ConfigError where instances are to be moved into another part.
+        """
+        if part != "train" and config.layouts is not None:
+            raise ConfigError(f"synthesis.layouts: new layouts are of training tissue, not of {part}; set it to null")
         sampling = config.sampling
         if config.layouts is not None:
             sampling = sampling.model_copy(update={"background_share": 1.0})
-        sampler = PatchSampler(cohort, "train", size_px, sampling, derive(seed, "masks"), slides=config.slides)
+        sampler = PatchSampler(cohort, part, size_px, sampling, derive(seed, "masks"), slides=config.slides)
         if config.layouts is None:
             return cls(sampler=sampler, config=config, seed=seed, moves=None)
         if cohort.regions.loc[cohort.regions["split"] == "train", "slide"].nunique() < 2:

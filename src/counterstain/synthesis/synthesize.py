@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,7 @@ from counterstain.storage import claimed
 from counterstain.synthesis.masks import Layout, Layouts, SynthesisConfig
 from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
 
+Part = Literal["train", "val", "test"]
 OTHER_MASKS = 2**32  # blocks between a mask and the one that takes its place; no set is so long
 
 
@@ -63,11 +64,13 @@ def synthesize(
     seed: int,
     shards: Iterable[int] | None = None,
     judge: ImageFilter | None = None,
+    part: Part = "train",
 ) -> PatchSet | None:
     """Write a synthetic set; finished shards are kept, the result is the same as without an interruption.
 
     Only these ``shards`` and no header are written where they are given (to spread a set over processes); then None is
     returned. Images that the ``judge`` refuses are drawn again, so that the set has as many patches as without it.
+    The masks are of a ``part`` of the split; those of val or test make a set for a reading test, never for training.
 
     Raises LeakageError where the generator saw a validation or test patient of this cohort; MismatchError where the
     generator draws another size, scale or taxonomy, or ``out`` belongs to another set.
@@ -84,14 +87,15 @@ def synthesize(
         seed=seed,
         cohort=cohort.fingerprint,
         generator="" if generator.header is None else generator.header.sha256,
-        patients_seen=patients_behind(generator, cohort, judge.patients_seen if judge else ()),
+        patients_seen=patients_behind(generator, cohort, judge.patients_seen if judge else (), part),
         settings=drawing_settings(generator, config) | ({} if judge is None else {"filter": judge.settings}),
         version=counterstain.__version__,
+        part=part,
     )
     with claimed(out, "synthesize", header.model_dump(mode="json", exclude={"count"})):  # a set may grow
         writer = PatchSetWriter(out, header)
-        layouts = Layouts.of(cohort, config, size_px=size_px, seed=seed)
-        style = style_drawer(generator, cohort, config.style, size_px=size_px, seed=seed)
+        layouts = Layouts.of(cohort, config, size_px=size_px, seed=seed, part=part)
+        style = style_drawer(generator, cohort, config.style, size_px=size_px, seed=seed, part=part)
         draw = ShardDrawer(generator=generator, layouts=layouts, config=config, seed=seed, style=style, judge=judge)
     lengths = {shard: len(writer.indices(shard)) for shard in (range(writer.num_shards) if shards is None else shards)}
     missing = sorted(set(writer.missing_shards()) & set(lengths))
@@ -103,10 +107,12 @@ def synthesize(
     return writer.finish() if shards is None else None
 
 
-def patients_behind(generator: ImageGenerator, cohort: Cohort, others: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return every patient whose tissue is in what a generator draws for the masks of a cohort."""
+def patients_behind(
+    generator: ImageGenerator, cohort: Cohort, others: Sequence[str] = (), part: str = "train"
+) -> tuple[str, ...]:
+    """Return every patient whose tissue is in what a generator draws for the masks of a part of a cohort."""
     seen = generator.header.patients_seen if generator.header else ()
-    return tuple(sorted({*cohort.patients("train"), *seen, *others}))
+    return tuple(sorted({*cohort.patients(part), *seen, *others}))
 
 
 def drawing_settings(generator: ImageGenerator, config: SynthesisConfig) -> dict[str, Any]:

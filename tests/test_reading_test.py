@@ -1,0 +1,145 @@
+"""Blind reading tests: what readers see, what is kept of their answers, and what comes of them."""
+
+import json
+
+import numpy as np
+import pytest
+from drawn_cohort import draw_cohort, draw_set
+
+from counterstain.audit.reading_test import ReadingTest, key_of, write_reading_test
+from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError, StorageError
+
+
+@pytest.fixture(scope="module")
+def tissue(tmp_path_factory):
+    return draw_cohort(tmp_path_factory.mktemp("tissue") / "cohort", regions=4)
+
+
+@pytest.fixture(scope="module")
+def patches(tissue, tmp_path_factory):
+    return draw_set(tmp_path_factory.mktemp("set") / "set", tissue, size_px=32)
+
+
+@pytest.fixture
+def test(tissue, patches, tmp_path):
+    return write_reading_test(tissue, patches, tmp_path / "test", count=12)
+
+
+def test_half_of_the_patches_are_real_and_of_the_same_composition_as_the_drawn_ones(test, tissue, patches):
+    key = test.key()
+    drawn, real = ([q for q in key if q.drawn is kind] for kind in (True, False))
+    assert len(drawn) == len(real) == 6
+    assert sorted((q.subtype, q.subtypes) for q in drawn) == sorted((q.subtype, q.subtypes) for q in real)
+    assert {q.source["patient"] for q in real} == set(tissue.patients("test"))
+    assert {q.source["patient"] for q in drawn} <= set(tissue.patients("train"))
+    order = [q.drawn for q in key]
+    assert order not in (sorted(order), sorted(order, reverse=True))
+    for number, question in enumerate(key, start=1):
+        if question.drawn:
+            assert np.array_equal(test.image(number), patches[question.number].image)
+
+
+def test_nothing_beside_the_pixels_says_which_patches_are_drawn(test):
+    files = sorted(path.relative_to(test.folder).as_posix() for path in test.folder.rglob("*") if path.is_file())
+    assert files == [*(f"questions/{i:04d}.png" for i in range(1, 13)), "run.json", "test.json"]
+    chunks = {path.read_bytes()[:33][:16] for path in test.folder.glob("questions/*")}
+    assert len(chunks) == 1
+    for name in ("test.json", "run.json"):
+        assert "drawn" not in (test.folder / name).read_text()
+
+
+def test_no_two_patches_show_more_than_a_quarter_of_the_same_tissue(test):
+    sources = [question.source for question in test.key()]
+    for i, one in enumerate(sources):
+        for other in sources[:i]:
+            if one["region"] == other["region"]:
+                shared = [max(0, 32 - abs(one[axis] - other[axis])) for axis in ("y_px", "x_px")]
+                assert shared[0] * shared[1] <= 32 * 32 / 4
+
+
+def test_a_reader_goes_on_where_he_stopped_and_readers_do_not_mix(test):
+    test.answer("ada", 1, drawn=True, subtype="HER2 0", confidence=5)
+    test.answer("ada", 3, drawn=False, subtype="HER2 3+")
+    test.answer("Ada", 1, drawn=False, subtype="HER2 1+")
+    again = ReadingTest.open(test.folder)
+    assert again.next_question("ada") == 2
+    assert again.progress("ada") == (2, 12)
+    assert again.progress("Ada") == (1, 12)
+    assert again.readers() == ["Ada", "ada"]
+    assert again.answers("ada")[["question", "drawn", "subtype"]].to_numpy().tolist() == [
+        [1, True, "HER2 0"],
+        [3, False, "HER2 3+"],
+    ]
+    assert again.next_question("new") == 1
+
+
+def test_an_answer_is_final_because_the_key_may_be_shown_after_it(test):
+    with pytest.raises(InputError, match="ada has not answered question 1 yet"):
+        test.truth("ada", 1)
+    test.answer("ada", 1, drawn=True, subtype="HER2 0")
+    assert test.truth("ada", 1) == test.key()[0]
+    with pytest.raises(InputError, match="ada has answered question 1; answers are final"):
+        test.answer("ada", 1, drawn=False, subtype="HER2 0")
+    assert len(test.answers()) == 1
+
+
+def test_a_test_is_read_without_its_key_and_the_key_belongs_to_it(test, tissue, patches, tmp_path):
+    other = write_reading_test(tissue, patches, tmp_path / "other", count=8, seed=1)
+    with pytest.raises(MismatchError, match="is the key of another test"):
+        ReadingTest.open(test.folder, other.key_file).key()
+    key_of(test.folder).unlink()
+    again = ReadingTest.open(test.folder)
+    again.answer("ada", 1, drawn=True, subtype="HER2 0")
+    with pytest.raises(InputError, match=r"test\.key\.json: no such key"):
+        again.key()
+
+
+def test_the_same_command_keeps_a_finished_test_and_its_answers(test, tissue, patches):
+    test.answer("ada", 1, drawn=True, subtype="HER2 0")
+    again = write_reading_test(tissue, patches, test.folder, count=12)
+    assert again.key() == test.key()
+    assert again.progress("ada") == (1, 12)
+    with pytest.raises(MismatchError, match="belongs to another run"):
+        write_reading_test(tissue, patches, test.folder, count=10)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"question": 13}, "question 13: expected a number of 1 to 12"),
+        ({"drawn": "yes"}, "drawn 'yes': expected True"),
+        ({"subtype": "HER2 9"}, "subtype 'HER2 9': expected one of HER2 0"),
+        ({"confidence": 6}, "confidence 6: expected a whole number of 1"),
+        ({"reader": ""}, "reader '': expected a name"),
+    ],
+)
+def test_what_is_no_answer_is_refused(test, answer, message):
+    with pytest.raises(InputError, match=message):
+        test.answer(**({"reader": "ada", "question": 1, "drawn": True, "subtype": "HER2 0"} | answer))
+    assert test.answers().empty
+
+
+def test_answers_that_were_changed_or_are_of_another_test_are_noticed(test):
+    test.answer("ada", 1, drawn=True, subtype="HER2 0")
+    file = next((test.folder / "answers").iterdir())
+    known = json.loads(file.read_text())
+    file.write_text(json.dumps(known | {"question": 99}))
+    with pytest.raises(StorageError, match="question 99: no answer"):
+        test.answers()
+    file.write_text(json.dumps(known | {"test": "x"}))
+    with pytest.raises(MismatchError, match="answers to another reading test"):
+        test.answers()
+
+
+def test_what_cannot_be_tested_is_refused_and_leaves_nothing(tissue, patches, tmp_path):
+    with pytest.raises(ConfigError, match="split 'train': expected val or test"):
+        write_reading_test(tissue, patches, tmp_path / "t", part="train")
+    with pytest.raises(ConfigError, match="count 3: expected an even number"):
+        write_reading_test(tissue, patches, tmp_path / "t", count=3)
+    with pytest.raises(InputError, match="questions are possible, 400 were asked for"):
+        write_reading_test(tissue, patches, tmp_path / "t", count=400)
+    with pytest.raises(LeakageError, match="has seen p4"):
+        write_reading_test(tissue, draw_set(tmp_path / "s", tissue, size_px=32, seen=["p4"]), tmp_path / "t")
+    with pytest.raises(MismatchError, match="was not made from"):
+        write_reading_test(draw_cohort(tmp_path / "c", size_px=64), patches, tmp_path / "t")
+    assert not (tmp_path / "t").exists()

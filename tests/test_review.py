@@ -1,0 +1,134 @@
+"""Reviews of synthetic sets: what is kept, what counts, and who respects it."""
+
+import json
+import subprocess
+import sys
+import threading
+
+import pytest
+from drawn_cohort import HER2, draw_cohort, draw_set
+
+from counterstain.data.patch_set import JudgedInstance
+from counterstain.data.review import REVIEW_FILE, Review
+from counterstain.errors import InputError, MismatchError, StorageError
+
+
+@pytest.fixture(scope="module")
+def tissue(tmp_path_factory):
+    return draw_cohort(tmp_path_factory.mktemp("tissue") / "cohort")
+
+
+@pytest.fixture
+def patches(tissue, tmp_path):
+    return draw_set(tmp_path / "set", tissue)
+
+
+def decided(review):
+    return dict(review.decisions()[["index", "decision"]].to_numpy().tolist())
+
+
+def test_the_last_decision_of_a_patch_counts_whoever_made_it(patches):
+    ada, ben = Review(patches, "ada"), Review(patches, "ben")
+    ada.decide(3, "accept")
+    ben.decide(3, "reject")
+    ada.decide(5, "unsure")
+    assert decided(ada) == decided(Review(patches.folder)) == {3: "reject", 5: "unsure"}
+    assert str(ada.progress()) == "2 of 64 patches reviewed: 0 accepted, 1 rejected, 1 unsure"
+    assert ada.rejected == (3,)
+    assert [line["reviewer"] for line in ada.history()] == ["ada", "ben", "ada"]
+
+
+def test_undo_takes_back_ones_own_decisions_step_by_step_and_deletes_nothing(patches):
+    ada, ben = Review(patches, "ada"), Review(patches, "ben")
+    ada.decide(3, "accept")
+    ada.decide(3, "reject")
+    ben.decide(4, "reject")
+    assert ada.undo() == 3
+    assert decided(ada) == {3: "accept", 4: "reject"}
+    assert (ada.undo(), ada.undo()) == (3, None)
+    assert decided(ada) == {4: "reject"}
+    assert len(ada.history()) == 5
+
+
+def test_a_line_that_a_kill_cut_off_costs_that_line_alone(patches):
+    review = Review(patches, "ada")
+    review.decide(3, "reject")
+    with review.file.open("a") as file:
+        file.write('{"index": 4, "decis')
+    assert decided(review) == {3: "reject"}
+    review.decide(5, "accept")
+    assert decided(review) == {3: "reject", 5: "accept"}
+
+
+def test_two_writers_at_once_lose_no_decision(patches):
+    write = (
+        "import sys; from counterstain.data.review import Review\n"
+        "review = Review(sys.argv[1], sys.argv[2])\n"
+        "for index in range(64): review.decide(index, 'accept')"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", write, patches.folder, name]) for name in ("ada", "ben")]
+    threads = [threading.Thread(target=Review(patches, "cy").decide, args=(i, "reject")) for i in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert len(Review(patches).history()) == 2 * 64 + 20
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda at: Review(at, "ada").decide(64, "reject"), "patch 64: expected a number of 0 to 63"),
+        (lambda at: Review(at, "ada").decide(1, "maybe"), "decision 'maybe': expected accept, reject, unsure"),
+        (lambda at: Review(at).decide(1, "reject"), "a decision needs a reviewer"),
+        (lambda at: Review(at, " "), "reviewer ' ': expected a name"),
+        (lambda at: Review(at, "ada").select(decision="good"), "decision 'good': expected"),
+        (lambda at: Review(at.parent), "no such set"),
+    ],
+)
+def test_what_is_no_decision_is_refused(patches, act, message):
+    with pytest.raises(InputError, match=message):
+        act(patches.folder)
+    assert not (patches.folder / REVIEW_FILE).exists()
+
+
+def test_decisions_about_another_set_are_noticed(patches, tissue, tmp_path):
+    Review(patches, "ada").decide(3, "reject")
+    other = draw_set(tmp_path / "other", tissue, size_px=32)
+    (patches.folder / REVIEW_FILE).rename(other.folder / REVIEW_FILE)
+    with pytest.raises(MismatchError, match="decisions about another synthetic set"):
+        Review(other).decisions()
+
+
+def test_a_decision_that_somebody_misspelt_is_named(patches):
+    review = Review(patches, "ada")
+    review.decide(3, "reject")
+    review.file.write_text(review.file.read_text().replace("reject", "rejct"))
+    with pytest.raises(StorageError, match="decision 'rejct': expected accept"):
+        review.decisions()
+
+
+def test_patches_are_filtered_by_subtype_slide_decision_and_agreement_of_the_judge(tissue, tmp_path):
+    judged = (JudgedInstance(drawing=0, subtype=1, agreed=True, kept=True),)
+    settings = {"filter": {"agreement": 1.0}}
+    patches = draw_set(tmp_path / "set", tissue, settings=settings, judged=judged, kept=True)
+    review = Review(patches, "ada")
+    review.decide(0, "reject")
+    table = review.table().set_index("index")
+    for index in review.select(subtype="HER2 1+", slide="p1", agreed=True, decision=["undecided", "unsure"]):
+        assert HER2.id_of("HER2 1+") in patches[index].subtypes.values()
+        assert patches[index].source.slide == "p1"
+    assert table.loc[0, "decision"] == "reject"
+    assert review.select(decision="reject") == [0]
+    assert review.select(agreed=False) == []
+
+
+def test_near_copies_come_first_where_the_set_was_audited(patches, tmp_path):
+    header = patches.header.model_dump(mode="json", exclude={"taxonomy"})
+    (tmp_path / "audit.json").write_text(json.dumps({"sets": {"a": header}}))
+    (tmp_path / "copies.csv").write_text("image,similarity,images\n7,0.5,a\n9,0.9,a\n1,0.99,held out\n")
+    assert Review(patches, audit=tmp_path).select()[:3] == [9, 7, 0]
+    (tmp_path / "audit.json").write_text(json.dumps({"sets": {"a": header | {"seed": 5}}}))
+    with pytest.raises(MismatchError, match="this set was not audited there"):
+        Review(patches, audit=tmp_path).select()
