@@ -41,6 +41,7 @@ Train segmenters and score them
 
 Compare ways to train, in a study: arms x repeats of all of the above
     demo             run everything in minutes on two CPU cores
+    init_study       write a first study for a cohort, settings chosen by what is measured of it
     plan_study       what a study is made of, and what time and disk it takes
     run_study        run it, or go on with it, and write its report
     study_status     how far it is

@@ -29,6 +29,7 @@ from .api.studies import (
     clean_study as clean_study,
     demo as demo,
     headroom as headroom,
+    init_study as init_study,
     plan_study as plan_study,
     report as report,
     run_study as run_study,

@@ -54,13 +54,16 @@ def segment(
         As for :func:`train`.
     """
     from counterstain.data.patch_set import PatchSet
+    from counterstain.data.stains import check_stains, named_stains
     from counterstain.segmentation.train import train_segmenter
 
     recipe = recipe_of(preset, config, settings, logger)
     patches = synthetic if synthetic is None or isinstance(synthetic, PatchSet) else PatchSet.open(Path(synthetic))
     amount = (0.0 if patches is None else 1.0) if amount is None else amount
     mixed: dict[str, Any] = {"synthetic": patches, "amount": amount, "share": share}
-    return train_segmenter(open_cohort(cohort), recipe.segmenter, Path(out), size_px=recipe.size_px, seed=seed, **mixed)
+    opened = open_cohort(cohort)
+    check_stains(opened, named_stains(recipe.model_dump(mode="json", include={"segmenter"})))
+    return train_segmenter(opened, recipe.segmenter, Path(out), size_px=recipe.size_px, seed=seed, **mixed)
 
 
 @verb
@@ -208,7 +211,7 @@ def audit(
     patches: int = 2000,
     features: str = "judge",
     weights: PathLike | None = None,
-    stain: str = "dab",
+    stain: str | None = None,
     copies: int = 300,
     device: str = "auto",
     batch_size: int = 32,
@@ -235,8 +238,8 @@ def audit(
         What distances are measured in: judge, or timm:NAME.
     weights : str or Path, optional
         State dict of the timm network; nothing is downloaded.
-    stain : str
-        The stain beside haematoxylin: dab or eosin.
+    stain : str, optional
+        The stain beside haematoxylin, dab or eosin [default: what the cohort shows; dab where colours do not tell].
     copies : int
         Patches of each kind that are searched for copies.
     device : str
@@ -250,15 +253,18 @@ def audit(
     from counterstain.audit.findings import AuditConfig
     from counterstain.config import build
     from counterstain.data.patch_set import PatchSet
+    from counterstain.data.stains import check_stains, stain_shares, stained_windows
     from counterstain.progress import bar
     from counterstain.storage import claimed
 
+    tissue, judge, out = open_cohort(cohort), Path(judge), Path(out)
+    check_stains(tissue, [] if stain is None else [("stain", stain)])
+    stain = stain or stain_shares(patch.image for patch in stained_windows(tissue)).stain or "dab"
     options = {"patches": patches, "features": features, "weights": weights, "stain": stain, "copies": copies}
     wanted = build(AuditConfig, options | {"device": device, "batch_size": batch_size, "seed": seed}, "audit")
     if not sets:
         raise InputError("audit: give one synthetic set or more")
     opened = {name: PatchSet.open(folder) for name, folder in _named([Path(folder) for folder in sets]).items()}
-    tissue, judge, out = open_cohort(cohort), Path(judge), Path(out)
     require_auditable(opened, tissue, judge)
     with claimed(out, "audit", audit_identity(opened, tissue, judge, wanted)):
         with bar("audit", len(opened) + 2) as advance:

@@ -67,10 +67,12 @@ def train(
         Send curves to mlflow or wandb as well; TensorBoard and CSV are always written.
     """
     from counterstain.checkpoints import read_header
+    from counterstain.data.stains import check_stains, named_stains
     from counterstain.generators.methods import METHODS
 
     opened, out = open_cohort(cohort), Path(out)
     recipe = recipe_of(preset, config, settings, logger)
+    check_stains(opened, named_stains(recipe.model_dump(mode="json", include={network})))
     inputs = {"autoencoder": autoencoder, "teacher": teacher, "init": init}
     given = {name: Path(path) for name, path in inputs.items() if path is not None}
     if network == "judge":

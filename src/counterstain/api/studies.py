@@ -1,4 +1,4 @@
-"""Studies: headroom, plan, run, demo, test on another cohort, status, clean, report."""
+"""Studies: init, headroom, plan, run, demo, test on another cohort, status, clean, report."""
 
 from __future__ import annotations
 
@@ -43,6 +43,41 @@ class StudyPlan(NamedTuple):
 
 
 MOST_DEMO_PROCESSES = 4  # no more than that can be busy for long, and each needs a gigabyte
+
+
+@verb
+def init_study(cohort: PathLike | Cohort, *, out: PathLike = "study.yaml", preset: str | None = None) -> Path:
+    """Write a first study for a cohort: a commented STUDY.yaml, its settings chosen by what is measured of the cohort.
+
+    Stain, size of the patches, preset, arms and folds are chosen, and the reasons stand beside them.
+
+    Parameters
+    ----------
+    cohort : str, Path or Cohort
+        Folder of the cohort, with a split or without.
+    out : str or Path
+        The file to write; one that is there already stays as it is.
+    preset : str, optional
+        paper, best or demo [default: best where this machine has a GPU, otherwise demo].
+
+    Returns
+    -------
+    Path
+        The file, for :func:`plan_study` and :func:`run_study`.
+    """
+    from counterstain.devices import choose_device
+    from counterstain.recipe import PRESETS
+    from counterstain.storage import write_text
+    from counterstain.study.init import first_study
+
+    out = Path(out)
+    if out.exists():
+        raise InputError(f"{out}: is there already, perhaps with changes of yours; give --out another name")
+    if preset not in {None, *PRESETS}:
+        raise ConfigError(f"preset {preset!r}: expected one of {', '.join(PRESETS)}")
+    text = first_study(open_cohort(cohort), out, preset=preset, gpu=choose_device().type == "cuda")
+    write_text(out, text)
+    return out
 
 
 @verb

@@ -51,6 +51,7 @@ PACKAGES = (
 Verb = Callable[..., Any]
 Show = Callable[[Any, dict[str, Any]], None]
 
+NEXT_OF_INIT = "{0}: written, with reasons as comments\nnext: counterstain study plan {0}"
 OPTIONS = {"settings": "--set"}  # where an option has another name than its parameter
 METAVARS = {"settings": "KEY=VALUE", "config": "FILE", "patients_seen": "none|FILE"}
 TYPES: dict[str, Any] = {
@@ -134,6 +135,12 @@ COMMANDS: dict[typer.Typer, tuple[tuple[str, Verb, Show, str], ...]] = {  # name
         ("phantom", cohorts.make_phantom, show.phantom, "Make a cohort of procedural tissue with exact masks"),
         ("split", cohorts.split, show.splits, "Split a cohort by patient"),
         ("inspect", cohorts.inspect, show.inspection, "Show what a cohort is made of"),
+        (
+            "init",
+            studies.init_study,
+            lambda file, _: echo(NEXT_OF_INIT.format(file)),
+            "Write a first study for a cohort",
+        ),
         ("headroom", studies.headroom, show.headroom, "Learning curve: would more data help at all?"),
         ("train", generators.train, show.training, "Train a generator, or the judge of its images"),
         ("preview", generators.preview, show.preview, "See training patches redrawn as every subtype"),

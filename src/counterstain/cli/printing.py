@@ -186,7 +186,7 @@ def inspection(_: pd.DataFrame, arguments: Arguments) -> None:
     cohort = Cohort.open(arguments["cohort"])
     splits(cohort)
     _show_subtypes(cohort)
-    echo(f"figure: {arguments['out'] or composition_file(cohort)}")
+    echo(f"figure: {arguments['out'] or composition_file(cohort)}\nnext: counterstain init {cohort.folder}")
 
 
 NEXT_OF_EXPORT = {

@@ -1,13 +1,20 @@
-"""Stains of an image: their colours, unmixing, and random changes of their strength.
+"""Stains of an image: their colours, which ones a cohort shows, unmixing, and random changes of their strength.
 
 Shapes: H, W = rows and columns in pixels. Optical density is the natural logarithm of white over the grey level.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+
+from counterstain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from counterstain.data.cohort import Cohort
+    from counterstain.data.patches import Patch
 
 Stains = Literal["channels", "dab", "eosin", "macenko"]
 # Optical density of red, green and blue of the pure stains (Ruifrok & Johnston 2001).
@@ -16,6 +23,11 @@ STAINED_DENSITY = 0.15  # beta of Macenko et al. 2009: less is background
 ANGLES_PERCENT = (1, 99)  # alpha of Macenko et al. 2009
 FEWEST_PIXELS = 64
 SMALLEST_ANGLE = np.deg2rad(5)  # nearer colours cannot be told apart
+
+LOOKED_AT, WINDOW_PX = 12, 256  # instances of each subtype, and the edge of what is looked at around each
+COLOURED = 0.25  # length of the optical density from which a pixel has a colour
+MARGIN = 0.15  # by which eosin absorbs more green than anything else, of a density of length 1
+MOSTLY_PINK, HARDLY_PINK, SOME_BROWN = 0.5, 0.25, 0.02  # shares of coloured pixels; H&E 0.85, H-DAB 0.00 to 0.08 pink
 
 _DENSITY = -np.log(np.maximum(np.arange(256), 1) / 255).astype(np.float32)  # (256,) of every grey level
 
@@ -67,6 +79,78 @@ def macenko_vectors(image: np.ndarray) -> np.ndarray | None:
         return None
     vectors = np.array([[np.cos(angle), np.sin(angle)] for angle in (low, high)]) @ plane.T
     return np.asarray(vectors[np.argsort(-vectors[:, 0], kind="stable")])
+
+
+class StainShares(NamedTuple):
+    """Shares of the coloured pixels of images, 0 to 1."""
+
+    brown: float
+    pink: float
+
+    @property
+    def stain(self) -> Literal["dab", "eosin"] | None:
+        """The stain beside haematoxylin; None where the colours do not tell."""
+        if self.pink >= MOSTLY_PINK:
+            return "eosin"
+        return "dab" if self.pink < HARDLY_PINK and self.brown >= SOME_BROWN else None
+
+
+def stain_shares(images: Iterable[np.ndarray]) -> StainShares:
+    """Measure how much of images, (H, W, 3) uint8, is brown, as DAB is, and how much pink, as eosin is.
+
+    Brown absorbs blue most, pink clearly absorbs green most.
+    """
+    total = brown = pink = 0
+    for image in images:
+        density = _DENSITY[image].reshape(-1, 3)
+        length = np.linalg.norm(density, axis=1)
+        red, green, blue = (density[length > COLOURED] / length[length > COLOURED, None]).T
+        total += len(red)
+        brown += int(((blue > green) & (blue > red)).sum())
+        pink += int(((green > blue + MARGIN) & (green > red + MARGIN)).sum())
+    return StainShares(brown / max(total, 1), pink / max(total, 1))
+
+
+def stained_windows(cohort: Cohort) -> list[Patch]:
+    """Cut windows of at most 256 px around a dozen instances of each subtype, from as many regions as there are."""
+    edges = cohort.regions[["height_px", "width_px"]].to_numpy().tolist()
+    position_of = {region: i for i, region in enumerate(cohort.regions["region"])}
+    windows = []
+    for _, of_subtype in cohort.instances.groupby("subtype"):
+        turns = of_subtype.groupby("region").cumcount()
+        rows = of_subtype.iloc[np.argsort(turns, kind="stable")[: max(LOOKED_AT, int((turns == 0).sum()))]]
+        chosen = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, LOOKED_AT).astype(int))]
+        for region, *box in chosen[["region", "y0", "x0", "y1", "x1"]].to_numpy().tolist():
+            whole = edges[position_of[region]]
+            size = [min(WINDOW_PX, edge) for edge in whole]
+            middle = [(box[0] + box[2]) // 2, (box[1] + box[3]) // 2]
+            place = [min(max(middle[k] - size[k] // 2, 0), whole[k] - size[k]) for k in (0, 1)]
+            windows.append(cohort.cut(position_of[region], place[0], place[1], size[0], size[1]))
+    return windows
+
+
+def named_stains(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the keys of settings in use that say what haematoxylin is unmixed from, each with what it says."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from named_stains(value, f"{prefix}{key}.")
+        elif key == "other_stain" or (key == "stains" and settings.get("stain_jitter")):
+            yield f"{prefix}{key}", str(value)
+
+
+def check_stains(cohort: Cohort, named: Iterable[tuple[str, str]]) -> None:
+    """Raise ConfigError where a setting names DAB and the cohort clearly shows eosin, or the other way round."""
+    wanted = {key: stain for key, stain in named if stain in {"dab", "eosin"}}
+    if not wanted:
+        return
+    shown = stain_shares(patch.image for patch in stained_windows(cohort))
+    for key, stain in wanted.items():
+        if shown.stain not in {None, stain}:
+            raise ConfigError(
+                f"{key}: {stain}, but {cohort.folder} is stained with haematoxylin and "
+                f"{'eosin' if shown.stain == 'eosin' else 'DAB'}, as far as colours tell ({shown.pink:.0%} of its "
+                f"coloured pixels are pink, {shown.brown:.0%} brown); set {key}={shown.stain}"
+            )
 
 
 def _pure(other: str) -> np.ndarray:

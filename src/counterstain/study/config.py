@@ -14,7 +14,7 @@ from counterstain.config import Config, build, merge, parse_overrides, read_yaml
 from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.sampling import CopyPasteConfig
 from counterstain.data.split import SplitConfig
-from counterstain.data.stains import Stains
+from counterstain.data.stains import Stains, named_stains
 from counterstain.errors import ConfigError
 from counterstain.generators.methods import DEFAULT_METHODS, METHODS, Lazy, Training
 from counterstain.recipe import Recipe, preset_settings, recipe_class
@@ -251,6 +251,13 @@ class StudyConfig(Config):
             *(Arm(method=method, amount=amount) for method in self.methods for amount in self.amounts),
             *map(parse_arm, self.extra_arms),
         ]
+
+    def stains(self, recipe: Recipe) -> list[tuple[str, str]]:
+        """Return the settings in use that name the stain beside haematoxylin, each with what it says."""
+        stages = {"segmenter", *(t.stage for arm in self.arms if arm.method for t in METHODS[arm.method].trainings)}
+        named = list(named_stains({"recipe": recipe.model_dump(mode="json", include=stages)}))
+        varied = any("stain" in arm.variants for arm in self.arms)
+        return [*named, *([("variants.stains", self.variants.stains)] if varied else [])]
 
     def resolved_recipe(self, source: str | Path) -> Recipe:
         """Return the preset with the study's changes."""

@@ -17,6 +17,7 @@ from counterstain.data.patch_set import SHARD_PATCHES
 from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.sampling import check_patch_size
 from counterstain.data.split import folds_of, split_into_folds, training_patients
+from counterstain.data.stains import check_stains
 from counterstain.errors import InputError
 from counterstain.generators.methods import METHODS, Training
 from counterstain.recipe import Recipe
@@ -85,7 +86,7 @@ def plan_study(study: StudyConfig, recipe: Recipe) -> list[Cell]:
     recipe.segmenter.check_size(recipe.size_px)
     for name in {arm.method: None for arm in arms if arm.method is not None}:
         METHODS[name].check(recipe)
-    whole, folds = _cohorts(study, recipe.size_px)
+    whole, folds = _cohorts(study, recipe)
     planners = [_Planner(study, recipe, cohort, arms) for cohort in folds or [whole]]
     cells = [whole, *folds]
     for planner in planners:
@@ -126,11 +127,13 @@ def _tracked(cell: Cell, study: StudyConfig, recipe: Recipe) -> Cell:
     return replace(cell, details=cell.details | {key: value for key, value in given.items() if value is not None})
 
 
-def _cohorts(study: StudyConfig, size_px: int) -> tuple[Cell, list[Cell]]:
+def _cohorts(study: StudyConfig, recipe: Recipe) -> tuple[Cell, list[Cell]]:
     """Return the cell of a study's cohort and those of its folds, which differ from it by their split."""
-    source = study.cohort
+    source, size_px = study.cohort, recipe.size_px
     fewer = source.model_dump(include={"train_patients", "train_patients_seed"}) if source.train_patients else {}
     cohort = None if source.path is None else Cohort.open(source.path)
+    if cohort is not None:
+        check_stains(cohort, study.stains(recipe))
     if source.folds is not None:
         return _in_folds(study, cohort, fewer, size_px)
     if cohort is None:
