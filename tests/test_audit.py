@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import counterstain
 from counterstain.audit import JudgeConfig
 from counterstain.audit.audit import audit_sets, require_auditable, sheet, training_halves
-from counterstain.audit.copies import CopiesFound
+from counterstain.audit.copies import CopiesFound, CopySearch, copy_table
 from counterstain.audit.fidelity import coverage, features_of, frechet_distance, kernel_distance, nearest
 from counterstain.audit.findings import HALVES, HELD_OUT, AuditConfig, seam, stain_density, stain_table
 from counterstain.audit.judge import instance_loss, instance_probabilities, load_judge, train_judge
@@ -250,6 +250,27 @@ def test_instances_that_a_new_layout_keeps_are_not_audited(cohort, judge, tmp_pa
     areas = found.instances.merge(found.moved[["index", "instance"]])["area_px"]
     findings = audit_sets({"s": found}, cohort, judge, CONFIG).findings[2]
     assert findings.confusion.to_numpy().sum() == (areas >= CONFIG.min_area_px).sum() > 0
+
+
+def test_moved_instances_that_keep_their_nuclei_are_not_compared_with_the_tissue_they_are_from(cohort, tmp_path):
+    class Copier(Painter):
+        def paint(self, label_masks, seeds, images, redraw):
+            return images
+
+    found = synthesize(
+        Copier(), cohort, tmp_path / "s", SynthesisConfig(layouts=LayoutsConfig()), count=60, size_px=32, seed=0
+    )
+    moved = found.moved.groupby("index")["instance"].agg(set)
+    patches = [
+        replace(found[i], subtypes={n: s if n in ids else 255 for n, s in found[i].subtypes.items()})
+        for i, ids in moved.items()
+    ]
+    origins = [found.origins([i])[i] for i in moved.index]
+    assert [len(places) for places in origins] == [1 + len(ids) for ids in moved]
+    search, kept = CopySearch(cohort, 32), frozenset({255})
+    own, apart = (copy_table(search, patches, kept, shown=s) for s in ({}, dict(enumerate(origins))))
+    assert own["similarity"].max() > 0.999  # few of the flat discs are found again
+    assert apart["similarity"].max() < 0.9
 
 
 def test_a_judge_is_trained_once_and_remembers_whom_it_saw(cohort, judge):

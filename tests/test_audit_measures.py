@@ -56,7 +56,7 @@ def test_training_tissue_is_found_at_its_place_however_it_is_turned(cohort, sear
 
 def test_the_patch_that_a_mask_is_from_can_be_left_out(cohort, search):
     found = patches(cohort, "train")
-    own, apart = copy_table(search, found), copy_table(search, found, own_tissue=False)
+    own, apart = (copy_table(search, found, shown=s) for s in ({}, {i: [p.source] for i, p in enumerate(found)}))
     assert own["similarity"].min() > 0.999
     assert apart["similarity"].max() < 0.9
     names = cohort.regions["region"].tolist()

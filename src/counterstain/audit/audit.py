@@ -166,7 +166,8 @@ def audit_sets(
         patches, kept = Chosen(_MovedAlone.of(patch_set), range(count)), _kept_subtypes(patch_set)
         method = METHODS.get(patch_set.header.method)
         drawn = kept if method is not None and method.inpaints else None
-        copies = check.look(patches, drawn, own_tissue="counterstain" not in patch_set.header.settings)
+        shown = patch_set.origins(range(count)) if "counterstain" in patch_set.header.settings else {}
+        copies = check.look(patches, drawn, shown=shown)
         findings.append(evaluator.measure(name, patches, training, kept=kept, copies=copies))
         advance(1)
     own = config.features == JUDGE

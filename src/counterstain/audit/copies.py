@@ -9,8 +9,9 @@ Shapes: H, W = rows and columns of a region, h, w = those of a template, n = reg
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,8 @@ FLAT = 2.0  # grey levels: what varies less counts as empty, not as alike
 COPY_QUANTILE = 0.99  # of the held-out patches resemble training tissue less than what counts as a copy
 LEAST_SHARE = 0.1  # of a patch's pixels: fewer are alike by chance
 
+Shown = Mapping[int, Sequence[Source]]  # the places of the tissue that a generator was shown, by the number of an image
+NOTHING_SHOWN: Shown = MappingProxyType({})
 Turn = tuple[bool, int]
 TURNS: tuple[Turn, ...] = tuple((flipped, turns) for flipped in (False, True) for turns in range(4))
 
@@ -66,12 +69,12 @@ class CopySearch:
         self._stacks = [(list(regions), _Stack(np.stack(list(regions.values())))) for regions in by_shape.values()]
 
     def best(
-        self, image: np.ndarray, mask: np.ndarray | None = None, *, apart_from: Source | None = None
+        self, image: np.ndarray, mask: np.ndarray | None = None, *, apart_from: Sequence[Source] = ()
     ) -> Match | None:
         """Find the place that an image, (size_px, size_px, 3) uint8, resembles most.
 
         Only the pixels of ``mask`` (size_px, size_px) bool are compared, where given; None where these are less than a
-        tenth. Windows that overlap the patch ``apart_from`` are left out.
+        tenth. Windows that overlap one of the patches ``apart_from`` are left out.
         """
         inside = np.ones(image.shape[:2], np.float32) if mask is None else mask.astype(np.float32)
         if inside.mean() < LEAST_SHARE:
@@ -89,7 +92,7 @@ class CopySearch:
         """Return the name of the region where a match lies."""
         return str(self._cohort.regions["region"].iloc[match.region])
 
-    def _places(self, grey: np.ndarray, inside: np.ndarray, apart_from: Source | None) -> Iterator[_Place]:
+    def _places(self, grey: np.ndarray, inside: np.ndarray, apart_from: Sequence[Source]) -> Iterator[_Place]:
         """Yield the most similar places for every way to turn the image."""
         for how in TURNS:
             weights = _turned(inside, how)
@@ -97,8 +100,9 @@ class CopySearch:
             coarse = _shrunk(_turned(grey, how) * weights, self._shrink) / np.maximum(share, 1e-6)
             for positions, stack in self._stacks:
                 scores = stack.correlation(coarse, share)
-                if apart_from is not None and self._names[apart_from.region] in positions:
-                    self._leave_out(scores[positions.index(self._names[apart_from.region])], apart_from)
+                for source in apart_from:
+                    if self._names[source.region] in positions:
+                        self._leave_out(scores[positions.index(self._names[source.region])], source)
                 for similarity, member, y, x in _peaks(scores):
                     yield _Place(similarity, positions[member], y, x, how)
 
@@ -177,19 +181,19 @@ def _shrunk(values: np.ndarray, factor: int) -> np.ndarray:
 
 
 def copy_table(
-    search: CopySearch, patches: Sequence[Patch], kept: Collection[int] | None = None, *, own_tissue: bool = True
+    search: CopySearch, patches: Sequence[Patch], kept: Collection[int] | None = None, *, shown: Shown = NOTHING_SHOWN
 ) -> pd.DataFrame:
     """Search for every patch of a sequence.
 
     Where ``kept``, the subtypes that inpainting does not draw, is given, only the pixels of all other instances are
-    compared: the rest of an inpainted image is a copy, as it should be. ``own_tissue`` says whether an image is also
-    compared with the patch that its mask is from. Returns a row per patch that could be compared, the most similar
-    first: image (number), similarity, region (position), y_px, x_px, flipped, quarter_turns.
+    compared: the rest of an inpainted image is a copy, as it should be. An image is not compared with the places that
+    its generator was ``shown``, by its number. Returns a row per patch that could be compared, the most similar first:
+    image (number), similarity, region (position), y_px, x_px, flipped, quarter_turns.
     """
     rows = []
     for number, patch in enumerate(patches):
         compared = None if kept is None else redrawn_pixels(patch.instances, patch.subtypes, kept)
-        match = search.best(patch.image, compared, apart_from=None if own_tissue else patch.source)
+        match = search.best(patch.image, compared, apart_from=shown.get(number, ()))
         if match is not None:
             rows.append({"image": number} | asdict(match))
     return _table(rows).sort_values("similarity", ascending=False, ignore_index=True)
@@ -217,13 +221,13 @@ class CopyCheck:
         self._limits: dict[frozenset[int] | None, float] = {}
 
     def look(
-        self, patches: Sequence[Patch], kept: frozenset[int] | None = None, *, own_tissue: bool = True
+        self, patches: Sequence[Patch], kept: frozenset[int] | None = None, *, shown: Shown = NOTHING_SHOWN
     ) -> CopiesFound:
         """Search for patches, or, where ``kept`` is given, for what inpainting drew of them; see :func:`copy_table`."""
         if kept not in self._limits:
             of_held_out = copy_table(self.search, self._first(self._held_out), kept)
             self._limits[kept] = float(of_held_out["similarity"].quantile(COPY_QUANTILE))  # NaN where none is compared
-        table = copy_table(self.search, self._first(patches), kept, own_tissue=own_tissue)
+        table = copy_table(self.search, self._first(patches), kept, shown=shown)
         compared = len(table) and np.isfinite(self._limits[kept])
         share = float((table["similarity"] > self._limits[kept]).mean()) if compared else float("nan")
         return CopiesFound(share=share, table=table)

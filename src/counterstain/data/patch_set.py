@@ -15,7 +15,7 @@ SET/ holds
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
@@ -228,6 +228,12 @@ class PatchSet(Sequence[Patch]):
         """All patients whose tissue gave masks, nuclei or surroundings."""
         return {*self.patches["patient"], *self.moved["patient"]}
 
+    def origins(self, numbers: Iterable[int]) -> dict[int, list[Source]]:
+        """Return, by number, where patches were cut out, each followed by where its moved instances were."""
+        rows = pd.concat([self.patches, self.moved])
+        wanted = rows[rows["index"].isin(list(numbers))].groupby("index")
+        return {int(str(index)): [_source(row) for row in table.to_dict("records")] for index, table in wanted}
+
     def balance(self) -> pd.DataFrame:
         """Return a row per subtype: subtype (name), instances, area_px, instances_before, area_px_before."""
         taxonomy = self.header.taxonomy
@@ -281,7 +287,7 @@ class PatchSet(Sequence[Patch]):
                     image=image,
                     instances=ids,
                     subtypes=dict(zip(table["instance"].tolist(), table["subtype"].tolist(), strict=True)),
-                    source=Source(**{name: row[name] for name in Source.__dataclass_fields__}),
+                    source=_source(row),
                     taxonomy=self.header.taxonomy,
                 )
             )
@@ -302,6 +308,10 @@ def _instance_rows(patch: SyntheticPatch) -> Iterator[tuple[int, int, int, int, 
     for instance, area in patch.patch.areas_px.items():
         before, after = patch.subtypes_before[instance], patch.patch.subtypes[instance]
         yield patch.index, instance, before, after, area
+
+
+def _source(row: Mapping[Any, Any]) -> Source:
+    return Source(**{name: row[name] for name in Source.__dataclass_fields__})
 
 
 def _moved_row(index: int, instance: int, source: Source) -> tuple[Any, ...]:
