@@ -157,6 +157,9 @@ def test_a_study_draws_hard_masks_and_chooses_an_amount(tmp_path):
     amount = json.loads((root / choice.folder / "amount.json").read_text())
     recorded = json.loads((results / "study.json").read_text())["amounts"]
     assert recorded == {"oracle+auto": [amount["amount"]]}
+    tried = pd.read_csv(results / "amounts.csv")
+    assert tried["amount"].tolist() == [0.5, 1.0]
+    assert tried[tried["chosen"]]["amount"].tolist() == recorded["oracle+auto"]
     assert amount["patients"] == 7  # of the training and validation parts
     (auto,) = [cell for cell in cells if cell.stage == "segmenter" and cell.arm == "oracle+auto"]
     assert read_header(root / auto.folder).notes["synthetic_patches"] == 64 * amount["amount"]

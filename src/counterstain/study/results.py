@@ -3,8 +3,8 @@
 RESULTS holds ``study.json`` (what was run), ``results.csv`` (a row per arm, repeat and part with every measure),
 ``counts.parquet`` (pixels per arm, repeat, fold, part, slide and label: everything else follows from them),
 ``composition.csv``, ``synthetic.csv`` (balance of the sets), ``losses.csv``, ``fairness.csv`` (what each training
-was given) and ``examples/`` (pictures); for the report alone ``trainings.json``, ``sets.json`` (what is known of
-every training and set) and ``gallery.parquet``.
+was given), ``amounts.csv`` (what cross-fitting found of each amount) and ``examples/`` (pictures); for the report
+alone ``trainings.json``, ``sets.json`` (what is known of every training and set) and ``gallery.parquet``.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ def write_results(
             **merged([note for note in notes if "versions" in note] or [software()]),
         }
         if chosen := [cell for cell in done if cell.stage == "amount"]:
-            found = [(cell.arm, read_json(root / cell.folder / AMOUNT_FILE)["amount"]) for cell in chosen]
-            happened["amounts"] = {arm: [amount for other, amount in found if other == arm] for arm, _ in found}
+            tried = _amounts_tried(chosen, root)
+            happened["amounts"] = tried[tried["chosen"]].groupby("arm", sort=False)["amount"].agg(list).to_dict()
+            write_csv(folder / "amounts.csv", tried)
         if folds:
             happened["folds"] = [_fold_record(open_cohort(root / cell.folder)) for cell in folds]
         write_json(folder / "study.json", _study(study, recipe, cohort) | happened)
@@ -82,6 +83,16 @@ def write_results(
         write_gallery(folder / "gallery.parquet", cohort, sets, study.gallery)
         write_sealed(folder / FILES_FILE, {"files": notes_of(folder)})
     return out / "results"
+
+
+def _amounts_tried(cells: Sequence[Cell], root: Path) -> pd.DataFrame:
+    """Return a row per arm, fold and amount, with what cross-fitting found; see ``stages.chosen_amount``."""
+    found = [(cell, read_json(root / cell.folder / AMOUNT_FILE)) for cell in cells]
+    return pd.DataFrame(
+        {"arm": cell.arm, "fold": cell.fold, **row, "chosen": row["amount"] == tried["amount"]}
+        for cell, tried in found
+        for row in tried["table"]
+    )
 
 
 def measures_table(counts: pd.DataFrame, taxonomy: Taxonomy) -> pd.DataFrame:
