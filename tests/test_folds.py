@@ -16,7 +16,7 @@ import counterstain as cs
 from counterstain.checkpoints import read_header
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
-from counterstain.data.split import folds_of, split_into_folds
+from counterstain.data.split import folds_of, split_into_folds, untrained_subtypes
 from counterstain.errors import ConfigError, DivergenceError, InputError, LeakageError
 from counterstain.report.results import read_results
 from counterstain.segmentation.evaluate import evaluate
@@ -121,6 +121,18 @@ def test_a_redrawn_cohort_or_one_with_a_patient_of_two_names_has_no_folds(tmp_pa
     again.regions = region.replace({"patient": {"b": "A "}})
     with pytest.raises(InputError, match="are probably one"):
         folds_of(again, 4, 0.2, 0)
+
+
+def test_a_plan_warns_of_a_fold_that_trains_without_a_subtype(tmp_path):
+    cohort = draw_eight(tmp_path / "cohort")
+    cohort.instances = cohort.instances.assign(subtype=1 + (cohort.instances["region"] == "h-0"))
+    splits = folds_of(cohort, 4, 0.2, 0)
+    untrained = [number for number, split in enumerate(splits, 1) if split["h"] != "train"]
+    assert [warning[:28] for warning in untrained_subtypes(cohort, splits)] == [
+        f"fold {number} trains without HER2 1" for number in untrained
+    ]
+    cohort.instances = cohort.instances.assign(subtype=1)
+    assert not list(untrained_subtypes(cohort, splits))
 
 
 @pytest.mark.parametrize(("folds", "number"), [(4, 4), ("leave_one_out", 8)])

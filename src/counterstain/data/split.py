@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -235,6 +235,14 @@ def folds_of(cohort: Cohort, folds: int, validation: float, seed: int) -> list[d
     for split in splits:
         _check_images(cohort, split)
     return splits
+
+
+def untrained_subtypes(cohort: Cohort, splits: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Yield a warning for every fold that trains without a subtype of the cohort."""
+    seen = cohort.composition()
+    for fold, split in enumerate(splits, 1):
+        if lacking := {*seen["subtype"]} - {*seen["subtype"][seen["patient"].map(split) == "train"]}:
+            yield f"fold {fold} trains without {', '.join(sorted(lacking))}; more folds leave more patients to train on"
 
 
 def _check_foldable(cohort: Cohort) -> None:

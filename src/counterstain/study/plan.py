@@ -6,6 +6,7 @@ changes the names of the cells that depend on it, and of no others; finished cel
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,9 +17,9 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import SHARD_PATCHES
 from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.sampling import check_patch_size
-from counterstain.data.split import folds_of, split_into_folds, training_patients
+from counterstain.data.split import folds_of, split_into_folds, training_patients, untrained_subtypes
 from counterstain.data.stains import check_stains
-from counterstain.errors import InputError
+from counterstain.errors import CounterstainWarning, InputError
 from counterstain.generators.methods import METHODS, Training
 from counterstain.recipe import Recipe
 from counterstain.seeding import derive
@@ -160,6 +161,8 @@ def _in_folds(
     else:
         check_patch_size(cohort, cohort.regions, size_px)
         whole, splits = cohort_cell(cohort), folds_of(cohort, *dealt)
+        for problem in untrained_subtypes(cohort, splits):
+            warnings.warn(problem, CounterstainWarning, stacklevel=2)
     trained_on = min(list(split.values()).count("train") for split in splits)
     if source.train_patients is not None and source.train_patients > trained_on:
         raise InputError(
