@@ -34,7 +34,7 @@ SYNTHETIC = [patch(f"synthetic {i}", i) for i in range(10)]
 
 
 def mixed(share: float, count: int = 10, seed: int = 0, sampling: SamplingConfig = PLAIN) -> MixedPatches:
-    return MixedPatches(Real(), SYNTHETIC, sampling, count=count, share=lambda _: share, seed=seed)
+    return MixedPatches(Real(), SYNTHETIC, sampling, numbers=range(count), share=lambda _: share, seed=seed)
 
 
 def regions(stream: MixedPatches, n: int) -> list[str]:
@@ -129,9 +129,9 @@ def test_the_mean_share_of_pre_training_is_its_share_of_the_steps() -> None:
 
 
 def test_a_stream_follows_its_schedule_step_by_step() -> None:
-    stream = MixedPatches(Real(), SYNTHETIC, PLAIN, count=10, share=schedule("pretrain", steps=10), seed=0)
+    stream = MixedPatches(Real(), SYNTHETIC, PLAIN, numbers=range(10), share=schedule("pretrain", steps=10), seed=0)
     assert [stream.is_synthetic(i) for i in range(40)] == [True] * 20 + [False] * 20
-    falling = MixedPatches(Real(), SYNTHETIC, PLAIN, count=10, share=schedule("anneal", steps=1000), seed=0)
+    falling = MixedPatches(Real(), SYNTHETIC, PLAIN, numbers=range(10), share=schedule("anneal", steps=1000), seed=0)
     thirds = [np.mean([falling.is_synthetic(i) for i in range(first, first + 1300)]) for first in (0, 1350, 2700)]
     assert thirds == pytest.approx([5 / 6, 1 / 2, 1 / 6], abs=0.05)
 

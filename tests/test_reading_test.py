@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from drawn_cohort import draw_cohort, draw_set
 
-from counterstain.audit.reading_test import ReadingTest, key_of, write_reading_test
+from counterstain.audit.reading_patches import write_reading_test
+from counterstain.audit.reading_test import ReadingTest, key_of
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError, StorageError
 
 

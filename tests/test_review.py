@@ -8,9 +8,15 @@ import threading
 import pytest
 from drawn_cohort import HER2, draw_cohort, draw_set
 
+import counterstain as cs
+from counterstain.checkpoints import read_header
 from counterstain.data.patch_set import JudgedInstance
 from counterstain.data.review import REVIEW_FILE, Review
-from counterstain.errors import InputError, MismatchError, StorageError
+from counterstain.errors import InputError, LeakageError, MismatchError, StorageError
+from counterstain.study.config import StudyConfig
+from counterstain.study.plan import plan_study
+from counterstain.study.records import unreviewed
+from counterstain.study.run import leftovers
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +70,7 @@ def test_two_writers_at_once_lose_no_decision(patches):
     write = (
         "import sys; from counterstain.data.review import Review\n"
         "review = Review(sys.argv[1], sys.argv[2])\n"
-        "for index in range(64): review.decide(index, 'accept')"
+        "for index in range(16): review.decide(index, 'accept')"
     )
     writers = [subprocess.Popen([sys.executable, "-c", write, patches.folder, name]) for name in ("ada", "ben")]
     threads = [threading.Thread(target=Review(patches, "cy").decide, args=(i, "reject")) for i in range(20)]
@@ -73,7 +79,7 @@ def test_two_writers_at_once_lose_no_decision(patches):
     for thread in threads:
         thread.join()
     assert [writer.wait() for writer in writers] == [0, 0]
-    assert len(Review(patches).history()) == 2 * 64 + 20
+    assert len(Review(patches).history()) == 2 * 16 + 20
 
 
 @pytest.mark.parametrize(
@@ -132,3 +138,67 @@ def test_near_copies_come_first_where_the_set_was_audited(patches, tmp_path):
     (tmp_path / "audit.json").write_text(json.dumps({"sets": {"a": header | {"seed": 5}}}))
     with pytest.raises(MismatchError, match="this set was not audited there"):
         Review(patches, audit=tmp_path).select()
+
+
+@pytest.fixture
+def larger(tissue, tmp_path):
+    return draw_set(tmp_path / "larger", tissue, size_px=64)
+
+
+def test_a_segmenter_is_not_trained_on_rejected_patches_and_says_whose_review_it_was(tissue, larger, tmp_path):
+    settings = ["segmenter.encoder=tu-test_resnet", "segmenter.mixing.epoch_patches=8", "size_px=64"]
+    settings += ["segmenter.training.steps=1", "segmenter.training.batch_size=2"]
+    options = {"synthetic": larger, "preset": "demo", "settings": settings}
+    plain = read_header(cs.segment(tissue, out=tmp_path / "plain", **options))
+    review = Review(larger, "ada")
+    for index, decision in ((3, "reject"), (4, "accept"), (5, "unsure"), (60, "reject")):
+        review.decide(index, decision)
+    reviewed = read_header(cs.segment(tissue, out=tmp_path / "reviewed", **options))
+    assert plain.notes["synthetic_patches"] == 8
+    assert reviewed.notes["synthetic_patches"] == 7
+    assert reviewed.notes["left_out"] == [3]
+    assert reviewed.notes["review"] == review.provenance()
+    assert cs.segment(tissue, out=tmp_path / "plain", with_rejected=True, **options) == tmp_path / "plain"
+    with pytest.raises(MismatchError, match="left_out"):
+        cs.segment(tissue, out=tmp_path / "plain", **options)
+
+
+def planned(study, root):
+    cells = plan_study(study, study.resolved_recipe("study"), root)
+    return {cell.name: cell for cell in cells}
+
+
+def test_only_the_reviewed_arm_of_a_study_follows_new_decisions(tissue, tmp_path):
+    study = StudyConfig(
+        name="s", preset="demo", cohort={"phantom": {}}, methods=("oracle",), amounts=(1.0,), repeats=1,
+        extra_arms=("oracle+100+reviewed",),
+    )  # fmt: skip
+    before = planned(study, tmp_path)
+    drawn = draw_set(tmp_path / before["synthetic oracle"].folder, tissue)
+    assert planned(study, tmp_path) == before
+    line = next(unreviewed(list(before.values()), tmp_path))
+    assert line.startswith(f"synthetic oracle: 0 of {before['synthetic oracle'].count} patches are reviewed")
+    Review(drawn, "ada").decide(3, "reject")
+    after = planned(study, tmp_path)
+    renamed = {name for name, cell in after.items() if cell.folder != before[name].folder}
+    assert renamed == {"segmenter oracle+100+reviewed #0", "evaluation oracle+100+reviewed #0"}
+    assert after["segmenter oracle+100+reviewed #0"].settings["left_out"] == [3]
+    Review(drawn, "ada").decide(4, "accept")
+    assert planned(study, tmp_path) == after
+
+
+def test_what_nobody_planned_any_more_but_somebody_reviewed_is_kept(tissue, tmp_path):
+    Review(draw_set(tmp_path / "synthetic-1", tissue), "ada").decide(3, "reject")
+    draw_set(tmp_path / "synthetic-2", tissue)
+    assert [leftover.folder.name for leftover in leftovers(tmp_path, ())] == ["synthetic-2"]
+
+
+@pytest.mark.filterwarnings("ignore:split")
+def test_a_set_of_held_out_masks_is_never_trained_on(tissue, tmp_path):
+    phantom = cs.split(cs.make_phantom(tmp_path / "phantom", slides=5, regions=1, size_px=64))
+    held_out = cs.synthesize(
+        phantom, method="oracle", count=1, out=tmp_path / "set", split="test", preset="demo", size_px=64
+    )
+    assert set(held_out.patches["patient"]) == set(phantom.patients("test"))
+    with pytest.raises(LeakageError, match="masks of the test part, for a reading test, and is never trained on"):
+        cs.segment(phantom, synthetic=held_out, out=tmp_path / "segmenter", preset="demo", amount=0.01)

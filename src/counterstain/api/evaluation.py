@@ -26,6 +26,7 @@ def segment(
     synthetic: PathLike | PatchSet | None = None,
     amount: float | None = None,
     share: float | None = None,
+    with_rejected: bool = False,
     preset: str | None = "best",
     config: PathLike | None = None,
     settings: Settings | None = None,
@@ -34,7 +35,8 @@ def segment(
 ) -> Path:
     """Train a segmenter, on real patches or mixed with synthetic ones.
 
-    If interrupted, the same command continues; a finished segmenter is left as it is.
+    If interrupted, the same command continues; a finished segmenter is left as it is. Synthetic patches that a review
+    of the set rejected are left out.
 
     Parameters
     ----------
@@ -48,12 +50,15 @@ def segment(
         How many of its patches: 1.0 is +100 %, as many as the dataset has real ones [default: 1.0].
     share : float, optional
         Share of synthetic patches in training, 0 to 1; 1.0 is synthetic patches alone [default: amount/(1+amount)].
+    with_rejected : bool
+        Also train on patches that a review of the set rejected.
     seed : int
         Of the initial weights and of the order of the data.
     preset, config, settings, logger
         As for :func:`train`.
     """
     from counterstain.data.patch_set import PatchSet
+    from counterstain.data.review import review_of
     from counterstain.data.stains import check_stains, named_stains
     from counterstain.segmentation.train import train_segmenter
 
@@ -61,6 +66,8 @@ def segment(
     patches = synthetic if synthetic is None or isinstance(synthetic, PatchSet) else PatchSet.open(Path(synthetic))
     amount = (0.0 if patches is None else 1.0) if amount is None else amount
     mixed: dict[str, Any] = {"synthetic": patches, "amount": amount, "share": share}
+    if patches is not None and not with_rejected and (review := review_of(patches)) is not None:
+        mixed |= {"left_out": review.rejected, "review": review.provenance()}
     opened = open_cohort(cohort)
     check_stains(opened, named_stains(recipe.model_dump(mode="json", include={"segmenter"})))
     return train_segmenter(opened, recipe.segmenter, Path(out), size_px=recipe.size_px, seed=seed, **mixed)

@@ -43,7 +43,7 @@ def make_reading_test(
     seed : int
         Of the choice of patches and their order.
     """
-    from counterstain.audit.reading_test import write_reading_test
+    from counterstain.audit.reading_patches import write_reading_test
     from counterstain.data.patch_set import PatchSet
 
     patches = synthetic if isinstance(synthetic, PatchSet) else PatchSet.open(Path(synthetic))

@@ -36,6 +36,7 @@ class StudyPlan(NamedTuple):
     lacking: tuple[str, ...]  # what this machine still lacks for it, a line each
     untimed: tuple[str, ...]  # cells whose like was not timed on this machine, and why not where it was tried
     picture_bytes: float  # of the pictures in the results
+    unreviewed: tuple[str, ...] = ()  # what nobody has reviewed of the sets of arms +reviewed, a line each
 
     def __repr__(self) -> str:
         done = sum(state == "done" for state in self.state.states.values())
@@ -271,11 +272,12 @@ def plan_study(
     from counterstain.study.estimate import Estimate
     from counterstain.study.plan import CELLS, lacking
     from counterstain.study.plan import plan_study as plan
+    from counterstain.study.records import unreviewed
     from counterstain.study.status import state_of
 
     loaded, source, run = _loaded(study, out, assignments(settings))
     recipe = loaded.resolved_recipe(source)
-    planned = plan(loaded, recipe)
+    planned = plan(loaded, recipe, run / CELLS)
     estimate = Estimate(loaded, planned, threads=loaded.resources.threads or (None if processes is None else 1))
     if timing and estimate.untimed():
         with bar("timing", len(estimate.untimed())) as advance:
@@ -283,7 +285,8 @@ def plan_study(
     state = state_of(run, planned, estimate.expected())
     todo = [cell for cell in planned if state.states[cell.folder] != "done"]
     untimed = (f"{work.cell.name}{estimate.failures.get(work.key, '')}" for work in estimate.untimed())
-    return StudyPlan(loaded.name, run, state, tuple(lacking(recipe, todo)), tuple(untimed), estimate.picture_bytes)
+    lines = tuple(lacking(recipe, todo)), tuple(untimed)
+    return StudyPlan(loaded.name, run, state, *lines, estimate.picture_bytes, tuple(unreviewed(planned, run / CELLS)))
 
 
 @verb
@@ -310,6 +313,8 @@ def clean_study(
 ) -> list[Leftover]:
     """Delete the folders of cells that the study's plan no longer refers to, and return them; the command asks first.
 
+    Synthetic sets that somebody has reviewed are kept.
+
     Parameters
     ----------
     dry_run : bool
@@ -328,7 +333,7 @@ def clean_study(
         raise InputError(f"{run}: not the folder of a study; give the one of 'study run' with --out")
     claim(run, "study", {"name": loaded.name})  # of another study, nothing would be referred to
     with locked(run):
-        planned = {cell.folder for cell in plan(loaded, loaded.resolved_recipe(source))}
+        planned = {cell.folder for cell in plan(loaded, loaded.resolved_recipe(source), run / CELLS)}
         found = leftovers(run / CELLS, planned | cells_of_tests(run))
         if not dry_run:
             remove(found)

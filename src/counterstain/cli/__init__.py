@@ -274,6 +274,8 @@ def _plan(
     if plan.untimed and not timing:
         echo("the same command without --no-timing times them")
     echo(what_it_takes(plan.state, plan.run, processes or 1, plan.picture_bytes))
+    for line in plan.unreviewed:
+        echo(line)
     for line in plan.lacking:
         echo(f"not yet on this machine: {line}")
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import pandas as pd
 
-from counterstain.data.patch_set import PatchSet, PatchSetHeader
+from counterstain.data.patch_set import HEADER_FILE, PatchSet, PatchSetHeader
 from counterstain.errors import InputError, MismatchError, StorageError
 from counterstain.journals import Record, held, now, person, records_of
 from counterstain.storage import fingerprint, read_csv, read_json
@@ -241,6 +241,12 @@ class Review:
 def set_mark(header: PatchSetHeader) -> str:
     """Return what distinguishes a synthetic set from others; one that was made longer keeps it."""
     return fingerprint(header.model_dump(mode="json", exclude={"count", "version"}))[:16]
+
+
+def rejected_in(folder: Path, count: int) -> list[int]:
+    """Return the rejected ones of the first ``count`` patches of a set; none without a review, or a set."""
+    reviewed = (folder / HEADER_FILE).exists() and (folder / REVIEW_FILE).exists()
+    return [number for number in Review(folder).rejected if number < count] if reviewed else []
 
 
 def review_of(patches: PatchSet) -> Review | None:

@@ -321,6 +321,10 @@ VARIANT_SENTENCES: dict[Variant, Callable[[VariantsConfig], str]] = {
         "the share of wrong pixels (Yang et al. 2023; feedback of a classifier: Hemmat et al. 2024)."
     ),
     "filtered": _filtered,
+    "reviewed": lambda _: (
+        "Reviewed arms: synthetic patches that a person had rejected were left out; the others, also those without a "
+        "decision, made up the same share of the training."
+    ),
     "pretrain": lambda v: (
         f"Arms with pre-training: the first {_share(v.pretrain)} of the steps used only synthetic patches, the rest "
         "only real ones."

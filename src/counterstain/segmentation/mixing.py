@@ -36,8 +36,8 @@ class MixedPatches:
     """A random-access stream in which each position is synthetic with a given probability.
 
     Position i holds real patch number i unless it is synthetic, so streams of different amounts share their real
-    patches, and a stream without synthetic ones is the real stream itself. A synthetic position holds one of the
-    first ``count`` patches of the set, drawn uniformly and then mirrored, turned and stained like real ones. ``share``
+    patches, and a stream without synthetic ones is the real stream itself. A synthetic position holds a patch of
+    the set, one of these ``numbers``, drawn uniformly and then mirrored, turned and stained like real ones. ``share``
     maps a position to the probability of a synthetic patch.
     """
 
@@ -47,12 +47,12 @@ class MixedPatches:
         synthetic: Sequence[Patch],
         sampling: SamplingConfig,
         *,
-        count: int,
+        numbers: Sequence[int],
         share: Callable[[int], float],
         seed: int,
     ) -> None:
         self._real, self._synthetic, self._sampling = real, synthetic, sampling
-        self._count, self._share, self._seed = count, share, seed
+        self._numbers, self._share, self._seed = numbers, share, seed
 
     def is_synthetic(self, index: int) -> bool:
         """Whether a position of the stream holds a synthetic patch."""
@@ -62,7 +62,7 @@ class MixedPatches:
         if not self.is_synthetic(index):
             return self._real[index]
         rng = numpy_generator(self._seed, "synthetic patch", index)
-        return vary(self._synthetic[int(rng.integers(self._count))], self._sampling, rng)
+        return vary(self._synthetic[self._numbers[int(rng.integers(len(self._numbers)))]], self._sampling, rng)
 
 
 def synthetic_count(amount: float, config: MixingConfig) -> int:

@@ -10,6 +10,7 @@ label 0 … K, 0 = background.
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ def train_segmenter(
     critic: Path | None = None,
     ignore_above: float = 0.0,
     border_um: float = 0.0,
+    left_out: Collection[int] = (),
+    review: Mapping[str, Any] | None = None,
     label: str = "segmenter",
 ) -> Path:
     """Train a segmenter on a cohort's training part, or on a mixture with synthetic patches, and return its folder.
@@ -80,6 +83,9 @@ def train_segmenter(
     second half of the training, labels of synthetic patches up to ``border_um`` from the border of an instance follow a
     moving average of the segmenter where it is sure (Tarvainen & Valpola, mean teacher, NeurIPS 2017); 0 is off.
 
+    Those of them that are ``left_out``, because a review rejected them, are not trained on; the others are drawn more
+    often, as the share of synthetic patches stays. ``review`` is put on record with them.
+
     Raises LeakageError where the synthetic set comes from, or its generator or the critic saw, a validation or test
     patient of this cohort; MismatchError where the synthetic set is of another taxonomy, size or mpp, or ``out``
     belongs to another run; InputError where ``size_px`` is not a multiple of 32, windows overlap completely, a set has
@@ -92,6 +98,12 @@ def train_segmenter(
         raise InputError("critic and ignore_above need each other: give both or neither")
     given: dict[str, Any] = {name: value for name, value in corrections.items() if value}
     given |= {} if critic is None else {"critic": read_header(critic).sha256}
+    numbers = sorted({*range(count)}.difference(left_out))
+    if count and not numbers:
+        raise InputError(
+            f"all {count} patches of the synthetic set are rejected; review them again, or draw another set"
+        )
+    given |= {"left_out": sorted({*range(count)}.difference(numbers))} if len(numbers) < count else {}
     run = TrainingRun(
         cohort=cohort,
         kind="segmenter",
@@ -104,14 +116,21 @@ def train_segmenter(
         | _patients_behind_encoder(config, cohort)
         | _patients_behind_critic(critic, cohort),
     )
-    options = {"synthetic": synthetic, "amount": amount, "share": share, "label": label, "critic": critic} | corrections
+    options: dict[str, Any] = {
+        "synthetic": synthetic,
+        "amount": amount,
+        "share": share,
+        "label": label,
+        "critic": critic,
+    } | corrections
+    options |= {"left_out": left_out, "review": review}
     if run.finished() or run.spread(train_segmenter, config.training, **options):
         return run.out
 
     steps = training_steps(config.training.steps, amount, config.mixing)
     training, sampler = config.training.model_copy(update={"steps": steps}), run.sampler(config.sampling)
     schedule = ShareSchedule(share=share, steps=steps, batch_size=training.batch_size, config=config.mixing)
-    mixing: dict[str, Any] = {"count": count, "share": schedule, "seed": derive(seed, "mixing")}
+    mixing: dict[str, Any] = {"numbers": numbers, "share": schedule, "seed": derive(seed, "mixing")}
     patches = MixedPatches(_real(run, sampler, config), synthetic or (), config.sampling, **mixing)
     batches: Batches = PatchBatches(patches, training.batch_size, ("images", "labels"))
     if config.mixup_alpha is not None:
@@ -133,7 +152,8 @@ def train_segmenter(
         "missing_subtypes": list(sampler.missing_subtypes),
         "steps": steps,
         "synthetic": None if synthetic is None else synthetic.header.model_dump(mode="json"),
-        "synthetic_patches": count,
+        "synthetic_patches": len(numbers),
+        "review": review,
         "synthetic_share": schedule.mean(),
         "label_weights": None if weights is None else {s.name: float(weights[s.id]) for s in cohort.taxonomy.subtypes},
         **given,

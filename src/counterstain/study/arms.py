@@ -14,6 +14,7 @@ A name is what an arm trains on, then what is done with it, joined by ``+``::
     METHOD+…+layouts+kept       … while their own instances keep their subtype
     METHOD+…+hard               more synthetic patches of subtypes and slides that cross-fitting finds hard
     METHOD+…+filtered           synthetic patches that a judge takes for what was asked
+    METHOD+AMOUNT+reviewed      without the synthetic patches that a review of the study's set rejected
     METHOD+AMOUNT+pretrain      synthetic patches first, then real ones
     METHOD+AMOUNT+anneal        the share of synthetic patches falls to 0
     METHOD+…+masked             synthetic pixels on which the subtype arm disagrees strongly are ignored
@@ -33,8 +34,8 @@ from counterstain.progress import PERCENT
 
 Mode = Literal["tumor", "subtype"]
 Variant = Literal[
-    "weighted", "stain", "mixup", "copypaste", "layouts", "kept", "hard", "filtered", "pretrain", "anneal", "masked",
-    "relabelled",
+    "weighted", "stain", "mixup", "copypaste", "layouts", "kept", "hard", "filtered", "reviewed", "pretrain", "anneal",
+    "masked", "relabelled",
 ]  # fmt: skip
 MODES: tuple[Mode, ...] = get_args(Mode)
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
@@ -48,6 +49,7 @@ WORDS: dict[Variant, str] = {
     "kept": "own instances kept",
     "hard": "hard masks first",
     "filtered": "filtered",
+    "reviewed": "reviewed",
     "pretrain": "pre-training",
     "anneal": "annealed",
     "masked": "masked",
@@ -55,7 +57,7 @@ WORDS: dict[Variant, str] = {
 }
 OF_SETS = ("layouts", "kept", "hard", "filtered")
 """Those that change the synthetic set."""
-OF_SYNTHETIC = (*OF_SETS, "pretrain", "anneal", "masked", "relabelled")
+OF_SYNTHETIC = (*OF_SETS, "reviewed", "pretrain", "anneal", "masked", "relabelled")
 EXCLUDE_EACH_OTHER = (("pretrain", "anneal"), ("mixup", "masked"), ("mixup", "relabelled"))
 ONLY, AUTO = "only", "auto"
 MOST_PERCENT = 10_000
@@ -153,6 +155,8 @@ def _check_variants(arm: Arm, name: str) -> None:
             raise _wrong(name, f"+{variant} is for synthetic patches")
         if variant in {"pretrain", "anneal", "copypaste"} and arm.only:
             raise _wrong(name, f"+{variant} needs real patches")
+    if "reviewed" in arm.variants and arm.auto:
+        raise _wrong(name, "+reviewed needs an amount: cross-fitting draws sets that nobody has reviewed")
     if "kept" in arm.variants and "layouts" not in arm.variants:
         raise _wrong(name, "+kept needs +layouts, or nothing would be drawn")
     for one, other in EXCLUDE_EACH_OTHER:

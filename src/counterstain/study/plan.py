@@ -10,12 +10,14 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from counterstain.config import merge
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import SHARD_PATCHES
 from counterstain.data.phantom.styles import PhantomConfig
+from counterstain.data.review import rejected_in
 from counterstain.data.sampling import check_patch_size
 from counterstain.data.split import folds_of, split_into_folds, training_patients, untrained_subtypes
 from counterstain.data.stains import check_stains
@@ -77,8 +79,8 @@ class Cell:
         return f"{self.stage}-{fingerprint(identity)[:16]}"
 
 
-def plan_study(study: StudyConfig, recipe: Recipe) -> list[Cell]:
-    """Return the cells of a study, each after all that it needs.
+def plan_study(study: StudyConfig, recipe: Recipe, root: Path | None = None) -> list[Cell]:
+    """Return the cells of a study, each after all that it needs; reviews of its sets are looked for in ``root``.
 
     Raises ConfigError where a network cannot work on patches of the recipe's size; InputError where the cohort is
     missing, has no training, validation or test part, or regions smaller than a patch.
@@ -88,7 +90,7 @@ def plan_study(study: StudyConfig, recipe: Recipe) -> list[Cell]:
     for name in {arm.method: None for arm in arms if arm.method is not None}:
         METHODS[name].check(recipe)
     whole, folds = _cohorts(study, recipe)
-    planners = [_Planner(study, recipe, cohort, arms) for cohort in folds or [whole]]
+    planners = [_Planner(study, recipe, cohort, arms, root) for cohort in folds or [whole]]
     cells = [whole, *folds]
     for planner in planners:
         cells += planner.fit_cohorts
@@ -217,6 +219,7 @@ class _Planner:
     recipe: Recipe
     cohort: Cell
     arms: Sequence[Arm]
+    root: Path | None = None  # folder of all cells
 
     @cached_property
     def _segmenter_configs(self) -> dict[str, dict[str, Any]]:
@@ -354,6 +357,9 @@ class _Planner:
         if "masked" in arm.variants:
             inputs["critic"] = self.trained_and_scored(Arm(), repeat)[0].folder
             settings["ignore_above"] = self.study.variants.masked
+        if "reviewed" in arm.variants:
+            count = synthetic_count(arm.amount, self.recipe.segmenter.mixing)
+            settings["left_out"] = rejected_in(self.root / inputs["synthetic"], count) if self.root else []
         if "relabelled" in arm.variants:
             settings["border_um"] = self.study.variants.relabelled
         name = f"{arm.name} #{repeat}{self._suffix}"

@@ -19,7 +19,8 @@ from typing import Any
 import pandas as pd
 
 from counterstain.checkpoints import read_header
-from counterstain.data.patch_set import PatchSet
+from counterstain.data.patch_set import HEADER_FILE, PatchSet
+from counterstain.data.review import Review
 from counterstain.errors import CounterstainError
 from counterstain.storage import fingerprint, stage_of
 from counterstain.study.plan import REFERENCE, Cell
@@ -63,10 +64,25 @@ def fairness_table(cells: Sequence[Cell], root: Path) -> pd.DataFrame:
             attempts, count = 0, row["synthetic_patches"]
             if count:
                 patches = patches_of(cell.inputs["synthetic"])
-                attempts = int(patches.loc[patches["index"] < count, "attempts"].sum())
+                left_out = cell.settings.get("left_out", ())
+                used = (patches["index"] < count + len(left_out)) & ~patches["index"].isin(left_out)
+                attempts = int(patches.loc[used, "attempts"].sum())
             rows.append(row | {"drawn": attempts, "rejected": attempts - count})
     folds = ["fold"] if any(row["fold"] for row in rows) else []
     return pd.DataFrame(rows, columns=[*COLUMNS[:2], *folds, *COLUMNS[2:]])
+
+
+def unreviewed(cells: Sequence[Cell], root: Path) -> Iterator[str]:
+    """Say of each synthetic set of the arms ``+reviewed`` how much of it is not reviewed, a line for each."""
+    sets = {cell.folder: cell for cell in cells if cell.stage == "synthetic"}
+    for folder in {cell.inputs["synthetic"]: None for cell in cells if "left_out" in cell.settings}:
+        cell = sets[folder]
+        reviewed = Review(root / folder).progress().reviewed if (root / folder / HEADER_FILE).exists() else 0
+        if reviewed < cell.count:
+            yield (
+                f"{cell.name}: {reviewed} of {cell.count} patches are reviewed, the others count as accepted; review "
+                f"{root / folder} and run the study again"
+            )
 
 
 def departures(table: pd.DataFrame) -> Iterator[str]:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from counterstain.config import to_yaml
+from counterstain.data.review import REVIEW_FILE
 from counterstain.devices import started_processes
 from counterstain.errors import ConfigError, CounterstainError, DivergenceError, InputError, MismatchError
 from counterstain.processes import ExecutorConfig
@@ -30,6 +31,7 @@ from counterstain.storage import claim, disk_errors_named, write_text
 from counterstain.study.config import StudyConfig
 from counterstain.study.executors import Executor, Outcome, open_executor
 from counterstain.study.plan import CELLS, Cell, lacking, plan_study
+from counterstain.study.records import unreviewed
 from counterstain.study.results import write_results
 from counterstain.study.stages import follow_cohort
 from counterstain.study.status import DONE_FILE, damage, events_of, is_done, record, summarised, write_plan
@@ -53,11 +55,14 @@ def run_study(
     if started_processes() > 1:
         raise ConfigError("a study starts the processes of its trainings itself; run it without torchrun")
     recipe = study.resolved_recipe(source)
-    cells, root = plan_study(study, recipe), out / CELLS
+    root = out / CELLS
+    cells = plan_study(study, recipe, root)
     claim(out, "study", {"name": study.name})
     with locked(out):
         write_text(out / "study.yaml", to_yaml(study))
         write_plan(out, cells)
+        for line in unreviewed(cells, root):
+            say(line)
         done = whole_cells(cells, root)
         for cell in cells:
             if cell.stage == "cohort":
@@ -240,10 +245,14 @@ class Leftover:
 
 
 def leftovers(root: Path, planned: Collection[str]) -> list[Leftover]:
-    """Return the folders among the cells that belong to none of the planned ones, the largest first."""
+    """Return the folders among the cells that belong to none of the planned ones, the largest first.
+
+    Synthetic sets that somebody has reviewed are not among them.
+    """
     if not root.is_dir():
         return []
     found = [folder for folder in root.iterdir() if folder.is_dir() and folder.name not in planned]
+    found = [folder for folder in found if not (folder / REVIEW_FILE).exists()]
     sized = [Leftover(folder, sum(f.lstat().st_size for f in folder.rglob("*") if not f.is_dir())) for folder in found]
     return sorted(sized, key=lambda leftover: (-leftover.size_bytes, leftover.folder.name))
 

@@ -168,6 +168,7 @@ def _train_segmenter(cell: Cell, root: Path) -> None:
         critic=root / cell.inputs["critic"] if "critic" in cell.inputs else None,
         ignore_above=cell.settings.get("ignore_above", 0.0),
         border_um=cell.settings.get("border_um", 0.0),
+        left_out=cell.settings.get("left_out", ()),
         label=cell.name,
         **_size_and_seed(cell),
     )
