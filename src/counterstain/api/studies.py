@@ -269,8 +269,9 @@ def plan_study(
         As for :func:`run_study`.
     """
     from counterstain.progress import bar
+    from counterstain.study.config import lacking
     from counterstain.study.estimate import Estimate
-    from counterstain.study.plan import CELLS, lacking
+    from counterstain.study.plan import CELLS
     from counterstain.study.plan import plan_study as plan
     from counterstain.study.records import unreviewed
     from counterstain.study.status import state_of

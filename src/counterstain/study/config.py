@@ -15,7 +15,7 @@ from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.sampling import CopyPasteConfig
 from counterstain.data.split import SplitConfig
 from counterstain.data.stains import Stains, named_stains
-from counterstain.errors import ConfigError
+from counterstain.errors import ConfigError, InputError
 from counterstain.generators.methods import DEFAULT_METHODS, METHODS, Lazy, Training
 from counterstain.recipe import Recipe, preset_settings, recipe_class
 from counterstain.remote import RemoteFolder, place_of
@@ -42,6 +42,23 @@ def trainings() -> dict[str, Training]:
 def stages() -> tuple[str, ...]:
     """Return the stages of a study, in the order of the data."""
     return ("cohort", *trainings(), "shards", "synthetic", "segmenter", "evaluation", "hardness", "amount")
+
+
+def lacking(recipe: Recipe, cells: Iterable[Any]) -> list[str]:
+    """Return what cells that are to run will not find on this machine, a line per package or file of weights."""
+    found = {cell.stage for cell in cells}
+    lines: list[str] = []
+    if "segmenter" in found and recipe.segmenter.encoder_weights not in {None, "imagenet"}:
+        from counterstain.segmentation.model import encoder_patients  # imports torch
+
+        try:
+            encoder_patients(recipe.segmenter)
+        except InputError as error:
+            lines.append(f"segmenter.{error}")
+    for stage, training in trainings().items():
+        if stage in found:
+            lines += training.missing(recipe.settings_of(training))
+    return lines
 
 
 def _one_of(known: Callable[[], Iterable[str]]) -> AfterValidator:

@@ -104,23 +104,6 @@ def plan_study(study: StudyConfig, recipe: Recipe, root: Path | None = None) -> 
     return [_tracked(cell, study, recipe) for cell in cells if once.pop(cell.folder, None) is not None]
 
 
-def lacking(recipe: Recipe, cells: Iterable[Cell]) -> list[str]:
-    """Return what cells that are to run will not find on this machine, a line per package or file of weights."""
-    stages = {cell.stage for cell in cells}
-    lines: list[str] = []
-    if "segmenter" in stages and recipe.segmenter.encoder_weights not in {None, "imagenet"}:
-        from counterstain.segmentation.model import encoder_patients  # imports torch
-
-        try:
-            encoder_patients(recipe.segmenter)
-        except InputError as error:
-            lines.append(f"segmenter.{error}")
-    for stage, training in trainings().items():
-        if stage in stages:
-            lines += training.missing(recipe.settings_of(training))
-    return lines
-
-
 def _tracked(cell: Cell, study: StudyConfig, recipe: Recipe) -> Cell:
     """Return a training with the logger and the workers that it is to use, which are no part of its name."""
     training = getattr(getattr(recipe, cell.stage, None), "training", None)
