@@ -38,10 +38,10 @@ from counterstain.data.sampling import PatchBatches, PatchSampler
 from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.devices import choose_device, free_memory
 from counterstain.generators.autoencoder import Autoencoder
-from counterstain.generators.conditioning import to_images
 from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.interface import DrawRequest, load_generator
 from counterstain.generators.methods import METHODS
+from counterstain.generators.pipeline import to_images
 from counterstain.generators.spade import Spade
 from counterstain.progress import overheard
 from counterstain.recipe import Recipe, load_recipe

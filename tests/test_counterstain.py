@@ -8,7 +8,7 @@ from counterstain.data.phantom import render
 from counterstain.data.phantom.styles import PhantomConfig, slide_style
 from counterstain.data.stains import STAIN_VECTORS
 from counterstain.generators.autoencoder import Autoencoder
-from counterstain.generators.conditioning import counterstain_map, nuclei_channels, nuclei_shown
+from counterstain.generators.conditioning import counterstain_map, nuclei_shown
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import (
     AutoencoderConfig,
@@ -19,6 +19,7 @@ from counterstain.generators.diffusion_config import (
     SamplerConfig,
 )
 from counterstain.generators.drawing import DiffusionGenerator
+from counterstain.generators.pipeline import nuclei_channels
 from counterstain.training import fit
 from counterstain.training_config import TrainingConfig
 

@@ -14,7 +14,6 @@ from counterstain.generators.conditioning import (
     dilated,
     draw_redrawn,
     latent_redraw_mask,
-    shrink,
     surroundings,
     to_tensor,
 )
@@ -28,6 +27,7 @@ from counterstain.generators.diffusion_config import (
     SamplerConfig,
 )
 from counterstain.generators.drawing import DiffusionGenerator
+from counterstain.generators.pipeline import shrink
 from counterstain.generators.samplers import KnownLatents, build_scheduler, sample, step_walk
 from counterstain.seeding import torch_generator
 from counterstain.training import fit

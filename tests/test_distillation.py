@@ -10,7 +10,8 @@ from counterstain.generators.conditioning import Condition
 from counterstain.generators.diffusion_config import DiffusionConfig, DistillationConfig, NoiseConfig, SamplerConfig
 from counterstain.generators.distillation import Distillation, student_config
 from counterstain.generators.drawing import DiffusionGenerator
-from counterstain.generators.samplers import power_spacing, sample
+from counterstain.generators.pipeline import power_spacing
+from counterstain.generators.samplers import sample
 from counterstain.generators.train import train_autoencoder, train_diffusion, train_distilled
 from counterstain.seeding import torch_generator
 from counterstain.training import Trainable, fit

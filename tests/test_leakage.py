@@ -11,7 +11,7 @@ from drawn_cohort import HER2, draw_cohort, draw_region, draw_set, store
 from drawn_requests import ONE, FakeGenerator, denoiser_config, first_stage_config
 from safetensors.torch import save_file
 
-from counterstain.api.imports import import_weights
+from counterstain.api.sharing import import_weights
 from counterstain.audit import JudgeConfig, JudgeFilterConfig
 from counterstain.audit.audit import require_auditable
 from counterstain.audit.judge import JudgeFilter, train_judge
@@ -22,7 +22,6 @@ from counterstain.data.sampling import CopyPasteConfig, PastedPatches, SamplingC
 from counterstain.data.split import PATIENTS_SEEN_FILE, check_no_leak, patient_key
 from counterstain.errors import InputError, LeakageError
 from counterstain.generators.diffusion_config import DistillationConfig
-from counterstain.generators.published_weights import export_weights
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.generators.style import references_of
 from counterstain.generators.train import train_autoencoder, train_diffusion, train_distilled, train_spade
@@ -32,6 +31,7 @@ from counterstain.segmentation.evaluate import evaluate
 from counterstain.segmentation.mixing import MixingConfig
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.segmentation.train import train_segmenter
+from counterstain.sharing import export_weights
 from counterstain.synthesis.masks import SynthesisConfig
 from counterstain.synthesis.redraw import preview, redraw_regions
 from counterstain.synthesis.synthesize import synthesize

@@ -4,9 +4,10 @@ import torch
 from drawn_requests import drawn_by
 
 from counterstain.errors import ConfigError, InputError, StorageError
-from counterstain.generators.conditioning import counterstain_map, edges, one_hot
+from counterstain.generators.conditioning import counterstain_map, edges
 from counterstain.generators.diffusion_config import CounterstainConfig
 from counterstain.generators.networks import VggDistance
+from counterstain.generators.pipeline import one_hot
 from counterstain.generators.spade import Spade, SpadeGenerator
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.training_config import TrainingConfig

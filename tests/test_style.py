@@ -16,9 +16,10 @@ from counterstain.errors import ConfigError, InputError, LeakageError, MismatchE
 from counterstain.generators.diffusion_config import SamplerConfig, StyleChoice, StyleConfig
 from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.interface import OracleGenerator
+from counterstain.generators.pipeline import stain_statistics, without_tumour
 from counterstain.generators.spade import Spade, SpadeGenerator
 from counterstain.generators.spade_config import SpadeConfig
-from counterstain.generators.style import StyleDrawer, StyleReferences, stain_statistics, without_tumour
+from counterstain.generators.style import StyleDrawer, StyleReferences
 from counterstain.generators.train import train_autoencoder, train_diffusion
 from counterstain.synthesis.masks import SynthesisConfig
 from counterstain.synthesis.redraw import redraw_regions

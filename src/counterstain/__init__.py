@@ -19,7 +19,7 @@ Get a cohort: images, the instances in them, the subtype of each
     import_exact     fetch annotations from an EXACT server
     split            decide which patients are train, val and test
     inspect          what a cohort is made of, as a table and a figure
-    export           write images, masks or weights for other tools
+    export           write images, masks or a checkpoint for other tools
 
 Train generators and draw
     train            train a generator, or the judge of its images
@@ -31,6 +31,7 @@ Train generators and draw
     Review           accept and reject the patches of a set; rejected ones are not trained on
     make_reading_test   a blind test: can people tell drawn patches from real ones? A ReadingTest keeps their answers
     load_generator   open a Generator, whose draw(patch) returns a patch
+    push, pull       a checkpoint or a synthetic set to and from the Hugging Face Hub
 
 Train segmenters and score them
     segment          train a segmenter, with or without a synthetic set

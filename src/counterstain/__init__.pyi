@@ -1,6 +1,11 @@
 # The public names and where they live.
 
-from .api.cohorts import export as export, inspect as inspect, make_phantom as make_phantom, split as split
+from .api.cohorts import (
+    export as export,
+    inspect as inspect,
+    make_phantom as make_phantom,
+    split as split,
+)
 from .api.evaluation import audit as audit, evaluate as evaluate, predict as predict, segment as segment
 from .api.readings import make_reading_test as make_reading_test
 from .api.generators import (
@@ -16,7 +21,6 @@ from .api.imports import (
     import_labels as import_labels,
     import_slides as import_slides,
     import_table as import_table,
-    import_weights as import_weights,
 )
 from .api.settings import (
     config_explain as config_explain,
@@ -25,6 +29,7 @@ from .api.settings import (
     config_show as config_show,
     config_taxonomy as config_taxonomy,
 )
+from .api.sharing import import_weights as import_weights, pull as pull, push as push
 from .api.studies import (
     clean_study as clean_study,
     demo as demo,

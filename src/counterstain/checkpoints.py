@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import counterstain
 from counterstain.config import Config, build
+from counterstain.data.split import NOBODY, PATIENTS_SEEN_FILE, read_patients_seen
 from counterstain.errors import CounterstainError, CounterstainWarning, InputError, MismatchError, StorageError
 from counterstain.storage import read_sealed, replacing, sha256_of, stage_of, sweep, write_sealed
 from counterstain.taxonomy import Taxonomy
@@ -294,3 +295,21 @@ def read_state(path: Path, setting: str = "") -> dict[str, Tensor]:
         if value.is_meta or value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
             raise InputError(f"{where}: {name} {tuple(value.shape)} is not stored in full; save it as a plain tensor")
     return dict(content)
+
+
+def patients_behind(source: Path, claimed: str | None, what: str, setting: str) -> tuple[str, ...]:
+    """Return the patients whose tissue is in weights of others: those listed in ``patients_seen.txt`` beside them, and
+    what the ``setting`` claims, ``none`` or a file of patients.
+
+    Raises InputError where nobody says; ``what`` names the weights.
+    """
+    beside = (source if source.is_dir() else source.parent) / PATIENTS_SEEN_FILE
+    lists = [beside] if beside.exists() else []
+    if claimed not in {None, NOBODY}:
+        lists.append(Path(str(claimed)))
+    if not lists and claimed is None:
+        raise InputError(
+            f"{what}: whose tissue was this network trained on? Set {setting} to {NOBODY} if it saw none of your "
+            "patients (ImageNet's weights), or to a text file with one patient per line"
+        )
+    return tuple(patient for file in lists for patient in read_patients_seen(file))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from counterstain.data.patch_set import PatchSet
 
 EXPORT_FORMATS = ("png", "nnunet", "hf")
+CHECKPOINT_FORMATS = ("weights", "diffusers", "smp")
 
 
 @verb
@@ -146,17 +147,19 @@ def export(
     labels: str = "subtypes",
     split: Sequence[str] | None = None,
 ) -> list[Path] | int:
-    """Export a cohort, a synthetic set or weights for other tools.
+    """Export a cohort, a synthetic set or a checkpoint for other tools.
 
     If interrupted, the same command continues.
 
     Parameters
     ----------
     source : str, Path, Cohort or PatchSet
-        A cohort, a synthetic set or the checkpoint of a generator.
+        A cohort, a synthetic set or a checkpoint.
     format : str
         png: images, label images and a table; nnunet: a raw dataset of nnU-Net v2; hf: an image folder of Hugging
-        Face's datasets; weights: a generator's checkpoint as NVlabs/SPADE or CompVis/latent-diffusion publish theirs.
+        Face's datasets. Of a checkpoint, weights: as NVlabs/SPADE or CompVis/latent-diffusion publish theirs;
+        diffusers: a diffusion network that plain diffusers draws with; smp: a segmenter that
+        segmentation_models_pytorch opens.
     out : str or Path
         Folder of the export; for nnunet …/Dataset001_NAME.
     labels : str
@@ -167,7 +170,7 @@ def export(
     Returns
     -------
     int or list of Path
-        How many images were written; for weights, the files.
+        How many images were written; of a checkpoint, the files.
     """
     from counterstain.config import build
     from counterstain.io.exports import ExportConfig
@@ -175,13 +178,13 @@ def export(
     from counterstain.progress import bar
 
     place, out = folder_of(source), Path(out)
-    if format == "weights":
-        from counterstain.generators.published_weights import export_weights
+    if format in CHECKPOINT_FORMATS:
+        from counterstain.sharing import export_checkpoint
 
         if labels != "subtypes" or split:
-            raise ConfigError("--format weights: --labels and --split are for images")
-        return export_weights(on_disk(place), out)
+            raise ConfigError(f"--format {format}: --labels and --split are for images")
+        return export_checkpoint(on_disk(place), out, format)
     if format not in EXPORT_FORMATS:
-        raise ConfigError(f"--format {format}: expected {', '.join(EXPORT_FORMATS)} or weights")
+        raise ConfigError(f"--format {format}: expected {', '.join((*EXPORT_FORMATS, *CHECKPOINT_FORMATS))}")
     settings = {"file_format": format, "labels": labels, "parts": tuple(dict.fromkeys(split or ()))}
     return write(place, out, build(ExportConfig, settings, f"export of {place}"), bar)

@@ -1,25 +1,20 @@
-"""Imports: tables of images, whole slides with annotations, an EXACT server, published weights."""
+"""Imports: tables of images, whole slides with annotations, an EXACT server."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from counterstain.api import Numbers, PathLike, Settings, numbers_of, open_cohort, recipe_of, verb
+from counterstain.api import Numbers, PathLike, numbers_of, verb
 from counterstain.errors import ConfigError, CounterstainWarning, InputError
 
 if TYPE_CHECKING:
-    from counterstain.checkpoints import CheckpointHeader
     from counterstain.data.cohort import Cohort
-    from counterstain.generators.published_weights import Facts
     from counterstain.io.annotations import Format
     from counterstain.taxonomy import Taxonomy
-
-KINDS = ("spade", "autoencoder", "diffusion")
 
 
 @verb
@@ -286,101 +281,6 @@ def _tell(done: int, images: int) -> None:
     """Say how many images are fetched, over one line of a terminal; a log file gets only the end."""
     if sys.stderr.isatty() or done == images:
         sys.stderr.write(f"\rimages: {done:,} of {images:,}" + ("\n" if done == images else ""))
-
-
-@verb
-def import_weights(
-    files: Sequence[PathLike],
-    *,
-    kind: str,
-    out: PathLike,
-    size_px: int,
-    patients_seen: str,
-    taxonomy: str | None = None,
-    cohort: PathLike | Cohort | None = None,
-    mpp: float | None = None,
-    autoencoder: PathLike | None = None,
-    averaged: bool = False,
-    head_channels: int | None = None,
-    scale_factor: float | None = None,
-    preset: str = "paper",
-    config: PathLike | None = None,
-    settings: Settings | None = None,
-) -> CheckpointHeader:
-    """Make a checkpoint from weights that others published; sizes of the networks are read off the weights.
-
-    Parameters
-    ----------
-    files : sequence of str or Path
-        latest_net_G.pth and _E, _D; or one model.ckpt.
-    kind : str
-        spade (of NVlabs), autoencoder or diffusion (of CompVis).
-    out : str or Path
-        Folder of the checkpoint.
-    size_px : int
-        Edge of the training patches in pixels.
-    patients_seen : str
-        none, or a file with one patient per line: whose tissue the weights were trained on. Synthetic images drawn with
-        them are refused where one of these patients is in validation or test.
-    taxonomy : str, optional
-        her2 or a YAML file: the labels, in order.
-    cohort : str, Path or Cohort, optional
-        Cohort to take taxonomy and mpp from.
-    mpp : float, optional
-        Micrometres per pixel of the training images.
-    autoencoder : str or Path, optional
-        diffusion: checkpoint of the first stage, where the files hold none.
-    averaged : bool
-        diffusion: take the moving average of the weights.
-    head_channels : int, optional
-        diffusion: num_head_channels of their config, which attention at several scales needs.
-    scale_factor : float, optional
-        diffusion: scale_factor of their config, where the file holds none.
-    preset : str
-        Recipe for what weights do not tell: heads, noise, sampler.
-    config, settings
-        As for :func:`train`.
-    """
-    from counterstain.generators import published_weights
-
-    if kind not in KINDS:
-        raise ConfigError(f"--kind {kind}: expected one of {', '.join(KINDS)}")
-    if kind != "diffusion" and (averaged or (autoencoder, head_channels, scale_factor) != (None, None, None)):
-        raise ConfigError(f"--kind {kind}: takes no --autoencoder, --averaged, --head-channels or --scale-factor")
-    recipe = recipe_of(preset, config, settings)
-    opened = None if cohort is None else open_cohort(cohort)
-    facts = replace(
-        _facts(taxonomy, opened, mpp, size_px, patients_seen), head_channels=head_channels, scale_factor=scale_factor
-    )
-    return published_weights.import_weights(
-        [Path(file) for file in files],
-        Path(out),
-        getattr(recipe, kind),
-        facts,
-        first_stage=recipe.autoencoder,
-        autoencoder=None if autoencoder is None else Path(autoencoder),
-        averaged=averaged,
-    )
-
-
-def _facts(taxonomy: str | None, cohort: Cohort | None, mpp: float | None, size_px: int, patients_seen: str) -> Facts:
-    from counterstain.data.split import NOBODY, read_patients_seen
-    from counterstain.generators.published_weights import Facts
-    from counterstain.taxonomy import Taxonomy
-
-    if taxonomy is None and cohort is None:
-        raise ConfigError("the labels of the network are not known: give --taxonomy or --cohort")
-    spacing = mpp if mpp is not None or cohort is None else cohort.mpp
-    if spacing is None or not 0.01 <= spacing <= 100:
-        raise ConfigError(f"--mpp {spacing}: give the micrometres per pixel of the training (0.01 to 100), or --cohort")
-    if not 1 <= size_px <= 65_536:
-        raise ConfigError(f"--size-px {size_px}: expected the edge of the training patches in pixels")
-    try:
-        seen = () if patients_seen == NOBODY else read_patients_seen(Path(patients_seen))
-    except InputError as error:
-        raise InputError(f"--patients-seen {error}; say {NOBODY} if nobody of yours was seen") from error
-    labels = cohort.taxonomy if taxonomy is None and cohort is not None else Taxonomy.load(str(taxonomy))
-    return Facts(taxonomy=labels, mpp=spacing, size_px=size_px, patients_seen=seen)
 
 
 def _annotation_format(name: str) -> Format:

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 import counterstain
-from counterstain.api import cohorts, evaluation, generators, imports, settings, studies
+from counterstain.api import cohorts, evaluation, generators, imports, settings, sharing, studies
 from counterstain.cli import printing as show
 from counterstain.cli.terminal import echo, print_rich, print_table, printable, warn
 from counterstain.errors import CounterstainError, CounterstainWarning
@@ -151,6 +151,8 @@ COMMANDS: dict[typer.Typer, tuple[tuple[str, Verb, Show, str], ...]] = {  # name
         ("evaluate", evaluation.evaluate, show.scores, "Score a segmenter, subtype by subtype"),
         ("predict", evaluation.predict, show.predictions, "Outline the tissue class on slides, for QuPath"),
         ("export", cohorts.export, show.exported, "Write images, masks or weights for other tools"),
+        ("push", sharing.push, lambda said, _: echo(said), "Push a checkpoint or a set to the Hugging Face Hub"),
+        ("pull", sharing.pull, lambda said, _: echo(said), "Fetch a checkpoint or a set from the Hub"),
         ("report", studies.report, show.report, "Write a study's report, figures and tables"),
         ("demo", studies.demo, show.demo, "Run everything in minutes on two CPU cores"),
     ),
@@ -159,7 +161,7 @@ COMMANDS: dict[typer.Typer, tuple[tuple[str, Verb, Show, str], ...]] = {  # name
         ("slides", imports.import_slides, show.imported, "Import whole slides with annotations"),
         ("labels", imports.import_labels, show.text, "Draft LABELS.yaml from annotations"),
         ("exact", imports.import_exact, show.exact, "Fetch annotations from an EXACT server"),
-        ("weights", imports.import_weights, show.weights, "Convert weights that others published"),
+        ("weights", sharing.import_weights, show.weights, "Convert weights that others published"),
     ),
     study_app: (
         ("run", studies.run_study, show.study, "Run a study and write its report"),

@@ -14,6 +14,7 @@ from pydantic import Field
 from counterstain.config import Config
 from counterstain.data.cohort import PACKS_AT, PARTS, Cohort, missing_subtypes, packs_of
 from counterstain.data.patches import BAND_PX, ImageKey
+from counterstain.data.pseudonyms import recogniser
 from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.remote import Place
 from counterstain.seeding import numpy_generator
@@ -41,13 +42,15 @@ def check_no_leak(
 ) -> None:
     """Raise LeakageError where a checkpoint, or what it made, has seen a patient of the splits (``all``: of any).
 
-    Spellings of one patient count as one (:func:`patient_key`). The message says ``what`` it is, for example ``the
-    judge FOLDER``, and the ``remedy``.
+    Spellings of one patient count as one (:func:`patient_key`); pseudonyms are recognised where their key is here. The
+    message says ``what`` it is, for example ``the judge FOLDER``, and the ``remedy``.
     """
-    seen = {patient_key(patient) for patient in patients_seen}
+    named = list(patients_seen)
+    hidden, seen = recogniser(named, what), {patient_key(patient) for patient in named}
     for split in splits:
         patients = cohort.regions["patient"].astype(str).unique() if split == "all" else cohort.patients(split)
-        leaked = sorted(patient for patient in patients if patient_key(patient) in seen)
+        keys = {patient: patient_key(patient) for patient in patients}
+        leaked = sorted(patient for patient, key in keys.items() if key in seen or hidden(key))
         if leaked:
             shown = ", ".join(leaked[:NAMED]) + (f" and {len(leaked) - NAMED} more" if len(leaked) > NAMED else "")
             where = "" if split == "all" else f"the {split} split of "

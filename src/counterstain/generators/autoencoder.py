@@ -23,11 +23,11 @@ from counterstain.devices import fused_optimizers, place
 from counterstain.generators.conditioning import to_tensor
 from counterstain.generators.diffusion_config import ADAM_BETAS, AutoencoderConfig
 from counterstain.generators.networks import (
-    LinearAutoencoder,
     PatchDiscriminator,
     hinge_discriminator_loss,
     lpips_distance,
 )
+from counterstain.generators.pipeline import LinearAutoencoder
 from counterstain.generators.samplers import fresh_noise
 from counterstain.seeding import torch_generator
 from counterstain.training import Minimise, Trainable
@@ -107,8 +107,10 @@ def _over_all_devices(tensor: Tensor) -> Tensor:
 
 def build_network(config: AutoencoderConfig) -> nn.Module:
     """Build diffusers' ``VQModel`` or ``AutoencoderKL``, or the linear autoencoder."""
+    network: nn.Module
     if config.kind == "linear":
-        return LinearAutoencoder(config.factor, config.latent_channels)
+        network = LinearAutoencoder(config.factor, config.latent_channels)
+        return network
     levels = len(config.widths)
     settings: dict[str, Any] = {
         "down_block_types": ("DownEncoderBlock2D",) * levels,
@@ -121,7 +123,9 @@ def build_network(config: AutoencoderConfig) -> nn.Module:
     }
     if config.kind == "vq":
         settings |= {"num_vq_embeddings": config.codebook_size, "vq_embed_dim": config.latent_channels}
-    network: nn.Module = VQModel(**settings) if config.kind == "vq" else AutoencoderKL(**settings)
+    if config.kind == "kl":
+        settings |= dict.fromkeys(("use_quant_conv", "use_post_quant_conv"), not config.plain_latents)
+    network = VQModel(**settings) if config.kind == "vq" else AutoencoderKL(**settings)
     return network
 
 
@@ -182,9 +186,30 @@ class Autoencoder(Trainable):
         images: Tensor = decoded if self.config.kind == "linear" else decoded.sample
         return images
 
+    @torch.no_grad()
     def fit_components(self, batches: Iterable[Tensor]) -> float:
-        """Find the components of the linear autoencoder from images (B, H, W, 3) uint8; return the variance kept."""
-        return float(self.network.fit(to_tensor(images) for images in batches))
+        """Find the components of a linear autoencoder from images (B, H, W, 3) uint8; return the share of the variance
+        that they keep.
+
+        Batches are seen one at a time: their scatter matrices are added up (Chan et al. 1979).
+        """
+        network, f = self.network, self.config.factor
+        count, mean, scatter = 0, torch.zeros(3 * f * f).double(), torch.zeros(3 * f * f, 3 * f * f).double()
+        for images in batches:
+            blocks = functional.unfold(to_tensor(images).double(), f, stride=f).movedim(1, 2).reshape(-1, 3 * f * f)
+            shift = blocks.mean(0) - mean
+            centred = blocks - blocks.mean(0)
+            total = count + len(blocks)
+            scatter += centred.T @ centred + torch.outer(shift, shift) * count * len(blocks) / total
+            mean += shift * len(blocks) / total
+            count = total
+        variances, components = torch.linalg.eigh(scatter)
+        kept = components[:, -network.basis.shape[0] :].flip(1).T
+        # The sign of a component is arbitrary: let its largest entry be positive, on every machine.
+        largest = kept.gather(1, kept.abs().argmax(1, keepdim=True))
+        network.basis.copy_((kept * largest.sign()).reshape(network.basis.shape))
+        network.mean.copy_(mean.reshape(network.mean.shape))
+        return float(variances[-network.basis.shape[0] :].sum() / variances.sum())
 
     def training_step(self, batch: dict[str, Tensor], minimise: Minimise) -> dict[str, Any]:
         """Update the autoencoder, then the discriminator."""

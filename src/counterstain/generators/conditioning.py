@@ -19,28 +19,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from counterstain.data.stains import unmixing
-from counterstain.generators.diffusion_config import NUCLEUS_UM, CounterstainConfig, Shrinking
+from counterstain.generators.diffusion_config import NUCLEUS_UM, CounterstainConfig
+from counterstain.generators.pipeline import nuclei_channels, nuclei_condition, nuclei_map
 from counterstain.seeding import torch_generator
-from counterstain.taxonomy import BACKGROUND, IGNORE
-
-BLEED = 0.1  # of the other stain's amount is read as haematoxylin
-SATURATION = 2.0  # amount of the other stain, in optical density, that hides half of the haematoxylin under it
-HIDDEN = 0.3  # amount of the other stain, in optical density, from which on haematoxylin is filled in
-STEEPNESS = 4  # of the step between what is seen and what is filled in
-LEAST_SEEN = 1e-3
-NOISE_UM, FILL_UM = 0.5, 2.5  # standard deviations: noise of pixels, and as far as from a membrane to what lies beside
-SPREAD_WIDTH = 4.0  # the spread is taken over so many times the width of the mean
-FLAT = 0.02  # added to the spread, in optical density: noise of empty glass is no structure
-TYPICAL = 0.5  # difference of nuclei to their surroundings, in optical density
-FURTHEST = 3.0  # in units of the spread, or of what is typical
-GAUSSIAN_WIDTHS = 3.0  # radius of a kernel in standard deviations
+from counterstain.taxonomy import BACKGROUND
 
 BLANK = 128  # mid-grey, 0 as a network's input
 Encode = Callable[[Tensor], Tensor]  # images (B, H, W, 3) uint8 -> latents (B, z, h, w)
@@ -86,12 +75,6 @@ def cut(plane: Tensor, places: Sequence[Place], height: int, width: int) -> Tens
     return torch.stack([plane[b, :, y : y + height, x : x + width] for b, y, x in places])
 
 
-def one_hot(label_masks: Tensor, num_labels: int) -> Tensor:
-    """Turn labels, (B, H, W) uint8, into (B, L, H, W) float; ignored pixels count as background."""
-    labels = torch.where(label_masks == IGNORE, BACKGROUND, label_masks).long()
-    return functional.one_hot(labels, num_labels).movedim(-1, 1).float()
-
-
 def edges(instances: Tensor) -> Tensor:
     """Mark the pixels of (B, H, W) that have a neighbour (up, down, left, right) of another instance.
 
@@ -102,25 +85,10 @@ def edges(instances: Tensor) -> Tensor:
     return (across[:, :, 1:] | across[:, :, :-1] | down[:, 1:] | down[:, :-1])[:, None].float()
 
 
-def shrink(condition: Tensor, factor: int, how: Shrinking) -> Tensor:
-    """Bring a condition, (B, L, H, W), to the size of the latents.
-
-    ``area`` gives the share of each label under a latent, ``bilinear`` looks at the four pixels in its middle alone.
-    """
-    if how == "area" or factor == 1:
-        return functional.avg_pool2d(condition, factor)
-    return functional.interpolate(condition, scale_factor=1 / factor, mode="bilinear", align_corners=False)
-
-
 def kept_samples(batch: dict[str, Tensor], seed: int, what: str, dropout: float) -> Tensor:
     """Choose which samples of a training batch are shown something, (B,) float of 0 and 1."""
     generators = [torch_generator(seed, what, int(batch["step"]), place) for place in batch["position"].tolist()]
     return torch.stack([torch.rand((), generator=g) >= dropout for g in generators]).float()
-
-
-def nuclei_channels(factor: int) -> int:
-    """Return how many channels of a condition show nuclei."""
-    return factor**2 + 1
 
 
 def nuclei_shown(images: Tensor | None, config: CounterstainConfig, factor: int, like: Tensor) -> Tensor:
@@ -131,54 +99,22 @@ def nuclei_shown(images: Tensor | None, config: CounterstainConfig, factor: int,
     """
     if images is None:
         return like.new_zeros(len(like), nuclei_channels(factor), *like.shape[2:])
-    blocks = functional.pixel_unshuffle(counterstain_map(images, config), factor)
-    return torch.cat([blocks, torch.ones_like(blocks[:, :1])], dim=1)
+    return nuclei_condition(counterstain_map(images, config), factor)
 
 
 def counterstain_map(images: Tensor, config: CounterstainConfig) -> Tensor:
-    """Read the nuclei off images (B, H, W, 3) uint8; ``config`` needs ``local_px``.
+    """Read the nuclei off images (B, H, W, 3) uint8, as (B, 1, H, W) float, -1..1; ``config`` needs ``local_px``."""
+    settings = nuclei_settings(config)
+    return nuclei_map(images, **settings | {"amounts": torch.tensor(settings["amounts"])})
 
-    Haematoxylin is unmixed from the other stain and a residual with the colours of Ruifrok & Johnston (2001). Where the
-    other stain is strong the law of absorption fails, and some of it is left in what is unmixed; this is taken off, or
-    what is hidden is filled in from around, weighted by how much of it is seen (normalised convolution, Knutsson &
-    Westin 1993). Of the rest the local mean is taken off; for ``structure`` the difference is divided by its local
-    standard deviation.
-    The result, (B, 1, H, W) float, -1..1, is positive where there is more haematoxylin than around.
-    """
+
+def nuclei_settings(config: CounterstainConfig) -> dict[str, Any]:
+    """Return the arguments of :func:`nuclei_map` as plain values."""
     if config.local_px is None:
         raise ValueError("local_px depends on the scale: use CounterstainConfig.at")
-    density = -torch.log(images.clamp(min=1).float() / 255)
-    amounts = torch.from_numpy(unmixing(config.other_stain)[:, :2]).float()  # (3, 2)
-    unmixed = (density @ amounts.to(images.device)).movedim(-1, 1)
-    other = unmixed[:, 1:].clamp(min=0)
-    amount = unmixed[:, :1] - BLEED * other
-    if config.hidden == "filled":
-        um = config.local_px / NUCLEUS_UM
-        seen = 1 / (1 + (_smooth(other, NOISE_UM * um) / HIDDEN).pow(STEEPNESS)) + LEAST_SEEN
-        amount = seen * amount + (1 - seen) * _smooth(amount, FILL_UM * um, seen)
-        difference = amount - _smooth(amount, config.local_px, seen)
-    else:
-        amount = amount / (1 + (other / SATURATION).square())
-        difference = amount - _smooth(amount, config.local_px)
-    unit: Tensor | float = TYPICAL
-    if config.shows == "structure":
-        unit = _smooth(difference.square(), SPREAD_WIDTH * config.local_px).sqrt() + FLAT
-    return (difference / unit).clamp(-FURTHEST, FURTHEST) / FURTHEST
-
-
-def _smooth(maps: Tensor, sd_px: float, weights: Tensor | None = None) -> Tensor:
-    """Convolve (B, 1, H, W) with a Gaussian; pixels count by their weights, those outside the image not at all."""
-    if weights is None:
-        return _blurred(maps, sd_px) / _blurred(torch.ones_like(maps[:1]), sd_px)
-    return _blurred(maps * weights, sd_px) / _blurred(weights, sd_px)
-
-
-def _blurred(maps: Tensor, sd_px: float) -> Tensor:
-    radius = round(GAUSSIAN_WIDTHS * sd_px)
-    kernel = torch.exp(-torch.arange(-radius, radius + 1, device=maps.device).float().square() / (2 * sd_px**2))
-    kernel /= kernel.sum()
-    down = functional.conv2d(maps, kernel[None, None, :, None], padding=(radius, 0))
-    return functional.conv2d(down, kernel[None, None, None, :], padding=(0, radius))
+    amounts = unmixing(config.other_stain)[:, :2].tolist()
+    shown = {"shows": config.shows, "hidden": config.hidden}
+    return shown | {"amounts": amounts, "local_px": config.local_px, "um_px": config.local_px / NUCLEUS_UM}
 
 
 def dilated(redraw: Tensor, dilation_px: int) -> Tensor:
@@ -230,9 +166,3 @@ def _redrawn(instances: Tensor, share: float, widest_px: int, generator: torch.G
 def to_tensor(images: Tensor) -> Tensor:
     """Turn images, (B, H, W, 3) uint8, into (B, 3, H, W) float, -1..1."""
     return images.movedim(-1, 1).float() / 127.5 - 1.0
-
-
-def to_images(tensor: Tensor) -> np.ndarray:
-    """Turn (B, 3, H, W) float, -1..1, into (B, H, W, 3) uint8."""
-    levels = ((tensor.float().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
-    return levels.movedim(1, -1).cpu().contiguous().numpy()

@@ -57,6 +57,8 @@ def autoencoder(recipe: Any) -> str:
     )
     if config.kind == "linear":
         return f"{start}, the principal components of blocks of {config.factor} {TIMES} {config.factor} pixels."
+    if config.pretrained is not None:
+        return f"{start} by a published autoencoder ({config.pretrained}), which was not trained further."
     kind = {"vq": "a vector-quantised autoencoder", "kl": "a variational autoencoder"}[config.kind]
     losses = _weighted({"LPIPS": config.lpips_weight, "adaptive patch GAN": config.adversarial_weight})
     return f"{start} by {kind}, trained with Adam (betas {_pair(diffusion_config.ADAM_BETAS)}), minimising L1{losses}."

@@ -26,15 +26,12 @@ from counterstain.generators.conditioning import (
     Condition,
     draw_redrawn,
     kept_samples,
-    nuclei_channels,
     nuclei_shown,
-    one_hot,
-    shrink,
     surroundings,
     to_tensor,
 )
 from counterstain.generators.diffusion_config import DiffusionConfig, WindowsConfig
-from counterstain.generators.networks import StyleNetwork
+from counterstain.generators.pipeline import StyleNetwork, nuclei_channels, one_hot, shrink
 from counterstain.generators.samplers import fresh_noise
 from counterstain.generators.style import StyleReferences, references_of
 from counterstain.generators.windows import WindowGrid, in_tiles

@@ -144,6 +144,13 @@ class AutoencoderConfig(Config):
     """Attention in the middle block."""
     latent_channels: Annotated[int, Field(ge=1, le=1024)] = 3
     """z."""
+    plain_latents: Annotated[bool, Field(exclude_if=lambda plain: not plain)] = False
+    """Leave out the convolutions of size 1 on both sides of the latents (``kl``), as newer first stages do."""
+    pretrained: Annotated[str | None, Field(exclude_if=lambda path: path is None)] = None
+    """Take a published first stage as it is instead of training one: a folder of diffusers, a single file, or
+    OWNER/NAME on the Hub, such as Stable Diffusion's. Its sizes are read off it; ``factor`` must be its own."""
+    pretrained_patients: Annotated[str | None, Field(exclude_if=lambda said: said is None)] = None
+    """Whose tissue ``pretrained`` was trained on: ``none``, or the path of a text file with one patient per line."""
     codebook_size: Annotated[int, Field(ge=2, le=1_000_000)] = 8192
     """Number of codes (``vq``)."""
     codebook_update: Literal["gradient", "average"] = "gradient"

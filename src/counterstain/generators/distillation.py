@@ -20,7 +20,8 @@ from counterstain.devices import fused_optimizers
 from counterstain.generators.conditioning import Condition
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import DiffusionConfig, DistillationConfig, SamplerConfig
-from counterstain.generators.samplers import FEW_STEP_POWER, fresh_noise, power_spacing
+from counterstain.generators.pipeline import power_spacing
+from counterstain.generators.samplers import FEW_STEP_POWER, fresh_noise
 from counterstain.seeding import torch_generator
 from counterstain.training import Trainable
 

@@ -21,7 +21,7 @@ from counterstain.data.patches import Patch
 from counterstain.devices import choose_device, place
 from counterstain.errors import ConfigError, InputError, MismatchError
 from counterstain.generators.autoencoder import rebuilt_first_stage
-from counterstain.generators.conditioning import Condition, dilated, latent_redraw_mask, to_images
+from counterstain.generators.conditioning import Condition, dilated, latent_redraw_mask
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import (
     DiffusionConfig,
@@ -30,6 +30,7 @@ from counterstain.generators.diffusion_config import (
     WindowsConfig,
 )
 from counterstain.generators.interface import DrawRequest, fixed_batches, on_device, stacked
+from counterstain.generators.pipeline import to_images
 from counterstain.generators.samplers import Denoiser, KnownLatents, sample, step_walk
 from counterstain.generators.style import describe
 from counterstain.generators.windows import WindowGrid, extended, windowed

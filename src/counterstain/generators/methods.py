@@ -232,6 +232,8 @@ def missing_file(key: str, path: str | None) -> Iterator[str]:
 
 
 def _missing_of_autoencoder(config: Any) -> Iterator[str]:
+    if config.pretrained is not None:
+        return
     if config.lpips_weight:
         yield from missing_file("autoencoder.lpips_weights", config.lpips_weights)
     if config.lpips_weight and find_spec("lpips") is None:

@@ -1,13 +1,12 @@
-"""Our own networks: SPADE's, the patch GAN's discriminator, the linear first stage, styles, perceptual distances.
+"""Our own networks: SPADE's, the patch GAN's discriminator, perceptual distances.
 
-Shapes: B = batch, C = label channels (one-hot labels and the edge channel), z = latent channels, n = references of a
-style, S = length of a style vector (the learned code, six stain statistics, and 1 where a style is given), H, W = rows
-and columns in pixels, h, w = of a layer's features.
+Shapes: B = batch, C = label channels (one-hot labels and the edge channel), H, W = rows and columns in pixels, h, w =
+of a layer's features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -27,8 +26,6 @@ LEAK = 0.2
 LAYERS = 4  # of a discriminator, before its verdict
 ENCODED_PX, LAST_PX = 256, 4  # SPADE's encoder shrinks images to the first size and halves them to the second
 POWER_ITERATIONS = 50
-STAIN_VALUES = 6
-STYLE_HALVINGS = 4
 IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VGG_SLICES = (2, 7, 12, 21, 30)  # after relu1_1, relu2_1, relu3_1, relu4_1, relu5_1
 VGG_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
@@ -221,91 +218,6 @@ def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 def _conv(fin: int, fout: int, stride: int, padding: int, *, bias: bool = True) -> nn.Conv2d:
     return nn.Conv2d(fin, fout, 4, stride=stride, padding=padding, bias=bias)
-
-
-# The first stage that needs no training, and the encoder of styles
-
-
-class LinearAutoencoder(nn.Module):
-    """A first stage without training: blocks of f x f pixels, projected to z <= 3 f² principal components and back.
-
-    The best linear autoencoder in the squared error (Baldi & Hornik 1989), found in closed form. On tissue at cell
-    scale, 8 components of 4 x 4 pixels keep more than a convolutional autoencoder learns in minutes.
-    """
-
-    basis: Tensor
-    mean: Tensor
-
-    def __init__(self, factor: int, latent_channels: int) -> None:
-        super().__init__()
-        self.factor = factor
-        self.register_buffer("basis", torch.zeros(latent_channels, 3, factor, factor))
-        self.register_buffer("mean", torch.zeros(3, factor, factor))
-
-    @torch.no_grad()
-    def fit(self, batches: Iterable[Tensor]) -> float:
-        """Find the components of batches of images (B, 3, H, W), -1..1; return the share of the variance they keep.
-
-        Batches are seen one at a time: their scatter matrices are added up (Chan et al. 1979).
-        """
-        f = self.factor
-        count, mean, scatter = 0, torch.zeros(3 * f * f).double(), torch.zeros(3 * f * f, 3 * f * f).double()
-        for images in batches:
-            blocks = functional.unfold(images.double(), f, stride=f).movedim(1, 2).reshape(-1, 3 * f * f)
-            shift = blocks.mean(0) - mean
-            centred = blocks - blocks.mean(0)
-            total = count + len(blocks)
-            scatter += centred.T @ centred + torch.outer(shift, shift) * count * len(blocks) / total
-            mean += shift * len(blocks) / total
-            count = total
-        variances, components = torch.linalg.eigh(scatter)
-        kept = components[:, -self.basis.shape[0] :].flip(1).T
-        # The sign of a component is arbitrary: let its largest entry be positive, on every machine.
-        largest = kept.gather(1, kept.abs().argmax(1, keepdim=True))
-        self.basis.copy_((kept * largest.sign()).reshape(self.basis.shape))
-        self.mean.copy_(mean.reshape(self.mean.shape))
-        return float(variances[-self.basis.shape[0] :].sum() / variances.sum())
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> components (B, z, h, w)."""
-        offset = (self.basis * self.mean).sum((1, 2, 3))
-        return functional.conv2d(images, self.basis, -offset, stride=self.factor)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Components (B, z, h, w) -> images (B, 3, H, W)."""
-        blocks = functional.conv_transpose2d(latents, self.basis, stride=self.factor)
-        return blocks + self.mean.repeat(1, latents.shape[-2], latents.shape[-1])
-
-
-class StyleNetwork(nn.Module):
-    """Encode references, and embed styles for a denoiser.
-
-    The encoder's first layer has ``width`` features, the learned code ``code`` values; ``embedding`` is the length of
-    the denoiser's embedding of the timestep, to which a style's is added.
-    """
-
-    def __init__(self, width: int, code: int, embedding: int) -> None:
-        super().__init__()
-        self.length = code + STAIN_VALUES + 1
-        features = [3, *(width * 2**i for i in range(STYLE_HALVINGS))]
-        self.encoder = nn.Sequential(
-            *(
-                nn.Sequential(nn.Conv2d(fin, fout, 3, stride=2, padding=1), nn.GroupNorm(1, fout), nn.SiLU())
-                for fin, fout in pairwise(features)
-            )
-        )
-        self.code = nn.Linear(features[-1], code)
-        last = nn.Linear(embedding, embedding)
-        nn.init.zeros_(last.weight)  # training starts from a network without a style
-        nn.init.zeros_(last.bias)
-        self.embedding = nn.Sequential(nn.Linear(self.length, embedding), nn.SiLU(), last)
-
-    def forward(self, seen: Tensor, stain: Tensor) -> Tensor:
-        """Background as optical density (B, n, 3, s, s) and its statistics (B, n, 6) -> style vectors (B, S)."""
-        features = self.encoder(seen.to(stain.dtype).flatten(0, 1)).mean((2, 3))
-        code = self.code(features.reshape(*seen.shape[:2], -1).mean(1))
-        stain = stain.mean(1)
-        return torch.cat([code, stain, torch.ones_like(stain[:, :1])], dim=1)
 
 
 # Perceptual distances: features of VGG19 (Johnson et al. 2016, as in SPADE) and LPIPS (Zhang et al. 2018). Both need

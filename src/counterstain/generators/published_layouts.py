@@ -217,7 +217,9 @@ def first_stage_settings(state: State, source: str) -> dict[str, Any]:
     firsts = takewhile(state.__contains__, (f"encoder.down.{i}.block.0.conv1.weight" for i in count()))
     widths = [state[name].shape[0] for name in firsts]
     blocks = takewhile(state.__contains__, (f"encoder.down.0.block.{i}.conv1.weight" for i in count()))
-    latent_channels, embedding = _shape(state, "post_quant_conv.weight", source)[:2]
+    quantised = "post_quant_conv.weight" in state  # newer ones have no convolution there
+    embedding = _shape(state, f"{'post_quant_conv' if quantised else 'decoder.conv_in'}.weight", source)[1]
+    latent_channels = state["post_quant_conv.weight"].shape[0] if quantised else embedding
     if latent_channels != embedding:
         raise MismatchError(f"{source}: {latent_channels} latent channels but codes of {embedding}; ours are equal")
     if any(".attn." in name for name in state):
@@ -233,6 +235,7 @@ def first_stage_settings(state: State, source: str) -> dict[str, Any]:
         "blocks": len(list(blocks)),
         "attention": "encoder.mid.attn_1.q.weight" in state,
         "latent_channels": latent_channels,
+        "plain_latents": not quantised,
     }
     if found["kind"] == "vq":
         found["codebook_size"] = state["quantize.embedding.weight"].shape[0]

@@ -1,8 +1,7 @@
-"""Weights that other projects publish -> a checkpoint of ours, and back; ``published_layouts`` knows the layouts."""
+"""Weights that other projects publish -> a checkpoint of ours; ``published_layouts`` knows the layouts."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,17 +25,18 @@ from counterstain.checkpoints import (
 from counterstain.config import Config, build, build_stored
 from counterstain.data.split import PATIENTS_SEEN_FILE, read_patients_seen
 from counterstain.errors import ConfigError, CounterstainError, InputError, MismatchError
+from counterstain.generators import published_diffusers as diffusers
 from counterstain.generators import published_layouts as layouts
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import AutoencoderConfig, DiffusionConfig, NoiseConfig
-from counterstain.generators.published_layouts import SpadePart, State, to_ours, to_published
+from counterstain.generators.published_layouts import SpadePart, State, to_ours
 from counterstain.generators.spade import Spade
 from counterstain.generators.spade_config import SpadeConfig
-from counterstain.storage import claim, replacing, sha256_of, write_text
+from counterstain.storage import claim
 from counterstain.taxonomy import Taxonomy
 
-LDM_FILE = "model.ckpt"  # what CompVis' code looks for
+SCALING = ("latent_mean", "latent_sd")  # notes of a first stage
 ConfigT = TypeVar("ConfigT", bound=Config)
 Stage = tuple[AutoencoderConfig, dict[str, Tensor]]  # a first stage: its settings, its tensors
 
@@ -74,7 +74,8 @@ def import_weights(
     """Make a checkpoint of published weights, once; the same call on a finished folder reads its header.
 
     ``files`` are, for SPADE, NVlabs' ``latest_net_G.pth``, with ``…_E.pth`` and ``…_D.pth`` where given, in any order;
-    for an autoencoder a first stage of CompVis, perhaps inside a latent diffusion; for diffusion a latent diffusion.
+    for an autoencoder a first stage of CompVis, perhaps inside a latent diffusion; for diffusion a latent diffusion;
+    for both also a folder of diffusers, or the name of a repository of the Hub that holds one.
     ``config`` says which network it is, and all that the tensors do not tell: heads, noise, how images are drawn;
     ``first_stage`` the same of a first stage inside a latent diffusion's file, which ``autoencoder``, a checkpoint of
     ours, replaces where the file has none. ``averaged`` takes the moving average of a denoiser's weights instead of the
@@ -83,25 +84,25 @@ def import_weights(
     Raises InputError where a file is missing, cannot be read, or holds no generator or no first stage; MismatchError
     where a file is of another layout, or does not fit the taxonomy or the size.
     """
-    for path in files:
-        if not path.is_file():
-            raise InputError(f"{path}: no such weights file")
-    made = None
+    files, made = [diffusers.located(path) for path in files], None
     if not is_finished(out):  # before anything is written
         with _odd_shapes_named(files):
             match config:
                 case SpadeConfig():
                     made = _spade(files, config, facts)
                 case AutoencoderConfig():
-                    made = _Made(*_first_stage(read_state(_only(files)), config, facts.size_px, str(files[0])))
+                    made = _Made(*first_stage_of(_only(files), config, facts.size_px))
+                case DiffusionConfig() if _only(files).is_dir():
+                    made = _diffusion_folder(files[0], config, facts, first_stage, autoencoder)
                 case DiffusionConfig():
                     made = _diffusion(_only(files), config, facts, first_stage, autoencoder, averaged=averaged)
         require_finite(made.state, ", ".join(map(str, files)))
     kind = type(config).__name__.removesuffix("Config").lower()
-    origin = {path.name: sha256_of(path) for path in files}
+    origin = {name: digest for path in files for name, digest in diffusers.hashes(path).items()}
     seen = set(read_header(autoencoder).patients_seen if autoencoder else ())
-    for folder in {path.parent for path in files if (path.parent / PATIENTS_SEEN_FILE).exists()}:
-        seen.update(read_patients_seen(folder / PATIENTS_SEEN_FILE))  # as export_weights writes it
+    for folder in {path if path.is_dir() else path.parent for path in files}:
+        if (folder / PATIENTS_SEEN_FILE).exists():
+            seen.update(read_patients_seen(folder / PATIENTS_SEEN_FILE))  # as export_weights writes it
     common = {"mpp": facts.mpp, "size_px": facts.size_px, "patients_seen": sorted({*facts.patients_seen, *seen})}
     identity = {"kind": kind, "files": origin, "taxonomy": facts.taxonomy.model_dump(mode="json")}
     stated = {"head_channels": facts.head_channels, "scale_factor": facts.scale_factor}
@@ -164,7 +165,7 @@ def _spade(files: Sequence[Path], config: SpadeConfig, facts: Facts) -> _Made:
     state: dict[str, Tensor] = {}
     for part, published in states.items():
         network: nn.Module = getattr(model, part)
-        state |= _with_prefix(to_ours(layouts.SPADE, published, network.state_dict(), sources[part]), f"{part}.")
+        state |= with_prefix(to_ours(layouts.SPADE, published, network.state_dict(), sources[part]), f"{part}.")
     assumed = ["the last channel shows borders between instances"] if fitted.edge_channel else []
     return _Made(fitted, state, {"parts": sorted(states), "assumed": assumed})
 
@@ -185,8 +186,16 @@ def _spade_parts(files: Sequence[Path]) -> tuple[dict[SpadePart, State], dict[Sp
     return states, sources
 
 
+def first_stage_of(source: Path, config: AutoencoderConfig, size_px: int) -> tuple[AutoencoderConfig, Any, Any]:
+    """Return the first stage of a located source: its settings, its weights, and what to note of it."""
+    if not source.is_dir():
+        return (*_first_stage(read_state(source), config, size_px, str(source)), {})
+    fitted, state, scaling = diffusers.first_stage(source, config)
+    return fitted, state, {name: values.tolist() for name, values in scaling.items()}
+
+
 def _first_stage(state: State, config: AutoencoderConfig, size_px: int, source: str) -> Stage:
-    published = _without_prefix(state, layouts.FIRST_STAGE_PREFIX) or state
+    published = without_prefix(state, layouts.FIRST_STAGE_PREFIX) or state
     published = {name: value for name, value in published.items() if not name.startswith(layouts.NOT_OURS)}
     found = layouts.first_stage_settings(published, source)
     fitted, judged = _fitted(config, found, source), "discriminator_width" in found
@@ -206,17 +215,14 @@ def _diffusion(
 ) -> _Made:
     published, source, labels = read_state(path), str(path), facts.taxonomy.num_labels
     if autoencoder is not None:
-        header, state = load_checkpoint(autoencoder, "autoencoder")
-        require_taxonomy(autoencoder, header, facts.taxonomy)
-        stage, digest = build_stored(AutoencoderConfig, header.config, autoencoder), header.sha256
+        (stage, state), digest, _ = _given_stage(autoencoder, facts)
     elif any(name.startswith(layouts.FIRST_STAGE_PREFIX) for name in published):
         (stage, state), digest = _first_stage(published, first_stage, facts.size_px, source), ""
     else:
         raise InputError(f"{source}: holds no first stage; give one with --autoencoder CHECKPOINT")
-    stage = stage.for_use()
-    stage_state = {f"first_stage.{name}": value for name, value in state.items() if name.startswith("network.")}
-    weights = _without_prefix(published, layouts.DENOISER_PREFIX) or published
-    if conditioner := _without_prefix(published, "cond_stage_model."):
+    stage, stage_state = stage.for_use(), _stage_state(state)
+    weights = without_prefix(published, layouts.DENOISER_PREFIX) or published
+    if conditioner := without_prefix(published, "cond_stage_model."):
         raise MismatchError(
             f"{source}: shows its network what a network of its own makes of the mask (cond_stage_model, "
             f"{len(conditioner)} tensors); ours is shown the share of each label"
@@ -229,7 +235,7 @@ def _diffusion(
     layout = layouts.denoiser_layout(ours, fitted)
     if averaged:
         weights = layouts.averaged_denoiser(published, layout.groups(ours), source)
-    made = _with_prefix(to_ours(layout, weights, ours, source), "unet.")
+    made = with_prefix(to_ours(layout, weights, ours, source), "unet.")
     made["latent_mean"] = torch.zeros(stage.latent_channels)
     scale_factor = _scale_factor(published, stage, facts, source)
     made["latent_sd"] = torch.full((stage.latent_channels,), 1 / scale_factor)
@@ -244,6 +250,34 @@ def _diffusion(
         assumed.append("the last weights, not their moving average")
     notes = {"first_stage": stage.model_dump(mode="json"), "first_stage_sha256": digest, "averaged": averaged}
     return _Made(fitted, made | stage_state, notes | {"assumed": assumed})
+
+
+def _diffusion_folder(
+    folder: Path, config: DiffusionConfig, facts: Facts, first_stage: AutoencoderConfig, autoencoder: Path | None
+) -> _Made:
+    """Take a denoiser, its noise and its first stage from a pipeline's folder."""
+    digest = ""
+    if autoencoder is not None:
+        (stage, state), digest, notes = _given_stage(autoencoder, facts)
+        scaling = {"latent_mean": [0.0] * stage.latent_channels, "latent_sd": [1.0] * stage.latent_channels} | notes
+    else:
+        stage, state, scaling = first_stage_of(folder, first_stage, facts.size_px)
+    stage = stage.for_use()
+    fitted, made = diffusers.denoiser(folder, config, stage.latent_channels, facts.taxonomy.num_labels)
+    made |= {name: torch.tensor(values) for name, values in scaling.items()} | _stage_state(state)
+    return _Made(fitted, made, {"first_stage": stage.model_dump(mode="json"), "first_stage_sha256": digest})
+
+
+def _given_stage(autoencoder: Path, facts: Facts) -> tuple[Stage, str, dict[str, Any]]:
+    """Return the first stage of a checkpoint of ours, its hash, and how others normalise its latents."""
+    header, state = load_checkpoint(autoencoder, "autoencoder")
+    require_taxonomy(autoencoder, header, facts.taxonomy)
+    scaling: dict[str, Any] = {name: header.notes[name] for name in SCALING if name in header.notes}
+    return (build_stored(AutoencoderConfig, header.config, autoencoder), state), header.sha256, scaling
+
+
+def _stage_state(state: State) -> dict[str, Tensor]:
+    return {f"first_stage.{name}": value for name, value in state.items() if name.startswith("network.")}
 
 
 def _noise_settings(published: State, noise: NoiseConfig, source: str) -> dict[str, Any]:
@@ -309,72 +343,11 @@ def _diffusion_config(
     return fitted
 
 
-def export_weights(folder: Path, out: Path) -> list[Path]:
-    """Write the weights of the checkpoint in ``folder`` in their published layout and return the files in ``out``.
-
-    They are ``latest_net_G/E/D.pth`` for SPADE, ``model.ckpt`` for autoencoder and diffusion, and beside them
-    ``patients_seen.txt``, which the import reads. MismatchError is raised
-    where there is no published layout for this kind of network, or the network has parts that it lacks.
-    """
-    kind, source = read_header(folder).kind, str(folder)
-    if kind == "segmenter":
-        raise MismatchError(f"{folder}: a segmenter has no published layout; expected spade, autoencoder or diffusion")
-    header, state = load_checkpoint(folder, kind)
-    if kind == "spade":
-        _refuse_inputs(header, ("noise_channels", "counterstain"), source)
-        parts = {name: _without_prefix(state, f"{part}.") for part, name in layouts.SPADE_FILES.items()}
-        contents: dict[str, Any] = {name: to_published(layouts.SPADE, ours) for name, ours in parts.items() if ours}
-    elif kind == "autoencoder":
-        contents = {LDM_FILE: {"state_dict": _published_first_stage(state, header.config, source)}}
-    else:
-        contents = {LDM_FILE: {"state_dict": _published_diffusion(header, state, source)}}
-    if header.patients_seen:  # before any weights that could be imported without it
-        write_text(out / PATIENTS_SEEN_FILE, "\n".join(header.patients_seen) + "\n")
-    for name, content in contents.items():
-        buffer = io.BytesIO()  # torch's own writer hides that a disk is full
-        torch.save(content, buffer)
-        with replacing(out / name) as partial:
-            partial.write_bytes(buffer.getbuffer())
-    return [out / name for name in contents]
-
-
-def _published_first_stage(state: State, settings: dict[str, Any], source: str) -> dict[str, Tensor]:
-    config = build_stored(AutoencoderConfig, settings, source)
-    if config.kind == "linear":
-        raise MismatchError(f"{source}: a linear first stage has no published layout; expected vq or kl")
-    # How often codes were used is a matter of training.
-    ours = {name: value for name, value in state.items() if name.startswith(("network.", "discriminator."))}
-    return to_published(layouts.first_stage_layout(config), ours)
-
-
-def _published_diffusion(header: CheckpointHeader, state: State, source: str) -> dict[str, Tensor]:
-    _refuse_inputs(header, ("context_share", "counterstain"), source)
-    if rest := {name for name in state if not name.startswith(("unet.", "first_stage.", "latent_"))}:
-        raise MismatchError(f"{source}: has {min(rest)}, which published denoisers do not have; it cannot be exported")
-    stage = _published_first_stage(_without_prefix(state, "first_stage."), header.notes["first_stage"], source)
-    ours = _without_prefix(state, "unet.")
-    denoiser = to_published(layouts.denoiser_layout(ours, build_stored(DiffusionConfig, header.config, source)), ours)
-    mean, sd = state["latent_mean"], state["latent_sd"]
-    if mean.abs().max() > 0 or not torch.allclose(sd, sd[:1].expand_as(sd)):
-        raise MismatchError(
-            f"{source}: normalises latents by more than one factor; train with diffusion.normalise_latents=none to "
-            "export it"
-        )
-    parts = _with_prefix(stage, layouts.FIRST_STAGE_PREFIX) | _with_prefix(denoiser, layouts.DENOISER_PREFIX)
-    return parts | {"scale_factor": 1 / sd[0]}
-
-
-def _refuse_inputs(header: CheckpointHeader, names: tuple[str, ...], source: str) -> None:
-    """Refuse networks that are shown more than labels: their input channels would be taken for labels."""
-    for name in names:
-        if header.config.get(name):
-            raise MismatchError(f"{source}: was trained with {name}, which published networks lack; train without it")
-
-
-def _without_prefix(state: State, prefix: str) -> dict[str, Tensor]:
+def without_prefix(state: State, prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names start with a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
-def _with_prefix(state: State, prefix: str) -> dict[str, Tensor]:
+def with_prefix(state: State, prefix: str) -> dict[str, Tensor]:
+    """Return the tensors with a prefix before their names."""
     return {f"{prefix}{name}": tensor for name, tensor in state.items()}

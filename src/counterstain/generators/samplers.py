@@ -8,17 +8,16 @@ Shapes: B = batch, z = latent channels, h, w = rows and columns of the latents.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from counterstain.errors import ConfigError
 from counterstain.generators.diffusion_config import InpaintingConfig, NoiseConfig, SamplerConfig
+from counterstain.generators.pipeline import Ddim, begin
 
 FEW_STEP_POWER = 2.0  # quadratic (Song et al. 2021)
 Denoiser = Callable[[Tensor, int], Tensor]  # noisy latents (B, z, h, w), timestep -> the network's prediction
@@ -29,59 +28,19 @@ def build_scheduler(noise: NoiseConfig, sampler: SamplerConfig) -> Any:
     settings = noise.scheduler_settings() | {"timestep_spacing": "trailing"}
     if sampler.name == "ddim":
         settings["timestep_spacing"] = "trailing" if noise.zero_terminal_snr else "leading"
-        scheduler: Any = _Ddim(**settings, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+        scheduler: Any = Ddim(**settings, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     elif sampler.name == "unipc":
         scheduler = UniPCMultistepScheduler(**settings)
     else:  # of first order, DPM-Solver++ is DDIM without noise that ends at the clean image
         order = 1 if sampler.name == "few_step" else 2
         scheduler = DPMSolverMultistepScheduler(**settings, solver_order=order, algorithm_type="dpmsolver++")
-    _begin(scheduler, noise, sampler)
+    begin(scheduler, sampler.steps, spacing(sampler))
     return scheduler
 
 
-class _Ddim(DDIMScheduler):  # type: ignore[misc]
-    # With eta 1 the fresh noise of the first step after pure noise has all the variance, and 1 - alpha - variance, of
-    # which the root is taken, is a little below 0 on some machines.
-
-    def _get_variance(self, timestep: int, prev_timestep: int) -> Tensor:
-        variance: Tensor = super()._get_variance(timestep, prev_timestep)
-        before = self.alphas_cumprod[prev_timestep] if prev_timestep >= 0 else self.final_alpha_cumprod
-        return variance.minimum((1 - 1e-6) * (1 - before))
-
-
-def _begin(scheduler: Any, noise: NoiseConfig, sampler: SamplerConfig) -> None:
-    """Set a scheduler's timesteps and forget the predictions of earlier steps."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="__array__ implementation doesn't accept a copy keyword")
-        scheduler.set_timesteps(sampler.steps)
-    if sampler.name == "ddim":
-        # Floating point gives some numbers of steps one too many, at timestep -1.
-        scheduler.timesteps = scheduler.timesteps[: sampler.steps]
-        return
-    power = FEW_STEP_POWER if sampler.name == "few_step" else sampler.spacing_power
-    scheduler.timesteps = torch.tensor(power_spacing(noise.timesteps, sampler.steps, power))
-    alphas = scheduler.alphas_cumprod[scheduler.timesteps]
-    scheduler.sigmas = torch.cat([((1 - alphas) / alphas).sqrt(), torch.zeros(1)])
-
-
-def power_spacing(timesteps: int, steps: int, power: float) -> list[int]:
-    """Return ``steps`` falling timesteps from T - 1 on, at T (1 - i / steps) ** power - 1; ConfigError if T < steps.
-
-    Grids of the same power nest: that of half as many steps is every second entry, wherever the grid is not so dense
-    that neighbours would be equal; those are moved apart.
-
-    Examples
-    --------
-    >>> power_spacing(1000, 4, 1.0), power_spacing(1000, 4, 2.0)
-    ([999, 749, 499, 249], [999, 561, 249, 61])
-    """
-    if steps > timesteps:
-        raise ConfigError(f"sampler.steps {steps}: more than noise.timesteps {timesteps}; use fewer steps")
-    chosen: list[int] = []
-    for left in range(1, steps + 1):
-        exact = int(timesteps * (left / steps) ** power + 0.5) - 1
-        chosen.append(max(exact, chosen[-1] + 1 if chosen else 0))
-    return chosen[::-1]
+def spacing(sampler: SamplerConfig) -> float | None:
+    """Return the power by which a sampler's steps are spaced; None = evenly."""
+    return {"ddim": None, "few_step": FEW_STEP_POWER}.get(sampler.name, sampler.spacing_power)
 
 
 def step_walk(steps: int, config: InpaintingConfig) -> list[int]:
@@ -163,7 +122,7 @@ def sample(
     for now, following in pairwise(walk):
         if following < now:
             latents = noised(latents, alphas[timesteps[following]] / alphas[timesteps[now]])
-            _begin(scheduler, noise, sampler)
+            begin(scheduler, sampler.steps, spacing(sampler))
             if blend is not None:
                 blend.renoise()
         else:

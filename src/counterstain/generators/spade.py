@@ -24,10 +24,7 @@ from counterstain.errors import ConfigError, MismatchError
 from counterstain.generators.conditioning import (
     edges,
     kept_samples,
-    nuclei_channels,
     nuclei_shown,
-    one_hot,
-    to_images,
     to_tensor,
 )
 from counterstain.generators.interface import DrawRequest, fixed_batches, on_device, stacked
@@ -39,8 +36,8 @@ from counterstain.generators.networks import (
     hinge_discriminator_loss,
     settle_spectral_norms,
 )
+from counterstain.generators.pipeline import nuclei_channels, one_hot, to_images, without_tumour
 from counterstain.generators.spade_config import ADAM_BETAS, FEATURE_WEIGHT, KL_WEIGHT, SpadeConfig
-from counterstain.generators.style import without_tumour
 from counterstain.seeding import torch_generator
 from counterstain.training import Minimise, Trainable
 

@@ -19,17 +19,16 @@ from functools import cache, lru_cache
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
 from counterstain.errors import ConfigError, InputError, LeakageError
 from counterstain.generators.diffusion_config import REFERENCES_OF_A_SLIDE, StyleChoice
 from counterstain.generators.interface import ImageGenerator, StyledGenerator
+from counterstain.generators.pipeline import described
 from counterstain.seeding import derive, numpy_generator
 from counterstain.taxonomy import BACKGROUND
 
-SEEN_PX = 64  # edge of what the encoder sees of a reference
 CANDIDATES = 4  # places that the one with the most background is chosen from
 REMEMBERED = 4096  # references whose descriptions are kept, 25 kB each
 Mix = tuple[tuple[str, float], ...]  # slides and their weights, which sum to 1
@@ -105,34 +104,8 @@ def describe(references: Sequence[Patch], size_px: int) -> tuple[Tensor, Tensor]
 
     They are brought to one size, that of references of ``size_px``, and at most 64 pixels.
     """
-    edge = min(SEEN_PX, size_px)
-    seen, stain = [], []
-    for patch in references:
-        density = _optical_density(without_tumour(patch.image, patch.label_mask))
-        seen.append(functional.adaptive_avg_pool2d(torch.from_numpy(density).float().movedim(-1, 0), edge))
-        stain.append(torch.from_numpy(stain_statistics(patch.image, patch.label_mask)).float())
+    seen, stain = zip(*(described(patch.image, patch.label_mask, size_px) for patch in references), strict=True)
     return torch.stack(seen), torch.stack(stain)
-
-
-def stain_statistics(image: np.ndarray, label_mask: np.ndarray) -> np.ndarray:
-    """Return mean and standard deviation of the background's optical density in each colour channel, (6,).
-
-    Only pixels of label 0 count; without any all are 0.
-    """
-    density = _optical_density(image[label_mask == BACKGROUND])
-    return np.concatenate([density.mean(0), density.std(0)]) if len(density) else np.zeros(6)
-
-
-def _optical_density(image: np.ndarray) -> np.ndarray:
-    """Turn (…, 3) uint8 into natural optical density, 0 = white."""
-    return np.asarray(-np.log(np.maximum(image, 1) / 255.0))
-
-
-def without_tumour(image: np.ndarray, label_mask: np.ndarray) -> np.ndarray:
-    """Fill all pixels of (H, W, 3) uint8 that are no background with the background's mean (white without any)."""
-    background = label_mask == BACKGROUND
-    fill = image[background].mean(0) if background.any() else np.full(3, 255.0)
-    return np.where(background[..., None], image, fill.round().astype(np.uint8)).astype(np.uint8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,21 @@ raises :class:`LeakageError` where the networks that it starts from saw a valida
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from counterstain.checkpoints import CheckpointHeader, Kind, load_checkpoint, require_taxonomy
+from counterstain.checkpoints import (
+    CheckpointHeader,
+    Kind,
+    load_checkpoint,
+    patients_behind,
+    require_finite,
+    require_taxonomy,
+)
 from counterstain.config import Config
 from counterstain.data.cohort import Cohort
 from counterstain.data.sampling import PatchBatches
@@ -27,6 +34,8 @@ from counterstain.generators.diffusion import Diffusion, diffusion_batches, meas
 from counterstain.generators.diffusion_config import AutoencoderConfig, DiffusionConfig, DistillationConfig
 from counterstain.generators.distillation import Distillation, student_config
 from counterstain.generators.drawing import DiffusionGenerator
+from counterstain.generators.published_diffusers import hashes, located
+from counterstain.generators.published_weights import first_stage_of
 from counterstain.generators.spade import Spade
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.generators.training_monitors import warnings_of, watch_autoencoder, watch_spade
@@ -112,9 +121,14 @@ def train_spade(
 def train_autoencoder(
     cohort: Cohort, config: AutoencoderConfig, out: Path, *, size_px: int, seed: int, init: Path | None = None
 ) -> Path:
-    """Train the first stage of latent diffusion, from the weights of ``init`` where it is given."""
+    """Train the first stage of latent diffusion, from the weights of ``init`` where it is given.
+
+    One that is ``pretrained`` is taken as it is, and measured on validation patches.
+    """
     initial = _InitialWeights.open(init, "autoencoder", cohort)
     run = _run(cohort, "autoencoder", config, out, initial, size_px=size_px, seed=seed)
+    if config.pretrained is not None:
+        return out if run.finished() else _published_stage(run, config, config.pretrained)
     linear = config.kind == "linear"  # has no training that devices could share
     if run.finished() or (not linear and run.spread(train_autoencoder, config.training, init=init)):
         return out
@@ -129,6 +143,22 @@ def train_autoencoder(
     else:
         figures = fit(model, batches, out, config.training, monitor=monitor, label="autoencoder")
     return run.save(model.state_dict(), {"validation": figures})
+
+
+def _published_stage(run: TrainingRun, config: AutoencoderConfig, source: str) -> Path:
+    with run.released_on_error():
+        folder = located(Path(source))
+        what, claimed = f"autoencoder.pretrained {source}", config.pretrained_patients
+        seen = patients_behind(folder, claimed, what, "pretrained_patients")
+        check_no_leak(seen, run.cohort, f"the first stage {source}")
+        fitted, state, scaling = first_stage_of(folder, config.for_use(), run.size_px)
+        fitted.check_size(run.size_px)
+        require_finite(state, folder)
+    model = rebuilt_first_stage(fitted.model_dump(mode="json"), state, folder, run.size_px)
+    monitor = watch_autoencoder(place(model, device_of(config.training)), run.cohort, run.size_px, run.seed)
+    figures = dict(monitor.measure()) if monitor else {}
+    taken = replace(run, config=fitted, seen=[*run.seen, *seen])
+    return taken.save(state, {"validation": figures, "pretrained": hashes(folder)} | scaling)
 
 
 def _images(batches: Batches, training: TrainingConfig) -> Iterator[Tensor]:
@@ -172,7 +202,11 @@ def train_diffusion(
     model = _begun(run, initial, lambda: Diffusion(config, first_stage, cohort.taxonomy.num_labels, seed))
     place(model, device_of(config.training))
     sampler = run.sampler(config.sampling)
-    if config.normalise_latents != "none" and initial is None:
+    if config.normalise_latents == "none":
+        for name in ("latent_mean", "latent_sd"):  # as published first stages state them
+            if name in first_header.notes:
+                getattr(model, name).copy_(torch.tensor(first_header.notes[name]))
+    elif initial is None:
         seen = config.training.steps * config.training.batch_size  # a training of few patches is not held up by more
         measure_latents(model, sampler, min(LATENTS_MEASURED, seen))
     batches = diffusion_batches(model, sampler, size_px, seed, out)

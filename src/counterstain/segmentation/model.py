@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import urllib.error
-import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,14 +21,16 @@ from counterstain.checkpoints import (
     CheckpointHeader,
     is_finished,
     load_checkpoint,
+    patients_behind,
     read_header,
     read_state,
     rebuilt,
 )
 from counterstain.config import build_stored
-from counterstain.data.split import NOBODY, PATIENTS_SEEN_FILE, read_patients_seen
+from counterstain.data.split import NOBODY, PATIENTS_SEEN_FILE
 from counterstain.devices import fused_optimizers, summed
 from counterstain.errors import ConfigError, InputError
+from counterstain.hub import answers
 from counterstain.seeding import derive
 from counterstain.segmentation.segmenter_config import ADAM_BETAS, SegmenterConfig
 from counterstain.storage import sha256_of
@@ -41,7 +41,6 @@ IMAGENET = "imagenet"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_SD = (0.229, 0.224, 0.225)
 ENCODER_PREFIX = "network.encoder."  # of its tensors' names in a segmenter or judge
-HUB_PATIENCE_S = 5.0
 DEEPEST = 5
 DECODER_CHANNELS = (256, 128, 64, 32, 16)
 DECODERS_WITH_CHANNELS = ("unet", "unetplusplus", "manet")
@@ -220,16 +219,7 @@ def encoder_patients(config: SegmenterConfig) -> set[str]:
         return set(read_header(folder).patients_seen)
     if not path.is_file():
         raise InputError(f"encoder_weights {path}: no such weights file, or folder of a trained segmenter")
-    beside = path.parent / PATIENTS_SEEN_FILE
-    lists = [beside] if beside.exists() else []
-    if config.encoder_patients not in {None, NOBODY}:
-        lists.append(Path(str(config.encoder_patients)))
-    if not lists and config.encoder_patients is None:
-        raise InputError(
-            f"encoder_weights {path}: whose tissue was this network trained on? Set encoder_patients to {NOBODY} if it "
-            "saw none of your patients (ImageNet's weights), or to a text file with one patient per line"
-        )
-    return {patient for file in lists for patient in read_patients_seen(file)}
+    return set(patients_behind(path, config.encoder_patients, f"encoder_weights {path}", "encoder_patients"))
 
 
 def _checkpoint_of(path: Path) -> Path | None:
@@ -273,7 +263,7 @@ def _imagenet(name: str) -> dict[str, Tensor]:
 
     offline = constants.HF_HUB_OFFLINE
     try:
-        constants.HF_HUB_OFFLINE = offline or not _answers(constants.ENDPOINT)  # then the cache only, without retries
+        constants.HF_HUB_OFFLINE = offline or not answers(constants.ENDPOINT)  # then the cache only, without retries
         encoder = get_encoder(name, weights=True if name.startswith("tu-") else IMAGENET)
     except OSError as error:
         raise InputError(
@@ -285,16 +275,6 @@ def _imagenet(name: str) -> dict[str, Tensor]:
     finally:
         constants.HF_HUB_OFFLINE = offline
     return dict(encoder.state_dict())
-
-
-def _answers(address: str) -> bool:
-    try:
-        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_PATIENCE_S).close()  # noqa: S310 - the Hub's own
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 def _load(encoder: nn.Module, state: dict[str, Tensor], config: SegmenterConfig) -> None:

@@ -1,0 +1,107 @@
+"""The Hugging Face Hub: files of a repository, fetched as a local folder, and folders pushed to one.
+
+No code is ever fetched or run, nor any file that could hold code. The token comes from the environment (``HF_TOKEN``)
+alone, and is in no message.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from counterstain.errors import InputError, MismatchError
+
+RepoType = Literal["model", "dataset"]
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+WITH_CODE = ("*.py", "*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.pickle")
+PATIENCE_S = 5.0
+
+
+def is_repo(source: str | Path) -> bool:
+    """Whether a source names a repository of the Hub: OWNER/NAME, and no such file or folder is here."""
+    return REPO_ID.fullmatch(str(source)) is not None and not Path(source).exists()
+
+
+def fetched(
+    repo: str,
+    patterns: Iterable[str] | None = None,
+    *,
+    kinds: Iterable[RepoType] = ("model",),
+    into: Path | None = None,
+) -> Path:
+    """Return the folder with the files of a repository that match any of ``patterns``: the cache's, or ``into``.
+
+    It is the first of the ``kinds`` of which there is one of that name. Without a connection it is what the cache
+    holds. Raises InputError where the repository cannot be read.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    options: dict[str, Any] = {"allow_patterns": None if patterns is None else list(patterns), "local_dir": into}
+    offline = constants.HF_HUB_OFFLINE or not answers(constants.ENDPOINT)
+    options |= {"ignore_patterns": list(WITH_CODE), "local_files_only": offline}
+    *others, last = kinds
+    for kind in (*others, last):
+        try:
+            return Path(str(HfApi(token=_token()).snapshot_download(repo, repo_type=kind, **options)))
+        except Exception as error:  # of the Hub's client, or of whichever library it speaks HTTP with
+            absent = isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError)
+            if kind == last or not absent:
+                raise _cannot(repo, "read", error, "give a local folder that holds its files") from error
+    raise AssertionError
+
+
+def push_folder(folder: Path, repo: str, *, kind: RepoType, public: bool) -> str:
+    """Push the files of a folder in one commit, and return the repository's address; it is private unless ``public``.
+
+    Raises MismatchError where the repository is public already and that was not asked for, InputError where it cannot
+    be written.
+    """
+    from huggingface_hub import HfApi
+
+    if REPO_ID.fullmatch(repo) is None:
+        raise InputError(f"{repo}: no name of a repository; expected OWNER/NAME")
+    if not os.environ.get("HF_TOKEN"):
+        raise InputError(f"{repo}: set HF_TOKEN to a token that may write (huggingface.co/settings/tokens)")
+    api = HfApi(token=_token())
+    try:
+        address = str(api.create_repo(repo, repo_type=kind, private=not public, exist_ok=True))
+        may = public or api.repo_info(repo, repo_type=kind).private
+        if may:
+            said = "Upload with counterstain"
+            api.upload_folder(repo_id=repo, folder_path=folder, repo_type=kind, commit_message=said)
+    except Exception as error:
+        raise _cannot(repo, "written", error, "check its name and your token's permissions") from error
+    if not may:
+        raise MismatchError(f"{repo}: is public; give --public if everybody may see what you push, or another name")
+    return address
+
+
+def answers(address: str) -> bool:
+    """Whether a server is there at all."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=PATIENCE_S).close()  # noqa: S310 - the Hub's own
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _token() -> str | bool:
+    return os.environ.get("HF_TOKEN") or False  # never one that was stored by a login
+
+
+def _cannot(repo: str, what: str, error: Exception, remedy: str) -> InputError:
+    said = (str(error).splitlines() or [""])[0]
+    if (token := os.environ.get("HF_TOKEN")) is not None:
+        said = said.replace(token, "…")
+    reason = f"{type(error).__name__}: {said:.200}"
+    if "Gated" in type(error).__name__:
+        remedy = f"accept its licence at huggingface.co/{repo} and set HF_TOKEN"
+    return InputError(f"{repo}: cannot be {what} on the Hub ({reason}); {remedy}")
