@@ -32,6 +32,7 @@ from counterstain.config import build, build_stored
 from counterstain.data import patch_set
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.pseudonyms import pseudonyms
+from counterstain.data.review import REVIEW_FILE
 from counterstain.data.split import PATIENTS_SEEN_FILE, patient_key
 from counterstain.errors import ConfigError, InputError, MismatchError
 from counterstain.generators import published_diffusers
@@ -294,7 +295,7 @@ def push(source: Path, repo: str, *, public: bool, patient_ids: bool, real_tissu
         elif (source / patch_set.HEADER_FILE).is_file():
             _check_set(PatchSet.open(source), patient_ids=patient_ids, real_tissue=real_tissue)
             kind = "dataset"
-            shutil.copytree(source, staged, ignore=shutil.ignore_patterns(".*", "run.json", "logs"))
+            shutil.copytree(source, staged, ignore=shutil.ignore_patterns(".*", "run.json", REVIEW_FILE))
         elif (source / SHARED_FILE).is_file():
             if (source / PATIENTS_SEEN_FILE).exists() and not patient_ids:
                 raise ConfigError(
