@@ -30,7 +30,9 @@ Train generators and draw
     audit            do the images look real, do they show what was asked for, are they copies?
     Review           accept and reject the patches of a set; rejected ones are not trained on
     make_reading_test   a blind test: can people tell drawn patches from real ones? A ReadingTest keeps their answers
-    load_generator   open a Generator, whose draw(patch) returns a patch
+    load_generator   open a Generator, whose draw(patch) returns a patch, and redraw(patch, ...) a Redrawing
+    add_to_set       add a redrawn patch to a set of them
+    studio           do all this in a browser
     push, pull       a checkpoint or a synthetic set to and from the Hugging Face Hub
 
 Train segmenters and score them

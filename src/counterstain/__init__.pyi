@@ -6,11 +6,14 @@ from .api.cohorts import (
     make_phantom as make_phantom,
     split as split,
 )
+from .api.drawing import (
+    Generator as Generator,
+    add_to_set as add_to_set,
+    load_generator as load_generator,
+)
 from .api.evaluation import audit as audit, evaluate as evaluate, predict as predict, segment as segment
 from .api.readings import make_reading_test as make_reading_test
 from .api.generators import (
-    Generator as Generator,
-    load_generator as load_generator,
     preview as preview,
     redraw as redraw,
     synthesize as synthesize,
@@ -41,6 +44,7 @@ from .api.studies import (
     study_status as study_status,
     test_study as test_study,
 )
+from .app import studio as studio
 from .audit.reading_test import ReadingTest as ReadingTest
 from .data.cohort import Cohort as Cohort, CohortWriter as CohortWriter
 from .data.patch_set import PatchSet as PatchSet
@@ -65,6 +69,7 @@ from .generators.methods import Method as Method, Training as Training, register
 from .recipe import Recipe as Recipe, load_recipe as load_recipe
 from .segmentation.counts import measures as measures
 from .study.config import StudyConfig as StudyConfig, load_study as load_study
+from .synthesis.by_hand import Redrawing as Redrawing
 from .taxonomy import Subtype as Subtype, Taxonomy as Taxonomy
 
 __version__: str

@@ -64,6 +64,25 @@ def overheard() -> Iterator[BarTimes]:
         _times.reset(token)
 
 
+_heard: ContextVar[Callable[[int, int], None] | None] = ContextVar("heard", default=None)
+
+
+@contextmanager
+def steps_heard(hear: Callable[[int, int], None]) -> Iterator[None]:
+    """Inside it, ``hear(done, total)`` is told of every step of a drawing."""
+    token = _heard.set(hear)
+    try:
+        yield
+    finally:
+        _heard.reset(token)
+
+
+def step_done(done: int, total: int) -> None:
+    """Tell whoever listens that a step of a drawing is done."""
+    if (hear := _heard.get()) is not None:
+        hear(done, total)
+
+
 @contextmanager
 def bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
     """Yield a function that is called with the number of steps just done.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -14,7 +14,6 @@ from counterstain.errors import ConfigError, CounterstainWarning
 if TYPE_CHECKING:
     from counterstain.data.cohort import Cohort
     from counterstain.data.patch_set import PatchSet
-    from counterstain.data.patches import Patch
     from counterstain.generators.interface import ImageGenerator
     from counterstain.recipe import Recipe
     from counterstain.synthesis.redraw import Redrawn
@@ -163,7 +162,9 @@ def synthesize(
     from counterstain.config import build
     from counterstain.synthesis.synthesize import synthesize as draw_set
 
-    tissue, drawer, recipe = _opened(cohort, method, generator, preset=preset, config=config, settings=settings)
+    tissue, drawer, recipe = opened_generator(
+        cohort, method, generator, preset=preset, config=config, settings=settings
+    )
     size_px = recipe.size_px if size_px is None else size_px
     filter_ = None
     if judge is not None:
@@ -235,7 +236,9 @@ def preview(
     if not 1 <= per_subtype <= 20:
         raise ConfigError(f"per_subtype {per_subtype}: expected 1 to 20 patches")
     figure_kind(Path(out))
-    tissue, drawer, recipe = _opened(cohort, method, generator, preset=preset, config=config, settings=settings)
+    tissue, drawer, recipe = opened_generator(
+        cohort, method, generator, preset=preset, config=config, settings=settings
+    )
     size_px = recipe.size_px if size_px is None else size_px
     rows = redrawn(drawer, tissue, recipe.synthesis, size_px=size_px, seed=seed, per_subtype=per_subtype)
     save_figure(redrawn_as_every_subtype(rows, tissue.taxonomy, mpp=tissue.mpp), Path(out))
@@ -272,63 +275,13 @@ def redraw(
     """
     from counterstain.synthesis.redraw import redraw_regions
 
-    tissue, drawer, recipe = _opened(cohort, method, generator, preset=preset, config=config, settings=settings)
+    tissue, drawer, recipe = opened_generator(
+        cohort, method, generator, preset=preset, config=config, settings=settings
+    )
     return redraw_regions(drawer, tissue, Path(out), recipe.synthesis, seed=seed, regions=region or ())
 
 
-@dataclass(frozen=True)
-class Generator:
-    """A trained generator, ready to draw single patches.
-
-    Examples
-    --------
-    >>> cohort = make_phantom("phantom", slides=1, regions=1, size_px=64)
-    >>> generator = load_generator(method="oracle", cohort=cohort)
-    >>> patch = cohort.patch(0, 0, 0, 64)
-    >>> drawn = generator.draw(patch.relabelled(dict.fromkeys(patch.subtypes, "HER2 0")), seed=0)
-    >>> drawn.image.shape, set(drawn.subtypes.values())
-    ((64, 64, 3), {1})
-    """
-
-    drawer: ImageGenerator
-
-    def __repr__(self) -> str:
-        """Return the method and the checkpoint."""
-        header = self.drawer.header
-        return f"Generator({self.drawer.method}" + (f", {header.sha256[:12]})" if header else ")")
-
-    def draw(self, patch: Patch, *, seed: int = 0) -> Patch:
-        """Return a patch with a new image drawn for its mask; inpainting redraws its instances and keeps the rest."""
-        from counterstain.data.relabel import redrawn_pixels
-        from counterstain.generators.interface import DrawRequest
-
-        redraw = redrawn_pixels(patch.instances, patch.subtypes, frozenset())
-        return replace(patch, image=self.drawer.draw([DrawRequest.of(patch, seed, redraw)])[0])
-
-
-@verb
-def load_generator(
-    generator: PathLike | None = None,
-    *,
-    method: str,
-    cohort: PathLike | Cohort,
-    preset: str | None = None,
-    config: PathLike | None = None,
-    settings: Settings | None = None,
-) -> Generator:
-    """Open a trained generator, to draw single patches with it.
-
-    Parameters
-    ----------
-    cohort : str, Path or Cohort
-        The cohort whose masks are drawn.
-    generator, method, preset, config, settings
-        As for :func:`synthesize`.
-    """
-    return Generator(_opened(cohort, method, generator, preset=preset, config=config, settings=settings)[1])
-
-
-def _opened(
+def opened_generator(
     cohort: PathLike | Cohort,
     method: str,
     checkpoint: PathLike | None,

@@ -21,6 +21,7 @@ import typer
 
 import counterstain
 from counterstain.api import cohorts, evaluation, generators, imports, settings, sharing, studies
+from counterstain.app import studio
 from counterstain.cli import printing as show
 from counterstain.cli.terminal import echo, print_rich, print_table, printable, warn
 from counterstain.errors import CounterstainError, CounterstainWarning
@@ -154,6 +155,7 @@ COMMANDS: dict[typer.Typer, tuple[tuple[str, Verb, Show, str], ...]] = {  # name
         ("push", sharing.push, lambda said, _: echo(said), "Push a checkpoint or a set to the Hugging Face Hub"),
         ("pull", sharing.pull, lambda said, _: echo(said), "Fetch a checkpoint or a set from the Hub"),
         ("report", studies.report, show.report, "Write a study's report, figures and tables"),
+        ("studio", studio, lambda *_: None, "Look, redraw and review in a browser"),
         ("demo", studies.demo, show.demo, "Run everything in minutes on two CPU cores"),
     ),
     import_app: (

@@ -6,7 +6,8 @@ SET/ holds
         images.zarr         (n, H, W, 3) uint8
         instances.zarr      (n, H, W) int32
         patches.parquet     a row per patch: index, seed, attempts, and the source: region, slide, patient, y_px, x_px,
-                            flipped, quarter_turns; with styles style_slides and style_weights; with a filter kept
+                            flipped, quarter_turns; with styles style_slides and style_weights; with a filter kept; of
+                            a set drawn by hand steps, as JSON
         instances.parquet   a row per instance: index, instance, subtype_before, subtype, area_px
         moved.parquet       with new layouts, a row per moved instance: index, instance, and where it was cut out
         judged.parquet      with a filter, a row per instance of every drawing: index, drawing, subtype, agreed, kept
@@ -43,7 +44,7 @@ COLUMNS = {
     "patches": {
         **dict.fromkeys(("index", "seed", "attempts", "y_px", "x_px", "quarter_turns"), "integer"),
         **dict.fromkeys(("region", "slide", "patient"), "text"),
-        "flipped": "flag", "style_slides": "texts*", "style_weights": "numbers*", "kept": "flag*",
+        "flipped": "flag", "style_slides": "texts*", "style_weights": "numbers*", "kept": "flag*", "steps": "text*",
     },
     "instances": dict.fromkeys(("index", "instance", "subtype_before", "subtype", "area_px"), "integer"),
     "moved": {
@@ -103,6 +104,7 @@ class SyntheticPatch:
     """Where instances were cut out that were moved into the patch."""
     judged: tuple[JudgedInstance, ...] = ()  # every instance of every drawing that a filter judged, in that order
     kept: bool = True  # whether the image passed the filter, or none judged it
+    steps: str = ""  # JSON: how it was drawn by hand, see :class:`counterstain.synthesis.by_hand.Step`
 
 
 class PatchSetWriter:
@@ -203,6 +205,14 @@ class PatchSet(Sequence[Patch]):
         shard, position = divmod(range(len(self))[index], SHARD_PATCHES)
         return self._shard(shard)[position]
 
+    def drawn_by_hand(self, index: int) -> SyntheticPatch:
+        """Return a patch of a set drawn by hand as it was written."""
+        row = self.patches.iloc[index]
+        own = self.instances[self.instances["index"] == index]
+        before = dict(zip(own["instance"].tolist(), own["subtype_before"].tolist(), strict=True))
+        seed, steps = int(row["seed"]), str(row["steps"])
+        return SyntheticPatch(index=index, patch=self[index], subtypes_before=before, seed=seed, steps=steps)
+
     @cached_property
     def patches(self) -> pd.DataFrame:
         """A row per patch: index, seed, attempts and its source."""
@@ -301,7 +311,7 @@ def _array(folder: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
 def _patch_row(patch: SyntheticPatch) -> dict[str, Any]:
     row = {"index": patch.index, "seed": patch.seed, "attempts": patch.attempts} | asdict(patch.patch.source)
     style = {"style_slides": [s for s, _ in patch.style], "style_weights": [w for _, w in patch.style]}
-    return row | (style if patch.style else {})
+    return row | (style if patch.style else {}) | ({"steps": patch.steps} if patch.steps else {})
 
 
 def _instance_rows(patch: SyntheticPatch) -> Iterator[tuple[int, int, int, int, int]]:

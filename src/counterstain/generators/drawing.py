@@ -7,6 +7,7 @@ of the image.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -92,6 +93,18 @@ class DiffusionGenerator:
             raise ConfigError(f"windows.window_px {windows.window_px}: must be a multiple of {unit}")
         self.sampler, self.inpainting, self.windows = sampler, inpainting, windows
         self.model.tiles = windows if self.trained_px else None
+
+    @property
+    def guidance(self) -> float | None:
+        """Its classifier-free guidance; None of a distilled network, or one that never trained without a mask."""
+        config = self.model.config
+        return self.sampler.guidance if config.condition_dropout and config.sampler.name != "few_step" else None
+
+    def guided(self, guidance: float) -> Self:
+        """Return the same generator, with the same network, and another guidance."""
+        other = copy(self)
+        other.draw_with(self.sampler.model_copy(update={"guidance": guidance}), self.inpainting, self.windows)
+        return other
 
     @classmethod
     def load(cls, folder: Path, method: DrawnAs = "diffusion", **drawing: Any) -> Self:

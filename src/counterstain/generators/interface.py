@@ -114,6 +114,18 @@ class StyledGenerator(Protocol):
         """Return the styles of reference patches, (n, S) float."""
 
 
+@runtime_checkable
+class GuidedGenerator(Protocol):
+    """A generator with classifier-free guidance."""
+
+    @property
+    def guidance(self) -> float | None:
+        """How strongly it is guided, 1 = not; None where its network can draw in one way alone."""
+
+    def guided(self, guidance: float) -> ImageGenerator:
+        """Return the same generator with another guidance; ConfigError where its network cannot."""
+
+
 class OracleGenerator:
     """Render masks as the phantom renders its slides, each in the style of its slide unless it is given another.
 

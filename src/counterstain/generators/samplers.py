@@ -18,6 +18,7 @@ from torch import Tensor
 
 from counterstain.generators.diffusion_config import InpaintingConfig, NoiseConfig, SamplerConfig
 from counterstain.generators.pipeline import Ddim, begin
+from counterstain.progress import step_done
 
 FEW_STEP_POWER = 2.0  # quadratic (Song et al. 2021)
 Denoiser = Callable[[Tensor, int], Tensor]  # noisy latents (B, z, h, w), timestep -> the network's prediction
@@ -119,7 +120,7 @@ def sample(
         return kept.sqrt() * clean + (1 - kept).sqrt() * fresh()
 
     latents = fresh() * scheduler.init_noise_sigma if origin is None else noised(origin, alphas[timesteps[walk[0]]])
-    for now, following in pairwise(walk):
+    for done, (now, following) in enumerate(pairwise(walk), 1):
         if following < now:
             latents = noised(latents, alphas[timesteps[following]] / alphas[timesteps[now]])
             begin(scheduler, sampler.steps, spacing(sampler))
@@ -133,6 +134,7 @@ def sample(
             latents = scheduler.step(prediction, scheduler.timesteps[now], latents, **extra).prev_sample
         if blend is not None:
             latents = blend(latents, timesteps[following] if following < len(timesteps) else None, scheduler)
+        step_done(done, len(walk) - 1)
     return torch.as_tensor(latents)
 
 

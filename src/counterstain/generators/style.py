@@ -132,6 +132,11 @@ class StyleDrawer:
         self._references, self._choice, self._count = references, choice, generator.references_per_style
         self._of_reference = cache(lambda reference: generator.style_codes([references[reference]])[0])
 
+    @property
+    def slides(self) -> tuple[str, ...]:
+        """Slides that styles are taken from."""
+        return tuple(self._references.slides)
+
     def __call__(self, slide: str, number: int) -> DrawnStyle:
         """Return the style of the image ``number``, whose mask is from ``slide``."""
         mix = self.mix(slide, number)

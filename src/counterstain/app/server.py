@@ -1,0 +1,229 @@
+"""The studio's page and its server: the tabs, and what of Gradio a browser may reach.
+
+Gradio has many routes: uploads, a proxy, a client for others. Here only those are answered that the page itself needs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from counterstain.api import PathLike, Settings
+from counterstain.api.drawing import Generator, open_judge, ways_to_draw
+from counterstain.audit.judge import Judge
+from counterstain.data.cohort import Cohort
+from counterstain.errors import CounterstainError, InputError
+
+for _variable, _value in {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}.items():
+    os.environ[_variable] = _value  # read when Gradio is imported
+os.environ["GRADIO_TEMP_DIR"] = CACHE = tempfile.mkdtemp(prefix="counterstain-studio-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+
+import gradio as gr  # noqa: E402
+
+GET = re.compile(
+    r"/(|assets/.*|static/.*|svelte/.*|theme\.css|config/?|favicon\.ico|manifest\.json|login_check/?|logout/?"
+    r"|gradio_api/(info/?|app_id/?|user/?|login_check/?|theme\.css|startup-events|queue/data|heartbeat/\w+))"
+)
+POST = re.compile(r"/(login/?|gradio_api/(queue/join|cancel|reset)/?)")
+FILE = "/gradio_api/file="
+POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'; frame-ancestors 'none'; "
+    "base-uri 'self'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+DEFAULT_SIZE_PX = 256
+
+Handler = Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Studio:
+    """All that was opened for the page; what a browser asks for is looked up here, never on the disk."""
+
+    cohort: Cohort
+    ways: Mapping[str, Generator]
+    size_px: int
+    judge: Judge | None = None
+    keep_in: Path | None = None
+
+    @classmethod
+    def open(
+        cls,
+        cohort: Cohort,
+        *,
+        generators: Sequence[PathLike],
+        judge: PathLike | None,
+        keep_in: Path | None,
+        size_px: int | None,
+        settings: Settings | None,
+    ) -> Studio:
+        """Open generators and judge; InputError where no region of the cohort is as large as a patch."""
+        ways = ways_to_draw(cohort, generators, settings=settings)
+        headers = [way.drawer.header for way in ways.values() if way.drawer.header is not None]
+        smallest = int(cohort.regions[["height_px", "width_px"]].min(axis=1).max())
+        own = headers[0].size_px if headers else min(DEFAULT_SIZE_PX, smallest)
+        size = own if size_px is None else size_px
+        if not 1 <= size <= smallest:
+            raise InputError(
+                f"{cohort.folder}: no region holds a patch of {size} px; give --size-px {smallest} or less"
+            )
+        opened = None if judge is None else open_judge(judge, cohort)
+        return cls(cohort=cohort, ways=ways, size_px=size, judge=opened, keep_in=keep_in)
+
+
+def page(studio: Studio) -> gr.Blocks:
+    """Build the page."""
+    from counterstain.app import redraw_tab
+
+    with gr.Blocks(title="counterstain studio", analytics_enabled=False, fill_width=True) as blocks:
+        gr.HTML(f"<h1>counterstain studio</h1><p>{escape(_about(studio.cohort))}</p>", elem_id="about")
+        with gr.Tab("Redraw", id="redraw"):
+            redraw_tab.build(studio, blocks)
+    return blocks
+
+
+def _about(cohort: Cohort) -> str:
+    slides = cohort.regions["slide"].nunique()
+    return f"{Path(str(cohort.folder)).name}: {slides} slides, {len(cohort)} regions, {cohort.mpp:g} µm per pixel"
+
+
+def legend(cohort: Cohort) -> str:
+    """Return the subtypes with their colours as HTML."""
+    items = (
+        f'<li><span style="background:{subtype.colour}"></span>{escape(subtype.name)}</li>'
+        for subtype in cohort.taxonomy.subtypes
+    )
+    return f'<ul class="legend" aria-label="Colours of the subtypes">{"".join(items)}</ul>'
+
+
+def caption(text: str) -> None:
+    """Write what the next picture shows above it: inside, it would cover tissue."""
+    gr.HTML(f"<p>{escape(text)}</p>", elem_classes="caption")
+
+
+def picture(text: str, *, pickable: bool = False, elem_id: str | None = None) -> Any:
+    """Add a picture with its caption; ``pickable`` ones answer clicks."""
+    caption(text)
+    classes = ["tissue", "pickable"] if pickable else ["tissue"]
+    return gr.Image(
+        show_label=False, format="png", interactive=False, buttons=["fullscreen"], alt_text=text, elem_id=elem_id,
+        elem_classes=classes,
+    )  # fmt: skip
+
+
+def handled(function: Handler) -> Handler:
+    """Say what a user did wrong on the page, as text."""
+
+    @wraps(function)
+    def told(*given: Any, **named: Any) -> Any:
+        try:
+            return function(*given, **named)
+        except CounterstainError as error:
+            raise gr.Error(escape(str(error)), print_exception=False) from error
+
+    return told
+
+
+def clicked(event: gr.SelectData, image: np.ndarray) -> tuple[int, int]:
+    """Return the row and column of an image, (H, W, 3), where it was clicked."""
+    x, y = (int(value) for value in event.index)
+    return min(max(y, 0), image.shape[0] - 1), min(max(x, 0), image.shape[1] - 1)
+
+
+def serve(blocks: gr.Blocks, listener: socket.socket, *, host: str, users: Mapping[str, str]) -> None:
+    """Answer until Ctrl-C."""
+    server_of(blocks, host=host, users=users).run(sockets=[listener])
+
+
+def server_of(blocks: gr.Blocks, *, host: str, users: Mapping[str, str]) -> Any:
+    """Return the server of a page, which runs on a socket that is open."""
+    import uvicorn
+    from fastapi import FastAPI
+
+    app = gr.mount_gradio_app(
+        FastAPI(openapi_url=None),
+        blocks.queue(api_open=False, max_size=64),
+        path="/",
+        auth=list(users.items()) or None,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css=(resources.files("counterstain") / "app" / "studio.css").read_text(encoding="utf-8"),
+    )
+    names = {"127.0.0.1", "localhost", "[::1]"} | ({host} if host not in {"0.0.0.0", "::"} else {"*"})  # noqa: S104
+    return uvicorn.Server(
+        uvicorn.Config(guarded(app, names), log_level="warning", lifespan="on", timeout_graceful_shutdown=1)
+    )
+
+
+def guarded(app: Any, hosts: set[str]) -> Callable[..., Awaitable[None]]:
+    """Answer only what the page needs, only to browsers that asked for one of these hosts, from its own pages."""
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope.get("headers", ())}
+        if scope["type"] != "http" or not _is_allowed(scope["method"], scope["path"], headers, hosts):
+            await _refuse(scope, send)
+            return
+
+        async def with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                more = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                message = message | {"headers": [*message.get("headers", ()), *more]}
+            await send(message)
+
+        await app(scope, receive, with_headers)
+
+    return answer
+
+
+def _is_allowed(method: str, path: str, headers: Mapping[str, str], hosts: set[str]) -> bool:
+    host, origin = headers.get("host", ""), headers.get("origin")
+    if "*" not in hosts and re.sub(r":\d+$", "", host) not in hosts:
+        return False  # a page of another name that leads here
+    if origin is not None and origin.partition("://")[2] != host:
+        return False
+    if method in {"GET", "HEAD"}:
+        return bool(GET.fullmatch(path)) or _is_shown(path)
+    return method == "POST" and bool(POST.fullmatch(path))
+
+
+def _is_shown(path: str) -> bool:
+    """Whether a path is of a file that was made to be shown."""
+    if not path.startswith(FILE):
+        return False
+    file = Path(path.removeprefix(FILE))
+    return file.is_absolute() and ".." not in file.parts and file.is_relative_to(CACHE)
+
+
+async def _refuse(scope: Any, send: Any) -> None:
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 404, "headers": [(b"content-type", b"text/plain")]})
+        await send({"type": "http.response.body", "body": b"not here\n"})
+    else:
+        await send({"type": "websocket.close", "code": 1008})

@@ -1,0 +1,78 @@
+"""Pictures of tissue to look at: outlines of instances in the colours of their subtypes, regions made small.
+
+Shapes: H, W = rows and columns in pixels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from counterstain.data.cohort import Cohort
+from counterstain.data.patches import Patch
+
+TILE_PX = 1024  # of a region that is read at once
+
+
+def borders(instances: np.ndarray, width_px: int = 1) -> np.ndarray:
+    """Return the pixels, (H, W) bool, of instances, (H, W) integer, that lie within ``width_px`` of another one."""
+    found = np.zeros(instances.shape, bool)
+    found[1:] |= instances[1:] != instances[:-1]
+    found[:-1] |= instances[1:] != instances[:-1]
+    found[:, 1:] |= instances[:, 1:] != instances[:, :-1]
+    found[:, :-1] |= instances[:, 1:] != instances[:, :-1]
+    if width_px > 1:
+        found = ndimage.binary_dilation(found, np.ones((3, 3), bool), iterations=width_px - 1)
+    return np.asarray(found & (instances != 0))
+
+
+def outlined(patch: Patch, *, width_px: int = 1, marked: Collection[int] = ()) -> np.ndarray:
+    """Return the image of a patch, (H, W, 3) uint8, with its instances outlined in their subtypes' colours.
+
+    The outlines of ``marked`` instances are twice as wide, in black and white.
+    """
+    assert patch.taxonomy is not None
+    image, labels = patch.image.copy(), patch.label_mask
+    line = borders(patch.instances, width_px)
+    image[line] = patch.taxonomy.palette[labels[line]]
+    chosen = np.where(np.isin(patch.instances, list(marked)), patch.instances, 0)
+    image[borders(chosen, 2 * width_px)] = 0
+    image[borders(chosen, width_px)] = 255
+    return image
+
+
+def enlarged(patch: Patch, factor: int) -> Patch:
+    """Return a patch with every pixel repeated, so that thin outlines can be drawn on it."""
+    image, instances = (array.repeat(factor, 0).repeat(factor, 1) for array in (patch.image, patch.instances))
+    return replace(patch, image=image, instances=instances)
+
+
+def outlined_region(cohort: Cohort, position: int, longest_px: int) -> np.ndarray:
+    """Return a region made small with its subtypes outlined in their colours, (H, W, 3) uint8.
+
+    It is read tile by tile, so that memory does not grow with the region.
+    """
+    row = cohort.regions.iloc[position]
+    height, width = int(row["height_px"]), int(row["width_px"])
+    scale = min(1.0, longest_px / max(height, width))
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    image, labels = np.full((*size, 3), 255, np.uint8), np.zeros(size, np.uint8)
+    for top, left in itertools.product(range(0, height, TILE_PX), range(0, width, TILE_PX)):
+        patch = cohort.cut(position, top, left, min(TILE_PX, height - top), min(TILE_PX, width - left))
+        rows, columns = patch.instances.shape
+        y0, y1, x0, x1 = (round(edge * scale) for edge in (top, top + rows, left, left + columns))
+        if y1 > y0 and x1 > x0:
+            image[y0:y1, x0:x1] = _resized(patch.image, (x1 - x0, y1 - y0), Image.Resampling.BOX)
+            labels[y0:y1, x0:x1] = _resized(patch.label_mask, (x1 - x0, y1 - y0), Image.Resampling.NEAREST)
+    line = borders(labels)
+    image[line] = cohort.taxonomy.palette[labels[line]]
+    return image
+
+
+def _resized(array: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
+    return np.asarray(Image.fromarray(array).resize(size, how))
