@@ -243,6 +243,7 @@ def folds_of(cohort: Cohort, folds: int, validation: float, seed: int) -> list[d
 def untrained_subtypes(cohort: Cohort, splits: Sequence[Mapping[str, str]]) -> Iterator[str]:
     """Yield a warning for every fold that trains without a subtype of the cohort."""
     seen = cohort.composition()
+    seen = seen[seen["subtype"].isin(cohort.taxonomy.names)]
     for fold, split in enumerate(splits, 1):
         if lacking := {*seen["subtype"]} - {*seen["subtype"][seen["patient"].map(split) == "train"]}:
             yield f"fold {fold} trains without {', '.join(sorted(lacking))}; more folds leave more patients to train on"
