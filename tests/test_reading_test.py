@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 from drawn_cohort import draw_cohort, draw_set
+from scipy import stats
 
 from counterstain.audit.reading_patches import write_reading_test
+from counterstain.audit.reading_result import d_prime, exact_interval, score_readers
 from counterstain.audit.reading_test import ReadingTest, key_of
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError, StorageError
 
@@ -137,10 +139,89 @@ def test_what_cannot_be_tested_is_refused_and_leaves_nothing(tissue, patches, tm
         write_reading_test(tissue, patches, tmp_path / "t", part="train")
     with pytest.raises(ConfigError, match="count 3: expected an even number"):
         write_reading_test(tissue, patches, tmp_path / "t", count=3)
-    with pytest.raises(InputError, match="questions are possible, 400 were asked for"):
-        write_reading_test(tissue, patches, tmp_path / "t", count=400)
+    with pytest.raises(InputError, match="questions are possible, 100 were asked for"):
+        write_reading_test(tissue, patches, tmp_path / "t", count=100)
     with pytest.raises(LeakageError, match="has seen p4"):
         write_reading_test(tissue, draw_set(tmp_path / "s", tissue, size_px=32, seen=["p4"]), tmp_path / "t")
     with pytest.raises(MismatchError, match="was not made from"):
         write_reading_test(draw_cohort(tmp_path / "c", size_px=64), patches, tmp_path / "t")
     assert not (tmp_path / "t").exists()
+
+
+def read(test, reader, rng, skill=1.0, subtypes=0.8):
+    """Answer all questions like a reader of a known d' who names a subtype rightly at a known rate."""
+    for number, question in enumerate(test.key(), start=1):
+        drawn = bool(rng.normal(skill / 2 if question.drawn else -skill / 2) > 0)
+        named = question.subtype if rng.random() < subtypes else "HER2 3+"
+        test.answer(reader, number, drawn=drawn, subtype=named)
+
+
+def test_a_simulated_reader_of_known_skill_is_found_again_within_the_interval():
+    rng, patches, skill = np.random.default_rng(1), 30, 1.0
+    truth = stats.norm.cdf(skill / 2)
+    hits, alarms = rng.binomial(patches, truth, 400), rng.binomial(patches, 1 - truth, 400)
+    intervals = [exact_interval(int(h + patches - a), 2 * patches) for h, a in zip(hits, alarms, strict=True)]
+    within = np.mean([low <= truth <= high for low, high in intervals])
+    assert within >= 0.95  # exact intervals are conservative
+    found = [d_prime(int(h), patches, int(a), patches) for h, a in zip(hits, alarms, strict=True)]
+    assert np.mean(found) == pytest.approx(skill, abs=0.08)
+    assert abs(np.mean([d_prime(int(h), patches, int(a), patches) for h, a in zip(hits, hits, strict=True)])) < 1e-9
+
+
+def test_perfect_readers_have_a_finite_sensitivity_and_chance_has_none():
+    assert 3 < d_prime(20, 20, 0, 20) < 5
+    assert d_prime(10, 20, 10, 20) == 0
+    assert exact_interval(20, 20) == pytest.approx((0.8316, 1.0), abs=1e-4)  # 0.025 ** (1 / 20)
+
+
+def test_readers_are_scored_and_their_agreement_measured(test, tmp_path):
+    rng = np.random.default_rng(0)
+    for number, question in enumerate(test.key(), start=1):
+        test.answer("perfect", number, drawn=question.drawn, subtype=question.subtype)
+        test.answer("wrong", number, drawn=not question.drawn, subtype=question.subtype)
+    read(test, "usual", rng)
+    result = score_readers(test)
+    rows = result.readers.set_index("reader")
+    assert list(rows.index) == ["perfect", "usual", "wrong", "all readers"]
+    assert rows.loc["perfect", ["accuracy", "drawn_found", "real_found", "subtype_of_drawn"]].tolist() == [1] * 4
+    assert rows.loc["wrong", "accuracy"] == 0
+    assert rows.loc["perfect", "d_prime"] == -rows.loc["wrong", "d_prime"] > 2
+    assert rows.loc["perfect", "accuracy_low"] == pytest.approx(0.025 ** (1 / 12))
+    together = rows.loc["all readers"]
+    assert together["accuracy_low"] <= together["accuracy"] <= together["accuracy_high"]
+    kappa = result.agreement.set_index(["readers", "what"])["kappa"]
+    assert kappa["perfect, wrong", "drawn"] == pytest.approx(-1)
+    assert kappa["perfect, wrong", "subtype"] == pytest.approx(1)
+    assert set(result.agreement["statistic"]) == {"Cohen", "Fleiss"}
+    named = result.confusion[result.confusion["reader"] == "perfect"]
+    assert (named["shown"] == named["answered"]).all()
+    assert named.groupby("kind")["answers"].sum().to_dict() == {"drawn": 6, "real": 6}
+    assert "readers, 12 questions, half of them drawn by oracle" in repr(result)
+
+
+def test_one_reader_who_has_stopped_early_is_scored_on_what_he_answered(test):
+    with pytest.raises(InputError, match="no reader has answered both a real and a drawn patch yet"):
+        score_readers(test)
+    kinds = [question.drawn for question in test.key()]
+    for number in (kinds.index(True) + 1, kinds.index(False) + 1):
+        test.answer("ada", number, drawn=True, subtype="HER2 0")
+    result = score_readers(test)
+    assert result.readers[["reader", "answers", "accuracy"]].to_numpy().tolist() == [["ada", 2, 0.5]]
+    assert result.agreement.empty
+
+
+def test_the_command_line_makes_and_scores_a_test(run, tissue, patches, tmp_path):
+    made = run(
+        "reading-test", "make", tissue.folder, "--synthetic", patches.folder, "--out", tmp_path / "t", "--count", 8
+    )
+    assert made[0] == 0
+    assert "8 questions; the key, not for readers" in made[1]
+    read(ReadingTest.open(tmp_path / "t"), "ada", np.random.default_rng(0))
+    status, printed, _ = run("reading-test", "result", tmp_path / "t")
+    assert status == 0
+    assert "ada" in printed
+    assert {file.name for file in (tmp_path / "t-result").iterdir()} == {
+        "readers.csv", "confusion.csv", "agreement.csv", "result.json", "run.json",
+    }  # fmt: skip
+    status, _, error = run("reading-test", "result", tissue.folder)
+    assert (status, "no reading test" in error) == (2, True)

@@ -202,3 +202,16 @@ def test_a_set_of_held_out_masks_is_never_trained_on(tissue, tmp_path):
     assert set(held_out.patches["patient"]) == set(phantom.patients("test"))
     with pytest.raises(LeakageError, match="masks of the test part, for a reading test, and is never trained on"):
         cs.segment(phantom, synthetic=held_out, out=tmp_path / "segmenter", preset="demo", amount=0.01)
+
+
+def test_the_command_line_keeps_decisions_and_shows_what_is_left(run, patches):
+    status, printed, _ = run("review", patches.folder, "--reviewer", "ada", "--reject", "3,17", "--accept", "4")
+    assert status == 0
+    assert "3 of 64 patches reviewed: 1 accepted, 2 rejected, 0 unsure" in printed
+    assert run("review", patches.folder, "--reviewer", "ada", "--undo")[0] == 0
+    assert Review(patches).rejected == (3,)
+    status, _, error = run("review", patches.folder, "--reviewer", "ada", "--accept", "5,99")
+    assert (status, "patch 99: expected a number of 0 to 63" in error) == (2, True)
+    status, _, error = run("review", patches.folder, "--reject", "5")
+    assert (status, "a decision needs a reviewer" in error) == (2, True)
+    assert len(Review(patches).history()) == 4

@@ -28,8 +28,9 @@ Train generators and draw
     synthesize       draw a synthetic set: real masks with new subtypes, and an image for each
     redraw           the same for whole regions, as a new cohort
     audit            do the images look real, do they show what was asked for, are they copies?
-    Review           accept and reject the patches of a set; rejected ones are not trained on
+    review           accept and reject the patches of a set (in a program: Review); rejected ones are not trained on
     make_reading_test   a blind test: can people tell drawn patches from real ones? A ReadingTest keeps their answers
+    score_reading_test  its result, with intervals and the agreement between readers
     load_generator   open a Generator, whose draw(patch) returns a patch, and redraw(patch, ...) a Redrawing
     add_to_set       add a redrawn patch to a set of them
     studio           do all this in a browser
@@ -49,6 +50,7 @@ Compare ways to train, in a study: arms x repeats of all of the above
     run_study        run it, or go on with it, and write its report
     study_status     how far it is
     test_study       test it on another cohort
+    compare_arms     see where two arms differ, region by region
     clean_study      delete what its plan no longer needs
     report           write its report, figures and tables anew
 

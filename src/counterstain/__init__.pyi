@@ -11,8 +11,13 @@ from .api.drawing import (
     add_to_set as add_to_set,
     load_generator as load_generator,
 )
-from .api.evaluation import audit as audit, evaluate as evaluate, predict as predict, segment as segment
-from .api.readings import make_reading_test as make_reading_test
+from .api.evaluation import (
+    audit as audit,
+    compare_arms as compare_arms,
+    evaluate as evaluate,
+    predict as predict,
+    segment as segment,
+)
 from .api.generators import (
     preview as preview,
     redraw as redraw,
@@ -24,6 +29,11 @@ from .api.imports import (
     import_labels as import_labels,
     import_slides as import_slides,
     import_table as import_table,
+)
+from .api.readings import (
+    make_reading_test as make_reading_test,
+    review as review,
+    score_reading_test as score_reading_test,
 )
 from .api.settings import (
     config_explain as config_explain,

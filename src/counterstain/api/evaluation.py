@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from counterstain.api import PathLike, Settings, folder_of, is_cohort, open_cohort, recipe_of, verb
-from counterstain.errors import InputError
+from counterstain.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from counterstain.data.cohort import Cohort
     from counterstain.data.patch_set import PatchSet
     from counterstain.segmentation.predict import Prediction
+    from counterstain.study.compare import ComparedRegion
 
 
 @verb
@@ -206,6 +207,71 @@ def predict(
     if out.suffix == ".geojson":
         raise InputError(f"{out}: of a cohort, --out is the folder of one file per slide; give it another name")
     return predict_cohort(segmenter, cohort, out, config, **where)
+
+
+@verb
+def compare_arms(
+    run: PathLike,
+    *,
+    out: PathLike | None = None,
+    arm: str | None = None,
+    baseline: str = "subtype",
+    repeat: int = 0,
+    split: str = "test",
+    most: int = 24,
+    device: str = "auto",
+) -> list[ComparedRegion]:
+    """Compare two arms of a study region by region, those first where their segmenters differ most.
+
+    Regions are sorted by the share of pixels on which the two differ, whichever is right.
+
+    Parameters
+    ----------
+    run : str or Path
+        Folder of a study that has run.
+    out : str or Path, optional
+        Folder of regions.csv and of a picture for each region: reference, outlines of both arms, difference.
+    arm : str, optional
+        The arm [default: the one that validation chose].
+    baseline : str
+        The arm that it is compared with.
+    repeat : int
+        Which training of both: 0, 1, …
+    split : str
+        test or val.
+    most : int
+        Regions that are shown.
+    device : str
+        auto, cpu or cuda.
+    """
+    from counterstain.storage import claim, name_on_disk, write_csv
+    from counterstain.study.compare import compare_regions, table_of
+
+    run = Path(run)
+    if split not in {"val", "test"}:
+        raise ConfigError(f"split {split!r}: expected val or test")
+    if most < 1:
+        raise ConfigError(f"most {most}: expected 1 region or more")
+    if arm is None:
+        from counterstain.report.results import read_results
+        from counterstain.report.summary import chosen_arm
+
+        chosen = chosen_arm(read_results(run))
+        if chosen is None:
+            raise InputError(f"{run}: validation chose no arm; name one with --arm")
+        arm = chosen.name
+    asked = {"arm": arm, "baseline": baseline, "repeat": repeat, "split": split}
+    if out is not None:
+        claim(Path(out), "compare", {"run": str(run.resolve())} | asked)
+    found = compare_regions(run, arm, baseline=baseline, repeat=repeat, split=split, most=most, device=device)
+    if out is not None:
+        from counterstain.report.figures import save_figure
+        from counterstain.report.patch_figures import comparison
+
+        for number, region in enumerate(found, start=1):
+            save_figure(comparison(region), Path(out) / f"{number:02d}-{name_on_disk(region.region)}.png")
+        write_csv(Path(out) / "regions.csv", table_of(found))
+    return found
 
 
 @verb

@@ -20,9 +20,10 @@ from typing import Annotated, Any
 import typer
 
 import counterstain
-from counterstain.api import cohorts, evaluation, generators, imports, settings, sharing, studies
+from counterstain.api import cohorts, evaluation, generators, imports, readings, settings, sharing, studies
 from counterstain.app import studio
 from counterstain.cli import printing as show
+from counterstain.cli import printing_readings as show_readings
 from counterstain.cli.terminal import echo, print_rich, print_table, printable, warn
 from counterstain.errors import CounterstainError, CounterstainWarning
 from counterstain.remote import place_of
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 import_app = typer.Typer(help="Import tissue and its annotations into a cohort.", no_args_is_help=True)
 study_app = typer.Typer(help="Compare arms over repeats: plan, run, follow and clean up.", no_args_is_help=True)
+reading_app = typer.Typer(help="Blind tests: can people tell drawn from real patches?", no_args_is_help=True)
 config_app = typer.Typer(help="Show and explain settings; templates for the files you write.", no_args_is_help=True)
 PACKAGES = (
     "counterstain", "torch", "torchvision", "lightning", "diffusers", "segmentation-models-pytorch", "zarr",
@@ -148,6 +150,7 @@ COMMANDS: dict[typer.Typer, tuple[tuple[str, Verb, Show, str], ...]] = {  # name
         ("synthesize", generators.synthesize, show.synthetic_set, "Draw a synthetic set"),
         ("redraw", generators.redraw, show.redrawn, "Redraw whole regions with new subtypes"),
         ("audit", evaluation.audit, show.audit, "Audit synthetic sets: realistic? as asked? copies?"),
+        ("review", readings.review, show_readings.review, "Accept and reject patches of a synthetic set"),
         ("segment", evaluation.segment, show.segmenter, "Train a segmenter, with or without a synthetic set"),
         ("evaluate", evaluation.evaluate, show.scores, "Score a segmenter, subtype by subtype"),
         ("predict", evaluation.predict, show.predictions, "Outline the tissue class on slides, for QuPath"),
@@ -168,7 +171,12 @@ COMMANDS: dict[typer.Typer, tuple[tuple[str, Verb, Show, str], ...]] = {  # name
     study_app: (
         ("run", studies.run_study, show.study, "Run a study and write its report"),
         ("test", studies.test_study, show.test, "Test a finished study on another cohort"),
+        ("compare", evaluation.compare_arms, show_readings.compared, "See where two arms differ, region by region"),
         ("status", studies.study_status, show.status, "Show how far a study is"),
+    ),
+    reading_app: (
+        ("make", readings.make_reading_test, show_readings.made, "Make a blind test of real and drawn patches"),
+        ("result", readings.score_reading_test, show_readings.result, "Score the answers of its readers"),
     ),
     config_app: (
         ("show", settings.config_show, show.text, "Show every setting of a recipe as YAML"),
@@ -181,7 +189,12 @@ COMMANDS: dict[typer.Typer, tuple[tuple[str, Verb, Show, str], ...]] = {  # name
 for _group, _commands in COMMANDS.items():
     for _name, _verb, _show, _summary in _commands:
         _group.command(_name, short_help=_summary)(command_of(_verb, _show))
-for _name, _group in (("import", import_app), ("study", study_app), ("config", config_app)):
+for _name, _group in (
+    ("import", import_app),
+    ("study", study_app),
+    ("reading-test", reading_app),
+    ("config", config_app),
+):
     app.add_typer(_group, name=_name)
 
 

@@ -81,11 +81,17 @@ class Review:
         """Keep a decision about a patch: accept, reject or unsure. It is on the disk when this returns."""
         if decision not in DECISIONS:
             raise InputError(f"decision {decision!r}: expected {', '.join(DECISIONS)}")
-        if isinstance(index, bool) or index not in range(len(self.patches)):
-            raise InputError(f"{self.patches.folder}: patch {index}: expected a number of 0 to {len(self.patches) - 1}")
+        self.check([index])
         record = self._record(int(index), decision)
         with held(self.file) as (_, append):
             append(record)
+
+    def check(self, numbers: Iterable[int]) -> None:
+        """Raise InputError where the set has no patch of one of these numbers."""
+        for index in numbers:
+            if isinstance(index, bool) or index not in range(len(self.patches)):
+                last = len(self.patches) - 1
+                raise InputError(f"{self.patches.folder}: patch {index}: expected a number of 0 to {last}")
 
     def undo(self) -> int | None:
         """Take the last decision of this reviewer back, and return the number of its patch; None if there is none."""

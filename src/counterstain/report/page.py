@@ -23,6 +23,7 @@ from counterstain.generators.methods import METHODS
 from counterstain.progress import TIMES, counted, duration
 from counterstain.report import figures, patch_figures, tables
 from counterstain.report.methods_section import fairness_sentences, methods_paragraphs, settings_table
+from counterstain.report.readings import reading_sections
 from counterstain.report.results import (
     CEILING,
     ExternalRecord,
@@ -165,6 +166,7 @@ def render(results: Results, *, place: Path | None = None, draws: int = DRAWS) -
         draws=draws,
         copies=copies,
         tests=tests,
+        readings=reading_sections(folder.parent, study.taxonomy.names),
         methods=methods_paragraphs(study, results.fairness["starts_from"].tolist()),
         settings=settings_table(study),
         fairness=fairness_sentences(results.fairness, study),

@@ -30,6 +30,7 @@ from counterstain.report.results import Example
 from counterstain.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
+    from counterstain.study.compare import ComparedRegion
     from counterstain.synthesis.redraw import Redrawn
 
 MOST_NUMBERS, ROOMY = 24, 15  # bars that have room for a number over them, and for a larger one
@@ -182,6 +183,32 @@ def redrawn_as_every_subtype(rows: Sequence[Redrawn], taxonomy: Taxonomy, *, mpp
     for number, row in enumerate(rows):
         axes.text(-GAP, number + 0.5, wrapped(of_id[row.subtype].name, 20), ha="right", va="center", rotation=90)
     axes.set_xlim(left=-0.16)
+    return figure
+
+
+@styled
+def comparison(region: ComparedRegion) -> Figure:
+    """Draw a region with the outlines of the reference and of two arms, and where these differ."""
+    baseline, arm = (wrapped(name, 24) for name in region.arms)
+    shown = {
+        "image": region.image,
+        "reference": region.reference(),
+        baseline: region.outlined("baseline"),
+        arm: region.outlined("arm"),
+        "difference": region.difference(),
+    }
+    height, width = region.image.shape[:2]
+    figure = new_figure(WIDTH_IN / len(shown) * height / width + 1.0)
+    for axes, (title, picture) in zip(figure.subplots(1, len(shown)), shown.items(), strict=True):
+        axes.imshow(picture)
+        axes.set_title(title)
+        axes.axis("off")
+    figure.suptitle(f"{region.region}, slide {region.slide}: {100 * region.disagreement:.1f} % of the pixels differ")
+    keys = [Key(facecolor=s.colour, label=wrapped(s.name, 40), **EDGE) for s in region.taxonomy.subtypes]
+    for name, ((red, green, blue), share) in region.colours.items():
+        text = f"{wrapped(name, 24)} alone right: {100 * share:.1f} %"
+        keys.append(Key(facecolor=(red / 255, green / 255, blue / 255), label=text, **EDGE))
+    figure.legend(handles=keys, loc="outside lower center", ncols=4)
     return figure
 
 

@@ -47,21 +47,39 @@ def evaluate(
     DataFrame
         Counts by slide, for :func:`counterstain.segmentation.counts.measures`.
     """
+    regions, num_labels = regions_of(cohort, split), cohort.taxonomy.num_labels
+    counts = {position: np.zeros((num_labels, 2), np.int64) for position in regions.index.tolist()}
+    with bar(label, len(counts)) as advance:
+        for strip in predicted_strips(segmenter, cohort, split, device=device):
+            counts[strip.position] += count(strip.mask, strip.tumour, num_labels)
+            advance(int(strip.is_last))
+    return add_by_slide(regions, np.stack([*counts.values()]))
+
+
+class PredictedStrip(NamedTuple):
+    """Some rows of a region: their labels, and what a segmenter makes of them."""
+
+    position: int  # of the region in the cohort
+    mask: np.ndarray  # (h, W) uint8, labels
+    tumour: np.ndarray  # (h, W) bool
+    is_last: bool  # of its region
+
+
+def predicted_strips(
+    segmenter: str | Path, cohort: Cohort, split: str, *, device: str = "auto"
+) -> Iterator[PredictedStrip]:
+    """Segment every region of a split, and yield its rows from top to bottom; raises what :func:`evaluate` does."""
     folder = Path(segmenter)
     model, header = load_segmenter(folder)
     check_evaluable(folder, header, cohort, split)
-    regions = regions_of(cohort, split)
-    positions: list[int] = regions.index.tolist()
+    positions: list[int] = regions_of(cohort, split).index.tolist()
     windows = model.config.inference.windows(header.size_px)
     seen = set() if split == "train" else set(header.tissue_seen)
-    where, num_labels = choose_device(device), cohort.taxonomy.num_labels
-    counts = {position: np.zeros((num_labels, 2), np.int64) for position in positions}
+    where = choose_device(device)
     pieces = (piece for position in positions for piece in _pieces(cohort, position, windows, seen, folder))
-    with fast_arithmetic(where), bar(label, len(positions)) as advance:
+    with fast_arithmetic(where):
         for strip in filled(place(model, where), _strips(read_ahead(pieces), windows), windows.batch_size):
-            counts[strip.position] += count(strip.mask, strip.probability() > 0.5, num_labels)
-            advance(int(strip.is_last))
-    return add_by_slide(regions, np.stack([*counts.values()]))
+            yield PredictedStrip(strip.position, strip.mask, strip.probability() > 0.5, strip.is_last)
 
 
 class _Piece(NamedTuple):
