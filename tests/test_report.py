@@ -386,3 +386,23 @@ def test_figures_are_written_as_files_of_equal_bytes(small, tmp_path):
     before = {file.name: file.read_bytes() for file in (tmp_path / "f").iterdir()}
     CliRunner().invoke(app, options)
     assert {file.name: file.read_bytes() for file in (tmp_path / "f").iterdir()} == before
+
+
+def test_a_reading_test_of_the_study_is_a_section_of_its_page(small):
+    readers = "reader,answers,{0},d_prime\n<b>ada</b>,8,{1},0.5\n"
+    shares = ("accuracy", "drawn_found", "real_found", "subtype_of_real", "subtype_of_drawn")
+    columns = ",".join(f"{name}{end}" for name in shares for end in ("", "_low", "_high"))
+    assert "Reading tests" not in write_report(small).read_text()
+    place = small / "reading-tests" / "first"
+    place.mkdir(parents=True)
+    (place / "readers.csv").write_text(readers.format(columns, ",".join(["0.75,0.35,0.97"] * 5)))
+    (place / "confusion.csv").write_text("reader,kind,shown,answered,answers\nada,real,HER2 0,HER2 1+,3\n")
+    (place / "agreement.csv").write_text('readers,what,statistic,kappa,questions\n"ada, ben",drawn,Cohen,0.25,8\n')
+    (place / "result.json").write_text(json.dumps({"found": ["Ada found half of it."]}))
+    page = write_report(small).read_text()
+    assert "Ada found half of it." in page
+    assert "&lt;b&gt;ada&lt;/b&gt;" in page
+    assert "35 to 97" in page
+    (place / "readers.csv").write_text("nothing\n")
+    with pytest.raises(StorageError, match=r"reading-tests/first: damaged .*give 'reading-test result' again"):
+        write_report(small)

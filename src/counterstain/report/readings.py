@@ -66,7 +66,8 @@ def _section(place: Path, names: tuple[str, ...]) -> ReadingSection:
 
 def _readers(table: pd.DataFrame) -> Table:
     rows = []
-    for row in table.to_dict("records"):
+    ends = [f"{name}{end}" for name in COLUMNS for end in ("", "_low", "_high")]
+    for row in table[["reader", "answers", "d_prime", *ends]].to_dict("records"):
         cells = [Cell(f"{row['answers']:,}", value=float(row["answers"]))]
         cells += [_share(row, name) for name in COLUMNS]
         rows.append(Row(str(row["reader"]), (*cells, Cell(f"{row['d_prime']:.2f}", value=float(row["d_prime"])))))
