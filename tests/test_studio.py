@@ -13,11 +13,12 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
-from drawn_cohort import HER2, SPLIT, draw_region
+from drawn_cohort import HER2, SPLIT, draw_region, draw_set
 from drawn_requests import denoiser_config, first_stage_config
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
+import counterstain as cs
 from counterstain.data.cohort import CohortWriter
 from counterstain.data.patch_set import PatchSet
 from counterstain.generators.diffusion_config import SamplerConfig
@@ -31,6 +32,7 @@ pytestmark = [
     pytest.mark.skipif(find_spec("gradio") is None, reason="Gradio is not installed (extra app)"),
 ]
 SIZE = 32
+expect.set_options(timeout=30_000)
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
@@ -41,11 +43,13 @@ def tissue(tmp_path_factory):
     rng, writer = np.random.default_rng(0), CohortWriter(folder / "cohort", HER2, 0.5, {"kind": "drawn"})
     patients = [f"p{i}" for i in range(len(SPLIT))]
     for patient in patients:
-        writer.add(patient, [draw_region(rng, f"{HOSTILE}{patient}", patient)])
+        writer.add(patient, [draw_region(rng, f"{HOSTILE}{patient}{i}", patient) for i in "abc"])
     cohort = writer.finish().write_split(dict(zip(patients, SPLIT, strict=True)))
     train_autoencoder(cohort, first_stage_config(factor=2), folder / "ae", size_px=SIZE, seed=0)
     config = denoiser_config(sampler=SamplerConfig(steps=4))
     train_diffusion(cohort, config, folder / "diffusion", autoencoder=folder / "ae", size_px=SIZE, seed=0)
+    patches = draw_set(folder / "set", cohort, size_px=SIZE)
+    cs.make_reading_test(cohort, synthetic=patches, out=folder / "reading", count=10)
     return folder
 
 
@@ -53,7 +57,8 @@ def tissue(tmp_path_factory):
 def address(tissue):
     """The studio, started as people start it."""
     command = [sys.executable, "-m", "counterstain", "studio", tissue / "cohort", "--generator", tissue / "diffusion"]
-    command += ["--keep-in", tissue / "kept", "--port", "0"]
+    command += ["--keep-in", tissue / "kept", "--set-dir", tissue / "set", "--reading-test", tissue / "reading"]
+    command += ["--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}) as run:
         for line in run.stderr:
             if "open at" in line:
@@ -129,6 +134,59 @@ def test_an_instance_is_clicked_and_redrawn_and_its_background_stays(page, tissu
     assert np.array_equal(shown(page, "result"), original)
 
 
+def named(page, tab, name):
+    """Open a tab under a name."""
+    expect(page.locator("#instances label")).not_to_have_count(0)
+    page.get_by_role("tab", name=tab).click()
+    page.get_by_label("Your name or number").fill(name)
+
+
+def test_patches_are_reviewed_by_keys_and_found_after_a_reload(page, tissue):
+    named(page, "Review", "ada")
+    expect(page.locator("#about-patch")).to_contain_text("Patch 0")
+    page.get_by_text("Patches: choose one").click()  # keys that are typed into the name are letters
+    for number, key in enumerate(("a", "r", "u", "r", "a"), start=1):
+        page.keyboard.press(key)
+        expect(page.locator("#review-progress")).to_contain_text(f"{number} of 64 patches reviewed")
+    found = cs.Review(tissue / "set").decisions()
+    assert found["decision"].tolist() == ["accept", "reject", "unsure", "reject", "accept"]
+    assert set(found["reviewer"]) == {"ada"}
+    page.keyboard.press("z")
+    expect(page.locator("#review-progress")).to_contain_text("4 of 64 patches reviewed")
+    page.reload()
+    expect(page.get_by_label("Your name or number")).to_have_value("ada")
+    page.get_by_role("tab", name="Review").click()
+    expect(page.locator("#review-progress")).to_contain_text("1 accepted, 2 rejected, 1 unsure; 60 fit the filters")
+    expect(page.locator("#about-patch")).to_contain_text("Patch 4 (1 of 60): undecided")
+    page.get_by_label("Decision", exact=True).click()
+    page.get_by_role("option", name="reject").click()
+    expect(page.locator("#about-patch")).to_contain_text("Patch 1 (1 of 2): reject by ada")
+
+
+def test_a_decision_needs_a_name(page, tissue):
+    named(page, "Review", "")
+    before = len(cs.Review(tissue / "set").history())
+    page.click("#key-a")
+    expect(page.get_by_text("give your name or number first")).to_be_visible()
+    assert len(cs.Review(tissue / "set").history()) == before
+
+
+def test_a_blind_test_is_taken_to_its_result(page, tissue):
+    test = cs.ReadingTest.open(tissue / "reading")
+    key = [question.drawn for question in test.key()]
+    named(page, "Blind test", "bob")
+    page.click("#begin")
+    for number, drawn in enumerate(key):
+        expect(page.locator("#reading-progress")).to_contain_text(f"{number} of 10 answered by bob")
+        assert page.locator("#reading-result").inner_text().strip() == ""
+        page.locator("#kind").get_by_label("drawn" if drawn else "real", exact=True).check()
+        page.locator("#seen").get_by_label("HER2 0", exact=True).check()
+        page.click("#answer")
+    expect(page.locator("#reading-progress")).to_contain_text("10 of 10 answered by bob")
+    assert test.answers("bob")["drawn"].tolist() == key
+    expect(page.locator("#reading-result")).to_contain_text("Real or drawn, right100 % (69 to 100 %)")
+
+
 def test_two_pages_do_not_mix(page, browser, address):
     expect(page.locator("#instances label")).not_to_have_count(0)
     page.get_by_role("button", name="Choose all instances").click()
@@ -142,7 +200,7 @@ def test_two_pages_do_not_mix(page, browser, address):
 
 
 def test_names_are_shown_as_text(page):
-    expect(page.get_by_label("Region", exact=True)).to_have_value(f"{HOSTILE}p0 (train)")
+    expect(page.get_by_label("Region", exact=True)).to_have_value(f"{HOSTILE}p0a (train)")
     assert page.locator("img[src=x]").count() == 0
 
 

@@ -69,7 +69,7 @@ _heard: ContextVar[Callable[[int, int], None] | None] = ContextVar("heard", defa
 
 @contextmanager
 def steps_heard(hear: Callable[[int, int], None]) -> Iterator[None]:
-    """Inside it, ``hear(done, total)`` is told of every step of a drawing."""
+    """Inside it, bars show nothing; ``hear(done, total)`` is told of their steps, and of every step of a drawing."""
     token = _heard.set(hear)
     try:
         yield
@@ -93,11 +93,22 @@ def bar(label: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]
     if times is not None:
         times.open()
         yield times.advance
+    elif (hear := _heard.get()) is not None:
+        yield _counting(hear, total, done)
     elif sys.stderr.isatty():
         with _live_bar(label, total, done) as advance:
             yield advance
     else:
         yield _LineBar(label, total, done).advance
+
+
+def _counting(hear: Callable[[int, int], None], total: int, done: int) -> Callable[[int], None]:
+    def advance(steps: int) -> None:
+        nonlocal done
+        done += steps
+        hear(done, total)
+
+    return advance
 
 
 @contextmanager

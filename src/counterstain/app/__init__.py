@@ -26,13 +26,17 @@ def studio(
     generator: Sequence[PathLike] = (),
     judge: PathLike | None = None,
     keep_in: PathLike | None = None,
+    set_dir: PathLike | None = None,
+    audit: PathLike | None = None,
+    reading_test: PathLike | None = None,
+    study: PathLike | None = None,
     size_px: int | None = None,
     settings: Settings | None = None,
     host: str = "127.0.0.1",
     port: int = 7860,
     auth: str | None = None,
 ) -> None:
-    """Open the studio in a browser: choose an instance, give it another subtype and see it drawn.
+    """Open the studio in a browser: redraw instances, review a synthetic set, take a blind test, compare arms.
 
     It answers on this machine alone, and asks nothing of any other. Ctrl-C ends it.
 
@@ -46,6 +50,14 @@ def studio(
         Judge that says what instances look like, before and after.
     keep_in : str or Path, optional
         Folder of a set that redrawn patches can be added to; made where there is none.
+    set_dir : str or Path, optional
+        Synthetic set to review.
+    audit : str or Path, optional
+        Folder of an audit of that set: near copies of training tissue then come first.
+    reading_test : str or Path, optional
+        Blind reading test to take.
+    study : str or Path, optional
+        Folder of a study that has run, to compare its arms region by region.
     size_px : int, optional
         Edge of the patches [default: as the first checkpoint].
     settings : mapping or sequence of str, optional
@@ -67,17 +79,20 @@ def studio(
     with _listening(host, port) as listener:
         from counterstain.app.server import Studio, page, serve
 
-        opened = Studio.open(
-            open_cohort(cohort),
-            generators=generator,
-            judge=judge,
-            keep_in=None if keep_in is None else Path(keep_in),
-            size_px=size_px,
-            settings=settings,
+        places = {"keep_in": keep_in, "set_dir": set_dir, "audit": audit, "reading_test": reading_test, "study": study}
+        opened = page(
+            Studio.open(
+                open_cohort(cohort),
+                generators=generator,
+                size_px=size_px,
+                settings=settings,
+                judge=judge,
+                **{name: None if place is None else Path(place) for name, place in places.items()},
+            )
         )
         address = f"http://{'[' + host + ']' if ':' in host else host}:{listener.getsockname()[1]}"
         sys.stderr.write(f"the studio is open at {address}\nCtrl-C ends it\n")
-        serve(page(opened), listener, host=host, users=users)
+        serve(opened, listener, host=host, users=users)
 
 
 @contextmanager

@@ -41,11 +41,6 @@ class View:
     chosen: tuple[int, ...] = ()
 
 
-def build(studio: Studio, blocks: gr.Blocks) -> None:
-    """Lay the tab out and connect its parts."""
-    Tab(studio).connect(blocks)
-
-
 class Tab:
     """The parts of the tab and what they do; everything that differs between users is in a :class:`View`."""
 
@@ -58,7 +53,7 @@ class Tab:
         for position in np.flatnonzero(fit.to_numpy()).tolist():
             self.positions.setdefault(str(regions["slide"].iloc[position]), []).append(position)
         self.view = gr.State(None)
-        gr.HTML(legend(self.cohort))
+        gr.HTML(legend(self.cohort.taxonomy))
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
                 self._lay_out_places()

@@ -24,8 +24,11 @@ import numpy as np
 from counterstain.api import PathLike, Settings
 from counterstain.api.drawing import Generator, open_judge, ways_to_draw
 from counterstain.audit.judge import Judge
+from counterstain.audit.reading_test import ReadingTest
 from counterstain.data.cohort import Cohort
+from counterstain.data.patch_set import PatchSet
 from counterstain.errors import CounterstainError, InputError
+from counterstain.taxonomy import Taxonomy
 
 for _variable, _value in {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}.items():
     os.environ[_variable] = _value  # read when Gradio is imported
@@ -50,6 +53,14 @@ HEADERS = {
     "x-content-type-options": "nosniff",
 }
 DEFAULT_SIZE_PX = 256
+KEYS = """
+document.addEventListener("keydown", event => {
+  const typing = event.target.closest("input:not([type=radio]):not([type=checkbox]), textarea, select");
+  if (typing || event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;
+  const button = document.getElementById("key-" + event.key.toLowerCase());
+  if (button && button.checkVisibility() && !button.disabled) button.click();
+});
+"""  # Gradio has no keys for buttons
 
 Handler = Callable[..., Any]
 
@@ -63,6 +74,10 @@ class Studio:
     size_px: int
     judge: Judge | None = None
     keep_in: Path | None = None
+    patches: PatchSet | None = None
+    audit: Path | None = None
+    reading: ReadingTest | None = None
+    study: Path | None = None
 
     @classmethod
     def open(
@@ -70,34 +85,80 @@ class Studio:
         cohort: Cohort,
         *,
         generators: Sequence[PathLike],
-        judge: PathLike | None,
-        keep_in: Path | None,
-        size_px: int | None,
-        settings: Settings | None,
+        size_px: int | None = None,
+        settings: Settings | None = None,
+        judge: PathLike | None = None,
+        **places: Path | None,
     ) -> Studio:
-        """Open generators and judge; InputError where no region of the cohort is as large as a patch."""
-        ways = ways_to_draw(cohort, generators, settings=settings)
+        """Open what the tabs need; InputError where there is nothing to open, or no region is as large as a patch."""
+        others = any(places[name] for name in ("set_dir", "reading_test", "study"))
+        ways = {} if others and not generators else ways_to_draw(cohort, generators, settings=settings)
         headers = [way.drawer.header for way in ways.values() if way.drawer.header is not None]
         smallest = int(cohort.regions[["height_px", "width_px"]].min(axis=1).max())
         own = headers[0].size_px if headers else min(DEFAULT_SIZE_PX, smallest)
         size = own if size_px is None else size_px
-        if not 1 <= size <= smallest:
+        if ways and not 1 <= size <= smallest:
             raise InputError(
                 f"{cohort.folder}: no region holds a patch of {size} px; give --size-px {smallest} or less"
             )
-        opened = None if judge is None else open_judge(judge, cohort)
-        return cls(cohort=cohort, ways=ways, size_px=size, judge=opened, keep_in=keep_in)
+        patches, reading = places["set_dir"], places["reading_test"]
+        return cls(
+            cohort=cohort,
+            ways=ways,
+            size_px=size,
+            judge=None if judge is None else open_judge(judge, cohort),
+            keep_in=places["keep_in"],
+            patches=None if patches is None else PatchSet.open(patches),
+            audit=places["audit"],
+            reading=None if reading is None else ReadingTest.open(reading),
+            study=places["study"],
+        )
 
 
 def page(studio: Studio) -> gr.Blocks:
-    """Build the page."""
-    from counterstain.app import redraw_tab
+    """Build the page: the tabs for which something was opened."""
+    from counterstain.app import compare_tab, reading_tab, redraw_tab, review_tab
 
     with gr.Blocks(title="counterstain studio", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(f"<h1>counterstain studio</h1><p>{escape(_about(studio.cohort))}</p>", elem_id="about")
-        with gr.Tab("Redraw", id="redraw"):
-            redraw_tab.build(studio, blocks)
+        reads = studio.patches is not None or studio.reading is not None
+        person = gr.Textbox(label="Your name or number, kept with what you decide", visible=reads, elem_id="person")
+        if reads:
+            _remember(blocks, person)
+        if studio.ways:
+            with gr.Tab("Redraw", id="redraw"):
+                redraw_tab.Tab(studio).connect(blocks)
+        if studio.patches is not None:
+            with gr.Tab("Review", id="review"):
+                review_tab.Tab(studio, blocks, person)
+        if studio.reading is not None:
+            with gr.Tab("Blind test", id="reading"):
+                reading_tab.Tab(studio, person)
+        if studio.study is not None:
+            with gr.Tab("Compare", id="compare"):
+                compare_tab.Tab(studio)
     return blocks
+
+
+def _remember(blocks: gr.Blocks, person: gr.Textbox) -> None:
+    """Remember the name of a person in the browser; who logged in has that name."""
+    kept = gr.BrowserState("", storage_key="counterstain-person")
+
+    def named(name: str, request: gr.Request) -> Any:
+        known = request.username or name
+        return gr.Textbox(value=known, interactive=not request.username) if known else gr.skip()
+
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    blocks.load(named, kept, person, **private)
+    person.change(lambda name: name, person, kept, **private)
+
+
+def person_of(name: str, request: gr.Request) -> str:
+    """Return who decides: who logged in, or who gave a name or number; InputError where nobody did."""
+    found = str(request.username or name or "").strip()
+    if not found:
+        raise InputError("give your name or number first, at the top of the page")
+    return found
 
 
 def _about(cohort: Cohort) -> str:
@@ -105,11 +166,11 @@ def _about(cohort: Cohort) -> str:
     return f"{Path(str(cohort.folder)).name}: {slides} slides, {len(cohort)} regions, {cohort.mpp:g} µm per pixel"
 
 
-def legend(cohort: Cohort) -> str:
+def legend(taxonomy: Taxonomy) -> str:
     """Return the subtypes with their colours as HTML."""
     items = (
         f'<li><span style="background:{subtype.colour}"></span>{escape(subtype.name)}</li>'
-        for subtype in cohort.taxonomy.subtypes
+        for subtype in taxonomy.subtypes
     )
     return f'<ul class="legend" aria-label="Colours of the subtypes">{"".join(items)}</ul>'
 
@@ -171,6 +232,7 @@ def server_of(blocks: gr.Blocks, *, host: str, users: Mapping[str, str]) -> Any:
         pwa=False,
         mcp_server=False,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        head=f"<script>{KEYS}</script>",
         css=(resources.files("counterstain") / "app" / "studio.css").read_text(encoding="utf-8"),
     )
     names = {"127.0.0.1", "localhost", "[::1]"} | ({host} if host not in {"0.0.0.0", "::"} else {"*"})  # noqa: S104

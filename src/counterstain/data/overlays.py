@@ -14,9 +14,10 @@ from PIL import Image
 from scipy import ndimage
 
 from counterstain.data.cohort import Cohort
-from counterstain.data.patches import Patch
+from counterstain.data.patches import Patch, Source, turn
 
 TILE_PX = 1024  # of a region that is read at once
+NICE = Image.Resampling.LANCZOS
 
 
 def borders(instances: np.ndarray, width_px: int = 1) -> np.ndarray:
@@ -52,6 +53,17 @@ def enlarged(patch: Patch, factor: int) -> Patch:
     return replace(patch, image=image, instances=instances)
 
 
+def cut_again(cohort: Cohort, source: Source, size_px: int) -> Patch:
+    """Cut a patch out of a cohort again, and turn it as it was turned."""
+    position = int(np.flatnonzero(cohort.regions["region"] == source.region)[0])
+    patch = cohort.patch(position, source.y_px, source.x_px, size_px)
+    image, instances = (
+        turn(array, flipped=source.flipped, quarter_turns=source.quarter_turns)
+        for array in (patch.image, patch.instances)
+    )
+    return replace(patch, image=image, instances=instances, source=source)
+
+
 def outlined_region(cohort: Cohort, position: int, longest_px: int) -> np.ndarray:
     """Return a region made small with its subtypes outlined in their colours, (H, W, 3) uint8.
 
@@ -67,12 +79,13 @@ def outlined_region(cohort: Cohort, position: int, longest_px: int) -> np.ndarra
         rows, columns = patch.instances.shape
         y0, y1, x0, x1 = (round(edge * scale) for edge in (top, top + rows, left, left + columns))
         if y1 > y0 and x1 > x0:
-            image[y0:y1, x0:x1] = _resized(patch.image, (x1 - x0, y1 - y0), Image.Resampling.BOX)
-            labels[y0:y1, x0:x1] = _resized(patch.label_mask, (x1 - x0, y1 - y0), Image.Resampling.NEAREST)
+            image[y0:y1, x0:x1] = resized(patch.image, (x1 - x0, y1 - y0), Image.Resampling.BOX)
+            labels[y0:y1, x0:x1] = resized(patch.label_mask, (x1 - x0, y1 - y0), Image.Resampling.NEAREST)
     line = borders(labels)
     image[line] = cohort.taxonomy.palette[labels[line]]
     return image
 
 
-def _resized(array: np.ndarray, size: tuple[int, int], how: Image.Resampling) -> np.ndarray:
+def resized(array: np.ndarray, size: tuple[int, int], how: Image.Resampling = NICE) -> np.ndarray:
+    """Return an image, (H, W) or (H, W, 3) uint8, at another size (width, height)."""
     return np.asarray(Image.fromarray(array).resize(size, how))

@@ -112,6 +112,11 @@ def compare_regions(
     return shown
 
 
+def arms_of(run: Path) -> list[str]:
+    """Return the arms of a study that was started, in their order."""
+    return list(dict.fromkeys(row.arm for row in read_plan(run) if row.stage == "segmenter" and row.arm))
+
+
 def table_of(regions: list[ComparedRegion]) -> pd.DataFrame:
     """Return a row per region: region, slide, patient, disagreement (share), better_px, worse_px, counted_px."""
     columns = ("region", "slide", "patient", "disagreement", "better_px", "worse_px", "counted_px")
@@ -121,7 +126,7 @@ def table_of(regions: list[ComparedRegion]) -> pd.DataFrame:
 def _segmenters(run: Path, arms: tuple[str, str], repeat: int) -> list[tuple[CellRow, CellRow]]:
     """Return the segmenters of two arms, fold by fold."""
     rows = [row for row in read_plan(run) if row.stage == "segmenter" and row.arm]
-    known = list(dict.fromkeys(row.arm for row in rows))
+    known = arms_of(run)
     if arms[0] == arms[1]:
         raise InputError(f"{run}: an arm is compared with another one; {arms[0]} was given twice")
     found = []

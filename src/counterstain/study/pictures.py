@@ -22,8 +22,9 @@ from PIL import Image
 
 from counterstain.config import build
 from counterstain.data.cohort import Cohort
+from counterstain.data.overlays import cut_again
 from counterstain.data.patch_set import SHARD_PATCHES, PatchSet
-from counterstain.data.patches import Patch, Source, turn
+from counterstain.data.patches import Patch, Source
 from counterstain.storage import write_json, write_parquet
 from counterstain.synthesis.masks import Layout, Layouts, SynthesisConfig
 from counterstain.taxonomy import BACKGROUND
@@ -117,7 +118,7 @@ class _Gallery:
         """Return the number of the real patch that a mask comes from; it is shown once, whatever came of it."""
         if source not in self._real:
             self._real[source] = len(self.rows)
-            patch = _cut(self.cohort, source, size_px)
+            patch = cut_again(self.cohort, source, size_px)
             own = [patch.subtypes[instance] for instance in patch.areas_px]
             labels = [own, own, list(patch.areas_px.values())]
             self._append(REAL, patch, len(self.rows), labels, index=-1, attempts=0)
@@ -138,16 +139,6 @@ class _Gallery:
         where = [getattr(patch.source, name) for name in ("region", "slide", "patient", "y_px", "x_px")]
         row = (len(self.rows), method, image, mask, source, *where, index, attempts, *labels, fold)
         self.rows.append(row)
-
-
-def _cut(cohort: Cohort, source: Source, size_px: int) -> Patch:
-    position = int(np.flatnonzero(cohort.regions["region"] == source.region)[0])
-    patch = cohort.patch(position, source.y_px, source.x_px, size_px)
-    image, instances = (
-        turn(array, flipped=source.flipped, quarter_turns=source.quarter_turns)
-        for array in (patch.image, patch.instances)
-    )
-    return Patch(image=image, instances=instances, subtypes=patch.subtypes, source=source)
 
 
 def _webp(image: np.ndarray) -> bytes:
