@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -13,6 +14,8 @@ import torch
 from drawn_cohort import draw_cohort
 from drawn_requests import FakeGenerator
 from safetensors.torch import save_file
+from timm.layers import SwiGLUPacked
+from torch.nn import SiLU
 from typer.testing import CliRunner
 
 import counterstain
@@ -379,6 +382,27 @@ def test_features_come_from_a_local_file_of_timm_weights(judge, tmp_path):
     assert found.shape == (3, network.num_features)
     assert found[0] == pytest.approx(found[2], rel=1e-4)
     assert np.abs(found[0] - found[1]).max() > 1e-4
+
+
+def test_features_come_from_a_foundation_model_that_timm_saved(judge, tmp_path):
+    torch.manual_seed(0)
+    options = {"num_classes": 0, "init_values": 1e-5, "global_pool": "", "mlp_layer": SwiGLUPacked, "act_layer": SiLU}
+    network = timm.create_model("test_vit", pretrained=False, **options).eval()
+    kept = {name: options[name] for name in ("init_values", "global_pool")}  # JSON holds no classes
+    known = {"input_size": [3, 160, 160], "fixed_input_size": True, "mean": [0.5] * 3, "std": [0.5] * 3}
+    config = {"architecture": "test_vit", "num_classes": 0, "model_args": kept, "pretrained_cfg": known}
+    (tmp_path / "Virchow2").mkdir()
+    (tmp_path / "Virchow2" / "config.json").write_text(json.dumps(config))
+    torch.save(network.state_dict(), tmp_path / "Virchow2" / "pytorch_model.bin")
+    features = features_of(f"timm:{tmp_path / 'Virchow2'}", None, load_judge(judge)[0], 2)
+    found = features([one_disc(80, 230), one_disc(200, 230)])
+    assert found.shape == (2, 2 * network.num_features)
+    with torch.no_grad():
+        pixels = torch.from_numpy(one_disc(80, 230).image).movedim(-1, 0)[None].float() / 255
+        large = torch.nn.functional.interpolate(pixels, (160, 160), mode="bicubic", antialias=True).clamp(0, 1)
+        tokens = network((large - 0.5) / 0.5)[0]
+    expected = torch.cat([tokens[0], tokens[1:].mean(0)])
+    assert found[0] == pytest.approx(expected.numpy(), abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,16 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import timm
+import timm.models
 import torch
+from drawn_cohort import HER2
 from safetensors.torch import save_file
 from torch.nn import functional
 from typer.testing import CliRunner
 
 import counterstain as cs
-from counterstain.checkpoints import load_checkpoint, read_header
+from counterstain.checkpoints import CheckpointHeader, load_checkpoint, read_header, save_checkpoint
 from counterstain.cli import app
 from counterstain.config import build
 from counterstain.data.cohort import Cohort, CohortWriter
@@ -27,6 +30,7 @@ from counterstain.segmentation.model import (
     cross_entropy_loss,
     dice_loss,
     load_encoder_weights,
+    load_segmenter,
 )
 from counterstain.segmentation.segmenter_config import InferenceConfig, SegmenterConfig
 from counterstain.segmentation.train import Critic, border_labels, train_segmenter
@@ -533,3 +537,41 @@ def test_a_score_comes_with_an_interval_over_patients_and_what_it_rests_on(train
     assert summary.loc["recall of dark", ["patients", "slides", "instances"]].tolist() == [6, 6, 12]
     one = cs.evaluate(trained, make_cohort(tmp_path / "one", split={"z": None}, seed=2), split="all").attrs["summary"]
     assert one[["low", "high"]].isna().all(axis=None)
+
+
+def test_a_vision_transformer_is_an_encoder_with_the_weights_that_timm_saved(tmp_path):
+    torch.manual_seed(0)
+    saved = timm.create_model("test_vit", pretrained=False, num_classes=0, init_values=1e-5)
+    timm.models.save_for_hf(saved, tmp_path / "vit", safe_serialization=True)
+    settings = {"architecture": "dpt", "encoder": "tu-test_vit", "encoder_depth": 4, "encoder_patients": "none"}
+    settings |= {"encoder_options": {"init_values": 1e-5}, "encoder_weights": str(tmp_path / "vit")}
+    config = SegmenterConfig(**settings)
+    model = Segmenter(config).eval()
+    assert "model.safetensors sha256:" in load_encoder_weights(model.network.encoder, config)
+    assert torch.equal(model.network.encoder.model.blocks[0].ls1.gamma, saved.blocks[0].ls1.gamma)
+    assert model(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)).shape == (1, 2, 64, 64)
+    header = CheckpointHeader(
+        kind="segmenter", taxonomy=HER2, size_px=64, mpp=0.5, seed=0, cohort="", patients_seen=(),
+        config=config.model_dump(mode="json"),
+    )  # fmt: skip
+    save_checkpoint(tmp_path / "s", model.state_dict(), header)
+    images = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(load_segmenter(tmp_path / "s")[0](images), model(images))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"architecture": "unet", "encoder": "tu-test_vit"}, "for vision transformers set architecture to dpt"),
+        ({"architecture": "dpt", "encoder": "tu-test_vit"}, "encoder_depth 5: dpt reads a transformer at 4 depths"),
+        (
+            {"architecture": "dpt", "encoder": "tu-vit_small_patch14_dinov2", "encoder_depth": 4},
+            "patches are 14 px wide",
+        ),
+        ({"encoder_options": {"init_values": 1}}, "encoder_options: resnet34 takes none"),
+    ],
+)
+def test_transformers_that_no_decoder_takes_are_named(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Segmenter(SegmenterConfig(**{"encoder_weights": None} | settings))

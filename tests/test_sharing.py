@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
+import timm
+import timm.models
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel, VQModel
 from drawn_cohort import HER2, draw_cohort, draw_set
@@ -29,6 +31,7 @@ from counterstain.generators.train import load_autoencoder, train_autoencoder, t
 from counterstain.seeding import derive
 from counterstain.segmentation.model import Segmenter
 from counterstain.segmentation.segmenter_config import SegmenterConfig
+from counterstain.segmentation.timm_networks import feature_network
 from counterstain.storage import write_sealed
 
 PLAIN = """
@@ -426,3 +429,15 @@ def test_what_cannot_be_pushed_or_pulled_is_one_line_without_the_token(run, hub,
     assert not (tmp_path / "none").exists()
     monkeypatch.delenv("HF_TOKEN")
     assert run("push", folder, "me/mine")[2].count("set HF_TOKEN") == 1
+
+
+def test_a_foundation_model_is_fetched_by_its_name_and_its_code_stays(hub):
+    network = timm.create_model("test_vit", pretrained=False, num_classes=0, init_values=1e-5)
+    place = hub / "model" / "lab" / "uni" / "files"
+    timm.models.save_for_hf(network, place)
+    (place / "model.py").write_text("raise SystemExit")
+    with torch.no_grad():
+        features, prepare = feature_network("hf-hub:lab/uni", None, torch.device("cpu"))
+        assert features(prepare(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))).shape == (1, 64)
+    with pytest.raises(InputError, match="lab/none: cannot be read on the Hub"):
+        feature_network("hf-hub:lab/none", None, torch.device("cpu"))

@@ -1,7 +1,7 @@
 """The Hugging Face Hub: files of a repository, fetched as a local folder, and folders pushed to one.
 
-No code is ever fetched or run, nor any file that could hold code. The token comes from the environment (``HF_TOKEN``)
-alone, and is in no message.
+No code is fetched or run, nor files that could hold code, unless these are asked for by name (and then read as plain
+tensors). The token comes from the environment (``HF_TOKEN``) alone, and is in no message.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def fetched(
 
     options: dict[str, Any] = {"allow_patterns": None if patterns is None else list(patterns), "local_dir": into}
     offline = constants.HF_HUB_OFFLINE or not answers(constants.ENDPOINT)
-    options |= {"ignore_patterns": list(WITH_CODE), "local_files_only": offline}
+    unwanted = list(WITH_CODE if patterns is None else WITH_CODE[:1])
+    options |= {"ignore_patterns": unwanted, "local_files_only": offline}
     *others, last = kinds
     for kind in (*others, last):
         try:

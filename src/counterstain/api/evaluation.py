@@ -308,9 +308,9 @@ def audit(
     patches : int
         Patches of each kind at most, 50 or more.
     features : str
-        What distances are measured in: judge, or timm:NAME.
+        What distances are measured in: judge, timm:NAME, timm:FOLDER or timm:hf-hub:OWNER/NAME.
     weights : str or Path, optional
-        State dict of the timm network; nothing is downloaded.
+        State dict of timm:NAME; nothing is downloaded for it.
     stain : str, optional
         The stain beside haematoxylin, dab or eosin [default: what the cohort shows; dab where colours do not tell].
     copies : int

@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from counterstain.audit.copies import CopyCheck, CopySearch, Match
-from counterstain.audit.fidelity import JUDGE
+from counterstain.audit.fidelity import JUDGE, timm_name
 from counterstain.audit.findings import (
     FEWEST_PATCHES,
     HALVES,
@@ -33,7 +33,8 @@ from counterstain.data.split import check_no_leak
 from counterstain.errors import InputError, MismatchError
 from counterstain.generators.methods import METHODS
 from counterstain.seeding import derive, numpy_generator
-from counterstain.storage import replacing, sha256_of, write_csv, write_json, write_text
+from counterstain.segmentation.timm_networks import identity
+from counterstain.storage import replacing, write_csv, write_json, write_text
 from counterstain.taxonomy import IGNORE
 
 MOST_DRAWN = 50  # patches drawn for each one wanted, before half of the patients count as almost without tissue
@@ -214,7 +215,7 @@ def audit_identity(
     return {
         "cohort": cohort.fingerprint,
         "judge": read_header(judge_folder).sha256,
-        "weights": None if config.weights is None else sha256_of(config.weights),
+        "weights": None if config.features == JUDGE else identity(timm_name(config.features), config.weights),
         "settings": config.model_dump(mode="json", exclude={"device", "batch_size", "weights"}),
         "sets": _headers(sets),
     }

@@ -8,21 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import timm
 import torch
 from scipy import stats
 from scipy.spatial.distance import cdist
-from torch import Tensor, nn
-from torch.nn import functional
 
 from counterstain.audit.judge import Judge, describe, image_batches
-from counterstain.checkpoints import read_state
 from counterstain.data.patches import Patch
 from counterstain.errors import ConfigError, InputError
+from counterstain.segmentation.timm_networks import feature_network
 
 JUDGE, TIMM = "judge", "timm:"
 NEIGHBOURS = 5
@@ -120,57 +116,35 @@ def _check(real: np.ndarray, drawn: np.ndarray) -> None:
         raise InputError("at least two images of each kind are needed")
 
 
-# Features: the judge's, or those of a network from a local file.
+# Features: the judge's, or those of a network of timm.
 
 
 def features_of(name: str, weights: Path | None, judge: Judge, batch_size: int) -> Features:
     """Return the function patches -> features (n, d) float64.
 
-    ``name`` is ``judge``, or ``timm:NAME`` with the file of that network's state dict; nothing is ever downloaded.
-    Raises ConfigError without such a network or its file, InputError where the file does not fit.
+    ``name`` is ``judge``, or ``timm:`` and a network of timm with the file of its weights, a folder as timm saves it,
+    or ``hf-hub:OWNER/NAME``. Raises ConfigError without such a network or its file, InputError where the file does not
+    fit.
     """
     if name == JUDGE:
         if weights is not None:
             raise ConfigError(f"weights {weights}: the judge's features need no file; give features timm:NAME as well")
         return lambda patches: describe(judge, patches, batch_size)
-    network, prepare = _loaded(name, weights, judge.device)
+    network, prepare = feature_network(timm_name(name), weights, judge.device)
 
     @torch.no_grad()
     def describe_by_network(patches: Sequence[Patch]) -> np.ndarray:
         parts = [network(prepare(images)) for images, _ in image_batches(patches, batch_size, judge.device)]
-        return np.concatenate([part.flatten(1).double().cpu().numpy() for part in parts])
+        return np.concatenate([part.double().cpu().numpy() for part in parts])
 
     return describe_by_network
 
 
-def _loaded(name: str, weights: Path | None, device: torch.device) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """Return a network of timm without its classifier, and what brings images to the form that it was trained on."""
-    if not name.startswith(TIMM):
-        raise ConfigError(f"features {name}: expected judge or timm:NAME, for example timm:resnet50")
-    model = name.removeprefix(TIMM)
-    if not timm.is_model(model):
-        raise ConfigError(f"features {name}: timm has no network of this name")
-    if weights is None:
-        raise ConfigError(f"features {name}: give the file of its weights as well; nothing is downloaded")
-    network: Any = timm.create_model(model, pretrained=False, num_classes=0)
-    heads = network.default_cfg.get("classifier") or ()
-    prefixes = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
-    state = {key: value for key, value in read_state(weights).items() if not (prefixes and key.startswith(prefixes))}
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"{weights}: does not fit {model} ({' '.join(str(error).split())[:200]})") from error
-    timm_data: Any = timm.data
-    settings = timm_data.resolve_model_data_config(network)
-    mean, sd = (torch.tensor(settings[key], device=device)[:, None, None] for key in ("mean", "std"))
-
-    def prepare(images: Tensor) -> Tensor:
-        """Images (B, H, W, 3) uint8 -> (B, 3, h, w) float."""
-        pixels = images.permute(0, 3, 1, 2).float() / 255
-        size = tuple(settings["input_size"][1:])
-        return (functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1) - mean) / sd
-
-    return network.eval().requires_grad_(requires_grad=False).to(device), prepare
+def timm_name(features: str) -> str:
+    """Return which network of timm features are of; ConfigError where they are of none."""
+    if not features.startswith(TIMM):
+        raise ConfigError(f"features {features}: expected judge or timm:NAME, for example timm:resnet50")
+    return features.removeprefix(TIMM)
 
 
 # Intervals around distances between clouds of images, over the patients that the images come from.

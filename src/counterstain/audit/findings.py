@@ -50,7 +50,8 @@ class AuditConfig(Config):
     patches: Annotated[int, Field(ge=FEWEST_PATCHES)] = 2000
     """Patches of each kind at most; the set's length where it is shorter."""
     features: str = "judge"
-    """What distances and coverage are measured in: ``judge``, or ``timm:NAME`` with a file of weights."""
+    """What distances and coverage are measured in: ``judge``, or ``timm:`` and a network of timm with a file of
+    weights, a folder as timm saves it, or ``hf-hub:OWNER/NAME``."""
     weights: Path | None = None
     """State dict of the timm network; nothing is downloaded."""
     stain: Stain = "dab"

@@ -34,6 +34,7 @@ ARCHITECTURES = {
     "fpn": "feature pyramid network (Lin et al. 2017)",
     "linknet": "LinkNet (Chaurasia & Culurciello 2017)",
     "deeplabv3plus": "DeepLabV3+ (Chen et al. 2018)",
+    "dpt": "DPT (Ranftl et al. 2021)",
 }
 STYLES = {
     "none": "",

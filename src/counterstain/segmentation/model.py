@@ -33,6 +33,7 @@ from counterstain.errors import ConfigError, InputError
 from counterstain.hub import answers
 from counterstain.seeding import derive
 from counterstain.segmentation.segmenter_config import ADAM_BETAS, SegmenterConfig
+from counterstain.segmentation.timm_networks import weights_in, without_classifier
 from counterstain.storage import sha256_of
 from counterstain.taxonomy import BACKGROUND, IGNORE
 from counterstain.training import Trainable, cosine
@@ -42,6 +43,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_SD = (0.229, 0.224, 0.225)
 ENCODER_PREFIX = "network.encoder."  # of its tensors' names in a segmenter or judge
 DEEPEST = 5
+TRANSFORMER_DEPTH, TRANSFORMER_PATCH_PX = 4, 16  # of encoders of dpt
 DECODER_CHANNELS = (256, 128, 64, 32, 16)
 DECODERS_WITH_CHANNELS = ("unet", "unetplusplus", "manet")
 
@@ -169,7 +171,13 @@ def _network(config: SegmenterConfig) -> nn.Module:
             f"encoder_depth {depth}: {config.encoder} would keep its deeper stages, untrained; use timm's encoder "
             f"(tu-{config.encoder}) or {DEEPEST}"
         )
-    options: dict[str, Any] = {"encoder_depth": depth}
+    if config.encoder_options and not config.encoder.startswith("tu-"):
+        raise ConfigError(f"encoder_options: {config.encoder} takes none; they are for timm's encoders (tu-…)")
+    options: dict[str, Any] = {"encoder_depth": depth, **config.encoder_options}
+    if config.architecture == "dpt":
+        if depth != TRANSFORMER_DEPTH:
+            raise ConfigError(f"encoder_depth {depth}: dpt reads a transformer at {TRANSFORMER_DEPTH} depths, so set 4")
+        options |= {"dynamic_img_size": True, "num_classes": 0}
     if config.architecture == "fpn":
         options["upsampling"] = 2 ** (depth - 3)  # from its finest map to the image
     if config.architecture in DECODERS_WITH_CHANNELS:
@@ -180,10 +188,16 @@ def _network(config: SegmenterConfig) -> nn.Module:
             f"{' or '.join(DECODERS_WITH_CHANNELS)}"
         )
     network = build_network(config.architecture, config.encoder, classes=2, **options)
-    return network.to(memory_format=torch.channels_last)
+    if config.architecture == "dpt" and set(network.encoder.output_strides) != {TRANSFORMER_PATCH_PX}:
+        found = network.encoder.output_strides[0]
+        raise ConfigError(
+            f"encoder {config.encoder}: its patches are {found} px wide, dpt takes {TRANSFORMER_PATCH_PX} px only"
+        )
+    placed: nn.Module = network.to(memory_format=torch.channels_last)
+    return placed
 
 
-def build_network(architecture: str, encoder: str, **options: Any) -> nn.Module:
+def build_network(architecture: str, encoder: str, **options: Any) -> Any:
     """Build a network of segmentation_models_pytorch with random weights; nothing is downloaded.
 
     Raises ConfigError where there is no such encoder, or it does not fit the architecture.
@@ -199,8 +213,9 @@ def build_network(architecture: str, encoder: str, **options: Any) -> nn.Module:
         network: Any = smp.create_model(architecture, encoder, encoder_weights=None, **options)
     except Exception as error:  # each of a thousand networks of timm has its own way to say that it does not fit
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"encoder {encoder!r}: makes no {architecture} ({reason}); try resnet34") from error
-    return network  # type: ignore[no-any-return]
+        remedy = "for vision transformers set architecture to dpt" if "downsampling" in reason else "try resnet34"
+        raise ConfigError(f"encoder {encoder!r}: makes no {architecture} ({reason}); {remedy}") from error
+    return network
 
 
 def encoder_patients(config: SegmenterConfig) -> set[str]:
@@ -217,7 +232,9 @@ def encoder_patients(config: SegmenterConfig) -> set[str]:
     folder = _checkpoint_of(path)
     if folder is not None:
         return set(read_header(folder).patients_seen)
-    if not path.is_file():
+    if path.is_dir():
+        weights_in(path)
+    elif not path.is_file():
         raise InputError(f"encoder_weights {path}: no such weights file, or folder of a trained segmenter")
     return set(patients_behind(path, config.encoder_patients, f"encoder_weights {path}", "encoder_patients"))
 
@@ -238,14 +255,20 @@ def load_encoder_weights(encoder: nn.Module, config: SegmenterConfig) -> str:
     """
     if config.encoder_weights is None:
         return "random"
+    if config.encoder_weights == IMAGENET and config.architecture == "dpt":
+        raise InputError("encoder_weights imagenet: not for dpt; give a file, a folder of timm, or null")
     if config.encoder_weights == IMAGENET:
         _load(encoder, _imagenet(config.encoder), config)
         return IMAGENET
     path = Path(config.encoder_weights)
     folder = _checkpoint_of(path)
     if folder is None:
-        _load(encoder, read_state(path, "encoder_weights"), config)
         claimed = config.encoder_patients == NOBODY and not (path.parent / PATIENTS_SEEN_FILE).exists()
+        path = weights_in(path) if path.is_dir() else path
+        state = read_state(path, "encoder_weights")
+        if config.architecture == "dpt":  # timm's whole network inside smp's encoder
+            state = {f"model.{name}": value for name, value in without_classifier(encoder.model, state).items()}
+        _load(encoder, state, config)
         return f"{path.name} sha256:{sha256_of(path)}" + (
             " (said to have seen none of the patients)" if claimed else ""
         )

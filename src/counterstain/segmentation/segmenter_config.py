@@ -72,13 +72,16 @@ class SegmenterConfig(Config):
     """What an amount of synthetic patches means."""
     inference: InferenceConfig = InferenceConfig()
     """How regions are cut into windows in evaluation and prediction."""
-    architecture: Literal["unet", "unetplusplus", "manet", "fpn", "linknet", "deeplabv3plus"] = "unet"
-    """Decoder, by its name in segmentation_models_pytorch."""
+    architecture: Literal["unet", "unetplusplus", "manet", "fpn", "linknet", "deeplabv3plus", "dpt"] = "unet"
+    """Decoder, by its name in segmentation_models_pytorch. ``dpt`` is for vision transformers with patches of 16 px
+    (``tu-vit_…_patch16_224``), with an ``encoder_depth`` of 4."""
     encoder: EncoderName = "resnet34"
     """Encoder, by its name in segmentation_models_pytorch; ``tu-…`` are timm's."""
     encoder_weights: str | None = "imagenet"
-    """What the encoder starts from: ``imagenet``, the path of a state dict, the folder of a trained segmenter, or null
-    (random weights)."""
+    """What the encoder starts from: ``imagenet``, the path of a state dict, the folder of a trained segmenter or of a
+    network that timm saved, or null (random weights)."""
+    encoder_options: dict[str, bool | int | float] = Field(default_factory=dict, exclude_if=lambda given: not given)
+    """Arguments of timm's network (``tu-…``) that its name does not say, such as ``{init_values: 1.0e-5}``."""
     encoder_patients: str | None = None
     """Whose tissue was seen by the network that a state dict is from: ``none``, or the path of a text file with one
     patient per line. A trained segmenter knows it."""
