@@ -49,8 +49,7 @@ def check_no_leak(
     hidden, seen = recogniser(named, what), {patient_key(patient) for patient in named}
     for split in splits:
         patients = cohort.regions["patient"].astype(str).unique() if split == "all" else cohort.patients(split)
-        keys = {patient: patient_key(patient) for patient in patients}
-        leaked = sorted(patient for patient, key in keys.items() if key in seen or hidden(key))
+        leaked = sorted(name for name in patients if (key := patient_key(name)) in seen or hidden(key))
         if leaked:
             shown = ", ".join(leaked[:NAMED]) + (f" and {len(leaked) - NAMED} more" if len(leaked) > NAMED else "")
             where = "" if split == "all" else f"the {split} split of "
