@@ -406,3 +406,12 @@ def test_a_reading_test_of_the_study_is_a_section_of_its_page(small):
     (place / "readers.csv").write_text("nothing\n")
     with pytest.raises(StorageError, match=r"reading-tests/first: damaged .*give 'reading-test result' again"):
         write_report(small)
+
+
+def test_a_data_sheet_says_what_people_rejected_of_a_reviewed_set(demo):
+    results = read_results(demo)
+    reviewed = {"decisions": "ab", "patches": 64, "accepted": 8, "rejected": 3, "unsure": 1}
+    found = results.sets[0].model_copy(update={"review": reviewed, "patches": 64})
+    said = data_sheet(found, results.trainings, results.study).facts["Reviewed"]
+    assert said.startswith("12 of 64 patches by people: 8 accepted, 1 unsure, 3 rejected")
+    assert "Reviewed" not in data_sheet(results.sets[0], results.trainings, results.study).facts

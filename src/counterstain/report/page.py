@@ -257,6 +257,7 @@ def data_sheet(found: SetRecord, trainings: Sequence[TrainingRecord], study: Stu
         f"{counted(found.sources.get('patient', 0), 'patient')}, training split of cohort {found.cohort[:16]}",
         "Seed": found.seed,
         "Rejected": f"{found.rejected:,} of {found.drawn:,} images drawn ({rate(found.rejected, found.drawn)})",
+        **_reviewed(found),
         "Version": f"counterstain {found.version}",
         "Source patients": ", ".join(found.patients_seen),
     }
@@ -266,6 +267,16 @@ def data_sheet(found: SetRecord, trainings: Sequence[TrainingRecord], study: Stu
         changes=_changes(found, study.taxonomy.names, study.taxonomy.tissue_class),
         settings=yaml.safe_dump(found.settings, sort_keys=False, allow_unicode=True),
     )
+
+
+def _reviewed(found: SetRecord) -> dict[str, str]:
+    if not found.review:
+        return {}
+    accepted, rejected, unsure = (int(found.review.get(name, 0)) for name in ("accepted", "rejected", "unsure"))
+    return {
+        "Reviewed": f"{accepted + rejected + unsure:,} of {found.patches:,} patches by people: {accepted:,} accepted, "
+        f"{unsure:,} unsure, {rejected:,} rejected, which the reviewed arms leave out"
+    }
 
 
 def _training(found: SetRecord, trainings: Sequence[TrainingRecord], study: StudyRecord) -> str:

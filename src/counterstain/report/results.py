@@ -135,6 +135,7 @@ class SetRecord(Record):
     rejected: int
     background_only: int  # patches without an instance
     changes: tuple[Change, ...]
+    review: dict[str, int | str] = {}  # hash of its decisions, and their counts; empty where no arm uses them
 
 
 class ExternalRecord(Record):
@@ -351,10 +352,9 @@ def _read_table(path: Path, columns: Sequence[str], numbers: Sequence[str] = ())
         raise InputError(f"{path}: no such file; the study is not finished, {AGAIN}, finished work is kept") from error
     except (ValueError, OSError) as error:  # pandas and Arrow derive theirs from these
         raise damaged(path, error) from error
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
+    for missing in [column for column in columns if column not in table.columns]:
         found = ", ".join(str(column)[:40] for column in table.columns[:12])
-        raise InputError(f"{path}: no column {missing[0]!r}; found {found}")
+        raise InputError(f"{path}: no column {missing!r}; found {found}")
     for column in numbers or table.columns.difference(["arm", "split"]):
         values = pd.to_numeric(table[column], errors="coerce")
         wrong = np.flatnonzero(values.isna() & table[column].notna())

@@ -21,6 +21,7 @@ from counterstain.checkpoints import is_finished, read_header
 from counterstain.data.cohort import PARTS as COHORT_PARTS
 from counterstain.data.cohort import Cohort, subtypes_table
 from counterstain.data.patch_set import PatchSet
+from counterstain.data.review import Review
 from counterstain.generators.methods import METHODS
 from counterstain.recipe import Recipe
 from counterstain.segmentation.counts import TABLE_COLUMNS, measures
@@ -79,7 +80,11 @@ def write_results(
         write_csv(folder / "fairness.csv", fairness_table(done, root))
         trained = [cell for cell in done if is_finished(root / cell.folder)]
         write_json(folder / "trainings.json", [_training_record(cell, root) for cell in trained])
-        write_json(folder / "sets.json", [_set_record(*key, found) for key, found in sets.items()])
+        reviewed = {cell.inputs["synthetic"] for cell in done if "left_out" in cell.settings}
+        write_json(
+            folder / "sets.json",
+            [_set_record(*key, found, review=found.folder.name in reviewed) for key, found in sets.items()],
+        )
         write_gallery(folder / "gallery.parquet", cohort, sets, study.gallery)
         write_sealed(folder / FILES_FILE, {"files": notes_of(folder)})
     return out / "results"
@@ -188,8 +193,8 @@ def _losses(done: Sequence[Cell], root: Path) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
 
-def _set_record(name: str, fold: int, found: PatchSet) -> dict[str, Any]:
-    """Describe a set: its header, where its masks come from, what was relabelled to what, what was rejected."""
+def _set_record(name: str, fold: int, found: PatchSet, *, review: bool) -> dict[str, Any]:
+    """Describe a set: its header, where its masks come from, what was relabelled to what, what was rejected by whom."""
     header, patches, attempts = found.header, found.patches, found.patches["attempts"]
     copied = ("size_px", "mpp", "cohort", "generator", "settings", "version")
     return {
@@ -205,6 +210,7 @@ def _set_record(name: str, fold: int, found: PatchSet) -> dict[str, Any]:
         "rejected": int((attempts - 1).sum()),
         "background_only": len(found) - int(found.instances["index"].nunique()),
         "changes": _changes(found),
+        **({"review": Review(found).provenance()} if review else {}),
     }
 
 
