@@ -163,6 +163,22 @@ def test_a_segmenter_is_not_trained_on_rejected_patches_and_says_whose_review_it
         cs.segment(tissue, out=tmp_path / "plain", **options)
 
 
+def test_an_export_leaves_out_rejected_patches_and_says_so(patches, tmp_path):
+    review = Review(patches, "ada")
+    review.decide(3, "reject")
+    review.decide(4, "accept")
+    assert cs.export(patches, format="png", out=tmp_path / "png") == 63
+    assert not (tmp_path / "png" / "images" / "000003.png").exists()
+    assert "000003" not in (tmp_path / "png" / "instances.csv").read_text()
+    record = json.loads((tmp_path / "png" / "export.json").read_text())
+    assert (record["images"], record["rejected"], record["review"]) == (63, [3], review.provenance())
+    review.decide(5, "accept")
+    assert cs.export(patches, format="png", out=tmp_path / "png") == 63
+    review.decide(6, "reject")
+    with pytest.raises(MismatchError, match="belongs to another run"):
+        cs.export(patches, format="png", out=tmp_path / "png")
+
+
 def planned(study, root):
     cells = plan_study(study, study.resolved_recipe("study"), root)
     return {cell.name: cell for cell in cells}

@@ -149,7 +149,7 @@ def export(
 ) -> list[Path] | int:
     """Export a cohort, a synthetic set or a checkpoint for other tools.
 
-    If interrupted, the same command continues.
+    If interrupted, the same command continues. Patches of a set that a review rejected are left out.
 
     Parameters
     ----------

@@ -255,6 +255,21 @@ def rejected_in(folder: Path, count: int) -> list[int]:
     return [number for number in Review(folder).rejected if number < count] if reviewed else []
 
 
+def not_rejected(patches: PatchSet) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
+    """Return the tables of patches and of instances of a set without what was rejected, and what that is.
+
+    The latter is for the record: ``rejected`` (numbers) and ``review`` (see :meth:`Review.provenance`); empty where
+    nothing was rejected. Raises InputError where everything was.
+    """
+    review = review_of(patches)
+    if review is None or not (rejected := review.rejected):
+        return {}, patches.patches, patches.instances
+    if len(rejected) == len(patches):
+        raise InputError(f"{patches.folder}: all patches are rejected; review them again, or draw another set")
+    shown, instances = (table[~table["index"].isin(rejected)] for table in (patches.patches, patches.instances))
+    return {"rejected": list(rejected), "review": review.provenance()}, shown, instances
+
+
 def review_of(patches: PatchSet) -> Review | None:
     """Return the review of a set; None where nobody has begun one."""
     return Review(patches) if (patches.folder / REVIEW_FILE).exists() else None

@@ -14,8 +14,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from operator import attrgetter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from counterstain.config import Config, to_yaml
 from counterstain.data.cohort import PARTS, Cohort
 from counterstain.data.patch_set import HEADER_FILE, PatchSet
 from counterstain.data.patches import label_mask
+from counterstain.data.review import not_rejected
 from counterstain.data.split import PATIENTS_SEEN_FILE
 from counterstain.errors import CounterstainWarning, InputError, MismatchError
 from counterstain.progress import Progress, silent
@@ -82,6 +82,7 @@ class Contents:
     table: pd.DataFrame  # a row per image: name (of its files), index, region, slide, patient, part, score, its source
     instances: pd.DataFrame  # a row per instance: name, instance, subtype (label in the export), area_px
     read: Callable[[int], tuple[np.ndarray, np.ndarray, dict[int, int]]]  # index -> image, instances, their subtypes
+    review: Mapping[str, Any] = field(default_factory=dict)  # what of a set is left out, because people rejected it
     patients_seen: tuple[str, ...] = ()  # behind generated images: those of the masks and those the generator saw
 
     @property
@@ -117,8 +118,7 @@ def export(source: Place, out: Path, config: ExportConfig, progress: Progress = 
     ``out`` holds something else, or a file that somebody has changed.
     """
     contents = _contents_of(source)
-    if config.parts:
-        contents = _choose_parts(contents, config.parts)
+    contents = _choose_parts(contents, config.parts) if config.parts else contents
     layout, lookup = LAYOUTS[config.file_format], np.arange(256, dtype=np.uint8)
     if config.labels == "tumour":
         contents, lookup = _whole_class(contents)
@@ -152,6 +152,7 @@ def export(source: Place, out: Path, config: ExportConfig, progress: Progress = 
         "images": len(contents.table),
         "patients": int(contents.table["patient"].nunique()),
         "instances": len(contents.instances),
+        **contents.review,
     }
     written = (file for file in sorted(out.rglob("*")) if file.is_file() and file.name not in {REPORT_FILE, RUN_FILE})
     sizes = {file.relative_to(out).as_posix(): file.stat().st_size for file in written}
@@ -173,9 +174,7 @@ def _lost_files(out: Path, images: Iterable[str]) -> set[str]:
         if not end.endswith(PNG_END if file.suffix == ".png" else b"\n"):
             lost.add(name)
         elif size is not None:
-            raise MismatchError(
-                f"{file}: was changed since it was exported; move it away or give another output folder"
-            )
+            raise MismatchError(f"{file}: was changed since it was exported; move it away or give another --out")
     return lost
 
 
@@ -240,18 +239,19 @@ def _of_cohort(cohort: Cohort) -> Contents:
 
 def _of_set(synthetic: PatchSet) -> Contents:
     patches = PatchSet(synthetic.folder, synthetic.header, cache_bytes=1)  # one shard at a time
-    table = patches.patches.drop(columns="attempts").rename(columns={"region": "source_region"})
+    known, (review, shown, instances) = patches.header.model_dump(mode="json"), not_rejected(patches)
+    table = shown.drop(columns="attempts").rename(columns={"region": "source_region"})
     names = [f"{index:06d}" for index in table["index"]]
-    pixels = attrgetter("image", "instances", "subtypes")
     return Contents(
         source=patches.folder,
         taxonomy=patches.header.taxonomy,
         mpp=patches.header.mpp,
-        fingerprint=fingerprint(patches.header.model_dump(mode="json")),
+        fingerprint=fingerprint(known | ({"rejected": review["rejected"]} if review else {})),
         table=table.assign(name=names, region=names, part=patches.header.part, score=None),
-        instances=patches.instances.assign(name=[f"{index:06d}" for index in patches.instances["index"]]),
-        read=lambda index: pixels(patches[index]),
+        instances=instances.assign(name=[f"{index:06d}" for index in instances["index"]]),
+        read=lambda index: ((patch := patches[index]).image, patch.instances, patch.subtypes),
         patients_seen=patches.header.patients_seen,
+        review=review,
     )
 
 
