@@ -11,7 +11,8 @@ from typing import Any
 import griffe
 from mkdocs.structure.files import File
 
-ROOT = Path(__file__).parent.parent
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
 PACKAGE = ROOT / "src" / "counterstain"
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changes.md"}
 WIDE = "---\nhide: [navigation]\n---\n"
@@ -19,6 +20,13 @@ OUTSIDE = re.compile(r"\]\(\.\./([^)#]+)")
 FILE_NAME = re.compile(r"\[(?:docs/)?([\w-]+\.md)\]\(")
 ROLE = re.compile(r":\w+:`~?(?:counterstain\.)?([\w.]+)`")
 IMPORT = re.compile(r"^from (\.[\w.]*) import (\([^)]*\)|.*)", re.MULTILINE)
+
+
+def on_config(config: Any) -> Any:
+    """Show pages that the navigation does not name yet among the guides."""
+    guides = next(part["How to"] for part in config["nav"] if "How to" in part)
+    guides += sorted({page.name for page in DOCS.glob("*.md")} - set(_titles(config["nav"])))
+    return config
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -44,7 +52,7 @@ def on_page_markdown(markdown: str, *, config: Any, **_: Any) -> str:
 def _titles(nav: Any) -> dict[str, str]:
     """Return the title of each page of the navigation by its file."""
     found: dict[str, str] = {}
-    for title, place in (entry for part in nav for entry in part.items()):
+    for title, place in (entry for part in nav if isinstance(part, dict) for entry in part.items()):
         found |= _titles(place) if isinstance(place, list) else {place: title}
     return found
 

@@ -94,9 +94,10 @@ def test_the_citation_has_the_version_and_the_paper():
     assert (paper["authors"][0]["family-names"], paper["year"]) == ("Öttl", 2023)
 
 
-def test_the_site_has_every_page_in_its_navigation():
+def test_the_navigation_of_the_site_leads_to_pages_that_there_are():
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     shown = set(re.findall(r"[\w-]+\.md", str(site["nav"])))
-    assert shown == {page.name for page in (ROOT / "docs").glob("*.md")} | {"index.md", "api.md", "changes.md"}
+    made = {"index.md", "api.md", "changes.md"}  # of the README, the docstrings and the changes
+    assert made < shown <= made | {page.name for page in (ROOT / "docs").glob("*.md")}
     assert site["strict"]
     assert site["theme"]["font"] is False
