@@ -5,43 +5,18 @@ import json
 import numpy as np
 import pytest
 from drawn_cohort import draw_cohort
+from drawn_study import ARMS, draw_study
 
-from counterstain.config import build
 from counterstain.errors import InputError
-from counterstain.recipe import load_recipe
 from counterstain.segmentation.evaluate import evaluate
-from counterstain.segmentation.segmenter_config import SegmenterConfig
-from counterstain.segmentation.train import train_segmenter
-from counterstain.storage import claim, write_sealed
 from counterstain.study.compare import compare_regions, table_of
-from counterstain.study.plan import Cell, cohort_cell
-from counterstain.study.status import write_plan
-
-ARMS = ("subtype", "oracle+100")
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A study's folder with a segmenter of two arms, which differ by their seeds."""
     folder = tmp_path_factory.mktemp("study")
     cohort = draw_cohort(folder / "cohort", regions=3)
-    recipe = load_recipe("demo", None, ["segmenter.encoder=tu-test_resnet", "segmenter.training.steps=2"])
-    config = build(SegmenterConfig, recipe.segmenter.model_dump())
-    claim(folder / "run", "study", {"name": "s"})
-    whole = cohort_cell(cohort)
-    cells = [whole]
-    for seed, arm in enumerate(ARMS):
-        inputs = {"cohort": whole.folder}
-        cell = Cell(
-            name=f"segmenter {arm} #0", stage="segmenter", settings={"seed": seed}, inputs=inputs, arm=arm, repeat=0
-        )
-        train_segmenter(cohort, config, folder / "run" / "cells" / cell.folder, size_px=64, seed=seed)
-        cells.append(cell)
-    for cell in cells:
-        note = {"settings": cell.settings} | cell.details
-        write_sealed(folder / "run" / "cells" / cell.folder / "cell.json", note)
-    write_plan(folder / "run", cells)
-    return folder / "run", cohort, [folder / "run" / "cells" / cell.folder for cell in cells[1:]]
+    return folder / "run", cohort, draw_study(folder / "run", cohort)
 
 
 def right_px(segmenter, cohort):

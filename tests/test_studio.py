@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from drawn_cohort import HER2, SPLIT, draw_region, draw_set
 from drawn_requests import denoiser_config, first_stage_config
+from drawn_study import ARMS, draw_study
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
@@ -50,6 +51,7 @@ def tissue(tmp_path_factory):
     train_diffusion(cohort, config, folder / "diffusion", autoencoder=folder / "ae", size_px=SIZE, seed=0)
     patches = draw_set(folder / "set", cohort, size_px=SIZE)
     cs.make_reading_test(cohort, synthetic=patches, out=folder / "reading", count=10)
+    draw_study(folder / "run", cohort)
     return folder
 
 
@@ -58,7 +60,7 @@ def address(tissue):
     """The studio, started as people start it."""
     command = [sys.executable, "-m", "counterstain", "studio", tissue / "cohort", "--generator", tissue / "diffusion"]
     command += ["--keep-in", tissue / "kept", "--set-dir", tissue / "set", "--reading-test", tissue / "reading"]
-    command += ["--port", "0"]
+    command += ["--study", tissue / "run", "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}) as run:
         for line in run.stderr:
             if "open at" in line:
@@ -185,6 +187,17 @@ def test_a_blind_test_is_taken_to_its_result(page, tissue):
     expect(page.locator("#reading-progress")).to_contain_text("10 of 10 answered by bob")
     assert test.answers("bob")["drawn"].tolist() == key
     expect(page.locator("#reading-result")).to_contain_text("Real or drawn, right100 % (69 to 100 %)")
+
+
+def test_two_arms_are_compared_region_by_region(page):
+    expect(page.locator("#instances label")).not_to_have_count(0)
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_label("Arm", exact=True).click()
+    page.get_by_role("option", name=ARMS[1]).click()
+    page.click("#compare-arms")
+    expect(page.locator("#difference")).to_contain_text(f"{ARMS[1]} alone is right")
+    assert page.locator("#difference img").count() == 0  # names are text
+    expect(page.locator(".equal img")).to_have_count(5)
 
 
 def test_two_pages_do_not_mix(page, browser, address):

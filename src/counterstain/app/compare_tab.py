@@ -13,6 +13,7 @@ from counterstain.errors import InputError
 from counterstain.progress import steps_heard
 from counterstain.study.compare import ComparedRegion, arms_of
 
+CHOSEN = "chosen by validation"
 PICTURES = ("Image", "Reference", "Baseline", "Arm", "Where they differ")
 
 
@@ -27,14 +28,16 @@ class Tab:
             raise InputError(f"{self.run}: has one arm; there is nothing to compare")
         gr.HTML(legend(studio.cohort.taxonomy))
         with gr.Row():
-            self.baseline = gr.Dropdown(arms, value="subtype" if "subtype" in arms else arms[0], label="Baseline")
-            self.arm = gr.Dropdown(arms, value=arms[-1], label="Arm", elem_id="arm")
+            self.baseline = gr.Dropdown(
+                arms, value="subtype" if "subtype" in arms else arms[0], label="Baseline", min_width=200
+            )
+            self.arm = gr.Dropdown([CHOSEN, *arms], value=CHOSEN, label="Arm", elem_id="arm", min_width=220)
             self.split = gr.Radio(["val", "test"], value="val", label="Part", info="Looking at test is put on record")
-            self.compare = gr.Button("Compare", variant="primary", elem_id="compare")
+            self.compare = gr.Button("Compare", variant="primary", elem_id="compare-arms")
         self.found = gr.State([])
         self.region = gr.Dropdown([], label="Region, those first where the two differ most", elem_id="compared")
         self.about = gr.HTML("", elem_id="difference")
-        with gr.Row():
+        with gr.Row(elem_classes="equal"):
             self.pictures = []
             for name in PICTURES:
                 with gr.Column(min_width=220):
@@ -57,7 +60,7 @@ class Tab:
     ) -> list[Any]:
         """Compare two arms on all regions, and show the first."""
         with steps_heard(lambda done, total: progress((done, total), desc="comparing", unit="regions")):
-            found = compare_arms(self.run, baseline=baseline, arm=arm, split=split)
+            found = compare_arms(self.run, baseline=baseline, arm=None if arm == CHOSEN else arm, split=split)
         choices = [(f"{one.region}: {one.disagreement:.1%}", i) for i, one in enumerate(found)]
         return [found, gr.Dropdown(choices, value=0 if found else None), *self.filled(found, 0)]
 

@@ -259,7 +259,7 @@ class Tab:
         image = outlined_region(self.cohort, view.position, THUMBNAIL_PX)
         scale = max(image.shape[:2]) / max(self._size(view.position))
         y, x, edge = (round(value * scale) for value in (view.y_px, view.x_px, self.studio.size_px))
-        for colour, width in ((255, 3), (0, 1)):
+        for colour, width in ((255, 3), (0, 2)):
             frame = np.zeros(image.shape[:2], bool)
             frame[y : y + edge, x : x + edge] = True
             frame[y + width : y + edge - width, x + width : x + edge - width] = False
