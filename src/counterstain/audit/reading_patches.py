@@ -35,6 +35,7 @@ from counterstain.seeding import derive, numpy_generator
 from counterstain.storage import claimed, replacing, sha256_of, write_sealed
 from counterstain.taxonomy import IGNORE
 
+LEAST_SHARE = 0.05  # of its area that a patch must show of the subtype that is asked for
 MOST_SHARED = 0.25  # of its area that a patch may have in common with another
 TRIES = 40  # real patches that are looked at for each one wanted
 Stratum = tuple[int, tuple[int, ...]]  # subtype of most of a patch's area, and all subtypes that it shows
@@ -178,7 +179,7 @@ class _Pairs:
                 areas = Counter[int]()
                 for subtype, area in shown[number][["subtype", "area_px"]].to_numpy().tolist():
                     areas[subtype] += area
-                if (stratum := _stratum(areas)) is not None:
+                if (stratum := _stratum(areas, self.synthetic.header.size_px)) is not None:
                     source = Source(**sources.loc[number].to_dict())
                     yield _Candidate(drawn=True, stratum=stratum, number=number, source=source)
 
@@ -188,7 +189,7 @@ class _Pairs:
             areas = Counter[int]()
             for instance, area in patch.areas_px.items():
                 areas[patch.subtypes[instance]] += area
-            if (stratum := _stratum(areas)) is not None:
+            if (stratum := _stratum(areas, self.synthetic.header.size_px)) is not None:
                 yield _Candidate(drawn=False, stratum=stratum, number=number, source=patch.source)
 
     @cached_property
@@ -221,9 +222,9 @@ class _Pairs:
         return _Shown(patch.image, known)
 
 
-def _stratum(areas_px: Mapping[int, int]) -> Stratum | None:
+def _stratum(areas_px: Mapping[int, int], size_px: int) -> Stratum | None:
     """Return the composition of a patch from the area of each subtype; None where there is nothing to ask about."""
     if not areas_px or IGNORE in areas_px:
         return None
     most = max(areas_px, key=lambda subtype: (areas_px[subtype], -subtype))
-    return most, tuple(sorted(areas_px))
+    return (most, tuple(sorted(areas_px))) if areas_px[most] >= LEAST_SHARE * size_px**2 else None
