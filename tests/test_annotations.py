@@ -117,7 +117,7 @@ def test_the_wrong_format_is_named_with_the_right_one(tmp_path):
         (b'<?xml version="1.0"?><annotations><ndpviewstate/></annotations>', "is a file of Hamamatsu's NDP.view"),
         (b'{"version": "2.0", "item": {"slots": [' + b'{"a": "b"},' * 999, "is a file of V7 Darwin, which is not read"),
         (b'{"annotations": [{"name": "T", "polygon": {"paths": []}}]}', "is a file of V7 Darwin, which is not read"),
-        (b'{"images": [], "categories": [], "annotations": []}', "is a COCO file, which is not read"),
+        (b'{"images": [], "categories": [], "annotations": []}', "looks like coco, not .*; give --format coco"),
     ],
 )
 def test_what_is_no_annotation_file_gives_one_line(tmp_path, file_format, content, message):

@@ -137,7 +137,7 @@ def test_what_does_not_fit_is_one_line_and_status_2(run, table, tmp_path, words,
 def test_an_unknown_kind_of_labels_is_told_the_known_ones(run, table, tmp_path):
     status, _, error = run("import", "table", table, "--mpp", 1, "--out", tmp_path / "c", "--labels", "colours")
     assert status == 2
-    assert "labels: Input should be 'mask' or 'ids' (got 'colours')" in error
+    assert "labels: Input should be 'mask', 'ids', 'instances' or 'planes' (got 'colours')" in error
 
 
 def test_names_cannot_steer_the_terminal(run, table, tmp_path):
@@ -201,7 +201,7 @@ def test_a_format_that_is_unknown_or_not_the_files_is_one_line_and_status_2(run,
     status, _, error = run("import", "labels", tmp_path, "--format", "xml")
     assert (status, error) == (
         2,
-        "error: --format xml: unknown; expected exact, qupath, asap, aperio, halo, sliderunner\n",
+        "error: --format xml: unknown; expected exact, qupath, asap, aperio, halo, sliderunner, coco, labelme\n",
     )
 
 

@@ -266,7 +266,10 @@ BAD_ROWS = {
         ["a,Polyp,p1,train", "b,Polyp,p1,test"],
         r"patient p1 is in two parts, train \(row 2\) and test \(row 3\); move all rows",
     ),
-    "region twice": (["a,Polyp,p1,val", "b,Polyp,p1,val", "a,Polyp,p1,val"], "region 'a' is in rows 2 and 4; remove"),
+    "region twice": (
+        ["a,Polyp,p1,val", "b,Polyp,p1,val", "a,Polyp,p1,val"],
+        "region 'a' is in row 2 and row 4; remove",
+    ),
     "empty patient": (["a,Polyp,,val"], "row 2: column 'patient' is empty"),
     "empty part": (["a,Polyp,p1,val", "b,Polyp,p2,"], "row 3: column 'part' is empty"),
     "a comma at the end": (["a,Polyp,p1,val,", "b,Polyp,p1,val,"], "row 2: more values than the header has columns"),

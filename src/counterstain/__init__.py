@@ -13,7 +13,8 @@ command line as well, with the same arguments; ``help(counterstain.train)`` expl
 
 Get a cohort: images, the instances in them, the subtype of each
     make_phantom     make procedural tissue with exact masks, to try everything with
-    import_table     from images and label images that are listed in a CSV table
+    import_table     from images and label files that are listed in a CSV table
+    import_dataset   from a dataset in the layout of another tool: nnU-Net, COCO, Hugging Face, PanNuke, ...
     import_slides    from whole slides and their annotations
     import_labels    draft LABELS.yaml, the meaning of the annotations' labels
     import_exact     fetch annotations from an EXACT server

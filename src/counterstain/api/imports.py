@@ -1,10 +1,9 @@
-"""Imports: tables of images, whole slides with annotations, an EXACT server."""
+"""Imports: whole slides with annotations, an EXACT server."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,89 +14,6 @@ if TYPE_CHECKING:
     from counterstain.data.cohort import Cohort
     from counterstain.io.annotations import Format
     from counterstain.taxonomy import Taxonomy
-
-
-@verb
-def import_table(
-    table: PathLike,
-    *,
-    mpp: float,
-    out: PathLike,
-    taxonomy: str | None = None,
-    taxonomy_of: PathLike | None = None,
-    tissue_class: str = "tumour",
-    labels: str = "mask",
-    merge: str | None = None,
-    threshold: int | None = None,
-    mask_values: str | Mapping[str, str] | None = None,
-    shrink: int = 1,
-    min_area_px: int = 0,
-    image_column: str = "image",
-    label_column: str = "label",
-    patient_column: str = "patient",
-    subtype_column: str = "subtype",
-    slide_column: str = "slide",
-    part_column: str = "part",
-    score_column: str = "score",
-    region_column: str = "region",
-) -> Cohort:
-    """Import pairs of an image and a label image listed in a CSV table; if interrupted, the same command continues.
-
-    Parameters
-    ----------
-    table : str or Path
-        CSV with the columns image, label, patient, subtype.
-    mpp : float
-        Micrometres per pixel of the images.
-    out : str or Path
-        Folder of the cohort.
-    taxonomy : str, optional
-        her2 or a YAML file; without it, the subtypes of the table.
-    taxonomy_of : str or Path, optional
-        Folder of a trained network, such as a segmenter: the cohort gets its subtypes, present or not, so that it can
-        be tested there.
-    tissue_class : str
-        What all subtypes are, where no taxonomy is given.
-    labels : str
-        mask: 255 (or 1, where no value is higher) is tissue class; ids: a subtype's id in every pixel.
-    merge : str, optional
-        Put subtypes together by this merge of the taxonomy.
-    threshold : int, optional
-        Masks with grey levels: values above it are tissue class [default: 127, at soft edges alone].
-    mask_values : str or mapping, optional
-        What values mean: 0=background,1-254=tissue,255=ignore, or #ff0000=tissue; for ids, subtypes as well.
-    shrink : int
-        Shrink images by this whole number; 2 turns 0.25 um into 0.5 um.
-    min_area_px : int
-        Smaller components become background.
-    image_column, label_column, patient_column, subtype_column : str
-        Name of this column in the table (subtypes are needed where labels are masks).
-    slide_column, part_column, score_column, region_column : str
-        Name of this column, where the table has one.
-    """
-    # First of all, while the parameters are the only local names.
-    columns = {name.removesuffix("_column"): value for name, value in locals().items() if name.endswith("_column")}
-    if isinstance(mask_values, Mapping):
-        mask_values = ",".join(f"{value}={meaning}" for value, meaning in mask_values.items())
-
-    from counterstain.io.import_table import import_table as import_rows
-    from counterstain.progress import bar
-
-    return import_rows(
-        table,
-        mpp=mpp,
-        out=out,
-        taxonomy=_taxonomy(taxonomy, taxonomy_of),
-        progress=bar,
-        tissue_class=tissue_class,
-        labels=labels,
-        merge=merge,
-        threshold=threshold,
-        mask_values=mask_values or "",
-        shrink=shrink,
-        min_area_px=min_area_px,
-        columns=columns,
-    )
 
 
 @verb
@@ -133,7 +49,7 @@ def import_slides(
     annotations : str or Path
         Folder of annotation files, or one file.
     format : str
-        exact, qupath, asap, aperio, halo or sliderunner.
+        exact, qupath, asap, aperio, halo, sliderunner, coco or labelme.
     labels : str or Path
         LABELS.yaml; 'counterstain import labels' writes a draft.
     mpp : float
@@ -184,7 +100,7 @@ def import_slides(
         patients=patients,
         types=types,
         objects=objects.replace(" ", "").split(","),
-        taxonomy=_taxonomy(taxonomy, taxonomy_of),
+        taxonomy=taxonomy_option(taxonomy, taxonomy_of),
         merge=merge,
         progress=bar,
         executor=executor_of(executor, processes, address),
@@ -194,7 +110,8 @@ def import_slides(
     )
 
 
-def _taxonomy(taxonomy: str | None, trained: PathLike | None) -> Taxonomy | None:
+def taxonomy_option(taxonomy: str | None, trained: PathLike | None) -> Taxonomy | None:
+    """Return the taxonomy of ``--taxonomy`` or ``--taxonomy-of``; ConfigError where both are given."""
     from counterstain.taxonomy import Taxonomy
 
     if taxonomy and trained:

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 import counterstain
-from counterstain.api import cohorts, evaluation, generators, imports, readings, settings, sharing, studies
+from counterstain.api import cohorts, datasets, evaluation, generators, imports, readings, settings, sharing, studies
 from counterstain.app import studio
 from counterstain.cli import printing as show
 from counterstain.cli import printing_readings as show_readings
@@ -162,7 +162,8 @@ COMMANDS: dict[typer.Typer, tuple[tuple[str, Verb, Show, str], ...]] = {  # name
         ("demo", studies.demo, show.demo, "Run everything in minutes on two CPU cores"),
     ),
     import_app: (
-        ("table", imports.import_table, show.imported, "Import images and label images listed in a table"),
+        ("table", datasets.import_table, show.imported, "Import images and label files listed in a table"),
+        ("dataset", datasets.import_dataset, show.imported, "Import a dataset in the layout of another tool"),
         ("slides", imports.import_slides, show.imported, "Import whole slides with annotations"),
         ("labels", imports.import_labels, show.text, "Draft LABELS.yaml from annotations"),
         ("exact", imports.import_exact, show.exact, "Fetch annotations from an EXACT server"),

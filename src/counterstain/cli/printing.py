@@ -83,6 +83,8 @@ def imported(cohort: Cohort, _: Arguments) -> None:
     for name, line in IMPORT_LINES.items():
         if found.get(name):
             echo(line.format(f"{found[name]:,}", **found))
+    for reason, count in found.get("left_out", {}).items():
+        echo(f"left out: {count:,} x {reason}")
     if of_slides:
         _show_left_out(found, cohort)
     splits(cohort)

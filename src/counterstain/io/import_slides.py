@@ -185,9 +185,9 @@ def _check_copies(paths: Mapping[str, Path]) -> None:
 
 def _repeated(where: Path, plans: Sequence[SlidePlan]) -> dict[str, Any]:
     """Return what :func:`repeated_images` finds among the slides."""
-    rows = [(plan.slide, plan.patient.patient, plan.path, None) for plan in plans]
+    rows = [(f"slide {plan.slide}", plan.patient.patient, plan.path, None) for plan in plans]
     frame = pd.DataFrame(rows, columns=["row", "patient", "image", "split"])
-    return repeated_images(where, frame, pd.Series(slide_keys(plans)), "slide")
+    return repeated_images(where, frame, pd.Series(slide_keys(plans)))
 
 
 def _check_names(paths: Mapping[str, Path], table: Mapping[str, Sequence[Box]], plans: Sequence[SlidePlan]) -> None:

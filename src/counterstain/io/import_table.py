@@ -10,63 +10,33 @@ import json
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
 
-from counterstain.config import Config, build
+from counterstain.config import build
 from counterstain.data.cohort import Cohort, CohortWriter
-from counterstain.data.patches import Components, components, image_key
+from counterstain.data.patches import Components, areas_of, components, image_key
 from counterstain.data.region_store import Region
 from counterstain.data.split import PATIENTS_SEEN_FILE, SAME_IMAGE, read_patients_seen
-from counterstain.errors import ConfigError, CounterstainWarning, InputError, TaxonomyError
-from counterstain.io.labels import taxonomy_of
-from counterstain.io.masks import TISSUE, Drawn, ValueMeanings, read_ids, read_mask, read_stored
+from counterstain.errors import CounterstainWarning, InputError
+from counterstain.io.instances import commonest, kept, shows_labels
+from counterstain.io.parts import hash_of
 from counterstain.io.pixel_readers import read_image
+from counterstain.io.row_labels import Labels, RowLabels, TableConfig
 from counterstain.io.slides import area_average
-from counterstain.io.table import Columns, csv_rows, read_table
+from counterstain.io.table import csv_rows, read_table
 from counterstain.progress import Progress, silent
 from counterstain.storage import fingerprint, read_json, sha256_of, write_json
-from counterstain.taxonomy import IGNORE, MEANINGS, Taxonomy
-
-ReadLabel = Callable[[dict[str, Any]], tuple[np.ndarray, str | None]]
+from counterstain.taxonomy import MEANINGS, Taxonomy
 
 SHOWN = 5  # pairs of images that are alike
 PACK_BYTES = 256 * 2**20  # decoded regions of a slide that are held in memory at once
-
-
-class TableConfig(Config):
-    """How a table of images becomes a cohort."""
-
-    mpp: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
-    """Micrometres per pixel of the images."""
-    shrink: Annotated[int, Field(ge=1, le=64)] = 1
-    """Whole number by which images are shrunk: 2 makes a cohort of 0.5 from images of 0.25 um per pixel. Colours are
-    averaged; a pixel of the cohort gets the label of most of its area. Incomplete blocks at the right and lower edge
-    are cut off."""
-    tissue_class: Annotated[str, Field(min_length=1, max_length=80)] = "tumour"
-    """Name of all subtypes together, where no taxonomy is given."""
-    labels: Literal["mask", "ids"] = "mask"
-    """``mask``: the tissue class is white, or 1 where there is no other value; ``ids``: each pixel holds a subtype's
-    id."""
-    threshold: Annotated[int, Field(ge=0, le=254)] | None = None
-    """Masks with grey levels: values above it are tissue class. Without it, 127 for masks with soft edges; other grey
-    levels are an error. Masks of 0 and 1 are recognised whatever the threshold."""
-    mask_values: str = ""
-    """What values of label images mean, ``0=background,1-254=tissue,255=ignore``: a value, a range or a colour
-    (``#ff0000``) is background, ignore, and tissue in masks or a subtype in images of ids."""
-    merge: str | None = None
-    """Merge of the taxonomy by which its subtypes are put together."""
-    min_area_px: Annotated[int, Field(ge=0)] = 0
-    """Smaller components, in pixels of the cohort, become background; they are counted in ``import.json``."""
-    columns: Columns = Columns()
-    """Names of the table's columns."""
 
 
 def import_table(
@@ -75,6 +45,8 @@ def import_table(
     mpp: float,
     out: str | Path,
     taxonomy: Taxonomy | None = None,
+    legend: str | Path | None = None,
+    instance_table: str | Path | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Cohort:
@@ -87,27 +59,53 @@ def import_table(
     Raises InputError where a row, an image or an option cannot be used; MismatchError where ``out`` belongs to another
     import. Nothing is left behind.
     """
-    table, out = Path(table), Path(out)
+    table = Path(table)
     config = build(TableConfig, {"mpp": mpp, **options}, f"import of {table}")
-    rows = read_table(table, config.columns, labels=config.labels, known_subtypes=taxonomy is not None)
-    known = _taxonomy(table, rows, config, taxonomy)
-    read_label = _reader(config, known)
-    taxonomy = known.merged(config.merge) if config.merge else known
-    files, of_labels = rows["image"].map(sha256_of), rows["label"].map(sha256_of)
+    subtypes = config.labels in {"mask", "instances"} and legend is None and instance_table is None
+    rows = read_table(table, config.columns, subtypes=subtypes, known_subtypes=taxonomy is not None)
+    labels = RowLabels(
+        table,
+        rows,
+        config,
+        taxonomy=taxonomy,
+        legend=None if legend is None else Path(legend),
+        instance_table=None if instance_table is None else Path(instance_table),
+    )
+    source = {"kind": "table", "sha256": sha256_of(table)}
+    behind = patients_behind(table)
+    return import_rows(table, rows, labels, config, out=Path(out), source=source, behind=behind, progress=progress)
+
+
+def import_rows(
+    table: Path,
+    rows: pd.DataFrame,
+    read: RowLabels,
+    config: TableConfig,
+    *,
+    out: Path,
+    source: dict[str, Any],
+    behind: Collection[str] = (),
+    progress: Progress | None = None,
+) -> Cohort:
+    """Import rows that were checked; ``behind`` are the patients behind generated images.
+
+    ``source`` tells this import from another; what the files, the options and the legend add to it is added here.
+    """
+    files, of_labels = rows["image"].map(hash_of), rows["label"].map(hash_of)
+    maps = rows["instances"].dropna().map(hash_of)
     flat = [image for image in rows["image"][files.duplicated()] if image_key(read_image(image)) is None]
     with warnings.catch_warnings(action="ignore"):  # said at the end, of all that are alike in their pixels
-        repeated_images(table, rows, files.where(~files.isin([sha256_of(image) for image in flat])))
-    source = {
-        "kind": "table",
-        "sha256": sha256_of(table),
-        "files": fingerprint([files.tolist(), of_labels.tolist()]),
-        "options": config.model_dump(mode="json"),
+        repeated_images(table, rows, files.where(~files.isin([hash_of(image) for image in flat])))
+    source |= {
+        "files": fingerprint([files.tolist(), of_labels.tolist(), *([maps.tolist()] if len(maps) else [])]),
+        "options": config.identity(),
+        **read.identity,
     }
-    if behind := patients_behind(table):
+    if behind:
         source["patients_seen"] = sorted(behind)
     else:  # generated images share masks
         _check_labels(table, rows.assign(file=files, key=of_labels))
-    writer = CohortWriter(out, taxonomy=taxonomy, mpp=config.mpp * config.shrink, source=source)
+    writer = CohortWriter(out, taxonomy=read.taxonomy, mpp=config.mpp * config.shrink, source=source)
     if writer.finished:
         return writer.finish(len(rows))
     try:
@@ -115,12 +113,12 @@ def import_table(
             for slide, part, members in _packs(rows):
                 if not writer.has(slide, part):
                     notes = _Notes()
-                    regions = [_region(row, config, read_label, taxonomy, notes) for row in members]
-                    write_json(out / "notes" / f"{members[0]['row']}.json", vars(notes))
+                    regions = [_region(row, config, read, notes) for row in members]
+                    write_json(out / "notes" / f"{members[0]['number']}.json", vars(notes))
                     writer.add(slide, regions, part)
-                elif config.mask_values or config.labels == "ids":
+                elif read.depends_on_order:
                     for row in members:
-                        read_label(row)  # for the colours that it draws values in
+                        read.read(row)  # for the colours that it draws values in
                 advance(len(members))
         total = _total(out / "notes")
         report = _report(total, rows) | repeated_images(table, rows, rows["region"].map(total.images))
@@ -134,11 +132,11 @@ def import_table(
     return cohort
 
 
-def repeated_images(table: Path, rows: pd.DataFrame, keys: pd.Series, place: str = "row") -> dict[str, Any]:
+def repeated_images(table: Path, rows: pd.DataFrame, keys: pd.Series) -> dict[str, Any]:
     """Return how many rows repeat the image of another, and which pairs of patients have one image.
 
     Raises InputError where the two are in different parts. ``keys`` are hashes of the images, nothing for those of few
-    colours.
+    colours; the column ``row`` names the place of each for messages.
     """
     known = rows.assign(key=keys, split=rows["split"].fillna("")).dropna(subset="key")
     pairs: dict[tuple[str, str], str] = {}
@@ -147,8 +145,8 @@ def repeated_images(table: Path, rows: pd.DataFrame, keys: pd.Series, place: str
         for row, patient, image, part in others:
             if patient != first[1]:
                 said = (
-                    f"{table} {place} {row}: {image.name} of patient {patient} is the same image as {first[2].name} of "
-                    f"patient {first[1]} in {place} {first[0]}; remove one, or give both {place}s one patient"
+                    f"{table} {row}: {image.name} of patient {patient} is the same image as {first[2].name} of "
+                    f"patient {first[1]} in {first[0]}; remove one, or give both one patient"
                 )
                 if part != first[3]:
                     raise InputError(said)
@@ -162,12 +160,12 @@ def _check_labels(table: Path, rows: pd.DataFrame) -> None:
     """Say where images have one label image, in two parts as an InputError; those of one value may be shared."""
     different = rows.drop_duplicates(["key", "file"])
     shared = different[different["key"].duplicated(keep=False)].groupby("key", sort=False)
-    drawn = (alike for _, alike in shared if np.ptp(read_stored(alike["label"].iloc[0]).values))
+    drawn = (alike for _, alike in shared if shows_labels(alike["label"].iloc[0]))
     for number, alike in enumerate(drawn):
         first, second = alike.iloc[0], alike.iloc[1]
         said = (
-            f"{table} row {second['row']}: {second['label'].name} of {second['image'].name} is the same as "
-            f"{first['label'].name} of {first['image'].name} in row {first['row']}; give each image its own label"
+            f"{table} {second['row']}: {second['label'].name} of {second['image'].name} is the same as "
+            f"{first['label'].name} of {first['image'].name} in {first['row']}; give each image its own label"
         )
         if len(set(alike["split"].dropna())) > 1:
             raise InputError(said)
@@ -189,41 +187,6 @@ def patients_behind(table: Path) -> set[str]:
             raise InputError(f'{where}: patients_seen is {cell[:40]!r}; expected a list such as ["p1", "p2"]')
         seen.update(names)
     return seen
-
-
-def _taxonomy(path: Path, rows: pd.DataFrame, config: TableConfig, given: Taxonomy | None) -> Taxonomy:
-    if config.labels == "ids":
-        if given is None:
-            raise InputError(
-                f"{path}: label images of ids need a taxonomy that names the ids; give one with --taxonomy"
-            )
-        return given
-    if given is None:
-        place = f"{path}: column {config.columns.subtype!r}"
-        return taxonomy_of(sorted(rows["subtype"].unique()), path.stem, place, config.tissue_class)
-    for row, subtype in zip(rows["row"], rows["subtype"], strict=True):
-        if subtype not in given.names:
-            known = ", ".join(given.names)
-            raise TaxonomyError(f"{path} row {row}: unknown subtype {subtype!r}; {given.name} has {known}")
-    return given
-
-
-def _reader(config: TableConfig, taxonomy: Taxonomy) -> ReadLabel:
-    """Return the function that reads a label image: row -> (H, W) uint8 labels of the cohort, kind of mask."""
-    merged = taxonomy.merge_lookup(config.merge) if config.merge else np.arange(256, dtype=np.uint8)
-    if config.threshold is not None and (config.mask_values or config.labels == "ids"):
-        raise ConfigError("--threshold: not together with --mask-values or --labels ids, which say what values mean")
-    names = {"tissue": TISSUE} if config.labels == "mask" else {n: taxonomy.id_of(n) for n in taxonomy.names}
-    meanings = ValueMeanings(config.mask_values, MEANINGS | names) if config.mask_values else None
-    drawn: Drawn = {}
-
-    def read(row: dict[str, Any]) -> tuple[np.ndarray, str | None]:
-        if config.labels == "ids":
-            return merged[read_ids(row["label"], taxonomy, meanings, drawn)], None
-        mask, kind = read_mask(row["label"], config.threshold, meanings, drawn)
-        return np.array([0, merged[taxonomy.id_of(row["subtype"])], *[IGNORE] * 254], np.uint8)[mask], kind
-
-    return read
 
 
 def _check_any(table: Path, report: dict[str, Any], config: TableConfig) -> None:
@@ -250,19 +213,21 @@ def _packs(rows: pd.DataFrame) -> Iterator[tuple[str, int, list[dict[str, Any]]]
         yield str(slide), int(str(part)), records
 
 
-def _region(
-    row: dict[str, Any], config: TableConfig, read_label: ReadLabel, taxonomy: Taxonomy, notes: _Notes
-) -> Region:
-    labels, kind = read_label(row)
-    image = read_image(row["image"])
+def _region(row: dict[str, Any], config: TableConfig, read: RowLabels, notes: _Notes) -> Region:
+    labels = read.read(row)
+    pixels, image = labels.pixels, read_image(row["image"])
     key = image_key(image)
     if config.shrink > 1:
-        if min(labels.shape) < config.shrink:
-            size = f"{labels.shape[1]} x {labels.shape[0]} px"
+        if min(pixels.shape) < config.shrink:
+            size = f"{pixels.shape[1]} x {pixels.shape[0]} px"
             raise InputError(f"{row['label']}: {size} cannot be shrunk {config.shrink} times")
-        image, labels = _shrunk(image, config.shrink), _shrunk_labels(labels, config.shrink)
-    found = components(labels, config.min_area_px)
-    notes.add(found, taxonomy, kind)
+        image = _shrunk(image, config.shrink)
+        pixels = (_shrunk_labels if labels.of_instances is None else commonest)(pixels, config.shrink)
+    if labels.of_instances is None:
+        found = components(pixels, config.min_area_px)
+    else:
+        found = kept(pixels, labels.of_instances, config.min_area_px)
+    notes.add(found, read.taxonomy, labels)
     if key:
         notes.images[row["region"]] = key
     return Region(
@@ -274,7 +239,8 @@ def _region(
         subtypes=found.labels,
         score=row["score"],
         split=row["split"],
-        mpp_level0=config.mpp,
+        mpp_level0=row.get("mpp_level0", config.mpp),
+        origin_xy_level0_px=(int(row.get("x_level0_px") or 0), int(row.get("y_level0_px") or 0)),
     )
 
 
@@ -300,17 +266,18 @@ class _Notes:
     area_px: Counter[str] = field(default_factory=Counter)
     masks: Counter[str] = field(default_factory=Counter)
     images: dict[str, str] = field(default_factory=dict)  # region -> key of its image
+    left_out: Counter[str] = field(default_factory=Counter)  # reason -> objects of label files
 
-    def add(self, found: Components, taxonomy: Taxonomy, kind: str | None) -> None:
-        areas = np.bincount(found.instances.ravel(), minlength=len(found.labels) + 1).tolist()
-        for instance, label in found.labels.items():
-            self.instances[taxonomy.name_of(label)] += 1
-            self.area_px[taxonomy.name_of(label)] += areas[instance]
+    def add(self, found: Components, taxonomy: Taxonomy, labels: Labels) -> None:
+        for instance, area in zip(*(part.tolist() for part in areas_of(found.instances)), strict=True):
+            self.instances[taxonomy.name_of(found.labels[instance])] += 1
+            self.area_px[taxonomy.name_of(found.labels[instance])] += area
         self.counts["dropped_components"] += found.dropped
         self.counts["dropped_px"] += found.dropped_px
         self.counts["regions_without_instance"] += not found.labels
-        if kind:
-            self.masks[kind] += 1
+        self.left_out.update(labels.left_out)
+        if labels.kind:
+            self.masks[labels.kind] += 1
 
 
 def _total(notes: Path) -> _Notes:
@@ -327,6 +294,7 @@ def _report(total: _Notes, rows: pd.DataFrame) -> dict[str, Any]:
         "slides": int(rows["slide"].nunique()),
         "patients": int(rows["patient"].nunique()),
         "masks": dict(sorted(total.masks.items())),
+        **({"left_out": dict(sorted(total.left_out.items()))} if total.left_out else {}),
         **total.counts,
         "subtypes": {
             n: {"instances": total.instances[n], "area_px": total.area_px[n]} for n in sorted(total.instances)

@@ -69,12 +69,18 @@ class LabelMap(Config):
         """Read LABELS.yaml; a ConfigError names the key and what was expected."""
         return build(cls, read_yaml(path), path)
 
-    def resolve(self, found: Mapping[str, int], taxonomy: Taxonomy, source: str | Path) -> dict[str, int]:
-        """Return the subtype of every label that was found, 0 = background and 255 = ignore, without regions' labels.
+    @classmethod
+    def legend(cls, path: Path) -> LabelMap:
+        """Read a legend: the same file for label images, whose labels are colours, numbers or classes."""
+        content = read_yaml(path)
+        labels = content.get("labels")
+        if not isinstance(labels, Mapping) or not labels:
+            raise InputError(f'{path}: expected labels: and under it a line for each, such as "#ff0000": positive')
+        numbers = {str(key) if type(key) is int else key: meaning for key, meaning in labels.items()}
+        return build(cls, {**content, "labels": numbers}, path)
 
-        ``found`` is what :func:`count_labels` returns, ``source`` is where the map was read, for messages. Raises
-        InputError where a label has no meaning, or one that the taxonomy does not have; all labels found are listed.
-        """
+    def check(self, taxonomy: Taxonomy, source: str | Path) -> None:
+        """Raise InputError where a label has a meaning that the taxonomy does not have."""
         for label, meaning in self.labels.items():
             known = [*MEANINGS, *taxonomy.names]
             if meaning not in known:
@@ -83,6 +89,14 @@ class LabelMap(Config):
                     f"{source}: label {label!r} becomes {meaning!r}, which is none of the subtypes of {taxonomy.name} "
                     f"({', '.join(taxonomy.names)}), background or ignore{''.join(near[:1])}"
                 )
+
+    def resolve(self, found: Mapping[str, int], taxonomy: Taxonomy, source: str | Path) -> dict[str, int]:
+        """Return the subtype of every label that was found, 0 = background and 255 = ignore, without regions' labels.
+
+        ``found`` is what :func:`count_labels` returns, ``source`` is where the map was read, for messages. Raises
+        InputError where a label has no meaning, or one that the taxonomy does not have; all labels found are listed.
+        """
+        self.check(taxonomy, source)
         missing = [label for label in found if label not in self.labels and label not in self.regions]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -107,7 +121,7 @@ def taxonomy_of(names: Sequence[str], name: str, source: str | Path, tissue_clas
     return build(Taxonomy, {"name": name[:80], "tissue_class": tissue_class, "subtypes": subtypes}, source)
 
 
-def taxonomy_of_labels(label_map: LabelMap, source: Path) -> Taxonomy:
+def taxonomy_of_labels(label_map: LabelMap, source: Path, tissue_class: str = "tumour") -> Taxonomy:
     """Return HER2's taxonomy where it has all subtypes that the map names, otherwise one of them in their order."""
     names = list(dict.fromkeys(meaning for meaning in label_map.labels.values() if meaning not in MEANINGS))
     her2 = Taxonomy.named("her2")
@@ -121,7 +135,7 @@ def taxonomy_of_labels(label_map: LabelMap, source: Path) -> Taxonomy:
                 f"{source}: {name!r} is none of HER2's subtypes; did you mean {known[near[0]]!r}? "
                 "If it is a subtype of your own, list all subtypes in a file and give --taxonomy FILE"
             )
-    return taxonomy_of(names, source.stem, source)
+    return taxonomy_of(names, source.stem, source, tissue_class)
 
 
 def count_labels(files: Iterable[AnnotationFile]) -> Counter[str]:

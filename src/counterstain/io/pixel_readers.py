@@ -20,6 +20,7 @@ import openslide
 from PIL import Image, UnidentifiedImageError
 
 from counterstain.errors import InputError
+from counterstain.io.parts import Source, array_of, image_array, panel_of, stored_file
 
 WHITE = 255
 PLAUSIBLE_MPP = (0.01, 20.0)  # outside, the file's value is a screen's or printer's resolution, not a scanner's
@@ -72,7 +73,7 @@ class PixelLayout:
         return self.extra == (PREMULTIPLIED,)
 
 
-def check_layout(path: Path, layout: PixelLayout, colours: frozenset[str]) -> None:
+def check_layout(path: Source, layout: PixelLayout, colours: frozenset[str]) -> None:
     """Raise InputError where pixels are stored in a way that would not be read for certain as their maker meant them.
 
     ``colours`` are those that can be used.
@@ -307,18 +308,24 @@ class OpenSlideSource:
         return (int(x), int(y), int(width), int(height))
 
 
-def image_size(path: Path, *, labels: bool = False) -> tuple[int, int]:
+def image_size(path: Source, *, labels: bool = False) -> tuple[int, int]:
     """Return rows and columns of an image from its header alone; raises what :func:`read_image` raises on headers."""
+    array = array_of(path)
+    if array is not None:
+        return array.shape[0], array.shape[1] if array.ndim > 1 else 0
     with opened_image(path, labels=labels) as image:
-        return image.height, image.width
+        columns = panel_of(path, image.width)
+        return image.height, columns.stop - columns.start
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Read a PNG, TIFF or JPEG image as (H, W, 3) uint8; grey becomes RGB, transparent becomes white.
+def read_image(path: Source) -> np.ndarray:
+    """Read an image or array as (H, W, 3) uint8; grey becomes RGB, transparent becomes white.
 
     Raises InputError where the file is missing, damaged or no image, has a layout that is not read, or is far too
     large.
     """
+    if (array := image_array(path)) is not None:
+        return array
     with opened_image(path) as image:
         image.load()
         pixels = np.empty((image.height, image.width, 3), np.uint8)
@@ -328,7 +335,7 @@ def read_image(path: Path) -> np.ndarray:
             band[:] = _rgb(image if whole else image.crop((0, top, image.width, top + len(band))))
         if image.has_transparency_data and (pixels == WHITE).all() and not _rgba(image)[..., 3].any():
             raise InputError(f"{path}: {TRANSPARENT}")
-        return pixels
+        return pixels[:, panel_of(path, pixels.shape[1])]
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
@@ -349,7 +356,7 @@ def _mend_palette(image: Image.Image) -> None:
 
 
 @contextmanager
-def opened_image(path: Path, *, labels: bool = False) -> Iterator[Image.Image]:
+def opened_image(path: Source, *, labels: bool = False) -> Iterator[Image.Image]:
     """Open an image with Pillow, whatever is wrong with it as an InputError.
 
     Layouts of ``labels`` without colours are checked by :mod:`counterstain.io.masks`, which reads them.
@@ -357,7 +364,7 @@ def opened_image(path: Path, *, labels: bool = False) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of images half the size that is an error, and of damaged tags
-            with Image.open(path, formats=IMAGE_FORMATS) as image:
+            with Image.open(stored_file(path), formats=IMAGE_FORMATS) as image:
                 _check_image(path, image, labels=labels)
                 _mend_palette(image)
                 yield image
@@ -379,7 +386,7 @@ def opened_image(path: Path, *, labels: bool = False) -> Iterator[Image.Image]:
         raise InputError(f"{path}: damaged or cut off ({reason(error)}); export it again") from error
 
 
-def _check_image(path: Path, image: Image.Image, *, labels: bool) -> None:
+def _check_image(path: Source, image: Image.Image, *, labels: bool) -> None:
     layout = image_layout(image)
     if not labels or layout.colour == "RGB":
         check_layout(path, layout, IMAGE_COLOURS)

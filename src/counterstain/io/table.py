@@ -13,7 +13,7 @@ import textwrap
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import pandas as pd
 from pydantic import Field
@@ -22,6 +22,7 @@ from counterstain.config import Config
 from counterstain.data.cohort import PARTS
 from counterstain.data.split import same_patient
 from counterstain.errors import InputError
+from counterstain.io.parts import Part, is_pixels, source_of
 from counterstain.io.pixel_readers import image_size
 from counterstain.storage import without_apostrophe
 from counterstain.taxonomy import CONTROL, alike
@@ -146,53 +147,64 @@ class Columns(Config):
     """Score of the slide, by which splits are stratified; the patient's commonest subtype without such a column."""
     region: ColumnName = "region"
     """Name of the region; the image's file name where there is no such column."""
+    instances: str = ""
+    """Instance map of the image, which keeps touching instances apart; none if empty."""
 
 
-def read_table(
-    path: Path, columns: Columns, *, labels: Literal["mask", "ids"], known_subtypes: bool = False
-) -> pd.DataFrame:
+def read_table(path: Path, columns: Columns, *, subtypes: bool = True, known_subtypes: bool = False) -> pd.DataFrame:
     """Read a table of images and check everything that can be checked without a pixel.
 
-    Label images that are masks need the subtype column; ``known_subtypes`` says that a taxonomy lists its names.
-    Returned are the columns row, image, label (absolute paths), region, slide, patient, score, split, subtype (name or
-    None), height_px, width_px.
+    ``subtypes`` says that label images need the subtype column, ``known_subtypes`` that a taxonomy lists its names.
+    Returned is what :func:`checked_rows` returns.
 
     Raises InputError with one line that names the row, the column, the value and the remedy.
     """
-    options = {name: f" or give --{field}-column" for field, name in columns.model_dump().items()}
-    table = _read_csv(path, options)
-    _check_columns(path, table, columns, ["image", "label", "patient", *(["subtype"] if labels == "mask" else [])])
+    names = {field: name for field, name in columns.model_dump().items() if name}
+    table = _read_csv(path, {name: f" or give --{field}-column" for field, name in names.items()})
+    masks = subtypes and (columns.label not in table or any(map(is_pixels, table[columns.label])))
+    _check_columns(path, table, columns, ["image", "label", "patient", *(["subtype"] if masks else [])])
     _check_no_other_parts(path, table, columns)
-    names = columns.model_dump()
     named = pd.DataFrame({field: table[name] for field, name in names.items() if name in table})
-    named.insert(0, "row", table.index)
-    named = named.reset_index(drop=True)
+    named.insert(0, "row", [f"row {number}" for number in table.index])
+    return checked_rows(path, path.parent, named.reset_index(drop=True), columns, known_subtypes=known_subtypes)
+
+
+def checked_rows(
+    path: Path, folder: Path, named: pd.DataFrame, columns: Columns, *, known_subtypes: bool = False
+) -> pd.DataFrame:
+    """Check rows of text: ``row`` (their place, for messages), image, label and patient, and perhaps the other columns.
+
+    Images and label images are relative to ``folder``, or parts of files there. Returned are the columns row, number,
+    image, label, instances (absolute paths, or parts of files), region, slide, patient, score, split, subtype (name or
+    None), height_px, width_px.
+    """
     _check_filled(path, named, columns)
     defaults = {"subtype": None, "score": None, "part": None, "slide": named["patient"]}
     named = named.assign(**{field: value for field, value in defaults.items() if field not in named})
-    for field in ("image", "label"):
+    files = [field for field in ("image", "label", "instances") if field in named]
+    for field in files:
         named[field] = [
-            _portable(path.parent, text, f"{path} row {row}")
-            for row, text in zip(named["row"], named[field], strict=True)
+            _portable(folder, text, f"{path} {row}") for row, text in zip(named["row"], named[field], strict=True)
         ]
     if "region" not in named:
-        files = named["image"].map(Path)
-        stems = files.map(lambda file: file.stem)
+        images = named["image"].map(Path)
+        stems = images.map(lambda file: file.stem)
         clash = stems.duplicated().any()
-        named["region"] = files.map(lambda file: file.with_suffix("").as_posix()) if clash else stems
+        named["region"] = images.map(lambda file: file.with_suffix("").as_posix()) if clash else stems
     named["score"] = _scores(named)
     _check_spelling(path, named, near=not known_subtypes)
     _check_parts(path, named)
     _check_identities(path, named)
-    for field in ("image", "label"):
-        named[field] = [path.parent.resolve() / file for file in named[field]]
+    named = named.assign(number=range(len(named)), **({} if "instances" in named else {"instances": None}))
+    for field in files:
+        named[field] = named[field].map(lambda file: source_of(folder.resolve(), file))
     return _with_sizes(path, named.rename(columns={"part": "split"}))
 
 
 def _check_columns(path: Path, table: pd.DataFrame, columns: Columns, required: list[str]) -> None:
     default, found = Columns(), textwrap.shorten(", ".join(name[:LONGEST_NAME] for name in table.columns), 400)
     for field, name in columns.model_dump().items():
-        if name in table:
+        if name in table or not name:
             continue
         if field in required:
             raise InputError(f"{path}: no column {name!r}; found {found}; name the right one with --{field}-column")
@@ -214,12 +226,12 @@ def _check_filled(path: Path, named: pd.DataFrame, columns: Columns) -> None:
     if "part" in named:
         named["part"] = None if (named["part"] == "").all() else named["part"].str.lower()
     for field in named.columns.drop(["row", "score"], errors="ignore"):
-        name = getattr(columns, str(field))
+        name = getattr(columns, str(field), field)
         for row in named["row"][named[field] == ""]:
-            raise InputError(f"{path} row {row}: column {name!r} is empty; fill it in")
+            raise InputError(f"{path} {row}: column {name!r} is empty; fill it in")
         if field in {"patient", "slide", "subtype"}:
             for row, text in named.drop_duplicates(field)[["row", field]].to_numpy():
-                check_name(f"{path} row {row}", name, text)
+                check_name(f"{path} {row}", name, text)
 
 
 def check_name(where: str, column: str, text: str) -> None:
@@ -235,7 +247,9 @@ def _portable(folder: Path, text: str, where: str) -> str:
     """Return a path as this system spells it: with slashes, and in the Unicode form in which the file is there."""
     slashes = text.replace("\\", "/")
     for spelled in (text, slashes, unicodedata.normalize("NFC", slashes), unicodedata.normalize("NFD", slashes)):
-        if os.path.isfile(folder / spelled):  # noqa: PTH113 - False, no error, where the name is too long
+        found = source_of(folder, spelled)
+        file = found.path if isinstance(found, Part) else found
+        if os.path.isfile(file) or (file.suffix == ".zarr" and os.path.isdir(file)):  # noqa: PTH112, PTH113 - long names
             return spelled
     if os.name != "nt" and re.match(r"[A-Za-z]:/|//", slashes):
         raise InputError(f"{where}: {text} is a path of a Windows computer; give paths relative to the table's folder")
@@ -254,11 +268,11 @@ def _scores(named: pd.DataFrame) -> pd.Series:
 def _check_parts(path: Path, named: pd.DataFrame) -> None:
     for row, part in named.dropna(subset="part")[["row", "part"]].to_numpy():
         if part not in PARTS:
-            raise InputError(f"{path} row {row}: unknown part {part!r}; expected {', '.join(PARTS)}")
+            raise InputError(f"{path} {row}: unknown part {part!r}; expected {', '.join(PARTS)}")
     for patient, first, second in _conflicts(named, "patient", "part"):
         raise InputError(
-            f"{path}: patient {patient} is in two parts, {first['part']} (row {first['row']}) and {second['part']} "
-            f"(row {second['row']}); move all rows of a patient to one part"
+            f"{path}: patient {patient} is in two parts, {first['part']} ({first['row']}) and {second['part']} "
+            f"({second['row']}); move all rows of a patient to one part"
         )
 
 
@@ -272,22 +286,20 @@ def _check_spelling(path: Path, named: pd.DataFrame, *, near: bool) -> None:
             found, remedy = alike(rows.index), "use one spelling, or list both in a file and give --taxonomy FILE"
         if found:
             first, second = found
-            raise InputError(
-                f"{path}: {field} {first!r} in row {rows[first]} is {second!r} in row {rows[second]}; {remedy}"
-            )
+            raise InputError(f"{path}: {field} {first!r} in {rows[first]} is {second!r} in {rows[second]}; {remedy}")
 
 
 def _check_identities(path: Path, named: pd.DataFrame) -> None:
     for region, rows in named[named["region"].duplicated(keep=False)].groupby("region")["row"]:
         raise InputError(
-            f"{path}: region {region!r} is in rows {rows.iloc[0]} and {rows.iloc[1]}; "
+            f"{path}: region {region!r} is in {rows.iloc[0]} and {rows.iloc[1]}; "
             "remove one, or name them differently in a column 'region'"
         )
     for field, remedy in (("patient", "give each slide its own name"), ("score", "give each slide one score")):
         for slide, first, second in _conflicts(named, "slide", field):
             raise InputError(
-                f"{path}: slide {slide} has two values of {field}, {first[field]} (row {first['row']}) and "
-                f"{second[field]} (row {second['row']}); {remedy}"
+                f"{path}: slide {slide} has two values of {field}, {first[field]} ({first['row']}) and "
+                f"{second[field]} ({second['row']}); {remedy}"
             )
 
 
@@ -299,18 +311,21 @@ def _conflicts(named: pd.DataFrame, key: str, field: str) -> Iterator[tuple[str,
 
 
 def _with_sizes(path: Path, named: pd.DataFrame) -> pd.DataFrame:
+    """Add the sizes of images; label files without pixels, such as outlines, are checked when they are read."""
     sizes = []
-    for row, image, label in zip(named["row"], named["image"], named["label"], strict=True):
-        if image == label:
-            raise InputError(f"{path} row {row}: {image.name} is the image and its label; name the two files")
+    for row, image, *labels in named[["row", "image", "label", "instances"]].itertuples(index=False, name=None):
+        if image in labels:
+            raise InputError(f"{path} {row}: {image.name} is the image and its label; name the two files")
         try:
-            size, of_label = image_size(image), image_size(label, labels=True)
+            size = image_size(image)
+            of_labels = [(label, image_size(label, labels=True)) for label in labels if label and is_pixels(label)]
         except InputError as error:
-            raise InputError(f"{path} row {row}: {error}") from error
-        if size != of_label:
-            raise InputError(
-                f"{path} row {row}: {image.name} is {size[0]} x {size[1]} px but its label {label.name} is "
-                f"{of_label[0]} x {of_label[1]} px (rows x columns); export both at the same scale"
-            )
+            raise InputError(f"{path} {row}: {error}") from error
+        for label, of_label in of_labels:
+            if size != of_label:
+                raise InputError(
+                    f"{path} {row}: {image.name} is {size[0]} x {size[1]} px but its label {label.name} is "
+                    f"{of_label[0]} x {of_label[1]} px (rows x columns); export both at the same scale"
+                )
         sizes.append(size)
     return named.assign(height_px=[height for height, _ in sizes], width_px=[width for _, width in sizes])

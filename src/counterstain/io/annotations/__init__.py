@@ -1,4 +1,4 @@
-"""Annotation files of EXACT, QuPath, ASAP, Aperio, HALO and SlideRunner as labelled polygons in level-0 pixels."""
+"""Annotation files of annotation tools, of COCO and labelme as labelled polygons in level-0 pixels, or of an image."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Literal, get_args
 from shapely.errors import GEOSException
 
 from counterstain.errors import CounterstainWarning, InputError
+from counterstain.io.annotations.image_formats import read_coco, read_labelme, read_points
 from counterstain.io.annotations.json_formats import ANNOTATION, OBJECTS, read_exact, read_geojson
 from counterstain.io.annotations.outlines import Annotation, AnnotationFile
 from counterstain.io.annotations.safe_parsing import read_bytes
@@ -20,8 +21,8 @@ from counterstain.io.annotations.sliderunner import read_sliderunner
 from counterstain.io.annotations.xml_formats import read_aperio, read_asap
 from counterstain.io.slides import slide_name
 
-Format = Literal["exact", "qupath", "asap", "aperio", "halo", "sliderunner"]
-FORMATS: tuple[Format, ...] = get_args(Format)
+Format = Literal["exact", "qupath", "asap", "aperio", "halo", "sliderunner", "coco", "labelme", "points"]
+FORMATS: tuple[Format, ...] = get_args(Format)[:-1]  # points have an area only in an image of a known resolution
 ENDINGS: dict[Format, tuple[str, ...]] = {
     "exact": (".json", ".json.gz"),
     "qupath": (".geojson", ".json", ".geojson.gz", ".json.gz", ".zip"),
@@ -29,10 +30,18 @@ ENDINGS: dict[Format, tuple[str, ...]] = {
     "aperio": (".xml", ".xml.gz"),
     "halo": (".annotations", ".annotations.gz"),
     "sliderunner": (".sqlite",),
+    "coco": (".json", ".json.gz"),
+    "labelme": (".json",),
+    "points": (".json",),
 }
 ROOT = re.compile(rb"<([A-Za-z_][\w.-]*)")
 QUPATH = re.compile(rb'"type"\s*:\s*"(FeatureCollection|Feature|GeometryCollection|(Multi)?Polygon)"')
 EXACT = re.compile(rb'"(annotation_type|vector)"\s*:|"results"\s*:\s*\[')
+OF_IMAGES: dict[Format, re.Pattern[bytes]] = {
+    "labelme": re.compile(rb'"(shape_type|imagePath)"\s*:|"shapes"\s*:\s*\['),
+    "coco": re.compile(rb'"(category_id|supercategory|categories|coco_url)"\s*:|"images"\s*:\s*\['),
+    "points": re.compile(rb'\[\s*\{[^{}\[\]]*"label_id"\s*:'),
+}
 HALO = re.compile(rb"<V\s|\bHasEndcaps=|\bVisible=.(True|False)\b")
 APERIO = re.compile(rb"<Vertex\s|\bMicronsPerPixel=|<Attributes\b|\bReadOnly=")
 SQLITE = b"SQLite format 3\0"
@@ -45,8 +54,6 @@ OTHERS = {  # what else people give, by its first bytes
         rb"[{[].{,9999}\"(slots|slot_names|schema_ref|workview_url|complex_polygon)\"", re.DOTALL
     ): "a file of V7 Darwin",
     re.compile(rb"[{[].{,9999}\"(bounding_box|polygon)\"\s*:\s*\{", re.DOTALL): "a file of V7 Darwin",
-    re.compile(rb"[{[].{,9999}\"(category_id|supercategory|categories|coco_url)\"", re.DOTALL): "a COCO file",
-    re.compile(rb"[{[].{,9999}\"shape_type\"", re.DOTALL): "a labelme file",
     re.compile(rb"(<\?xml[^>]*>\s*)?<annotations[\s>]"): "a file of Hamamatsu's NDP.view",
     re.compile(rb"<(!doctype )?html", re.IGNORECASE): "a web page",
     re.compile(rb"\x89PNG|\xff\xd8\xff|II[*+]\0|MM\0[*+]"): "an image",
@@ -58,15 +65,17 @@ OTHERS = {  # what else people give, by its first bytes
 
 def read_annotations(
     path: str | Path,
-    file_format: Format,
+    file_format: Format | None,
     *,
     types: str | Path | None = None,
     objects: Collection[str] = (ANNOTATION,),
+    point_px: float | None = None,
 ) -> AnnotationFile:
-    """Read an annotation file, compressed with gzip or zip or not.
+    """Read an annotation file, compressed with gzip or zip or not; without a format, the one that it looks like.
 
     ``types`` is a file with names of EXACT's annotation types, see
     :func:`~counterstain.io.annotations.json_formats.read_exact`, ``objects`` the types of QuPath's objects to read.
+    Points of labelme and in lists become discs ``point_px`` wide, where that is given.
 
     Raises InputError, one line with the file, the place in it, what was expected and the remedy. Nothing else is
     raised, whatever the file holds. An odd object among others is no error: it is skipped, counted and described in the
@@ -80,17 +89,30 @@ def read_annotations(
         )
     data = read_bytes(path)
     looks = looks_like(data)
+    if file_format is None:
+        as_named = path.name.lower().endswith((".geojson", ".geojson.gz")) or data.strip() == b"[]"
+        file_format = looks or ("qupath" if as_named else None)
     if looks is not None and looks != file_format:
         raise InputError(f"{path}: looks like {looks}, not {file_format}; give --format {looks}, or move it away")
     other = next((kind for start, kind in OTHERS.items() if start.match(data[: 2**16].lstrip(BLANK))), None)
     if looks is None and other is not None:
         raise InputError(f"{path}: is {other}, which is not read; export the outlines as GeoJSON for --format qupath")
+    if file_format is None:
+        raise InputError(f"{path}: its format is not known; expected one of {', '.join(FORMATS)}")
     try:
         if file_format == "exact":
             return read_exact(path, data, Path(types) if types is not None else None)
         if file_format == "qupath":
             return read_geojson(path, data, objects)
-        readers = {"asap": read_asap, "aperio": read_aperio, "halo": read_aperio, "sliderunner": read_sliderunner}
+        if file_format in {"labelme", "points"}:
+            return (read_labelme if file_format == "labelme" else read_points)(path, data, point_px)
+        readers = {
+            "asap": read_asap,
+            "aperio": read_aperio,
+            "halo": read_aperio,
+            "sliderunner": read_sliderunner,
+            "coco": read_coco,
+        }
         return readers[file_format](path, data)
     except GEOSException as error:
         reason = " ".join(str(error).split())
@@ -128,7 +150,8 @@ def looks_like(data: bytes) -> Format | None:
         qupath, exact = QUPATH.search(head), EXACT.search(head)
         if qupath and exact:
             return "qupath" if qupath.start() < exact.start() else "exact"
-        return "qupath" if qupath else "exact" if exact else None
+        of_images = (kind for kind, sign in OF_IMAGES.items() if sign.search(head))
+        return "qupath" if qupath else "exact" if exact else next(of_images, None)
     return None
 
 

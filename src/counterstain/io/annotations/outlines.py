@@ -6,7 +6,7 @@ Shapes: n = points of an outline.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -59,6 +59,8 @@ class AnnotationFile:
     """What is wrong with the first of the objects that could not be read, and where; all are counted as skipped."""
     repaired: int = 0  # polygons that crossed themselves and were made valid
     splines: int = 0  # outlines that the source draws as curves through their points
+    sizes: Mapping[str | None, tuple[int, int]] = field(default_factory=dict)
+    """Rows and columns of the images, as :attr:`Annotation.slide` names them, where the file says so."""
 
     @property
     def slides(self) -> tuple[str, ...]:
@@ -157,6 +159,7 @@ class Collector:
         self._numbers: dict[str, int] = {}
         self._odd: list[str] = []
         self._slides: dict[str | None, object] = {}
+        self.sizes: dict[str | None, tuple[int, int]] = {}
         self._repaired = self._tangle = self._points = self._splines = 0
 
     def skip(self, reason: str) -> None:
@@ -261,6 +264,7 @@ class Collector:
             odd=tuple(self._odd),
             repaired=self._repaired,
             splines=self._splines,
+            sizes=self.sizes,
         )
 
     def _refuse(self) -> NoReturn:

@@ -1,0 +1,127 @@
+"""Images and label files of the same names, as most datasets lay them out.
+
+They lie in folders beside each other (``images/a.png``, ``labels/a.png``), or side by side with an ending (``a.png``,
+``a_mask.png``) or as files of two kinds (``a.tif``, ``a.xml``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from counterstain.data.cohort import PARTS
+from counterstain.errors import InputError
+from counterstain.io.labels import LabelMap
+from counterstain.io.parts import CLASSED, OUTLINES
+from counterstain.taxonomy import Taxonomy
+
+IMAGE_ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp", ".svs")
+LABEL_ENDINGS = (*OUTLINES, *CLASSED, ".npy", ".npz")
+OF_IMAGES = {"image", "images", "img", "imgs", "tissue images", "tiles"}
+OF_LABELS = {
+    "label", "labels", "mask", "masks", "annotation", "annotations", "gt", "ground_truth", "groundtruth", "seg",
+    "segmentation", "segmentations", "instance", "instances", "xml", "json", "geojson", "mat",
+}  # fmt: skip
+LABEL_ENDING = re.compile(r"[-_. ](label|labels|mask|seg|gt|annotation|instance|instances)$", re.IGNORECASE)
+PARTS_BY_NAME = {
+    **{name: name for name in PARTS},
+    "training": "train",
+    "validation": "val",
+    "valid": "val",
+    "dev": "val",
+    "testing": "test",
+}
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """What the files of a dataset tell."""
+
+    rows: list[Row]  # image and label, relative to the folder, perhaps patient, slide, part, score, region, columns
+    options: Mapping[str, Any] = field(default_factory=dict)  # fields of TableConfig
+    taxonomy: Taxonomy | None = None
+    legend: LabelMap | None = None
+    mpp: float | None = None
+    left_out: Counter[str] = field(default_factory=Counter)  # reason -> images
+
+
+def read_pairs(folder: Path) -> Dataset:
+    """Read images and label files of the same names: in folders beside each other, or with endings such as _mask."""
+    images: dict[tuple[tuple[str, ...], str], list[Path]] = {}
+    labels: dict[tuple[tuple[str, ...], str], list[Path]] = {}
+    for file in files_of(folder):
+        place, stem, is_label = _kind(folder, file)
+        if is_label is not None:
+            (labels if is_label else images).setdefault((place, stem), []).append(file)
+    rows, left_out = list[Row](), Counter[str]()
+    for key, files in images.items():
+        if key not in labels:
+            left_out["image without a label file of its name"] += 1
+            continue
+        files.sort(key=lambda file: IMAGE_ENDINGS.index(file.suffix.lower()))
+        for name, several in (("image", [f for f in files if f.suffix.lower() != ".svs"]), ("label", labels[key])):
+            if len(several) > 1:
+                raise InputError(
+                    f"{several[0]}: {several[1].name} in {several[1].parent} is another {name} of the same name; move "
+                    "those that are not to be imported to another folder"
+                )
+        row = paths_in(folder, files[0], labels[key][0])
+        rows.append(row | {"part": part_of(files[0].relative_to(folder))})
+    left_out["label file without an image of its name"] += len(labels.keys() - images.keys())
+    return Dataset(rows=split_rows(rows), left_out=+left_out)
+
+
+def key_of(folder: Path, file: Path) -> tuple[tuple[str, ...], str]:
+    """Return the folders of a file without those that say whether it is an image or a label, and its name."""
+    places = (part for part in file.relative_to(folder).parts[:-1] if part.lower() not in OF_IMAGES | OF_LABELS)
+    return tuple(places), LABEL_ENDING.sub("", file.stem)
+
+
+def _kind(folder: Path, file: Path) -> tuple[tuple[str, ...], str, bool | None]:
+    """Return the key of a file and whether it is a label file; None of a file that is neither image nor label."""
+    key = key_of(folder, file)
+    if file.suffix.lower() in LABEL_ENDINGS:
+        return *key, True
+    if file.suffix.lower() not in IMAGE_ENDINGS:
+        return *key, None
+    among = [part.lower() for part in file.relative_to(folder).parts[:-1]]
+    named = any(part in OF_LABELS for part in among) or LABEL_ENDING.search(file.stem) is not None
+    return *key, named
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Return all files of a folder, sorted, without hidden ones and those inside Zarr folders."""
+    if folder.is_file():
+        return [folder]
+    found, folders = [], [folder]
+    while folders:
+        for entry in sorted(folders.pop().iterdir()):
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if entry.is_dir() and entry.suffix != ".zarr":
+                folders.append(entry)
+            elif entry.is_file():
+                found.append(entry)
+    return sorted(found)
+
+
+def part_of(path: Path) -> str | None:
+    """Return the part of the split that a folder of a path names."""
+    named = [PARTS_BY_NAME[part.lower()] for part in path.parts[:-1] if part.lower() in PARTS_BY_NAME]
+    return named[-1] if named else None
+
+
+def split_rows(rows: list[Row]) -> list[Row]:
+    """Return rows without parts where all are in one, which is no split."""
+    return rows if len({row["part"] for row in rows}) > 1 else [row | {"part": None} for row in rows]
+
+
+def paths_in(folder: Path, image: Path, label: Path) -> Row:
+    """Return a row of an image and its label file, relative to the folder, or to that of the one file given."""
+    root = folder.parent if folder.is_file() else folder
+    return {"image": image.relative_to(root).as_posix(), "label": label.relative_to(root).as_posix()}
