@@ -44,7 +44,16 @@ ROW = {
     "vector": {"x1": 1, "y1": 1, "x2": 9, "y2": 1, "x3": 9, "y3": 9},
     "deleted": False,
 }
+SHAPE = {"label": "Tumor", "points": [[1, 1], [9, 1], [9, 9]], "group_id": None, "shape_type": "polygon"}
+DRAWN = {"id": 1, "image_id": 3, "category_id": 7, "segmentation": [[1, 1, 9, 1, 9, 9]], "iscrowd": 0}
+COCO = {
+    "images": [{"id": 3, "file_name": "A1.tif", "height": 48, "width": 64}],
+    "categories": [{"id": 7, "name": "Tumor"}],
+    "annotations": [DRAWN, {**DRAWN, "segmentation": {"size": [4, 2], "counts": [1, 3, 4]}}],
+}
 JSON_FILES = {
+    "coco": COCO,
+    "labelme": {"shapes": [SHAPE, {**SHAPE, "group_id": 1}], "imagePath": "A1.tif", "imageHeight": 48, "imageWidth": 64},
     "qupath": {"type": "FeatureCollection", "features": [FEATURE, FEATURE]},
     "exact": {"count": 2, "next": None, "results": [ROW, {**ROW, "annotation_type": 7}]},
 }
@@ -99,6 +108,8 @@ SAMPLES |= {f: content.encode() for f, content in XML_FILES.items()} | {"slideru
 OBJECTS = {
     "qupath": lambda *objects: json.dumps(objects).encode(),
     "exact": lambda *objects: json.dumps(objects).encode(),
+    "coco": lambda *objects: json.dumps(COCO | {"annotations": objects}).encode(),
+    "labelme": lambda *objects: json.dumps({"shapes": objects}).encode(),
     "asap": lambda *objects: f"<ASAP_Annotations>{''.join(objects)}</ASAP_Annotations>".encode("utf-8", "replace"),
     "aperio": lambda *objects: f"<Annotations><Annotation>{''.join(objects)}</Annotation></Annotations>".encode(
         "utf-8", "replace"
@@ -107,6 +118,8 @@ OBJECTS = {
 OBJECT = {
     "qupath": FEATURE,
     "exact": ROW,
+    "coco": DRAWN,
+    "labelme": SHAPE,
     "asap": re.search(r"<Annotation .*</Annotation>", XML_FILES["asap"])[0],
     "aperio": re.search(r"<Region .*?</Region>", XML_FILES["aperio"])[0].replace(' NegativeROA="0"', ""),
 }
