@@ -53,7 +53,12 @@ COCO = {
 }
 JSON_FILES = {
     "coco": COCO,
-    "labelme": {"shapes": [SHAPE, {**SHAPE, "group_id": 1}], "imagePath": "A1.tif", "imageHeight": 48, "imageWidth": 64},
+    "labelme": {
+        "shapes": [SHAPE, {**SHAPE, "group_id": 1}],
+        "imagePath": "A1.tif",
+        "imageHeight": 48,
+        "imageWidth": 64,
+    },
     "qupath": {"type": "FeatureCollection", "features": [FEATURE, FEATURE]},
     "exact": {"count": 2, "next": None, "results": [ROW, {**ROW, "annotation_type": 7}]},
 }
