@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import published_layouts as published
 import pytest
 import segmentation_models_pytorch as smp
 import timm
@@ -32,6 +33,7 @@ from counterstain.seeding import derive
 from counterstain.segmentation.model import Segmenter
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.segmentation.timm_networks import feature_network
+from counterstain.sharing import card
 from counterstain.storage import write_sealed
 
 PLAIN = """
@@ -174,6 +176,13 @@ def test_the_owner_of_the_key_recognises_patients_and_nobody_else_is_told_that_a
         check_no_leak(seen, cohort, "the checkpoint")
 
 
+def test_a_first_stage_of_an_export_brings_the_patients_that_it_saw(shared, tmp_path):
+    cohort = draw_cohort(tmp_path / "cohort")
+    first = first_stage_config(pretrained=str(shared), validation_patches=0)
+    with pytest.raises(LeakageError, match="has seen p4 of the test split"):
+        train_autoencoder(cohort, first, tmp_path / "first", size_px=32, seed=0)
+
+
 def test_the_first_stage_of_an_export_can_be_had_alone(run, shared, tmp_path):
     assert run("import", "weights", shared, "--kind", "autoencoder", "--out", tmp_path / "first")[0] == 0
     header, state = load_checkpoint(tmp_path / "first", "autoencoder")
@@ -247,6 +256,19 @@ def test_a_first_stage_saved_by_diffusers_encodes_as_it_did(run, tmp_path, chang
         assert torch.equal(ours.encode(images), theirs.encode(images).latent_dist.mode())
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_single_file_may_leave_out_the_convolutions_around_the_latents(run, tmp_path, plain):
+    state = published.drawn(published.first_stage(32, (1, 2), 4))
+    state = {name: value for name, value in state.items() if not (plain and "quant_conv" in name)}
+    save_file(state, tmp_path / "ae.safetensors")
+    words = ("import", "weights", tmp_path / "ae.safetensors", "--kind", "autoencoder", "--out", tmp_path / "c")
+    assert run(*words, *COMMON)[0] == 0
+    ours, header = load_autoencoder(tmp_path / "c")
+    assert header.config.get("plain_latents", False) is plain
+    with torch.no_grad():
+        assert ours.decode(ours.encode(torch.zeros(1, 3, 32, 32))).shape == (1, 3, 32, 32)
+
+
 def test_a_published_first_stage_takes_the_place_of_a_training_and_normalises_as_its_config_says(run, tmp_path):
     theirs = stable_diffusion(tmp_path / "sd", scaling_factor=0.2)
     cohort = draw_cohort(tmp_path / "cohort")
@@ -261,6 +283,8 @@ def test_a_published_first_stage_takes_the_place_of_a_training_and_normalises_as
     config = denoiser_config(normalise_latents="none")
     train_diffusion(cohort, config, tmp_path / "d", autoencoder=tmp_path / "first", size_px=32, seed=0)
     assert DiffusionGenerator.load(tmp_path / "d").model.latent_sd.tolist() == pytest.approx([5.0] * 4)
+
+    assert "| cohort | cohort (fingerprint" in card(read_header(tmp_path / "d"), "", "diffusers")
 
     nobody_says = first_stage_config(pretrained=str(tmp_path / "sd"))
     with pytest.raises(InputError, match="whose tissue was this network trained on"):

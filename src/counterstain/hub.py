@@ -23,8 +23,10 @@ PATIENCE_S = 5.0
 
 
 def is_repo(source: str | Path) -> bool:
-    """Whether a source names a repository of the Hub: OWNER/NAME, and no such file or folder is here."""
-    return REPO_ID.fullmatch(str(source)) is not None and not Path(source).exists()
+    """Whether a source names a repository of the Hub: OWNER/NAME, which is no file of weights and nothing that is here."""
+    path = Path(source)
+    named = REPO_ID.fullmatch(str(source)) is not None and not path.match("*.safetensors")
+    return named and not path.exists() and not any(path.match(pattern) for pattern in WITH_CODE)
 
 
 def fetched(
@@ -53,7 +55,8 @@ def fetched(
         except Exception as error:  # of the Hub's client, or of whichever library it speaks HTTP with
             absent = isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError)
             if kind == last or not absent:
-                raise _cannot(repo, "read", error, "give a local folder that holds its files") from error
+                remedy = "no such folder is here either: give one that holds its files, or check the name"
+                raise _cannot(repo, "read", error, remedy) from error
     raise AssertionError
 
 

@@ -41,13 +41,14 @@ from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import AutoencoderConfig, DiffusionConfig
 from counterstain.generators.methods import METHODS
+from counterstain.generators.published_diffusers import SHARED_FILE
 from counterstain.generators.published_layouts import State, to_published
 from counterstain.generators.published_weights import with_prefix, without_prefix
 from counterstain.hub import RepoType, fetched, push_folder
 from counterstain.segmentation.model import IMAGENET_MEAN, IMAGENET_SD, load_segmenter
 from counterstain.storage import claim, committing, read_sealed, replacing, write_sealed, write_text
 
-SHARED_FILE, CARD_FILE = "counterstain.json", "README.md"
+CARD_FILE = "README.md"
 LDM_FILE = "model.ckpt"  # what CompVis' code looks for
 CARD = """\
 ---

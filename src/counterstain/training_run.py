@@ -96,7 +96,7 @@ class TrainingRun:
             patients_seen=tuple(sorted({*self.cohort.patients("train"), *self.seen})),
             tissue_seen=tissue_of(self.cohort) if self.kind == "segmenter" else (),
             cohort=self.cohort.fingerprint,
-            notes={**notes, **self.notes},
+            notes={"cohort_name": self.cohort.folder.name, **notes, **self.notes},
         )
         save_checkpoint(self.out, dict(state), header)
         forget_progress(self.out)

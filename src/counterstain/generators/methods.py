@@ -233,6 +233,8 @@ def missing_file(key: str, path: str | None) -> Iterator[str]:
 
 def _missing_of_autoencoder(config: Any) -> Iterator[str]:
     if config.pretrained is not None:
+        if config.pretrained_patients is None and not Path(config.pretrained).exists():
+            yield "autoencoder.pretrained_patients: say none, or give a file of the patients whose tissue it saw"
         return
     if config.lpips_weight:
         yield from missing_file("autoencoder.lpips_weights", config.lpips_weights)

@@ -29,6 +29,7 @@ from counterstain.hub import fetched, is_repo
 from counterstain.storage import read_json, sha256_of, write_json, write_text
 
 INDEX_FILE, CONFIG_FILE = "model_index.json", "config.json"
+SHARED_FILE = "counterstain.json"  # what an export knows of its checkpoint
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
 FIRST_STAGE_FOLDERS = ("vae", "vqvae")
 CLASSES = {"kl": AutoencoderKL, "vq": VQModel, "linear": pipeline.LinearAutoencoder}

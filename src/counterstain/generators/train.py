@@ -23,7 +23,7 @@ from counterstain.checkpoints import (
     require_finite,
     require_taxonomy,
 )
-from counterstain.config import Config
+from counterstain.config import Config, build
 from counterstain.data.cohort import Cohort
 from counterstain.data.sampling import PatchBatches
 from counterstain.data.split import check_no_leak
@@ -34,12 +34,13 @@ from counterstain.generators.diffusion import Diffusion, diffusion_batches, meas
 from counterstain.generators.diffusion_config import AutoencoderConfig, DiffusionConfig, DistillationConfig
 from counterstain.generators.distillation import Distillation, student_config
 from counterstain.generators.drawing import DiffusionGenerator
-from counterstain.generators.published_diffusers import hashes, located
+from counterstain.generators.published_diffusers import SHARED_FILE, hashes, located
 from counterstain.generators.published_weights import first_stage_of
 from counterstain.generators.spade import Spade
 from counterstain.generators.spade_config import SpadeConfig
 from counterstain.generators.training_monitors import warnings_of, watch_autoencoder, watch_spade
 from counterstain.progress import bar
+from counterstain.storage import read_sealed
 from counterstain.training import Batches, fit
 from counterstain.training_config import TrainingConfig
 from counterstain.training_run import ModuleT, TrainingRun
@@ -149,7 +150,10 @@ def _published_stage(run: TrainingRun, config: AutoencoderConfig, source: str) -
     with run.released_on_error():
         folder = located(Path(source))
         what, claimed = f"autoencoder.pretrained {source}", config.pretrained_patients
-        seen = patients_behind(folder, claimed, what, "pretrained_patients")
+        if (folder / SHARED_FILE).is_file():  # an export of ours
+            seen = build(CheckpointHeader, read_sealed(folder / SHARED_FILE), folder / SHARED_FILE).patients_seen
+        else:
+            seen = patients_behind(folder, claimed, what, "pretrained_patients")
         check_no_leak(seen, run.cohort, f"the first stage {source}")
         fitted, state, scaling = first_stage_of(folder, config.for_use(), run.size_px)
         fitted.check_size(run.size_px)
