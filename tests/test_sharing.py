@@ -160,6 +160,7 @@ def test_an_export_names_no_patient_but_counts_them(shared):
         assert file.is_dir() or b"P-04" not in file.read_bytes(), file
     assert "| patients seen | 2 |" in (shared / "README.md").read_text()
     assert "1 = HER2 0" in (shared / "README.md").read_text()
+    assert "mask[8:-8, 8:-8] = 1" in (shared / "README.md").read_text()
 
 
 def test_the_owner_of_the_key_recognises_patients_and_nobody_else_is_told_that_all_is_well(

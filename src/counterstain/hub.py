@@ -23,7 +23,7 @@ PATIENCE_S = 5.0
 
 
 def is_repo(source: str | Path) -> bool:
-    """Whether a source names a repository of the Hub: OWNER/NAME, which is no file of weights and nothing that is here."""
+    """Whether a source names a repository of the Hub: OWNER/NAME, no file of weights, and nothing that is here."""
     path = Path(source)
     named = REPO_ID.fullmatch(str(source)) is not None and not path.match("*.safetensors")
     return named and not path.exists() and not any(path.match(pattern) for pattern in WITH_CODE)
@@ -55,7 +55,10 @@ def fetched(
         except Exception as error:  # of the Hub's client, or of whichever library it speaks HTTP with
             absent = isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError)
             if kind == last or not absent:
-                remedy = "no such folder is here either: give one that holds its files, or check the name"
+                if offline:
+                    error = ConnectionError("no connection, and it is not in the cache")
+                here = "no such folder is here either: give one that holds its files, or check the name"
+                remedy = here if into is None else "check the name and, where it is private, HF_TOKEN"
                 raise _cannot(repo, "read", error, remedy) from error
     raise AssertionError
 

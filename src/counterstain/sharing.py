@@ -84,7 +84,7 @@ from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("FOLDER or OWNER/NAME", trust_remote_code=True)  # runs its pipeline.py
 mask = np.zeros(({size_px}, {size_px}), np.uint8)  # {labels}
-mask[16:-16, 16:-16] = 1
+mask[{quarter}:-{quarter}, {quarter}:-{quarter}] = 1
 pipeline(mask).images[0].save("drawn.png")
 ```
 {more}
@@ -142,7 +142,7 @@ def _write_diffusers(folder: Path, header: CheckpointHeader, out: Path) -> None:
         more += "`pipeline(masks, images=IMAGES)` keeps the nuclei of real images (H, W, 3) uint8.\n"
     if header.config.get("style"):
         more += "`pipeline(masks, references=[(IMAGE, MASK), …])` draws in the style of reference patches.\n"
-    use = USE_DIFFUSERS.format(size_px=header.size_px, labels=labels, more=more)
+    use = USE_DIFFUSERS.format(size_px=header.size_px, quarter=header.size_px // 4, labels=labels, more=more)
     write_text(out / CARD_FILE, card(header, use, "diffusers"))
 
 
