@@ -1,7 +1,7 @@
 """Export of a cohort or a synthetic set: ordinary images, a dataset of nnU-Net, an image folder of Hugging Face.
 
-docs/inputs.md shows the files of each. ``png`` has a table that ``counterstain import table`` reads: the import gives
-the same label masks, but takes connected components for instances; ``instances/`` keeps touching ones apart. Generated
+docs/inputs.md shows the files of each. ``png`` is read back by ``counterstain import dataset``, instances included;
+``import table`` reads its table with connected components for instances. Generated
 images bring ``patients_seen.txt``, a line per patient behind them, and a column of the same name in ``table.csv``; the
 import keeps these patients out of evaluation.
 """
