@@ -18,7 +18,9 @@ RUN python3 -m venv /opt/counterstain
 WORKDIR /source
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src src
-RUN /opt/counterstain/bin/pip install --constraint constraints.txt ".${EXTRAS:+[${EXTRAS}]}"
+# Gradio (extra app) asks for an older pillow than the one that is pinned.
+RUN case ",${EXTRAS}," in *,app,*) sed -i '/^pillow==/d' constraints.txt ;; esac \
+    && /opt/counterstain/bin/pip install --constraint constraints.txt ".${EXTRAS:+[${EXTRAS}]}"
 
 FROM ${BASE}
 ENV DEBIAN_FRONTEND=noninteractive

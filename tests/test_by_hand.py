@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,6 +98,14 @@ def test_the_set_goes_on_into_the_next_shard(cohort, patch, tmp_path, monkeypatc
         found = cs.add_to_set(PAINTER.redraw(patch, {1: "HER2 3+"}, seed=seed), cohort, out=tmp_path / "kept")
     assert found.patches["seed"].tolist() == [0, 1, 2, 3, 4]
     assert np.array_equal(found[4].image, found[0].image)
+
+
+def test_decisions_about_its_patches_stay_when_the_set_grows_by_those_of_another_generator(cohort, patch, tmp_path):
+    work = PAINTER.redraw(patch, {1: "HER2 3+"})
+    cs.add_to_set(work, cohort, out=tmp_path / "kept")
+    cs.Review(tmp_path / "kept", "ada").decide(0, "reject")
+    cs.add_to_set(replace(work, patients=frozenset({"elsewhere"}), nuclei=True), cohort, out=tmp_path / "kept")
+    assert cs.Review(tmp_path / "kept").rejected == (0,)
 
 
 def test_no_patch_is_lost_where_the_writing_of_the_next_was_killed(cohort, patch, tmp_path):

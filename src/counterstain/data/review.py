@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import pandas as pd
 
-from counterstain.data.patch_set import HEADER_FILE, PatchSet, PatchSetHeader
+from counterstain.data.patch_set import BY_HAND, HEADER_FILE, PatchSet, PatchSetHeader
 from counterstain.errors import InputError, MismatchError, StorageError
 from counterstain.journals import Record, held, now, person, records_of
 from counterstain.storage import fingerprint, read_csv, read_json
@@ -246,7 +246,8 @@ class Review:
 
 def set_mark(header: PatchSetHeader) -> str:
     """Return what distinguishes a synthetic set from others; one that was made longer keeps it."""
-    return fingerprint(header.model_dump(mode="json", exclude={"count", "version"}))[:16]
+    grows = {"patients_seen", "settings"} if header.method == BY_HAND else set()
+    return fingerprint(header.model_dump(mode="json", exclude={"count", "version", *grows}))[:16]
 
 
 def rejected_in(folder: Path, count: int) -> list[int]:

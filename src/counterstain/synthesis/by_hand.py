@@ -15,14 +15,12 @@ from PIL import Image, PngImagePlugin
 
 import counterstain
 from counterstain.data.cohort import Cohort
-from counterstain.data.patch_set import SHARD_PATCHES, PatchSet, PatchSetHeader, PatchSetWriter, SyntheticPatch
+from counterstain.data.patch_set import BY_HAND, SHARD_PATCHES, PatchSet, PatchSetHeader, PatchSetWriter, SyntheticPatch
 from counterstain.data.patches import Patch
 from counterstain.errors import InputError, LeakageError
 from counterstain.generators.interface import DrawRequest, ImageGenerator
 from counterstain.storage import claim
 from counterstain.synthesis.masks import SynthesisConfig
-
-BY_HAND = "by hand"  # method of a set of such patches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
