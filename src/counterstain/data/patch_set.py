@@ -37,7 +37,7 @@ from counterstain.storage import committing, read_json, read_sealed, sha256_of, 
 from counterstain.taxonomy import IGNORE, Taxonomy
 
 SHARD_PATCHES = 64
-BY_HAND = "by hand"  # method of a set to which patches were added one by one
+BY_HAND = "hand"  # method of a set to which patches were added one by one
 ARRAYS = {"image": "images.zarr", "instances": "instances.zarr"}
 TYPES = {"flag": "bool", "integer": "int64", "text": "str"}
 HEADER_FILE, HASHES_FILE = "set.json", "hashes.json"
