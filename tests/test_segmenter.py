@@ -21,7 +21,9 @@ from counterstain.data.patches import Patch, Source
 from counterstain.data.region_store import Region
 from counterstain.data.sampling import CopyPasteConfig, PatchSampler
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
+from counterstain.segmentation import corrections
 from counterstain.segmentation import train as training_module
+from counterstain.segmentation.corrections import Critic, border_labels
 from counterstain.segmentation.counts import by_slide, measures, pooled
 from counterstain.segmentation.evaluate import evaluate
 from counterstain.segmentation.mixing import MixingConfig
@@ -33,7 +35,7 @@ from counterstain.segmentation.model import (
     load_segmenter,
 )
 from counterstain.segmentation.segmenter_config import InferenceConfig, SegmenterConfig
-from counterstain.segmentation.train import Critic, border_labels, train_segmenter
+from counterstain.segmentation.train import train_segmenter
 from counterstain.taxonomy import IGNORE, Subtype, Taxonomy
 from counterstain.training_config import TrainingConfig
 
@@ -309,8 +311,8 @@ def test_a_resumed_training_that_corrects_labels_equals_an_uninterrupted_one(
 
 @pytest.mark.parametrize("option", [{"ignore_above": 1.25}, {"border_um": 2.0}])
 def test_corrected_labels_are_another_training(cohort, trained, tmp_path, monkeypatch, option) -> None:
-    monkeypatch.setattr(training_module, "TEACHER_IS_SURE", 0.5)  # four steps teach little
-    monkeypatch.setattr(training_module, "COUNTED_PATCHES", 8)
+    monkeypatch.setattr(corrections, "TEACHER_IS_SURE", 0.5)  # four steps teach little
+    monkeypatch.setattr(corrections, "COUNTED_PATCHES", 8)
     options = {"synthetic": make_set(tmp_path / "set"), "amount": 1.0, "size_px": PX, "seed": 0}
     train_segmenter(cohort, config(steps=4), tmp_path / "plain", **options)
     critic = {"critic": trained} if "ignore_above" in option else {}

@@ -133,6 +133,8 @@ def _pieces(
 
 def regions_of(cohort: Cohort, split: str) -> pd.DataFrame:
     """Return the rows of :attr:`Cohort.regions` that a split has, ``all`` included; their index is their position."""
+    if split not in {*PARTS, ALL}:
+        raise InputError(f"split {split!r}: expected one of {', '.join((*PARTS, ALL))}")
     regions = cohort.regions.reset_index(drop=True)
     return regions if split == ALL else regions.iloc[cohort.positions(split)]
 
@@ -147,8 +149,7 @@ def _leak(cohort: Cohort, position: int, folder: Path) -> LeakageError:
 
 def check_evaluable(folder: Path, header: CheckpointHeader, cohort: Cohort, split: str) -> None:
     """Check that a segmenter may be evaluated on a split of a cohort; raises what :func:`evaluate` does."""
-    if split not in {*PARTS, ALL}:
-        raise InputError(f"split {split!r}: expected one of {', '.join((*PARTS, ALL))}")
+    regions_of(cohort, split)
     require_taxonomy(folder, header, cohort.taxonomy)
     require_mpp(folder, header, cohort)
     if split != "train":

@@ -1,15 +1,11 @@
 """Train a segmenter on real and synthetic patches, and save it with every patient it saw.
 
-Labels of synthetic patches can be corrected in training: pixels on which a segmenter of real patches disagrees are
-ignored, and the borders of instances follow a moving average of the segmenter itself.
-
 Shapes: B = batch, H, W = rows and columns in pixels, K = number of subtypes; tables of labels have an entry for each
 label 0 … K, 0 = background.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from counterstain.checkpoints import read_header
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
-from counterstain.data.sampling import PastedPatches, PatchBatches, PatchSampler, PatchSource, stack
+from counterstain.data.sampling import PastedPatches, PatchBatches, PatchSampler, PatchSource
 from counterstain.data.split import check_no_leak
-from counterstain.devices import Batch, device_of, place
+from counterstain.devices import Batch
 from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.seeding import derive, numpy_generator
+from counterstain.segmentation.corrections import Corrections, MarkedBatches
 from counterstain.segmentation.mixing import (
     MixedPatches,
     ShareSchedule,
@@ -39,19 +35,14 @@ from counterstain.segmentation.model import (
     Segmenter,
     encoder_patients,
     load_encoder_weights,
-    load_segmenter,
-    loss_by_pixel,
 )
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.storage import fingerprint
-from counterstain.taxonomy import BACKGROUND, IGNORE
+from counterstain.taxonomy import BACKGROUND
 from counterstain.training import Batches, fit
 from counterstain.training_run import TrainingRun
 
-COUNTED_PATCHES = 512  # from which the frequencies of subtypes, and losses on real patches, are estimated
-TEACHER_DECAY = 0.999  # of the moving average that corrects borders, once it has warmed up
-TEACHER_STARTS = 0.5  # share of the steps before it does
-TEACHER_IS_SURE = 0.9  # probability of a pixel's class from which on it does
+COUNTED_PATCHES = 512  # from which the frequencies of subtypes are estimated
 
 
 def train_segmenter(
@@ -93,16 +84,9 @@ def train_segmenter(
     """
     config.check_size(size_px)
     count, share = synthetic_count(amount, config.mixing), synthetic_share(amount, share)
-    corrections = {"ignore_above": ignore_above, "border_um": border_um}
-    if (critic is None) != (ignore_above == 0):
-        raise InputError("critic and ignore_above need each other: give both or neither")
-    given: dict[str, Any] = {name: value for name, value in corrections.items() if value}
-    given |= {} if critic is None else {"critic": read_header(critic).sha256}
-    numbers = sorted({*range(count)}.difference(left_out))
-    if count and not numbers:
-        raise InputError(
-            f"all {count} patches of the synthetic set are rejected; review them again, or draw another set"
-        )
+    numbers = _numbers(count, left_out)
+    corrections = Corrections(critic=critic, ignore_above=ignore_above, border_um=border_um)
+    given = corrections.record()
     given |= {"left_out": sorted({*range(count)}.difference(numbers))} if len(numbers) < count else {}
     run = TrainingRun(
         cohort=cohort,
@@ -117,13 +101,9 @@ def train_segmenter(
         | _patients_behind_critic(critic, cohort),
     )
     options: dict[str, Any] = {
-        "synthetic": synthetic,
-        "amount": amount,
-        "share": share,
-        "label": label,
-        "critic": critic,
-    } | corrections
-    options |= {"left_out": left_out, "review": review}
+        "synthetic": synthetic, "amount": amount, "share": share, "critic": critic, "ignore_above": ignore_above,
+        "border_um": border_um, "left_out": left_out, "review": review, "label": label,
+    }  # fmt: skip
     if run.finished() or run.spread(train_segmenter, config.training, **options):
         return run.out
 
@@ -132,19 +112,10 @@ def train_segmenter(
     schedule = ShareSchedule(share=share, steps=steps, batch_size=training.batch_size, config=config.mixing)
     mixing: dict[str, Any] = {"numbers": numbers, "share": schedule, "seed": derive(seed, "mixing")}
     patches = MixedPatches(_real(run, sampler, config), synthetic or (), config.sampling, **mixing)
-    batches: Batches = PatchBatches(patches, training.batch_size, ("images", "labels"))
-    if config.mixup_alpha is not None:
-        batches = MixupBatches(batches, config.mixup_alpha, derive(seed, "mixup"))
     weights = _label_weights(patches, cohort, config, steps * training.batch_size)
     segmenter, start = _network(run, config, steps, weights)
-    if critic is not None or border_um:
-        segmenter.correction = LabelCorrection(
-            critic=None if critic is None else Critic.of(critic, sampler, config, ignore_above),
-            teacher=copy.deepcopy(segmenter) if border_um else None,
-            border_px=max(1, round(border_um / cohort.mpp)),
-            first_step=round(TEACHER_STARTS * steps),
-        )
-        batches = MarkedBatches(batches, patches, training.batch_size)
+    segmenter.correction = corrections.of(segmenter, sampler, config, steps=steps, mpp=cohort.mpp)
+    batches = _batches(patches, config, seed, marked=segmenter.correction is not None)
     fit(segmenter, batches, run.out, training, ema_decay=config.ema_decay, label=label)
     segmenter.correction = None
     notes = {
@@ -159,6 +130,25 @@ def train_segmenter(
         **given,
     }
     return run.save(segmenter.state_dict(), notes)
+
+
+def _numbers(count: int, left_out: Collection[int]) -> list[int]:
+    """Return which of the first ``count`` patches of a set are used."""
+    numbers = sorted({*range(count)}.difference(left_out))
+    if count and not numbers:
+        raise InputError(
+            f"all {count} patches of the synthetic set are rejected; review them again, or draw another set"
+        )
+    return numbers
+
+
+def _batches(patches: MixedPatches, config: SegmenterConfig, seed: int, *, marked: bool) -> Batches:
+    """Return the batches of a stream, blended if so configured, ``marked`` where they have to say what is synthetic."""
+    size = config.training.batch_size
+    batches: Batches = PatchBatches(patches, size, ("images", "labels"))
+    if config.mixup_alpha is not None:
+        batches = MixupBatches(batches, config.mixup_alpha, derive(seed, "mixup"))
+    return MarkedBatches(batches, patches, size) if marked else batches
 
 
 def _real(run: TrainingRun, sampler: PatchSampler, config: SegmenterConfig) -> PatchSource:
@@ -296,104 +286,3 @@ class MixupBatches:
         blended = (share * images + (1 - share) * images[order]).round().to(torch.uint8)
         mixed = {"images": blended, "mixed_labels": batch["labels"][order]}
         return batch | mixed | {"kept_share": torch.full((len(images),), share)}
-
-
-@dataclass(frozen=True, slots=True)
-class MarkedBatches:
-    """Batches that also say which of their patches are synthetic: ``synthetic`` (B,) bool."""
-
-    batches: Batches
-    patches: MixedPatches
-    batch_size: int
-
-    def __call__(self, step: int) -> Batch:
-        """Return a step's batch."""
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)
-        marks = torch.tensor([self.patches.is_synthetic(place) for place in places])
-        return self.batches(step) | {"synthetic": marks}
-
-
-class Critic(nn.Module):
-    """A segmenter of real patches, and the loss of a pixel of each label, (256,) float, above which it disagrees."""
-
-    def __init__(self, segmenter: Segmenter, limits: Tensor) -> None:
-        super().__init__()
-        self.segmenter = segmenter.requires_grad_(False)
-        self.limits: Tensor
-        self.register_buffer("limits", limits)
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, folder: Path, real: PatchSource, config: SegmenterConfig, ignore_above: float) -> Critic:
-        """Open a segmenter and take its mean loss on each label of real patches; no limit where there is no pixel."""
-        segmenter = place(load_segmenter(folder)[0], device_of(config.training))
-        sums, pixels = torch.zeros(256), torch.zeros(256)
-        size = config.training.batch_size
-        for first in range(0, COUNTED_PATCHES, size):
-            batch = stack([real[i] for i in range(first, first + size)], ("images", "labels"))
-            labels = batch["labels"].long().ravel()
-            losses = loss_by_pixel(segmenter(batch["images"].to(segmenter.device)).float().cpu(), batch["labels"])
-            sums.index_add_(0, labels, losses.ravel())
-            pixels += torch.bincount(labels, minlength=256)
-        means = torch.where(pixels > 0, sums / pixels, torch.inf)
-        return cls(segmenter.cpu(), ignore_above * means)
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return where the segmenter disagrees with labels, (B, H, W) bool."""
-        return loss_by_pixel(self.segmenter(images).float(), labels) > self.limits[labels.long()]
-
-
-class LabelCorrection(nn.Module):
-    """Corrects the labels of the synthetic patches of a batch in training; real ones keep theirs.
-
-    ``border_px`` is how far from the border of an instance the ``teacher`` corrects, from ``first_step`` on.
-    """
-
-    def __init__(self, *, critic: Critic | None, teacher: Segmenter | None, border_px: int, first_step: int) -> None:
-        super().__init__()
-        self.critic, self.teacher = critic, None if teacher is None else teacher.requires_grad_(False)
-        self.border_px, self.first_step = border_px, first_step
-        self._step = -1
-
-    @torch.no_grad()
-    def forward(self, batch: Batch, network: nn.Module) -> Tensor:
-        """Return the labels (B, H, W) uint8 of a batch that ``network`` is trained on."""
-        self.eval()
-        images, labels, step = batch["images"], batch["labels"], int(batch["step"])
-        corrected = labels
-        if self.teacher is not None:
-            if step != self._step:  # once for all micro-batches
-                _follow(self.teacher.network, network, step)
-                self._step = step
-            if step >= self.first_step:
-                tumour = self.teacher(images).float().softmax(1)[:, 1]
-                corrected = border_labels(labels, tumour, self.border_px)
-        if self.critic is not None:
-            corrected = torch.where(self.critic(images, corrected), IGNORE, corrected)
-        return torch.where(batch["synthetic"][:, None, None], corrected, labels).to(torch.uint8)
-
-
-def border_labels(labels: Tensor, tumour: Tensor, border_px: int) -> Tensor:
-    """Return labels that follow a probability of tumour, (B, H, W) float, near the borders where it is sure.
-
-    ``labels`` (B, H, W) uint8: pixels up to ``border_px`` from one of the other class may change it, to background or
-    to a subtype that lies so near. Pixels to be ignored, and borders between subtypes, stay.
-    """
-    known = torch.where(labels == IGNORE, BACKGROUND, labels).float()[:, None]
-    edge = 2 * border_px + 1
-    nearby = functional.max_pool2d(known, edge, 1, border_px)[:, 0]
-    all_tumour = -functional.max_pool2d(-known, edge, 1, border_px)[:, 0] > BACKGROUND
-    band = (nearby > BACKGROUND) & ~all_tumour & (labels != IGNORE)
-    inside = torch.where(labels == BACKGROUND, nearby.to(labels.dtype), labels)
-    followed = torch.where(tumour > 0.5, inside, BACKGROUND).to(labels.dtype)
-    return torch.where(band & ((tumour - 0.5).abs() >= TEACHER_IS_SURE - 0.5), followed, labels)
-
-
-def _follow(average: nn.Module, network: nn.Module, step: int) -> None:
-    """Move an average of weights and statistics towards those of a network."""
-    weight = 1 - min(TEACHER_DECAY, (1 + step) / (10 + step)) if step else 1.0
-    for mean, value in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(value.detach(), weight)
-        else:
-            mean.copy_(value)
