@@ -24,8 +24,8 @@ def boxes(name: str, *drawn: tuple[int, ...], shape: tuple[int, int] = (64, 64),
     return Region(region=name, **({"patient": known["slide"]} | known), image=image, instances=instances)
 
 
-def store(folder: Path, *regions: Region, mpp: float = 0.5) -> Cohort:
-    writer = CohortWriter(folder, HER2, mpp, {"kind": "drawn"})
+def store(folder: Path, *regions: Region, mpp: float = 0.5, taxonomy: Taxonomy = HER2) -> Cohort:
+    writer = CohortWriter(folder, taxonomy, mpp, {"kind": "drawn"})
     writer.add("all", regions)
     return writer.finish()
 

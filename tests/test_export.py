@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import zarr
 from drawn_cohort import HER2, draw_cohort, draw_set, store
 from PIL import Image
 
@@ -16,11 +17,18 @@ from counterstain.data.patches import label_mask
 from counterstain.data.region_store import Region
 from counterstain.errors import CounterstainWarning, InputError, MismatchError
 from counterstain.io import exports as module
-from counterstain.io.exports import ExportConfig, export, file_names
+from counterstain.io.export_contents import file_names
+from counterstain.io.exports import ExportConfig, export
+from counterstain.io.import_slides import import_slides
 from counterstain.io.import_table import import_table
+from counterstain.io.ome_zarr import Labels, write_store
+from counterstain.io.qupath import write_ome_tiff
+from counterstain.io.slides import Slide
 from counterstain.taxonomy import IGNORE, Taxonomy
 
-PNG, NNUNET, HF = (ExportConfig(file_format=name) for name in ("png", "nnunet", "hf"))
+PNG, NNUNET, HF, QUPATH, STORES = (
+    ExportConfig(file_format=name) for name in ("png", "nnunet", "hf", "qupath", "ome-zarr")
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +55,10 @@ def draw_odd_cohort(folder) -> Cohort:
     return write_region(folder, "a/b: 1", instances, {70_000: 2, 5: IGNORE, 9: 5})
 
 
-def write_region(folder, name, instances, subtypes) -> Cohort:
+def write_region(folder, name, instances, subtypes, taxonomy=HER2) -> Cohort:
     image = np.full((*instances.shape, 3), 77, np.uint8)
     region = Region(region=name, slide="s", patient="p", image=image, instances=instances, subtypes=subtypes)
-    return store(folder, region, mpp=0.25)
+    return store(folder, region, mpp=0.25, taxonomy=taxonomy)
 
 
 def pixels(path) -> np.ndarray:
@@ -238,6 +246,140 @@ def test_the_datasets_library_reads_the_image_folder(cohort, tmp_path):
     assert np.array_equal(np.asarray(loaded["train"][0]["mask"]), masks(cohort)["p0-0"])
 
 
+# QuPath
+
+
+def import_from_qupath(project, into, outlines="outlines", mpp: float = 0.5) -> Cohort:
+    return import_slides(
+        project / "images", project / outlines, file_format="qupath", labels=project / "LABELS.yaml",
+        taxonomy=Taxonomy.load(project / "taxonomy.yaml"), patients=project / "patients.csv",
+        regions=project / "regions.csv", mpp=mpp, out=into,
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:slides that have the same outlines")
+def test_outlines_of_a_qupath_project_come_back_as_the_same_instances(cohort, tmp_path):
+    export(cohort.folder, tmp_path / "project", QUPATH)
+    again = import_from_qupath(tmp_path / "project", tmp_path / "again")
+    order = [again.regions["region"].tolist().index(f"{name}-whole") for name in cohort.regions["region"]]
+    for position, found in enumerate(order):
+        for one, other in zip(cohort.read(position), again.read(found), strict=True):
+            assert np.array_equal(one, other)
+        assert cohort.subtypes(position) == again.subtypes(found)
+    assert again.regions["patient"].iloc[order].tolist() == cohort.regions["patient"].tolist()
+    assert again.taxonomy == cohort.taxonomy
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_its_shape_an_instance_comes_back_from_its_outline(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    instances = np.kron(rng.integers(0, 5, (20, 30)), np.ones((1 + seed % 3, 1), int)).astype(np.int32)
+    instances[0, :5] = 7  # of one row, at the edge
+    subtypes = {i: 1 + i % 5 for i in np.unique(instances).tolist() if i} | {3: IGNORE}
+    cohort = write_region(tmp_path / "cohort", "a: b", instances, subtypes)
+    export(cohort.folder, tmp_path / "project", QUPATH)
+    again = import_from_qupath(tmp_path / "project", tmp_path / "again", mpp=0.25)
+    expected, found = masks(cohort)["a: b"], next(iter(masks(again).values()))
+    assert np.array_equal(expected, found)
+
+
+def test_outlines_that_were_edited_are_imported_with_their_new_class(cohort, tmp_path):
+    project = tmp_path / "project"
+    export(cohort.folder, project, QUPATH)
+    (project / "edited").mkdir()
+    for file in (project / "outlines").iterdir():
+        content = json.loads(file.read_text())
+        for feature in content["features"]:
+            feature["properties"]["classification"] = {"name": "HER2 3+", "color": [140, 45, 4]}
+        (project / "edited" / file.name).write_text(json.dumps(content))
+    with pytest.warns(CounterstainWarning, match="same outlines"):
+        again = import_from_qupath(project, tmp_path / "again", "edited")
+    assert set(again.instances["subtype"]) == {4}
+    assert export(cohort.folder, project, QUPATH) == len(cohort)  # which leaves what QuPath and its scripts wrote
+
+
+def test_a_project_lists_images_and_classes_as_qupath_does(cohort, tmp_path):
+    export(cohort.folder, tmp_path, QUPATH)
+    project = json.loads((tmp_path / "project.qpproj").read_text())
+    assert project["uri"] == (tmp_path / "project.qpproj").as_uri()
+    assert [image["imageName"] for image in project["images"]] == cohort.regions["region"].tolist()
+    assert [image["entryID"] for image in project["images"]] == list(range(1, 1 + project["lastID"]))
+    assert project["images"][0]["serverBuilder"]["uri"] == (tmp_path / "images" / "p0-0.ome.tif").as_uri()
+    classes = json.loads((tmp_path / "classifiers" / "classes.json").read_text())["pathClasses"]
+    assert [c["name"] for c in classes] == [*HER2.names, "Ignore*"]
+    assert classes[3]["color"] == 0xFF8C2D04 - 2**32
+    features = json.loads((tmp_path / "outlines" / "p0-0.geojson").read_text())["features"]
+    assert features[0]["properties"]["objectType"] == "annotation"
+    drawn = {f["properties"]["classification"]["name"]: f["properties"]["classification"]["color"] for f in features}
+    assert all(HER2.palette[HER2.id_of(name)].tolist() == colour for name, colour in drawn.items())
+
+
+@pytest.mark.filterwarnings("ignore:slides that have the same outlines")
+def test_who_is_behind_generated_images_comes_back_from_qupath_too(synthetic, tmp_path):
+    export(synthetic.folder, tmp_path / "project", QUPATH)
+    again = import_from_qupath(tmp_path / "project", tmp_path / "again")
+    assert again.patients("train") == ["p0", "p1", "p2"]
+
+
+def test_a_class_that_qupath_would_take_for_two_is_refused(tmp_path):
+    taxonomy = Taxonomy(name="t", subtypes=({"id": 1, "name": "tumour: in situ", "colour": "#ff0000"},))
+    write_region(tmp_path / "cohort", "a", np.ones((8, 8), np.int32), {1: 1}, taxonomy)
+    with pytest.raises(InputError, match="QuPath takes 'tumour: in situ' for a class within a class; rename"):
+        export(tmp_path / "cohort", tmp_path / "out", QUPATH)
+
+
+def test_large_images_have_levels_that_begin_with_the_image_itself(tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (2100, 2300, 3), np.uint8)
+    write_ome_tiff(tmp_path / "a.ome.tif", image, 0.25)
+    with Slide.open(tmp_path / "a.ome.tif") as slide:
+        assert slide.mpp_level0 == 0.25
+        assert np.array_equal(slide.read(0, 0, 2300, 2100, 0.25), image)
+        assert np.abs(slide.read(0, 0, 4, 4, 0.5) - image[:8, :8].reshape(4, 2, 4, 2, 3).mean((1, 3))).max() <= 0.5
+    first = (tmp_path / "a.ome.tif").read_bytes()
+    write_ome_tiff(tmp_path / "a.ome.tif", image, 0.25)
+    assert (tmp_path / "a.ome.tif").read_bytes() == first
+
+
+# OME-Zarr
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ome_zarr|zarr|dask")
+def test_the_reader_of_ome_zarr_opens_images_with_labels_in_the_colours_of_their_subtypes(synthetic, tmp_path):
+    from ome_zarr.io import parse_url
+    from ome_zarr.reader import Reader
+
+    export(synthetic.folder, tmp_path, STORES)
+    image, _, instances, subtypes = Reader(parse_url(tmp_path / "000002.ome.zarr"))()
+    patch = synthetic[2]
+    assert np.array_equal(np.moveaxis(np.asarray(image.data[0]), 0, -1), patch.image)
+    assert np.array_equal(np.asarray(instances.data[0]), patch.instances)
+    assert np.array_equal(np.asarray(subtypes.data[0]), patch.label_mask)
+    assert image.metadata["coordinateTransformations"][0][0]["scale"] == [1, 0.5, 0.5]
+    instance, subtype = next(iter(patch.subtypes.items()))
+    assert instances.metadata["properties"][instance]["subtype"] == HER2.name_of(subtype)
+    expected = [*(HER2.palette[subtype] / 255), 1.0]
+    assert instances.metadata["color"][instance] == subtypes.metadata["color"][subtype] == pytest.approx(expected)
+    assert pd.read_csv(tmp_path / "table.csv")["image"].tolist() == [f"{i:06d}.ome.zarr" for i in range(8)]
+
+
+def test_the_models_of_the_ome_zarr_specification_accept_images_and_labels(tmp_path):
+    from ome_zarr_models.v05 import Image as ImageModel
+    from ome_zarr_models.v05.image_label import ImageLabel
+
+    image = np.random.default_rng(0).integers(0, 255, (1100, 2300, 3), np.uint8)
+    marked = np.zeros((1100, 2300), np.int32)
+    marked[500:900, 1000:1801] = 3
+    labels = Labels("found", marked, "int32", {3: {"class": "tumour"}}, {3: (200, 0, 0)})
+    write_store(tmp_path / "a.ome.zarr", image, [labels], name="a", mpp=0.5)
+    root = zarr.open_group(tmp_path / "a.ome.zarr", mode="r")
+    ImageModel.from_zarr(root)
+    ImageLabel.from_zarr(root["labels/found"])
+    assert [root[str(level)].shape for level in range(3)] == [(3, 1100, 2300), (3, 550, 1150), (3, 275, 575)]
+    assert np.array_equal(root["labels/found/1"][:], marked[::2, ::2])
+    means = np.floor(image.reshape(550, 2, 1150, 2, 3).mean((1, 3)) + 0.5)
+    assert np.array_equal(root["1"][:], np.moveaxis(means, -1, 0))
+
+
 # Any kind
 
 
@@ -272,7 +414,7 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_written(drawn, tmp_path
     assert not (tmp_path / out).exists()
 
 
-@pytest.mark.parametrize("config", [PNG, HF])
+@pytest.mark.parametrize("config", [PNG, HF, QUPATH, STORES])
 def test_an_interrupted_export_goes_on_and_ends_the_same(cohort, tmp_path, config):
     export(cohort.folder, tmp_path / "whole", config)
     with pytest.raises(KeyboardInterrupt):
@@ -324,7 +466,9 @@ def stop_at_the_fourth(_label, _count):
 
 
 def contents(folder) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """All files, but for the one that has a time and its own place in it."""
+    files = [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".qpproj"]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 
 def test_a_folder_of_something_else_is_refused(cohort, tmp_path):
@@ -345,7 +489,7 @@ def test_the_command_line_says_what_comes_next(run, cohort, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("tif",), "--format tif: expected png, nnunet, hf or weights"),
+        (("tif",), "--format tif: expected png, nnunet, hf, qupath, ome-zarr, weights, diffusers, smp"),
         (("png", "--split", "x"), "parts.0: Input should be 'train', 'val' or 'test' (got 'x')"),
     ],
 )

@@ -6,8 +6,9 @@ import shapely
 import yaml
 
 from counterstain.errors import ConfigError, InputError
+from counterstain.io.annotations import read_all
 from counterstain.io.annotations.outlines import Annotation, AnnotationFile
-from counterstain.io.labels import LabelMap, count_labels, draft_labels, taxonomy_of
+from counterstain.io.labels import LabelMap, count_labels, draft_labels, taxonomy_of, taxonomy_of_labels
 from counterstain.taxonomy import BACKGROUND, IGNORE, Taxonomy
 
 HER2 = Taxonomy.named("her2")
@@ -130,3 +131,46 @@ def test_labels_mean_the_same_in_every_unicode_form_and_spacing():
 def test_a_word_for_no_subtype_is_not_the_name_of_one(name):
     with pytest.raises(ConfigError, match="says that there is no subtype; write background or ignore"):
         taxonomy_of([name, "HER2 0"], "mine", "L.yaml")
+
+
+# Colours of classes
+
+
+QUPATH = """{{"type": "FeatureCollection", "features": [{{"type": "Feature", "id": "{name}", "geometry":
+{{"type": "Polygon", "coordinates": [[[0, 0], [9, 0], [9, 9], [0, 0]]]}},
+"properties": {{"objectType": "annotation", "classification": {{"name": "{name}", {colour}}}}}}}]}}"""
+
+
+@pytest.mark.parametrize("colour", ['"color": [12, 34, 255]', f'"colorRGB": {0xFF0C22FF - 2**32}'])
+def test_colours_of_qupath_classes_go_through_the_draft_into_the_taxonomy(tmp_path, colour):
+    (tmp_path / "a.geojson").write_text(QUPATH.format(name="Adenoma", colour=colour))
+    (tmp_path / "b.geojson").write_text(QUPATH.format(name="Polyp", colour='"color": [1, 2, 3]'))
+    draft = draft_labels(read_all(tmp_path, "qupath"))
+    assert yaml.safe_load(draft)["colours"] == {"Adenoma": "#0c22ff", "Polyp": "#010203"}
+    labels = load(tmp_path, draft.replace("  Adenoma:", "  Adenoma: adenoma", 1).replace("  Polyp:", "  Polyp: other", 1))
+    found = {s.name: s.colour for s in taxonomy_of_labels(labels, tmp_path / "L.yaml").subtypes}
+    assert found == {"adenoma": "#0c22ff", "other": "#010203"}
+
+
+def test_her2_subtypes_take_the_colours_of_their_first_label_and_else_keep_their_own(tmp_path):
+    labels = load(
+        tmp_path,
+        "labels: {a: HER2 0, b: HER2 0, c: HER2 3+, d: ignore}\n"
+        "colours: {b: '#111111', a: '#222222', d: '#333333', elsewhere: '#444444'}",
+    )
+    taxonomy = taxonomy_of_labels(labels, tmp_path / "L.yaml")
+    assert [s.colour for s in taxonomy.subtypes] == ["#111111", *(s.colour for s in HER2.subtypes[1:])]
+    assert taxonomy.palette[1].tolist() == [0x11] * 3
+    assert taxonomy.names == HER2.names
+    assert taxonomy.merges == HER2.merges
+
+
+@pytest.mark.parametrize("colour", ["300, 0, 0", "0, 0", '"red", 0, 0', "0.5, 0, 0"])
+def test_what_is_no_colour_is_passed_over(tmp_path, colour):
+    (tmp_path / "a.geojson").write_text(QUPATH.format(name="a", colour=f'"color": [{colour}]'))
+    assert "colours" not in draft_labels(read_all(tmp_path, "qupath"))
+
+
+def test_a_colour_in_another_notation_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"LABELS.yaml: colours.a: .*#\[0-9a-fA-F\]"):
+        load(tmp_path, "labels: {a: x}\ncolours: {a: red}")

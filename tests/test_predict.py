@@ -542,6 +542,62 @@ def test_a_folder_of_images_and_slides_gets_a_file_each_and_goes_on(checkpoint, 
         predict(checkpoint, folder, out=tmp_path / "other", mpp_level0=0.5)
 
 
+# Other programs
+
+
+def test_a_qupath_project_has_slides_where_they_are_copies_of_images_and_their_outlines(checkpoint, slide, tmp_path):
+    folder, out = tmp_path / "images", tmp_path / "project"
+    folder.mkdir()
+    slide.rename(folder / "scan.tif")
+    Image.fromarray(disc(ground(120, 120), 50, 60, 20)).save(folder / "a.png")
+    found = predict(checkpoint, folder, out=out, format="qupath", mpp_level0=0.5)
+    assert [(p.path.parent.name, p.areas) for p in found] == [("predictions", 1), ("predictions", 2)]
+    project = json.loads((out / "project.qpproj").read_text())
+    uris = {image["imageName"]: image["serverBuilder"]["uri"] for image in project["images"]}
+    assert uris == {"a": (out / "images" / "a.ome.tif").as_uri(), "scan": (folder / "scan.tif").as_uri()}
+    with Slide.open(out / "images" / "a.ome.tif") as copied:
+        assert copied.mpp_level0 == 0.5
+        assert np.array_equal(copied.read(0, 0, 120, 120, 0.5), np.asarray(Image.open(folder / "a.png")))
+    (out / "project.qpproj").write_text("as QuPath saved it")
+    assert [p.areas for p in predict(checkpoint, folder, out=out, format="qupath", mpp_level0=0.5)] == [None, None]
+    assert (out / "project.qpproj").read_text() == "as QuPath saved it"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ome_zarr|zarr|dask")
+@pytest.mark.parametrize("origin", [None, "canvas"])
+def test_an_ome_zarr_store_of_a_slide_shows_what_was_outlined(checkpoint, tmp_path, origin):
+    from ome_zarr.io import parse_url
+    from ome_zarr.reader import Reader
+
+    picture = disc(ground(320, 384), 160, 190, 90)
+    write_mirax(tmp_path / "scan.mrxs", picture, offset_xy=(70, 150), mpp=0.5)
+    predict(checkpoint, tmp_path / "scan.mrxs", out=tmp_path / "out", format="ome-zarr", origin=origin)
+    image, *_, labels = Reader(parse_url(tmp_path / "out" / "scan.ome.zarr"))()
+    assert image.data[0].shape == (3, 160, 192)
+    assert image.metadata["coordinateTransformations"][0][0]["scale"] == [1, 1, 1]
+    shown = np.asarray(labels.data[0])
+    assert iou(shown == 1, np.asarray(image.data[0])[1] < 128) > 0.98
+    assert labels.metadata["color"][1] == [200 / 255, 0, 0, 1]
+    assert labels.metadata["properties"][1]["class"] == "tumour"
+    assert labels.metadata["properties"][1]["area_um2"] == pytest.approx(np.pi * 90**2 / 4, rel=0.02)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ome_zarr|zarr|dask")
+def test_of_a_cohort_every_region_is_a_store_of_its_own(checkpoint, tmp_path):
+    import zarr
+
+    cohort = make_cohort(tmp_path / "cohort", [(1000, 2000), (5000, 2000)])
+    for _ in range(2):
+        predict(checkpoint, cohort, out=tmp_path / "out", format="ome-zarr")
+    for position in range(2):
+        store = zarr.open_group(tmp_path / "out" / f"r{position}.ome.zarr", mode="r")
+        image, _ = cohort.read(position)
+        assert np.array_equal(np.moveaxis(store["0"][:], 0, -1), image)
+        assert np.array_equal(store["labels/prediction/0"][:] == 1, image[..., 1] < 128)
+    with pytest.raises(InputError, match=r"then 'counterstain predict SEGMENTER PROJECT/images --out PROJECT/pred"):
+        predict(checkpoint, cohort, out=tmp_path / "project", format="qupath")
+
+
 # The command line
 
 
@@ -563,7 +619,7 @@ def test_bad_input_is_one_line_and_status_2(run, checkpoint, slide, tmp_path):
         ((tmp_path / "none.svs", *out), "none.svs: no such slide file"),
         ((tmp_path / "text.svs", *out), "text.svs: not a slide that can be read"),
         ((plain, *out), "plain.tif: the file has no resolution; give it with --mpp-level0"),
-        ((tmp_path, *out), "of a folder, --out is the folder of one file per image; give it another name"),
+        ((tmp_path, *out), "here it is a folder, with a file for each image; give it another name"),
         ((tmp_path / "none.png", *out), "none.png: no such slide file"),
         ((image, *out), "image.png: the file has no resolution; give it with --mpp-level0"),
         (
@@ -571,6 +627,8 @@ def test_bad_input_is_one_line_and_status_2(run, checkpoint, slide, tmp_path):
             "--regions is for slides; all of an image is predicted",
         ),
         ((tmp_path / "segmenter", "--out", tmp_path / "out"), "segmenter: no slide in it; expected files ending in"),
+        ((slide, *out, "--format", "svg"), "--format svg: expected geojson, qupath, ome-zarr"),
+        ((slide, "--out", tmp_path / "q", "--format", "qupath", "--origin", "canvas"), "leave out --origin canvas"),
         ((slide, "--out", tmp_path / "x.csv"), "expected the name of a file that ends in .geojson"),
         ((slide, *out, "--threshold", 2), "threshold: Input should be less than 1 (got 2.0)"),
         ((slide, *out, "--regions", tmp_path / "none.csv"), "none.csv: no such file; expected a CSV table"),

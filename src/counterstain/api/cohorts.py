@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from counterstain.data.cohort import Cohort
     from counterstain.data.patch_set import PatchSet
 
-EXPORT_FORMATS = ("png", "nnunet", "hf")
+EXPORT_FORMATS = ("png", "nnunet", "hf", "qupath", "ome-zarr")
 CHECKPOINT_FORMATS = ("weights", "diffusers", "smp")
 
 
@@ -157,7 +157,8 @@ def export(
         A cohort, a synthetic set or a checkpoint.
     format : str
         png: images, label images and a table; nnunet: a raw dataset of nnU-Net v2; hf: an image folder of Hugging
-        Face's datasets. Of a checkpoint, weights: as NVlabs/SPADE or CompVis/latent-diffusion publish theirs;
+        Face's datasets; qupath: a QuPath project with outlines; ome-zarr: OME-Zarr images with labels, for napari.
+        Of a checkpoint, weights: as NVlabs/SPADE or CompVis/latent-diffusion publish theirs;
         diffusers: a diffusion network that plain diffusers draws with; smp: a segmenter that
         segmentation_models_pytorch opens.
     out : str or Path

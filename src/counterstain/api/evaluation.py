@@ -150,6 +150,7 @@ def predict(
     source: PathLike | Cohort,
     *,
     out: PathLike,
+    format: str = "geojson",
     regions: str = "whole",
     mpp_level0: float | None = None,
     threshold: float = 0.5,
@@ -170,6 +171,9 @@ def predict(
         A slide, an image (PNG, JPEG, TIFF, ...), a folder of them, or the folder or URL of a cohort.
     out : str or Path
         GeoJSON file; for a folder or a cohort, the folder of one file per image or slide.
+    format : str
+        geojson; qupath: a QuPath project of the slides and images, with outlines; or ome-zarr: OME-Zarr images with the
+        outlines painted as labels, for napari. The last two make a folder.
     regions : str
         whole: all tissue (windows of mere glass are background: docs/performance.md says what counts as glass);
         auto: squares placed on tissue; or a CSV table of regions.
@@ -192,13 +196,15 @@ def predict(
     from counterstain.config import build
     from counterstain.progress import bar
     from counterstain.segmentation.predict import PredictConfig
-    from counterstain.segmentation.predict_images import predict_cohort, predict_files
+    from counterstain.segmentation.predict_images import FORMATS, predict_cohort, predict_files
 
     settings = {"threshold": threshold, "min_area_um2": min_area_um2, "origin": origin, "object_type": object_type}
     settings |= {"regions_per_slide": regions_per_slide, "region_size_um": region_size_um}
     segmenter, place, out = Path(segmenter), folder_of(source), Path(out)
     config = build(PredictConfig, settings, f"prediction on {place}")
-    where: dict[str, Any] = {"device": device, "progress": bar}
+    if format not in FORMATS:
+        raise ConfigError(f"--format {format}: expected {', '.join(FORMATS)}")
+    where: dict[str, Any] = {"file_format": format, "device": device, "progress": bar}
     if isinstance(place, Path) and not is_cohort(place):
         return predict_files(segmenter, place, out, config, regions=regions, mpp_level0=mpp_level0, **where)
     if regions != "whole" or mpp_level0 is not None:

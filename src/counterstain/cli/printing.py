@@ -196,6 +196,9 @@ NEXT_OF_EXPORT = {
     "--mpp {mpp:g} --out COHORT",
     "nnunet": "next: nnUNetv2_plan_and_preprocess -d NUMBER --verify_dataset_integrity, then copy "
     "{out}/splits_final.json beside the preprocessed data, so that training and validation are split by patient",
+    "qupath": "next: open {out}/project.qpproj in QuPath, then Automate > Project scripts > import_outlines > Run for "
+    "project",
+    "ome-zarr": "look: napari --plugin napari-ome-zarr {out}/NAME.ome.zarr",
     "hf": 'read with: load_dataset("imagefolder", data_dir="{out}")',
 }
 

@@ -109,13 +109,13 @@ def write_pack(store: Path, name: str, regions: Sequence[Region], *, mpp: float,
     """Write the pixels of regions of one size, file by file: an image that is read piece by piece is never whole."""
     n, (height, width) = len(regions), regions[0].instances.shape
     root = zarr.open_group(store, mode="w", zarr_format=3)
-    root.attrs["ome"] = _multiscales(name, "czyx", mpp) | {"omero": _OMERO}
+    root.attrs["ome"] = multiscales(name, "czyx", mpp) | {"omero": OMERO}
     root.attrs["counterstain"] = {"regions": [region.region for region in regions]}
     image = _create_array(root, "0", (3, n, height, width), "uint8", "czyx")
     labels = root.create_group("labels")
     labels.attrs["ome"] = {"version": "0.5", "labels": ["instances"]}
     group = labels.create_group("instances")
-    group.attrs["ome"] = _multiscales("instances", "zyx", mpp) | {"image-label": {"source": {"image": "../../"}}}
+    group.attrs["ome"] = multiscales("instances", "zyx", mpp) | {"image-label": {"source": {"image": "../../"}}}
     group.attrs["counterstain"] = {"taxonomy": taxonomy}
     instances = _create_array(group, "0", (n, height, width), "int32", "zyx")
     for array, kind in ((image, "image"), (instances, "instances")):
@@ -209,7 +209,7 @@ class Pixels:
             raise StorageError(f"{error}; import the cohort again") from error
 
 
-_OMERO = {
+OMERO = {
     "channels": [
         {"label": label, "color": colour, "active": True, "window": {"start": 0, "end": 255, "min": 0, "max": 255}}
         for label, colour in (("red", "FF0000"), ("green", "00FF00"), ("blue", "0000FF"))
@@ -225,10 +225,16 @@ _AXES = {
 }
 
 
-def _multiscales(name: str, axes: str, mpp: float) -> dict[str, Any]:
-    scale = [mpp if axis in "yx" else 1.0 for axis in axes]
-    dataset = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}
-    multiscale = {"name": name, "axes": [_AXES[axis] for axis in axes], "datasets": [dataset]}
+def multiscales(name: str, axes: str, mpp: float, levels: int = 1) -> dict[str, Any]:
+    """Return the OME-Zarr metadata of an image whose levels are called 0, 1, ..., each half as large as the one before.
+
+    ``mpp`` is micrometres per pixel of level 0.
+    """
+    datasets = []
+    for level in range(levels):
+        scale = [mpp * 2**level if axis in "yx" else 1.0 for axis in axes]
+        datasets.append({"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": scale}]})
+    multiscale = {"name": name, "axes": [_AXES[axis] for axis in axes], "datasets": datasets}
     return {"version": "0.5", "multiscales": [multiscale]}
 
 

@@ -26,7 +26,7 @@ from counterstain.errors import InputError, MismatchError
 from counterstain.io.annotations import Format, files_of_other_formats, match_annotations, read_all
 from counterstain.io.annotations.json_formats import ANNOTATION
 from counterstain.io.annotations.outlines import AnnotationFile
-from counterstain.io.import_table import repeated_images
+from counterstain.io.import_table import patients_behind, repeated_images
 from counterstain.io.labels import LabelMap, count_labels, count_skipped, taxonomy_of_labels
 from counterstain.io.regions import InstanceWindow, Outline, read_region_table
 from counterstain.io.slide_plan import (
@@ -113,6 +113,8 @@ def import_slides(
         warn_of_copies(plans)
         repeated = _repeated(Path(patients or slides), plans)
         source = _source(config, meanings, files, plans, set(objects))
+        if patients and (behind := patients_behind(Path(patients))):  # of generated images that were exported
+            source["patients_seen"] = sorted(behind)
         writer = CohortWriter(out, taxonomy=taxonomy, mpp=config.mpp, source=source)
         _check_unchanged(out, identities)
         if not writer.finished:

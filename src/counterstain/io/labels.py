@@ -13,7 +13,7 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -34,6 +34,8 @@ class LabelMap(Config):
     """Label -> subtype, ``background`` or ``ignore``."""
     regions: tuple[str, ...] = ()
     """Labels whose rectangles are regions of the slide, not instances."""
+    colours: dict[str, Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]] = Field(default_factory=dict)
+    """Label -> colour as ``#rrggbb``, that of its subtype; as QuPath draws the class, in a draft."""
 
     @model_validator(mode="before")
     @classmethod
@@ -56,6 +58,11 @@ class LabelMap(Config):
     @classmethod
     def _as_annotations_are_read(cls, regions: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(one_line, regions))
+
+    @field_validator("colours")
+    @classmethod
+    def _of_labels(cls, colours: dict[str, str]) -> dict[str, str]:
+        return {one_line(label): colour for label, colour in colours.items()}
 
     @model_validator(mode="after")
     def _one_meaning(self) -> Self:
@@ -126,7 +133,7 @@ def taxonomy_of_labels(label_map: LabelMap, source: Path, tissue_class: str = "t
     names = list(dict.fromkeys(meaning for meaning in label_map.labels.values() if meaning not in MEANINGS))
     her2 = Taxonomy.named("her2")
     if set(names) <= set(her2.names):
-        return her2
+        return _in_colours(her2, label_map)
     known = {name.casefold(): name for name in her2.names}
     for name in names:
         near = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.8)
@@ -135,7 +142,14 @@ def taxonomy_of_labels(label_map: LabelMap, source: Path, tissue_class: str = "t
                 f"{source}: {name!r} is none of HER2's subtypes; did you mean {known[near[0]]!r}? "
                 "If it is a subtype of your own, list all subtypes in a file and give --taxonomy FILE"
             )
-    return taxonomy_of(names, source.stem, source, tissue_class)
+    return _in_colours(taxonomy_of(names, source.stem, source, tissue_class), label_map)
+
+
+def _in_colours(taxonomy: Taxonomy, label_map: LabelMap) -> Taxonomy:
+    """Return a taxonomy with the colours that the map gives, each subtype's that of its first label."""
+    given = {label_map.labels.get(label): colour for label, colour in reversed(label_map.colours.items())}
+    subtypes = [s.model_copy(update={"colour": given.get(s.name, s.colour)}) for s in taxonomy.subtypes]
+    return Taxonomy(**{**taxonomy.model_dump(), "subtypes": subtypes})
 
 
 def count_labels(files: Iterable[AnnotationFile]) -> Counter[str]:
@@ -176,6 +190,12 @@ def draft_labels(files: Iterable[AnnotationFile], taxonomy: Taxonomy | None = No
         lines[-1] = "labels: {}"
     lines += [f"# Left out: {count:,} x {reason}" for reason, count in sorted(count_skipped(files).items())]
     lines += ["# Labels whose rectangles are regions of the slide, not instances.", f"regions: {_yaml(regions)}"]
+    drawn = {
+        label: colour for file in reversed(files) for label, colour in file.colours.items() if label in annotations
+    }
+    if drawn:
+        lines += ["# As the classes are drawn: every subtype takes the colour of its first label here.", "colours:"]
+        lines += [f"  {_yaml(label)}: {_yaml(colour)}" for label, colour in sorted(drawn.items())]
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Outlines of tumour: from probabilities, tile by tile, to polygons in a GeoJSON file.
+"""Outlines of areas: from probabilities, tile by tile, or from instances to polygons in a GeoJSON file.
 
 An area is one polygon, across tiles and with its holes. Only one tile is in memory at a time.
 
@@ -12,7 +12,7 @@ import hashlib
 import json
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,13 +22,15 @@ import shapely
 from contourpy import FillType, contour_generator
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from shapely import Polygon
-from shapely.geometry import mapping
+from shapely import MultiPolygon, Polygon
+from shapely.geometry import mapping, shape
 
+from counterstain.data.patches import instance_boxes
+from counterstain.data.region_store import bands_of
 from counterstain.errors import CounterstainWarning, MismatchError
 from counterstain.io.annotations.outlines import polygonal
 from counterstain.io.regions import rasterise
-from counterstain.storage import first_difference, replacing
+from counterstain.storage import first_difference, read_json, replacing
 
 TILE_WINDOWS = 8  # windows of a tile along one axis
 # Outlines may move by this much, which leaves a sixth of their corners. Half a pixel would halve these again, but take
@@ -145,6 +147,17 @@ def mask_polygons(mask: np.ndarray) -> list[Polygon]:
     return [area.polygon for area in join(list(pieces(mask.astype(np.float32), rows, columns, 0.5)))]
 
 
+def instance_outlines(instances: np.ndarray) -> Iterator[tuple[int, Polygon | MultiPolygon]]:
+    """Yield id and outline of every instance of a map, (H, W) integer, in its own pixels.
+
+    Painted again (:func:`counterstain.io.regions.rasterise`), outlines give the same map.
+    """
+    for instance, _, (y0, x0, y1, x1) in instance_boxes(bands_of(instances)):
+        parts = mask_polygons(np.pad(instances[y0:y1, x0:x1] == instance, 1))
+        whole = parts[0] if len(parts) == 1 else MultiPolygon(parts)
+        yield instance, shapely.transform(whole, lambda xy, corner=(x0 - 1, y0 - 1): xy + corner)
+
+
 def _known(span: Span, length: int) -> slice:
     """Return the samples of a tile, including the one that it shares with the next tile."""
     stop = span.stop if span.last else span.stop + 1
@@ -172,23 +185,34 @@ def _filled(samples: np.ndarray, y: np.ndarray, x: np.ndarray, threshold: float)
 ObjectType = Literal["annotation", "detection"]
 DECIMALS = 2  # of coordinates, in level-0 pixels
 TUMOUR_COLOUR = (200, 0, 0)  # QuPath's own for tumour
+PROBABILITY, AREA = "Mean probability", "Area um^2"  # measurements of an area
 LONGEST_HEAD_BYTES = 2**20
 _NAMESPACE = uuid.UUID("5f0c1bd4-6a40-4c1e-9f53-2d0f9b7d6a11")
 
 
-class Outlined(NamedTuple):
-    """An area of tumour on a slide."""
+RGB = tuple[int, int, int]
 
-    polygon: Polygon  # in level-0 pixels
-    mean_probability: float
+
+class Outlined(NamedTuple):
+    """An area on a slide."""
+
+    polygon: Polygon | MultiPolygon  # in level-0 pixels
+    mean_probability: float | None  # None of what was not predicted
     area_um2: float
-    region: str
+    label: str  # its class
+    metadata: Mapping[str, str]  # what else is known of it
 
 
 def on_slide(
-    areas: Sequence[Area], *, corner_xy_level0_px: tuple[float, float], mpp: float, mpp_level0: float, region: str
+    areas: Sequence[Area],
+    *,
+    corner_xy_level0_px: tuple[float, float],
+    mpp: float,
+    mpp_level0: float,
+    label: str,
+    region: str,
 ) -> Iterator[Outlined]:
-    """Convert areas from pixels of a region to level-0 pixels, rounded as they will be written.
+    """Convert areas of a class from pixels of a region to level-0 pixels, rounded as they will be written.
 
     Parts too small to have an area after rounding are dropped.
     """
@@ -196,24 +220,24 @@ def on_slide(
         moved = shapely.transform(area.polygon, lambda xy: xy * (mpp / mpp_level0) + corner_xy_level0_px)
         for part in shapely.get_parts(shapely.set_precision(moved, 10.0**-DECIMALS)):
             if part.area > 0:
-                yield Outlined(part, area.mean_probability, part.area * mpp_level0**2, region)
+                yield Outlined(part, area.mean_probability, part.area * mpp_level0**2, label, {"region": region})
 
 
 def write_geojson(
     path: Path,
     areas: Iterable[Outlined],
     *,
-    label: str,
+    colours: Mapping[str, RGB],
     object_type: ObjectType,
     offset_xy_level0_px: tuple[int, int],
     about: dict[str, Any],
 ) -> None:
     """Write areas as GeoJSON that QuPath opens (File > Import objects, or dropped on the slide), in one step.
 
-    ``label`` is the class of all areas, ``offset_xy_level0_px`` the origin of the file's coordinates on the canvas,
+    ``colours`` are those of the classes, ``offset_xy_level0_px`` the origin of the file's coordinates on the canvas,
     ``about`` how the areas were made; it is written first and ignored by QuPath.
     """
-    shared = {"objectType": object_type, "classification": {"name": label, "color": list(TUMOUR_COLOUR)}}
+    classes = {label: {"name": label, "color": list(colour)} for label, colour in colours.items()}
     digest = hashlib.sha256()
     with replacing(path) as partial, partial.open("wb") as file:
 
@@ -224,9 +248,22 @@ def write_geojson(
         write(_head(about))
         for number, area in enumerate(areas):
             identifier = str(uuid.uuid5(_NAMESPACE, f"{about} {number}"))
+            shared = {"objectType": object_type, "classification": classes[area.label]}
             feature = _feature(area, offset_xy_level0_px, identifier, shared)
             write((",\n" if number else "\n") + json.dumps(feature, ensure_ascii=False, allow_nan=False))
         file.write(_end(digest.hexdigest()))
+
+
+def read_areas(path: Path) -> list[Outlined]:
+    """Read the areas of a file of :func:`write_geojson`."""
+    areas = []
+    for feature in read_json(path)["features"]:
+        properties = feature["properties"]
+        known = {measured["name"]: measured["value"] for measured in properties["measurements"]}
+        label, metadata = properties["classification"]["name"], properties["metadata"]
+        polygon: Any = shape(feature["geometry"])
+        areas.append(Outlined(polygon, known.get(PROBABILITY), known[AREA], label, metadata))
+    return areas
 
 
 def is_written(path: Path, about: dict[str, Any]) -> bool:
@@ -287,11 +324,12 @@ def _difference(path: Path, about: dict[str, Any]) -> str:
 
 def _feature(area: Outlined, offset: tuple[int, int], identifier: str, shared: dict[str, Any]) -> dict[str, Any]:
     # QuPath before 0.4 reads measurements only as a list of names and values; later versions read that as well.
-    measurements = {"Mean probability": round(area.mean_probability, 4), "Area um^2": round(area.area_um2, 2)}
+    probability = {} if area.mean_probability is None else {PROBABILITY: round(area.mean_probability, 4)}
+    measurements = probability | {AREA: round(area.area_um2, 2)}
     properties = {
         "isLocked": False,
         "measurements": [{"name": name, "value": value} for name, value in measurements.items()],
-        "metadata": {"region": area.region},
+        "metadata": dict(area.metadata),
     }
     polygon = shapely.transform(area.polygon, lambda xy: np.round(xy - offset, DECIMALS))
     return {"type": "Feature", "id": identifier, "geometry": mapping(polygon), "properties": properties | shared}

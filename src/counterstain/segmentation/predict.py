@@ -23,6 +23,7 @@ from counterstain.config import Config
 from counterstain.devices import choose_device, fast_arithmetic, place
 from counterstain.errors import CounterstainError, InputError
 from counterstain.io.outlines import (
+    TUMOUR_COLOUR,
     ObjectType,
     Outlined,
     Piece,
@@ -119,14 +120,13 @@ def predict_slide(
         with fast_arithmetic(where):
             settings: dict[str, Any] = {"windows": windows, "threshold": config.threshold}
             found = _pieces_of(views, place(model, where), tissue, unfinished, progress, **settings)
-        areas: list[Outlined] = []
+        areas, label = list[Outlined](), header.taxonomy.tissue_class
         for box, view, of_view in zip(boxes, views, found, strict=True):
             corner = (view.x_level0_px, view.y_level0_px)
             mpp = {"mpp": header.mpp, "mpp_level0": opened.mpp_level0}
-            areas += on_slide(join(of_view), corner_xy_level0_px=corner, **mpp, region=box.name)
+            areas += on_slide(join(of_view), corner_xy_level0_px=corner, **mpp, label=label, region=box.name)
         origin = (0, 0) if config.origin == "canvas" else opened.bounds_level0_px[:2]
-    label = header.taxonomy.tissue_class
-    prediction = write_areas(out, areas, config, label=label, offset_xy_level0_px=origin, about=of_file)
+    prediction = write_areas(out, areas, config, of_file, offset_xy_level0_px=origin)
     shutil.rmtree(unfinished)
     return prediction
 
@@ -137,10 +137,24 @@ def check_name(out: Path) -> None:
         raise InputError(f"--out {out}: expected the name of a file that ends in .geojson, which QuPath knows")
 
 
-def write_areas(path: Path, areas: Iterable[Outlined], config: PredictConfig, **options: Any) -> Prediction:
-    """Write areas that are large enough; ``options`` are those of :func:`counterstain.io.outlines.write_geojson`."""
+def write_areas(
+    path: Path,
+    areas: Iterable[Outlined],
+    config: PredictConfig,
+    about: dict[str, Any],
+    offset_xy_level0_px: tuple[int, int] = (0, 0),
+) -> Prediction:
+    """Write areas that are large enough; see :func:`counterstain.io.outlines.write_geojson`."""
     large = [area for area in areas if area.area_um2 >= config.min_area_um2]
-    write_geojson(path, large, object_type=config.object_type, **options)
+    colours = {area.label: TUMOUR_COLOUR for area in large}
+    write_geojson(
+        path,
+        large,
+        colours=colours,
+        object_type=config.object_type,
+        offset_xy_level0_px=offset_xy_level0_px,
+        about=about,
+    )
     return Prediction(path, len(large), sum(area.area_um2 for area in large))
 
 

@@ -8,16 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import shapely
 
 from counterstain.checkpoints import CheckpointHeader, read_header
 from counterstain.data.cohort import Cohort
 from counterstain.devices import choose_device, fast_arithmetic, place
 from counterstain.errors import InputError
-from counterstain.io.exports import file_names
-from counterstain.io.outlines import Outlined, Span, is_written, join, on_slide, pieces
+from counterstain.io.export_contents import file_names
+from counterstain.io.ome_zarr import Labels, write_store
+from counterstain.io.outlines import TUMOUR_COLOUR, Outlined, Span, is_written, join, on_slide, pieces, read_areas
+from counterstain.io.pixel_readers import read_image
+from counterstain.io.qupath import OUTLINES, PREDICTIONS, ProjectImage, write_ome_tiff, write_project
+from counterstain.io.regions import InstanceWindow
 from counterstain.io.slides import IMAGE_SUFFIXES, SUFFIXES, Box, Slide, list_slides
 from counterstain.progress import Progress, silent
 from counterstain.segmentation.evaluate import require_mpp
@@ -35,6 +40,8 @@ from counterstain.segmentation.predict import (
 )
 from counterstain.storage import claim, file_identity, fingerprint
 
+FileFormat = Literal["geojson", "qupath", "ome-zarr"]
+FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
 PREDICTED = (*SUFFIXES, *IMAGE_SUFFIXES)
 
 
@@ -62,6 +69,7 @@ def predict_cohort(
     out: str | Path,
     config: PredictConfig | None = None,
     *,
+    file_format: FileFormat = "geojson",
     device: str = "auto",
     progress: Progress = silent,
 ) -> list[Prediction]:
@@ -69,7 +77,7 @@ def predict_cohort(
 
     ``out`` is a folder of a GeoJSON file per slide; finished files are kept. Coordinates are level-0 pixels of the
     slide's canvas. A slide whose regions overlap, such as images that were cut out without their position, gets a file
-    per region.
+    per region. With ``ome-zarr``, there is an OME-Zarr store for every region beside the folder ``outlines``.
 
     Raises InputError where there is no such segmenter, or coordinates from the scanned area are requested;
     MismatchError where the cohort has another resolution, or ``out`` contains something else.
@@ -80,6 +88,11 @@ def predict_cohort(
             f"{cohort.folder}: a cohort does not know where its slides were scanned; give --origin canvas, "
             "or predict on the slide itself"
         )
+    if file_format == "qupath":
+        raise InputError(
+            f"{cohort.folder}: a cohort has no images for QuPath; run 'counterstain export {cohort.folder} --format "
+            "qupath --out PROJECT', then 'counterstain predict SEGMENTER PROJECT/images --out PROJECT/predictions'"
+        )
     model, header = load_segmenter(segmenter)
     require_mpp(Path(segmenter), header, cohort)
     windows = model.config.inference.windows(header.size_px)
@@ -88,15 +101,32 @@ def predict_cohort(
         "segmenter": header.sha256, "cohort": fingerprint(known), "mpp": cohort.mpp, **identity_of(config, windows),
     }  # fmt: skip
     claim(out, "predict", about)
+    folder, groups = out / OUTLINES if file_format == "ome-zarr" else out, files_of(cohort)
     files = [
         _File(
-            out / f"{name}.geojson",
+            folder / f"{name}.geojson",
             {"file": name, "origin": "canvas", **about},
             [_region(cohort, position) for position in positions],
         )
-        for name, positions in files_of(cohort).items()
+        for name, positions in groups.items()
     ]
-    return _predict(model, header, files, config, device=device, progress=progress, label="regions")
+    found = _predict(model, header, files, config, device=device, progress=progress, label="regions")
+    if file_format == "ome-zarr":
+        for file, positions in zip(files, groups.values(), strict=True):
+            _write_regions(out, cohort, positions, read_areas(file.path))
+    return found
+
+
+def _write_regions(out: Path, cohort: Cohort, positions: Sequence[int], areas: Sequence[Outlined]) -> None:
+    names = file_names(cohort.regions["region"].tolist())
+    for position in positions:
+        store, box = out / f"{names[position]}.ome.zarr", _box(cohort, position)
+        if not store.exists():
+            image, _ = cohort.read(position)
+            shown = [area for area in areas if area.metadata["region"] == box.name]
+            step = cohort.mpp / mpp_level0_of(cohort, position)
+            labels = predicted_labels(shown, (box.x, box.y), step, image.shape)
+            write_store(store, image, [labels], name=names[position], mpp=cohort.mpp)
 
 
 def predict_files(
@@ -105,6 +135,7 @@ def predict_files(
     out: str | Path,
     config: PredictConfig | None = None,
     *,
+    file_format: FileFormat = "geojson",
     regions: str | Path = WHOLE,
     mpp_level0: float | None = None,
     device: str = "auto",
@@ -112,29 +143,74 @@ def predict_files(
 ) -> list[Prediction]:
     """Outline tumour on a slide or an image, or on all of a folder.
 
-    ``out`` is a GeoJSON file, of a folder the folder of one file each. See :func:`predict_images` for ordinary images,
+    ``out`` is a GeoJSON file, of a folder the folder of one file each. With ``qupath`` it is a QuPath project with the
+    slides where they are and copies of ordinary images, with ``ome-zarr`` a folder of an OME-Zarr store for each, at
+    the segmenter's resolution; both hold the GeoJSON files too. See :func:`predict_images` for ordinary images,
     :func:`counterstain.segmentation.predict.predict_slide` for everything else, and for ``regions``.
 
     Raises InputError also where there is no slide or image in a folder, or ``out`` is named like a file.
     """
     source, out, config = Path(source), Path(out), config or PredictConfig()
     slides = {out: source}
-    if source.is_dir():
-        slides = {out / f"{name}.geojson": path for name, path in list_slides(source, PREDICTED).items()}
+    if source.is_dir() or file_format != "geojson":
         if out.suffix in GEOJSON:
-            raise InputError(f"{out}: of a folder, --out is the folder of one file per image; give it another name")
-        claim(out, "predict", {"segmenter": read_header(Path(segmenter)).sha256, **config.model_dump(mode="json")})
+            raise InputError(f"--out {out}: here it is a folder, with a file for each image; give it another name")
+        if file_format == "qupath" and config.origin == "canvas":
+            raise InputError(f"{out}: QuPath counts from the corner of the scanned area; leave out --origin canvas")
+        folder = {"geojson": out, "qupath": out / PREDICTIONS, "ome-zarr": out / OUTLINES}[file_format]
+        slides = {folder / f"{name}.geojson": path for name, path in list_slides(source, PREDICTED).items()}
+        header = read_header(Path(segmenter))
+        claim(out, "predict", {"segmenter": header.sha256, "format": file_format, **config.model_dump(mode="json")})
     where: dict[str, Any] = {"mpp_level0": mpp_level0, "device": device, "progress": progress}
     images = {file: path for file, path in slides.items() if path.suffix.lower() in IMAGE_SUFFIXES}
     if images and regions != WHOLE:
         raise InputError(f"{next(iter(images.values()))}: --regions is for slides; all of an image is predicted")
     found = predict_images(segmenter, images, config, **where) if images else []
-    found += [
-        predict_slide(segmenter, path, file, config, regions=regions, **where)
-        for file, path in slides.items()
-        if file not in images
-    ]
+    for file in slides.keys() - images.keys():
+        found.append(predict_slide(segmenter, slides[file], file, config, regions=regions, **where))
+    if file_format == "qupath":
+        _write_project(out, slides, mpp_level0, header.taxonomy.tissue_class)
+    elif file_format == "ome-zarr":
+        for file, path in slides.items():
+            _write_store(out, file, path, config, mpp=header.mpp, mpp_level0=mpp_level0)
     return sorted(found)
+
+
+def _write_project(out: Path, slides: Mapping[Path, Path], mpp: float | None, label: str) -> None:
+    images = []
+    for file, path in slides.items():
+        copied = out / "images" / f"{file.stem}.ome.tif"
+        ordinary = path.suffix.lower() in IMAGE_SUFFIXES
+        if ordinary and not copied.exists():
+            write_ome_tiff(copied, read_image(path), mpp or 1.0)
+        images.append(ProjectImage(file.stem, copied if ordinary else path))
+    write_project(out, images, {label: TUMOUR_COLOUR})
+
+
+def _write_store(out: Path, outlines: Path, path: Path, config: PredictConfig, **mpp: float | None) -> None:
+    """Write the store of a slide or an image; ``mpp`` are that of the segmenter, and mpp_level0."""
+    store = out / f"{outlines.stem}.ome.zarr"
+    if store.exists():
+        return
+    with Slide.open(path, mpp["mpp_level0"], given_by="") as opened:
+        extent, spacing = Box(*opened.bounds_level0_px), mpp["mpp"] or opened.mpp_level0
+        corner = (extent.x, extent.y) if config.origin == "canvas" else (0, 0)
+        window = opened.window(extent, spacing)
+        drawn = predicted_labels(read_areas(outlines), corner, spacing / opened.mpp_level0, window.shape)
+        write_store(store, window, [drawn], name=outlines.stem, mpp=spacing)
+
+
+def predicted_labels(
+    areas: Sequence[Outlined], corner_xy_level0_px: tuple[int, int], step: float, shape: Sequence[int]
+) -> Labels:
+    """Paint areas, numbered from 1 on, into an image of ``shape`` H, W, ``step`` level-0 pixels per pixel."""
+    moved = [shapely.transform(a.polygon, lambda xy: (xy - corner_xy_level0_px) / step) for a in areas]
+    painted = InstanceWindow(list(enumerate(moved, start=1)), (shape[0], shape[1]))
+    known = {
+        number: {"class": a.label, "mean probability": a.mean_probability, "area_um2": a.area_um2}
+        for number, a in enumerate(areas, start=1)
+    }
+    return Labels("prediction", painted, "int32", known, dict.fromkeys(known, TUMOUR_COLOUR))
 
 
 def predict_images(
@@ -191,29 +267,25 @@ def _predict(
     images = read_ahead(image.read for file in files if file.path in missing for image in file.images)
     windows = model.config.inference.windows(header.size_px)
     probabilities = sliding_window_inference(place(model, where), images, windows)
-    options: dict[str, Any] = {"label": header.taxonomy.tissue_class, "offset_xy_level0_px": (0, 0)}
+    tissue_class = header.taxonomy.tissue_class
     with fast_arithmetic(where), progress(label, sum(len(file.images) for file in files)) as advance:
         for file in files:
             if file.path in missing:
                 tumour = ((image, next(probabilities)) for image in file.images)
-                areas = [area for found in tumour for area in _areas(*found, config.threshold)]
-                written.append(write_areas(file.path, areas, config, about=file.about, **options))
+                areas = [area for found in tumour for area in _areas(*found, config.threshold, tissue_class)]
+                written.append(write_areas(file.path, areas, config, file.about))
             else:
                 written.append(Prediction(file.path, None, None))
             advance(len(file.images))
     return written
 
 
-def _areas(image: _Image, probability: np.ndarray, threshold: float) -> Iterator[Outlined]:
+def _areas(image: _Image, probability: np.ndarray, threshold: float, label: str) -> Iterator[Outlined]:
     """Return the areas of one image on its slide."""
     rows, columns = (Span(0, length, 0, length) for length in probability.shape)
     areas = join(list(pieces(probability, rows, columns, threshold)))
-    place_of: dict[str, Any] = {
-        "corner_xy_level0_px": image.corner_xy_level0_px,
-        "mpp": image.mpp,
-        "mpp_level0": image.mpp_level0,
-    }
-    return on_slide(areas, region=image.name, **place_of)
+    corner, mpp = image.corner_xy_level0_px, {"mpp": image.mpp, "mpp_level0": image.mpp_level0}
+    return on_slide(areas, corner_xy_level0_px=corner, **mpp, label=label, region=image.name)
 
 
 def _read(path: Path, mpp: float, mpp_level0: float) -> np.ndarray:

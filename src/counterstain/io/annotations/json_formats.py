@@ -106,6 +106,8 @@ def _add_feature(collector: Collector, feature: Json, number: int, objects: Coll
     if parts:
         polygon = collector.polygon(parts, where)
         collector.add(polygon, identifier=identifier(feature.get("id"), number), label=label)
+        if colour := _colour(properties.get("classification")):
+            collector.colours.setdefault(label, colour)
     elif collector.skips == skipped:
         collector.skip(EMPTY)
 
@@ -121,6 +123,17 @@ def _class(properties: dict[str, Json], where: str) -> str:
     if given is None and not classification:
         given = properties.get("name")
     return name(given, f"{where} class") if given is not None else UNCLASSIFIED
+
+
+def _colour(classification: Json) -> str | None:
+    """Return the colour of a class as #rrggbb: its ``color``, [r, g, b], or the number ``colorRGB`` of old versions."""
+    found = classification if isinstance(classification, dict) else {}
+    rgb, packed = found.get("color"), found.get("colorRGB")
+    if type(packed) is int and -(2**31) <= packed < 2**31:
+        return f"#{packed & 0xFFFFFF:06x}"
+    if isinstance(rgb, list) and len(rgb) == 3 and all(type(value) is int and 0 <= value <= 255 for value in rgb):
+        return "#{:02x}{:02x}{:02x}".format(*rgb)
+    return None
 
 
 def _parts(collector: Collector, geometry: Json, where: str, depth: int) -> Iterator[Rings]:

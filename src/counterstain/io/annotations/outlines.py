@@ -61,6 +61,7 @@ class AnnotationFile:
     splines: int = 0  # outlines that the source draws as curves through their points
     sizes: Mapping[str | None, tuple[int, int]] = field(default_factory=dict)
     """Rows and columns of the images, as :attr:`Annotation.slide` names them, where the file says so."""
+    colours: Mapping[str, str] = field(default_factory=dict)  # label -> #rrggbb, where the source says it
 
     @property
     def slides(self) -> tuple[str, ...]:
@@ -158,6 +159,7 @@ class Collector:
         self._skipped: Counter[str] = Counter()
         self._numbers: dict[str, int] = {}
         self._odd: list[str] = []
+        self.colours: dict[str, str] = {}
         self._slides: dict[str | None, object] = {}
         self.sizes: dict[str | None, tuple[int, int]] = {}
         self._repaired = self._tangle = self._points = self._splines = 0
@@ -265,6 +267,7 @@ class Collector:
             repaired=self._repaired,
             splines=self._splines,
             sizes=self.sizes,
+            colours=self.colours,
         )
 
     def _refuse(self) -> NoReturn:
