@@ -147,7 +147,9 @@ def test_colours_of_qupath_classes_go_through_the_draft_into_the_taxonomy(tmp_pa
     (tmp_path / "b.geojson").write_text(QUPATH.format(name="Polyp", colour='"color": [1, 2, 3]'))
     draft = draft_labels(read_all(tmp_path, "qupath"))
     assert yaml.safe_load(draft)["colours"] == {"Adenoma": "#0c22ff", "Polyp": "#010203"}
-    labels = load(tmp_path, draft.replace("  Adenoma:", "  Adenoma: adenoma", 1).replace("  Polyp:", "  Polyp: other", 1))
+    labels = load(
+        tmp_path, draft.replace("  Adenoma:", "  Adenoma: adenoma", 1).replace("  Polyp:", "  Polyp: other", 1)
+    )
     found = {s.name: s.colour for s in taxonomy_of_labels(labels, tmp_path / "L.yaml").subtypes}
     assert found == {"adenoma": "#0c22ff", "other": "#010203"}
 
