@@ -15,10 +15,12 @@ from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.patches import label_mask
 from counterstain.data.region_store import Region
-from counterstain.errors import CounterstainWarning, InputError, MismatchError
+from counterstain.data.split import check_no_leak
+from counterstain.errors import CounterstainWarning, InputError, LeakageError, MismatchError
 from counterstain.io import exports as module
 from counterstain.io.export_contents import file_names
 from counterstain.io.exports import ExportConfig, export
+from counterstain.io.import_dataset import import_dataset
 from counterstain.io.import_slides import import_slides
 from counterstain.io.import_table import import_table
 from counterstain.io.ome_zarr import Labels, write_store
@@ -26,9 +28,14 @@ from counterstain.io.qupath import write_ome_tiff
 from counterstain.io.slides import Slide
 from counterstain.taxonomy import IGNORE, Taxonomy
 
-PNG, NNUNET, HF, QUPATH, STORES = (
-    ExportConfig(file_format=name) for name in ("png", "nnunet", "hf", "qupath", "ome-zarr")
+PNG, NNUNET, HF, PARQUET, QUPATH, STORES = (
+    ExportConfig(file_format=name) for name in ("png", "nnunet", "hf", "huggingface", "qupath", "ome-zarr")
 )
+
+
+@pytest.fixture(autouse=True)
+def _key_of_its_own(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("COUNTERSTAIN_PATIENT_KEY", str(tmp_path_factory.getbasetemp() / "patient-key"))
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +253,57 @@ def test_the_datasets_library_reads_the_image_folder(cohort, tmp_path):
     assert np.array_equal(np.asarray(loaded["train"][0]["mask"]), masks(cohort)["p0-0"])
 
 
+def load(folder, cache):
+    return pytest.importorskip("datasets").load_dataset(str(folder), cache_dir=str(cache))
+
+
+def test_datasets_loads_parquet_files_with_their_masks_and_counts(cohort, tmp_path):
+    export(cohort.folder, tmp_path / "hf", PARQUET)
+    loaded = load(tmp_path / "hf", tmp_path / "cache")
+    assert {name: len(part) for name, part in loaded.items()} == {"train": 6, "validation": 2, "test": 2}
+    first, (image, instances) = loaded["train"][0], cohort.read(0)
+    assert np.array_equal(np.asarray(first["image"]), image)
+    assert np.array_equal(np.asarray(first["mask"]), masks(cohort)["p0-0"])
+    assert np.array_equal(np.asarray(first["instances"]), instances)
+    assert (first["mpp"], first["number"]) == (0.5, 0)
+    subtypes = list(cohort.subtypes(0).values())
+    assert first["subtype_instances"] == {s.name: subtypes.count(s.id) for s in HER2.subtypes}
+    assert sum(first["subtype_area_px"].values()) == (instances > 0).sum()
+
+
+def test_a_dataset_card_counts_subtypes_and_patients_and_nothing_names_a_patient(synthetic, tmp_path):
+    export(synthetic.folder, tmp_path / "hf", PARQUET, facts={"Generator": "none"})
+    card = (tmp_path / "hf" / "README.md").read_text()
+    found = (synthetic.instances["subtype"] == 4).sum()
+    assert f"| 4 | HER2 3+ | {found} |" in card
+    assert "| Generator | none |\n| licence | **fill in**" in card
+    assert "| patients behind generated images | 3 |" in card
+    rows = load(tmp_path / "hf", tmp_path / "cache")["train"].select_columns(["patient"])
+    assert all(row["patient"].startswith("pseudonym:") for row in rows)
+    assert not {"p0", "p1", "p2"} & set((tmp_path / "hf" / "patients_seen.txt").read_text().split())
+    (tmp_path / "hf" / "README.md").write_text("filled in")
+    assert export(synthetic.folder, tmp_path / "hf", PARQUET, facts={"Generator": "none"}) == 8
+    assert (tmp_path / "hf" / "README.md").read_text() == "filled in"
+
+
+def test_parquet_files_are_imported_again_and_their_patients_are_recognised(synthetic, cohort, tmp_path):
+    export(synthetic.folder, tmp_path / "hf", PARQUET)
+    again = import_dataset(tmp_path / "hf", out=tmp_path / "again")
+    assert np.array_equal(again.read(2)[0], synthetic[2].image)
+    assert np.array_equal(masks(again)[again.regions["region"][2]], synthetic[2].label_mask)
+    with pytest.raises(LeakageError, match="the set has seen p0"):
+        check_no_leak(again.source["patients_seen"], cohort, "the set", splits=["train"])
+
+
+def test_a_parquet_file_that_is_cut_short_is_written_again(cohort, tmp_path):
+    export(cohort.folder, tmp_path / "hf", PARQUET)
+    whole, cut = contents(tmp_path / "hf"), next((tmp_path / "hf" / "data").glob("train-*"))
+    cut.write_bytes(cut.read_bytes()[:-9])
+    with pytest.warns(CounterstainWarning, match="1 files are missing or cut short"):
+        export(cohort.folder, tmp_path / "hf", PARQUET)
+    assert contents(tmp_path / "hf") == whole
+
+
 # QuPath
 
 
@@ -414,7 +472,7 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_written(drawn, tmp_path
     assert not (tmp_path / out).exists()
 
 
-@pytest.mark.parametrize("config", [PNG, HF, QUPATH, STORES])
+@pytest.mark.parametrize("config", [PNG, HF, PARQUET, QUPATH, STORES])
 def test_an_interrupted_export_goes_on_and_ends_the_same(cohort, tmp_path, config):
     export(cohort.folder, tmp_path / "whole", config)
     with pytest.raises(KeyboardInterrupt):
@@ -489,7 +547,7 @@ def test_the_command_line_says_what_comes_next(run, cohort, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("tif",), "--format tif: expected png, nnunet, hf, qupath, ome-zarr, weights, diffusers, smp"),
+        (("tif",), "--format tif: expected png, nnunet, hf, huggingface, qupath, ome-zarr, weights, diffusers, smp"),
         (("png", "--split", "x"), "parts.0: Input should be 'train', 'val' or 'test' (got 'x')"),
     ],
 )

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from counterstain.data.cohort import Cohort
     from counterstain.data.patch_set import PatchSet
+    from counterstain.remote import Place
 
-EXPORT_FORMATS = ("png", "nnunet", "hf", "qupath", "ome-zarr")
+EXPORT_FORMATS = ("png", "nnunet", "hf", "huggingface", "qupath", "ome-zarr")
 CHECKPOINT_FORMATS = ("weights", "diffusers", "smp")
 
 
@@ -157,8 +158,8 @@ def export(
         A cohort, a synthetic set or a checkpoint.
     format : str
         png: images, label images and a table; nnunet: a raw dataset of nnU-Net v2; hf: an image folder of Hugging
-        Face's datasets; qupath: a QuPath project with outlines; ome-zarr: OME-Zarr images with labels, for napari.
-        Of a checkpoint, weights: as NVlabs/SPADE or CompVis/latent-diffusion publish theirs;
+        Face's datasets; huggingface: Parquet files with a dataset card, patients under pseudonyms; qupath: a QuPath
+        project with outlines; ome-zarr: OME-Zarr images with labels, for napari. Of a checkpoint, weights: as NVlabs/SPADE or CompVis/latent-diffusion publish theirs;
         diffusers: a diffusion network that plain diffusers draws with; smp: a segmenter that
         segmentation_models_pytorch opens.
     out : str or Path
@@ -188,4 +189,22 @@ def export(
     if format not in EXPORT_FORMATS:
         raise ConfigError(f"--format {format}: expected {', '.join((*EXPORT_FORMATS, *CHECKPOINT_FORMATS))}")
     settings = {"file_format": format, "labels": labels, "parts": tuple(dict.fromkeys(split or ()))}
-    return write(place, out, build(ExportConfig, settings, f"export of {place}"), bar)
+    return write(place, out, build(ExportConfig, settings, f"export of {place}"), bar, _facts(place))
+
+
+def _facts(place: Place) -> dict[str, str]:
+    """Return what a dataset card says of how a synthetic set was drawn; nothing of a cohort."""
+    from counterstain.data.patch_set import HEADER_FILE, PatchSet
+    from counterstain.generators.methods import METHODS
+
+    if not (isinstance(place, Path) and (place / HEADER_FILE).exists()):
+        return {}
+    header = PatchSet.open(place).header
+    method = METHODS.get(header.method)
+    described = method.data_sheet(header.settings, {}) if method is not None and method.data_sheet is not None else {}
+    drawing = {"Method": header.method if method is None else method.title, **described}
+    return drawing | {
+        "Generator": f"checkpoint {header.generator}" if header.generator else "none",
+        "Seed": str(header.seed),
+        "Drawn by": f"counterstain {header.version}",
+    }

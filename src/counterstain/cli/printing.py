@@ -199,6 +199,7 @@ NEXT_OF_EXPORT = {
     "qupath": "next: open {out}/project.qpproj in QuPath, then Automate > Project scripts > import_outlines > Run for "
     "project",
     "ome-zarr": "look: napari --plugin napari-ome-zarr {out}/NAME.ome.zarr",
+    "huggingface": 'read with: load_dataset("{out}"); next: fill in the licence in {out}/README.md',
     "hf": 'read with: load_dataset("imagefolder", data_dir="{out}")',
 }
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from counterstain.config import Config
 from counterstain.data.cohort import PACKS_AT, PARTS, Cohort, missing_subtypes, packs_of
 from counterstain.data.patches import BAND_PX, ImageKey
-from counterstain.data.pseudonyms import recogniser
+from counterstain.data.pseudonyms import MARK, recogniser
 from counterstain.errors import InputError, LeakageError, MismatchError
 from counterstain.remote import Place
 from counterstain.seeding import numpy_generator
@@ -59,8 +59,10 @@ def check_no_leak(
 def patient_key(name: str) -> str:
     """Return what all spellings of a patient share: those of one :func:`name_key`, of other leading zeros and of a
     hyphen before the number (``"Pat 01"``, ``"pat-1"``), and the barcodes of a patient's slides in TCGA
-    (``TCGA-A1-A0SB-01Z-00-DX1``).
+    (``TCGA-A1-A0SB-01Z-00-DX1``). Pseudonyms have one spelling.
     """
+    if name.startswith(f"{MARK}:"):
+        return name
     key = name_key(name)
     barcode = BARCODE.match(key)
     return barcode[0] if barcode else re.sub(r"(?<=[^\W\d_])[-_](?=\d)|(?<![\d.])0+(?=\d)", "", key)

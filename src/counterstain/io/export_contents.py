@@ -86,16 +86,23 @@ class Layout:
     folders: Mapping[str | None, str] = field(default_factory=lambda: dict.fromkeys((*PARTS, None), ""))
     """Part of the split -> {folder}."""
     write_tables: Callable[[Path, Contents], None]  # called when all images are there
-    write_all: Callable[[Path, Contents, Advance], None] | None = None  # writes all images, where not one by one
+    shards: Callable[[Contents], Mapping[str, list[Row]]] | None = None  # file -> its rows, where one holds many images
+    write_shard: Callable[[Path, Contents, list[Row], Advance], None] | None = None
     check: Callable[[Path, Contents], None] = lambda _out, _contents: None  # InputError where it cannot be laid out so
     of_others: tuple[str, ...] = ()  # how paths begin that other programs write to
     ignore_is_highest: bool = False  # whether the highest label, instead of 255, is ignored
-    names_patients: bool = True  # whether patients are named, those behind generated images in a file of their own
+    names_patients: bool = True  # otherwise by their pseudonyms
 
     def files_of(self, row: Row) -> dict[str, str]:
         """Return the files of an image."""
         folder = self.folders[row["part"]]
         return {kind: path.format(name=row["name"], folder=folder) for kind, path in self.files.items()}
+
+    def images(self, contents: Contents) -> set[str]:
+        """Return the files of all images."""
+        if self.shards is not None:
+            return set(self.shards(contents))
+        return {path for row in contents.rows for path in self.files_of(row).values()}
 
     def table(self, contents: Contents) -> pd.DataFrame:
         """Return a row per image as it goes into a CSV table: its files, all that is known of it, mpp."""
@@ -107,8 +114,12 @@ class Layout:
 
     def write_images(self, out: Path, contents: Contents, advance: Advance) -> None:
         """Write the files of all images that are not there yet."""
-        if self.write_all is not None:
-            self.write_all(out, contents, advance)
+        if self.shards is not None and self.write_shard is not None:
+            for name, rows in self.shards(contents).items():
+                if (out / name).exists():
+                    advance(len(rows))
+                else:
+                    self.write_shard(out / name, contents, rows, advance)
             return
         for row in contents.rows:
             missing = {kind: out / path for kind, path in self.files_of(row).items() if not (out / path).exists()}

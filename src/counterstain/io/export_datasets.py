@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from counterstain.config import to_yaml
+from counterstain.data.pseudonyms import pseudonyms
+from counterstain.data.split import patient_key
 from counterstain.errors import InputError
-from counterstain.io.export_contents import FOR_FILES, Contents, Layout, Row, Sample
+from counterstain.io.export_contents import FOR_FILES, Advance, Contents, Layout, Row, Sample
 from counterstain.storage import replacing, write_json, write_text
 from counterstain.taxonomy import BACKGROUND, IGNORE
 
@@ -22,7 +28,9 @@ NNUNET_NAME = re.compile(r"Dataset\d{3}_\w+")
 NNUNET_FOLDS = 5
 HF_SPLITS: dict[str | None, str] = {"train": "train", "val": "validation", "test": "test", None: "data"}
 SHARD_PIXELS = 2**27  # of images in a Parquet file, some 300 MB of tissue
-GROUP_ROWS = 100
+GROUP_PIXELS = 2**24  # that are in memory
+COUNTS = ("subtype_instances", "subtype_area_px")
+SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**12: "1M<n<10M"}
 CARD = """\
 # {source}
 
@@ -37,6 +45,48 @@ dataset = load_dataset("imagefolder", data_dir=".")
 `mask` holds 0 = background, {labels}, 255 = ignore; `instances` a number per instance.
 Patients never lie in two splits.
 """
+DATASET_CARD = """\
+---
+license: other
+license_name: to-be-filled-in
+task_categories:
+- image-segmentation
+tags:
+{tags}
+size_categories:
+- {size}
+configs:
+- config_name: default
+  data_files:
+{files}
+---
+# {title}
+
+| | |
+|---|---|
+{facts}
+
+## Subtypes
+| mask | subtype | instances | images | area (mm²) |
+|---|---|---|---|---|
+{subtypes}
+
+## Use
+```python
+from datasets import load_dataset
+
+dataset = load_dataset("FOLDER or OWNER/NAME")
+```
+
+`mask` holds 0 = background, the numbers above, 255 = ignore; `instances` a number per instance. `patient` is a
+pseudonym; patients never lie in two splits. `number` is that of the image in its source. Not for diagnosis.
+"""
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="PNG")
+    return content.getvalue()
 
 
 def _save_png(path: Path, pixels: np.ndarray) -> None:
@@ -159,4 +209,125 @@ IMAGE_FOLDER = Layout(
     writers=PNG_FILES,
     folders=HF_SPLITS,
     write_tables=_write_hf_tables,
+)
+
+
+# Parquet files with a dataset card
+
+
+def _by_pixels(rows: Iterable[Row], limit: int) -> Iterator[list[Row]]:
+    """Cut rows into runs of at most ``limit`` pixels, but of at least one image."""
+    run, pixels = list[Row](), 0
+    for row in rows:
+        size = int(row["height_px"]) * int(row["width_px"])
+        if run and pixels + size > limit:
+            yield run
+            run, pixels = [], 0
+        run.append(row)
+        pixels += size
+    if run:
+        yield run
+
+
+def _parquet_shards(contents: Contents) -> dict[str, list[Row]]:
+    shards, rows = dict[str, list[Row]](), contents.rows
+    for part, split in HF_SPLITS.items():
+        runs = list(_by_pixels((row for row in rows if row["part"] == part), SHARD_PIXELS))
+        named = {f"data/{split}-{n:05d}-of-{len(runs):05d}.parquet": run for n, run in enumerate(runs)}
+        shards |= named
+    return shards
+
+
+def _schema(names: Iterable[str]) -> pa.Schema:
+    """Return the columns, with what ``datasets`` needs to decode them."""
+    picture, counts = pa.struct({"bytes": pa.binary(), "path": pa.string()}), dict.fromkeys(names, pa.int64())
+    pictures = dict.fromkeys((IMAGE, "mask", INSTANCES), picture)
+    plain = {"number": pa.int64(), "patient": pa.string(), "score": pa.string(), "mpp": pa.float64()}
+    values = {
+        name: {"dtype": "float64" if kind == pa.float64() else str(kind), "_type": "Value"}
+        for name, kind in plain.items()
+    }
+    features: dict[str, Any] = {name: {"_type": "Image"} for name in pictures} | values
+    features |= {name: {s: {"dtype": "int64", "_type": "Value"} for s in counts} for name in COUNTS}
+    schema = pa.schema(pictures | plain | {name: pa.struct(counts) for name in COUNTS})
+    return schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _parquet_row(contents: Contents, row: Row) -> Row:
+    sample, name = contents.sample(row), f"{row['index']:06d}.png"
+    pixels = {IMAGE: sample.image, "mask": sample.labels, INSTANCES: in_16_bits(sample)}
+    areas, found = np.bincount(sample.labels.ravel(), minlength=256), list(sample.subtypes.values())
+    subtypes = contents.taxonomy.subtypes
+    return {
+        **{kind: {"bytes": _png(of), "path": name} for kind, of in pixels.items()},
+        "number": row["index"],
+        "patient": pseudonyms([patient_key(str(row["patient"]))])[0],
+        "score": None if row["score"] is None else str(row["score"]),
+        "mpp": contents.mpp,
+        "subtype_instances": {s.name: found.count(s.id) for s in subtypes},
+        "subtype_area_px": {s.name: int(areas[s.id]) for s in subtypes},
+    }
+
+
+def _write_parquet(path: Path, contents: Contents, rows: list[Row], advance: Advance) -> None:
+    schema = _schema(contents.taxonomy.names)
+    with replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+        for group in _by_pixels(rows, GROUP_PIXELS):
+            lines = []
+            for row in group:
+                lines.append(_parquet_row(contents, row))
+                advance(1)
+            writer.write_table(pa.Table.from_pylist(lines, schema))
+
+
+def _write_dataset_card(out: Path, contents: Contents) -> None:
+    write_text(out / "taxonomy.yaml", to_yaml(contents.taxonomy))
+    if (out / "README.md").exists():  # perhaps filled in since
+        return
+    table, splits = (
+        contents.table,
+        dict.fromkeys(Path(name).name.partition("-")[0] for name in _parquet_shards(contents)),
+    )
+    facts = {
+        "images": f"{len(table):,} at {contents.mpp:g} micrometres per pixel",
+        "patients": f"{table['patient'].nunique():,}",
+        **({"patients behind generated images": f"{len(contents.patients_seen):,}"} if contents.patients_seen else {}),
+        **contents.facts,
+        **(
+            {"left out": f"{len(contents.review['rejected']):,} images that people rejected"} if contents.review else {}
+        ),
+        "licence": "**fill in**: who may use this, and for what",
+    }
+    tags = ["histopathology", "counterstain", *(["synthetic"] if contents.patients_seen else [])]
+    card = DATASET_CARD.format(
+        title=contents.source.resolve().name,
+        tags="\n".join(f"- {tag}" for tag in tags),
+        size=next(name for most, name in SIZES.items() if len(table) < most),
+        files="\n".join(f"  - split: {split}\n    path: data/{split}-*" for split in splits),
+        facts="\n".join(f"| {name} | {_in_table(said)} |" for name, said in facts.items()),
+        subtypes="\n".join(_subtype_lines(contents)),
+    )
+    write_text(out / "README.md", card)
+
+
+def _subtype_lines(contents: Contents) -> Iterator[str]:
+    for subtype in contents.taxonomy.subtypes:
+        found = contents.instances[contents.instances["subtype"] == subtype.id]
+        area = found["area_px"].sum() * contents.mpp**2 / 1e6
+        name = _in_table(subtype.name)
+        yield f"| {subtype.id} | {name} | {len(found):,} | {found['name'].nunique():,} | {area:.3g} |"
+
+
+def _in_table(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+PARQUET = Layout(
+    files={},
+    writers={},
+    shards=_parquet_shards,
+    write_shard=_write_parquet,
+    write_tables=_write_dataset_card,
+    of_others=("README.md",),
+    names_patients=False,
 )

@@ -21,7 +21,8 @@ from typing import Literal
 import pandas as pd
 
 from counterstain.config import Config, to_yaml
-from counterstain.data.split import PATIENTS_SEEN_FILE
+from counterstain.data.pseudonyms import pseudonyms
+from counterstain.data.split import PATIENTS_SEEN_FILE, patient_key
 from counterstain.errors import CounterstainWarning, MismatchError
 from counterstain.io import export_datasets, ome_zarr, qupath
 from counterstain.io.export_contents import Contents, Layout, choose_parts, contents_of, whole_class
@@ -41,9 +42,9 @@ LONGEST_END = 8
 class ExportConfig(Config):
     """What an export holds."""
 
-    file_format: Literal["png", "nnunet", "hf", "qupath", "ome-zarr"]
-    """Ordinary images, a raw dataset of nnU-Net v2, an image folder or a dataset of Hugging Face, a QuPath project, or
-    OME-Zarr images with labels."""
+    file_format: Literal["png", "nnunet", "hf", "huggingface", "qupath", "ome-zarr"]
+    """Ordinary images, a raw dataset of nnU-Net v2, an image folder or a Parquet dataset of Hugging Face, a QuPath
+    project, or OME-Zarr images with labels."""
     labels: Literal["subtypes", "tumour"] = "subtypes"
     """A label for every subtype, or one for all of them."""
     parts: tuple[Literal["train", "val", "test"], ...] = ()
@@ -79,8 +80,9 @@ def export(
         contents.lookup[IGNORE] = contents.taxonomy.num_labels
     with progress("images", len(contents.table)) as advance:
         layout.write_images(out, contents, advance)
-    if contents.patients_seen and layout.names_patients:  # before any table that could be imported without it
-        write_text(out / PATIENTS_SEEN_FILE, "\n".join(contents.patients_seen) + "\n")
+    if seen := contents.patients_seen:  # before any table that could be imported without it
+        names = seen if layout.names_patients else pseudonyms(map(patient_key, seen))
+        write_text(out / PATIENTS_SEEN_FILE, "\n".join(names) + "\n")
     layout.write_tables(out, contents)
     report = {
         **config.model_dump(mode="json"),
@@ -101,7 +103,7 @@ def export(
 
 def _lost_again(out: Path, contents: Contents, layout: Layout) -> set[str]:
     """Return the files that a finished export has lost, and remove what is left of their images."""
-    images = {path for row in contents.rows for path in layout.files_of(row).values()}
+    images = layout.images(contents)
     lost = _lost_files(out, images)
     for name in images:
         if name in lost or any(file.startswith(f"{name}/") for file in lost):
@@ -167,6 +169,7 @@ LAYOUTS = {
     "png": PNG,
     "nnunet": export_datasets.NNUNET,
     "hf": export_datasets.IMAGE_FOLDER,
+    "huggingface": export_datasets.PARQUET,
     "qupath": qupath.PROJECT,
     "ome-zarr": ome_zarr.STORES,
 }
