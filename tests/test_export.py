@@ -14,8 +14,9 @@ from PIL import Image
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
 from counterstain.data.patches import label_mask
+from counterstain.data.pseudonyms import pseudonyms
 from counterstain.data.region_store import Region
-from counterstain.data.split import check_no_leak
+from counterstain.data.split import check_no_leak, patient_key
 from counterstain.errors import CounterstainWarning, InputError, LeakageError, MismatchError
 from counterstain.io import exports as module
 from counterstain.io.export_contents import file_names
@@ -284,6 +285,18 @@ def test_a_dataset_card_counts_subtypes_and_patients_and_nothing_names_a_patient
     (tmp_path / "hf" / "README.md").write_text("filled in")
     assert export(synthetic.folder, tmp_path / "hf", PARQUET, facts={"Generator": "none"}) == 8
     assert (tmp_path / "hf" / "README.md").read_text() == "filled in"
+
+
+def test_pseudonyms_of_pseudonyms_are_the_same():
+    hidden = pseudonyms(f"patient {number}" for number in range(50))
+    assert pseudonyms(map(patient_key, hidden)) == hidden
+
+
+def test_the_card_of_a_set_says_how_it_was_drawn(run, synthetic, tmp_path):
+    status, printed, _ = run("export", synthetic.folder, "--format", "huggingface", "--out", tmp_path / "hf")
+    assert status == 0
+    assert "fill in the licence" in printed
+    assert "| Method | The phantom's own renderer |" in (tmp_path / "hf" / "README.md").read_text()
 
 
 def test_parquet_files_are_imported_again_and_their_patients_are_recognised(synthetic, cohort, tmp_path):

@@ -159,9 +159,9 @@ def export(
     format : str
         png: images, label images and a table; nnunet: a raw dataset of nnU-Net v2; hf: an image folder of Hugging
         Face's datasets; huggingface: Parquet files with a dataset card, patients under pseudonyms; qupath: a QuPath
-        project with outlines; ome-zarr: OME-Zarr images with labels, for napari. Of a checkpoint, weights: as NVlabs/SPADE or CompVis/latent-diffusion publish theirs;
-        diffusers: a diffusion network that plain diffusers draws with; smp: a segmenter that
-        segmentation_models_pytorch opens.
+        project with outlines; ome-zarr: OME-Zarr images with labels, for napari. Of a checkpoint, weights: as
+        NVlabs/SPADE or CompVis/latent-diffusion publish theirs; diffusers: a diffusion network that plain diffusers
+        draws with; smp: a segmenter that segmentation_models_pytorch opens.
     out : str or Path
         Folder of the export; for nnunet …/Dataset001_NAME.
     labels : str
