@@ -52,7 +52,10 @@ def test_every_form_of_a_name_is_an_arm_of_a_study():
         ("oracle", "an amount is missing; possible are"),
         ("oracle+lots", "'lots' is no amount, nor 'auto' or 'only'"),
         ("oracle+0", "must be above 0"),
-        ("subtype+wheighted", "'wheighted' is not known; possible are .*weighted, \\+stain, \\+mixup, \\+copypaste"),
+        (
+            "subtype+wheighted",
+            "'wheighted' is not known; did you mean .weighted.; possible are .*weighted, \\+stain",
+        ),
         ("subtype+filtered", "\\+filtered is for synthetic patches"),
         ("oracle+only+anneal", "\\+anneal needs real patches"),
         ("oracle+100+pretrain+anneal", "exclude each other"),

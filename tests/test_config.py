@@ -191,7 +191,7 @@ def test_a_missing_file_is_named(tmp_path):
     ("text", "message"),
     [
         ("a: [1", r"a.yaml: not YAML \(while parsing a flow sequence at line 1, column 4"),
-        ("- a", "expected a mapping .* found list"),
+        ("- a", "expected settings, .* found a list"),
         ("a: {T: 1,\n T: 2}", r"'T' is there twice .* line 2"),
     ],
 )

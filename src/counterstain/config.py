@@ -138,8 +138,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     content = _yaml_value(text, f"{path}: not YAML")
+    if content is None:
+        raise ConfigError(f"{path}: is empty; expected settings, each as 'name: value'")
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
+        found = "a list" if isinstance(content, list) else f"only {_short(str(content), SHOWN_CHARACTERS)!r}"
+        raise ConfigError(f"{path}: expected settings, each as 'name: value', found {found}")
     return content
 
 
@@ -147,7 +150,11 @@ def _yaml_value(text: str, refusal: str) -> Any:
     try:
         return yaml.load(text, _StrictLoader)  # noqa: S506 - it is a SafeLoader
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+        mark = getattr(error, "problem_mark", None)
+        if mark is not None and "'\\t'" in str(error):
+            reason = f"line {mark.line + 1}: indented with a tab; use spaces, not tabs"
+        else:
+            reason = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
     except RecursionError:
         reason = "nested too deeply"
     except ValueError as error:  # 2026-13-45, !!int x

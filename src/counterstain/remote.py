@@ -16,6 +16,7 @@ from counterstain.errors import FetchError, InputError
 URL = re.compile(r"([a-z][a-z0-9+.:-]+):(/+)(?=[^/])", re.IGNORECASE)
 PAUSES_S = (0.5, 2.0)  # before a request that failed is sent again
 NO_USE = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)  # of sending it again
+REMEDY = "give simplecache:: and the URL of the cohort, and whole files are fetched"
 ONLY_READ = "is a URL, which can only be read, as a cohort; give a folder of this machine"
 
 
@@ -92,7 +93,7 @@ class RemoteFolder:
         starts, ends = [start for start, _ in ranges], [start + length for start, length in ranges]
         found = self._asked(lambda fs, path: fs.cat_ranges([path] * len(ranges), starts, ends, on_error="raise"))
         if any(len(piece) != length for piece, (_, length) in zip(found, ranges, strict=True)):
-            raise FetchError(f"{self.url}: its server does not send parts of files (Range requests)")
+            raise FetchError(f"{self.url}: its server does not send parts of files (Range requests); {REMEDY}")
         return [bytes(piece) for piece in found]
 
     def _asked(self, request: Callable[[Any, str], Any]) -> Any:
@@ -105,7 +106,7 @@ class RemoteFolder:
                 raise
             except Exception as error:  # each file system has its own
                 if pause_s is None or isinstance(error, NO_USE):
-                    reason = " ".join(str(error).split())[:200] or type(error).__name__
+                    reason = _reason(error) or type(error).__name__
                     raise FetchError(f"{self.url}: cannot be read ({reason})") from error
                 time.sleep(pause_s)
         raise AssertionError
@@ -173,8 +174,12 @@ def _file_system(url: str) -> tuple[Any, str]:
     except ImportError as error:
         raise _lacking(url, error) from error
     except Exception as error:
-        raise FetchError(f"{url}: cannot be opened ({' '.join(str(error).split())[:200]})") from error
+        raise FetchError(f"{url}: cannot be opened ({_reason(error)})") from error
     return fs, path
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).replace(" ssl:default", "").split())[:200]
 
 
 def _lacking(url: str, error: ImportError) -> FetchError:

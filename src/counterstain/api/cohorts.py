@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from counterstain.api import PathLike, Settings, assignments, folder_of, open_cohort, verb
-from counterstain.errors import ConfigError, CounterstainWarning
+from counterstain.errors import ConfigError, CounterstainWarning, InputError
 from counterstain.remote import on_disk
 
 if TYPE_CHECKING:
@@ -93,9 +93,12 @@ def split(
         Replace a split that is there already.
     """
     from counterstain.config import build
+    from counterstain.data.cohort import Cohort
     from counterstain.data.split import SplitConfig, split_cohort
 
     config = build(SplitConfig, {"train": train, "val": val, "test": test, "seed": seed}, "split")
+    if not isinstance(cohort, Cohort):
+        on_disk(cohort)
     parted, problems = split_cohort(open_cohort(cohort), config, force=force)
     for problem in problems:
         warnings.warn(problem, CounterstainWarning, stacklevel=3)
@@ -186,6 +189,8 @@ def export(
         if labels != "subtypes" or split:
             raise ConfigError(f"--format {format}: --labels and --split are for images")
         return export_checkpoint(on_disk(place), out, format)
+    if format in EXPORT_FORMATS and isinstance(place, Path) and (place / "model.json").exists():
+        raise InputError(f"{place}: a checkpoint; its formats are {', '.join(CHECKPOINT_FORMATS)} (--format)")
     if format not in EXPORT_FORMATS:
         raise ConfigError(f"--format {format}: expected {', '.join((*EXPORT_FORMATS, *CHECKPOINT_FORMATS))}")
     settings = {"file_format": format, "labels": labels, "parts": tuple(dict.fromkeys(split or ()))}

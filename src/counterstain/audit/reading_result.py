@@ -10,6 +10,7 @@ hold for these readers. Agreement: Cohen's kappa of each pair of readers, Fleiss
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -93,7 +94,10 @@ def score_readers(test: ReadingTest) -> ReadingResult:
     usable = answers.groupby("reader")["is_drawn"].transform("nunique") == 2
     scored = answers[usable]
     if scored.empty:
-        raise InputError(f"{test.folder}: no reader has answered both a real and a drawn patch yet")
+        raise InputError(
+            f"{test.folder}: no reader has answered both a real and a drawn patch yet; they answer in a browser: "
+            f"counterstain studio COHORT --reading-test {shlex.quote(str(test.folder))}"
+        )
     rows = [{"reader": name} | _of_reader(own) for name, own in scored.groupby("reader")]
     if len(rows) > 1:
         rows.append({"reader": ALL_READERS} | _of_all(scored, pd.DataFrame(rows)))

@@ -23,7 +23,7 @@ import counterstain
 from counterstain.api import cohorts, datasets, evaluation, generators, imports, readings, settings, sharing, studies
 from counterstain.app import studio
 from counterstain.cli import printing as show
-from counterstain.cli import printing_readings as show_readings
+from counterstain.cli import printing_studies as show_studies
 from counterstain.cli.terminal import echo, print_rich, print_table, printable, warn
 from counterstain.errors import CounterstainError, CounterstainWarning
 from counterstain.remote import place_of
@@ -54,7 +54,6 @@ PACKAGES = (
 Verb = Callable[..., Any]
 Show = Callable[[Any, dict[str, Any]], None]
 
-NEXT_OF_INIT = "{0}: written, with reasons as comments\nnext: counterstain study plan {0}"
 OPTIONS = {"settings": "--set"}  # where an option has another name than its parameter
 METAVARS = {"settings": "KEY=VALUE", "config": "FILE", "patients_seen": "none|FILE"}
 TYPES: dict[str, Any] = {
@@ -138,28 +137,23 @@ COMMANDS: dict[typer.Typer, tuple[tuple[str, Verb, Show, str], ...]] = {  # name
         ("phantom", cohorts.make_phantom, show.phantom, "Make a cohort of procedural tissue with exact masks"),
         ("split", cohorts.split, show.splits, "Split a cohort by patient"),
         ("inspect", cohorts.inspect, show.inspection, "Show what a cohort is made of"),
-        (
-            "init",
-            studies.init_study,
-            lambda file, _: echo(NEXT_OF_INIT.format(file)),
-            "Write a first study for a cohort",
-        ),
-        ("headroom", studies.headroom, show.headroom, "Learning curve: would more data help at all?"),
+        ("init", studies.init_study, show_studies.first_study, "Write a first study for a cohort"),
+        ("headroom", studies.headroom, show_studies.headroom, "Learning curve: would more data help at all?"),
         ("train", generators.train, show.training, "Train a generator, or the judge of its images"),
         ("preview", generators.preview, show.preview, "See training patches redrawn as every subtype"),
         ("synthesize", generators.synthesize, show.synthetic_set, "Draw a synthetic set"),
         ("redraw", generators.redraw, show.redrawn, "Redraw whole regions with new subtypes"),
         ("audit", evaluation.audit, show.audit, "Audit synthetic sets: realistic? as asked? copies?"),
-        ("review", readings.review, show_readings.review, "Accept and reject patches of a synthetic set"),
+        ("review", readings.review, show_studies.review, "Accept and reject patches of a synthetic set"),
         ("segment", evaluation.segment, show.segmenter, "Train a segmenter, with or without a synthetic set"),
         ("evaluate", evaluation.evaluate, show.scores, "Score a segmenter, subtype by subtype"),
         ("predict", evaluation.predict, show.predictions, "Outline the tissue class on slides, for QuPath"),
         ("export", cohorts.export, show.exported, "Write images, masks or weights for other tools"),
         ("push", sharing.push, lambda said, _: echo(said), "Push a checkpoint or a set to the Hugging Face Hub"),
         ("pull", sharing.pull, lambda said, _: echo(said), "Fetch a checkpoint or a set from the Hub"),
-        ("report", studies.report, show.report, "Write a study's report, figures and tables"),
+        ("report", studies.report, show_studies.report, "Write a study's report, figures and tables"),
         ("studio", studio, lambda *_: None, "Look, redraw and review in a browser"),
-        ("demo", studies.demo, show.demo, "Run everything in minutes on two CPU cores"),
+        ("demo", studies.demo, show_studies.demo, "Run everything in minutes on two CPU cores"),
     ),
     import_app: (
         ("table", datasets.import_table, show.imported, "Import images and label files listed in a table"),
@@ -170,14 +164,14 @@ COMMANDS: dict[typer.Typer, tuple[tuple[str, Verb, Show, str], ...]] = {  # name
         ("weights", sharing.import_weights, show.weights, "Convert weights that others published"),
     ),
     study_app: (
-        ("run", studies.run_study, show.study, "Run a study and write its report"),
-        ("test", studies.test_study, show.test, "Test a finished study on another cohort"),
-        ("compare", evaluation.compare_arms, show_readings.compared, "See where two arms differ, region by region"),
-        ("status", studies.study_status, show.status, "Show how far a study is"),
+        ("run", studies.run_study, show_studies.study, "Run a study and write its report"),
+        ("test", studies.test_study, show_studies.test, "Test a finished study on another cohort"),
+        ("compare", evaluation.compare_arms, show_studies.compared, "See where two arms differ, region by region"),
+        ("status", studies.study_status, show_studies.status, "Show how far a study is"),
     ),
     reading_app: (
-        ("make", readings.make_reading_test, show_readings.made, "Make a blind test of real and drawn patches"),
-        ("result", readings.score_reading_test, show_readings.result, "Score the answers of its readers"),
+        ("make", readings.make_reading_test, show_studies.made, "Make a blind test of real and drawn patches"),
+        ("result", readings.score_reading_test, show_studies.result, "Score the answers of its readers"),
     ),
     config_app: (
         ("show", settings.config_show, show.text, "Show every setting of a recipe as YAML"),

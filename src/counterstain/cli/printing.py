@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from counterstain.cli.terminal import echo, print_rich, print_table, warn
+from counterstain.cli.terminal import echo, print_table, warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,12 +20,21 @@ if TYPE_CHECKING:
     from counterstain.data.cohort import Cohort
     from counterstain.data.patch_set import PatchSet
     from counterstain.segmentation.predict import Prediction
-    from counterstain.study.headroom import Headroom
-    from counterstain.study.status import StudyState
 
 Arguments = dict[str, Any]
 STARTED = time.time() - 1  # file systems may count in seconds
 SHOWN = 20  # running and failed cells
+
+
+def pasted(path: Any) -> str:
+    """Return a path as a shell reads it: in quotes where it has spaces."""
+    return shlex.quote(str(path))
+
+
+def recipe_options(arguments: Arguments) -> str:
+    """Return the options that chose a recipe, for a command that goes on from there."""
+    options = [f" --{name} {pasted(arguments[name])}" for name in ("preset", "config") if arguments.get(name)]
+    return "".join((*options, *(f" --set {pasted(setting)}" for setting in arguments.get("settings") or ())))
 
 
 def text(text: str, _: Arguments) -> None:
@@ -45,7 +55,7 @@ def phantom(cohort: Cohort, arguments: Arguments) -> None:
         f"{cohort.folder}: {arguments['slides']} slides, {len(cohort)} regions of {arguments['size_px']} px at "
         f"{cohort.mpp:g} mpp, {len(cohort.instances)} instances, {share:.0%} tumour"
     )
-    echo(f"next: counterstain split {cohort.folder}, then counterstain inspect {cohort.folder}")
+    echo(f"next: counterstain split {pasted(cohort.folder)}")
 
 
 SMALLEST_PATCH_PX = 32  # what networks take
@@ -94,7 +104,7 @@ def imported(cohort: Cohort, _: Arguments) -> None:
     for line in (*missing_subtypes(cohort), *_small_regions(cohort)):
         warn(line)
     unsplit = cohort.regions["split"].isna().all()
-    echo(f"next: counterstain {'split' if unsplit else 'inspect'} {cohort.folder}")
+    echo(f"next: counterstain {'split' if unsplit else 'inspect'} {pasted(cohort.folder)}")
 
 
 def _small_regions(cohort: Cohort) -> list[str]:
@@ -128,7 +138,7 @@ def exact(out: Path, _: Arguments) -> None:
     from counterstain.storage import read_json
 
     echo(f"{out}: {read_json(out)['count']:,} annotations")
-    echo(f"next: counterstain import labels {out} --format exact > LABELS.yaml")
+    echo(f"next: counterstain import labels {pasted(out)} --format exact > LABELS.yaml")
 
 
 def weights(header: Any, arguments: Arguments) -> None:
@@ -188,7 +198,7 @@ def inspection(_: pd.DataFrame, arguments: Arguments) -> None:
     cohort = Cohort.open(arguments["cohort"])
     splits(cohort)
     _show_subtypes(cohort)
-    echo(f"figure: {arguments['out'] or composition_file(cohort)}\nnext: counterstain init {cohort.folder}")
+    echo(f"figure: {arguments['out'] or composition_file(cohort)}\nnext: counterstain init {pasted(cohort.folder)}")
 
 
 NEXT_OF_EXPORT = {
@@ -211,20 +221,21 @@ def exported(written: list[Path] | int, arguments: Arguments) -> None:
     out = arguments["out"]
     if isinstance(written, int):
         echo(f"{out}: {written:,} images")
-        echo(NEXT_OF_EXPORT[arguments["format"]].format(out=out, mpp=read_json(out / "export.json")["mpp"]))
+        echo(NEXT_OF_EXPORT[arguments["format"]].format(out=pasted(out), mpp=read_json(out / "export.json")["mpp"]))
     else:
         echo("\n".join(map(str, written)))
 
 
 def training(out: Path, arguments: Arguments) -> None:
     """Print what to do with a trained network."""
-    cohort = arguments["cohort"]
+    cohort, trained = pasted(arguments["cohort"]), pasted(out)
+    of_recipe = recipe_options(arguments)
     following = {
-        "autoencoder": f"train diffusion {cohort} --autoencoder {out} --out DIR",
-        "judge": f"audit SET --cohort {cohort} --judge {out} --out DIR",
+        "autoencoder": f"train diffusion {cohort} --autoencoder {trained} --out DIR{of_recipe}",
+        "judge": f"audit SET --cohort {cohort} --judge {trained} --out DIR",
     }
     drawn = {"distilled": "diffusion"}.get(arguments["network"], arguments["network"])
-    draw = f"synthesize {cohort} --method {drawn} --generator {out} --count N --out DIR"
+    draw = f"synthesize {cohort} --method {drawn} --generator {trained} --count N --out DIR"
     echo(f"{_trained(out)}\nnext: counterstain {following.get(arguments['network'], draw)}")
 
 
@@ -254,9 +265,9 @@ def preview(rows: Sequence[Any], arguments: Arguments) -> None:
 
 def redrawn(cohort: Cohort, arguments: Arguments) -> None:
     """Print what was redrawn and how to look at it."""
-    out = arguments["out"]
+    out, where = arguments["out"], pasted(arguments["out"])
     echo(f"{out}: {len(cohort)} regions")
-    echo(f"images with masks: counterstain export {out} --format png --out …; look: counterstain inspect {out}")
+    echo(f"images with masks: counterstain export {where} --format png --out …; look: counterstain inspect {where}")
 
 
 def audit(audit: Audit, arguments: Arguments) -> None:
@@ -291,7 +302,7 @@ def _number(value: float, form: str = ".2f") -> str:
 
 def segmenter(out: Path, arguments: Arguments) -> None:
     """Print what to do with a trained segmenter."""
-    echo(f"{_trained(out)}\nnext: counterstain evaluate {out} {arguments['cohort']} --split val")
+    echo(f"{_trained(out)}\nnext: counterstain evaluate {pasted(out)} {pasted(arguments['cohort'])} --split val")
 
 
 def scores(scores: pd.Series, arguments: Arguments) -> None:
@@ -336,71 +347,3 @@ def predictions(predictions: Sequence[Prediction], arguments: Arguments) -> None
         else:
             area = f"{area_um2 / 1e6:,.3f} mm²" if area_um2 >= 1e4 else f"{area_um2:,.0f} µm²"
             echo(f"{path}: {areas:,} areas of {outlined}, {area} in all")
-
-
-def headroom(found: Headroom, arguments: Arguments) -> None:
-    """Print what more patients would bring."""
-    echo("\n".join(found.in_words()))
-    out = arguments["out"]
-    echo(f"{out / 'headroom.csv'}, {out / 'headroom.svg'}; a study with fewer patients: cohort.train_patients")
-
-
-def study(report: Path, _: Arguments) -> None:
-    """Print what a study found and where its report is."""
-    from counterstain.report.results import read_results
-    from counterstain.report.summary import overview
-
-    found = overview(read_results(report.parent))
-    print_table(found.columns, found.rows, title=found.title)
-    echo("\n".join((*found.lines, f"report: {report}")))
-
-
-def demo(report: Path, arguments: Arguments) -> None:
-    """Print what the demo found, and why networks as small as its own may do harm."""
-    study(report, arguments)
-    echo("An arm below the baseline: networks trained for minutes may draw tissue less true than what it replaces")
-
-
-def test(folder: Path, _: Arguments) -> None:
-    """Print how the arms of a study differ on another cohort."""
-    import pandas as pd
-
-    from counterstain.storage import read_csv
-    from counterstain.study.arms import read_arm
-    from counterstain.study.statistics.significance import FEWEST_PATIENTS
-
-    results, found = read_csv(folder / "results.csv"), folder / "differences.csv"
-    table = read_csv(found) if found.exists() else pd.DataFrame()
-    differences = {(row["arm"], row["measure"]): row for row in table.to_dict("records")}
-    rows = []
-    for arm, group in results.groupby("arm", sort=False):
-        means = group[["dice", "subtype_variance"]].mean()
-        row = [read_arm(str(arm)).label, str(len(group)), f"{means['dice']:.3f}", f"{means['subtype_variance']:.4f}"]
-        for measure in ("dice", "subtype_variance"):
-            known = differences.get((arm, measure))
-            ends = "no interval" if known and math.isnan(known["low"]) else "{low:+.4f} to {high:+.4f}"
-            row.append(f"{{mean:+.4f}} ({ends})".format_map(known) if known else "")
-        rows.append(row)
-    columns = ("arm", "n", "Dice", "variance", "difference in Dice", "difference in variance")
-    title = f"{folder.name}: means over repeats; differences from the baseline, 95 % intervals"
-    print_table(columns, rows, title=title)
-    if pd.read_parquet(folder / "counts.parquet", columns=["patient"])["patient"].nunique() < FEWEST_PATIENTS:
-        echo(f"no interval: fewer than {FEWEST_PATIENTS} patients")
-    echo(f"tables: {folder}\nreport: {folder.parent.parent / 'report.html'}")
-
-
-def status(state: StudyState, _: Arguments) -> None:
-    """Print how far a study is."""
-    from counterstain.study.status import running_and_failed, stage_table, time_left
-
-    print_rich(stage_table(state))
-    for line in running_and_failed(state, SHOWN):
-        echo(line)
-    echo(time_left(state, int(state.journal.study["slots"]) if state.journal.study else 1))
-
-
-def report(page: Path, arguments: Arguments) -> None:
-    """Print where the page and its files are."""
-    for name, place in {"report": page, "figures": arguments["figures"], "tables": arguments["tables"]}.items():
-        if place is not None:
-            echo(f"{name}: {place}")

@@ -196,12 +196,16 @@ class Cohort:
         """
         folder = place_of(folder)
         if isinstance(folder, Path) and not folder.is_dir():
-            raise InputError(f"{folder}: no such cohort; make one with 'counterstain import' or 'counterstain phantom'")
+            what = "a file; a cohort is a folder" if folder.is_file() else "no such cohort"
+            raise InputError(f"{folder}: {what}; make one with 'counterstain import' or 'counterstain phantom'")
         if not (folder / "cohort.json").exists():
             if isinstance(folder, RemoteFolder):
                 raise InputError(f"{folder}: no cohort at this URL (cohort.json is missing)")
-            unfinished = (folder / "run.json").exists() and (folder / "packs").exists()
-            state = "its import was interrupted; give the same import command again" if unfinished else "not a cohort"
+            state = "not a cohort" if any(folder.iterdir()) else "empty, not a cohort"
+            if (folder / "run.json").exists() and (folder / "packs").exists():
+                state = "its import was interrupted; give the same import command again"
+            elif (folder / "model.json").exists():
+                state = "a checkpoint, not a cohort"
             raise InputError(f"{folder}: {state} (cohort.json is missing)")
         settings = read_sealed(folder / "cohort.json")
         if settings.get("format") != FORMAT:

@@ -7,6 +7,7 @@ module imports neither torch nor any network. Another package adds a method by a
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -194,7 +195,9 @@ class Registry(Mapping[str, Method]):
     def named(self, name: str, source: str) -> Method:
         """Return the method of a name, or raise ConfigError that lists those there are."""
         if name not in self:
-            raise ConfigError(f"{source} {name}: expected one of {', '.join(self)}")
+            near = difflib.get_close_matches(name, list(self), n=1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise ConfigError(f"{source} {name}: {meant}expected one of {', '.join(self)}")
         return self[name]
 
     def register(self, method: Method) -> ExitStack:

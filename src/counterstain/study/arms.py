@@ -25,6 +25,8 @@ Names are read in a study's file and in results of earlier versions; everything 
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -138,10 +140,15 @@ def parse_arm(name: str) -> Arm:
     elif base in METHODS and words:
         chosen = {"method": base} | _amount(name, words.pop(0))
     else:
-        raise _wrong(name, f"{base!r} is not known" if base not in METHODS else "an amount is missing")
+        raise _wrong(
+            name,
+            f"{base!r} is not known{_near(base, (*MODES, *METHODS))}"
+            if base not in METHODS
+            else "an amount is missing",
+        )
     for word in words:
         if word not in VARIANTS:
-            raise _wrong(name, f"{word!r} is not known")
+            raise _wrong(name, f"{word!r} is not known{_near(word, VARIANTS, '+')}")
     arm = Arm(**chosen, variants=tuple(variant for variant in VARIANTS if variant in words))
     _check_variants(arm, name)
     if arm.name != name:
@@ -176,6 +183,11 @@ def _amount(name: str, word: str) -> dict[str, Any]:
     if not 0 < percent <= MOST_PERCENT:
         raise _wrong(name, f"the amount must be above 0 and at most {MOST_PERCENT} per cent")
     return {"amount": percent / 100}
+
+
+def _near(word: str, known: Iterable[str], sign: str = "") -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {sign}{near[0]}?" if near else ""
 
 
 def _wrong(name: str, why: str) -> ConfigError:

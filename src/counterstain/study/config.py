@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from pathlib import Path
@@ -65,7 +66,9 @@ def _one_of(known: Callable[[], Iterable[str]]) -> AfterValidator:
     def check(name: str) -> str:
         names = list(known())
         if name not in names:
-            raise ValueError(f"expected one of {', '.join(names)}")
+            near = difflib.get_close_matches(name, names, n=1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"{meant}expected one of {', '.join(names)}")
         return name
 
     return AfterValidator(check)
@@ -174,7 +177,8 @@ class CohortSource(Config):
     """Where a study's cohort comes from: a folder, or the phantom."""
 
     path: Folder | None = None
-    """A cohort that is split already, in a folder or at a URL; a relative path starts at the study's file."""
+    """A cohort, in a folder or at a URL; it needs a split unless ``folds`` is set. A relative path starts at
+    the study's file."""
     phantom: PhantomConfig | None = None
     """Or make a phantom."""
     split: SplitConfig = SplitConfig()
@@ -225,7 +229,7 @@ class StudyConfig(Config):
     amounts: tuple[Annotated[float, Field(gt=0), AfterValidator(_is_multiple)], ...] = (0.5, 1.0, 2.0, 4.0)
     """Synthetic patches as multiples of the dataset size; 1.0 is +100 %."""
     extra_arms: Annotated[tuple[str, ...], AfterValidator(_parsed)] = ()
-    """More arms, by name, for example ``subtype+weighted``; :mod:`counterstain.study.arms` says which there are."""
+    """More arms, by name, for example ``subtype+weighted``; README.md lists them (Studies)."""
     variants: VariantsConfig = VariantsConfig()
     """How strong the variants of arms are."""
     repeats: Annotated[int, Field(ge=1, le=1000)] = 5

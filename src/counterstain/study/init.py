@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,7 @@ def _look_at(cohort: Cohort) -> _Findings:
 
 def _heading(found: _Findings, out: Path) -> Iterator[str]:
     cohort, counts, file = found.cohort, found.subtypes, _line(out.name)
+    folder = _line(shlex.quote(str(cohort.folder)))
     yield f"# A first study of {_line(cohort.folder.name)}, written by 'counterstain init' from what it measured there:"
     yield f"# {found.patients:,} patients, {counted(len(cohort), 'region')} at {cohort.mpp:g} um per pixel."
     yield "#"
@@ -140,7 +142,7 @@ def _heading(found: _Findings, out: Path) -> Iterator[str]:
         yield "# The subtypes are nearly balanced already: expect little of balancing them."
     for name in counts.index[counts["patients"] == 1]:
         yield f"# One patient alone has {_line(name)}: nothing can be said of it on other patients."
-    yield "# Would more data help at all?     counterstain headroom COHORT --out headroom"
+    yield f"# Would more data help at all?     counterstain headroom {folder} --out headroom"
     yield f"# What will it take?              counterstain study plan {file}"
     yield f"# Run it:                         counterstain study run {file}"
     yield "# What does a setting do?         counterstain config explain diffusion.style (of the recipe), study.repeats"
