@@ -209,8 +209,9 @@ class Cohort:
             raise InputError(f"{folder}: {state} (cohort.json is missing)")
         settings = read_sealed(folder / "cohort.json")
         if settings.get("format") != FORMAT:
-            found = str(settings.get("format"))[:80]
-            raise InputError(f"{folder}: cohort format {found}, this version reads {FORMAT}; import it again")
+            raise InputError(
+                f"{folder}: cohort format {str(settings.get('format'))[:80]}, this version reads {FORMAT}; import it again"
+            )
         try:
             return cls(folder, settings, cache_bytes=cache_bytes)
         except StorageError as error:
