@@ -210,7 +210,7 @@ class Cohort:
         settings = read_sealed(folder / "cohort.json")
         if settings.get("format") != FORMAT:
             raise InputError(
-                f"{folder}: cohort format {str(settings.get('format'))[:80]}, this version reads {FORMAT}; import it again"
+                f"{folder}: cohort format {settings.get('format')!s:.80}, this version reads {FORMAT}; import it again"
             )
         try:
             return cls(folder, settings, cache_bytes=cache_bytes)
