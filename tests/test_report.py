@@ -206,13 +206,11 @@ def test_no_improvement_is_said_plainly_and_a_baseline_that_validation_ranks_hig
     )
 
 
-@pytest.mark.parametrize(
-    ("gain", "said"),
-    [({"spade+100": 0.2}, "nothing"), ({"spade+100": -0.3, "subtype": 0.1}, "no improvement was seen")],
-)
-def test_few_repeats_and_few_patients_are_said_to_prove_nothing(tmp_path, gain, said):
+@pytest.mark.parametrize("gain", [{"spade+100": 0.2}, {"spade+100": -0.3, "subtype": 0.1}])
+def test_few_repeats_and_few_patients_are_said_to_prove_nothing(tmp_path, gain):
     summary = summary_of(tmp_path, repeats=2, patients=3, gain=gain)
-    assert f"With 2 repeats {said}" in summary.finding
+    assert "With 2 repeats nothing can be concluded" in summary.finding
+    assert all("no improvement" not in sentence.lower() for _, sentence in summary.arms)
     for words in ("Run at least 5 repeats", "3 patients"):
         assert any(words in caution for caution in summary.cautions)
 

@@ -223,7 +223,7 @@ def test_the_status_tells_running_from_interrupted_and_failed(tmp_path):
 
 def test_what_is_left_is_estimated_from_cells_of_the_same_stage_and_never_below_zero(tmp_path):
     told = time_left(state_of(tmp_path, DIAMOND), 2)
-    assert told == "how long the rest takes is not known yet: no cell of segmenter has finished"
+    assert told == "time not known: no cell of segmenter has finished"
     record(tmp_path, "finish", cell("y"), seconds=10.0, bytes=2_000_000)
     state = state_of(tmp_path, DIAMOND)
     assert (state.seconds_left(1), state.seconds_left(2), state.seconds_left(9)) == (40, 30, 30)  # a, b or c, d wait

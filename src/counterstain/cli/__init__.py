@@ -13,7 +13,8 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,9 +82,7 @@ def command_of(verb: Verb, show: Show) -> Callable[..., None]:
     def command(**given: Any) -> None:
         arguments = {name: place_of(value) if isinstance(value, Path) else value for name, value in given.items()}
         options = dict(arguments)
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", CounterstainWarning)
-            warnings.showwarning = _print_warning
+        with _warnings_printed():
             result = verb(*[options.pop(name) for name in positional], **options)
         show(result, arguments)
 
@@ -107,6 +106,14 @@ def descriptions_of(verb: Verb) -> dict[str, str]:
 
 
 _show_warning = warnings.showwarning
+
+
+@contextmanager
+def _warnings_printed() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CounterstainWarning)
+        warnings.showwarning = _print_warning
+        yield
 
 
 def _print_warning(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
@@ -274,12 +281,15 @@ def _plan(
     from counterstain.study.status import cell_table, plan_tree, stage_table, what_it_takes
 
     options: Any = {"out": out, "processes": processes, "settings": settings}
-    plan = studies.plan_study(study, **options)
+    with _warnings_printed():
+        plan = studies.plan_study(study, **options)
     print_rich(cell_table(plan.state) if cells else plan_tree(plan.state, plan.name))
     if timing and plan.untimed:
         how = "cells side by side, with fewer threads each" if processes else "cells one after another"
         echo(f"timing {len(plan.untimed)} kinds of work on this machine, for {how}; kept for the next time")
-        plan = studies.plan_study(study, timing=True, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CounterstainWarning)  # they are printed above
+            plan = studies.plan_study(study, timing=True, **options)
     print_rich(stage_table(plan.state))
     for line in plan.untimed[: show.SHOWN]:
         echo(f"not timed: {line}")
@@ -290,6 +300,8 @@ def _plan(
         echo(line)
     for line in plan.lacking:
         echo(f"not yet on this machine: {line}")
+    if any(state != "done" for state in plan.state.states.values()):
+        echo(f"next: counterstain study run {study}")
 
 
 @study_app.command("clean", short_help="Delete results that the plan no longer needs")

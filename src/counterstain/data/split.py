@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pandas as pd
 from pydantic import Field
 
 from counterstain.config import Config
@@ -247,7 +248,16 @@ def untrained_subtypes(cohort: Cohort, splits: Sequence[Mapping[str, str]]) -> I
     seen = seen[seen["subtype"].isin(cohort.taxonomy.names)]
     for fold, split in enumerate(splits, 1):
         if lacking := {*seen["subtype"]} - {*seen["subtype"][seen["patient"].map(split) == "train"]}:
-            yield f"fold {fold} trains without {', '.join(sorted(lacking))}; more folds leave more patients to train on"
+            yield f"fold {fold} trains without {', '.join(sorted(lacking))}; {_why(seen, lacking, splits)}"
+
+
+def _why(seen: pd.DataFrame, lacking: Collection[str], splits: Sequence[Mapping[str, str]]) -> str:
+    patients = seen[seen["subtype"].isin(lacking)].groupby("subtype")["patient"].unique()
+    single = [f"only patient {owners[0]} has {name}" for name, owners in patients.items() if len(owners) == 1]
+    if len(single) < len(patients) and len(splits) < len(splits[0]):
+        return "; ".join([*single, "more folds leave more patients to train on"])
+    few = [f"only patients {', '.join(sorted(o))} have {name}" for name, o in patients.items() if len(o) > 1]
+    return "; ".join([*single, *few])
 
 
 def _check_foldable(cohort: Cohort) -> None:

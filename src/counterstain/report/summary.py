@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -166,10 +166,8 @@ def _finding(results: Results, effects: Effects, chosen: Arm) -> tuple[str, str,
     seen += f"{_change(of_dice, 'dice')}. {SPREAD}: {_change(of_variance, 'subtype_variance')}."
     seen = " ".join([seen, *_harm(results, effects, chosen)])
     if of_dice.n < ENOUGH_REPEATS:
-        trend = "" if _gains(of_dice, of_variance) else "no improvement was seen, and "
-        verdict = "No improvement seen; too few repeats" if trend else "Too few repeats for a conclusion"
         repeats = counted(of_dice.n, "repeat")
-        return headline, verdict, f"With {repeats} {trend}nothing can be concluded. {seen}"
+        return headline, "Too few repeats for a conclusion", f"With {repeats} nothing can be concluded. {seen}"
     return headline, *_verdict(of_dice, of_variance, seen)
 
 
@@ -229,7 +227,7 @@ def _in_words(effect: Effect, measure: str) -> str:
     if not math.isfinite(gain):
         return "not measured"
     if effect.n < ENOUGH_REPEATS:
-        return "too few repeats to tell" if gain > 0 else "no improvement seen"
+        return "too few repeats to tell"
     if gain > 0 and not math.isfinite(effect.low):
         return "cannot be distinguished from chance (no interval)"
     unclear = "undecided: interval and test disagree" if effect.p_holm < SIGNIFICANT else "within chance"
@@ -288,7 +286,7 @@ def looks_sentence(looks: Sequence[Look]) -> str:
 
 
 def _cautions(results: Results, effects: Effects) -> list[str]:
-    study, said = results.study, []
+    study, said = results.study, list(_untrained(results))
     if results.tested_on == CROSS_VALIDATED:
         said.append(
             f"Cross-validation in {counted(len(study.folds), 'fold')}: every patient was tested once, by networks that "
@@ -335,6 +333,15 @@ def _cautions(results: Results, effects: Effects) -> list[str]:
     if study.failed:
         said.append(f"{counted(len(study.failed), 'cell')} of the study failed and is missing here (see Failures).")
     return said
+
+
+def _untrained(results: Results) -> Iterator[str]:
+    for number, fold in enumerate(results.study.folds, 1):
+        if names := ", ".join(fold.get("lacking", ())):
+            yield (
+                f"Fold {number} trained without {names}: what its test patients show of {names} says nothing of "
+                "synthetic images."
+            )
 
 
 def _of_one_patient(results: Results) -> list[str]:

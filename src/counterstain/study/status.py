@@ -303,11 +303,15 @@ def plan_tree(state: StudyState, title: str) -> Tree:
         groups.setdefault(key, []).append(row)
     tree = Tree(title)
     branches: dict[tuple[str, str], Tree] = {}
+    path: dict[tuple[str, str], set[tuple[str, str]]] = {}  # each group and those that it is drawn under
     for key, rows in groups.items():
         parents = [group_of[need] for row in rows[:1] for need in row.needs if group_of[need] in branches]
         # Under the last of its inputs: an evaluation under its segmenter, a set under its generator.
-        parent = branches[max(parents, key=list(branches).index)] if parents else tree
-        branches[key] = parent.add(_group_line(key, rows, state))
+        last = max(parents, key=list(branches).index) if parents else None
+        path[key] = {key} | (path[last] if last else set())
+        others = [each[1] for each in dict.fromkeys(parents) if each not in path[key] and each[0] != "cohort"]
+        also = f" (also of {', '.join(others)})" if others else ""
+        branches[key] = (branches[last] if last else tree).add(_group_line(key, rows, state) + also)
     return tree
 
 
@@ -362,12 +366,12 @@ def time_left(state: StudyState, slots: int) -> str:
     if not counts["left"] and not counts["running"]:
         return "nothing is left to run"
     unknown, work = state.unknown_stages(), state.seconds_left(1)
-    if unknown and not work:
-        return f"how long the rest takes is not known yet: no cell of {', '.join(unknown)} has finished"
+    if unknown and not {row.stage for row, taken in state.open if taken is not None} - {*unknown, "cohort"}:
+        return f"time not known: no cell of {', '.join(unknown)} has finished"
     at_once = f", at least {duration(state.seconds_left(slots))} with {slots} cells at once" if slots > 1 else ""
     text = f"about {duration(work)} of work{at_once}"
     text += OVERHEAD if work < BRIEF_SECONDS else ""
-    return f"{text}, not counting stages of which no cell has finished yet ({', '.join(unknown)})" if unknown else text
+    return f"{text}, without {', '.join(unknown)}: their time is not known yet" if unknown else text
 
 
 def running_and_failed(state: StudyState, most: int) -> list[str]:
