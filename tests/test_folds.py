@@ -15,8 +15,9 @@ from small_study import FOLDS, SMALL, small_study
 import counterstain as cs
 from counterstain.checkpoints import read_header
 from counterstain.data.cohort import Cohort
+from counterstain.data.composition import untrained_subtypes
 from counterstain.data.patch_set import PatchSet
-from counterstain.data.split import folds_of, split_into_folds, untrained_subtypes
+from counterstain.data.split import folds_of, split_into_folds
 from counterstain.errors import ConfigError, DivergenceError, InputError, LeakageError
 from counterstain.report.results import read_results
 from counterstain.segmentation.evaluate import evaluate

@@ -6,7 +6,8 @@ from drawn_cohort import boxes, store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterstain.data.cohort import Cohort, missing_subtypes, splits_table, subtypes_table
+from counterstain.data.cohort import Cohort, splits_table, subtypes_table
+from counterstain.data.composition import missing_subtypes
 from counterstain.data.split import SplitConfig, check_disjoint, patient_scores, split_cohort, split_patients
 from counterstain.errors import InputError, MismatchError
 

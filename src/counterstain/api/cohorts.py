@@ -121,7 +121,8 @@ def inspect(cohort: PathLike | Cohort, *, out: PathLike | None = None) -> pd.Dat
     pandas.DataFrame
         A row per split and subtype: slides, instances and area, with their shares.
     """
-    from counterstain.data.cohort import missing_subtypes, subtypes_table
+    from counterstain.data.cohort import subtypes_table
+    from counterstain.data.composition import missing_subtypes
     from counterstain.data.split import check_disjoint
     from counterstain.report.figures import figure_kind, save_figure
     from counterstain.report.patch_figures import composition

@@ -81,7 +81,7 @@ CORNERS = {"canvas": "whole canvas", "bounds": "scanned area"}
 
 def imported(cohort: Cohort, _: Arguments) -> None:
     """Print what came of an import of a table or of slides."""
-    from counterstain.data.cohort import missing_subtypes, tissue_shares
+    from counterstain.data.composition import missing_subtypes, tissue_shares
     from counterstain.storage import read_json
 
     found = read_json(cohort.folder / "import.json")

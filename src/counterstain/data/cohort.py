@@ -378,25 +378,3 @@ def subtypes_table(cohort: Cohort) -> pd.DataFrame:
         table[share] = table[column] / total.where(total > 0, 1)
     table["area_mm2"] = table["area_px"] * (cohort.mpp / 1000) ** 2
     return table[["split", "subtype", "slides", "instances", "instance_share", "area_mm2", "area_share"]]
-
-
-def tissue_shares(cohort: Cohort) -> dict[str, float]:
-    """Return the share, 0 to 1, that each subtype covers of the regions that show it."""
-    regions = cohort.regions.set_index("region")
-    px = cohort.instances["region"].map(regions["height_px"] * regions["width_px"])
-    by_region = cohort.instances.assign(region_px=px).groupby(["subtype", "region"])
-    table = by_region.agg(area_px=("area_px", "sum"), region_px=("region_px", "first")).groupby("subtype").sum()
-    return {
-        cohort.taxonomy.name_of(int(str(s))): float(row["area_px"] / row["region_px"]) for s, row in table.iterrows()
-    }
-
-
-def missing_subtypes(cohort: Cohort) -> list[str]:
-    """Return a warning for every split in use that has no instance of some subtypes."""
-    table = subtypes_table(cohort)
-    missing = table[(table["instances"] == 0) & (table["split"] != UNSPLIT)]
-    return [
-        f"split {split} has no {', '.join(rows['subtype'])}, so nothing can be measured there for "
-        f"{'it' if len(rows) == 1 else 'them'}; move a patient there that has some"
-        for split, rows in missing.groupby("split", sort=False)
-    ]

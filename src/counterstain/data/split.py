@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import pandas as pd
 from pydantic import Field
 
 from counterstain.config import Config
-from counterstain.data.cohort import PACKS_AT, PARTS, Cohort, missing_subtypes, packs_of
+from counterstain.data.cohort import PACKS_AT, PARTS, Cohort, packs_of
+from counterstain.data.composition import missing_subtypes
 from counterstain.data.patches import BAND_PX, ImageKey
 from counterstain.data.pseudonyms import MARK, recogniser
 from counterstain.errors import InputError, LeakageError, MismatchError
@@ -240,24 +240,6 @@ def folds_of(cohort: Cohort, folds: int, validation: float, seed: int) -> list[d
     for split in splits:
         _check_images(cohort, split)
     return splits
-
-
-def untrained_subtypes(cohort: Cohort, splits: Sequence[Mapping[str, str]]) -> Iterator[str]:
-    """Yield a warning for every fold that trains without a subtype of the cohort."""
-    seen = cohort.composition()
-    seen = seen[seen["subtype"].isin(cohort.taxonomy.names)]
-    for fold, split in enumerate(splits, 1):
-        if lacking := {*seen["subtype"]} - {*seen["subtype"][seen["patient"].map(split) == "train"]}:
-            yield f"fold {fold} trains without {', '.join(sorted(lacking))}; {_why(seen, lacking, splits)}"
-
-
-def _why(seen: pd.DataFrame, lacking: Collection[str], splits: Sequence[Mapping[str, str]]) -> str:
-    patients = seen[seen["subtype"].isin(lacking)].groupby("subtype")["patient"].unique()
-    single = [f"only patient {owners[0]} has {name}" for name, owners in patients.items() if len(owners) == 1]
-    if len(single) < len(patients) and len(splits) < len(splits[0]):
-        return "; ".join([*single, "more folds leave more patients to train on"])
-    few = [f"only patients {', '.join(sorted(o))} have {name}" for name, o in patients.items() if len(o) > 1]
-    return "; ".join([*single, *few])
 
 
 def _check_foldable(cohort: Cohort) -> None:

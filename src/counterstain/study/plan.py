@@ -15,11 +15,12 @@ from typing import Any
 
 from counterstain.config import merge
 from counterstain.data.cohort import Cohort
+from counterstain.data.composition import untrained_subtypes
 from counterstain.data.patch_set import SHARD_PATCHES
 from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.review import rejected_in
 from counterstain.data.sampling import check_patch_size
-from counterstain.data.split import folds_of, split_into_folds, training_patients, untrained_subtypes
+from counterstain.data.split import folds_of, split_into_folds, training_patients
 from counterstain.data.stains import check_stains
 from counterstain.errors import CounterstainWarning, InputError
 from counterstain.generators.methods import METHODS, Training
