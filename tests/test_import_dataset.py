@@ -156,6 +156,46 @@ def test_a_folder_of_coco(here):
     assert areas(cohort, "a") == areas(cohort, "b") == AREAS
 
 
+def put_coco(here, content, images=("a", "b")):
+    for name in images:
+        save(here / "data" / f"{name}.png", noise(name))
+    (here / "data" / "c.json").write_text(json.dumps(content))
+
+
+def test_ids_of_coco_that_pandas_wrote_as_fractions_are_those_numbers(here):
+    content = json.loads(coco(["a.png", "b.png"]))
+    for row in content["images"] + content["categories"]:
+        row["id"] = float(row["id"])
+    put_coco(here, content)
+    cohort = imported(here)
+    assert areas(cohort, "a") == areas(cohort, "b") == AREAS
+
+
+def test_a_name_in_coco_that_spells_its_umlaut_in_another_way_keeps_its_annotations(here):
+    put_coco(here, json.loads(coco(["ba\u0308r.png"])), images=["ba\u0308r"])
+    cohort = imported(here)
+    assert areas(cohort, cohort.regions["region"].iloc[0]) == AREAS
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("images", {"id": 0}, "images: id 0 is there twice"),
+        ("categories", {"id": IDS["A"]}, f"categories: id {IDS['A']} is there twice"),
+        ("images", {"id": [1]}, r"images: id \[1\] is no id"),
+        ("annotations", {"category_id": 99}, "category_id 99 is not in the file"),
+        ("annotations", {"image_id": [1]}, r"image_id \[1\] is not in the file"),
+        ("annotations", {"segmentation": {"size": [8, 8], "counts": [64]}}, "a mask of 8 x 8 in an image of"),
+    ],
+)
+def test_coco_that_contradicts_itself_is_refused(here, part, change, message):
+    content = json.loads(coco(["a.png", "b.png"]))
+    content[part][-1] |= change
+    put_coco(here, content)
+    with pytest.raises(InputError, match=message):
+        imported(here)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of ome_zarr's own
 @pytest.mark.parametrize("version", [2, 3])
 def test_ome_zarr_with_labels(here, version):

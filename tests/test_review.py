@@ -56,6 +56,15 @@ def test_undo_takes_back_ones_own_decisions_step_by_step_and_deletes_nothing(pat
     assert len(ada.history()) == 5
 
 
+@pytest.mark.parametrize("damage", ["\x00\x01", "[1]", '{"index": 1, "deci'])
+def test_a_damaged_line_is_an_error_and_no_decision_is_forgotten(patches, damage):
+    review = Review(patches, reviewer="ada")
+    review.decide(1, "reject")
+    review.file.write_text(damage + "\n" + review.file.read_text())
+    with pytest.raises(StorageError, match="line 1: damaged"):
+        review.decisions()
+
+
 def test_a_line_that_a_kill_cut_off_costs_that_line_alone(patches):
     review = Review(patches, "ada")
     review.decide(3, "reject")

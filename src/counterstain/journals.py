@@ -1,7 +1,7 @@
 """Journals: files of JSON lines that are only ever appended to, by any number of processes at once.
 
-A line is on the disk before the writer goes on. One that a kill or a full disk cut off is skipped by readers, and ended
-by the next writer; nothing is ever removed.
+A line is on the disk before the writer goes on. One that a kill or a full disk cut off is skipped by readers, and
+marked as cut off by the next writer; nothing is ever removed. Any other line that cannot be read is an error.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from counterstain.errors import InputError, StorageError
 from counterstain.storage import disk_errors_named, fsync
 
 MAX_NAME = 80  # characters of the name of a person
+CUT_OFF = "\x18"  # "cancel": ends a line that a kill cut off
 
 Record = dict[str, Any]
 
 
 def records_of(path: Path) -> list[Record]:
-    """Return what stands in a journal, oldest first; nothing where there is none. Damaged lines are skipped."""
+    """Return what stands in a journal, oldest first; nothing where there is none."""
     try:
-        return _parsed(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
         return []
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+    return _parsed(content, path)
 
 
 @contextmanager
@@ -41,18 +43,19 @@ def held(path: Path) -> Iterator[tuple[list[Record], Callable[[Mapping[str, Any]
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             content = file.read()
-            torn = bool(content) and not content.endswith(b"\n")
+            tail = content.rpartition(b"\n")[2].decode(errors="replace")
+            torn, end = bool(tail), "\n" if _record(tail) else CUT_OFF + "\n"
 
             def append(record: Mapping[str, Any]) -> None:
-                nonlocal torn
+                nonlocal torn, end
                 line = json.dumps(record, ensure_ascii=False, allow_nan=False)
-                file.write(("\n" * torn + line + "\n").encode())
-                torn = True  # until it is on the disk
+                file.write((end * torn + line + "\n").encode())
+                torn, end = True, CUT_OFF + "\n"  # until it is on the disk
                 file.flush()
                 fsync(path)
                 torn = False
 
-            yield _parsed(content), append
+            yield _parsed(content, path), append
             if not content:
                 fsync(path.parent)
 
@@ -76,13 +79,18 @@ def person(name: str, what: str) -> str:
     return cleaned
 
 
-def _parsed(content: bytes) -> list[Record]:
-    records = []
-    for line in content.decode(errors="replace").split("\n"):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+def _parsed(content: bytes, path: Path) -> list[Record]:
+    *lines, tail = content.decode(errors="replace").split("\n")
+    found = [(number, _record(line)) for number, line in enumerate(lines, 1) if not line.endswith(CUT_OFF)]
+    for number, record in found:
+        if record is None:
+            raise StorageError(f"{path} line {number}: damaged; restore the file from a copy, or delete this line")
+    return [record for record in (*(record for _, record in found), _record(tail)) if record is not None]
+
+
+def _record(line: str) -> Record | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None

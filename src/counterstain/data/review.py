@@ -199,7 +199,7 @@ class Review:
                 raise MismatchError(f"{self.file}: holds decisions about another synthetic set; move it away")
             if type(index) is not int or index not in range(len(self.patches)):
                 raise StorageError(f"{self.file}: patch {index!r}: the set has {len(self.patches)}; correct the line")
-            if decision not in {*DECISIONS, UNDO}:
+            if decision not in (*DECISIONS, UNDO):
                 known = ", ".join((*DECISIONS, UNDO))
                 raise StorageError(f"{self.file}: decision {decision!r}: expected {known}; correct the line")
             checked.append(record | {name: str(record.get(name, "")) for name in ("reviewer", "time")})

@@ -17,8 +17,8 @@ import numpy as np
 
 from counterstain.errors import InputError
 from counterstain.io.annotations import OF_IMAGES as SIGNS
-from counterstain.io.annotations.image_formats import coco_content
-from counterstain.io.annotations.safe_parsing import parse_json, read_bytes
+from counterstain.io.annotations.image_formats import coco_content, coco_id
+from counterstain.io.annotations.safe_parsing import file_name, parse_json, read_bytes
 from counterstain.io.file_pairs import (
     IMAGE_ENDINGS,
     PARTS_BY_NAME,
@@ -31,6 +31,7 @@ from counterstain.io.file_pairs import (
     read_pairs,
     split_rows,
 )
+from counterstain.io.instances import annotation_file
 from counterstain.io.labels import LabelMap
 from counterstain.io.parts import damage_named, ome_image, ome_labels
 from counterstain.io.table import csv_rows
@@ -249,23 +250,27 @@ def read_coco_dataset(folder: Path) -> Dataset:
         by_name.setdefault(file.name, []).append(file)
     for file in _coco_files(folder):
         content = coco_content(file, read_bytes(file))
-        annotated = {row.get("image_id") for row in content["annotations"] if isinstance(row, dict)}
+        left_out += annotation_file(file, file.stat().st_mtime_ns, ("annotation",), None)[0].skipped
+        annotated = {coco_id(row.get("image_id")) for row in content["annotations"] if isinstance(row, dict)}
         names: set[str] = set()
         for image in content["images"]:
             given = image.get("file_name") if isinstance(image, dict) else None
             if not isinstance(given, str):
                 raise InputError(f"{file}: an image without a file_name; export it again")
-            name = re.split(r"[/\\]", given)[-1]
+            name = file_name(given, f"{file} file_name")
+            if name is None:
+                raise InputError(f"{file}: file_name {given!r} names no file; export it again")
             if name in names:
                 raise InputError(f"{file}: two images are called {name!r}; rename one of them")
             names.add(name)
             places = [place / given for place in (file.parent, file.parent / "images", root, root / "images")]
-            found = [place for place in places if place.is_file()][:1] or by_name.get(name, [])
+            within = [place for place in places if place.is_file() and place.resolve().is_relative_to(root.resolve())]
+            found = within[:1] or by_name.get(name, []) or by_name.get(re.split(r"[/\\]", given)[-1], [])
             if len(found) != 1:
                 raise InputError(
                     f"{file}: image {given} is {'there twice' if found else 'not'} in {root}; put it beside"
                 )
-            left_out["image without an annotation, taken as background"] += image.get("id") not in annotated
+            left_out["image without an annotation, taken as background"] += coco_id(image.get("id")) not in annotated
             row = paths_in(root, found[0], file)
             part = part_of(found[0].relative_to(root))
             rows.append({"image": row["image"], "label": f"{row['label']}[{name}]", "part": part})

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +46,17 @@ POINT = "point (discs are drawn with --point-um)"
 def read_coco(path: Path, data: bytes) -> AnnotationFile:
     """Read the annotations of a COCO file with the names of their images; errors name the annotation."""
     content, collector = coco_content(path, data), Collector(path)
-    images = {_number(row, "id"): row for row in content["images"] if isinstance(row, dict)}
+    images = _by_id(content["images"], f"{path} images")
     for row in images.values():
         _add_size(collector, file_name(row.get("file_name"), f"{path} file_name"), row.get("height"), row.get("width"))
-    categories = {_number(row, "id"): row for row in content["categories"] if isinstance(row, dict)}
+    categories = _by_id(content["categories"], f"{path} categories")
     for number, found in enumerate(content["annotations"], start=1):
         where = f"{path} annotation {number}"
         try:
             row = expect(found, dict, where, "an object")
             image = _referred(row, "image_id", images, where)
             category = _referred(row, "category_id", categories, where)
+            _check_runs(row.get("segmentation"), image, where)
             label = CROWD if row.get("iscrowd") else name(category.get("name"), f"{where} category name")
             collector.add(
                 _outlined(collector, row.get("segmentation"), where),
@@ -85,16 +86,40 @@ def coco_content(path: Path, data: bytes) -> dict[str, list[Json]]:
     return content
 
 
-def _number(row: Row, key: str) -> int | str | None:
-    value = row.get(key)
-    return value if isinstance(value, int | str) else None
+def _by_id(rows: Sequence[Json], where: str) -> dict[int | str, Row]:
+    found: dict[int | str, Row] = {}
+    for row in rows:
+        key = coco_id(row.get("id")) if isinstance(row, dict) else None
+        if key is None or key in found:
+            given = shown(row.get("id") if isinstance(row, dict) else row)
+            raise InputError(f"{where}: id {given} is {'there twice' if key in found else 'no id'}; export it again")
+        found[key] = row
+    return found
+
+
+def coco_id(value: Json) -> int | str | None:
+    """Return an id as COCO files refer to it, whole numbers as integers (pandas writes 1.0); None where it is none."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
 
 
 def _referred(row: Row, key: str, rows: dict[Any, Row], where: str) -> Row:
-    found = rows.get(_number(row, key))
+    found = rows.get(coco_id(row.get(key)))
     if found is None:
-        raise OddObjectError(f"{where}: {key} {shown(row.get(key))} is not in the file; export it again")
+        raise InputError(f"{where}: {key} {shown(row.get(key))} is not in the file; export it again")
     return found
+
+
+def _check_runs(segmentation: Json, image: Row, where: str) -> None:
+    size, sides = segmentation.get("size") if isinstance(segmentation, dict) else None, ("height", "width")
+    if isinstance(size, list) and all(type(image.get(side)) is int for side in sides):
+        height, width = (image[side] for side in sides)
+        if size != [height, width]:
+            raise InputError(
+                f"{where} segmentation: a mask of {' x '.join(map(str, size))} in an image of {height} x {width} "
+                "(height x width); export it again"
+            )
 
 
 def _outlined(collector: Collector, segmentation: Json, where: str) -> Area | None:
