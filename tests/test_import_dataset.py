@@ -156,6 +156,12 @@ def test_a_folder_of_coco(here):
     assert areas(cohort, "a") == areas(cohort, "b") == AREAS
 
 
+def test_a_folder_that_links_to_itself_is_read_once(here):
+    put_coco(here, json.loads(coco(["a.png", "b.png"])))
+    (here / "data" / "again").symlink_to(here / "data", target_is_directory=True)
+    assert len(imported(here)) == 2
+
+
 def put_coco(here, content, images=("a", "b")):
     for name in images:
         save(here / "data" / f"{name}.png", noise(name))

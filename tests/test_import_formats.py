@@ -190,6 +190,13 @@ def test_a_legend_says_what_colours_mean(tmp_path):
     assert cohort.taxonomy.names == ("A", "B")
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.int64])
+def test_numbers_under_a_legend_of_colours_are_refused(tmp_path, kind):
+    np.save(tmp_path / "ids.npy", (colours()[..., 0] > 0).astype(kind))
+    with pytest.raises(InputError, match=r"holds numbers, .* where .*legend.yaml names colours"):
+        imported(tmp_path, "ids.npy", legend=COLOURS)
+
+
 def test_an_unknown_colour_is_named_with_its_place_and_count(tmp_path):
     drawn = colours()
     drawn[30, 40:44] = 0, 255, 0

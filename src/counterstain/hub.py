@@ -19,6 +19,18 @@ from counterstain.errors import InputError, MismatchError
 RepoType = Literal["model", "dataset"]
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 WITH_CODE = ("*.py", "*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.pickle")
+OURS = (
+    "safetensors",
+    "json",
+    "jsonl",
+    "yaml",
+    "md",
+    "csv",
+    "parquet",
+    "txt",
+    "png",
+    "svg",
+)  # endings of what is pulled
 PATIENCE_S = 5.0
 
 
@@ -44,7 +56,10 @@ def fetched(
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    options: dict[str, Any] = {"allow_patterns": None if patterns is None else list(patterns), "local_dir": into}
+    allowed = (
+        [*(f"*.{ending}" for ending in OURS), "*/c/*"] if patterns is None else list(patterns)
+    )  # c: chunks of Zarr
+    options: dict[str, Any] = {"allow_patterns": allowed, "local_dir": into}
     offline = constants.HF_HUB_OFFLINE or not answers(constants.ENDPOINT)
     unwanted = list(WITH_CODE if patterns is None else WITH_CODE[:1])
     options |= {"ignore_patterns": unwanted, "local_files_only": offline}

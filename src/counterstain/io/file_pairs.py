@@ -95,16 +95,21 @@ def _kind(folder: Path, file: Path) -> tuple[tuple[str, ...], str, bool | None]:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Return all files of a folder, sorted, without hidden ones and those inside Zarr folders."""
+    """Return all files of a folder, sorted, without hidden ones and those inside Zarr folders.
+
+    A folder that links lead to several times is entered once.
+    """
     if folder.is_file():
         return [folder]
-    found, folders = [], [folder]
+    found, folders, entered = [], [folder], {folder.resolve()}
     while folders:
         for entry in sorted(folders.pop().iterdir()):
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
             if entry.is_dir() and entry.suffix != ".zarr":
-                folders.append(entry)
+                if (place := entry.resolve()) not in entered:
+                    entered.add(place)
+                    folders.append(entry)
             elif entry.is_file():
                 found.append(entry)
     return sorted(found)

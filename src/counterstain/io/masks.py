@@ -88,6 +88,10 @@ class ValueMeanings:
             raise InputError(
                 f"{path}: has colours, {stored.shares()}; give --mask-values colours, as in #ff0000=tissue"
             )
+        if self._coloured and not stored.coloured and stored.highest > IGNORE:
+            raise InputError(
+                f"{path}: holds numbers, {stored.shares()}, where {self._said} names colours; name numbers"
+            )
         if not self._coloured:
             check_drawn(path, stored, drawn)
         values = stored.colours if self._coloured else stored.values
