@@ -17,7 +17,7 @@ def study_of(tmp_path):
         recipe = load_recipe(preset, None, list(settings)).model_dump(mode="json")
         config = {"recipe": recipe, "study": {"variants": variants or {}}}
         methods = dict.fromkeys(arm.partition("+")[0] for arm in arms if not arm.startswith("subtype"))
-        run = draw_results(tmp_path / str(arms), ("subtype", *arms), 1, methods=tuple(methods), config=config)
+        run = draw_results(tmp_path / str(arms)[:100], ("subtype", *arms), 1, methods=tuple(methods), config=config)
         return read_results(run).study
 
     return read
