@@ -107,7 +107,7 @@ def coco_id(value: Json) -> int | str | None:
 def _referred(row: Row, key: str, rows: dict[Any, Row], where: str) -> Row:
     found = rows.get(coco_id(row.get(key)))
     if found is None:
-        raise InputError(f"{where}: {key} {shown(row.get(key))} is not in the file; export it again")
+        raise OddObjectError(f"{where}: {key} {shown(row.get(key))} is not in the file; export it again")
     return found
 
 
@@ -116,7 +116,7 @@ def _check_runs(segmentation: Json, image: Row, where: str) -> None:
     if isinstance(size, list) and all(type(image.get(side)) is int for side in sides):
         height, width = (image[side] for side in sides)
         if size != [height, width]:
-            raise InputError(
+            raise OddObjectError(
                 f"{where} segmentation: a mask of {' x '.join(map(str, size))} in an image of {height} x {width} "
                 "(height x width); export it again"
             )
