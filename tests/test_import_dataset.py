@@ -115,6 +115,61 @@ def test_a_raw_dataset_of_nnunet(here):
         imported(here, folder.name)
 
 
+@pytest.mark.parametrize(
+    ("labels", "folds", "message"),
+    [
+        ({"background": 0, "A": 1, "B": 1}, [], "labels A, B have one number"),
+        (None, [{"val": ["nobody"]}], "val names nobody, of which there is no image"),
+        (None, [{"val": [["one"]]}], "val: expected a list of cases"),
+        (None, {"val": ["one"]}, "expected a list of folds"),
+    ],
+)
+def test_a_dataset_of_nnunet_that_contradicts_itself_is_refused(here, labels, folds, message):
+    folder = here / "Dataset007_Cells"
+    save(folder / "imagesTr" / "one_0000.png", noise("one"))
+    save(folder / "labelsTr" / "one.png", of_instances({"A": 1, "B": 3}, name="one"))
+    (folder / "dataset.json").write_text(json.dumps(NNUNET | ({"labels": labels} if labels else {})))
+    (folder / "splits_final.json").write_text(json.dumps(folds))
+    with pytest.raises(InputError, match=message):
+        imported(here, folder.name)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([{"mpp": 0.5}, {"mpp": 0.25}], r"rows of several mpp \(0.25, 0.5\); import them apart"),
+        ([{"mpp": [1]}, {"mpp": [1]}], r"mpp is '\[1\]'; expected a number"),
+        ([{}, {"file_name": 5}], "file_name '5' names no file of"),
+        ([{}, {"file_name": "../b.png"}], "file_name '../b.png' names no file of"),
+    ],
+)
+def test_lines_of_hugging_face_that_cannot_be_meant_are_refused(here, lines, message):
+    for name in "ab":
+        save(here / "data" / f"{name}.png", noise(name))
+        save(here / "data" / f"{name}_mask.png", of_instances(IDS, name=name))
+    known = [{"file_name": f"{name}.png", "mask_file_name": f"{name}_mask.png"} for name in "ab"]
+    written = [json.dumps(row | more) for row, more in zip(known, lines, strict=True)]
+    (here / "data" / "metadata.jsonl").write_text("\n".join(written))
+    with pytest.raises(InputError, match=message):
+        imported(here, legend=here / "numbers.yaml")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["1.png,P1"], r"1.png is .*x/1.png or .*y/1.png; give them with their folders"),
+        (["x/1.png,P1", "y/1.png,P2", "1.png,P3"], r"say different things of .*x/1.png"),
+    ],
+)
+def test_a_table_of_patients_that_leaves_an_image_open_is_refused(here, rows, message):
+    for name in "xy":
+        save(here / "data" / name / "1.png", noise(name))
+        save(here / "data" / name / "1_mask.png", of_instances(IDS, name=name))
+    (here / "patients.csv").write_text("\n".join(["image,patient", *rows]))
+    with pytest.raises(InputError, match=message):
+        imported(here, legend=here / "numbers.yaml", patients=here / "patients.csv")
+
+
 def test_an_image_folder_of_hugging_face(here):
     for name in "ab":
         save(here / "data" / "images" / f"{name}.png", noise(name))

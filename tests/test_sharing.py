@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from counterstain.checkpoints import CheckpointHeader, load_checkpoint, read_header, save_checkpoint
 from counterstain.data.patches import Patch, Source
 from counterstain.data.split import check_no_leak
-from counterstain.errors import CounterstainWarning, InputError, LeakageError
+from counterstain.errors import CounterstainWarning, InputError, LeakageError, MismatchError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import CounterstainConfig, SamplerConfig, StyleConfig
@@ -34,6 +34,7 @@ from counterstain.segmentation.model import Segmenter
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.segmentation.timm_networks import feature_network
 from counterstain.sharing import card
+from counterstain.sharing import shared as shared_header
 from counterstain.storage import write_sealed
 
 PLAIN = """
@@ -420,6 +421,16 @@ def test_a_checkpoint_goes_to_the_hub_without_names_and_comes_back_as_it_was(run
     assert run("pull", "me/mine", "--out", tmp_path / "back")[2].count("exists already") == 1
     assert run("push", folder, "me/named", "--with-patient-ids")[0] == 0
     assert b"P-04" in (hub / "model" / "me" / "named" / "files" / "model.json").read_bytes()
+
+
+@pytest.mark.parametrize("note", ["P-04", "p-04-2024", "patients/P-04/net.safetensors", ["a", "scan of p-04"]])
+def test_a_checkpoint_that_names_a_patient_elsewhere_is_not_shared(tmp_path, note):
+    header = read_header(checkpoint(tmp_path / "checkpoint"))
+    with pytest.raises(MismatchError, match="names patient P-04 beside patients_seen"):
+        shared_header(header.model_copy(update={"notes": {"of": note}}), tmp_path)
+    assert "P-04" not in str(
+        shared_header(header.model_copy(update={"notes": {"of": "P-041"}}), tmp_path).patients_seen
+    )
 
 
 def test_an_export_on_the_hub_is_imported_by_its_name_and_no_code_is_fetched(run, hub, shared, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -49,6 +50,7 @@ from counterstain.segmentation.model import IMAGENET_MEAN, IMAGENET_SD, load_seg
 from counterstain.storage import claim, committing, read_sealed, replacing, write_sealed, write_text
 
 CARD_FILE = "README.md"
+SHORT_NAME = 3  # patients with shorter names are found only as whole strings
 LDM_FILE = "model.ckpt"  # what CompVis' code looks for
 CARD = """\
 ---
@@ -177,9 +179,11 @@ def shared(header: CheckpointHeader, source: Path) -> CheckpointHeader:
     """
     hidden = pseudonyms(patient_key(name) for name in header.patients_seen)
     plain = _without_folders(header.model_dump(mode="json")) | {"patients_seen": hidden}
-    text = json.dumps([plain["config"], plain["notes"]], ensure_ascii=False)
+    text = json.dumps([plain["config"], plain["notes"]], ensure_ascii=False).casefold()
     for name in header.patients_seen:
-        if not name.startswith("pseudonym:") and json.dumps(name, ensure_ascii=False) in text:
+        pattern = re.escape(name.casefold())
+        pattern = f'"{pattern}"' if len(name) < SHORT_NAME else rf"(?<![^\W_]){pattern}(?![^\W_])"  # no part of a word
+        if not name.startswith("pseudonym:") and re.search(pattern, text):
             raise MismatchError(f"{source}: names patient {name} beside patients_seen; it cannot be shared as it is")
     return build(CheckpointHeader, plain, source)
 

@@ -83,8 +83,15 @@ def read_export(folder: Path) -> Dataset:
         rows=rows,
         options={"labels": "ids"},
         taxonomy=Taxonomy.load(folder / "taxonomy.yaml"),
-        mpp=mpps.pop() if len(mpps) == 1 else None,
+        mpp=_one_mpp(folder, mpps),
     )
+
+
+def _one_mpp(folder: Path, given: Iterable[Any]) -> float | None:
+    said = sorted({str(mpp) for mpp in given} - {"None", ""})
+    if len(said) > 1:
+        raise InputError(f"{folder}: rows of several mpp ({', '.join(said[:3])}); import them apart")
+    return _number(str(folder), "mpp", said[0]) if said else None
 
 
 def _number(where: str, name: str, text: str | None) -> float | None:
@@ -103,6 +110,8 @@ def read_nnunet(folder: Path) -> Dataset:
             f"{folder / 'dataset.json'}: labels are {json.dumps(said)[:80]}; expected one whole number for each name "
             "(regions such as [1, 2] overlap: write the labels that they are made of)"
         )
+    if twice := [name for name, value in said.items() if list(said.values()).count(value) > 1]:
+        raise InputError(f"{folder / 'dataset.json'}: labels {', '.join(twice)} have one number; give each its own")
     held_out = _validation_of(folder / "splits_final.json")
     rows, left_out = list[Row](), Counter[str]()
     for tr, part in (("Tr", "train"), ("Ts", "test")):
@@ -112,6 +121,8 @@ def read_nnunet(folder: Path) -> Dataset:
             found = CASE.fullmatch(file.stem)
             if found:
                 cases.setdefault(found[1], []).append(file)
+            else:
+                left_out[f"file of images{tr} whose name does not end in _0000"] += 1
         for case, files in cases.items():
             if len(files) > 1:
                 raise InputError(
@@ -123,6 +134,10 @@ def read_nnunet(folder: Path) -> Dataset:
                 continue
             of_part = "val" if case in held_out else part
             rows.append(paths_in(folder, files[0], labels[case]) | {"region": case, "part": of_part})
+    if unknown := sorted(held_out - {row["region"] for row in rows}):
+        raise InputError(
+            f"{folder / 'splits_final.json'}: val names {unknown[0]}, of which there is no image and label"
+        )
     legend = LabelMap(labels={str(value): name for name, value in said.items()})
     mpp = description.get("mpp")
     return Dataset(
@@ -141,13 +156,18 @@ def _in(folder: Path) -> list[Path]:
 def _validation_of(path: Path) -> set[str]:
     """Return the cases that the only fold of a dataset validates on; nothing where there are several folds."""
     folds = _json(path) if path.is_file() else []
-    one = folds[0].get("val") if isinstance(folds, list) and len(folds) == 1 and isinstance(folds[0], dict) else []
-    return set(one) if isinstance(one, list) else set()
+    if not isinstance(folds, list) or not all(isinstance(fold, dict) for fold in folds):
+        raise InputError(f"{path}: expected a list of folds with train and val; correct it, or move it away")
+    one = folds[0].get("val") if len(folds) == 1 else []
+    if not isinstance(one, list) or not all(isinstance(case, str) for case in one):
+        raise InputError(f"{path}: val: expected a list of cases; correct it, or move it away")
+    return set(one)
 
 
 def read_hf(folder: Path) -> Dataset:
     """Read an image folder of Hugging Face: metadata.csv or .jsonl with file_name, and the file of the labels."""
     rows, left_out = list[Row](), Counter[str]()
+    inside = folder.resolve()
     for file in (f for f in files_of(folder) if f.name in {"metadata.csv", "metadata.jsonl"}):
         at = file.parent.relative_to(folder)
         for where, line in _lines(file):
@@ -155,6 +175,9 @@ def read_hf(folder: Path) -> Dataset:
             if not line.get("file_name") or not line.get(label):
                 left_out["line without an image or a label"] += 1
                 continue
+            for name in ("file_name", label):
+                if not isinstance(line[name], str) or not (file.parent / line[name]).resolve().is_relative_to(inside):
+                    raise InputError(f"{where}: {name} {str(line[name])[:80]!r} names no file of {folder}")
             row: Row = {"image": (at / line["file_name"]).as_posix(), "label": (at / line[label]).as_posix()}
             if label == "mask_file_name" and line.get("instances_file_name"):
                 row["instances"] = (at / line["instances_file_name"]).as_posix()
@@ -165,13 +188,12 @@ def read_hf(folder: Path) -> Dataset:
 
 def _of_tables(folder: Path, rows: list[Row], left_out: Counter[str]) -> Dataset:
     taxonomy = folder / "taxonomy.yaml"
-    mpps = {row.pop("mpp", None) for row in rows}
-    mpp = mpps.pop() if len(mpps) == 1 else None
+    mpp = _one_mpp(folder, [row.pop("mpp", None) for row in rows])
     return Dataset(
         rows=rows,
         options={"labels": "ids"} if taxonomy.is_file() else {},
         taxonomy=Taxonomy.load(taxonomy) if taxonomy.is_file() else None,
-        mpp=float(mpp) if mpp is not None else None,
+        mpp=mpp,
         left_out=left_out,
     )
 

@@ -159,10 +159,14 @@ def _of_table(path: Path, images: Sequence[str]) -> Iterator[Row]:
             raise InputError(f"{where}: image {name!r} is there twice; remove one")
         wanted = ("patient", "slide", "part", "score", "subtype")
         known[name] = {key: row[key] for key in wanted if row.get(key)}
+    told: dict[str, str] = {}  # row -> image
     for image in images:
         file = Path(image)
-        names = (image, file.with_suffix("").as_posix(), file.name, file.stem)
-        found = next((known[name] for name in names if name in known), None)
-        if found is None:
+        fitting = [name for name in (image, file.with_suffix("").as_posix(), file.name, file.stem) if name in known]
+        if not fitting:
             raise InputError(f"{path}: no row for {image}; the column image holds file names, with folders or without")
-        yield found
+        if any(known[name] != known[fitting[0]] for name in fitting):
+            raise InputError(f"{path}: rows {fitting[0]} and {fitting[1]} say different things of {image}; keep one")
+        if told.setdefault(fitting[0], image) != image:
+            raise InputError(f"{path}: {fitting[0]} is {told[fitting[0]]} or {image}; give them with their folders")
+        yield known[fitting[0]]
