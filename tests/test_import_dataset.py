@@ -239,6 +239,24 @@ def test_a_name_in_coco_that_spells_its_umlaut_in_another_way_keeps_its_annotati
 
 
 @pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"category_id": 99}, "object that cannot be read"),
+        ({"segmentation": {"size": [8, 8], "counts": [64]}}, "object that cannot be read"),
+        ({"segmentation": []}, "box without an outline"),
+    ],
+)
+def test_what_a_folder_of_coco_leaves_out_is_counted(here, change, what):
+    content = json.loads(coco(["a.png", "b.png"]))
+    content["annotations"][-1] |= change
+    put_coco(here, content)
+    with pytest.warns(CounterstainWarning, match=f"left out: 1 x {what}"):
+        cohort = imported(here)
+    assert areas(cohort, "a") == AREAS
+    assert sum(map(len, areas(cohort, "b").values())) == sum(map(len, AREAS.values())) - 1
+
+
+@pytest.mark.parametrize(
     ("part", "change", "message"),
     [
         ("images", {"id": 0}, "images: id 0 is there twice"),
