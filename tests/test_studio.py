@@ -203,6 +203,7 @@ def test_two_arms_are_compared_region_by_region(page):
 def test_two_pages_do_not_mix(page, browser, address):
     expect(page.locator("#instances label")).not_to_have_count(0)
     page.get_by_role("button", name="Choose all instances").click()
+    expect(page.locator("#instances input:checked")).not_to_have_count(0)
     draw(page)
     other = browser.new_page()
     other.goto(address)
