@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import openslide
 import zarr
-from inference import write_slide
 from numcodecs.zstd import decompress
 
 from counterstain.data.cohort import Cohort, CohortWriter
@@ -142,6 +141,8 @@ def from_a_slide(folder: Path, size_px: int) -> dict[str, float]:
     """Return the milliseconds of a patch of level 0 of a slide: ours, OpenSlide's, MONAI's WSIReader's if installed."""
     path = folder / "slide.tif"
     if not path.exists():
+        from inference import write_slide  # with torch: not in the processes whose memory is measured
+
         write_slide(path, SLIDE_PX, 1.0)
     plain = openslide.OpenSlide(path)
     ways: dict[str, Callable[[int, int], object]] = {
