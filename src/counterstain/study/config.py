@@ -229,7 +229,7 @@ class StudyConfig(Config):
     amounts: tuple[Annotated[float, Field(gt=0), AfterValidator(_is_multiple)], ...] = (0.5, 1.0, 2.0, 4.0)
     """Synthetic patches as multiples of the dataset size; 1.0 is +100 %."""
     extra_arms: Annotated[tuple[str, ...], AfterValidator(_parsed)] = ()
-    """More arms, by name, for example ``subtype+weighted``; README.md lists them (Studies)."""
+    """More arms, by name, for example ``subtype+weighted``; docs/studies.md lists them."""
     variants: VariantsConfig = VariantsConfig()
     """How strong the variants of arms are."""
     repeats: Annotated[int, Field(ge=1, le=1000)] = 5
