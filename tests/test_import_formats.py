@@ -25,7 +25,7 @@ from drawn_datasets import (
 )
 from pycocotools import mask as coco_mask
 
-from counterstain.errors import ConfigError, InputError
+from counterstain.errors import ConfigError, CounterstainWarning, InputError
 from counterstain.io.import_table import import_table
 from counterstain.taxonomy import IGNORE, Taxonomy
 
@@ -106,9 +106,12 @@ def test_images_may_be_arrays(tmp_path):
         (instance_map(float) / 2, r"an array of \(40, 48\), float64 with fractions is no label image; expected whole"),
         (np.zeros((*SHAPE, 5)), r"an array of \(40, 48, 5\), float64 is no label image.*--labels planes"),
         (-instance_map(), "is no label image"),
+        (instance_map(np.uint64) + np.uint64(2**63), "is no label image"),
+        (np.float64(3), r"a.npy: an array of \(\); expected \(rows, columns\)"),
+        (np.zeros((0, 48)), r"an array of \(0, 48\); expected"),
         (np.array([{"inst_map": 1}], object), r"holds Python objects \(a pickle\), which run code .* numpy.savez"),
     ],
-    ids=["fractions", "channels", "negative", "pickle"],
+    ids=["fractions", "channels", "negative", "beyond 63 bits", "without dimensions", "empty", "pickle"],
 )
 def test_arrays_that_are_not_certain_are_refused(tmp_path, array, message):
     np.save(tmp_path / "a.npy", array)
@@ -127,6 +130,17 @@ def test_a_table_gives_the_instances_of_a_map_their_subtypes(tmp_path):
     table.write_text("\n".join(["image,instance,subtype", *lines[:2]]))
     with pytest.raises(InputError, match=r"map.png: instance 3 is not in the table of instances \(1 of 3"):
         imported(tmp_path, "map.png", labels="instances", instance_table=table, out="other")
+
+
+def test_rows_of_a_table_of_instances_that_fit_nothing_are_counted(tmp_path):
+    save(tmp_path / "map.png", instance_map(np.uint16))
+    table = tmp_path / "instances.csv"
+    lines = [f"a.png,{number},{name}" for number, name in {**CLASSES, 8: "B", 9: "B"}.items()]
+    table.write_text("\n".join(["image,instance,subtype", *lines, "c.png,1,A"]))
+    with pytest.warns(CounterstainWarning, match=r"rows for other images, left out: c.png"):
+        cohort = imported(tmp_path, "map.png", labels="instances", instance_table=table)
+    assert report_of(cohort)["left_out"] == {"rows of the table of instances without an instance in its image": 2}
+    assert areas(cohort) == AREAS
 
 
 def test_an_instance_map_beside_labels_keeps_touching_instances_apart(tmp_path):
@@ -162,6 +176,33 @@ def test_files_of_hovernet_bring_the_types_of_their_instances(tmp_path, kind):
     assert areas(imported(tmp_path, "a.mat", legend=NUMBERS)) == expected
     np.savez(tmp_path / "a.npz", **TYPES[kind])
     assert areas(imported(tmp_path, "a.npz", legend=NUMBERS, labels="instances", out="npz")) == expected
+
+
+def test_arrays_that_claim_more_than_they_hold_are_refused(tmp_path):
+    np.save(tmp_path / "a.npy", instance_map())
+    whole = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(whole.replace(b"(40, 48), }      ", b"(4000000, 48000)}"))
+    with pytest.raises(InputError, match=r"a.npy"):
+        imported(tmp_path, "a.npy", subtype="A", labels="instances")
+    np.save(tmp_path / "planes.npy", np.stack([instance_map(np.uint64) + np.uint64(2**63)] * 2, axis=-1))
+    with pytest.raises(InputError, match=r"planes.npy: an array of .* uint64; expected \(rows, columns, classes\)"):
+        imported(tmp_path, "planes.npy", legend=NUMBERS, labels="planes")
+
+
+def test_types_that_contradict_each_other_are_ignored_or_refused(tmp_path):
+    many = np.arange(1, 21).repeat(96).reshape(SHAPE)  # bands of two rows
+    types = np.ones(20, int)
+    swapped = np.where(many == 7, 2, 1)
+    scipy.io.savemat(tmp_path / "a.mat", {"inst_map": many, "inst_type": types, "type_map": swapped})
+    cohort = imported(tmp_path, "a.mat", legend=NUMBERS)
+    assert areas(cohort) == {"A": [96] * 19, "ignore": [96]}
+    assert list(report_of(cohort)["left_out"].values()) == [1]
+    scipy.io.savemat(tmp_path / "a.mat", {**TYPES["of CoNSeP"], "inst_type": [2, 1, 2]})
+    with pytest.raises(InputError, match=r"a.mat: type_map gives instance 1 the type 1, the list 2 \(as with 3 of 3\)"):
+        imported(tmp_path, "a.mat", legend=NUMBERS, out="other")
+    scipy.io.savemat(tmp_path / "a.mat", {"inst_map": instance_map(), "inst_uid": [1, 1, 2, 3], "inst_type": [1] * 4})
+    with pytest.raises(InputError, match=r"a.mat: 3 instances but 4 types"):
+        imported(tmp_path, "a.mat", legend=NUMBERS, out="other")
 
 
 def test_types_that_are_only_numbers_or_not_certain_are_asked_about(tmp_path):
@@ -266,6 +307,37 @@ def test_labelme_shapes_are_instances_and_a_group_is_one(tmp_path):
     assert areas(cohort) == {"A": [11, 48], "B": [18, 36]}
     with_point = imported(tmp_path, "a.json", point_um=3.0, out="points")
     assert len(areas(with_point)["A"]) == 3
+
+
+def test_labelme_files_that_contradict_their_image_are_refused(tmp_path):
+    said = json.loads(LABELME)
+
+    def write(**changes):
+        (tmp_path / "a.json").write_text(json.dumps(said | changes))
+
+    write(imageHeight=48, imageWidth=40)
+    with pytest.raises(InputError, match=r"a.json: is 48 x 40 px but its image is 40 x 48 px"):
+        imported(tmp_path, "a.json")
+    write(imagePath="..\\raw\\scan7.jpg")
+    with pytest.warns(CounterstainWarning, match=r"imagePath of a.json is another image; taken as renamed"):
+        imported(tmp_path, "a.json", out="renamed")
+    save(tmp_path / "b.png", noise("b"))
+    write(imagePath="b.png")
+    with pytest.raises(InputError, match=r"a.json: its imagePath is b.png, not a.png, and both are there"):
+        imported(tmp_path, "a.json", out="other")
+    said["shapes"][2]["points"] = [[20.0, 20.0], [30.0, 30.0]]
+    write()
+    assert report_of(imported(tmp_path, "a.json", out="odd"))["left_out"]["object that cannot be read"] == 1
+
+
+def test_brackets_in_the_names_of_folders_and_images_are_no_parts(tmp_path):
+    place = tmp_path / "P[1] (copy)"
+    aperio(place / "a.xml", names=("A", "B"))
+    assert areas(imported(place, "a.xml")) == AREAS
+    (place / "coco.json").write_text(coco(["a[2].png"]))
+    assert areas(imported(place, "coco.json[a[2].png]", out="coco")) == AREAS
+    np.save(place / "maps.npy", instance_map()[None])
+    assert areas(imported(place, "maps.npy[0]", subtype="A", labels="instances", out="map")) == {"A": [36, 48, 140]}
 
 
 def test_geojson_of_an_image_is_read_with_its_holes(tmp_path):

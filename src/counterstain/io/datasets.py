@@ -203,7 +203,7 @@ def _lines(file: Path) -> Iterator[tuple[str, Row]]:
         yield from csv_rows(file, ("file_name",), ())
         return
     for number, text in enumerate(read_bytes(file).splitlines(), start=1):
-        line = parse_json(file, text) if text.strip() else None
+        line = parse_json(file, text, number) if text.strip() else None
         if line is not None and not isinstance(line, dict):
             raise InputError(f"{file} line {number}: expected a JSON object with file_name")
         if line is not None:

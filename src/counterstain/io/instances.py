@@ -5,6 +5,8 @@ Classes are named as the source names them; what they mean is said by a legend. 
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +23,13 @@ from counterstain.io.annotations import read_annotations
 from counterstain.io.annotations.outlines import Annotation, AnnotationFile
 from counterstain.io.parts import (
     MAP,
-    OUTLINES,
+    MOST_VALUES,
     Part,
     Source,
     array_of,
     arrays_in,
     damage_named,
+    is_outlines,
     is_pixels,
     ome_classes,
     whole,
@@ -36,6 +39,7 @@ from counterstain.io.stored_labels import LOSSY, read_stored
 from counterstain.taxonomy import BACKGROUND, IGNORE
 
 HIGHEST = 2**31 - 1
+MOST_CONTRADICTIONS = 0.1  # share of the instances of a file whose type is said twice, differently
 NUMBERS, TYPES = ("inst_uid", "id"), ("inst_type", "class")  # of HoVer-Net and CoNSeP, of Lizard
 OFF = "outlines beside the image"
 HIDDEN = "instances hidden by others or smaller than a pixel"
@@ -58,13 +62,18 @@ class Reading:
     objects: Collection[str] = ("annotation",)  # of QuPath
     point_px: float | None = None  # width of the discs that are drawn for points
 
+    @property
+    def of_file(self) -> tuple[tuple[str, ...], float | None]:
+        """What tells two readings of a file of annotations apart."""
+        return tuple(self.objects), self.point_px
+
 
 def read_instances(source: Source, shape: tuple[int, int], reading: Reading, meaning: Mapping[str, int]) -> Instances:
     """Read the instances of an image of ``shape`` H, W; outlines that mean background are cut out of those below them.
 
     Raises InputError where the file is no instance map, has another size, or its classes are not certain.
     """
-    if str(source).partition("[")[0].lower().endswith(OUTLINES):
+    if is_outlines(source):
         return _painted(source, shape, reading, meaning)
     if named := named_arrays(source):
         found = _with_types(source, named)
@@ -95,10 +104,26 @@ def check_size(source: Source, found: tuple[int, ...], shape: tuple[int, ...]) -
 
 def classes_of(source: Source, reading: Reading) -> Counter[str]:
     """Return class -> instances of a label file that names classes; nothing of other files."""
-    if str(source).partition("[")[0].lower().endswith(OUTLINES):
+    if is_outlines(source):
         return Counter(annotation.label for annotation in _annotations(source, reading)[0])
     named = named_arrays(source)
     return Counter((_with_types(source, named).classes if named else ome_classes(source)).values())
+
+
+def names_other_image(source: Source, image: Source, reading: Reading) -> bool:
+    """Whether a labelme file says that it is of another image; InputError where that one is there as well."""
+    if not isinstance(source, Path) or not is_outlines(source):
+        return False
+    said = re.split(r"[/\\]", annotation_file(source, source.stat().st_mtime_ns, *reading.of_file)[0].image or "")[-1]
+    stems = {Path(place.name.partition("[")[0]).stem.casefold() for place in (image, source)}
+    if not said or Path(said).stem.casefold() in stems:
+        return False
+    if any((folder / said).is_file() for folder in {source.parent, Path(str(image)).parent}):
+        raise InputError(
+            f"{source}: its imagePath is {said}, not {image.name}, and both are there; give each image its own file, "
+            "or correct imagePath"
+        )
+    return True
 
 
 def shows_labels(source: Source) -> bool:
@@ -114,9 +139,11 @@ def named_arrays(source: Source) -> dict[str, np.ndarray] | None:
     if isinstance(source, Part):
         return None
     if source.suffix.lower() == ".mat":
-        from scipy.io import loadmat
+        from scipy.io import loadmat, whosmat
 
         with damage_named(source):
+            if sum(math.prod(shape) for _, shape, _ in whosmat(source)) > MOST_VALUES:
+                raise InputError(f"{source}: larger than can be read at once; save each image into a file of its own")
             named = {key: value for key, value in loadmat(source).items() if isinstance(value, np.ndarray)}
     elif source.suffix == ".npz" and MAP in arrays_in(source):
         named = dict(arrays_in(source))
@@ -145,26 +172,42 @@ def _with_types(source: Source, named: Mapping[str, np.ndarray]) -> Instances:
         numbers: list[int] = next((named[key].ravel().tolist() for key in NUMBERS if key in named), present)
         if numbers is present and len(listed) != len(present) and len(listed) == max(present, default=0):
             numbers = list(range(1, len(listed) + 1))  # of which some are hidden by others
-        if len(numbers) != len(listed) or not set(present) <= set(numbers):
+        if len(numbers) != len(listed) or len(set(numbers)) < len(numbers) or not set(present) <= set(numbers):
             raise InputError(
                 f"{source}: {len(present)} instances but {len(listed)} types, so it is not certain which is whose; "
                 "save inst_type in the order of the numbers, or a type_map"
             )
-        types = dict(zip(numbers, listed.tolist(), strict=True))
-        return Instances(ids, {number: _text(types[number]) for number in present})
+        types = dict(zip(numbers, map(_text, listed.tolist()), strict=True))
+        return _agreed(source, ids, {number: types[number] for number in present}, named.get("type_map"))
     if "type_map" in named:
-        values = named["type_map"]
-        check_size(source, values.shape, ids.shape)
-        return Instances(ids, {i: _text(value) for i, value in commonest_under(source, ids, values).items()})
+        return Instances(ids, _of_map(source, ids, named["type_map"]))
     return Instances(ids, dict.fromkeys(present, ""))
+
+
+def _of_map(source: Source, ids: np.ndarray, values: np.ndarray, *, ties: bool = True) -> dict[int, str]:
+    check_size(source, values.shape, ids.shape)
+    return {i: _text(value) for i, value in commonest_under(source, ids, values, ties=ties).items()}
+
+
+def _agreed(source: Source, ids: np.ndarray, types: dict[int, str], type_map: np.ndarray | None) -> Instances:
+    """Ignore instances whose types in a list and in a map of types differ; InputError where that is more than a few."""
+    of_map = types if type_map is None else _of_map(source, ids, type_map, ties=False)
+    other = [number for number, name in types.items() if of_map[number] != name]
+    if len(other) > MOST_CONTRADICTIONS * len(types):
+        raise InputError(
+            f"{source}: type_map gives instance {other[0]} the type {of_map[other[0]]}, the list {types[other[0]]} "
+            f"(as with {len(other)} of {len(types)}); correct one of them, or remove it"
+        )
+    left_out = Counter({"instances ignored, as type_map and the list of types contradict each other": len(other)})
+    return Instances(ids, types | dict.fromkeys(other, "ignore"), +left_out)
 
 
 def _text(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def commonest_under(source: Source, ids: np.ndarray, values: np.ndarray) -> dict[int, int]:
-    """Return the value of most pixels of each instance; InputError where two have the same number of pixels."""
+def commonest_under(source: Source, ids: np.ndarray, values: np.ndarray, *, ties: bool = True) -> dict[int, int]:
+    """Return the value of most pixels of each instance; InputError where two have as many, if ``ties`` matter."""
     if not whole(values):
         raise InputError(f"{source}: types with fractions; expected whole numbers")
     inside = ids > 0
@@ -173,7 +216,7 @@ def commonest_under(source: Source, ids: np.ndarray, values: np.ndarray) -> dict
     )
     found: dict[int, tuple[int, int]] = {}
     for (instance, value), count in sorted(zip(pairs.tolist(), counts.tolist(), strict=True), key=lambda row: row[1]):
-        if instance in found and found[instance][1] == count:
+        if ties and instance in found and found[instance][1] == count:
             raise InputError(
                 f"{source}: instance {instance} has as many pixels of type {found[instance][0]} as of {value}, so its "
                 "type is not certain; correct it"
@@ -185,7 +228,7 @@ def commonest_under(source: Source, ids: np.ndarray, values: np.ndarray) -> dict
 def _of_planes(source: Source) -> Instances:
     """Return the instances of all channels, whose number is the class; of two in a place the smaller shows."""
     array = array_of(source)
-    if array is None or array.ndim != 3 or not whole(array) or array.min(initial=0) < 0:
+    if array is None or array.ndim != 3 or not whole(array) or array.min() < 0 or array.max() > HIGHEST:
         found = "an image" if array is None else f"an array of {array.shape}, {array.dtype}"
         raise InputError(f"{source}: {found}; expected (rows, columns, classes), whole numbers from 0 on")
     ids, classes, area_of = np.zeros(array.shape[:2], np.int32), dict[int, str](), [0]
@@ -231,7 +274,7 @@ def _annotations(source: Source, reading: Reading) -> tuple[Sequence[Annotation]
     path = source if isinstance(source, Path) else source.path
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    file, of_images = annotation_file(path, path.stat().st_mtime_ns, tuple(reading.objects), reading.point_px)
+    file, of_images = annotation_file(path, path.stat().st_mtime_ns, *reading.of_file)
     if isinstance(source, Part):  # what the file leaves out is counted once for all of its images
         return of_images.get(source.key, []), file.sizes.get(source.key), Counter()
     if len(file.slides) > 1 or len(file.sizes) > 1:

@@ -27,7 +27,9 @@ ARRAYS = (".npy", ".npz", ".zarr")
 CLASSED = (".mat",)  # label files that number instances and name their classes
 MAP = "inst_map"  # what HoVer-Net and CoNSeP call the instance map of a .mat or .npz file
 OUTLINES = (".json", ".geojson", ".xml", ".annotations")
-WRITTEN = re.compile(r"(?P<file>.+)\[(?P<key>[^\[\]]+)\]", re.DOTALL)
+WITHOUT_PIXELS = re.compile(
+    rf".*({'|'.join(map(re.escape, (*CLASSED, *OUTLINES)))})(\[.+\])?", re.IGNORECASE | re.DOTALL
+)
 PANEL = re.compile(r"([1-9]\d?)/([1-9]\d?)")
 MOST_VALUES = 3 * 2**28  # of an array that is read at once
 OBJECTS = "holds Python objects (a pickle), which run code when they are read; save arrays with numpy.savez or as TIFF"
@@ -58,14 +60,28 @@ Source = Path | Part
 
 
 def source_of(folder: Path, text: str) -> Source:
-    """Return the file, or the part of a file, that a text names; whether it is there shows when it is read."""
-    found = WRITTEN.fullmatch(text)
-    return folder / text if found is None or (folder / text).exists() else Part(folder / found["file"], found["key"])
+    """Return the file, or the part of a file, that a text names; whether it is there shows when it is read.
+
+    Names of folders and keys may have brackets of their own: the first one after a file counts.
+    """
+    brackets = [found.start() for found in re.finditer(r"\[", text)] if text.endswith("]") else []
+    if not brackets or (folder / text).exists():
+        return folder / text
+    of_files = (i for i in brackets if (folder / text[:i]).suffix == ".zarr" or (folder / text[:i]).is_file())
+    start = next(of_files, brackets[-1])
+    return Part(folder / text[:start], text[start + 1 : -1])
 
 
 def is_pixels(source: Source | str) -> bool:
     """Whether a label file holds a value for each pixel and nothing else; otherwise instances and their classes."""
-    return not str(source).partition("[")[0].lower().endswith((*CLASSED, *OUTLINES))
+    if isinstance(source, str):
+        return WITHOUT_PIXELS.fullmatch(source) is None
+    return source.suffix.lower() not in {*CLASSED, *OUTLINES}
+
+
+def is_outlines(source: Source) -> bool:
+    """Whether a label file holds outlines or points."""
+    return source.suffix.lower() in OUTLINES
 
 
 def hash_of(source: Source) -> str:
@@ -162,6 +178,8 @@ def _checked(source: Source, array: Any) -> np.ndarray:
         raise InputError(f"{source}: {OBJECTS}")
     if array.size > MOST_VALUES:
         raise InputError(f"{source}: an array of {array.shape}, more than can be read at once; cut it into regions")
+    if array.ndim not in {2, 3} or not array.size:
+        raise InputError(f"{source}: an array of {array.shape}; expected (rows, columns) or (rows, columns, channels)")
     return np.asarray(array)
 
 

@@ -5,6 +5,8 @@ Shapes: H, W = rows and columns of an image in pixels.
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,16 +19,18 @@ from pydantic import Field
 
 from counterstain.config import Config
 from counterstain.data.patches import components
-from counterstain.errors import ConfigError, InputError, TaxonomyError
-from counterstain.io.instances import Reading, classes_of, commonest_under, read_instances
+from counterstain.errors import ConfigError, CounterstainWarning, InputError, TaxonomyError
+from counterstain.io.annotations import first_names
+from counterstain.io.instances import Reading, classes_of, commonest_under, names_other_image, read_instances
 from counterstain.io.labels import LabelMap, taxonomy_of, taxonomy_of_labels
 from counterstain.io.masks import TISSUE, ValueMeanings, read_ids, read_mask
-from counterstain.io.parts import array_of, is_pixels
+from counterstain.io.parts import Source, array_of, is_pixels
 from counterstain.io.stored_labels import Drawn
 from counterstain.io.table import Columns, csv_rows
 from counterstain.taxonomy import IGNORE, MEANINGS, Taxonomy
 
 LISTED = 10  # classes in a message
+NO_INSTANCE = "rows of the table of instances without an instance in its image"
 Row = dict[str, Any]
 
 
@@ -157,6 +161,7 @@ class RowLabels:
                     f"{len(found.classes)} are not); add it"
                 )
             classes = {number: table[str(number)] for number in found.classes}
+            found.left_out.update({NO_INSTANCE: len(table) - len(classes)} if len(table) > len(classes) else {})
         else:
             classes = found.classes
         labels = {number: int(self._merged[self._label_of(row, name)]) for number, name in classes.items()}
@@ -186,9 +191,8 @@ class RowLabels:
         return label
 
     def _name_in_table(self, row: Row) -> str:
-        names = {str(row[key]).replace("\\", "/") for key in ("image", "label")}
         assert self._of_instances is not None
-        fitting = [name for name in self._of_instances if any(f"/{full}".endswith(f"/{name}") for full in names)]
+        fitting = list(_names_of(row["image"], row["label"]) & self._of_instances.keys())
         if len(fitting) != 1:
             found = "rows of two images" if fitting else "no row"
             raise InputError(
@@ -216,10 +220,19 @@ class RowLabels:
         """Return class -> instances of all label files that name classes, and warn of odd objects."""
         found: Counter[str] = Counter()
         if self._of_instances is not None:
-            return Counter(name for table in self._of_instances.values() for name in table.values())
-        for label in rows["label"] if self._config.labels != "planes" else ():
+            known = set[str]().union(*itertools.starmap(_names_of, rows[["image", "label"]].to_numpy()))
+            if others := self._of_instances.keys() - known:
+                said = f"{self._table}: the table of instances has rows for other images, left out: {first_names(others)}"
+                warnings.warn(said, CounterstainWarning, stacklevel=5)
+            return Counter(name for image in self._of_instances for name in self._of_instances[image].values())
+        others = []
+        for image, label in rows[["image", "label"]].to_numpy() if self._config.labels != "planes" else ():
             if not (self._by_pixel and is_pixels(label)):
                 found += classes_of(label, self._reading)
+                others += [label.name] if names_other_image(label, image, self._reading) else []
+        if others:
+            said = f"{self._table}: imagePath of {first_names(others)} is another image; taken as renamed"
+            warnings.warn(said, CounterstainWarning, stacklevel=5)
         if self._config.labels == "planes":
             first = array_of(rows["label"].iloc[0])
             found |= Counter(map(str, range(first.shape[2] if first is not None and first.ndim == 3 else 0)))
@@ -275,6 +288,12 @@ class RowLabels:
                 "; say what they mean with --legend FILE"
             )
         return MEANINGS | {name: self.known.id_of(name) for name in self.known.names}
+
+
+def _names_of(*files: Source) -> set[str]:
+    """Return what files may be called, with more or fewer of their folders."""
+    parts = [str(file).replace("\\", "/").split("/") for file in files]
+    return {"/".join(names[i:]) for names in parts for i in range(len(names))}
 
 
 def _instance_table(path: Path) -> dict[str, dict[str, str]]:

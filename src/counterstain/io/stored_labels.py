@@ -83,7 +83,7 @@ def _stored_in_array(path: Source, array: np.ndarray) -> StoredLabels:
         array = array[..., 0]
     if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8:
         return _of_channels(array, lossy=False)
-    if array.ndim != 2 or not whole(array) or (array.size and array.min() < 0):
+    if array.ndim != 2 or not whole(array) or array.min() < 0 or int(array.max()) >= 2**63:
         raise InputError(
             f"{path}: an array of {array.shape}, {array.dtype}{'' if whole(array) else ' with fractions'} is no label "
             "image; expected whole numbers from 0 on, (rows, columns). Of several channels, save the one that is meant "

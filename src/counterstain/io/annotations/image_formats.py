@@ -191,6 +191,8 @@ def read_labelme(path: Path, data: bytes, point_px: float | None = None) -> Anno
     content = expect(parse_json(path, data), dict, str(path), "a labelme file")
     collector = Collector(path)
     _add_size(collector, None, content.get("imageHeight"), content.get("imageWidth"))
+    if isinstance(content.get("imagePath"), str):
+        collector.image = content["imagePath"]
     instances: dict[Any, tuple[str, list[Rings]]] = {}
     for number, found in enumerate(expect(content.get("shapes"), list, f"{path} shapes", "a list"), start=1):
         where = f"{path} shape {number}"
@@ -227,8 +229,12 @@ def _shape(collector: Collector, shape: Row, where: str, point_px: float | None)
     elif kind == "circle" and len(points) == 2:
         yield [disc(points[0], 2 * float(np.hypot(*(points[1] - points[0]))))]
     elif kind == "mask" and len(points) == 2:
-        x, y = points.min(axis=0).tolist()
-        yield from mask_outlines(_bitmap(shape.get("mask"), where), x, y)
+        (x, y), mask = points.min(axis=0).tolist(), _bitmap(shape.get("mask"), where)
+        box = np.abs(points[1] - points[0])[::-1] + 1  # its last pixels are inside
+        if np.abs(mask.shape - box).max() > 1:
+            found, expected = (" x ".join(f"{side:.0f}" for side in sides) for sides in (mask.shape, box))
+            raise OddObjectError(f"{where}: a mask of {found} in a box of {expected} (height x width); draw it again")
+        yield from mask_outlines(mask, x, y)
     else:
         raise OddObjectError(f"{where}: {shown(kind)} of {len(points)} points is not known; draw it as a polygon")
 

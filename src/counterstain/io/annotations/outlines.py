@@ -61,6 +61,7 @@ class AnnotationFile:
     splines: int = 0  # outlines that the source draws as curves through their points
     sizes: Mapping[str | None, tuple[int, int]] = field(default_factory=dict)
     """Rows and columns of the images, as :attr:`Annotation.slide` names them, where the file says so."""
+    image: str | None = None  # path of the one image, where the file says it
     colours: Mapping[str, str] = field(default_factory=dict)  # label -> #rrggbb, where the source says it
 
     @property
@@ -162,6 +163,7 @@ class Collector:
         self.colours: dict[str, str] = {}
         self._slides: dict[str | None, object] = {}
         self.sizes: dict[str | None, tuple[int, int]] = {}
+        self.image: str | None = None
         self._repaired = self._tangle = self._points = self._splines = 0
 
     def skip(self, reason: str) -> None:
@@ -267,6 +269,7 @@ class Collector:
             repaired=self._repaired,
             splines=self._splines,
             sizes=self.sizes,
+            image=self.image,
             colours=self.colours,
         )
 

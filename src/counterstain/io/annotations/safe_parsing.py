@@ -157,8 +157,8 @@ def _unzipped(file: IO[bytes]) -> bytes:
             return member.read(MAX_BYTES + 1)
 
 
-def parse_json(path: Path, data: bytes) -> Any:
-    """Parse JSON (UTF-8); an InputError names line and column where they are known.
+def parse_json(path: Path, data: bytes, first_line: int = 1) -> Any:
+    """Parse JSON (UTF-8); an InputError names line, counted from ``first_line``, and column where they are known.
 
     NaN and infinities are numbers as Python reads them, since old versions of QuPath write them into measurements;
     :func:`usable` refuses them as coordinates. An object with a key twice is a :class:`RepeatedKey`.
@@ -174,7 +174,7 @@ def parse_json(path: Path, data: bytes) -> Any:
         raise InputError(f"{path} byte {error.start:,}: not UTF-8; save it as UTF-8") from error
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{path} line {error.lineno}: not JSON or cut short ({error.msg} at column {error.colno}); export it again"
+            f"{path} line {error.lineno + first_line - 1}: not JSON or cut short ({error.msg} at column {error.colno}); export it again"
         ) from error
     except RecursionError as error:
         raise InputError(f"{path}: nested too deep for annotations; export it again") from error
