@@ -137,7 +137,7 @@ def test_rows_of_a_table_of_instances_that_fit_nothing_are_counted(tmp_path):
     table = tmp_path / "instances.csv"
     lines = [f"a.png,{number},{name}" for number, name in {**CLASSES, 8: "B", 9: "B"}.items()]
     table.write_text("\n".join(["image,instance,subtype", *lines, "c.png,1,A"]))
-    with pytest.warns(CounterstainWarning, match=r"rows for other images, left out: c.png"):
+    with pytest.warns(CounterstainWarning, match=r"rows for other images: c.png; left out"):
         cohort = imported(tmp_path, "map.png", labels="instances", instance_table=table)
     assert report_of(cohort)["left_out"] == {"rows of the table of instances without an instance in its image": 2}
     assert areas(cohort) == AREAS

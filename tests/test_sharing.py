@@ -1,12 +1,15 @@
 """Checkpoints that go to diffusers, to segmentation_models_pytorch and to the Hub, and come back."""
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import published_layouts as published
 import pytest
 import segmentation_models_pytorch as smp
@@ -20,6 +23,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import save_file
 
 from counterstain.checkpoints import CheckpointHeader, load_checkpoint, read_header, save_checkpoint
+from counterstain.data.patch_set import PatchSet
 from counterstain.data.patches import Patch, Source
 from counterstain.data.split import check_no_leak
 from counterstain.errors import CounterstainWarning, InputError, LeakageError, MismatchError
@@ -29,6 +33,7 @@ from counterstain.generators.diffusion_config import CounterstainConfig, Sampler
 from counterstain.generators.drawing import DiffusionGenerator
 from counterstain.generators.published_diffusers import WEIGHTS_FILE
 from counterstain.generators.train import load_autoencoder, train_autoencoder, train_diffusion
+from counterstain.recipe import load_recipe
 from counterstain.seeding import derive
 from counterstain.segmentation.model import Segmenter
 from counterstain.segmentation.segmenter_config import SegmenterConfig
@@ -36,6 +41,7 @@ from counterstain.segmentation.timm_networks import feature_network
 from counterstain.sharing import card
 from counterstain.sharing import shared as shared_header
 from counterstain.storage import write_sealed
+from counterstain.synthesis.masks import SynthesisConfig
 
 PLAIN = """
 import sys
@@ -154,6 +160,17 @@ def shared(run, tmp_path):
     folder = checkpoint(tmp_path / "checkpoint")
     assert run("export", folder, "--format", "diffusers", "--out", tmp_path / "shared")[0] == 0
     return tmp_path / "shared"
+
+
+def test_a_card_has_the_command_that_trains_such_a_network(shared, tmp_path):
+    command = re.search(r"```bash\n(counterstain train .*?)\n```", (shared / "README.md").read_text(), re.DOTALL)[1]
+    words = shlex.split(command)
+    assert words[:8] == ["counterstain", "train", "diffusion", "COHORT", "--autoencoder", "AUTOENCODER", "--out", "DIR"]
+    changes = [words[at + 1] for at, word in enumerate(words) if word == "--set"]
+    recipe = load_recipe(words[words.index("--preset") + 1], overrides=changes)
+    header = read_header(tmp_path / "checkpoint")
+    assert recipe.diffusion.model_dump(mode="json") == header.config
+    assert recipe.size_px == header.size_px
 
 
 def test_an_export_names_no_patient_but_counts_them(shared):
@@ -443,9 +460,31 @@ def test_an_export_on_the_hub_is_imported_by_its_name_and_no_code_is_fetched(run
     assert not any(name.endswith(".py") for name in files_of(tmp_path / "pulled"))
 
 
+def test_a_synthetic_set_goes_to_the_hub_under_pseudonyms_and_is_a_set_as_before(run, hub, tmp_path):
+    cohort = draw_cohort(tmp_path / "cohort")
+    settings = {"synthesis": SynthesisConfig().model_dump(mode="json")}
+    style = (("p0-a", 1.0),)
+    found = draw_set(tmp_path / "set", cohort, count=4, settings=settings, style=style, steps='[{"style": "p1-a"}]')
+    assert run("push", found.folder, "me/set") == (0, "https://hub.example/me/set\n", "")
+    pushed = hub / "dataset" / "me" / "set" / "files"
+    for table in pushed.rglob("patches.parquet"):
+        shown = pd.read_parquet(table)
+        named = {*shown["patient"], *shown["slide"], *shown["region"], *np.concatenate(shown["style_slides"])}
+        assert all(name.startswith("pseudonym:") for name in named)
+        assert "p1-a" not in str(shown["steps"].tolist())
+    assert '"p0"' not in (pushed / "set.json").read_text()
+    assert "counterstain synthesize COHORT --method oracle --out SET --count 4" in (pushed / "README.md").read_text()
+
+    assert run("pull", "me/set", "--out", tmp_path / "back")[0] == 0
+    back = PatchSet.open(tmp_path / "back")
+    assert np.array_equal(back[3].image, found[3].image)
+    assert sorted(back.patches.groupby("patient").size()) == sorted(found.patches.groupby("patient").size())
+    with pytest.raises(LeakageError, match="has seen p0"):
+        check_no_leak(back.header.patients_seen, cohort, "the set", splits=["train"])
+
+
 def test_a_synthetic_set_leaves_only_if_the_user_says_that_its_names_and_its_tissue_may(run, hub, tmp_path):
     found = draw_set(tmp_path / "set", draw_cohort(tmp_path / "cohort"), count=4)
-    assert run("push", found.folder, "me/set")[2].count("names patients and slides") == 1
     assert run("push", found.folder, "me/set", "--with-patient-ids")[0] == 0
     assert "4 synthetic patches (oracle)" in run("pull", "me/set", "--out", tmp_path / "back")[1]
     header = found.header.model_copy(update={"method": "inpainting"})
@@ -459,6 +498,10 @@ def test_what_cannot_be_pushed_or_pulled_is_one_line_without_the_token(run, hub,
     assert run("push", folder, "me/open", "--public")[0] == 0
     assert run("push", folder, "me/open")[2].count("is public; give --public if everybody may see") == 1
     assert run("push", folder, "mine")[2].count("expected OWNER/NAME") == 1
+    (hub / "model" / "me" / "open" / "files" / "model.json").unlink()
+    status, _, errors = run("pull", "me/open", "--out", tmp_path / "nothing")
+    assert (status, errors.count("me/open: holds nothing of counterstain")) == (2, 1)
+    assert not (tmp_path / "nothing").exists()
     assert run("push", tmp_path, "me/mine")[2].count("no checkpoint, synthetic set or export") == 1
     status, _, errors = run("pull", "me/none", "--out", tmp_path / "none")
     assert (status, "cannot be read on the Hub" in errors, "hf_secret" in errors) == (2, True, False)

@@ -6,13 +6,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
 from pydantic import Field, create_model
+from pydantic_core import to_json
 
 from counterstain.audit import JudgeConfig
 from counterstain.config import Config, build, build_stored, merge, parse_overrides, read_yaml
@@ -23,8 +27,16 @@ from counterstain.generators.spade_config import SpadeConfig
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.synthesis.masks import SynthesisConfig
 
+if TYPE_CHECKING:
+    from counterstain.checkpoints import CheckpointHeader
+    from counterstain.data.patch_set import PatchSetHeader
+
+OTHER_SECTIONS: dict[str, type[Config]] = {
+    "segmenter": SegmenterConfig, "judge": JudgeConfig, "distillation": DistillationConfig,
+}  # fmt: skip
 PRESETS = ("paper", "best", "demo")
 DEFAULT_PRESET = "best"
+OF_A_MACHINE = re.compile(r".*\.training\.(workers|logger)")  # on which no result depends
 
 
 class Recipe(Config):
@@ -111,6 +123,64 @@ def drawing_recipe(
     own = build_stored(method.trainings[-1].config_class, header.config, checkpoint)
     known = {"size_px": header.size_px, header.kind: own.model_dump(mode="json")}
     return _built(preset_settings(DEFAULT_PRESET) | known, str(checkpoint), file, overrides)
+
+
+def training_command(header: CheckpointHeader) -> str:
+    """Return the command that trains such a network, in words and Markdown, with all settings that are no preset's."""
+    notes, sections = header.notes, METHODS.trainings
+    if (header.kind not in sections and header.kind not in OTHER_SECTIONS) or "imported" in notes:
+        return "Imported from weights that others published, not trained with counterstain."
+    section, config, words = header.kind, header.config, ["train", header.kind, "COHORT"]
+    if "distillation" in notes:
+        section, config = "distillation", notes["distillation"]
+        words = ["train", "distilled", "COHORT", "--teacher", "DIFFUSION"]
+    elif header.kind == "segmenter":
+        words = ["segment", "COHORT", *(["--synthetic", "SET"] if notes.get("synthetic") else [])]
+    elif header.kind in sections:
+        words += [word for name in sections[header.kind].needs for word in (f"--{name}", name.upper())]
+        words += ["--init", "CHECKPOINT"] if "init_sha256" in notes else []
+    config_class = sections[section].config_class if section in sections else OTHER_SECTIONS[section]
+    known = {"size_px": header.size_px, section: build_stored(config_class, config, header.kind)}
+    return _command([*words, "--out", "DIR", "--seed", str(header.seed)], known)
+
+
+def drawing_command(header: PatchSetHeader) -> str:
+    """Return the command that draws such a set, in words and Markdown, with all settings that are no preset's."""
+    method, settings = METHODS.get(header.method), header.settings
+    if method is None or "synthesis" not in settings:
+        return f"Drawn by {header.method}, with no settings of a recipe."
+    words = ["synthesize", "COHORT", "--method", header.method, "--out", "SET"]
+    words += ["--generator", "CHECKPOINT"] if header.generator else []
+    words += ["--count", str(header.count), "--size-px", str(header.size_px), "--seed", str(header.seed)]
+    words += ["--judge", "JUDGE", "--agreement", f"{settings['filter']['agreement']:g}"] if "filter" in settings else []
+    drawing = {name: settings[name] for name in method.drawing if name in settings}
+    known = {"synthesis": build_stored(SynthesisConfig, settings["synthesis"], "set.json")}
+    return _command(words, known | ({str(method.kind): drawing} if drawing else {}))
+
+
+def _command(words: Sequence[str], known: Mapping[str, Any]) -> str:
+    """Return a command with the nearest preset and the assignments that amount to parts of a recipe, by their names."""
+    changes = {preset: list(_changes(known, load_recipe(preset), "")) for preset in PRESETS}
+    nearest = min((DEFAULT_PRESET, *PRESETS), key=lambda preset: len(changes[preset]))
+    options = [f"--preset {nearest}", *(f"--set {shlex.quote(change)}" for change in changes[nearest])]
+    command = " \\\n    ".join([" ".join(["counterstain", *words]), *options])
+    return f"All settings that are not those of the preset are named:\n```bash\n{command}\n```"
+
+
+def _changes(own: Any, preset: Any, place: str) -> Iterator[str]:
+    """Yield what assignments turn settings of a preset into others; of a mapping, only what is in it."""
+    both = isinstance(own, Config) and type(own) is type(preset)
+    if both or (isinstance(own, Mapping) and isinstance(preset, Config)):
+        for name in type(own).model_fields if both else own:
+            if not OF_A_MACHINE.fullmatch(place + name):
+                given = getattr(own, name) if both else own[name]
+                yield from _changes(given, getattr(preset, name, None), f"{place}{name}.")
+    elif (plain := _plain(own)) != _plain(preset):
+        yield f"{place.removesuffix('.')}={json.dumps(plain)}"
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(to_json(value))
 
 
 def preset_settings(preset: str) -> dict[str, Any]:

@@ -11,7 +11,9 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -46,6 +48,9 @@ from counterstain.generators.published_diffusers import SHARED_FILE
 from counterstain.generators.published_layouts import State, to_published
 from counterstain.generators.published_weights import with_prefix, without_prefix
 from counterstain.hub import RepoType, fetched, push_folder
+from counterstain.io.export_contents import contents_of
+from counterstain.io.export_datasets import dataset_card
+from counterstain.recipe import drawing_command, training_command
 from counterstain.segmentation.model import IMAGENET_MEAN, IMAGENET_SD, load_segmenter
 from counterstain.storage import claim, committing, read_sealed, replacing, write_sealed, write_text
 
@@ -75,9 +80,13 @@ license_name: to-be-filled-in
 
 {use}
 
+## Recipe
+{recipe}
+
 Not for diagnosis. Patients are listed in no file by name; those who hold the key of the pseudonyms can check whether a
 patient of theirs was seen.
 """
+SET_USE = "`counterstain pull OWNER/NAME --out SET`, then SET is a synthetic set as any other."
 USE_DIFFUSERS = """\
 ## Draw
 ```python
@@ -169,6 +178,7 @@ def card(header: CheckpointHeader, use: str, library: str) -> str:
         digest=header.sha256,
         version=header.version,
         use=use,
+        recipe=training_command(header.model_copy(update={"config": _without_folders(header.config)})),
     )
 
 
@@ -179,13 +189,17 @@ def shared(header: CheckpointHeader, source: Path) -> CheckpointHeader:
     """
     hidden = pseudonyms(patient_key(name) for name in header.patients_seen)
     plain = _without_folders(header.model_dump(mode="json")) | {"patients_seen": hidden}
-    text = json.dumps([plain["config"], plain["notes"]], ensure_ascii=False).casefold()
-    for name in header.patients_seen:
+    _refuse_names(source, header.patients_seen, [plain["config"], plain["notes"]])
+    return build(CheckpointHeader, plain, source)
+
+
+def _refuse_names(source: Path, patients: Iterable[str], told: Any) -> None:
+    text = json.dumps(told, ensure_ascii=False).casefold()
+    for name in patients:
         pattern = re.escape(name.casefold())
         pattern = f'"{pattern}"' if len(name) < SHORT_NAME else rf"(?<![^\W_]){pattern}(?![^\W_])"  # no part of a word
         if not name.startswith("pseudonym:") and re.search(pattern, text):
             raise MismatchError(f"{source}: names patient {name} beside patients_seen; it cannot be shared as it is")
-    return build(CheckpointHeader, plain, source)
 
 
 def _without_folders(value: Any) -> Any:
@@ -298,9 +312,8 @@ def push(source: Path, repo: str, *, public: bool, patient_ids: bool, real_tissu
         if is_finished(source):
             _stage_checkpoint(source, staged, patient_ids=patient_ids)
         elif (source / patch_set.HEADER_FILE).is_file():
-            _check_set(PatchSet.open(source), patient_ids=patient_ids, real_tissue=real_tissue)
             kind = "dataset"
-            shutil.copytree(source, staged, ignore=shutil.ignore_patterns(".*", "run.json", REVIEW_FILE))
+            _stage_set(PatchSet.open(source), staged, patient_ids=patient_ids, real_tissue=real_tissue)
         elif (source / SHARED_FILE).is_file():
             if (source / PATIENTS_SEEN_FILE).exists() and not patient_ids:
                 raise ConfigError(
@@ -322,18 +335,29 @@ def _stage_checkpoint(source: Path, staged: Path, *, patient_ids: bool) -> None:
     write_text(staged / CARD_FILE, card(header, use, "counterstain"))
 
 
-def _check_set(found: PatchSet, *, patient_ids: bool, real_tissue: bool) -> None:
-    if not patient_ids:
-        raise ConfigError(
-            f"{found.folder}: names patients and slides (set.json, patches.parquet); give --with-patient-ids if these "
-            "may leave"
-        )
-    method = METHODS.get(found.header.method)
+def _stage_set(found: PatchSet, staged: Path, *, patient_ids: bool, real_tissue: bool) -> None:
+    header, method = found.header, METHODS.get(found.header.method)
     if not real_tissue and (method is None or method.inpaints):
         raise ConfigError(
             f"{found.folder}: around redrawn instances its images are real tissue; give --with-real-tissue if that "
             "may leave"
         )
+    shutil.copytree(found.folder, staged, ignore=shutil.ignore_patterns(".*", "run.json", REVIEW_FILE))
+    if not patient_ids:
+        plain = _without_folders(header.settings)
+        _refuse_names(found.folder, {*header.patients_seen, *found.patients}, plain)
+        seen = tuple(pseudonyms(map(patient_key, header.patients_seen)))
+        hidden = header.model_copy(update={"patients_seen": seen, "settings": plain})
+        patch_set.rename(staged, hidden, _pseudonym_of)
+    write_text(
+        staged / CARD_FILE,
+        dataset_card(replace(contents_of(staged), source=found.folder), use=SET_USE, recipe=drawing_command(header)),
+    )
+
+
+@lru_cache(maxsize=2**16)
+def _pseudonym_of(what: str, name: str) -> str:
+    return pseudonyms([patient_key(name) if what == "patient" else f"{what} {name}"])[0]
 
 
 def pull(repo: str, out: Path) -> str:
@@ -353,4 +377,4 @@ def pull(repo: str, out: Path) -> str:
             return f"{out}: {len(found)} synthetic patches ({found.header.method})"
         if exported(partial):
             return f"{out}: a folder of diffusers; next: counterstain import weights {out} --kind diffusion --out DIR"
-    return f"{out}: files that counterstain did not write"
+        raise InputError(f"{repo}: holds nothing of counterstain; to fetch other files, use 'hf download {repo}'")

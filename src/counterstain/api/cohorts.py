@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from counterstain.api import PathLike, Settings, assignments, folder_of, open_cohort, verb
 from counterstain.errors import ConfigError, CounterstainWarning, InputError
@@ -195,13 +195,14 @@ def export(
     if format not in EXPORT_FORMATS:
         raise ConfigError(f"--format {format}: expected {', '.join((*EXPORT_FORMATS, *CHECKPOINT_FORMATS))}")
     settings = {"file_format": format, "labels": labels, "parts": tuple(dict.fromkeys(split or ()))}
-    return write(place, out, build(ExportConfig, settings, f"export of {place}"), bar, _facts(place))
+    return write(place, out, build(ExportConfig, settings, f"export of {place}"), bar, **_about(place))
 
 
-def _facts(place: Place) -> dict[str, str]:
+def _about(place: Place) -> dict[str, Any]:
     """Return what a dataset card says of how a synthetic set was drawn; nothing of a cohort."""
     from counterstain.data.patch_set import HEADER_FILE, PatchSet
     from counterstain.generators.methods import METHODS
+    from counterstain.recipe import drawing_command
 
     if not (isinstance(place, Path) and (place / HEADER_FILE).exists()):
         return {}
@@ -209,8 +210,9 @@ def _facts(place: Place) -> dict[str, str]:
     method = METHODS.get(header.method)
     described = method.data_sheet(header.settings, {}) if method is not None and method.data_sheet is not None else {}
     drawing = {"Method": header.method if method is None else method.title, **described}
-    return drawing | {
+    facts = drawing | {
         "Generator": f"checkpoint {header.generator}" if header.generator else "none",
         "Seed": str(header.seed),
         "Drawn by": f"counterstain {header.version}",
     }
+    return {"facts": facts, "recipe": drawing_command(header)}

@@ -101,8 +101,9 @@ class CopySearch:
             for positions, stack in self._stacks:
                 scores = stack.correlation(coarse, share)
                 for source in apart_from:
-                    if self._names[source.region] in positions:
-                        self._leave_out(scores[positions.index(self._names[source.region])], source)
+                    own = self._names.get(source.region)  # none where regions have pseudonyms
+                    if own in positions:
+                        self._leave_out(scores[positions.index(own)], source)
                 for similarity, member, y, x in _peaks(scores):
                     yield _Place(similarity, positions[member], y, x, how)
 

@@ -16,7 +16,8 @@ SET/ holds
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
@@ -303,6 +304,30 @@ class PatchSet(Sequence[Patch]):
                 )
             )
         return patches
+
+
+def rename(folder: Path, header: PatchSetHeader, new: Callable[[str, str], str]) -> None:
+    """Give a set another header, and what names regions, slides and patients in its tables new names, in place.
+
+    ``new`` is told region, slide or patient, and the name.
+    """
+    for shard in sorted((folder / "shards").iterdir()):
+        for file in filter(Path.is_file, (shard / "patches.parquet", shard / "moved.parquet")):
+            table = pd.read_parquet(file)
+            for column in ("region", "slide", "patient"):
+                table[column] = [new(column, name) for name in table[column]]
+            if "style_slides" in table:
+                table["style_slides"] = [[new("slide", name) for name in names] for names in table["style_slides"]]
+            if "steps" in table:
+                table["steps"] = [_renamed_steps(steps, new) for steps in table["steps"]]
+            table.to_parquet(file)
+        write_json(shard / HASHES_FILE, _hashes(shard))
+    write_sealed(folder / HEADER_FILE, header.model_dump(mode="json"))
+
+
+def _renamed_steps(steps: str, new: Callable[[str, str], str]) -> str:
+    said = json.loads(steps)
+    return json.dumps([step | ({"style": new("slide", step["style"])} if step.get("style") else {}) for step in said])
 
 
 def _array(folder: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -60,6 +60,7 @@ class Contents:
     review: Mapping[str, Any] = field(default_factory=dict)  # what of a set is left out, because people rejected it
     patients_seen: tuple[str, ...] = ()  # behind generated images: those of the masks and those the generator saw
     facts: Mapping[str, str] = field(default_factory=dict)  # what else a data sheet says
+    recipe: str = ""  # how it was made, for its card
     lookup: np.ndarray = field(default_factory=lambda: np.arange(256, dtype=np.uint8))
     """(256,) uint8: subtype of the source -> label of the export."""
 

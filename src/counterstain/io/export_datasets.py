@@ -32,20 +32,6 @@ GROUP_PIXELS = 2**24  # that are in memory
 COUNTS = ("subtype_instances", "subtype_area_px")
 SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**12: "1M<n<10M"}
 CARD = """\
-# {source}
-
-{count} images at {mpp:g} micrometres per pixel, exported by counterstain.
-
-```python
-from datasets import load_dataset
-
-dataset = load_dataset("imagefolder", data_dir=".")
-```
-
-`mask` holds 0 = background, {labels}, 255 = ignore; `instances` a number per instance.
-Patients never lie in two splits.
-"""
-DATASET_CARD = """\
 ---
 license: other
 license_name: to-be-filled-in
@@ -55,11 +41,7 @@ tags:
 {tags}
 size_categories:
 - {size}
-configs:
-- config_name: default
-  data_files:
-{files}
----
+{configs}---
 # {title}
 
 | | |
@@ -72,15 +54,18 @@ configs:
 {subtypes}
 
 ## Use
+{use}
+
+Masks hold 0 = background, the numbers above, 255 = ignore; maps of instances a number per instance. Patients never lie
+in two splits.{names} Not for diagnosis.
+{recipe}"""
+LOADING = """\
 ```python
 from datasets import load_dataset
 
-dataset = load_dataset("FOLDER or OWNER/NAME")
-```
-
-`mask` holds 0 = background, the numbers above, 255 = ignore; `instances` a number per instance. `patient` is a
-pseudonym; patients never lie in two splits. `number` is that of the image in its source. Not for diagnosis.
-"""
+dataset = load_dataset({how})
+```"""
+PSEUDONYMS = " `patient` is a pseudonym, `number` that of the image in its source."
 
 
 def _png(pixels: np.ndarray) -> bytes:
@@ -177,10 +162,8 @@ NNUNET = Layout(
 
 def _write_hf_tables(out: Path, contents: Contents) -> None:
     write_text(out / "taxonomy.yaml", to_yaml(contents.taxonomy))
-    subtypes = contents.taxonomy.subtypes
-    meanings = ", ".join(f"{s.id} = {s.name}" for s in subtypes)
-    name, count = contents.source.resolve().name, len(contents.table)
-    write_text(out / "README.md", CARD.format(source=name, count=count, mpp=contents.mpp, labels=meanings))
+    subtypes, use = contents.taxonomy.subtypes, LOADING.format(how='"imagefolder", data_dir="FOLDER"')
+    write_text(out / "README.md", dataset_card(contents, use=use))
     by_subtype = contents.instances.groupby(["name", "subtype"])["area_px"]
     sizes, areas = by_subtype.size().to_dict(), by_subtype.sum().to_dict()
     layout, lines = IMAGE_FOLDER, dict[str, list[str]]()
@@ -280,14 +263,20 @@ def _write_parquet(path: Path, contents: Contents, rows: list[Row], advance: Adv
             writer.write_table(pa.Table.from_pylist(lines, schema))
 
 
-def _write_dataset_card(out: Path, contents: Contents) -> None:
+def _write_parquet_tables(out: Path, contents: Contents) -> None:
     write_text(out / "taxonomy.yaml", to_yaml(contents.taxonomy))
     if (out / "README.md").exists():  # perhaps filled in since
         return
-    table, splits = (
-        contents.table,
-        dict.fromkeys(Path(name).name.partition("-")[0] for name in _parquet_shards(contents)),
-    )
+    splits = dict.fromkeys(Path(name).name.partition("-")[0] for name in _parquet_shards(contents))
+    files = "\n".join(f"  - split: {split}\n    path: data/{split}-*" for split in splits)
+    configs = f"configs:\n- config_name: default\n  data_files:\n{files}\n"
+    use = LOADING.format(how='"FOLDER or OWNER/NAME"')
+    write_text(out / "README.md", dataset_card(contents, use=use, configs=configs, names=PSEUDONYMS))
+
+
+def dataset_card(contents: Contents, *, use: str, configs: str = "", names: str = "", recipe: str = "") -> str:
+    """Return the card of a dataset; what only its owner knows is to be filled in."""
+    table, recipe = contents.table, recipe or contents.recipe
     facts = {
         "images": f"{len(table):,} at {contents.mpp:g} micrometres per pixel",
         "patients": f"{table['patient'].nunique():,}",
@@ -299,15 +288,17 @@ def _write_dataset_card(out: Path, contents: Contents) -> None:
         "licence": "**fill in**: who may use this, and for what",
     }
     tags = ["histopathology", "counterstain", *(["synthetic"] if contents.patients_seen else [])]
-    card = DATASET_CARD.format(
+    return CARD.format(
         title=contents.source.resolve().name,
         tags="\n".join(f"- {tag}" for tag in tags),
         size=next(name for most, name in SIZES.items() if len(table) < most),
-        files="\n".join(f"  - split: {split}\n    path: data/{split}-*" for split in splits),
+        configs=configs,
         facts="\n".join(f"| {name} | {_in_table(said)} |" for name, said in facts.items()),
         subtypes="\n".join(_subtype_lines(contents)),
+        use=use,
+        names=names,
+        recipe=f"\n## Recipe\n{recipe}\n" if recipe else "",
     )
-    write_text(out / "README.md", card)
 
 
 def _subtype_lines(contents: Contents) -> Iterator[str]:
@@ -327,7 +318,7 @@ PARQUET = Layout(
     writers={},
     shards=_parquet_shards,
     write_shard=_write_parquet,
-    write_tables=_write_dataset_card,
+    write_tables=_write_parquet_tables,
     of_others=("README.md",),
     names_patients=False,
 )

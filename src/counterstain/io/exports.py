@@ -56,18 +56,20 @@ def export(
     out: Path,
     config: ExportConfig,
     progress: Progress = silent,
+    *,
     facts: Mapping[str, str] | None = None,
+    recipe: str = "",
 ) -> int:
     """Export a cohort, or a synthetic set as a training part, and return the number of images.
 
-    ``facts`` are what else a data sheet says of a synthetic set. ``export.json`` comes last: an export that has it is
-    complete, and only files that are missing or cut short since are written again, with a warning; one that was
-    interrupted is continued.
+    ``facts`` and ``recipe`` are what else a card says of a synthetic set. ``export.json`` comes last: an export that
+    has it is complete, and only files that are missing or cut short since are written again, with a warning; one that
+    was interrupted is continued.
 
     Raises InputError where there is no such source or part, or the format cannot hold it, and MismatchError where
     ``out`` holds something else, or a file that somebody has changed.
     """
-    contents, layout = replace(contents_of(source), facts=facts or {}), LAYOUTS[config.file_format]
+    contents, layout = replace(contents_of(source), facts=facts or {}, recipe=recipe), LAYOUTS[config.file_format]
     contents = choose_parts(contents, config.parts) if config.parts else contents
     contents = whole_class(contents) if config.labels == "tumour" else contents
     layout.check(out, contents)

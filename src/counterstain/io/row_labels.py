@@ -222,7 +222,9 @@ class RowLabels:
         if self._of_instances is not None:
             known = set[str]().union(*itertools.starmap(_names_of, rows[["image", "label"]].to_numpy()))
             if others := self._of_instances.keys() - known:
-                said = f"{self._table}: the table of instances has rows for other images, left out: {first_names(others)}"
+                said = (
+                    f"{self._table}: the table of instances has rows for other images: {first_names(others)}; left out"
+                )
                 warnings.warn(said, CounterstainWarning, stacklevel=5)
             return Counter(name for image in self._of_instances for name in self._of_instances[image].values())
         others = []

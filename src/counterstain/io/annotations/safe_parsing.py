@@ -173,8 +173,9 @@ def parse_json(path: Path, data: bytes, first_line: int = 1) -> Any:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} byte {error.start:,}: not UTF-8; save it as UTF-8") from error
     except json.JSONDecodeError as error:
+        line = error.lineno + first_line - 1
         raise InputError(
-            f"{path} line {error.lineno + first_line - 1}: not JSON or cut short ({error.msg} at column {error.colno}); export it again"
+            f"{path} line {line}: not JSON or cut short ({error.msg} at column {error.colno}); export it again"
         ) from error
     except RecursionError as error:
         raise InputError(f"{path}: nested too deep for annotations; export it again") from error
