@@ -170,6 +170,15 @@ def test_a_table_of_patients_that_leaves_an_image_open_is_refused(here, rows, me
         imported(here, legend=here / "numbers.yaml", patients=here / "patients.csv")
 
 
+def test_a_torn_line_is_named_by_its_number(here):
+    for name in ("a.png", "a_mask.png"):
+        save(here / "data" / name, of_instances(IDS))
+    whole = '{"file_name": "a.png", "mask_file_name": "a_mask.png"}'
+    (here / "data" / "metadata.jsonl").write_text(f"{whole}\n\n{whole[:30]}")
+    with pytest.raises(InputError, match=r"metadata.jsonl line 3: not JSON or cut short"):
+        imported(here)
+
+
 def test_an_image_folder_of_hugging_face(here):
     for name in "ab":
         save(here / "data" / "images" / f"{name}.png", noise(name))

@@ -246,6 +246,12 @@ def test_what_the_page_does_not_need_is_not_answered(address, path, headers):
         urlopen(Request(address + path, headers=headers))
 
 
+def test_what_no_page_sends_is_refused(address):
+    body = b'{"data": [], "fn_index": 999, "session_hash": "abc"}'
+    with pytest.raises(HTTPError, match="400"):
+        urlopen(Request(f"{address}/gradio_api/queue/join", data=body, headers={"content-type": "application/json"}))
+
+
 def test_nothing_can_be_uploaded_and_nothing_called_by_name(address):
     with pytest.raises(HTTPError, match="404"):
         urlopen(Request(f"{address}/gradio_api/upload", data=b"x", method="POST"))
@@ -267,3 +273,8 @@ def test_nothing_can_be_uploaded_and_nothing_called_by_name(address):
 def test_what_cannot_be_opened_is_said_in_one_line(run, tissue, options, message):
     status, _, errors = run("studio", tissue / "cohort", "--generator", tissue / "diffusion", "--port", "0", *options)
     assert (status, message in errors, errors.strip().count("\n")) == (2, True, 0)
+
+
+def test_a_set_to_keep_patches_in_needs_something_to_draw_with(run, tissue):
+    status, _, errors = run("studio", tissue / "cohort", "--set-dir", tissue / "set", "--keep-in", tissue / "kept")
+    assert (status, "give --generator DIR" in errors) == (2, True)

@@ -92,7 +92,8 @@ class Studio:
     ) -> Studio:
         """Open what the tabs need; InputError where there is nothing to open, or no region is as large as a patch."""
         others = any(places[name] for name in ("set_dir", "reading_test", "study"))
-        ways = {} if others and not generators else ways_to_draw(cohort, generators, settings=settings)
+        alone = others and not generators and places["keep_in"] is None
+        ways = {} if alone else ways_to_draw(cohort, generators, settings=settings)
         headers = [way.drawer.header for way in ways.values() if way.drawer.header is not None]
         smallest = int(cohort.regions[["height_px", "width_px"]].min(axis=1).max())
         own = headers[0].size_px if headers else min(DEFAULT_SIZE_PX, smallest)
@@ -115,11 +116,22 @@ class Studio:
         )
 
 
+class Page(gr.Blocks):
+    """A page; what it never sends is refused without a traceback in the log."""
+
+    async def preprocess_data(self, *given: Any, **named: Any) -> Any:
+        """Return the values that a handler is called with."""
+        try:
+            return await super().preprocess_data(*given, **named)
+        except Exception as error:
+            raise gr.Error("not what the page sends; load it again", print_exception=False) from error
+
+
 def page(studio: Studio) -> gr.Blocks:
     """Build the page: the tabs for which something was opened."""
     from counterstain.app import compare_tab, reading_tab, redraw_tab, review_tab
 
-    with gr.Blocks(title="counterstain studio", analytics_enabled=False, fill_width=True) as blocks:
+    with Page(title="counterstain studio", analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(f"<h1>counterstain studio</h1><p>{escape(_about(studio.cohort))}</p>", elem_id="about")
         reads = studio.patches is not None or studio.reading is not None
         person = gr.Textbox(label="Your name or number, kept with what you decide", visible=reads, elem_id="person")
@@ -253,13 +265,22 @@ def guarded(app: Any, hosts: set[str]) -> Callable[..., Awaitable[None]]:
             await _refuse(scope, send)
             return
 
+        begun = False
+
         async def with_headers(message: Any) -> None:
+            nonlocal begun
+            begun = True
             if message["type"] == "http.response.start":
                 more = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
                 message = message | {"headers": [*message.get("headers", ()), *more]}
             await send(message)
 
-        await app(scope, receive, with_headers)
+        try:
+            await app(scope, receive, with_headers)
+        except Exception:  # Gradio raises whatever it meets in a request that no page sends
+            if begun:
+                raise
+            await _refuse(scope, send, status=400)
 
     return answer
 
@@ -283,9 +304,9 @@ def _is_shown(path: str) -> bool:
     return file.is_absolute() and ".." not in file.parts and file.is_relative_to(CACHE)
 
 
-async def _refuse(scope: Any, send: Any) -> None:
+async def _refuse(scope: Any, send: Any, status: int = 404) -> None:
     if scope["type"] == "http":
-        await send({"type": "http.response.start", "status": 404, "headers": [(b"content-type", b"text/plain")]})
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
         await send({"type": "http.response.body", "body": b"not here\n"})
     else:
         await send({"type": "websocket.close", "code": 1008})

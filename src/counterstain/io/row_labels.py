@@ -221,13 +221,13 @@ class RowLabels:
         found: Counter[str] = Counter()
         if self._of_instances is not None:
             known = set[str]().union(*itertools.starmap(_names_of, rows[["image", "label"]].to_numpy()))
-            if others := self._of_instances.keys() - known:
+            if strange := self._of_instances.keys() - known:
                 said = (
-                    f"{self._table}: the table of instances has rows for other images: {first_names(others)}; left out"
+                    f"{self._table}: the table of instances has rows for other images: {first_names(strange)}; left out"
                 )
                 warnings.warn(said, CounterstainWarning, stacklevel=5)
             return Counter(name for image in self._of_instances for name in self._of_instances[image].values())
-        others = []
+        others: list[str] = []
         for image, label in rows[["image", "label"]].to_numpy() if self._config.labels != "planes" else ():
             if not (self._by_pixel and is_pixels(label)):
                 found += classes_of(label, self._reading)
