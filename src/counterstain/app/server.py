@@ -116,7 +116,7 @@ class Studio:
         )
 
 
-class Page(gr.Blocks):
+class Page(gr.Blocks):  # type: ignore[misc]
     """A page; what it never sends is refused without a traceback in the log."""
 
     async def preprocess_data(self, *given: Any, **named: Any) -> Any:
