@@ -17,7 +17,7 @@ import numpy as np
 
 from counterstain.report.results import read_results
 from counterstain.segmentation.counts import dice, recalls
-from counterstain.study.plan import REFERENCE
+from counterstain.study.cells import REFERENCE
 from counterstain.study.statistics.arm_differences import CountArray
 from counterstain.study.statistics.significance import Measure, bootstrap_weights, pooled_draws
 

@@ -5,8 +5,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from counterstain.study.cells import Cell
 from counterstain.study.config import StudyConfig
-from counterstain.study.plan import Cell, plan_study
+from counterstain.study.plan import plan_study
 from counterstain.study.status import plan_tree, read_plan, stage_table, state_of, write_plan
 
 

@@ -8,7 +8,7 @@ from counterstain.recipe import load_recipe
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.segmentation.train import train_segmenter
 from counterstain.storage import claim, write_sealed
-from counterstain.study.plan import Cell, cohort_cell
+from counterstain.study.cells import Cell, cohort_cell
 from counterstain.study.status import write_plan
 
 ARMS = ("subtype", "oracle+100")

@@ -265,3 +265,38 @@ def test_every_folds_segmenters_are_tested_on_another_cohort(finished, tmp_path)
     assert len(read_json(folder / "test.json")["segmenters"]) == 2 * 2 * 2
     assert "on the external cohort others" in (run / "report.html").read_text()
     assert cs.clean_study(load(tmp_path), out=run) == []
+
+
+# Merged subtypes
+
+
+@pytest.mark.parametrize("source", ["split", "folds"])
+def test_a_study_of_merged_subtypes_is_counted_by_them_and_by_the_original_ones(tmp_path, source):
+    where = SMALL["cohort"] if source == "split" else FOLDS["cohort"]
+    study = load(tmp_path, cohort=where | {"merge": "stained"}, methods=["spade"], repeats=1)
+    results = run_study(study, tmp_path / "run")
+    merged, original = pd.read_csv(results / "results.csv"), pd.read_csv(results / "unmerged" / "results.csv")
+    assert {"recall_stained", "recall_non-stained"} <= set(merged) and "recall_HER2 1+" not in merged
+    assert {"recall_HER2 1+", "recall_HER2 3+"} <= set(original) and len(original) == len(merged)
+    assert merged["dice"].tolist() == original["dice"].tolist()
+    assert merged["recall_non-stained"].tolist() == pytest.approx(original["recall_HER2 0"].tolist(), nan_ok=True)
+    drawn = next((tmp_path / "run" / "cells").glob("synthetic-*"))
+    assert PatchSet.open(drawn).header.taxonomy.names == ("non-stained", "stained", "LCIS/DCIS")
+    assert read_results(results).study.taxonomy.name == "her2:stained"
+    assert cs.report(tmp_path / "run").exists()
+
+
+def test_a_merge_is_written_out_or_named_and_anything_else_is_refused(tmp_path):
+    with_merge = lambda merge: planned(tmp_path, cohort=SMALL["cohort"] | {"merge": merge})  # noqa: E731
+    assert len({with_merge(m)[-1].folder for m in (None, "stained", {"brown": ["HER2 2+", "HER2 3+"]})}) == 3
+    for merge, why in (
+        ("stain", "unknown merge 'stain'; her2 has stained"),
+        ({"x": ["HER2 4+"]}, "unknown subtype 'HER2 4\\+'"),
+        ({"x": ["HER2 0"], "y": ["HER2 0"]}, "each subtype once"),
+        ({"HER2 3+": ["HER2 0"]}, "each subtype once"),
+        ({"x": []}, "each group at least one"),
+    ):
+        with pytest.raises(InputError, match=why):
+            with_merge(merge)
+    with pytest.raises(ConfigError, match="oracle draws phantoms only"):
+        planned(tmp_path, cohort=SMALL["cohort"] | {"merge": "stained"}, methods=["oracle"])

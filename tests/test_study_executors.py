@@ -17,9 +17,10 @@ from counterstain.errors import ConfigError, DivergenceError, InputError, Storag
 from counterstain.processes import ExecutorConfig
 from counterstain.report.results import read_results
 from counterstain.storage import write_json
+from counterstain.study.cells import Cell
 from counterstain.study.config import load_study
 from counterstain.study.executors import Outcome, ProcessExecutor, attempt
-from counterstain.study.plan import Cell, plan_study
+from counterstain.study.plan import plan_study
 from counterstain.study.run import leftovers, remove, run_cells, run_study, whole_cells
 from counterstain.study.status import (
     events_of,

@@ -14,8 +14,9 @@ from counterstain.report.page import write_report
 from counterstain.report.results import looked_at, read_results
 from counterstain.report.summary import looks_sentence
 from counterstain.storage import claim, read_json
+from counterstain.study.cells import CELLS
 from counterstain.study.config import load_study
-from counterstain.study.plan import CELLS, plan_study
+from counterstain.study.plan import plan_study
 from counterstain.study.records import (
     LOOKS_FILE,
     Look,

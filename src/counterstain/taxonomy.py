@@ -7,7 +7,7 @@ import difflib
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -35,6 +35,7 @@ LONGEST_SHORT = 3  # letters of words that differ even by one: II and III, a and
 _COLOUR_BLIND_SAFE = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
 
 NameStr = Annotated[str, Field(min_length=1, max_length=80)]
+Merge = str | Mapping[str, Sequence[str]]  # one of a taxonomy's merges, or new subtype -> names; others stay
 
 
 class Subtype(Config):
@@ -153,12 +154,12 @@ class Taxonomy(Config):
         """Colours by label, (256, 3) uint8; background white, ignore grey."""
         return palette_of(s.colour for s in self.subtypes)
 
-    def merged(self, merge: str) -> Taxonomy:
-        """Return the coarser taxonomy of one of ``merges``; its ids follow the order of the merge."""
+    def merged(self, merge: Merge) -> Taxonomy:
+        """Return the coarser taxonomy of one of ``merges``, or of new subtype -> names; ids are in its order."""
         groups = self._groups(merge)
         members = {new: [self.subtypes[self.id_of(name) - 1] for name in names] for new, names in groups.items()}
         return Taxonomy(
-            name=f"{self.name}:{merge}",
+            name=f"{self.name}:{merge if isinstance(merge, str) else '+'.join(merge)}"[:80],
             tissue_class=self.tissue_class,
             subtypes=tuple(
                 Subtype(id=i, name=new, colour=old[-1].colour, counted=any(s.counted for s in old))
@@ -166,17 +167,25 @@ class Taxonomy(Config):
             ),
         )
 
-    def merge_lookup(self, merge: str) -> np.ndarray:
+    def merge_lookup(self, merge: Merge) -> np.ndarray:
         """Return the new label of every old label, (256,) uint8."""
         lookup = np.arange(256, dtype=np.uint8)
         for new, names in enumerate(self._groups(merge).values(), start=1):
             lookup[[self.id_of(name) for name in names]] = new
         return lookup
 
-    def _groups(self, merge: str) -> dict[str, tuple[str, ...]]:
-        if merge not in self.merges:
-            raise InputError(f"unknown merge {merge!r}; {self.name} has {', '.join(self.merges) or 'none'}")
-        return self.merges[merge]
+    def _groups(self, merge: Merge) -> Mapping[str, Sequence[str]]:
+        if isinstance(merge, str):
+            if merge not in self.merges:
+                raise InputError(f"unknown merge {merge!r}; {self.name} has {', '.join(self.merges) or 'none'}")
+            return self.merges[merge]
+        named = [name for names in merge.values() for name in names]
+        if unknown := [name for name in named if name not in self.names]:
+            raise InputError(f"merge: unknown subtype {unknown[0]!r}; {self.name} has {', '.join(self.names)}")
+        groups = {**merge, **{name: (name,) for name in self.names if name not in named}}
+        if sorted(name for names in groups.values() for name in names) != sorted(self.names) or not all(merge.values()):
+            raise InputError(f"merge: give each subtype once, and each group at least one; found {dict(merge)}")
+        return groups
 
 
 def check_names(names: Iterable[str], source: str | Path, *, near: bool = False) -> None:

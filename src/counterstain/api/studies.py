@@ -269,9 +269,9 @@ def plan_study(
         As for :func:`run_study`.
     """
     from counterstain.progress import bar
+    from counterstain.study.cells import CELLS
     from counterstain.study.config import lacking
     from counterstain.study.estimate import Estimate
-    from counterstain.study.plan import CELLS
     from counterstain.study.plan import plan_study as plan
     from counterstain.study.records import unreviewed
     from counterstain.study.status import state_of
@@ -324,8 +324,8 @@ def clean_study(
         As for :func:`run_study`.
     """
     from counterstain.storage import claim, stage_of
+    from counterstain.study.cells import CELLS
     from counterstain.study.external import cells_of_tests
-    from counterstain.study.plan import CELLS
     from counterstain.study.plan import plan_study as plan
     from counterstain.study.run import leftovers, locked, remove
 

@@ -12,6 +12,7 @@ Shapes: H, W = rows and columns of a region in pixels.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import shutil
 from collections import Counter
@@ -42,7 +43,7 @@ from counterstain.storage import (
     write_parquet,
     write_sealed,
 )
-from counterstain.taxonomy import IGNORE, Taxonomy
+from counterstain.taxonomy import IGNORE, Merge, Taxonomy
 
 FORMAT = 1
 PARTS = ("train", "val", "test")
@@ -308,11 +309,29 @@ class Cohort:
 
     def write_split(self, split_by_patient: dict[str, str]) -> Cohort:
         """Store which part each patient belongs to and open the cohort anew."""
-        regions, folder = self.regions.assign(split=self.regions["patient"].map(split_by_patient)), on_disk(self.folder)
-        with replacing(folder / "regions.parquet") as partial:
-            regions.to_parquet(partial, index=False)
-            tables = {name: [sha256_of(folder / f"{name}.parquet")] for name in COLUMNS}
-            tables["regions"].append(sha256_of(partial))  # either is there, whenever this is interrupted
+        return self._with("regions", self.regions.assign(split=self.regions["patient"].map(split_by_patient)))
+
+    def merged(self, merge: Merge) -> Cohort:
+        """Return this cohort with subtypes put together, see :meth:`Taxonomy.merged`; nothing on disk changes."""
+        view, lookup = copy.copy(self), self.taxonomy.merge_lookup(merge).astype("int64")
+        view.taxonomy = self.taxonomy.merged(merge)
+        view._settings = self._settings | {"taxonomy": view.taxonomy.model_dump(mode="json")}  # noqa: SLF001 - of its own kind
+        view.instances = self.instances.assign(subtype=lookup[self.instances["subtype"].to_numpy()])
+        vars(view).pop("_subtypes_by_region", None)
+        return view
+
+    def write_merged(self, merge: Merge) -> Cohort:
+        """Put subtypes together for good, and open the cohort anew."""
+        view = self.merged(merge)
+        return view._with("instances", view.instances)  # noqa: SLF001 - of its own kind
+
+    def _with(self, name: str, table: pd.DataFrame) -> Cohort:
+        """Replace a table on disk, and open the cohort anew."""
+        folder = on_disk(self.folder)
+        with replacing(folder / f"{name}.parquet") as partial:
+            table.to_parquet(partial, index=False)
+            tables = {known: [sha256_of(folder / f"{known}.parquet")] for known in COLUMNS}
+            tables[name].append(sha256_of(partial))  # either is there, whenever this is interrupted
             write_sealed(folder / "cohort.json", self._settings | {"tables": tables})
         return Cohort.open(self.folder, cache_bytes=self._cache_bytes)
 

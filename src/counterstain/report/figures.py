@@ -25,7 +25,7 @@ from counterstain.report.tables import PARTS, fixed, signed
 from counterstain.seeding import numpy_generator
 from counterstain.storage import replacing, write_text
 from counterstain.study.arms import Arm
-from counterstain.study.plan import FOLD
+from counterstain.study.cells import FOLD
 from counterstain.study.statistics.arm_differences import CountArray
 from counterstain.taxonomy import Taxonomy
 

@@ -24,6 +24,7 @@ from counterstain.segmentation.counts import add_by_slide, count
 from counterstain.segmentation.inference import Band, Strip, bands, filled, read_ahead
 from counterstain.segmentation.model import load_segmenter
 from counterstain.segmentation.segmenter_config import Windows
+from counterstain.taxonomy import Merge
 
 ALL = "all"
 
@@ -35,6 +36,7 @@ def evaluate(
     *,
     device: str = "auto",
     label: str = "evaluating",  # of the progress bar
+    merge: Merge | None = None,  # of the cohort's subtypes, that the segmenter was trained on
 ) -> pd.DataFrame:
     """Segment every region of a split of a cohort (``train``, ``val``, ``test`` or ``all``) and count its pixels.
 
@@ -50,7 +52,7 @@ def evaluate(
     regions, num_labels = regions_of(cohort, split), cohort.taxonomy.num_labels
     counts = {position: np.zeros((num_labels, 2), np.int64) for position in regions.index.tolist()}
     with bar(label, len(counts)) as advance:
-        for strip in predicted_strips(segmenter, cohort, split, device=device):
+        for strip in predicted_strips(segmenter, cohort, split, device=device, merge=merge):
             counts[strip.position] += count(strip.mask, strip.tumour, num_labels)
             advance(int(strip.is_last))
     return add_by_slide(regions, np.stack([*counts.values()]))
@@ -66,12 +68,12 @@ class PredictedStrip(NamedTuple):
 
 
 def predicted_strips(
-    segmenter: str | Path, cohort: Cohort, split: str, *, device: str = "auto"
+    segmenter: str | Path, cohort: Cohort, split: str, *, device: str = "auto", merge: Merge | None = None
 ) -> Iterator[PredictedStrip]:
     """Segment every region of a split, and yield its rows from top to bottom; raises what :func:`evaluate` does."""
     folder = Path(segmenter)
     model, header = load_segmenter(folder)
-    check_evaluable(folder, header, cohort, split)
+    check_evaluable(folder, header, cohort, split, merge)
     positions: list[int] = regions_of(cohort, split).index.tolist()
     windows = model.config.inference.windows(header.size_px)
     seen = set() if split == "train" else set(header.tissue_seen)
@@ -147,10 +149,12 @@ def _leak(cohort: Cohort, position: int, folder: Path) -> LeakageError:
     )
 
 
-def check_evaluable(folder: Path, header: CheckpointHeader, cohort: Cohort, split: str) -> None:
+def check_evaluable(
+    folder: Path, header: CheckpointHeader, cohort: Cohort, split: str, merge: Merge | None = None
+) -> None:
     """Check that a segmenter may be evaluated on a split of a cohort; raises what :func:`evaluate` does."""
     regions_of(cohort, split)
-    require_taxonomy(folder, header, cohort.taxonomy)
+    require_taxonomy(folder, header, cohort.taxonomy if merge is None else cohort.taxonomy.merged(merge))
     require_mpp(folder, header, cohort)
     if split != "train":
         remedy = "evaluate it on patients that it has not seen"

@@ -15,7 +15,7 @@ from counterstain.data.cohort import Cohort
 from counterstain.errors import InputError
 from counterstain.progress import bar
 from counterstain.segmentation.evaluate import predicted_strips, regions_of
-from counterstain.study.plan import CELLS, REFERENCE
+from counterstain.study.cells import CELLS, REFERENCE
 from counterstain.study.records import record_look
 from counterstain.study.stages import open_cohort
 from counterstain.study.status import CellRow, is_done, read_plan

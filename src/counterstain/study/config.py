@@ -21,6 +21,7 @@ from counterstain.generators.methods import DEFAULT_METHODS, METHODS, Lazy, Trai
 from counterstain.recipe import Recipe, preset_settings, recipe_class
 from counterstain.remote import RemoteFolder, place_of
 from counterstain.study.arms import Arm, parse_arm
+from counterstain.taxonomy import NameStr
 from counterstain.training_config import LoggerName
 
 JUDGE = Training(
@@ -188,6 +189,11 @@ class CohortSource(Config):
     networks trained on the others. ``leave_one_out``: each patient is a fold."""
     validation: Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_share_or_number)] = 0.2
     """Validation patients of each fold, out of those that it does not test: a share of all patients, or a number."""
+    merge: Annotated[
+        NameStr | dict[NameStr, tuple[NameStr, ...]] | None, Field(exclude_if=lambda given: given is None)
+    ] = None
+    """Put subtypes together for everything but the final counts: a merge of the taxonomy (HER2 has ``stained``), or
+    new subtype -> names, the others staying as they are. Results hold the original subtypes as well (``unmerged/``)."""
     train_patients: Annotated[int, Field(ge=1)] | None = None
     """Train on so many patients of the training part, chosen by score; a larger choice holds a smaller one."""
     train_patients_seed: int = 0
@@ -248,8 +254,9 @@ class StudyConfig(Config):
         if "subtype" not in self.baselines:
             raise ValueError("baselines: subtype must be among them, all arms are held against it")
         for arm in self.arms:
-            if arm.method is not None and METHODS[arm.method].ceiling and self.cohort.phantom is None:
-                raise ValueError(f"methods: the {arm.method} draws phantoms only; take it out, or set cohort.phantom")
+            if arm.ceiling and (self.cohort.phantom is None or self.cohort.merge is not None):
+                needed = "set cohort.phantom, without cohort.merge"
+                raise ValueError(f"methods: the {arm.method} draws phantoms only; take it out, or {needed}")
         if any(arm.auto for arm in self.arms) and len(self.amounts) < 2:
             raise ValueError("amounts: give at least two that METHOD+auto can choose from, for example [0.5, 1.0]")
         if self.methods and not self.amounts:

@@ -37,8 +37,8 @@ from counterstain.progress import overheard
 from counterstain.segmentation.mixing import MixingConfig, training_steps
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.storage import fingerprint, read_json, write_json
+from counterstain.study.cells import PARTS, Cell
 from counterstain.study.config import StudyConfig, trainings
-from counterstain.study.plan import PARTS, Cell
 from counterstain.study.status import Expected
 from counterstain.synthesis.masks import SynthesisConfig
 

@@ -34,8 +34,8 @@ from counterstain.processes import (
     open_ray,
 )
 from counterstain.storage import disk_errors_named
+from counterstain.study.cells import Cell
 from counterstain.study.config import Resources
-from counterstain.study.plan import Cell
 from counterstain.study.stages import run_cell
 from counterstain.study.status import is_done, record
 

@@ -19,9 +19,9 @@ from counterstain.errors import InputError, MismatchError, StorageError
 from counterstain.processes import ExecutorConfig
 from counterstain.segmentation.evaluate import check_evaluable, regions_of
 from counterstain.storage import committing, name_on_disk, read_json, write_csv, write_json, write_sealed
+from counterstain.study.cells import CELLS, EXTERNAL, REFERENCE, Cell, cohort_cell
 from counterstain.study.config import Resources
 from counterstain.study.executors import open_executor
-from counterstain.study.plan import CELLS, EXTERNAL, REFERENCE, Cell, cohort_cell
 from counterstain.study.results import about_cohort, counts_of, measures_table
 from counterstain.study.run import locked, run_cells, whole_cells
 from counterstain.study.stages import follow_cohort

@@ -22,7 +22,7 @@ from counterstain.recipe import Recipe
 from counterstain.seeding import derive, numpy_generator
 from counterstain.segmentation.counts import by_slide, dice, measures, recalls
 from counterstain.storage import claim, write_csv, write_parquet, write_text
-from counterstain.study.plan import CELLS, Cell, cohort_with_fewer, trained_and_scored
+from counterstain.study.cells import CELLS, Cell, cohort_with_fewer, trained_and_scored
 from counterstain.study.run import locked
 from counterstain.study.stages import follow_cohort, run_cell
 from counterstain.study.statistics.significance import Measure

@@ -1,14 +1,10 @@
-"""A study as a list of cells: what each makes, from what, and a name that follows from all that determines it.
-
-A cell's folder is its stage and a hash of its settings and of its inputs' folders. Changing one number therefore
-changes the names of the cells that depend on it, and of no others; finished cells are found again by their names.
-"""
+"""A study as a list of cells: what each makes, and from what."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,64 +16,26 @@ from counterstain.data.patch_set import SHARD_PATCHES
 from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.review import rejected_in
 from counterstain.data.sampling import check_patch_size
-from counterstain.data.split import folds_of, split_into_folds, training_patients
+from counterstain.data.split import folds_of, split_into_folds
 from counterstain.data.stains import check_stains
 from counterstain.errors import CounterstainWarning, InputError
 from counterstain.generators.methods import METHODS, Training
 from counterstain.recipe import Recipe
 from counterstain.seeding import derive
 from counterstain.segmentation.mixing import synthetic_count
-from counterstain.storage import fingerprint
 from counterstain.study.arms import Arm
-from counterstain.study.config import JUDGE, StudyConfig, segmenter_changes, trainings
+from counterstain.study.cells import (
+    FOLD,
+    PARTS,
+    Cell,
+    cohort_cell,
+    cohort_with_fewer,
+    merged_cohort,
+    trained_and_scored,
+)
+from counterstain.study.config import JUDGE, StudyConfig, segmenter_changes
+from counterstain.taxonomy import Taxonomy
 from counterstain.training_config import identity_of
-
-CELLS = "cells"  # folder of all cells in that of a study
-EXTERNAL = "external"  # folder of its tests on other cohorts, and the split of their results
-# Raise a stage's number when its code changes what it makes: finished cells of the old code are then made anew.
-# Trainings of generators have theirs in their entry of the registry.
-STAGE_VERSIONS = {
-    **dict.fromkeys(("cohort", "shards", "synthetic", "segmenter", "evaluation"), 1),
-    **dict.fromkeys(("hardness", "amount"), 1),
-}
-REFERENCE = "subtype"
-FOLD = ", fold "  # in the name of a cell, before the number of its fold
-PARTS = ("val", "test")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One piece of work of a study."""
-
-    name: str  # as people read it
-    stage: str
-    settings: dict[str, Any]  # all that determines the result, besides the inputs
-    inputs: dict[str, str] = field(default_factory=dict)  # role -> folder of another cell
-    # What does not change the result: where a cohort lies, how long a set must at least be.
-    details: dict[str, Any] = field(default_factory=dict)
-    after: tuple[str, ...] = ()  # folders of cells that must be done before and do not change the result
-    arm: str = ""  # name of the arm that is trained or evaluated
-    repeat: int = -1
-    set_name: str = ""  # name of the synthetic set that is drawn
-    fold: int = 0  # of a cross-validation, from 1; 0 where it belongs to all of them, or there are none
-    fit: int = 0  # of cross-fitting, from 1: what is made without a part of the training patients, to make a choice
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Folders of all cells that must be done before."""
-        return (*self.inputs.values(), *self.after)
-
-    @property
-    def count(self) -> int:
-        """Patches that a synthetic set must have at least."""
-        return int(self.details.get("count", 0))
-
-    @cached_property
-    def folder(self) -> str:
-        """Name of the cell's folder."""
-        version = STAGE_VERSIONS.get(self.stage) or trainings()[self.stage].version
-        identity = [self.stage, version, self.settings, self.inputs]
-        return f"{self.stage}-{fingerprint(identity)[:16]}"
 
 
 def plan_study(study: StudyConfig, recipe: Recipe, root: Path | None = None) -> list[Cell]:
@@ -91,8 +49,9 @@ def plan_study(study: StudyConfig, recipe: Recipe, root: Path | None = None) -> 
     for name in {arm.method: None for arm in arms if arm.method is not None}:
         METHODS[name].check(recipe)
     whole, folds = _cohorts(study, recipe)
-    planners = [_Planner(study, recipe, cohort, arms, root) for cohort in folds or [whole]]
-    cells = [whole, *folds]
+    source, merge = folds or [whole], study.cohort.merge
+    planners = [_Planner(study, recipe, merged_cohort(cell, merge), arms, root, unmerged=cell) for cell in source]
+    cells = [whole, *folds, *(planner.cohort for planner in planners)]
     for planner in planners:
         cells += planner.fit_cohorts
     for planner in planners:
@@ -119,6 +78,8 @@ def _cohorts(study: StudyConfig, recipe: Recipe) -> tuple[Cell, list[Cell]]:
     source, size_px = study.cohort, recipe.size_px
     fewer = source.model_dump(include={"train_patients", "train_patients_seed"}) if source.train_patients else {}
     cohort = None if source.path is None else Cohort.open(source.path)
+    if source.merge is not None:
+        (Taxonomy.named("her2") if cohort is None else cohort.taxonomy).merged(source.merge)
     if cohort is not None:
         check_stains(cohort, study.stains(recipe))
     if source.folds is not None:
@@ -168,35 +129,6 @@ def _of_fold(fold: int, fit: int = 0) -> str:
     return (f"{FOLD}{fold}" if fold else "") + (f", cross-fit {fit}" if fit else "")
 
 
-def cohort_cell(cohort: Cohort) -> Cell:
-    """Return the cell of a cohort that is used as it is, where it lies."""
-    settings, details = {"fingerprint": cohort.fingerprint}, {"path": str(cohort.folder.resolve())}
-    return Cell(name="cohort", stage="cohort", settings=settings, details=details)
-
-
-def cohort_with_fewer(cohort: Cohort, train_patients: int, seed: int) -> Cell:
-    """Return the cell of a cohort that trains on fewer patients.
-
-    Raises InputError where the training part has fewer patients than that.
-    """
-    training_patients(cohort, train_patients)
-    settings = {"whole": cohort.fingerprint, "train_patients": train_patients, "train_patients_seed": seed}
-    details = {"whole_path": str(cohort.folder.resolve())}
-    return Cell(
-        name=f"cohort of {train_patients} training patients", stage="cohort", settings=settings, details=details
-    )
-
-
-def trained_and_scored(
-    name: str, settings: dict[str, Any], inputs: dict[str, str], parts: Sequence[str] = PARTS, **whose: Any
-) -> list[Cell]:
-    """Return the cells of a segmenter and of its evaluation on parts of its cohort, with its arm, repeat and fold."""
-    segmenter = Cell(name=f"segmenter {name}", stage="segmenter", settings=settings, inputs=inputs, **whose)
-    scored = {"cohort": inputs["cohort"], "segmenter": segmenter.folder}
-    wanted = {"parts": list(parts)}
-    return [segmenter, Cell(name=f"evaluation {name}", stage="evaluation", settings=wanted, inputs=scored, **whose)]
-
-
 @dataclass(frozen=True)
 class _Planner:
     study: StudyConfig
@@ -204,6 +136,7 @@ class _Planner:
     cohort: Cell
     arms: Sequence[Arm]
     root: Path | None = None  # folder of all cells
+    unmerged: Cell | None = None  # the same cohort with its original subtypes: segmenters are evaluated on it
 
     @cached_property
     def _segmenter_configs(self) -> dict[str, dict[str, Any]]:
@@ -348,7 +281,11 @@ class _Planner:
             settings["border_um"] = self.study.variants.relabelled
         name = f"{arm.name} #{repeat}{self._suffix}"
         whose: dict[str, Any] = {"arm": arm.name, "repeat": repeat, "fold": self.fold, "fit": self.cohort.fit}
-        return trained_and_scored(name, settings, inputs, **whose)
+        segmenter, scored = trained_and_scored(name, settings, inputs, **whose)
+        if self.unmerged is not None and self.unmerged.folder != self.cohort.folder:
+            seen = scored.inputs | {"cohort": self.unmerged.folder}
+            scored = replace(scored, inputs=seen, settings=scored.settings | {"merge": self.study.cohort.merge})
+        return [segmenter, scored]
 
     @property
     def _suffix(self) -> str:

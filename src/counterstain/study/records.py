@@ -23,7 +23,7 @@ from counterstain.data.patch_set import HEADER_FILE, PatchSet
 from counterstain.data.review import Review
 from counterstain.errors import CounterstainError
 from counterstain.storage import fingerprint, stage_of
-from counterstain.study.plan import REFERENCE, Cell
+from counterstain.study.cells import REFERENCE, Cell
 
 COLUMNS = (
     "arm", "repeat", "steps", "batch_size", "seed", "starts_from", "settings", "augmentation", "subtype_weighting",

@@ -4,7 +4,9 @@ RESULTS holds ``study.json`` (what was run), ``results.csv`` (a row per arm, rep
 ``counts.parquet`` (pixels per arm, repeat, fold, part, slide and label: everything else follows from them),
 ``composition.csv``, ``synthetic.csv`` (balance of the sets), ``losses.csv``, ``fairness.csv`` (what each training
 was given), ``amounts.csv`` (what cross-fitting found of each amount) and ``examples/`` (pictures); for the report
-alone ``trainings.json``, ``sets.json`` (what is known of every training and set) and ``gallery.parquet``.
+alone ``trainings.json``, ``sets.json`` (what is known of every training and set) and ``gallery.parquet``. Where a study
+merges subtypes, all this is of the merged ones, and ``unmerged/`` holds ``results.csv`` and ``counts.parquet`` of the
+original ones.
 """
 
 from __future__ import annotations
@@ -25,16 +27,26 @@ from counterstain.data.review import Review
 from counterstain.generators.methods import METHODS
 from counterstain.recipe import Recipe
 from counterstain.segmentation.counts import TABLE_COLUMNS, measures
-from counterstain.storage import LOG_FOLDER, committing, read_json, read_sealed, write_csv, write_json, write_sealed
+from counterstain.storage import (
+    LOG_FOLDER,
+    committing,
+    read_json,
+    read_sealed,
+    write_csv,
+    write_json,
+    write_parquet,
+    write_sealed,
+)
+from counterstain.study.cells import CELLS, REFERENCE, Cell
 from counterstain.study.config import StudyConfig
 from counterstain.study.pictures import write_examples, write_gallery
-from counterstain.study.plan import CELLS, REFERENCE, Cell
 from counterstain.study.records import fairness_table
 from counterstain.study.stages import AMOUNT_FILE, merged, open_cohort, software
 from counterstain.study.status import DONE_FILE, FILES_FILE, is_done, notes_of
 from counterstain.synthesis.synthesize import rejections
 from counterstain.taxonomy import Taxonomy
 
+UNMERGED = "unmerged"
 POINTS_PER_CURVE, DIGITS_PER_POINT = 100, 5  # finer than any plot shows; a study has some hundred curves
 
 
@@ -46,10 +58,15 @@ def write_results(
     notes = [read_sealed(root / cell.folder / DONE_FILE) for cell in cells if is_done(cell, root)]
     cells = [cell for cell in cells if not cell.fit]
     done = [cell for cell in cells if is_done(cell, root)]
-    cohort, folds = open_cohort(root / cells[0].folder), [c for c in done if c.stage == "cohort" and c.fold]
+    cohort, merge = open_cohort(root / cells[0].folder), study.cohort.merge
+    used = [c for c in done if c.stage == "cohort" and ("merge" in c.settings) == (merge is not None)]
+    folds = [c for c in used if c.fold]
     if folds:
         cohort.regions["split"] = "test"  # each patient is tested in one of them
-    counts = counts_of(cells, root)
+    counts = original = counts_of(cells, root)
+    if merge is not None:
+        lookup, unmerged, cohort = cohort.taxonomy.merge_lookup(merge), cohort.taxonomy, cohort.merged(merge)
+        counts = merged_counts(counts, lookup)
     sets = {(c.set_name, c.fold): PatchSet.open(root / c.folder) for c in done if c.stage == "synthetic"}
     by_name = {name: [found for (other, _), found in sets.items() if other == name] for name, _ in sets}
     with committing(out / "results") as folder:
@@ -69,12 +86,15 @@ def write_results(
         write_json(folder / "study.json", _study(study, recipe, cohort) | happened)
         write_csv(folder / "results.csv", measures_table(counts, cohort.taxonomy))
         counts.to_parquet(folder / "counts.parquet", index=False)
+        if merge is not None:
+            write_parquet(folder / UNMERGED / "counts.parquet", original)
+            write_csv(folder / UNMERGED / "results.csv", measures_table(original, unmerged))
         composition = cohort.composition()
         write_csv(folder / "composition.csv", composition[composition["split"].notna()])
         write_csv(folder / "synthetic.csv", _balance(by_name))
         write_csv(folder / "losses.csv", _losses(done, root))
         # A filtered set has other masks in some places, so its images do not stand beside the others'.
-        first = (folds or cells)[0]
+        first = (folds or used or cells)[0]
         shown = {name: found for (name, fold), found in sets.items() if name in METHODS and fold == first.fold}
         write_examples(folder / "examples", open_cohort(root / first.folder), shown)
         write_csv(folder / "fairness.csv", fairness_table(done, root))
@@ -105,6 +125,13 @@ def measures_table(counts: pd.DataFrame, taxonomy: Taxonomy) -> pd.DataFrame:
     keys = ["arm", "repeat", "split"]
     cells = counts.groupby(keys, sort=False)
     return pd.DataFrame([dict(zip(keys, key, strict=True)) | measures(table, taxonomy) for key, table in cells])
+
+
+def merged_counts(counts: pd.DataFrame, lookup: np.ndarray) -> pd.DataFrame:
+    """Add up the counts by slide of subtypes that are put together, by the new label of every old one, (256,)."""
+    keys = [name for name in counts if not str(name).startswith("predicted_")]
+    merged = counts.assign(subtype=lookup.astype("int64")[counts["subtype"].to_numpy(int)])
+    return merged.groupby(keys, sort=False, dropna=False, as_index=False).sum()
 
 
 def counts_of(cells: Sequence[Cell], root: Path) -> pd.DataFrame:

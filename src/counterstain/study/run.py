@@ -28,9 +28,10 @@ from counterstain.processes import ExecutorConfig
 from counterstain.progress import duration
 from counterstain.segmentation.model import Segmenter, load_encoder_weights
 from counterstain.storage import claim, disk_errors_named, write_text
+from counterstain.study.cells import CELLS, Cell
 from counterstain.study.config import StudyConfig, lacking
 from counterstain.study.executors import Executor, Outcome, open_executor
-from counterstain.study.plan import CELLS, Cell, plan_study
+from counterstain.study.plan import plan_study
 from counterstain.study.records import unreviewed
 from counterstain.study.results import write_results
 from counterstain.study.stages import follow_cohort

@@ -41,8 +41,8 @@ from counterstain.segmentation.evaluate import evaluate
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.segmentation.train import train_segmenter
 from counterstain.storage import read_json, read_sealed, write_json, write_parquet, write_sealed
+from counterstain.study.cells import Cell
 from counterstain.study.config import trainings
-from counterstain.study.plan import Cell
 from counterstain.study.status import DONE_FILE, notes_of
 from counterstain.synthesis.masks import SynthesisConfig
 from counterstain.synthesis.synthesize import synthesize
@@ -106,7 +106,9 @@ def _make_cohort(cell: Cell, root: Path) -> None:
 
 
 def cohort_of_fold(whole: Cohort, cell: Cell, folder: Path) -> Cohort:
-    """Make the cohort of a fold's cell, or of cross-fitting: the whole one with another split."""
+    """Make the cohort of a fold's cell, or of cross-fitting, with another split, or one of merged subtypes."""
+    if "merge" in cell.settings:
+        return link_cohort(whole, folder).write_merged(cell.settings["merge"])
     if "cross_fit" in cell.settings:
         split = split_of_fit(whole, *(cell.settings[name] for name in ("cross_fit", "fit", "seed")))
         return link_cohort(whole, folder).write_split(split)
@@ -177,7 +179,8 @@ def _train_segmenter(cell: Cell, root: Path) -> None:
 def _evaluate(cell: Cell, root: Path) -> None:
     cohort = _cohort(cell, root)
     segmenter = root / cell.inputs["segmenter"]
-    tables = [evaluate(segmenter, cohort, part, label=f"{cell.name} {part}") for part in cell.settings["parts"]]
+    parts, merge = cell.settings["parts"], cell.settings.get("merge")
+    tables = [evaluate(segmenter, cohort, part, label=f"{cell.name} {part}", merge=merge) for part in parts]
     write_parquet(root / cell.folder / "counts.parquet", pd.concat(tables, ignore_index=True))
 
 

@@ -30,8 +30,8 @@ from counterstain.data.review import REVIEW_FILE
 from counterstain.errors import CounterstainError, InputError, StorageError
 from counterstain.progress import duration, size
 from counterstain.storage import LOG_FOLDER, RUN_FILE, disk_errors_named, read_json, read_sealed, sha256_of, write_text
+from counterstain.study.cells import CELLS, EXTERNAL, FOLD, Cell
 from counterstain.study.config import stages
-from counterstain.study.plan import CELLS, EXTERNAL, FOLD, Cell
 
 PLAN_FILE = "plan.json"
 OVERHEAD = " (and up to a minute for starting, and for results and report)"
