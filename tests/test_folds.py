@@ -276,8 +276,9 @@ def test_a_study_of_merged_subtypes_is_counted_by_them_and_by_the_original_ones(
     study = load(tmp_path, cohort=where | {"merge": "stained"}, methods=["spade"], repeats=1)
     results = run_study(study, tmp_path / "run")
     merged, original = pd.read_csv(results / "results.csv"), pd.read_csv(results / "unmerged" / "results.csv")
-    assert {"recall_stained", "recall_non-stained"} <= set(merged) and "recall_HER2 1+" not in merged
-    assert {"recall_HER2 1+", "recall_HER2 3+"} <= set(original) and len(original) == len(merged)
+    assert {"recall_stained", "recall_non-stained"} <= set(merged)
+    assert "recall_HER2 1+" not in merged
+    assert {"recall_HER2 1+", "recall_HER2 3+"} <= set(original)
     assert merged["dice"].tolist() == original["dice"].tolist()
     assert merged["recall_non-stained"].tolist() == pytest.approx(original["recall_HER2 0"].tolist(), nan_ok=True)
     drawn = next((tmp_path / "run" / "cells").glob("synthetic-*"))

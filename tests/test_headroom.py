@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 from drawn_cohort import draw_cohort, draw_region
 
+import counterstain as cs
+from counterstain.checkpoints import read_header
 from counterstain.cli import main
 from counterstain.config import build
 from counterstain.data.cohort import Cohort, CohortWriter
@@ -14,6 +16,7 @@ from counterstain.data.split import keep_training_patients, link_cohort, order_p
 from counterstain.errors import ConfigError, InputError
 from counterstain.report.figures import headroom_figure
 from counterstain.segmentation.counts import dice
+from counterstain.study.arms import parse_arm
 from counterstain.study.config import StudyConfig
 from counterstain.study.headroom import (
     Curve,
@@ -21,6 +24,7 @@ from counterstain.study.headroom import (
     HeadroomConfig,
     Step,
     bootstrapped,
+    compared,
     extrapolate,
     fit_power_law,
     in_words,
@@ -198,3 +202,38 @@ def test_the_command_writes_table_figure_and_words_and_does_nothing_twice(cohort
     assert {"dice", "recall_HER2 0", "subtype_variance"} <= set(table.columns)
     for name in ("headroom.svg", "headroom.png", "headroom.txt", "counts.parquet"):
         assert (out / name).stat().st_size > 0
+
+
+def test_arms_are_drawn_beside_the_baseline_on_the_same_patients(cohort, tmp_path):
+    small = ("spade.training={steps: 1, batch_size: 2}", "spade.generator_width=4", "spade.discriminator_width=4")
+    mixing = "segmenter.mixing={epoch_patches: 8}"
+    given = {"patients": [2, 4], "repeats": 2, "preset": "demo", "settings": [*TINY, *small, mixing]}
+    alone = cs.headroom(cohort, out=tmp_path / "out", **given)
+    found = cs.headroom(cohort, out=tmp_path / "out", arms="subtype,spade+only", **given)
+    assert [curve.scores.tolist() for curve in found.curves[: len(alone.curves)]] == [
+        curve.scores.tolist() for curve in alone.curves
+    ]
+    table = pd.read_csv(tmp_path / "out" / "headroom.csv")
+    assert table.groupby("arm").size().to_dict() == {"subtype": 4, "spade+only": 4}
+    assert "spade only against subtype-sampled, Dice (2 repeats and 2 patients are too few" in "\n".join(
+        found.in_words()
+    )
+    cells = [p.name.partition("-")[0] for p in (tmp_path / "out" / "cells").iterdir()]
+    assert cells.count("spade") == 3  # with all patients, repeats share the generator
+    for folder in (tmp_path / "out" / "cells").glob("spade-*"):
+        assert len(read_header(folder).patients_seen) in {2, 4}
+    assert len(headroom_figure(found).axes) == len({curve.subtype for curve in found.curves})
+    with pytest.raises(ConfigError, match="'spad' is not known; did you mean spade"):
+        cs.headroom(cohort, out=tmp_path / "out", arms="spad+only", **given)
+
+
+def test_synthetic_patches_alone_are_compared_with_real_ones_of_so_many_patients():
+    base = Curve(
+        subtype=None, scores=np.array([[0.5] * 3, [0.7] * 3]), draws=np.array([[0.5, 0.7]] * 4), steps=[], predicted=""
+    )
+    only = replace(base, scores=base.scores - 0.1, draws=base.draws - 0.1, arm=parse_arm("diffusion+only"))
+    lines = compared(only, base, (4, 16))
+    assert lines[1].startswith(
+        "  4 patients: -0.100 (95 % interval -0.100 to -0.100); real patches of under 4 patients"
+    )
+    assert lines[2].endswith("real patches of about 8 patients do as well")

@@ -93,6 +93,7 @@ def headroom(
     config: PathLike | None = None,
     settings: Settings | None = None,
     seed: int = 0,
+    arms: str | None = None,
 ) -> Headroom:
     """Draw the learning curve of the baseline: where it is flat, no generator can help.
 
@@ -110,6 +111,9 @@ def headroom(
         val or test: what is tested on.
     seed : int
         Of the choice of patients and of the trainings.
+    arms : str, optional
+        Arms to draw beside the baseline, such as diffusion+100,diffusion+only (synthetic patches alone): at every
+        number of patients, their generators are trained on those patients only.
     cohort, preset, config, settings
         As for :func:`train`.
     """
@@ -119,11 +123,12 @@ def headroom(
     from counterstain.study.headroom import HeadroomConfig, measure_headroom, sizes_of
 
     chosen = {"patients": numbers_of(patients, "patients"), "repeats": repeats, "split": split, "seed": seed}
-    wanted = build(HeadroomConfig, chosen, "headroom")
+    wanted = build(HeadroomConfig, chosen | {"arms": tuple((arms or "subtype").split(","))}, "headroom")
     opened, out = open_cohort(cohort), Path(out)
     opened.positions("train"), opened.positions(wanted.split)
     recipe = recipe_of(preset, config, settings)
-    with bar("headroom", len(sizes_of(wanted, len(opened.patients("train")))) * repeats) as advance:
+    points = len(sizes_of(wanted, len(opened.patients("train")))) * repeats * (1 + len(wanted.arms))
+    with bar("headroom", points) as advance:
         found = measure_headroom(opened, recipe, wanted, out, ran=lambda: advance(1))
     figure = headroom_figure(found)
     for kind in ("svg", "png"):

@@ -300,7 +300,12 @@ def _method_key(figure: Figure, of_stage: dict[str, str | None]) -> None:
 
 @styled
 def headroom_figure(found: Headroom) -> Figure:
-    """Draw learning curves: Dice with its 95 % interval, recalls, every repeat as a dot, the power law dashed."""
+    """Draw learning curves: Dice with its 95 % interval, recalls, every repeat as a dot, the power law dashed.
+
+    Several arms are drawn side by side, a panel for Dice and for each subtype.
+    """
+    if len({curve.arm for curve in found.curves}) > 1:
+        return _curves_of_arms(found)
     figure = new_figure(3.2)
     left, right = figure.subplots(1, 2)
     colours = {subtype.name: subtype.colour for subtype in found.taxonomy.subtypes}
@@ -310,14 +315,40 @@ def headroom_figure(found: Headroom) -> Figure:
     left.set_title(wrapped(f"{found.taxonomy.tissue_class.capitalize()} Dice", 32))
     right.set_title("Recall by subtype")
     for axes in (left, right):
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(found.sizes, [str(size) for size in found.sizes])
-        axes.minorticks_off()
-        axes.set_xlabel("training patients")
-        axes.set_ylabel(f"on the {PARTS[found.split]}")
-        light_grid(axes, "y")
+        _by_patients(axes, found)
     if right.lines:
         right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def _by_patients(axes: Axes, found: Headroom) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(found.sizes, [str(size) for size in found.sizes])
+    axes.minorticks_off()
+    axes.set_xlabel("training patients")
+    axes.set_ylabel(f"on the {PARTS[found.split]}")
+    light_grid(axes, "y")
+
+
+def _curves_of_arms(found: Headroom) -> Figure:
+    panels = list(dict.fromkeys(curve.subtype for curve in found.curves))
+    rows = -(-len(panels) // COLUMNS)
+    figure = new_figure(2.3 * rows + 0.4)
+    grid = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    arms = list(dict.fromkeys(curve.arm for curve in found.curves))
+    for axes, subtype in zip(grid, panels, strict=False):
+        for curve in (curve for curve in found.curves if curve.subtype == subtype):
+            marker, dashed = MARKERS[arms.index(curve.arm) % len(MARKERS)], "--" if curve.arm.only else "-"
+            colour, mean = colour_of(curve.arm.method), curve.scores.mean(axis=1)
+            look = {"color": colour, "linestyle": dashed, "marker": marker, "markersize": 5, "mec": INK, "mew": 0.5}
+            axes.plot(found.sizes, mean, label=wrapped(curve.arm.label, 30), **look)
+            axes.plot(np.repeat(found.sizes, curve.scores.shape[1]), curve.scores.ravel(), ".", color=colour, ms=3)
+        name = f"{found.taxonomy.tissue_class.capitalize()} Dice" if subtype is None else f"Recall of {subtype}"
+        axes.set_title(wrapped(name, 26))
+        _by_patients(axes, found)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(3, len(arms)))
     return figure
 
 

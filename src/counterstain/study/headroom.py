@@ -1,12 +1,14 @@
 """Headroom: the learning curve of the subtype-sampled baseline, and what more training patients would gain.
 
+Other arms, such as synthetic patches alone, are trained on the same patients and compared with it.
+
 Shapes: S = numbers of training patients, R = repeats, P = test patients, K = subtypes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,14 +17,18 @@ import numpy as np
 import pandas as pd
 from pydantic import AfterValidator, Field
 
-from counterstain.config import Config
+from counterstain.config import Config, build
 from counterstain.data.cohort import Cohort
-from counterstain.errors import InputError
+from counterstain.errors import ConfigError, InputError
+from counterstain.generators.methods import METHODS
 from counterstain.recipe import Recipe
 from counterstain.seeding import derive, numpy_generator
 from counterstain.segmentation.counts import by_slide, dice, measures, recalls
 from counterstain.storage import claim, write_csv, write_parquet, write_text
-from counterstain.study.cells import CELLS, Cell, cohort_with_fewer, trained_and_scored
+from counterstain.study.arms import Arm, parse_arm
+from counterstain.study.cells import CELLS, REFERENCE, Cell, cohort_with_fewer, trained_and_scored
+from counterstain.study.config import StudyConfig, lacking
+from counterstain.study.plan import plan_arm
 from counterstain.study.run import locked
 from counterstain.study.stages import follow_cohort, run_cell
 from counterstain.study.statistics.significance import Measure
@@ -35,6 +41,7 @@ MIN_SIZES, MIN_REPEATS, MIN_PATIENTS = 4, 3, 4
 STEEP = 0.01  # gain per doubling from which a curve is called steep: one point of Dice or recall
 WIDEST = 0.05  # an interval of the gain that is wider is not shown
 DRAWS = 500
+BASELINE = Arm()
 LEVELS = (2.5, 97.5)
 
 
@@ -155,6 +162,26 @@ def in_words(name: str, found: Sequence[Step], predicted: Extrapolation | str) -
     return [said, f"{law} {predicted.gain:+.3f} ({interval})."]
 
 
+def compared(curve: Curve, base: Curve, sizes: Sequence[int]) -> list[str]:
+    """Say how far an arm's Dice is from the baseline's on the same patients, and of how many real ones it is."""
+    mean, real = curve.scores.mean(axis=1), base.scores.mean(axis=1)
+    low, high = np.nanpercentile(curve.draws - base.draws, LEVELS, axis=0)
+    repeats = curve.scores.shape[1]
+    sure = repeats >= MIN_REPEATS and curve.patients >= MIN_PATIENTS
+    few = f"{repeats} repeats and {curve.patients} patients are too few for intervals"
+    lines = [f"{curve.arm.label} against {base.arm.label}, Dice{'' if sure else f' ({few})'}:"]
+    for size, gain, score, *ends in zip(sizes, mean - real, mean, low, high, strict=True):
+        interval = f" (95 % interval {ends[0]:+.3f} to {ends[1]:+.3f})" if sure else ""
+        worth = ""
+        if (np.diff(real) > 0).all() and curve.arm.only:
+            found = (
+                f"about {2 ** np.interp(score, real, np.log2(sizes)):.0f}" if score > real[0] else f"under {sizes[0]}"
+            )
+            worth = f"; real patches of {found if score < real[-1] else f'{sizes[-1]} or more'} patients do as well"
+        lines.append(f"  {size} patients: {gain:+.3f}{interval}{worth}")
+    return lines
+
+
 def _where(found: Sequence[Step]) -> str:
     last, steep = found[-1], [step for step in found if step.steep]
     end = f"{last.per_doubling:+.3f} per doubling from {last.fewer} to {last.more} patients"
@@ -176,6 +203,10 @@ def _two_numbers(patients: tuple[int, ...]) -> tuple[int, ...]:
     return patients
 
 
+def _others(arms: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(parse_arm(name).name for name in arms if name != REFERENCE))
+
+
 class HeadroomConfig(Config):
     """Which points of the learning curve are trained."""
 
@@ -188,6 +219,8 @@ class HeadroomConfig(Config):
     """Split to evaluate on; a choice made after viewing ``test`` is a choice on the test set."""
     seed: int = 0
     """All seeds derive from it."""
+    arms: Annotated[tuple[str, ...], AfterValidator(_others)] = ()
+    """Arms beside ``subtype``, by name, for example ``diffusion+only``: generators are trained on the same patients."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +233,7 @@ class Curve:
     steps: list[Step]
     predicted: Extrapolation | str
     patients: int = MIN_PATIENTS  # patients tested on that have it; of one alone nothing is claimed
+    arm: Arm = BASELINE
 
     @property
     def band(self) -> np.ndarray:
@@ -228,12 +262,15 @@ class Headroom:
     def in_words(self) -> list[str]:
         """Return what the curves say, a few sentences on each."""
         lines = []
+        base = {curve.subtype: curve for curve in self.curves if curve.arm == BASELINE}
         for curve in self.curves:
             name = f"Recall of {curve.subtype}" if curve.subtype else "Dice"
-            if curve.patients > 1:
-                lines += in_words(name, curve.steps, curve.predicted)
-            else:
+            if curve.patients == 1:
                 lines.append(f"{name}: measured on a single patient, so the curve says nothing about other patients.")
+            elif curve.arm == BASELINE:
+                lines += in_words(name, curve.steps, curve.predicted)
+            elif curve.subtype is None:
+                lines += compared(curve, base[None], self.sizes)
         shown = {curve.subtype for curve in self.curves}
         absent = [name for name in self.taxonomy.names if name not in shown]
         if absent:
@@ -248,32 +285,37 @@ def measure_headroom(
     """Train and test the recipe's segmenter at every point of the curve that is not done, and write the tables.
 
     If interrupted, the same call continues. ``ran`` is called after each point. The folder ``out`` gets
-    ``headroom.csv`` (a row per number of patients and repeat with every measure), ``counts.parquet`` and
+    ``headroom.csv`` (a row per arm, number of patients and repeat with every measure), ``counts.parquet`` and
     ``headroom.txt``.
 
-    Raises InputError where the training split has fewer patients than requested, or none; MismatchError where ``out``
-    belongs to another cohort.
+    Raises InputError where the training split has fewer patients than requested, or none; ConfigError where an arm
+    needs something that is not here; MismatchError where ``out`` belongs to another cohort.
     """
     sizes = sizes_of(config, len(cohort.patients("train")))
+    points = plan_headroom(cohort, recipe, config, sizes)
+    if config.arms and (lines := lacking(recipe, (cell for *_, point in points for cell in point))):
+        raise ConfigError("; ".join(lines))
     claim(out, "headroom", {"cohort": cohort.fingerprint})
     root = out / CELLS
     tables = []
     with locked(out):
-        for size, repeat, point in plan_headroom(cohort, recipe, config, sizes):
+        for arm, size, repeat, point in points:
             follow_cohort(point[0], root)
             for cell in point:
                 if not is_done(cell, root):
                     run_cell(cell, root)
             counts = pd.read_parquet(root / point[-1].folder / "counts.parquet")
-            tables.append(counts.assign(train_patients=size, repeat=repeat))
+            tables.append(counts.assign(arm=arm.name, train_patients=size, repeat=repeat))
             ran()
         table = pd.concat(tables, ignore_index=True)
+        keys = ["arm", "train_patients", "repeat"]
         rows = [
-            {"train_patients": size, "repeat": repeat, "split": config.split} | measures(part, cohort.taxonomy)
-            for (size, repeat), part in table.groupby(["train_patients", "repeat"])
+            dict(zip(keys, of, strict=True)) | {"split": config.split} | measures(part, cohort.taxonomy)
+            for of, part in table.groupby(keys, sort=False)
         ]
         write_csv(out / "headroom.csv", pd.DataFrame(rows))
-        curves = _curves(table, cohort.taxonomy, sizes, config)
+        by_arm = table.groupby("arm", sort=False)
+        curves = [curve for name, t in by_arm for curve in _curves(t, cohort.taxonomy, sizes, config, str(name))]
         found = Headroom(sizes=sizes, curves=curves, split=config.split, taxonomy=cohort.taxonomy)
         write_parquet(out / "counts.parquet", table)
         write_text(out / "headroom.txt", "\n".join(found.in_words()) + "\n")
@@ -300,23 +342,39 @@ def sizes_of(config: HeadroomConfig, available: int) -> tuple[int, ...]:
 
 def plan_headroom(
     cohort: Cohort, recipe: Recipe, config: HeadroomConfig, sizes: Sequence[int]
-) -> list[tuple[int, int, list[Cell]]]:
-    """Return number of patients, repeat and cells (cohort, segmenter, evaluation) of every point."""
-    points = []
+) -> list[tuple[Arm, int, int, list[Cell]]]:
+    """Return arm, number of patients, repeat and cells (cohort first, evaluation last) of every point.
+
+    Repeats differ by their patients. Where all are used, they share a generator, as the repeats of a study do.
+    """
+    points: list[tuple[Arm, int, int, list[Cell]]] = []
     segmenter = recipe.segmenter.model_dump(mode="json")
-    segmenter["sampling"]["mode"] = "subtype"
-    for size in sizes:
-        for repeat in range(config.repeats):
-            fewer = cohort_with_fewer(cohort, size, derive(config.seed, "patients", repeat))
-            seed = derive(config.seed, "repeat", repeat)
-            settings = {"config": segmenter, "size_px": recipe.size_px, "seed": seed, "amount": 0.0}
-            inputs = {"cohort": fewer.folder}
-            made = trained_and_scored(f"of {size} patients #{repeat}", settings, inputs, [config.split])
-            points.append((size, repeat, [fewer, *made]))
+    segmenter["sampling"]["mode"] = REFERENCE
+    given = {"baselines": [REFERENCE], "methods": [], "extra_arms": config.arms, "seed": config.seed}
+    source = {"path": str(cohort.folder)}
+    study = build(StudyConfig, {"name": "headroom", "cohort": source, **given}, "headroom: arms")
+    for method in {arm.method: None for arm in study.arms if arm.method is not None}:
+        METHODS[method].check(recipe)
+    for arm in study.arms:
+        for size in sizes:
+            shared = arm.method is not None and size == (cohort.regions.query("split == 'train'")["patient"].nunique())
+            for repeat in range(config.repeats):
+                chosen = derive(config.seed, "patients", 0 if shared else repeat)
+                fewer = cohort_with_fewer(cohort, size, chosen)
+                if arm.name == REFERENCE:
+                    seed = derive(config.seed, "repeat", repeat)
+                    settings = {"config": segmenter, "size_px": recipe.size_px, "seed": seed, "amount": 0.0}
+                    inputs = {"cohort": fewer.folder}
+                    made = trained_and_scored(f"of {size} patients #{repeat}", settings, inputs, [config.split])
+                else:
+                    made = plan_arm(study, recipe, fewer, arm, repeat=repeat, parts=[config.split])
+                points.append((arm, size, repeat, [fewer, *made]))
     return points
 
 
-def _curves(table: pd.DataFrame, taxonomy: Taxonomy, sizes: Sequence[int], config: HeadroomConfig) -> list[Curve]:
+def _curves(
+    table: pd.DataFrame, taxonomy: Taxonomy, sizes: Sequence[int], config: HeadroomConfig, arm: str
+) -> list[Curve]:
     """Return the curves of Dice and of the recall of every subtype that the test patients have."""
     by_patient = [
         by_slide(part).sum(axis=0) for _, part in table.groupby(["train_patients", "repeat", "patient"], sort=True)
@@ -325,7 +383,8 @@ def _curves(table: pd.DataFrame, taxonomy: Taxonomy, sizes: Sequence[int], confi
     having = (counts[0, 0].sum(axis=-1) > 0).sum(axis=0).tolist()  # patients by label
     measured: list[tuple[str | None, Measure, int]] = [(None, dice, counts.shape[2])]
     measured += [(s.name, partial(_recall, s.id), having[s.id]) for s in taxonomy.subtypes if having[s.id]]
-    return [_curve(name, measure, counts, sizes, patients=n, seed=config.seed) for name, measure, n in measured]
+    curves = [_curve(name, measure, counts, sizes, patients=n, seed=config.seed) for name, measure, n in measured]
+    return [replace(curve, arm=parse_arm(arm)) for curve in curves]
 
 
 def _recall(subtype: int, counts: np.ndarray) -> np.ndarray:

@@ -64,6 +64,15 @@ def plan_study(study: StudyConfig, recipe: Recipe, root: Path | None = None) -> 
     return [_tracked(cell, study, recipe) for cell in cells if once.pop(cell.folder, None) is not None]
 
 
+def plan_arm(
+    study: StudyConfig, recipe: Recipe, cohort: Cell, arm: Arm, *, repeat: int, parts: Sequence[str]
+) -> list[Cell]:
+    """Return the cells of one training of an arm on a cohort, after all that it needs; its evaluation is the last."""
+    planner = _Planner(study, recipe, cohort, [Arm(), arm], parts=parts)
+    critic = planner.trained_and_scored(Arm(), repeat)[:1] if "masked" in arm.variants else []
+    return [*planner.fit_cohorts, *planner.drawn, *critic, *planner.trained_and_scored(arm, repeat)]
+
+
 def _tracked(cell: Cell, study: StudyConfig, recipe: Recipe) -> Cell:
     """Return a training with the logger and the workers that it is to use, which are no part of its name."""
     training = getattr(getattr(recipe, cell.stage, None), "training", None)
@@ -136,6 +145,7 @@ class _Planner:
     cohort: Cell
     arms: Sequence[Arm]
     root: Path | None = None  # folder of all cells
+    parts: Sequence[str] = PARTS  # that segmenters are evaluated on
     unmerged: Cell | None = None  # the same cohort with its original subtypes: segmenters are evaluated on it
 
     @cached_property
@@ -281,7 +291,7 @@ class _Planner:
             settings["border_um"] = self.study.variants.relabelled
         name = f"{arm.name} #{repeat}{self._suffix}"
         whose: dict[str, Any] = {"arm": arm.name, "repeat": repeat, "fold": self.fold, "fit": self.cohort.fit}
-        segmenter, scored = trained_and_scored(name, settings, inputs, **whose)
+        segmenter, scored = trained_and_scored(name, settings, inputs, self.parts, **whose)
         if self.unmerged is not None and self.unmerged.folder != self.cohort.folder:
             seen = scored.inputs | {"cohort": self.unmerged.folder}
             scored = replace(scored, inputs=seen, settings=scored.settings | {"merge": self.study.cohort.merge})
