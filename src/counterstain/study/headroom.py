@@ -165,8 +165,7 @@ def in_words(name: str, found: Sequence[Step], predicted: Extrapolation | str) -
 def compared(curve: Curve, base: Curve, sizes: Sequence[int]) -> list[str]:
     """Say how far an arm's Dice is from the baseline's on the same patients, and of how many real ones it is."""
     mean, real = curve.scores.mean(axis=1), base.scores.mean(axis=1)
-    low, high = np.nanpercentile(curve.draws - base.draws, LEVELS, axis=0)
-    repeats = curve.scores.shape[1]
+    (low, high), repeats = np.nanpercentile(curve.draws - base.draws, LEVELS, axis=0), curve.scores.shape[1]
     sure = repeats >= MIN_REPEATS and curve.patients >= MIN_PATIENTS
     few = f"{repeats} repeats and {curve.patients} patients are too few for intervals"
     lines = [f"{curve.arm.label} against {base.arm.label}, Dice{'' if sure else f' ({few})'}:"]
