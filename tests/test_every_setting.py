@@ -36,11 +36,15 @@ EVERYTHING = {
     "repeats": 1,
     "recipe": {"segmenter": {"encoder_depth": 5, "decoder_channels": None}},
 }  # fmt: skip
-ONLY_WITH = {"cohort.validation": {"cohort": {"folds": 3}}}  # settings that others need
+ONLY_WITH: dict[str, dict[str, Any]] = {  # settings that others need
+    "cohort.validation": {"cohort": {"folds": 3}},
+    "cohort.merge": {"methods": ["spade"], "extra_arms": []},  # the oracle draws unmerged subtypes
+}
 SPECIAL: dict[str, list[Any]] = {  # where a value that fits cannot be guessed
     "baselines": [["subtype"]],
     "methods": [["spade"]],
     "extra_arms": [[]],
+    "cohort.merge": ["stained"],
     "cohort.phantom.prevalence": [[0.25, 0.25, 0.25, 0.25]],
     "recipe.autoencoder.multipliers": [[1, 2, 4]],
     "recipe.segmenter.encoder_depth": [4],
