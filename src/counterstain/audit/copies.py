@@ -1,8 +1,9 @@
-"""Search all training tissue for the place that a drawn image resembles most, pixel by pixel.
+"""Search all tissue of a part of a cohort for the place that a drawn image resembles most, pixel by pixel.
 
 A copy may come from anywhere in a region, and be turned or mirrored, as patches cut for training are. A sample of
 training patches would miss nearly all copies; this search covers every position. It first compares images shrunk to
-few pixels, then the best places at full size.
+few pixels, then the best places at full size. It compares grey levels or, since drawn images share the outlines of
+their masks with real ones, the texture that is left when all that a mask tells is taken out.
 
 Shapes: H, W = rows and columns of a region, h, w = those of a template, n = regions of one size.
 """
@@ -11,21 +12,28 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import fft
+from scipy import fft, ndimage
 
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch, Source, turn, turn_back
 from counterstain.data.relabel import redrawn_pixels
+from counterstain.taxonomy import BACKGROUND
 
 COARSE_PX = 16  # edge of a patch in the first search
 CANDIDATES = 24  # places that are compared at full size
 APART_PX = 4  # shrunk pixels: places that are nearer to each other may count as one
 FLAT = 2.0  # grey levels: what varies less counts as empty, not as alike
+FLAT_TEXTURE = 0.2  # standard deviations of texture, likewise
+TEXTURE_PX = 32  # edge of a patch in the first search for texture
+DEPTHS_PX = (-16, -8, -4, -2, -1, 1, 2, 4, 8, 16)  # from the border of an instance; between them, a mask tells the mean
+LEVELS = 31  # of a standard deviation of texture, in memory
+PER_PATIENT = 4  # places of each patient's tissue that are compared at full size
 COPY_QUANTILE = 0.99  # of the held-out patches resemble training tissue less than what counts as a copy
 LEAST_SHARE = 0.1  # of a patch's pixels: fewer are alike by chance
 
@@ -35,7 +43,7 @@ Turn = tuple[bool, int]
 TURNS: tuple[Turn, ...] = tuple((flipped, turns) for flipped in (False, True) for turns in range(4))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Match:
     """The place of the training tissue that an image resembles most."""
 
@@ -56,35 +64,68 @@ class _Place(NamedTuple):
 
 
 class CopySearch:
-    """The training part of a cohort, ready to be searched for patches of ``size_px``."""
+    """The tissue of some parts of a cohort, ready to be searched for patches of ``size_px``.
 
-    def __init__(self, cohort: Cohort, size_px: int) -> None:
-        self._cohort, self._size_px = cohort, size_px
-        self._shrink = max(1, size_px // COARSE_PX)
+    With ``texture``, what is compared is the texture of patches (see :func:`texture_of`) instead of their grey levels.
+    """
+
+    def __init__(
+        self, cohort: Cohort, size_px: int, *, parts: Sequence[str] = ("train",), texture: bool = False
+    ) -> None:
+        self._cohort, self._size_px, self._texture = cohort, size_px, texture
+        self._shrink = max(1, size_px // (TEXTURE_PX if texture else COARSE_PX))
+        self._flat = FLAT_TEXTURE if texture else FLAT
         self._names = {str(name): position for position, name in enumerate(cohort.regions["region"])}
+        self._patients = cohort.regions["patient"].astype(str).tolist()
+        self._textures: dict[int, np.ndarray] = {}  # by position, a byte per pixel
         by_shape: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
-        for position in cohort.positions("train").tolist():
-            coarse = _shrunk(_grey(cohort.read(position)[0]), self._shrink)
+        for position in np.concatenate([cohort.positions(part) for part in parts]).tolist():
+            seen = self._seen(*cohort.read(position))
+            if texture and self._shrink > 1:
+                self._textures[position] = np.rint(seen.clip(-4, 4) * LEVELS).astype(np.int8)
+            coarse = _shrunk(seen, self._shrink)
             by_shape.setdefault(coarse.shape, {})[position] = coarse
         self._stacks = [(list(regions), _Stack(np.stack(list(regions.values())))) for regions in by_shape.values()]
 
     def best(
         self, image: np.ndarray, mask: np.ndarray | None = None, *, apart_from: Sequence[Source] = ()
     ) -> Match | None:
-        """Find the place that an image, (size_px, size_px, 3) uint8, resembles most.
+        """Find the place that an image, (size_px, size_px, 3) uint8, resembles most in its grey levels.
 
         Only the pixels of ``mask`` (size_px, size_px) bool are compared, where given; None where these are less than a
         tenth. Windows that overlap one of the patches ``apart_from`` are left out.
         """
-        inside = np.ones(image.shape[:2], np.float32) if mask is None else mask.astype(np.float32)
-        if inside.mean() < LEAST_SHARE:
+        inside = _weights(image.shape[:2], mask)
+        if inside is None:
             return None
-        grey = _grey(image)
-        places = sorted(self._places(grey, inside, apart_from), key=lambda place: -place.similarity)
-        return max((self._refined(grey, inside, p) for p in places[:CANDIDATES]), key=lambda match: match.similarity)
+        seen = _grey(image)
+        found = (place for scores in self._scored(seen, inside, apart_from) for place in _peaks(*scores))
+        places = sorted(found, key=lambda place: -place.similarity)
+        return max((self._refined(seen, inside, p) for p in places[:CANDIDATES]), key=lambda match: match.similarity)
+
+    def by_patient(self, patch: Patch, mask: np.ndarray | None = None) -> dict[str, Match]:
+        """Find, for each patient, the place of their tissue that a patch resembles most; see :meth:`best`.
+
+        Empty where less than a tenth of the patch is compared.
+        """
+        inside = _weights(patch.instances.shape, mask)
+        if inside is None:
+            return {}
+        seen = self._seen(patch.image, patch.instances)
+        places: dict[str, list[_Place]] = {}
+        for positions, scores, how in self._scored(seen, inside, ()):
+            for position, of_region in zip(positions, scores, strict=True):
+                y, x = divmod(int(of_region.argmax()), of_region.shape[1])
+                place = _Place(float(of_region[y, x]), position, y, x, how)
+                places.setdefault(self._patients[position], []).append(place)
+        nearest = {who: sorted(some, key=lambda place: -place.similarity)[:PER_PATIENT] for who, some in places.items()}
+        return {
+            who: max((self._refined(seen, inside, place) for place in some), key=lambda match: match.similarity)
+            for who, some in nearest.items()
+        }
 
     def crop(self, match: Match) -> np.ndarray:
-        """Return the training tissue of a match, turned like the image, (size_px, size_px, 3) uint8."""
+        """Return the tissue of a match, turned like the image, (size_px, size_px, 3) uint8."""
         window = self._cohort.patch(match.region, match.y_px, match.x_px, self._size_px).image
         return turn(window, flipped=match.flipped, quarter_turns=match.quarter_turns)
 
@@ -92,20 +133,24 @@ class CopySearch:
         """Return the name of the region where a match lies."""
         return str(self._cohort.regions["region"].iloc[match.region])
 
-    def _places(self, grey: np.ndarray, inside: np.ndarray, apart_from: Sequence[Source]) -> Iterator[_Place]:
-        """Yield the most similar places for every way to turn the image."""
+    def _seen(self, image: np.ndarray, instances: np.ndarray) -> np.ndarray:
+        return texture_of(image, instances) if self._texture else _grey(image)
+
+    def _scored(
+        self, seen: np.ndarray, inside: np.ndarray, apart_from: Sequence[Source]
+    ) -> Iterator[tuple[list[int], np.ndarray, Turn]]:
+        """Yield regions (positions) with the scores of all their places, (n, rows, columns), for every way to turn."""
         for how in TURNS:
             weights = _turned(inside, how)
             share = _shrunk(weights, self._shrink)
-            coarse = _shrunk(_turned(grey, how) * weights, self._shrink) / np.maximum(share, 1e-6)
+            coarse = _shrunk(_turned(seen, how) * weights, self._shrink) / np.maximum(share, 1e-6)
             for positions, stack in self._stacks:
-                scores = stack.correlation(coarse, share)
+                scores = stack.correlation(coarse, share, self._flat)
                 for source in apart_from:
                     own = self._names.get(source.region)  # none where regions have pseudonyms
                     if own in positions:
                         self._leave_out(scores[positions.index(own)], source)
-                for similarity, member, y, x in _peaks(scores):
-                    yield _Place(similarity, positions[member], y, x, how)
+                yield positions, scores, how
 
     def _leave_out(self, scores: np.ndarray, source: Source) -> None:
         """Exclude the windows that overlap a patch from a region's scores."""
@@ -113,19 +158,45 @@ class CopySearch:
         y, x = source.y_px // self._shrink, source.x_px // self._shrink
         scores[max(0, y - reach + 1) : y + reach, max(0, x - reach + 1) : x + reach] = -np.inf
 
-    def _refined(self, grey: np.ndarray, inside: np.ndarray, place: _Place) -> Match:
+    def _refined(self, seen: np.ndarray, inside: np.ndarray, place: _Place) -> Match:
         """Search around a place at full size."""
-        size, shrink = self._size_px, self._shrink
+        size, shrink, (flipped, turns) = self._size_px, self._shrink, place.how
+        if shrink == 1:
+            return Match(place.similarity, place.region, place.y, place.x, flipped, turns)
         height, width = self._cohort.regions[["height_px", "width_px"]].iloc[place.region].tolist()
         y0 = min(max(0, (place.y - 1) * shrink), height - size)
         x0 = min(max(0, (place.x - 1) * shrink), width - size)
         rows, columns = min(size + 2 * shrink, height - y0), min(size + 2 * shrink, width - x0)
-        stack = _Stack(_grey(self._cohort.cut(place.region, y0, x0, rows, columns).image)[None])
-        scores = stack.correlation(_turned(grey, place.how), _turned(inside, place.how))[0]
+        if self._texture:
+            around = self._textures[place.region][y0 : y0 + rows, x0 : x0 + columns] / np.float32(LEVELS)
+        else:
+            around = _grey(self._cohort.cut(place.region, y0, x0, rows, columns).image)
+        stack = _Stack(around[None])
+        scores = stack.correlation(_turned(seen, place.how), _turned(inside, place.how), self._flat)[0]
         y, x = divmod(int(scores.argmax()), scores.shape[1])
-        flipped, turns = place.how
-        found = {"region": place.region, "y_px": y0 + y, "x_px": x0 + x, "flipped": flipped, "quarter_turns": turns}
-        return Match(similarity=float(scores[y, x]), **found)
+        return Match(float(scores[y, x]), place.region, y0 + y, x0 + x, flipped, turns)
+
+
+def texture_of(image: np.ndarray, instances: np.ndarray) -> np.ndarray:
+    """Return what a mask does not tell of an image, (H, W) float32: grey levels standardised along the borders.
+
+    Pixels of one instance, or of background, that are about as far from its border have mean 0 and standard deviation 1
+    (less where they hardly vary). So two images of one mask are not alike for that.
+    """
+    grey = _grey(image)
+    inside = instances != BACKGROUND
+    depth = ndimage.distance_transform_edt(inside) - ndimage.distance_transform_edt(~inside)
+    pixels = np.stack([instances.ravel(), np.digitize(depth, DEPTHS_PX).ravel()])
+    _, group = np.unique(pixels[0].astype(np.int64) * (len(DEPTHS_PX) + 1) + pixels[1], return_inverse=True)
+    count = np.bincount(group)
+    residual = grey.ravel() - (np.bincount(group, grey.ravel()) / count)[group]
+    spread = np.sqrt(np.bincount(group, residual**2) / count)
+    return np.asarray((residual / np.maximum(spread, FLAT)[group]).reshape(grey.shape), np.float32)
+
+
+def _weights(shape: tuple[int, ...], mask: np.ndarray | None) -> np.ndarray | None:
+    inside = np.ones(shape, np.float32) if mask is None else mask.astype(np.float32)
+    return None if inside.mean() < LEAST_SHARE else inside
 
 
 class _Stack:
@@ -133,27 +204,36 @@ class _Stack:
 
     def __init__(self, regions: np.ndarray) -> None:
         self.shape = regions.shape[1:]
-        centred = regions.astype(np.float64) - regions.mean()  # sums of squares keep their digits
+        self._type = regions.dtype
+        centred = regions - regions.mean()  # sums of squares keep their digits
         self._values, self._squares = fft.rfft2(centred), fft.rfft2(centred**2)
+        self._moments = lru_cache(len(TURNS))(self._moments_of)
 
-    def correlation(self, template: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Return Pearson's correlation of a weighted template (h, w) with every window, (n, H - h + 1, W - w + 1)."""
+    def correlation(self, template: np.ndarray, weights: np.ndarray, flat: float) -> np.ndarray:
+        """Return Pearson's correlation of a weighted template (h, w) with every window, (n, H - h + 1, W - w + 1).
+
+        What varies less than ``flat`` counts as empty.
+        """
         total = float(weights.sum())
-        deviation = template - (weights * template).sum() / total
-        summed = self._slid(self._values, weights)
-        spread = self._slid(self._squares, weights) - summed**2 / total
-        floor = FLAT**2 * total
-        scale = np.sqrt(max(float((weights * deviation**2).sum()), floor) * np.maximum(spread, floor))
-        return np.asarray(self._slid(self._values, weights * deviation) / scale)
+        deviation = weights * (template - (weights * template).sum() / total)
+        floor = flat**2 * total
+        spread = np.maximum(self._moments(weights.astype(np.float32).tobytes(), weights.shape), floor)
+        scale = np.sqrt(max(float((deviation * template).sum()), floor) * spread)
+        return np.asarray(self._slid(self._values, deviation) / scale)
+
+    def _moments_of(self, weights: bytes, shape: tuple[int, int]) -> np.ndarray:
+        """Return the weighted sum of squared deviations of every window."""
+        given = np.frombuffer(weights, np.float32).reshape(shape)
+        return self._slid(self._squares, given) - self._slid(self._values, given) ** 2 / float(given.sum())
 
     def _slid(self, transformed: np.ndarray, template: np.ndarray) -> np.ndarray:
-        product = transformed * np.conj(fft.rfft2(template, self.shape))
+        product = transformed * np.conj(fft.rfft2(template.astype(self._type), self.shape))
         rows, columns = (length - edge + 1 for length, edge in zip(self.shape, template.shape, strict=True))
         return np.asarray(fft.irfft2(product, self.shape)[:, :rows, :columns])
 
 
-def _peaks(scores: np.ndarray) -> Iterator[tuple[float, int, int, int]]:
-    """Yield the highest of (n, H, W) scores, one of each small square at most: score, number, row and column."""
+def _peaks(positions: Sequence[int], scores: np.ndarray, how: Turn) -> Iterator[_Place]:
+    """Yield the highest of (n, H, W) scores, one of each small square at most."""
     count, height, width = scores.shape
     rows, columns = -(-height // APART_PX), -(-width // APART_PX)
     padded = np.full((count, rows * APART_PX, columns * APART_PX), -np.inf)
@@ -163,11 +243,11 @@ def _peaks(scores: np.ndarray) -> Iterator[tuple[float, int, int, int]]:
     for square in np.argsort(-best, kind="stable")[:CANDIDATES].tolist():
         member, row, column = (int(i) for i in np.unravel_index(square, (count, rows, columns)))
         y, x = divmod(int(squares[square].argmax()), APART_PX)
-        yield float(best[square]), member, row * APART_PX + y, column * APART_PX + x
+        yield _Place(float(best[square]), positions[member], row * APART_PX + y, column * APART_PX + x, how)
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
-    return np.asarray(image.mean(axis=2, dtype=np.float32))
+    return np.asarray(image.mean(axis=2, dtype=np.float32), np.float64)
 
 
 def _turned(array: np.ndarray, how: Turn) -> np.ndarray:
