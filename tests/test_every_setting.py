@@ -30,7 +30,7 @@ EVERYTHING = {
     "amounts": [1.0],
     "extra_arms": [
         "subtype+weighted", "subtype+stain", "subtype+mixup", "subtype+copypaste", "oracle+100+filtered",
-        "oracle+100+pretrain", "oracle+100+masked", "oracle+100+relabelled",
+        "oracle+100+novel", "oracle+100+pretrain", "oracle+100+masked", "oracle+100+relabelled",
         "oracle+100+layouts", "oracle+100+hard",
     ],
     "repeats": 1,

@@ -29,6 +29,7 @@ Train generators and draw
     synthesize       draw a synthetic set: real masks with new subtypes, and an image for each
     redraw           the same for whole regions, as a new cohort
     audit            do the images look real, do they show what was asked for, are they copies?
+    trace            can drawn images, or the network that drew them, be traced to patients?
     review           accept and reject the patches of a set (in a program: Review); rejected ones are not trained on
     make_reading_test   a blind test: can people tell drawn patches from real ones? A ReadingTest keeps their answers
     score_reading_test  its result, with intervals and the agreement between readers

@@ -18,6 +18,7 @@ from .api.evaluation import (
     evaluate as evaluate,
     predict as predict,
     segment as segment,
+    trace as trace,
 )
 from .api.generators import (
     preview as preview,

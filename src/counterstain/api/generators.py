@@ -118,6 +118,7 @@ def synthesize(
     size_px: int | None = None,
     judge: PathLike | None = None,
     agreement: float = 0.75,
+    novel: bool = False,
     split: str = "train",
     preset: str | None = None,
     config: PathLike | None = None,
@@ -146,6 +147,8 @@ def synthesize(
         Draw again what this judge takes for another subtype.
     agreement : float
         Share of an image's instances that the judge must agree on.
+    novel : bool
+        Draw again what is nearer to training tissue than 99 % of real patches are to that of other patients.
     split : str
         train; or val or test, for a reading test: such a set is never trained on.
     preset : str, optional
@@ -157,20 +160,25 @@ def synthesize(
     seed : int
         Another number makes other random choices.
     """
-    from counterstain.audit import JudgeFilterConfig
+    from counterstain.audit import NOVEL, JudgeFilterConfig
+    from counterstain.audit.copies import NoveltyFilter
     from counterstain.audit.judge import JudgeFilter
     from counterstain.config import build
+    from counterstain.synthesis.synthesize import Filters
     from counterstain.synthesis.synthesize import synthesize as draw_set
 
     tissue, drawer, recipe = opened_generator(
         cohort, method, generator, preset=preset, config=config, settings=settings
     )
     size_px = recipe.size_px if size_px is None else size_px
-    filter_ = None
+    filter_ = nearness = None
     if judge is not None:
         wanted = build(JudgeFilterConfig, {"agreement": agreement}, "--agreement")
         filter_ = JudgeFilter.load(Path(judge), tissue, wanted, size_px=size_px)
-    options: Any = {"count": count, "size_px": size_px, "seed": seed, "judge": filter_, "part": split}
+    if novel:
+        nearness = NoveltyFilter.of(drawer, tissue, size_px, NOVEL)
+    filters = Filters.of(filter_, nearness)
+    options: Any = {"count": count, "size_px": size_px, "seed": seed, "judge": filters, "part": split}
     found = draw_set(drawer, tissue, Path(out), recipe.synthesis, **options)
     assert found is not None
     return found

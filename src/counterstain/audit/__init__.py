@@ -11,6 +11,8 @@ from counterstain.data.sampling import SamplingConfig
 from counterstain.segmentation.segmenter_config import Channels, EncoderName
 from counterstain.training_config import TrainingConfig
 
+NOVEL = 0.01  # of real patches are nearer to tissue of another patient than what a novelty filter lets pass
+
 
 class JudgeConfig(Config):
     """The judge's network and training."""

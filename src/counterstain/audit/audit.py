@@ -98,12 +98,9 @@ def require_auditable(sets: Mapping[str, PatchSet], cohort: Cohort, judge_folder
     the judge saw a validation or test patient; InputError where a set has fewer than 50 patches, or the name of a row
     of real patches.
     """
-    judge, who = read_header(judge_folder), f"the judge {judge_folder}"
-    require_taxonomy(judge_folder, judge, cohort.taxonomy)
-    _require_made_from(cohort, who, judge)
-    check_no_leak(judge.patients_seen, cohort, who)
+    judge, who = require_judge(judge_folder, cohort), f"the judge {judge_folder}"
     for name, patch_set in sets.items():
-        _kept_subtypes(patch_set)
+        kept_subtypes(patch_set)
         if name in REFERENCES:
             raise InputError(f"{patch_set.folder}: {name!r} is the name of a row of real patches; rename the folder")
         if len(patch_set) < FEWEST_PATCHES:
@@ -112,7 +109,7 @@ def require_auditable(sets: Mapping[str, PatchSet], cohort: Cohort, judge_folder
             raise MismatchError(
                 f"{name}: has other subtypes than {cohort.folder}; give the cohort that it was made from"
             )
-        _require_made_from(cohort, name, patch_set.header)
+        require_made_from(cohort, name, patch_set.header)
         if patch_set.header.size_px != judge.size_px:
             raise MismatchError(
                 f"{name}: has patches of {patch_set.header.size_px} px, {who} learnt from {judge.size_px} px; "
@@ -121,7 +118,17 @@ def require_auditable(sets: Mapping[str, PatchSet], cohort: Cohort, judge_folder
     return judge
 
 
-def _require_made_from(cohort: Cohort, what: str, header: CheckpointHeader | PatchSetHeader) -> None:
+def require_judge(folder: Path, cohort: Cohort) -> CheckpointHeader:
+    """Return what is known about a judge; raises as :func:`require_auditable` does where it does not fit a cohort."""
+    judge, who = read_header(folder), f"the judge {folder}"
+    require_taxonomy(folder, judge, cohort.taxonomy)
+    require_made_from(cohort, who, judge)
+    check_no_leak(judge.patients_seen, cohort, who)
+    return judge
+
+
+def require_made_from(cohort: Cohort, what: str, header: CheckpointHeader | PatchSetHeader) -> None:
+    """Raise MismatchError unless a judge or a set was made from a cohort, as it is split now."""
     if not cohort.is_at(header.mpp):
         raise MismatchError(
             f"{what}: is at {header.mpp:g} um/px, {cohort.folder} at {cohort.mpp:g}; make it anew from this cohort"
@@ -164,7 +171,7 @@ def audit_sets(
     findings.append(evaluator.measure(HELD_OUT, held_out, training, copies=check.look(held_out)))
     advance(1)
     for name, patch_set in sets.items():
-        patches, kept = Chosen(_MovedAlone.of(patch_set), range(count)), _kept_subtypes(patch_set)
+        patches, kept = Chosen(drawn_alone(patch_set), range(count)), kept_subtypes(patch_set)
         method = METHODS.get(patch_set.header.method)
         drawn = kept if method is not None and method.inpaints else None
         shown = patch_set.origins(range(count)) if "counterstain" in patch_set.header.settings else {}
@@ -182,20 +189,21 @@ class _MovedAlone:
     patch_set: PatchSet
     moved: Mapping[int, Collection[int]]
 
-    @classmethod
-    def of(cls, patch_set: PatchSet) -> PatchSource:
-        layouts = patch_set.header.settings["synthesis"].get("layouts") or {}
-        if layouts.get("relabel", True):
-            return patch_set
-        moved: Any = patch_set.moved.groupby("index")["instance"].agg(set)
-        return cls(patch_set, moved.to_dict())
-
     def __getitem__(self, index: int) -> Patch:
         patch, moved = self.patch_set[index], self.moved.get(index, ())
         return replace(patch, subtypes={i: known if i in moved else IGNORE for i, known in patch.subtypes.items()})
 
 
-def _kept_subtypes(patch_set: PatchSet) -> frozenset[int]:
+def drawn_alone(patch_set: PatchSet) -> PatchSource:
+    """Return the patches of a set; of new layouts, own instances that were not drawn are to be ignored."""
+    layouts = patch_set.header.settings["synthesis"].get("layouts") or {}
+    if layouts.get("relabel", True):
+        return patch_set
+    moved: Any = patch_set.moved.groupby("index")["instance"].agg(set)
+    return _MovedAlone(patch_set, moved.to_dict())
+
+
+def kept_subtypes(patch_set: PatchSet) -> frozenset[int]:
     """Return the subtypes, 255 among them, whose instances relabelling left alone; inpainting does not draw these."""
     try:
         names = list(patch_set.header.settings["synthesis"]["relabel"]["keep"])

@@ -23,6 +23,12 @@ from scipy import fft, ndimage
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch, Source, turn, turn_back
 from counterstain.data.relabel import redrawn_pixels
+from counterstain.data.sampling import PatchSampler, SamplingConfig
+from counterstain.errors import InputError
+from counterstain.generators.interface import ImageGenerator
+from counterstain.generators.methods import METHODS
+from counterstain.seeding import derive
+from counterstain.synthesis.synthesize import Verdict
 from counterstain.taxonomy import BACKGROUND
 
 COARSE_PX = 16  # edge of a patch in the first search
@@ -33,6 +39,8 @@ FLAT_TEXTURE = 0.2  # standard deviations of texture, likewise
 TEXTURE_PX = 32  # edge of a patch in the first search for texture
 DEPTHS_PX = (-16, -8, -4, -2, -1, 1, 2, 4, 8, 16)  # from the border of an instance; between them, a mask tells the mean
 LEVELS = 31  # of a standard deviation of texture, in memory
+LEAST = 1e-3  # similarity that counts as none
+LEAST_PATIENTS, REAL_PATCHES = 3, 200  # of a novelty filter
 PER_PATIENT = 4  # places of each patient's tissue that are compared at full size
 COPY_QUANTILE = 0.99  # of the held-out patches resemble training tissue less than what counts as a copy
 LEAST_SHARE = 0.1  # of a patch's pixels: fewer are alike by chance
@@ -315,3 +323,48 @@ class CopyCheck:
 
     def _first(self, patches: Sequence[Patch]) -> list[Patch]:
         return [patches[i] for i in range(min(self._most, len(patches)))]
+
+
+class NoveltyFilter:
+    """Refuses drawn images that are too near to training tissue; an ImageFilter of synthesis.
+
+    An image is too near if it stands out by one training patient (similarity to the nearest over that to the median
+    one) as only ``share`` of real training patches stand out by another patient. Of inpainted images, what was redrawn
+    is compared; where images keep the nuclei of real ones (``shown``), their own patients are left out.
+    """
+
+    masks = 4  # tried for one patch
+
+    @classmethod
+    def of(cls, generator: ImageGenerator, cohort: Cohort, size_px: int, share: float) -> NoveltyFilter:
+        """Make the filter for the images of a generator; InputError for fewer than three training patients."""
+        inpaints = generator.method in METHODS and METHODS[generator.method].inpaints
+        return cls(cohort, size_px, share, inpaints=inpaints, shown="counterstain" in generator.settings)
+
+    def __init__(self, cohort: Cohort, size_px: int, share: float, *, inpaints: bool, shown: bool) -> None:
+        if len(cohort.patients("train")) < LEAST_PATIENTS:
+            raise InputError(f"{cohort.folder}: novelty needs {LEAST_PATIENTS} training patients at least")
+        self._search = CopySearch(cohort, size_px, texture=True)
+        self._inpaints, self._shown = inpaints, shown
+        real = PatchSampler(cohort, "train", size_px, SamplingConfig(), derive(0, "novel"))
+        found = [self._stands_out(real[i], None, apart_from=real[i].source.patient) for i in range(REAL_PATCHES)]
+        self._limit = float(np.quantile(found, 1 - share))
+        self.settings: Mapping[str, Any] = {"novel": share, "limit": self._limit}
+        self.patients_seen: Sequence[str] = cohort.patients("train")
+
+    def __call__(self, patches: Sequence[Patch], redraw: np.ndarray) -> list[Verdict]:
+        """Judge images; ``redraw`` (n, H, W) bool says which pixels were drawn anew."""
+        return [
+            Verdict(
+                kept=self._stands_out(
+                    patch, mask if self._inpaints else None, apart_from=patch.source.patient if self._shown else None
+                )
+                <= self._limit
+            )
+            for patch, mask in zip(patches, redraw, strict=True)
+        ]
+
+    def _stands_out(self, patch: Patch, mask: np.ndarray | None, *, apart_from: str | None) -> float:
+        found = self._search.by_patient(patch, mask)
+        near = [match.similarity for patient, match in found.items() if patient != apart_from]
+        return float(max(near) / max(np.median(near), LEAST)) if near else 0.0

@@ -151,6 +151,7 @@ COMMANDS: dict[typer.Typer, tuple[tuple[str, Verb, Show, str], ...]] = {  # name
         ("synthesize", generators.synthesize, show.synthetic_set, "Draw a synthetic set"),
         ("redraw", generators.redraw, show.redrawn, "Redraw whole regions with new subtypes"),
         ("audit", evaluation.audit, show.audit, "Audit synthetic sets: realistic? as asked? copies?"),
+        ("trace", evaluation.trace, show.trace, "Can drawn images be traced to patients?"),
         ("review", readings.review, show_studies.review, "Accept and reject patches of a synthetic set"),
         ("segment", evaluation.segment, show.segmenter, "Train a segmenter, with or without a synthetic set"),
         ("evaluate", evaluation.evaluate, show.scores, "Score a segmenter, subtype by subtype"),

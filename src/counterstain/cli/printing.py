@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from counterstain.audit.fidelity import Interval
     from counterstain.audit.findings import Audit
+    from counterstain.audit.trace_result import Trace
     from counterstain.data.cohort import Cohort
     from counterstain.data.patch_set import PatchSet
     from counterstain.segmentation.predict import Prediction
@@ -289,6 +290,19 @@ def audit(audit: Audit, arguments: Arguments) -> None:
     print_table(("", *(f.name for f in found)), rows, title=title)
     echo("\n".join(audit.in_words()))
     echo(f"tables and pictures: {arguments['out']}")
+
+
+def trace(found: Trace, arguments: Arguments) -> None:
+    """Print the tests of a trace, what they mean and what may be shared."""
+    rows = []
+    for row in found.tests.to_dict("records"):
+        ends = "-" if math.isnan(row["low"]) else f"{row['low']:.2f} to {row['high']:.2f}"
+        p = f"{row['p']:.3g}", _number(row["p_holm"], ".3g")
+        rows.append((str(row["test"]), f"{row['value']:.2f}", ends, *p, "ALARM" if row["alarm"] else ""))
+    print_table(("test", "value", "95 % interval", "p", "p (Holm)", ""), rows, title=f"{found.name}, over patients")
+    echo("\n".join(found.in_words()))
+    default = Path(arguments["synthetic"]) / "trace"
+    echo(f"trace.json, trace.csv, trace.png: {arguments['out'] or default}")
 
 
 def _with_interval(found: Interval, form: str) -> str:

@@ -189,10 +189,18 @@ class Diffusion(Trainable):
         timesteps, noise, keep = self._draws(batch, latents)
         noisy = self._noising.add_noise(latents, noise, timesteps)
         prediction = self.predict(noisy, timesteps, self.training_condition(batch, keep))
+        return {"loss": self._distance(prediction, self._target(latents, noise, timesteps), timesteps)}
+
+    @torch.no_grad()
+    def squared_errors(self, latents: Tensor, noise: Tensor, timestep: int, condition: Condition) -> Tensor:
+        """Return how far the prediction for latents (B, z, h, w) with this noise is off, (B,): a mean of squares."""
+        timesteps = torch.full((len(latents),), timestep, device=latents.device)
+        prediction = self.predict(self._noising.add_noise(latents, noise, timesteps), timesteps, condition)
+        return (prediction - self._target(latents, noise, timesteps)).pow(2).flatten(1).mean(1)
+
+    def _target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         target = {"epsilon": noise, "sample": latents}.get(self.config.noise.prediction)
-        if target is None:
-            target = self._noising.get_velocity(latents, noise, timesteps)
-        return {"loss": self._distance(prediction, target, timesteps)}
+        return self._noising.get_velocity(latents, noise, timesteps) if target is None else target
 
     def networks(self) -> Iterable[nn.Module]:
         """Return the denoiser, what encodes styles, and the fixed encoder of patches."""

@@ -19,6 +19,7 @@ from counterstain.checkpoints import CheckpointHeader, load_checkpoint, rebuilt
 from counterstain.config import build, build_stored
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch
+from counterstain.data.sampling import stack
 from counterstain.devices import choose_device, place
 from counterstain.errors import ConfigError, InputError, MismatchError
 from counterstain.generators.autoencoder import rebuilt_first_stage
@@ -32,12 +33,13 @@ from counterstain.generators.diffusion_config import (
 )
 from counterstain.generators.interface import DrawRequest, fixed_batches, on_device, stacked
 from counterstain.generators.pipeline import to_images
-from counterstain.generators.samplers import Denoiser, KnownLatents, sample, step_walk
+from counterstain.generators.samplers import Denoiser, KnownLatents, fresh_noise, sample, step_walk
 from counterstain.generators.style import describe
 from counterstain.generators.windows import WindowGrid, extended, windowed
 from counterstain.seeding import torch_generator
 
 DrawnAs = Literal["diffusion", "inpainting"]
+LOSS_STEPS, LOSS_BATCH = 8, 32  # timesteps at which losses are taken, and patches at once
 
 
 class DiffusionGenerator:
@@ -130,6 +132,28 @@ class DiffusionGenerator:
             described = describe([patch], self.trained_px or len(patch.image))
             codes.append(self.model.style(*(part[None].to(self.model.device) for part in described)))
         return torch.cat(codes).cpu().numpy()
+
+    @torch.no_grad()
+    def patch_losses(self, patches: Sequence[Patch], seed: int) -> np.ndarray:
+        """Return the mean squared error of the denoiser on real patches of its own size, (n, LOSS_STEPS) float.
+
+        Timesteps are spread evenly; each has one noise, the same for all patches. Labels, and nuclei where the network
+        is shown them, are given; no surroundings and no style.
+        """
+        last, model = self.model.config.noise.timesteps, self.model
+
+        def errors(part: list[Patch]) -> np.ndarray:
+            tensors = {name: tensor.to(model.device) for name, tensor in stack(part, ("images", "labels")).items()}
+            latents = model.encode(tensors["images"])
+            condition = model.condition(tensors["labels"], tensors["images"])
+            columns = []
+            for number in range(LOSS_STEPS):
+                noise = fresh_noise(latents.shape[1:], [torch_generator(seed, "loss", number)]).to(latents)
+                timestep = (2 * number + 1) * last // (2 * LOSS_STEPS)
+                columns.append(model.squared_errors(latents, noise.expand_as(latents), timestep, condition))
+            return torch.stack(columns, dim=1).double().cpu().numpy()
+
+        return np.stack(fixed_batches(errors, LOSS_BATCH, patches))
 
     @torch.no_grad()
     def draw(self, requests: Sequence[DrawRequest]) -> list[np.ndarray]:

@@ -126,6 +126,14 @@ class GuidedGenerator(Protocol):
         """Return the same generator with another guidance; ConfigError where its network cannot."""
 
 
+@runtime_checkable
+class DenoisingGenerator(Protocol):
+    """A generator with a denoiser, whose loss on real tissue may tell whose tissue it was trained on."""
+
+    def patch_losses(self, patches: Sequence[Patch], seed: int) -> np.ndarray:
+        """Return its loss on real patches, (n, timesteps) float, with the same noise for each."""
+
+
 class OracleGenerator:
     """Render masks as the phantom renders its slides, each in the style of its slide unless it is given another.
 

@@ -322,6 +322,10 @@ VARIANT_SENTENCES: dict[Variant, Callable[[VariantsConfig], str]] = {
         "the share of wrong pixels (Yang et al. 2023; feedback of a classifier: Hemmat et al. 2024)."
     ),
     "filtered": _filtered,
+    "novel": lambda v: (
+        "Novel arms: a generated image was redrawn if, in its texture, it stood out by its similarity to one training "
+        f"patient more than {_share(1 - v.novel)} of real patches do by another patient."
+    ),
     "reviewed": lambda _: (
         "Reviewed arms: synthetic patches that a person had rejected were left out; the others, also those without a "
         "decision, made up the same share of the training."

@@ -23,7 +23,7 @@ from counterstain.generators.methods import METHODS
 from counterstain.progress import TIMES, counted, duration
 from counterstain.report import figures, patch_figures, tables
 from counterstain.report.methods_section import fairness_sentences, methods_paragraphs, settings_table
-from counterstain.report.readings import reading_sections
+from counterstain.report.readings import TraceSection, reading_sections, trace_sections
 from counterstain.report.results import (
     CEILING,
     ExternalRecord,
@@ -135,7 +135,7 @@ def render(results: Results, *, place: Path | None = None, draws: int = DRAWS) -
     effects, chosen = effects_on_test(results, draws=draws), chosen_arm(results)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     pictures = read_gallery(folder, study.taxonomy)
-    tests = external_tests(results, chosen, draws)
+    tests, traces = external_tests(results, chosen, draws), trace_sections(folder.parent)
     copies = tables.table_copies(results, effects, chosen)
     for test in tests:
         copies |= test.copies
@@ -167,10 +167,11 @@ def render(results: Results, *, place: Path | None = None, draws: int = DRAWS) -
         copies=copies,
         tests=tests,
         readings=reading_sections(folder.parent, study.taxonomy.names),
+        traces=traces,
         methods=methods_paragraphs(study, results.fairness["starts_from"].tolist()),
         settings=settings_table(study),
         fairness=fairness_sentences(results.fairness, study),
-        sheets=[data_sheet(found, results.trainings, study) for found in results.sets if found.fold < 2],
+        sheets=[data_sheet(found, results.trainings, study, traces) for found in results.sets if found.fold < 2],
         pictures=pictures,
         filters={
             "method": list(dict.fromkeys(picture["method"] for picture in pictures)),
@@ -241,8 +242,15 @@ class Sheet(NamedTuple):
     settings: str  # YAML
 
 
-def data_sheet(found: SetRecord, trainings: Sequence[TrainingRecord], study: StudyRecord) -> Sheet:
+def data_sheet(
+    found: SetRecord,
+    trainings: Sequence[TrainingRecord],
+    study: StudyRecord,
+    traces: Sequence[TraceSection] = (),
+) -> Sheet:
     """Return the data sheet of a set: what it was drawn from and how, as the registry has it, and from whom."""
+    of = (found.method, found.generator, found.cohort, found.seed)
+    traced = next((trace.verdict for trace in traces if trace.of == of), "not tested; 'counterstain trace' does")
     method = METHODS.get(found.method)
     drawing = {"Method": found.method if method is None else method.title, "Drawn with": NONE}
     if method is not None and method.data_sheet is not None:
@@ -258,6 +266,7 @@ def data_sheet(found: SetRecord, trainings: Sequence[TrainingRecord], study: Stu
         "Seed": found.seed,
         "Rejected": f"{found.rejected:,} of {found.drawn:,} images drawn ({rate(found.rejected, found.drawn)})",
         **_reviewed(found),
+        "Traced to patients": traced,
         "Version": f"counterstain {found.version}",
         "Source patients": ", ".join(found.patients_seen),
     }

@@ -1,4 +1,4 @@
-"""Results of blind reading tests, as sections of the report."""
+"""Results of blind reading tests and of traces of synthetic sets, as sections of the report."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from counterstain.audit.reading_result import ALL_READERS, RESULT_FILE, TABLES
+from counterstain.audit.trace_result import TRACE_FILE
 from counterstain.errors import CounterstainError, StorageError
 from counterstain.report.tables import NONE, Cell, Row, Table, plain_table
 from counterstain.storage import read_csv, read_json
 
 READING_TESTS = "reading-tests"  # folder of their results in that of a study
+TRACES = "traces"  # likewise, of traced sets
 COLUMNS = {
     "accuracy": "Real or drawn, right",
     "drawn_found": "Drawn called drawn",
@@ -32,6 +34,49 @@ class ReadingSection(NamedTuple):
     readers: Table
     confusions: list[Table]  # of subtypes, for real and for drawn patches, all readers together
     agreement: Table | None
+
+
+class TraceSection(NamedTuple):
+    """The trace of a synthetic set as the page shows it."""
+
+    name: str
+    found: list[str]  # sentences, the verdict last
+    tests: Table
+    of: tuple[str, ...]  # what tells the set: its method, generator, cohort and seed
+
+    @property
+    def verdict(self) -> str:
+        """What may be shared."""
+        return self.found[-1]
+
+
+def trace_sections(run: Path) -> list[TraceSection]:
+    """Read the traces in a study's folder; StorageError where one is damaged."""
+    return [_trace(file) for file in sorted((run / TRACES).glob(f"[!.]*/{TRACE_FILE}"))]
+
+
+def _trace(file: Path) -> TraceSection:
+    try:
+        about = read_json(file)
+        found = SENTENCES.validate_python(about["found"])
+        rows = [
+            (
+                test["test"],
+                f"{test['value']:.2f}",
+                NONE if test["low"] is None else f"{test['low']:.2f} to {test['high']:.2f}",
+                f"{test['p']:.3g}",
+                NONE if test["p_holm"] is None else f"{test['p_holm']:.3g}",
+                "alarm" if test["alarm"] else "none",
+            )
+            for test in about["tests"]
+        ]
+        columns = ("Test", "Value", "95 % interval", "p", "p (Holm)", "Alarm")
+        of = tuple(str(about[key]) for key in ("method", "generator", "cohort", "seed"))
+        caption = "Tests over patients; together they raise a false alarm in 5 % of cases at most"
+        return TraceSection(str(about["set"]), found, plain_table(caption, columns, rows), of)
+    except (CounterstainError, ValidationError, KeyError, IndexError, TypeError, ValueError) as error:
+        remedy = f"give 'trace --study' again, or delete {file.parent}"
+        raise StorageError(f"{file}: damaged ({' '.join(str(error).split())[:120]}); {remedy}") from error
 
 
 def reading_sections(run: Path, names: tuple[str, ...]) -> list[ReadingSection]:

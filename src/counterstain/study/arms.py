@@ -14,6 +14,7 @@ A name is what an arm trains on, then what is done with it, joined by ``+``::
     METHOD+…+layouts+kept       … while their own instances keep their subtype
     METHOD+…+hard               more synthetic patches of subtypes and slides that cross-fitting finds hard
     METHOD+…+filtered           synthetic patches that a judge takes for what was asked
+    METHOD+…+novel              synthetic patches that are not too near to training tissue
     METHOD+AMOUNT+reviewed      without the synthetic patches that a review of the study's set rejected
     METHOD+AMOUNT+pretrain      synthetic patches first, then real ones
     METHOD+AMOUNT+anneal        the share of synthetic patches falls to 0
@@ -36,8 +37,8 @@ from counterstain.progress import PERCENT
 
 Mode = Literal["tumor", "subtype"]
 Variant = Literal[
-    "weighted", "stain", "mixup", "copypaste", "layouts", "kept", "hard", "filtered", "reviewed", "pretrain", "anneal",
-    "masked", "relabelled",
+    "weighted", "stain", "mixup", "copypaste", "layouts", "kept", "hard", "filtered", "novel", "reviewed", "pretrain",
+    "anneal", "masked", "relabelled",
 ]  # fmt: skip
 MODES: tuple[Mode, ...] = get_args(Mode)
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
@@ -51,13 +52,14 @@ WORDS: dict[Variant, str] = {
     "kept": "own instances kept",
     "hard": "hard masks first",
     "filtered": "filtered",
+    "novel": "novel",
     "reviewed": "reviewed",
     "pretrain": "pre-training",
     "anneal": "annealed",
     "masked": "masked",
     "relabelled": "borders relabelled",
 }
-OF_SETS = ("layouts", "kept", "hard", "filtered")
+OF_SETS = ("layouts", "kept", "hard", "filtered", "novel")
 """Those that change the synthetic set."""
 OF_SYNTHETIC = (*OF_SETS, "reviewed", "pretrain", "anneal", "masked", "relabelled")
 EXCLUDE_EACH_OTHER = (("pretrain", "anneal"), ("mixup", "masked"), ("mixup", "relabelled"))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from counterstain.audit import JudgeConfig, JudgeFilterConfig
+from counterstain.audit import NOVEL, JudgeConfig, JudgeFilterConfig
 from counterstain.config import Config, build, merge, parse_overrides, read_yaml
 from counterstain.data.phantom.styles import PhantomConfig
 from counterstain.data.sampling import CopyPasteConfig
@@ -151,6 +151,9 @@ class VariantsConfig(Config):
     ``METHOD+auto`` its generators are trained anew for each."""
     filtered: JudgeFilterConfig = JudgeFilterConfig()
     """``+filtered``: which synthetic patches a judge lets pass, the same for all methods."""
+    novel: Annotated[float, Field(gt=0, lt=0.5)] = NOVEL
+    """``+novel``: an image is drawn again that is nearer to a training patient's tissue than all but this share of real
+    patches are to that of other patients."""
     pretrain: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """``+pretrain``: share of the steps on synthetic patches."""
     masked: Annotated[float, Field(gt=0)] = 1.25

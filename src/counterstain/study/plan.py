@@ -250,6 +250,8 @@ class _Planner:
             chain.append(judge)
             inputs["judge"] = judge.folder
             settings["filter"] = self.study.variants.filtered.model_dump(mode="json")
+        if "novel" in arm.variants:
+            settings["novel"] = self.study.variants.novel
         if "hard" in arm.variants:
             chain += self._hardness
             inputs["hardness"] = chain[-1].folder

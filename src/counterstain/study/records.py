@@ -154,8 +154,11 @@ def filter_of(header: dict[str, Any] | None) -> str:
         return ""
     settings = header["settings"]
     words = [settings["synthesis"]["reject"].replace("_", " ")]
-    if "filter" in settings:
-        words.append(f"judge agrees on {100 * settings['filter']['agreement']:g} %")
+    filters = settings.get("filter", {})
+    if "agreement" in filters:
+        words.append(f"judge agrees on {100 * filters['agreement']:g} %")
+    if "novel" in filters:
+        words.append("novel")
     return ", ".join(word for word in words if word != "none") or "none"
 
 

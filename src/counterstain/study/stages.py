@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from counterstain.audit import JudgeFilterConfig
+from counterstain.audit.copies import NoveltyFilter
 from counterstain.audit.judge import JudgeFilter
 from counterstain.checkpoints import read_header, write_header
 from counterstain.config import ConfigT, build
@@ -32,7 +33,7 @@ from counterstain.data.split import (
     split_of_fit,
 )
 from counterstain.errors import MismatchError
-from counterstain.generators.interface import load_generator
+from counterstain.generators.interface import ImageGenerator, load_generator
 from counterstain.generators.methods import METHODS
 from counterstain.progress import bar
 from counterstain.remote import place_of
@@ -45,7 +46,7 @@ from counterstain.study.cells import Cell
 from counterstain.study.config import trainings
 from counterstain.study.status import DONE_FILE, notes_of
 from counterstain.synthesis.masks import SynthesisConfig
-from counterstain.synthesis.synthesize import synthesize
+from counterstain.synthesis.synthesize import Filters, ImageFilter, synthesize
 from counterstain.taxonomy import Taxonomy
 from counterstain.training_config import with_training
 
@@ -136,23 +137,27 @@ def _synthesize(cell: Cell, root: Path) -> None:
         found = read_json(root / cell.inputs["hardness"] / HARDNESS_FILE)
         relabel = config.relabel.model_copy(update={"target": found["subtypes"]})
         config = config.model_copy(update={"relabel": relabel, "slides": found["slides"]})
+    generator = load_generator(method, checkpoint, cohort, drawing)
     synthesize(
-        load_generator(method, checkpoint, cohort, drawing),
+        generator,
         cohort,
         root / cell.settings.get("set", cell.folder),
         config,
         count=int(cell.details["count"]),
         shards=range(cell.settings["first"], cell.settings["end"]) if cell.stage == "shards" else None,
-        judge=_filter(cell, root, cohort),
+        judge=_filters(cell, root, cohort, generator),
         **_size_and_seed(cell),
     )
 
 
-def _filter(cell: Cell, root: Path, cohort: Cohort) -> JudgeFilter | None:
-    if "filter" not in cell.settings:
-        return None
-    config = build(JudgeFilterConfig, cell.settings["filter"])
-    return JudgeFilter.load(root / cell.inputs["judge"], cohort, config, size_px=int(cell.settings["size_px"]))
+def _filters(cell: Cell, root: Path, cohort: Cohort, generator: ImageGenerator) -> ImageFilter | None:
+    size_px, found = int(cell.settings["size_px"]), list[ImageFilter]()
+    if "filter" in cell.settings:
+        config = build(JudgeFilterConfig, cell.settings["filter"])
+        found.append(JudgeFilter.load(root / cell.inputs["judge"], cohort, config, size_px=size_px))
+    if "novel" in cell.settings:
+        found.append(NoveltyFilter.of(generator, cohort, size_px, cell.settings["novel"]))
+    return Filters.of(*found)
 
 
 def _train_segmenter(cell: Cell, root: Path) -> None:

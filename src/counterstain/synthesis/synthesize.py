@@ -45,12 +45,56 @@ class Verdict:
 class ImageFilter(Protocol):
     """A judge of drawn images, which belongs to the audit; what it says of one must not depend on the others."""
 
-    masks: int  # how many masks are tried at most for one patch
-    settings: Mapping[str, Any]  # all that its verdicts depend on, for the record
-    patients_seen: Sequence[str]  # patients that it learnt from
+    @property
+    def masks(self) -> int:
+        """How many masks are tried at most for one patch."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that its verdicts depend on, for the record."""
+
+    @property
+    def patients_seen(self) -> Sequence[str]:
+        """Patients that it learnt from."""
 
     def __call__(self, patches: Sequence[Patch], redraw: np.ndarray) -> list[Verdict]:
         """Judge images with their asked subtypes; ``redraw`` (n, H, W) bool says which pixels were drawn anew."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Several filters as one, all of which an image must pass."""
+
+    filters: Sequence[ImageFilter]
+
+    @classmethod
+    def of(cls, *filters: ImageFilter | None) -> ImageFilter | None:
+        """Join the filters that there are."""
+        given = [one for one in filters if one is not None]
+        return cls(given) if len(given) > 1 else next(iter(given), None)
+
+    @property
+    def masks(self) -> int:
+        """How many masks are tried at most for one patch."""
+        return max(one.masks for one in self.filters)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that the verdicts depend on."""
+        return {key: value for one in self.filters for key, value in one.settings.items()}
+
+    @property
+    def patients_seen(self) -> Sequence[str]:
+        """Patients that any of them learnt from."""
+        return sorted({patient for one in self.filters for patient in one.patients_seen})
+
+    def __call__(self, patches: Sequence[Patch], redraw: np.ndarray) -> list[Verdict]:
+        """Judge images by all filters."""
+        verdicts = zip(*(one(patches, redraw) for one in self.filters), strict=True)
+        return [
+            Verdict(kept=all(v.kept for v in some), instances=tuple(i for v in some for i in v.instances))
+            for some in verdicts
+        ]
 
 
 def synthesize(
