@@ -51,7 +51,10 @@ DENOISER = {
         "sampler": {"steps": 16},
     },
 }  # fmt: skip
-BY_HEART = {"sampling": {"flip": False, "quarter_turns": False}}
+BY_HEART = {
+    "sampling": {"flip": False, "quarter_turns": False, "background_share": 0.0},
+    "training": {"steps": 2500, "batch_size": 8},
+}
 
 
 def phantom(out: Path, seed: int, size_px: int = REGION_PX, case: int = 0) -> Cohort:
@@ -165,9 +168,11 @@ def rewritten(out: Path, found: PatchSet, images: dict[int, np.ndarray]) -> Patc
 
 def generators(out: Path, case: int) -> dict[str, Any]:
     """Train a denoiser, draw with it and trace both: by heart on patches of the training's size, or on regions."""
-    seed, by_heart = SEEDS[case // 2], case % 2 == 0
+    seed, by_heart = SEEDS[case % len(SEEDS)], case < len(SEEDS)
     cohort = phantom(out, seed, 56 if by_heart else 256, case=case)
-    settings = DENOISER | {"diffusion": DENOISER["diffusion"] | (BY_HEART if by_heart else {})}
+    settings = DENOISER | {"synthesis": {"sampling": {"background_share": 0.0 if by_heart else 0.5}}}
+    settings["autoencoder"] = settings["autoencoder"] | {"sampling": settings["synthesis"]["sampling"]}
+    settings["diffusion"] = settings["diffusion"] | (BY_HEART if by_heart else {})
     config = out / f"denoiser-{by_heart}.yaml"
     config.write_text(json.dumps(settings))
     options: Any = {"preset": "demo", "config": config}
@@ -182,7 +187,7 @@ def generators(out: Path, case: int) -> dict[str, Any]:
 
 def membership_alarms(out: Path) -> list[float]:
     """Return p-values of membership for splits of patients whom the sound denoiser never saw."""
-    generator = load_generator("diffusion", out / "diffusion-1", phantom(out, SEEDS[0], 256, case=1))
+    generator = load_generator("diffusion", out / "diffusion-3", phantom(out, SEEDS[0], 256, case=3))
     assert isinstance(generator, DenoisingGenerator)
     losses = [
         patient_losses(generator, phantom(out, seed, 256), SIZE_PX, SamplingConfig(), seed=0) for seed in SEEDS[1:]

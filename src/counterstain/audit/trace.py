@@ -113,6 +113,11 @@ def require_traceable(patch_set: PatchSet, cohort: Cohort) -> tuple[list[str], l
             f"{cohort.folder}: {len(train)} training and {len(held)} held-out patients; a trace needs two of each at "
             "least: split the cohort so that val and test have two together"
         )
+    if unknown := sorted(patch_set.patients - {*train}):
+        raise MismatchError(
+            f"{patch_set.folder}: patient {unknown[0]} is no training patient of {cohort.folder}; shared sets have "
+            "pseudonyms: trace the original"
+        )
     return train, held
 
 
@@ -236,8 +241,11 @@ def _nearest(found: Mapping[str, Match], train: Sequence[str], held: Sequence[st
 def patient_losses(
     generator: DenoisingGenerator, cohort: Cohort, size_px: int, sampling: SamplingConfig, seed: int
 ) -> pd.Series:
-    """Return the denoiser's loss by patient, over patches and timesteps, which count alike: about 1."""
-    losses = {}
+    """Return the denoiser's loss by patient, over patches and timesteps, which count alike: about 1.
+
+    Patches lie as they do in their regions, the one way that no training leaves out.
+    """
+    losses, sampling = {}, sampling.model_copy(update={"flip": False, "quarter_turns": False})
     for part in sorted(cohort.regions["split"].dropna().unique().tolist()):
         regions = cohort.regions[cohort.regions["split"] == part]
         for patient, table in regions.groupby("patient"):
