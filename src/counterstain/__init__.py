@@ -36,6 +36,7 @@ Train generators and draw
     load_generator   open a Generator, whose draw(patch) returns a patch, and redraw(patch, ...) a Redrawing
     add_to_set       add a redrawn patch to a set of them
     studio           do all this in a browser
+    release          what of a set may leave the hospital: images, masks, a card, and nothing that leads back
     push, pull       a checkpoint or a synthetic set to and from the Hugging Face Hub
 
 Train segmenters and score them

@@ -43,7 +43,7 @@ from .api.settings import (
     config_show as config_show,
     config_taxonomy as config_taxonomy,
 )
-from .api.sharing import import_weights as import_weights, pull as pull, push as push
+from .api.sharing import import_weights as import_weights, pull as pull, push as push, release as release
 from .api.studies import (
     clean_study as clean_study,
     demo as demo,

@@ -55,6 +55,7 @@ from counterstain.segmentation.model import IMAGENET_MEAN, IMAGENET_SD, load_seg
 from counterstain.storage import claim, committing, read_sealed, replacing, write_sealed, write_text
 
 CARD_FILE = "README.md"
+STAY = (REVIEW_FILE, "releases.jsonl", "trace")  # in a set: what names people and places
 SHORT_NAME = 3  # patients with shorter names are found only as whole strings
 LDM_FILE = "model.ckpt"  # what CompVis' code looks for
 CARD = """\
@@ -342,7 +343,7 @@ def _stage_set(found: PatchSet, staged: Path, *, patient_ids: bool, real_tissue:
             f"{found.folder}: around redrawn instances its images are real tissue; give --with-real-tissue if that "
             "may leave"
         )
-    shutil.copytree(found.folder, staged, ignore=shutil.ignore_patterns(".*", "run.json", REVIEW_FILE))
+    shutil.copytree(found.folder, staged, ignore=shutil.ignore_patterns(".*", "run.json", *STAY))
     if not patient_ids:
         plain = _without_folders(header.settings)
         _refuse_names(found.folder, {*header.patients_seen, *found.patients}, plain)

@@ -13,6 +13,7 @@ from counterstain.errors import ConfigError, InputError
 if TYPE_CHECKING:
     from counterstain.checkpoints import CheckpointHeader
     from counterstain.data.cohort import Cohort
+    from counterstain.data.patch_set import PatchSet
     from counterstain.generators.published_weights import Facts
 
 KINDS = ("spade", "autoencoder", "diffusion")
@@ -160,6 +161,48 @@ def push(
     from counterstain.sharing import push as send
 
     return send(Path(source), repo_id, public=public, patient_ids=with_patient_ids, real_tissue=with_real_tissue)
+
+
+@verb
+def release(
+    patches: PathLike | PatchSet,
+    *,
+    out: PathLike,
+    untraced: bool = False,
+    with_real_tissue: bool = False,
+    with_alarm: bool = False,
+) -> Path:
+    """Write what of a synthetic set may leave the hospital: images, masks, a card, and nothing that leads back.
+
+    The set must have been traced. In the set, releases.jsonl keeps which image is which patch.
+
+    Parameters
+    ----------
+    patches : str, Path or PatchSet
+        Folder of the synthetic set.
+    out : str or Path
+        New folder of the release; its name is the title of the card.
+    untraced : bool
+        Release a set that was not traced; the card says so.
+    with_real_tissue : bool
+        Release images that are real tissue in part (inpainting, kept nuclei); the card says so.
+    with_alarm : bool
+        Release a set whose trace raised an alarm about its images; the card says so.
+
+    Returns
+    -------
+    Path
+        The folder.
+    """
+    from counterstain.data.patch_set import PatchSet
+    from counterstain.progress import bar
+    from counterstain.release import release as write
+
+    opened = patches if isinstance(patches, PatchSet) else PatchSet.open(patches)
+    with bar("images", len(opened)) as advance:
+        choices = {"untraced": untraced, "with_real_tissue": with_real_tissue, "with_alarm": with_alarm}
+        write(opened, Path(out), advance=advance, **choices)
+    return Path(out)
 
 
 @verb

@@ -157,6 +157,7 @@ COMMANDS: dict[typer.Typer, tuple[tuple[str, Verb, Show, str], ...]] = {  # name
         ("evaluate", evaluation.evaluate, show.scores, "Score a segmenter, subtype by subtype"),
         ("predict", evaluation.predict, show.predictions, "Outline the tissue class on slides, for QuPath"),
         ("export", cohorts.export, show.exported, "Write images, masks or weights for other tools"),
+        ("release", sharing.release, show_studies.released, "Write what of a set may leave the hospital"),
         ("push", sharing.push, lambda said, _: echo(said), "Push a checkpoint or a set to the Hugging Face Hub"),
         ("pull", sharing.pull, lambda said, _: echo(said), "Fetch a checkpoint or a set from the Hub"),
         ("report", studies.report, show_studies.report, "Write a study's report, figures and tables"),

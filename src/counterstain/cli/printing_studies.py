@@ -33,6 +33,13 @@ def headroom(found: Headroom, arguments: Arguments) -> None:
     echo(f"{out / 'headroom.csv'}, {out / 'headroom.svg'}; a study with fewer patients: cohort.train_patients")
 
 
+def released(out: Path, _: Arguments) -> None:
+    """Print what a release says of itself, and what is left to its owner."""
+    card = (out / "README.md").read_text(encoding="utf-8")
+    echo(card.partition("## What may lead back to patients\n")[2].strip())
+    echo(f"{out}: read its README.md and fill in the licence; SHA256SUMS holds the other files")
+
+
 def study(report: Path, _: Arguments) -> None:
     """Print what a study found and where its report is."""
     from counterstain.report.results import read_results

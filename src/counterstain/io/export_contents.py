@@ -68,7 +68,7 @@ class Contents:
         """Read the image of a row."""
         image, instances, subtypes = self.read(row["index"])
         named = {instance: int(self.lookup[subtype]) for instance, subtype in subtypes.items()}
-        where = f"{self.source} region {row['region']}"
+        where = f"{self.source} region {row.get('region', row['name'])}"
         return Sample(str(row["name"]), image, instances, named, self.taxonomy, self.mpp, where)
 
     @property

@@ -279,7 +279,7 @@ def dataset_card(contents: Contents, *, use: str, configs: str = "", names: str 
     table, recipe = contents.table, recipe or contents.recipe
     facts = {
         "images": f"{len(table):,} at {contents.mpp:g} micrometres per pixel",
-        "patients": f"{table['patient'].nunique():,}",
+        **({"patients": f"{table['patient'].nunique():,}"} if "patient" in table else {}),
         **({"patients behind generated images": f"{len(contents.patients_seen):,}"} if contents.patients_seen else {}),
         **contents.facts,
         **(
