@@ -39,7 +39,8 @@ def test_no_file_of_a_release_names_a_patient_a_slide_or_a_place(cohort, tmp_pat
         if file.suffix == ".png":
             chunks = re.findall(rb"IHDR|IDAT|IEND|tEXt|iTXt|zTXt|tIME|eXIf|pHYs", content)
             assert set(chunks) == {b"IHDR", b"IDAT", b"IEND"}
-            assert Image.open(file).info == {}
+            with Image.open(file) as image:
+                assert image.info == {}
         else:
             for name in names:
                 assert not re.search(rf"\b{re.escape(name)}\b", content.decode()), (file, name)

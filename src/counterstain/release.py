@@ -162,6 +162,8 @@ def _evidence(patches: PatchSet, real: str, trace: Mapping[str, Any] | None) -> 
         points.append("**Not traced**: nobody looked whether the generator remembers its training tissue.")
     else:
         points += [f"Traced: {sentence}" for sentence in trace["found"]]
+        if (compared := trace["figures"].get("images", len(patches))) < len(patches):
+            points.append(f"Of the {len(patches)} images of the set, {compared} were compared.")
     points.append("These are findings, not a guarantee of anonymity in the sense of any law.")
     return "\n## What may lead back to patients\n" + "".join(f"* {point}\n" for point in points)
 
