@@ -126,6 +126,16 @@ def test_p_values_are_corrected_within_a_measure():
         assert of_measure["p_holm"].tolist() == pytest.approx(holm(of_measure["p"]).tolist())
 
 
+def test_arms_with_the_same_counts_are_one_in_corrections():
+    counts = counts_on_test(DEMO_ARMS, repeats=2)
+    again = counts[counts["arm"] == DEMO_ARMS[-1]].assign(arm="spade+auto")
+    alone, found = effects(counts), effects(pd.concat([counts, again], ignore_index=True))
+    of_others = found[found["arm"] != "spade+auto"].reset_index(drop=True)
+    pd.testing.assert_series_equal(of_others["p_holm"], alone["p_holm"])
+    auto, same = (found[found["arm"] == arm]["p_holm"].tolist() for arm in ("spade+auto", DEMO_ARMS[-1]))
+    assert auto == same
+
+
 def test_arms_with_other_patients_and_unknown_labels_are_refused():
     counts = counts_on_test()
     lacking = counts[(counts["arm"] != "spade+100") | (counts["patient"] != "test-patient2")]

@@ -17,7 +17,7 @@ from counterstain.recipe import Recipe, recipe_class
 from counterstain.report.results import StudyRecord
 from counterstain.report.tables import Table, plain_table, rate
 from counterstain.segmentation.segmenter_config import ADAM_BETAS
-from counterstain.study.arms import Variant
+from counterstain.study.arms import Arm, Variant
 from counterstain.study.config import VariantsConfig
 from counterstain.study.records import departures, paired_by
 
@@ -249,11 +249,13 @@ def _variants(study: StudyRecord) -> str:
 
 
 def _auto(variants: VariantsConfig, study: StudyRecord) -> str:
-    chosen = "; ".join(
-        f"{arm.label}: {', '.join(f'{100 * amount:g}{PERCENT}' for amount in study.amounts[arm.name])}"
-        for arm in study.arms
-        if arm.name in study.amounts
-    )
+    def said(arm: Arm) -> str:
+        found, kind = study.amounts[arm.name], (arm.set_name, arm.variants)
+        fixed = (other for other in study.arms if (other.set_name, other.variants) == kind and not other.only)
+        same = [f" (one arm with {other.label} in corrections)" for other in fixed if {other.amount} == {*found}]
+        return f"{arm.label}: {', '.join(f'{100 * amount:g}{PERCENT}' for amount in found)}{''.join(same[:1])}"
+
+    chosen = "; ".join(said(arm) for arm in study.arms if arm.name in study.amounts)
     return (
         f"The amount of arms +auto was chosen by cross-fitting: {variants.cross_fit} times, generators and segmenters "
         "were trained without a part of the training patients and tested on it and on the validation patients. The "

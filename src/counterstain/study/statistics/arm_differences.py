@@ -118,6 +118,11 @@ class CountArray:
         both: np.ndarray = self.counts[rows][:, self.present[rows].all(axis=0)].astype(float)
         return both
 
+    def twin(self, arm: str) -> str:
+        """Return the first arm that has the very same counts; METHOD+auto has those of the amount that it chose."""
+        own = self.counts[self.arms.index(arm)]
+        return next(name for name, other in zip(self.arms, self.counts, strict=True) if np.array_equal(own, other))
+
 
 def effects_of(
     counts: pd.DataFrame,
@@ -134,7 +139,7 @@ def effects_of(
     and measure: ``n`` repeats, ``patients``; ``low``, ``high``, ``relative_low``, ``relative_high`` and ``undefined``
     (:func:`~counterstain.study.statistics.significance.bootstrap_interval`, 95 %); ``p``
     (:func:`~counterstain.study.statistics.significance.exchange_p_value`) and ``p_holm``, corrected for the number of
-    arms within a measure; ``detectable``, ``needed_repeats`` and ``needed_patients``
+    arms within a measure, those with the same counts being one; ``detectable``, ``needed_repeats``, ``needed_patients``
     (:func:`~counterstain.study.statistics.arm_differences.need`). Fewer than three patients, and a subtype found in
     only one, have no interval. With one patient or one repeat, the test ignores the unknown variance of that source,
     with one repeat the interval as well.
@@ -157,8 +162,11 @@ def effects_of(
             found = dict(zip(SIZES, (arm, name, pair.shape[1], patients), strict=True))
             rows.append(found | _effect(pair, drawn, of_repeats, exchanged, measure))
     table = pd.DataFrame(rows, columns=[*SIZES, *ENDS, *TESTED])
-    table["p_holm"] = table.groupby("measure")["p"].transform(lambda p: holm(p.to_numpy(float)))
-    return table
+    table["twin"] = [array.twin(arm) for arm in table["arm"]]
+    once = table["p"].where(~table.duplicated(["measure", "twin"]))
+    table["p_holm"] = once.groupby(table["measure"]).transform(lambda p: holm(p.to_numpy(float)))
+    table["p_holm"] = table.groupby(["measure", "twin"])["p_holm"].transform("first")
+    return table.drop(columns="twin")
 
 
 def _effect(
