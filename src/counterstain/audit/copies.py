@@ -212,9 +212,10 @@ class _Stack:
 
     def __init__(self, regions: np.ndarray) -> None:
         self.shape = regions.shape[1:]
+        self._padded = tuple(fft.next_fast_len(length, real=True) for length in self.shape)
         self._type = regions.dtype
         centred = regions - regions.mean()  # sums of squares keep their digits
-        self._values, self._squares = fft.rfft2(centred), fft.rfft2(centred**2)
+        self._values, self._squares = fft.rfft2(centred, self._padded), fft.rfft2(centred**2, self._padded)
         self._moments = lru_cache(len(TURNS))(self._moments_of)
 
     def correlation(self, template: np.ndarray, weights: np.ndarray, flat: float) -> np.ndarray:
@@ -235,9 +236,9 @@ class _Stack:
         return self._slid(self._squares, given) - self._slid(self._values, given) ** 2 / float(given.sum())
 
     def _slid(self, transformed: np.ndarray, template: np.ndarray) -> np.ndarray:
-        product = transformed * np.conj(fft.rfft2(template.astype(self._type), self.shape))
+        product = transformed * np.conj(fft.rfft2(template.astype(self._type), self._padded))
         rows, columns = (length - edge + 1 for length, edge in zip(self.shape, template.shape, strict=True))
-        return np.asarray(fft.irfft2(product, self.shape)[:, :rows, :columns])
+        return np.asarray(fft.irfft2(product, self._padded)[:, :rows, :columns])
 
 
 def _peaks(positions: Sequence[int], scores: np.ndarray, how: Turn) -> Iterator[_Place]:
