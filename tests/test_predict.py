@@ -14,12 +14,12 @@ from PIL import Image
 from shapely import Point
 
 from counterstain import predict
-from counterstain.checkpoints import CheckpointHeader, save_checkpoint
+from counterstain.checkpoints import CheckpointHeader, read_header, save_checkpoint
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.region_store import Region
 from counterstain.errors import CounterstainError, CounterstainWarning, InputError, MismatchError
 from counterstain.io.annotations import read_annotations
-from counterstain.io.outlines import Span, join, pieces, spans
+from counterstain.io.outlines import Span, join, pieces, read_areas, spans
 from counterstain.io.regions import place, rasterise
 from counterstain.io.slides import Box, Slide
 from counterstain.segmentation import predict as predict_module
@@ -284,6 +284,27 @@ def slide(tmp_path):
 
 def read_back(path):
     return read_annotations(path, "qupath").annotations
+
+
+class Shades(Darkness):
+    """A segmenter of two subtypes: grey and black pixels."""
+
+    def tumour_logits(self, images: torch.Tensor) -> torch.Tensor:
+        grey = images[..., 1].float()
+        return torch.stack([(128 - grey) / 16, (160 - 2 * grey) / 16], dim=1)
+
+
+def test_a_segmenter_of_subtypes_outlines_each_under_its_own_class(checkpoint, tmp_path, monkeypatch):
+    about = read_header(checkpoint).config | {"classes": "subtypes"}
+    header = read_header(checkpoint).model_copy(update={"config": about})
+    monkeypatch.setattr(predict_module, "load_segmenter", lambda _folder: (Shades(), header))
+    image = disc(disc(np.full((700, 700, 3), 255, np.uint8), 200, 200, 100, shade=60), 500, 500, 60, shade=0)
+    tifffile.imwrite(tmp_path / "s.tif", image, photometric="rgb", tile=(256, 256))
+    predict_slide(checkpoint, tmp_path / "s.tif", tmp_path / "s.geojson", mpp_level0=1.0)
+    found = {area.label: area for area in read_areas(tmp_path / "s.geojson")}
+    assert sorted(found) == ["HER2 0", "HER2 1+"]
+    assert found["HER2 0"].area_um2 == pytest.approx(np.pi * 100**2, rel=0.02)
+    assert found["HER2 1+"].polygon.centroid.x == pytest.approx(500, abs=1)
 
 
 def test_what_is_predicted_and_read_back_covers_the_tumour_of_the_slide(checkpoint, slide, tmp_path):

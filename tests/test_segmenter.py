@@ -26,6 +26,7 @@ from counterstain.segmentation import train as training_module
 from counterstain.segmentation.corrections import Critic, border_labels
 from counterstain.segmentation.counts import by_slide, measures, pooled
 from counterstain.segmentation.evaluate import evaluate
+from counterstain.segmentation.inference import Canvas, filled, sliding_window_inference
 from counterstain.segmentation.mixing import MixingConfig
 from counterstain.segmentation.model import (
     Segmenter,
@@ -34,7 +35,7 @@ from counterstain.segmentation.model import (
     load_encoder_weights,
     load_segmenter,
 )
-from counterstain.segmentation.segmenter_config import InferenceConfig, SegmenterConfig
+from counterstain.segmentation.segmenter_config import InferenceConfig, SegmenterConfig, Windows
 from counterstain.segmentation.train import train_segmenter
 from counterstain.taxonomy import IGNORE, Subtype, Taxonomy
 from counterstain.training_config import TrainingConfig
@@ -539,6 +540,37 @@ def test_a_score_comes_with_an_interval_over_patients_and_what_it_rests_on(train
     assert summary.loc["recall of dark", ["patients", "slides", "instances"]].tolist() == [6, 6, 12]
     one = cs.evaluate(trained, make_cohort(tmp_path / "one", split={"z": None}, seed=2), split="all").attrs["summary"]
     assert one[["low", "high"]].isna().all(axis=None)
+
+
+def test_of_subtypes_the_probability_of_tissue_is_one_minus_that_of_background():
+    torch.manual_seed(0)
+    model = Segmenter(config(classes="subtypes"), num_labels=6).eval()
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    with torch.no_grad():
+        shares = model(torch.from_numpy(image)[None]).softmax(1)[0].numpy()
+    [found] = sliding_window_inference(model, [image], Windows(64, 0, 1))
+    np.testing.assert_allclose(found, 1 - shares[0], atol=1e-5)
+    [canvas] = filled(model, [Canvas(image, Windows(64, 0, 1))], 1)
+    np.testing.assert_array_equal(canvas.tumour()[1], shares[1:].argmax(0) + 1)
+
+
+def test_a_segmenter_learns_to_tell_subtypes_and_is_evaluated_as_any_other(tmp_path):
+    cohort = make_cohort(tmp_path / "cohort")
+    settings = config(steps=4, classes="subtypes")
+    folder = train_segmenter(cohort, settings, tmp_path / "s", size_px=PX, seed=0)
+    model, header = load_segmenter(folder)
+    assert header.config["classes"] == "subtypes"
+    assert model(torch.zeros(1, PX, PX, 3, dtype=torch.uint8)).shape[1] == cohort.taxonomy.num_labels
+    assert evaluate(folder, cohort, "test")["predicted_background"].sum() > 0
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_perfect_prediction_of_each_class_costs_nothing(classes):
+    labels = torch.tensor([[[0, 1], [2, 255]]], dtype=torch.uint8)
+    truth = labels.clamp(max=classes - 1).long()
+    logits = 50 * torch.nn.functional.one_hot(truth, classes).movedim(-1, 1).float()
+    assert dice_loss(logits, labels) == pytest.approx(0, abs=1e-6)
+    assert cross_entropy_loss(logits, labels) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_vision_transformer_is_an_encoder_with_the_weights_that_timm_saved(tmp_path):

@@ -78,6 +78,7 @@ class Piece(NamedTuple):
     polygon: Polygon
     probability_sum: float  # over the pixels whose centres it covers
     pixels: int
+    subtype: int = 0  # 0 where subtypes are not told
 
 
 class Area(NamedTuple):

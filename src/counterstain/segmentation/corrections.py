@@ -133,7 +133,7 @@ class LabelCorrection(nn.Module):
                 _follow(self.teacher.network, network, step)
                 self._step = step
             if step >= self.first_step:
-                tumour = self.teacher(images).float().softmax(1)[:, 1]
+                tumour = self.teacher(images).float().softmax(1)[:, 1:].sum(1)
                 corrected = border_labels(labels, tumour, self.border_px)
         if self.critic is not None:
             corrected = torch.where(self.critic(images, corrected), IGNORE, corrected)

@@ -1,9 +1,12 @@
 """Sliding-window inference: the probability of tumour in every pixel of regions, and of slides tile by tile.
 
+A segmenter that tells subtypes has a logit for each of them; the probability of tumour is then their sum.
+
 The next images are read while the network works. Every window is seen once, also where tiles overlap, and windows of a
 slide without tissue are not seen at all.
 
-Shapes: H, W = rows and columns of an image in pixels, S = edge of a window, B = windows in a batch. Windows of several
+Shapes: H, W = rows and columns of an image in pixels, S = edge of a window, B = windows in a batch, K = number of
+subtypes, where a segmenter tells them. Windows of several
 images share batches of one size, so that many small regions cost no more than few large ones.
 """
 
@@ -94,7 +97,7 @@ class _Logits:
             self._ready.record()
 
     def wait(self) -> np.ndarray:
-        """Return them when they are there, (n, S, S) float32."""
+        """Return them when they are there, (n, S, S) or (n, K, S, S) float32."""
         if self._ready:
             self._ready.synchronize()
         return np.asarray(self._logits.numpy())
@@ -105,11 +108,11 @@ class Canvas:
 
     ``image`` is (H, W, 3) uint8. ``known`` has the logits of windows that the network need not see, by the row and
     column of their upper left corners: functions that are called when all windows before were added, and return the
-    last rows of the window, (h, S) float32.
+    last rows of the window, (h, S) or (K, h, S) float32.
     """
 
     def __init__(self, image: np.ndarray, windows: Windows, known: Known | None = None) -> None:
-        self._height, self._width = image.shape[:2]
+        self.shape = self._height, self._width = image.shape[:2]
         size = self._size_px = windows.size_px
         padding = [(0, max(size - length, 0)) for length in (self._height, self._width)]
         self._image = np.pad(image, [*padding, (0, 0)], mode="reflect") if np.any(padding) else image
@@ -128,21 +131,33 @@ class Canvas:
         return self._image[y : y + self._size_px, x : x + self._size_px]
 
     def add(self, logits: np.ndarray) -> None:
-        """Take the logits, (S, S) float32, of the next window of ``missing``."""
+        """Take the logits, (S, S) or (K, S, S) float32, of the next window of ``missing``."""
         self._add_known()
         self._blend(self._corners.popleft(), logits)
         self.left -= 1
 
     def probability(self) -> np.ndarray:
         """Return the probability of tumour, (H, W) float32; called once, when nothing is missing."""
+        return self.tumour()[0]
+
+    def tumour(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return :meth:`probability` and the likeliest subtype, (H, W) uint8, None where subtypes are not told."""
+        logits, own = self._blended(), (slice(self._height), slice(self._width))
+        subtypes = None if logits.ndim == 2 else (logits.argmax(0) + 1).astype(np.uint8)[own]
+        return tumour_probability(logits)[own], subtypes
+
+    def logits(self) -> np.ndarray:
+        """Return the logits, (H, W) or (K, H, W) float32, instead of :meth:`probability`."""
+        return self._blended()[..., : self._height, : self._width]
+
+    def _blended(self) -> np.ndarray:
         self._add_known()
         assert self._sum is not None
-        shape = self._sum.shape
+        shape = self._sum.shape[-2:]
         down, across = (_total_weight(s, self._weight, n) for s, n in zip(self._starts, shape, strict=True))
         for y in range(0, shape[0], self._size_px):  # a band at a time: less memory
-            self._sum[y : y + self._size_px] /= np.outer(down[y : y + self._size_px], across)
-        probability: np.ndarray = torch.from_numpy(self._sum).sigmoid_()[: self._height, : self._width].numpy()
-        return probability
+            self._sum[..., y : y + self._size_px, :] /= np.outer(down[y : y + self._size_px], across)
+        return self._sum
 
     def _add_known(self) -> None:
         while self._corners and self._corners[0] in self._known:
@@ -151,9 +166,18 @@ class Canvas:
 
     def _blend(self, corner: Corner, logits: np.ndarray) -> None:
         if self._sum is None:
-            self._sum = np.zeros(self._image.shape[:2], np.float32)
-        (y, x), size, rows = corner, self._size_px, len(logits)
-        self._sum[y + size - rows : y + size, x : x + size] += self._weights[size - rows :] * logits
+            self._sum = np.zeros((*logits.shape[:-2], *self._image.shape[:2]), np.float32)
+        if logits.ndim > self._sum.ndim:  # only windows without tissue so far
+            self._sum = np.repeat(self._sum[None], len(logits), axis=0)
+        (y, x), size, rows = corner, self._size_px, logits.shape[-2]
+        self._sum[..., y + size - rows : y + size, x : x + size] += self._weights[size - rows :] * logits
+
+
+def tumour_probability(logits: np.ndarray) -> np.ndarray:
+    """Turn logits of tumour, (H, W), or of every subtype over background, (K, H, W), into probabilities in place."""
+    tumour = torch.from_numpy(logits)
+    probability: np.ndarray = (tumour.logsumexp(0) if tumour.ndim == 3 else tumour).sigmoid_().numpy()
+    return probability
 
 
 class Band(NamedTuple):
@@ -175,7 +199,8 @@ class Strip(Canvas):
     """A row of the windows of a region, so that a large region is never whole in memory.
 
     The strips of a region, ``height_px`` high, come one after the other, each with the one ``above`` it; their logits
-    are added up in the order of the whole region's, and :meth:`probability` is of the rows that are the band's own.
+    are added up in the order of the whole region's, and :meth:`probability` is of the rows that are the band's own,
+    (own_px, W).
     """
 
     def __init__(self, image: np.ndarray, windows: Windows, band: Band, height_px: int, above: Strip | None) -> None:
@@ -188,21 +213,20 @@ class Strip(Canvas):
     def shared(self) -> np.ndarray:
         """What was added up in the rows that the next strip shows too."""
         assert self._sum is not None
-        return self._sum[self._own_px :]
+        return self._sum[..., self._own_px :, :]
 
-    def probability(self) -> np.ndarray:
-        """Return the probability of tumour in the rows of its own, (own_px, W) float32; called once."""
+    def _blended(self) -> np.ndarray:
+        """Return the logits of the rows of its own."""
         assert self._sum is not None
-        own = self._sum[: self._own_px]
-        own /= np.outer(self._down, _total_weight(self._starts[1], self._weight, own.shape[1]))
-        probability: np.ndarray = torch.from_numpy(own).sigmoid_()[:, : self._width].numpy()
-        return probability
+        own = self._sum[..., : self._own_px, :]
+        own /= np.outer(self._down, _total_weight(self._starts[1], self._weight, own.shape[-1]))
+        return own
 
     def _blend(self, corner: Corner, logits: np.ndarray) -> None:
         if self._above is not None:  # all of its windows were added
             shared, self._above = self._above.shared, None
-            self._sum = np.zeros(self._image.shape[:2], np.float32)
-            self._sum[: len(shared)] = shared
+            self._sum = np.zeros((*shared.shape[:-2], *self._image.shape[:2]), np.float32)
+            self._sum[..., : shared.shape[-2], :] = shared
         super()._blend(corner, logits)
 
 
@@ -315,7 +339,7 @@ class _Shared:
         self._first, self._logits = first, np.empty(0)
 
     def keep(self, logits: np.ndarray) -> None:
-        self._logits = logits[self._first :].copy()
+        self._logits = logits[..., self._first :, :].copy()
 
     def logits(self) -> np.ndarray:
         return self._logits

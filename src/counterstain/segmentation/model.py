@@ -35,7 +35,7 @@ from counterstain.seeding import derive
 from counterstain.segmentation.segmenter_config import ADAM_BETAS, SegmenterConfig
 from counterstain.segmentation.timm_networks import weights_in, without_classifier
 from counterstain.storage import sha256_of
-from counterstain.taxonomy import BACKGROUND, IGNORE
+from counterstain.taxonomy import IGNORE
 from counterstain.training import Trainable, cosine
 
 IMAGENET = "imagenet"
@@ -49,19 +49,26 @@ DECODERS_WITH_CHANNELS = ("unet", "unetplusplus", "manet")
 
 
 class Segmenter(Trainable):
-    """A network with two outputs per pixel, background and tumour.
+    """A network with two outputs per pixel, background and tumour, or (``classes: subtypes``) one for every label.
 
-    ``steps`` is the length of the training, for the learning-rate schedule; ``seed`` that of dropout; ``label_weights``
-    (256,) float the weight in the losses of a pixel of each label, 1 by default. A ``correction`` that is set for the
-    training changes labels of synthetic patches. Raises ConfigError where the settings describe no network.
+    ``num_labels`` are those of the taxonomy, ``steps`` is the length of the training, for the learning-rate schedule;
+    ``seed`` that of dropout; ``label_weights`` (256,) float the weight in the losses of a pixel of each label, 1 by
+    default. A ``correction`` that is set for the training changes labels of synthetic patches. Raises ConfigError where
+    the settings describe no network.
     """
 
     def __init__(
-        self, config: SegmenterConfig, *, steps: int = 1, seed: int = 0, label_weights: Tensor | None = None
+        self,
+        config: SegmenterConfig,
+        *,
+        num_labels: int = 2,
+        steps: int = 1,
+        seed: int = 0,
+        label_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.config, self.steps, self.seed = config, steps, seed
-        self.network = _network(config)
+        self.network = _network(config, config.outputs(num_labels))
         self.mean: Tensor
         self.sd: Tensor
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN), persistent=False)
@@ -71,15 +78,20 @@ class Segmenter(Trainable):
         self.correction: nn.Module | None = None  # batch, network -> labels (B, H, W) uint8
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, H, W, 3) uint8 -> logits (B, 2, H, W) of background and tumour."""
+        """Images (B, H, W, 3) uint8 -> logits (B, C, H, W) of background and tumour, or of every label."""
         normalised = (images.float() / 255 - self.mean) / self.sd
         return self.network(normalised.permute(0, 3, 1, 2))  # type: ignore[no-any-return]
 
     def tumour_logits(self, images: Tensor) -> Tensor:
-        """Images (B, H, W, 3) uint8, on any device -> logits of tumour (B, H, W) float on the network's device."""
+        """Images (B, H, W, 3) uint8, on any device -> logits of tumour (B, H, W) float on the network's device.
+
+        Those of a segmenter that tells K subtypes are (B, K, H, W): of each subtype over background.
+        """
         if self.device.type == "cuda" and not images.is_cuda:
             images = images.pin_memory()  # then the copy does not wait for the batch before
         logits: Tensor = self(images.to(self.device, non_blocking=True)).float()
+        if self.config.classes == "subtypes":
+            return logits[:, 1:] - logits[:, :1]
         return logits[:, 1] - logits[:, 0]
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -122,18 +134,18 @@ class Segmenter(Trainable):
 
 def loss_by_pixel(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the cross-entropy of each pixel, (B, H, W) float, whether its label is to be ignored or not."""
-    return functional.cross_entropy(logits, _tumour(labels), reduction="none")
+    return functional.cross_entropy(logits, _classes(labels, logits.shape[1]), reduction="none")
 
 
 def dice_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Return 1 - soft Dice, averaged over background and tumour, over all pixels of the batch together.
+    """Return 1 - soft Dice, averaged over the C classes, over all pixels of the batch together.
 
-    ``logits`` (B, 2, H, W) float; ``labels`` (B, H, W) uint8: 0 = background, 255 = ignored, anything else is tumour;
-    ``weights`` (B, H, W) float of the pixels, 1 by default.
+    ``logits`` (B, C, H, W) float; ``labels`` (B, H, W) uint8: 0 = background, 255 = ignored, anything else is tumour
+    for two classes and one of the others for more; ``weights`` (B, H, W) float of the pixels, 1 by default.
     """
     kept = labels != IGNORE
-    predicted = logits.softmax(1).movedim(1, -1)[kept]  # (pixels, 2)
-    truth = functional.one_hot(_tumour(labels)[kept], 2).to(predicted.dtype)
+    predicted = logits.softmax(1).movedim(1, -1)[kept]  # (pixels, C)
+    truth = functional.one_hot(_classes(labels, logits.shape[1])[kept], logits.shape[1]).to(predicted.dtype)
     overlap, total = predicted * truth, predicted + truth
     if weights is not None:
         counted = weights[kept][:, None]
@@ -157,14 +169,16 @@ def load_segmenter(folder: str | Path) -> tuple[Segmenter, CheckpointHeader]:
     """Load a trained segmenter, ready for inference on the CPU; errors as of ``load_checkpoint``."""
     header, state = load_checkpoint(Path(folder), "segmenter")
     config = build_stored(SegmenterConfig, header.config, folder)
-    return rebuilt(lambda: Segmenter(config, seed=header.seed), state, Path(folder)).eval(), header
+    options: dict[str, Any] = {"num_labels": header.taxonomy.num_labels, "seed": header.seed}
+    return rebuilt(lambda: Segmenter(config, **options), state, Path(folder)).eval(), header
 
 
-def _tumour(labels: Tensor) -> Tensor:
-    return (labels != BACKGROUND).long()
+def _classes(labels: Tensor, count: int) -> Tensor:
+    """Return the class of each pixel among ``count``; of two, all subtypes are the second."""
+    return labels.clamp(max=count - 1).long()
 
 
-def _network(config: SegmenterConfig) -> nn.Module:
+def _network(config: SegmenterConfig, outputs: int) -> nn.Module:
     depth = config.encoder_depth
     if depth < DEEPEST and not config.encoder.startswith("tu-"):
         raise ConfigError(
@@ -187,7 +201,7 @@ def _network(config: SegmenterConfig) -> nn.Module:
             f"decoder_channels: {config.architecture} has a fixed number; leave them out, or use "
             f"{' or '.join(DECODERS_WITH_CHANNELS)}"
         )
-    network = build_network(config.architecture, config.encoder, classes=2, **options)
+    network = build_network(config.architecture, config.encoder, classes=outputs, **options)
     if config.architecture == "dpt" and set(network.encoder.output_strides) != {TRANSFORMER_PATCH_PX}:
         found = network.encoder.output_strides[0]
         raise ConfigError(

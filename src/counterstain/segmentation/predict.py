@@ -1,4 +1,4 @@
-"""Predict tumour with a trained segmenter on a slide, as outlines for QuPath.
+"""Predict tumour with a trained segmenter on a slide, as outlines for QuPath; by subtype if the segmenter tells them.
 
 A slide is read tile by tile, so memory does not grow with its size. The pieces of every row of tiles are kept on disk
 until the slide is done, so that an interrupted prediction continues where it stopped.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,12 @@ from counterstain.config import Config
 from counterstain.devices import choose_device, fast_arithmetic, place
 from counterstain.errors import CounterstainError, InputError
 from counterstain.io.outlines import (
+    RGB,
     TUMOUR_COLOUR,
     ObjectType,
     Outlined,
     Piece,
+    Span,
     is_written,
     join,
     mask_polygons,
@@ -38,6 +40,7 @@ from counterstain.io.regions import place_boxes, read_region_table, tissue_mask
 from counterstain.io.slides import Box, Slide, SlideWindow, slide_name
 from counterstain.progress import Progress, silent
 from counterstain.segmentation.inference import (
+    Canvas,
     TileRow,
     everywhere,
     filled,
@@ -120,13 +123,13 @@ def predict_slide(
         with fast_arithmetic(where):
             settings: dict[str, Any] = {"windows": windows, "threshold": config.threshold}
             found = _pieces_of(views, place(model, where), tissue, unfinished, progress, **settings)
-        areas, label = list[Outlined](), header.taxonomy.tissue_class
+        areas, classes = list[Outlined](), classes_of(header)
         for box, view, of_view in zip(boxes, views, found, strict=True):
             corner = (view.x_level0_px, view.y_level0_px)
             mpp = {"mpp": header.mpp, "mpp_level0": opened.mpp_level0}
-            areas += on_slide(join(of_view), corner_xy_level0_px=corner, **mpp, label=label, region=box.name)
+            areas += outlined(of_view, classes, corner_xy_level0_px=corner, **mpp, region=box.name)
         origin = (0, 0) if config.origin == "canvas" else opened.bounds_level0_px[:2]
-    prediction = write_areas(out, areas, config, of_file, offset_xy_level0_px=origin)
+    prediction = write_areas(out, areas, config, of_file, classes, offset_xy_level0_px=origin)
     shutil.rmtree(unfinished)
     return prediction
 
@@ -137,16 +140,47 @@ def check_name(out: Path) -> None:
         raise InputError(f"--out {out}: expected the name of a file that ends in .geojson, which QuPath knows")
 
 
+def classes_of(header: CheckpointHeader) -> dict[str, RGB]:
+    """Return the classes that a segmenter outlines, with their colours: the tissue class, or all its subtypes."""
+    taxonomy = header.taxonomy
+    if header.config.get("classes") != "subtypes":
+        return {taxonomy.tissue_class: TUMOUR_COLOUR}
+    red, green, blue = taxonomy.palette[1 : taxonomy.num_labels].T.tolist()
+    return dict(zip(taxonomy.names, zip(red, green, blue, strict=True), strict=True))
+
+
+def tumour_pieces(canvas: Canvas, rows: Span, columns: Span, threshold: float) -> Iterator[Piece]:
+    """Outline tumour in one tile, see :func:`counterstain.io.outlines.pieces`; where subtypes are told, each of them.
+
+    A pixel is of the likeliest subtype; the probability is that of tumour.
+    """
+    probability, subtypes = canvas.tumour()
+    if subtypes is None:
+        yield from pieces(probability, rows, columns, threshold)
+        return
+    for subtype in np.unique(subtypes[probability >= threshold]).tolist():
+        for piece in pieces(np.where(subtypes == subtype, probability, 0), rows, columns, threshold):
+            yield piece._replace(subtype=subtype)
+
+
+def outlined(found: Sequence[Piece], classes: Mapping[str, RGB], **place: Any) -> Iterator[Outlined]:
+    """Join the pieces of each class into areas; ``place`` as for :func:`counterstain.io.outlines.on_slide`."""
+    for number, label in enumerate(classes, start=1):
+        yield from on_slide(join([piece for piece in found if max(piece.subtype, 1) == number]), label=label, **place)
+
+
 def write_areas(
     path: Path,
     areas: Iterable[Outlined],
     config: PredictConfig,
     about: dict[str, Any],
+    classes: Mapping[str, RGB],
+    *,
     offset_xy_level0_px: tuple[int, int] = (0, 0),
 ) -> Prediction:
     """Write areas that are large enough; see :func:`counterstain.io.outlines.write_geojson`."""
     large = [area for area in areas if area.area_um2 >= config.min_area_um2]
-    colours = {area.label: TUMOUR_COLOUR for area in large}
+    colours = {area.label: classes[area.label] for area in large}
     write_geojson(
         path,
         large,
@@ -282,12 +316,12 @@ def pieces_by_row(
     with closing(read_ahead(tiles(rows, windows), readers())) as read:
         ready = filled(segmenter, read, windows.batch_size)
         for row in rows:
-            tumour = ((column, next(ready).probability()) for column in row.columns)
-            yield [piece for column, found in tumour for piece in pieces(found, row.span, column, threshold)]
+            tumour = ((column, next(ready)) for column in row.columns)
+            yield [piece for column, found in tumour for piece in tumour_pieces(found, row.span, column, threshold)]
 
 
 def _save(file: Path, found: Sequence[Piece]) -> None:
-    rows = [(shapely.to_wkb(p.polygon, hex=True), p.probability_sum, p.pixels) for p in found]
+    rows = [(shapely.to_wkb(p.polygon, hex=True), p.probability_sum, p.pixels, p.subtype) for p in found]
     write_sealed(file, {"pieces": rows})
 
 
@@ -297,4 +331,4 @@ def _load(file: Path) -> list[Piece] | None:
         rows = read_sealed(file)["pieces"]
     except (CounterstainError, OSError, KeyError):
         return None
-    return [Piece(shapely.from_wkb(wkb), total, pixels) for wkb, total, pixels in rows]
+    return [Piece(shapely.from_wkb(wkb), *measured) for wkb, *measured in rows]

@@ -19,14 +19,14 @@ from counterstain.devices import choose_device, fast_arithmetic, place
 from counterstain.errors import InputError
 from counterstain.io.export_contents import file_names
 from counterstain.io.ome_zarr import Labels, write_store
-from counterstain.io.outlines import TUMOUR_COLOUR, Outlined, Span, is_written, join, on_slide, pieces, read_areas
+from counterstain.io.outlines import RGB, Outlined, Span, is_written, read_areas
 from counterstain.io.pixel_readers import read_image
 from counterstain.io.qupath import OUTLINES, PREDICTIONS, ProjectImage, write_ome_tiff, write_project
 from counterstain.io.regions import InstanceWindow
 from counterstain.io.slides import IMAGE_SUFFIXES, SUFFIXES, Box, Slide, list_slides
 from counterstain.progress import Progress, silent
 from counterstain.segmentation.evaluate import require_mpp
-from counterstain.segmentation.inference import read_ahead, sliding_window_inference
+from counterstain.segmentation.inference import Canvas, filled, read_ahead
 from counterstain.segmentation.model import Segmenter, load_segmenter
 from counterstain.segmentation.predict import (
     GEOJSON,
@@ -34,8 +34,11 @@ from counterstain.segmentation.predict import (
     PredictConfig,
     Prediction,
     check_name,
+    classes_of,
     identity_of,
+    outlined,
     predict_slide,
+    tumour_pieces,
     write_areas,
 )
 from counterstain.storage import claim, file_identity, fingerprint
@@ -113,11 +116,13 @@ def predict_cohort(
     found = _predict(model, header, files, config, device=device, progress=progress, label="regions")
     if file_format == "ome-zarr":
         for file, positions in zip(files, groups.values(), strict=True):
-            _write_regions(out, cohort, positions, read_areas(file.path))
+            _write_regions(out, cohort, positions, read_areas(file.path), classes_of(header))
     return found
 
 
-def _write_regions(out: Path, cohort: Cohort, positions: Sequence[int], areas: Sequence[Outlined]) -> None:
+def _write_regions(
+    out: Path, cohort: Cohort, positions: Sequence[int], areas: Sequence[Outlined], classes: Mapping[str, RGB]
+) -> None:
     names = file_names(cohort.regions["region"].tolist())
     for position in positions:
         store, box = out / f"{names[position]}.ome.zarr", _box(cohort, position)
@@ -125,7 +130,7 @@ def _write_regions(out: Path, cohort: Cohort, positions: Sequence[int], areas: S
             image, _ = cohort.read(position)
             shown = [area for area in areas if area.metadata["region"] == box.name]
             step = cohort.mpp / mpp_level0_of(cohort, position)
-            labels = predicted_labels(shown, (box.x, box.y), step, image.shape)
+            labels = predicted_labels(shown, classes, (box.x, box.y), step, image.shape)
             write_store(store, image, [labels], name=names[position], mpp=cohort.mpp)
 
 
@@ -169,14 +174,14 @@ def predict_files(
     for file in slides.keys() - images.keys():
         found.append(predict_slide(segmenter, slides[file], file, config, regions=regions, **where))
     if file_format == "qupath":
-        _write_project(out, slides, mpp_level0, header.taxonomy.tissue_class)
+        _write_project(out, slides, mpp_level0, classes_of(header))
     elif file_format == "ome-zarr":
         for file, path in slides.items():
-            _write_store(out, file, path, config, mpp=header.mpp, mpp_level0=mpp_level0)
+            _write_store(out, file, path, config, classes_of(header), mpp=header.mpp, mpp_level0=mpp_level0)
     return sorted(found)
 
 
-def _write_project(out: Path, slides: Mapping[Path, Path], mpp: float | None, label: str) -> None:
+def _write_project(out: Path, slides: Mapping[Path, Path], mpp: float | None, classes: Mapping[str, RGB]) -> None:
     images = []
     for file, path in slides.items():
         copied = out / "images" / f"{file.stem}.ome.tif"
@@ -184,10 +189,12 @@ def _write_project(out: Path, slides: Mapping[Path, Path], mpp: float | None, la
         if ordinary and not copied.exists():
             write_ome_tiff(copied, read_image(path), mpp or 1.0)
         images.append(ProjectImage(file.stem, copied if ordinary else path))
-    write_project(out, images, {label: TUMOUR_COLOUR})
+    write_project(out, images, classes)
 
 
-def _write_store(out: Path, outlines: Path, path: Path, config: PredictConfig, **mpp: float | None) -> None:
+def _write_store(
+    out: Path, outlines: Path, path: Path, config: PredictConfig, classes: Mapping[str, RGB], **mpp: float | None
+) -> None:
     """Write the store of a slide or an image; ``mpp`` are that of the segmenter, and mpp_level0."""
     store = out / f"{outlines.stem}.ome.zarr"
     if store.exists():
@@ -196,12 +203,16 @@ def _write_store(out: Path, outlines: Path, path: Path, config: PredictConfig, *
         extent, spacing = Box(*opened.bounds_level0_px), mpp["mpp"] or opened.mpp_level0
         corner = (extent.x, extent.y) if config.origin == "canvas" else (0, 0)
         window = opened.window(extent, spacing)
-        drawn = predicted_labels(read_areas(outlines), corner, spacing / opened.mpp_level0, window.shape)
+        drawn = predicted_labels(read_areas(outlines), classes, corner, spacing / opened.mpp_level0, window.shape)
         write_store(store, window, [drawn], name=outlines.stem, mpp=spacing)
 
 
 def predicted_labels(
-    areas: Sequence[Outlined], corner_xy_level0_px: tuple[int, int], step: float, shape: Sequence[int]
+    areas: Sequence[Outlined],
+    classes: Mapping[str, RGB],
+    corner_xy_level0_px: tuple[int, int],
+    step: float,
+    shape: Sequence[int],
 ) -> Labels:
     """Paint areas, numbered from 1 on, into an image of ``shape`` H, W, ``step`` level-0 pixels per pixel."""
     moved = [shapely.transform(a.polygon, lambda xy: (xy - corner_xy_level0_px) / step) for a in areas]
@@ -210,7 +221,8 @@ def predicted_labels(
         number: {"class": a.label, "mean probability": a.mean_probability, "area_um2": a.area_um2}
         for number, a in enumerate(areas, start=1)
     }
-    return Labels("prediction", painted, "int32", known, dict.fromkeys(known, TUMOUR_COLOUR))
+    colours = {number: classes[area.label] for number, area in enumerate(areas, start=1)}
+    return Labels("prediction", painted, "int32", known, colours)
 
 
 def predict_images(
@@ -266,26 +278,26 @@ def _predict(
     missing = {file.path for file in files if not is_written(file.path, file.about)}
     images = read_ahead(image.read for file in files if file.path in missing for image in file.images)
     windows = model.config.inference.windows(header.size_px)
-    probabilities = sliding_window_inference(place(model, where), images, windows)
-    tissue_class = header.taxonomy.tissue_class
+    canvases = filled(place(model, where), (Canvas(image, windows) for image in images), windows.batch_size)
+    classes = classes_of(header)
     with fast_arithmetic(where), progress(label, sum(len(file.images) for file in files)) as advance:
         for file in files:
             if file.path in missing:
-                tumour = ((image, next(probabilities)) for image in file.images)
-                areas = [area for found in tumour for area in _areas(*found, config.threshold, tissue_class)]
-                written.append(write_areas(file.path, areas, config, file.about))
+                tumour = ((image, next(canvases)) for image in file.images)
+                areas = [area for found in tumour for area in _areas(*found, config.threshold, classes)]
+                written.append(write_areas(file.path, areas, config, file.about, classes))
             else:
                 written.append(Prediction(file.path, None, None))
             advance(len(file.images))
     return written
 
 
-def _areas(image: _Image, probability: np.ndarray, threshold: float, label: str) -> Iterator[Outlined]:
+def _areas(image: _Image, canvas: Canvas, threshold: float, classes: Mapping[str, RGB]) -> Iterator[Outlined]:
     """Return the areas of one image on its slide."""
-    rows, columns = (Span(0, length, 0, length) for length in probability.shape)
-    areas = join(list(pieces(probability, rows, columns, threshold)))
+    rows, columns = (Span(0, length, 0, length) for length in canvas.shape)
+    found = list(tumour_pieces(canvas, rows, columns, threshold))
     corner, mpp = image.corner_xy_level0_px, {"mpp": image.mpp, "mpp_level0": image.mpp_level0}
-    return on_slide(areas, corner_xy_level0_px=corner, **mpp, label=label, region=image.name)
+    return outlined(found, classes, corner_xy_level0_px=corner, **mpp, region=image.name)
 
 
 def _read(path: Path, mpp: float, mpp_level0: float) -> np.ndarray:

@@ -72,6 +72,9 @@ class SegmenterConfig(Config):
     """What an amount of synthetic patches means."""
     inference: InferenceConfig = InferenceConfig()
     """How regions are cut into windows in evaluation and prediction."""
+    classes: Annotated[Literal["tissue", "subtypes"], Field(exclude_if=lambda classes: classes == "tissue")] = "tissue"
+    """What it tells apart: the tissue class and background, as in the paper, or background and every subtype, as
+    ``counterstain score`` needs. The probability of the tissue class is then 1 - that of background."""
     architecture: Literal["unet", "unetplusplus", "manet", "fpn", "linknet", "deeplabv3plus", "dpt"] = "unet"
     """Decoder, by its name in segmentation_models_pytorch. ``dpt`` is for vision transformers with patches of 16 px
     (``tu-vit_…_patch16_224``), with an ``encoder_depth`` of 4."""
@@ -112,6 +115,10 @@ class SegmenterConfig(Config):
     """Weight decay of the optimiser."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Evaluate an exponential average of the weights; null = the last ones."""
+
+    def outputs(self, num_labels: int) -> int:
+        """Return the outputs per pixel of a network for a taxonomy with so many labels."""
+        return num_labels if self.classes == "subtypes" else 2
 
     def check_size(self, size_px: int) -> None:
         """Raise ConfigError if patches of that edge cannot be segmented."""

@@ -167,7 +167,8 @@ def _identity(synthetic: PatchSet | None) -> str | None:
 def _network(run: TrainingRun, config: SegmenterConfig, steps: int, weights: Tensor | None) -> tuple[Segmenter, Any]:
     """Make the network and load its encoder's weights; return it and what the encoder starts from."""
     seed = derive(run.seed, "training")
-    segmenter = run.initialised(lambda: Segmenter(config, steps=steps, seed=seed, label_weights=weights))
+    options: dict[str, Any] = {"num_labels": run.cohort.taxonomy.num_labels, "steps": steps, "seed": seed}
+    segmenter = run.initialised(lambda: Segmenter(config, **options, label_weights=weights))
     encoder: Any = segmenter.network.encoder
     with run.released_on_error():
         return segmenter, load_encoder_weights(encoder, config)
