@@ -43,6 +43,7 @@ Train segmenters and score them
     segment          train a segmenter, with or without a synthetic set
     evaluate         score it on a split, subtype by subtype
     predict          outline tumour on slides, as GeoJSON for QuPath
+    score            score slides by the subtypes that they are made of (research use only)
     measures         every measure of a segmentation, from its pixel counts
     headroom         learning curve: would more data help at all?
 

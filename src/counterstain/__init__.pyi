@@ -36,6 +36,7 @@ from .api.readings import (
     review as review,
     score_reading_test as score_reading_test,
 )
+from .api.scores import score as score
 from .api.settings import (
     config_explain as config_explain,
     config_reference as config_reference,

@@ -1,4 +1,4 @@
-"""The subtypes of a tissue class: their ids, names, colours and which of them count in the subtype variance."""
+"""The subtypes of a tissue class: their ids, names, colours and which of them count; scores made of their shares."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import yaml
@@ -57,6 +57,60 @@ class Subtype(Config):
     """Whether its recall enters the subtype variance."""
 
 
+class ScoreStep(Config):
+    """A line of a score rule: the score where some subtypes together exceed a share of the counted tissue."""
+
+    score: NameStr
+    """The score of a slide, such as ``3+``."""
+    subtypes: Annotated[tuple[NameStr, ...], Field(min_length=1)]
+    """The subtypes whose shares are added up."""
+    above: Annotated[float, Field(ge=0, lt=1)]
+    """The share that they must exceed, 0 to 1."""
+
+
+class ScoreRule(Config):
+    """How a slide is scored by the shares of its subtypes: by the first of ``steps`` that holds, from the top.
+
+    Examples
+    --------
+    >>> rule = Taxonomy.named("her2").score_rule("2018")
+    >>> rule.scores
+    ('0', '1+', '2+', '3+')
+    >>> rule.levels(np.array([[60, 25, 3, 12, 500.0]]), Taxonomy.named("her2")).tolist()  # 12 % 3+ outside the ducts
+    [3]
+    """
+
+    counted: Annotated[tuple[NameStr, ...], Field(min_length=1)]
+    """The subtypes that a score is made of; others, such as in situ growth, are left out."""
+    steps: Annotated[tuple[ScoreStep, ...], Field(min_length=1)]
+    """From the highest score to the lowest; a score may have several."""
+    otherwise: NameStr
+    """The score where no step holds: the lowest."""
+
+    @model_validator(mode="after")
+    def _counts_what_it_names(self) -> Self:
+        for step in self.steps:
+            if missing := [name for name in step.subtypes if name not in self.counted]:
+                raise ValueError(f"step {step.score!r} names {missing[0]!r}, which is not among counted")
+        return self
+
+    @cached_property
+    def scores(self) -> tuple[str, ...]:
+        """All scores, from the lowest to the highest."""
+        return tuple(dict.fromkeys([self.otherwise, *(step.score for step in reversed(self.steps))]))
+
+    def levels(self, amounts: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
+        """Return the place in ``scores`` of each row of ``amounts`` (n, K) by subtype; -1 where none is counted."""
+        held = np.zeros(amounts.shape)
+        held[:, [taxonomy.id_of(name) - 1 for name in self.counted]] = 1
+        total = (amounts * held).sum(1)
+        found = np.where(total > 0, 0, -1)
+        for step in reversed(self.steps):
+            part = amounts[:, [taxonomy.id_of(name) - 1 for name in step.subtypes]].sum(1)
+            found[part > step.above * total] = self.scores.index(step.score)
+        return found
+
+
 class Taxonomy(Config):
     """A tissue class and its subtypes.
 
@@ -79,6 +133,10 @@ class Taxonomy(Config):
     """The subtypes in the order of their ids."""
     merges: dict[NameStr, dict[NameStr, tuple[NameStr, ...]]] = Field(default_factory=dict)
     """Coarser taxonomies: merge name -> new subtype -> the names it is made of."""
+    score_rules: Annotated[dict[NameStr, ScoreRule], Field(exclude_if=lambda rules: not rules)] = Field(
+        default_factory=dict
+    )
+    """Rules by which ``counterstain score`` scores slides, by name; the first is the default."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -91,6 +149,9 @@ class Taxonomy(Config):
             members = [name for group in groups.values() for name in group]
             if sorted(members) != sorted(self.names):
                 faults.append(f"merge {merge!r} must hold every subtype once, found {members}")
+        for name, rule in self.score_rules.items():
+            if unknown := [subtype for subtype in rule.counted if subtype not in self.names]:
+                faults.append(f"score rule {name!r} counts {unknown[0]!r}, which is no subtype")
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -101,7 +162,8 @@ class Taxonomy(Config):
         file = _built_in(name)
         if not file.is_file():
             raise TaxonomyError(f"taxonomy {name!r}: not built in (her2 is); give the path of a YAML file")
-        return build(cls, yaml.safe_load(file.read_text(encoding="utf-8")), f"taxonomy {name}")
+        # Its score rules stay with the program, so that cohorts are the same as before there were any.
+        return build(cls, _read_built_in(file, without="score_rules"), f"taxonomy {name}")
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Taxonomy:
@@ -173,6 +235,30 @@ class Taxonomy(Config):
         for new, names in enumerate(self._groups(merge).values(), start=1):
             lookup[[self.id_of(name) for name in names]] = new
         return lookup
+
+    def score_rule(self, name: str | Path | None = None) -> ScoreRule:
+        """Return a score rule by its name, or that of a YAML file; by default the first one.
+
+        Raises InputError where there is no such rule, TaxonomyError or ConfigError where a file's does not fit.
+        """
+        if name is not None and Path(name).suffix in {".yaml", ".yml"}:
+            rule = build(ScoreRule, read_yaml(Path(name)), name)
+            for subtype in rule.counted:
+                self.id_of(subtype)
+            return rule
+        rules = self._rules()
+        if not rules:
+            raise InputError(f"taxonomy {self.name}: has no score rules; give --rule FILE, see docs/score.md")
+        if name is not None and name not in rules:
+            raise InputError(f"--rule {name}: unknown; {self.name} has {', '.join(rules)}, or give a YAML file")
+        return rules[str(name)] if name is not None else next(iter(rules.values()))
+
+    def _rules(self) -> dict[str, ScoreRule]:
+        file = _built_in(self.name)
+        if self.score_rules or not file.is_file():
+            return self.score_rules
+        built_in = build(Taxonomy, _read_built_in(file), self.name)
+        return built_in.score_rules if built_in.names == self.names else {}
 
     def _groups(self, merge: Merge) -> Mapping[str, Sequence[str]]:
         if isinstance(merge, str):
@@ -256,6 +342,11 @@ def _words(name: str) -> tuple[str, list[str]]:
 
 def _built_in(name: str) -> Traversable:
     return resources.files("counterstain") / "presets" / f"taxonomy_{name}.yaml"
+
+
+def _read_built_in(file: Traversable, without: str | None = None) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return {key: value for key, value in content.items() if key != without}
 
 
 def palette_of(colours: Iterable[str]) -> np.ndarray:

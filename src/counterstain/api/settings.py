@@ -21,6 +21,12 @@ subtypes:                     # ids 1, 2, 3, ... in this order are the values of
   - {id: 1, name: Subtype A, colour: "#4477aa"}
   - {id: 2, name: Subtype B, colour: "#ee6677"}
   - {id: 3, name: Mixed, colour: "#228833", counted: false}   # segmented, but left out of the variance between subtypes
+score_rules:                  # only for counterstain score: the first step that holds, from the top
+  main:
+    counted: [Subtype A, Subtype B]   # what a score is made of
+    steps:
+      - {score: high, subtypes: [Subtype B], above: 0.1}   # more than 10 % of what is counted
+    otherwise: low
 """
 
 

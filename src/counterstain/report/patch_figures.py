@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 MOST_NUMBERS, ROOMY = 24, 15  # bars that have room for a number over them, and for a larger one
 MOST_EXAMPLES = 6
+MOST_SCORED = 60  # patients in a figure
 SHOWN_PX = 256  # of a patch; sharper than a screen shows it in a row of five
 GAP = 0.03  # around a picture, as a share of its width
 BARS_UM = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -96,6 +97,31 @@ def balance(table: pd.DataFrame, taxonomy: Taxonomy) -> Figure:
     before = Key(facecolor="white", hatch="////", label="before relabelling", **EDGE)
     after = Key(facecolor=FAINT, label="after", **EDGE)
     figure.legend(handles=[before, after], loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled
+def scores(table: pd.DataFrame, taxonomy: Taxonomy, prefix: str = "share") -> Figure:
+    """Draw what the tissue of each patient is made of, with its score, interval and known score beside it.
+
+    ``table`` is that of :func:`counterstain.score`, ``prefix`` of its columns says what shares are counted in.
+    """
+    rows = table[table["level"] == "patient"].head(MOST_SCORED)
+    figure = new_figure(1.2 + 0.24 * len(rows))
+    axes = figure.subplots()
+    places, left = np.arange(len(rows)), np.zeros(len(rows))
+    for subtype in taxonomy.subtypes:
+        share = 100 * rows[f"{prefix}_{subtype.name}"].fillna(0).to_numpy(float)
+        axes.barh(places, share, 0.8, left, color=subtype.colour, **EDGE)
+        left += share
+    for place, row in zip(places.tolist(), rows.to_dict("records"), strict=True):
+        between = "" if row["low"] in {None, row["high"]} else f" ({row['low']} to {row['high']})"
+        known = "" if row["known"] is None else f", known {row['known']}"
+        axes.text(102, place, f"{row['score'] or 'no score'}{between}{known}", va="center")
+    axes.set(xlim=(0, 100), ylim=(len(rows) - 0.4, -0.6), xlabel="share of the tumour (%)")
+    axes.set_yticks(places, [wrapped(str(name), 30) for name in rows["patient"]])
+    axes.set_title("Scores for research only, not for diagnosis")
+    subtype_key(figure, taxonomy)
     return figure
 
 

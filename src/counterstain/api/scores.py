@@ -1,0 +1,132 @@
+"""Scores: slides scored by the subtypes that their tissue is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from counterstain.api import PathLike, folder_of, is_cohort, open_cohort, verb
+from counterstain.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from counterstain.data.cohort import Cohort
+    from counterstain.taxonomy import Taxonomy
+
+
+@verb
+def score(
+    source: PathLike | Cohort,
+    *,
+    out: PathLike,
+    segmenter: PathLike | None = None,
+    rule: str | None = None,
+    by: str = "area",
+    split: str | None = None,
+    calibration: PathLike | Cohort | None = None,
+    regions: str = "whole",
+    mpp_level0: float | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Score slides by the subtypes that their tissue is made of, with intervals. For research, not for diagnosis.
+
+    Parameters
+    ----------
+    source : str, Path or Cohort
+        A cohort; or a slide, an image, or a folder of them.
+    out : str or Path
+        Folder of score.csv, score.png and score.json, and of confusion.csv where the cohort knows its scores.
+    segmenter : str or Path, optional
+        Folder of a segmenter trained with segmenter.classes=subtypes [default: the annotations are scored].
+    rule : str, optional
+        A score rule of the taxonomy, for HER2 2018 or 2007, or a YAML file with one [default: its first].
+    by : str
+        What shares are counted in: area, or cells, whose nuclei are counted at 1 um per pixel or finer.
+    split : str, optional
+        train, val, test or all of a cohort [default: test with a segmenter, all without].
+    calibration : str, Path or Cohort, optional
+        Cohort whose validation patients say how sure the segmenter may be [default: the scored cohort, if it has some].
+    seed : int
+        Of the intervals.
+    regions, mpp_level0
+        As for :func:`predict`.
+    device
+        As for :func:`evaluate`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per slide, then one per patient: the score, its interval and the probability of every score, the shares of
+        the subtypes, the known score. ``attrs["agreement"]`` compares patients with their known scores (None where
+        fewer than two have one), ``attrs["calibration"]`` is the segmenter's (None without).
+    """
+    from counterstain.checkpoints import read_header
+    from counterstain.segmentation.areas import annotated_parts, predicted_parts, predicted_slide_parts
+    from counterstain.segmentation.score import agreement, calibrate, scored, with_known
+    from counterstain.storage import claimed
+
+    place, out, segmenter = folder_of(source), Path(out), None if segmenter is None else Path(segmenter)
+    slides = isinstance(place, Path) and not is_cohort(place)
+    if by not in {"area", "cells"}:
+        raise ConfigError(f"--by {by}: expected area or cells")
+    if slides and segmenter is None:
+        raise InputError(f"{place}: slides have no annotations to score; give --segmenter, or a cohort")
+    if not slides and (regions != "whole" or mpp_level0 is not None):
+        raise InputError(f"{place}: --regions and --mpp-level0 are for slides; a cohort has regions of its own")
+    cohort, header = None if slides else open_cohort(source), None if segmenter is None else read_header(segmenter)
+    of_taxonomy: Any = header if cohort is None else cohort
+    taxonomy: Taxonomy = of_taxonomy.taxonomy
+    chosen, split = taxonomy.score_rule(rule), split or ("test" if header else "all")
+    asked: dict[str, Any] = {
+        "segmenter": header and header.sha256,
+        "rule": chosen.model_dump(mode="json"),
+        "by": by,
+        "split": split,
+    }
+    asked |= {"source": str(place) if cohort is None else cohort.fingerprint, "regions": regions, "seed": seed}
+    measured = None if calibration is None else open_cohort(calibration)
+    if measured is None and cohort is not None and (cohort.regions["split"] == "val").any():
+        measured = cohort
+    with claimed(out, "score", asked | {"calibration": measured and measured.fingerprint}):
+        sure = None if segmenter is None or measured is None else calibrate(segmenter, measured, device, seed)
+        where: dict[str, Any] = {"temperature": sure.temperature if sure else 1.0, "device": device}
+        if segmenter is None:
+            parts = annotated_parts(open_cohort(source), split)
+        elif cohort is not None:
+            parts = predicted_parts(segmenter, cohort, split, **where)
+        else:
+            parts = predicted_slide_parts(segmenter, Path(str(place)), regions=regions, mpp_level0=mpp_level0, **where)
+        table: pd.DataFrame = with_known(scored(parts, taxonomy, chosen, by=by, seed=seed), cohort)
+        patients = table[table["level"] == "patient"]
+        found = agreement(patients["known"].tolist(), patients["score"].tolist(), chosen, seed)
+        table.attrs = {"calibration": sure, "agreement": found, "rule": chosen}
+        _write(out, table, taxonomy, by)
+    if header is not None and cohort is not None and header.cohort == cohort.fingerprint:
+        _record(Path(str(segmenter)), split)
+    return table
+
+
+def _write(out: Path, table: pd.DataFrame, taxonomy: Taxonomy, by: str) -> None:
+    from counterstain.report.figures import save_figure
+    from counterstain.report.patch_figures import scores
+    from counterstain.segmentation.score import NOTICE
+    from counterstain.storage import write_csv, write_json
+
+    write_csv(out / "score.csv", table)
+    save_figure(scores(table, taxonomy, "cell_share" if by == "cells" else "share"), out / "score.png")
+    sure, found = table.attrs["calibration"], table.attrs["agreement"]
+    if found is not None:
+        write_csv(out / "confusion.csv", found.confusion.rename_axis("known").reset_index())
+    about = {"notice": NOTICE, "rule": table.attrs["rule"].model_dump(mode="json"), "by": by}
+    about["calibration"] = None if sure is None else sure._asdict()
+    about["agreement"] = None if found is None else {k: v for k, v in found._asdict().items() if k != "confusion"}
+    write_json(out / "score.json", about)
+
+
+def _record(segmenter: Path, split: str) -> None:
+    """Put on record that figures of a split were shown, as ``evaluate`` does."""
+    from counterstain.study.records import record_look, run_of
+
+    record_look(run_of(segmenter) or segmenter, "score", ("val", "test") if split == "all" else (split,))
