@@ -48,6 +48,7 @@ SPECIAL: dict[str, list[Any]] = {  # where a value that fits cannot be guessed
     "cohort.phantom.prevalence": [[0.25, 0.25, 0.25, 0.25]],
     "recipe.autoencoder.multipliers": [[1, 2, 4]],
     "recipe.segmenter.encoder_depth": [4],
+    "recipe.segmenter.classes": ["subtypes"],
 }
 
 

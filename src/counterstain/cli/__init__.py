@@ -167,7 +167,7 @@ COMMANDS: dict[typer.Typer, tuple[tuple[str, Verb, Show, str], ...]] = {  # name
         ("segment", evaluation.segment, show.segmenter, "Train a segmenter, with or without a synthetic set"),
         ("evaluate", evaluation.evaluate, show.scores, "Score a segmenter, subtype by subtype"),
         ("predict", evaluation.predict, show.predictions, "Outline the tissue class on slides, for QuPath"),
-        ("score", scores.score, show.slide_scores, "Score slides by their subtypes (research use only)"),
+        ("score", scores.score, show_studies.slide_scores, "Score slides by their subtypes (research use only)"),
         ("export", cohorts.export, show.exported, "Write images, masks or weights for other tools"),
         ("release", sharing.release, show_studies.released, "Write what of a set may leave the hospital"),
         ("push", sharing.push, lambda said, _: echo(said), "Push a checkpoint or a set to the Hugging Face Hub"),

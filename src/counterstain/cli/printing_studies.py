@@ -165,3 +165,44 @@ def compared(regions: list[ComparedRegion], arguments: Arguments) -> None:
 
 def _share(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.0f} %"
+
+
+def slide_scores(table: pd.DataFrame, arguments: Arguments) -> None:
+    """Print the scores of patients, how they agree with known ones, and what they are not."""
+    from counterstain.segmentation.score import NOTICE
+
+    patients, scores = table[table["level"] == "patient"], table.attrs["rule"].scores
+    rows = [
+        (
+            row["patient"],
+            row["known"] or "-",
+            row["score"] or "-",
+            "-"
+            if row["low"] is None
+            else f"{row['low']} to {row['high']}"
+            if row["low"] != row["high"]
+            else row["low"],
+            *("-" if row["score"] is None else f"{row[f'probability_{score}']:.2f}" for score in scores),
+            f"{row['area_mm2']:.3f}",
+            _number(row["cells"], ",.0f"),
+        )
+        for row in patients.to_dict("records")
+    ]
+    columns = ("patient", "known", "score", "95 % interval", *(f"P({score})" for score in scores), "mm²", "cells")
+    print_table(columns, rows, title=f"{arguments['source']}: {NOTICE}", words=4)
+    sure, found = table.attrs["calibration"], table.attrs["agreement"]
+    if sure is not None:
+        echo(
+            f"Temperature {sure.temperature:.2f} from {sure.patients} validation patients; expected calibration error "
+            f"{sure.ece_before:.3f} before, {sure.ece:.3f} after"
+        )
+    elif arguments["segmenter"] is not None:
+        echo("notice: intervals are not calibrated; give --calibration, a cohort with validation patients", err=True)
+    if found is not None:
+        value, low, high = found.kappa
+        echo(
+            f"Against the known scores of {int(found.confusion.to_numpy().sum())} patients: equal {found.equal:.0%}, "
+            f"within one {found.within_one:.0%}, kappa (quadratic weights) {_number(value)} ({_number(low)} to "
+            f"{_number(high)})"
+        )
+    echo(f"written: {arguments['out']}/score.csv, score.png and score.json; {NOTICE}")
