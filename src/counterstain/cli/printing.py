@@ -281,10 +281,10 @@ def audit(audit: Audit, arguments: Arguments) -> None:
             (name, *(f"{getattr(f, name):.2f}" for f in found))
             for name in ("precision", "recall", "density", "coverage")
         ),
-        *((f"adherence, {s}", *(_number(f.adherence[s]) for f in found)) for s in found[0].adherence.index),
-        *((f"stain, {s}", *(_number(f.stain[s]) for f in found)) for s in found[0].stain.index),
+        *((f"adherence, {s}", *(number(f.adherence[s]) for f in found)) for s in found[0].adherence.index),
+        *((f"stain, {s}", *(number(f.stain[s]) for f in found)) for s in found[0].stain.index),
         ("seam (grey levels)", *(f"{f.seam:.1f}" for f in found)),
-        ("near copies", *(_number(f.copies.share, ".1%") for f in found)),
+        ("near copies", *(number(f.copies.share, ".1%") for f in found)),
     ]
     title = "against real training patches; 95 % intervals over patients; adherence = share that looks as asked"
     print_table(("", *(f.name for f in found)), rows, title=title)
@@ -297,7 +297,7 @@ def trace(found: Trace, arguments: Arguments) -> None:
     rows = []
     for row in found.tests.to_dict("records"):
         ends = "-" if math.isnan(row["low"]) else f"{row['low']:.2f} to {row['high']:.2f}"
-        p = f"{row['p']:.3g}", _number(row["p_holm"], ".3g")
+        p = f"{row['p']:.3g}", number(row["p_holm"], ".3g")
         rows.append((str(row["test"]), f"{row['value']:.2f}", ends, *p, "ALARM" if row["alarm"] else ""))
     print_table(("test", "value", "95 % interval", "p", "p (Holm)", ""), rows, title=f"{found.name}, over patients")
     echo("\n".join(found.in_words()))
@@ -310,7 +310,8 @@ def _with_interval(found: Interval, form: str) -> str:
     return f"{format(found.value, form)} ({ends})"
 
 
-def _number(value: float, form: str = ".2f") -> str:
+def number(value: float, form: str = ".2f") -> str:
+    """Return a number, a dash for NaN."""
     return "-" if math.isnan(value) else format(value, form)
 
 
@@ -326,7 +327,7 @@ def scores(scores: pd.Series, arguments: Arguments) -> None:
     rows = [
         (
             row.measure,
-            _number(row.value, form),
+            number(row.value, form),
             "-" if math.isnan(row.low) else f"{row.low:{form}} to {row.high:{form}}",
             *(f"{number:,}" for number in (row.patients, row.slides, row.instances)),
         )

@@ -1,4 +1,4 @@
-"""What the commands print of studies, of reviews and of blind reading tests."""
+"""What the commands print of studies, of reviews, of blind reading tests and of scores."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from counterstain.cli.printing import SHOWN as SHOWN_CELLS
-from counterstain.cli.printing import Arguments, pasted
+from counterstain.cli.printing import Arguments, number, pasted
 from counterstain.cli.terminal import echo, print_rich, print_table
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from counterstain.audit.reading_result import ReadingResult
     from counterstain.audit.reading_test import ReadingTest
     from counterstain.data.review import Review
@@ -184,7 +186,7 @@ def slide_scores(table: pd.DataFrame, arguments: Arguments) -> None:
             else row["low"],
             *("-" if row["score"] is None else f"{row[f'probability_{score}']:.2f}" for score in scores),
             f"{row['area_mm2']:.3f}",
-            _number(row["cells"], ",.0f"),
+            number(row["cells"], ",.0f"),
         )
         for row in patients.to_dict("records")
     ]
@@ -202,7 +204,7 @@ def slide_scores(table: pd.DataFrame, arguments: Arguments) -> None:
         value, low, high = found.kappa
         echo(
             f"Against the known scores of {int(found.confusion.to_numpy().sum())} patients: equal {found.equal:.0%}, "
-            f"within one {found.within_one:.0%}, kappa (quadratic weights) {_number(value)} ({_number(low)} to "
-            f"{_number(high)})"
+            f"within one {found.within_one:.0%}, kappa (quadratic weights) {number(value)} ({number(low)} to "
+            f"{number(high)})"
         )
     echo(f"written: {arguments['out']}/score.csv, score.png and score.json; {NOTICE}")
