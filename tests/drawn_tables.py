@@ -18,7 +18,7 @@ from PIL import Image
 
 from counterstain.data.cohort import Cohort
 from counterstain.errors import CounterstainError
-from counterstain.io.import_table import import_table
+from counterstain.io.import_images import import_table
 from counterstain.io.labels import LabelMap
 from counterstain.taxonomy import Taxonomy
 

@@ -20,12 +20,10 @@ from counterstain.data.split import check_no_leak, patient_key
 from counterstain.errors import CounterstainWarning, InputError, LeakageError, MismatchError
 from counterstain.io import exports as module
 from counterstain.io.export_contents import file_names
+from counterstain.io.export_viewers import Labels, write_ome_tiff, write_store
 from counterstain.io.exports import ExportConfig, export
-from counterstain.io.import_dataset import import_dataset
+from counterstain.io.import_images import import_dataset, import_table
 from counterstain.io.import_slides import import_slides
-from counterstain.io.import_table import import_table
-from counterstain.io.ome_zarr import Labels, write_store
-from counterstain.io.qupath import write_ome_tiff
 from counterstain.io.slides import Slide
 from counterstain.taxonomy import IGNORE, Taxonomy
 

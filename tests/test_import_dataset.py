@@ -27,7 +27,7 @@ from counterstain.cli import app
 from counterstain.data.patches import label_mask
 from counterstain.errors import ConfigError, CounterstainWarning, InputError
 from counterstain.io.exports import ExportConfig, export
-from counterstain.io.import_dataset import import_dataset
+from counterstain.io.import_images import import_dataset
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")
 COLOURS = 'labels: {"#000000": background, "#ff0000": A, "#0000ff": B}\n'

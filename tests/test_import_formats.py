@@ -26,7 +26,7 @@ from drawn_datasets import (
 from pycocotools import mask as coco_mask
 
 from counterstain.errors import ConfigError, CounterstainWarning, InputError
-from counterstain.io.import_table import import_table
+from counterstain.io.import_images import import_table
 from counterstain.taxonomy import IGNORE, Taxonomy
 
 NUMBERS = "labels: {0: background, 1: A, 2: B}\n"

@@ -13,8 +13,8 @@ from PIL import Image
 from counterstain.data.cohort import CohortWriter
 from counterstain.data.split import SplitConfig, split_cohort
 from counterstain.errors import ConfigError, CounterstainWarning, InputError, MismatchError, TaxonomyError
-from counterstain.io import import_table as module
-from counterstain.io.import_table import import_table
+from counterstain.io import import_images as module
+from counterstain.io.import_images import import_table
 from counterstain.io.pixel_readers import read_image
 from counterstain.taxonomy import IGNORE, Taxonomy
 
@@ -466,7 +466,7 @@ import os, signal, sys
 from pathlib import Path
 from counterstain.data.cohort import CohortWriter
 from counterstain.io.pixel_readers import read_image
-from counterstain.io.import_table import import_table
+from counterstain.io.import_images import import_table
 add = CohortWriter.add
 def killed(writer, name, regions, part=0):
     if name == "p2":

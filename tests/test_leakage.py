@@ -26,7 +26,7 @@ from counterstain.generators.spade_config import SpadeConfig
 from counterstain.generators.style import references_of
 from counterstain.generators.train import train_autoencoder, train_diffusion, train_distilled, train_spade
 from counterstain.io.exports import ExportConfig, export
-from counterstain.io.import_table import import_table
+from counterstain.io.import_images import import_table
 from counterstain.segmentation.evaluate import evaluate
 from counterstain.segmentation.mixing import MixingConfig
 from counterstain.segmentation.segmenter_config import SegmenterConfig

@@ -6,7 +6,6 @@ from .api.cohorts import (
     make_phantom as make_phantom,
     split as split,
 )
-from .api.datasets import import_dataset as import_dataset, import_table as import_table
 from .api.drawing import (
     Generator as Generator,
     add_to_set as add_to_set,
@@ -27,9 +26,11 @@ from .api.generators import (
     train as train,
 )
 from .api.imports import (
+    import_dataset as import_dataset,
     import_exact as import_exact,
     import_labels as import_labels,
     import_slides as import_slides,
+    import_table as import_table,
 )
 from .api.readings import (
     make_reading_test as make_reading_test,

@@ -1,11 +1,12 @@
-"""Imports: whole slides with annotations, an EXACT server."""
+"""Imports: whole slides with annotations, images with label files, datasets of other tools, an EXACT server."""
 
 from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from counterstain.api import Numbers, PathLike, numbers_of, verb
 from counterstain.errors import ConfigError, CounterstainWarning, InputError
@@ -71,12 +72,10 @@ def import_slides(
         CSV with slide, patient, and optionally score and mpp_level0 [default: one patient per slide].
     taxonomy : str, optional
         her2 or a YAML file [default: her2, or the subtypes of LABELS.yaml].
-    taxonomy_of, merge
-        As for :func:`import_table`.
+    taxonomy_of, merge, objects
+        As for :func:`import_dataset`.
     types : str or Path, optional
         EXACT: saved annotation types, where rows hold only their numbers.
-    objects : str
-        QuPath: types of the objects to read, of annotation, detection, cell, tile, tma_core, with commas.
     executor : str
         Where slides are read: local, or ray (a cluster whose machines share all folders).
     processes : int, optional
@@ -84,33 +83,168 @@ def import_slides(
     address : str, optional
         A running Ray cluster, or auto [default: a new one on this machine alone].
     """
+    given = dict(locals())  # first of all, while the parameters are the only local names
+
     from counterstain.io.import_slides import import_slides as import_all
     from counterstain.processes import executor_of
+
+    spread = executor_of(*(given.pop(name) for name in ("executor", "processes", "address")))
+    return import_all(file_format=_annotation_format(given.pop("format")), executor=spread, **_opened(given))
+
+
+@verb
+def import_table(
+    table: PathLike,
+    *,
+    mpp: float,
+    out: PathLike,
+    taxonomy: str | None = None,
+    taxonomy_of: PathLike | None = None,
+    tissue_class: str = "tumour",
+    labels: str = "mask",
+    legend: PathLike | None = None,
+    instance_table: PathLike | None = None,
+    merge: str | None = None,
+    threshold: int | None = None,
+    mask_values: str | Mapping[str, str] | None = None,
+    shrink: int = 1,
+    min_area_px: int = 0,
+    objects: str = "annotation",
+    point_um: float | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+    patient_column: str = "patient",
+    subtype_column: str = "subtype",
+    slide_column: str = "slide",
+    part_column: str = "part",
+    score_column: str = "score",
+    region_column: str = "region",
+    instances_column: str | None = None,
+) -> Cohort:
+    """Import pairs of an image and a label image listed in a CSV table; if interrupted, the same command continues.
+
+    Parameters
+    ----------
+    table : str or Path
+        CSV with the columns image, label, patient, subtype; label files are images, arrays, .mat files or outlines.
+    mpp : float
+        Micrometres per pixel of the images.
+    labels : str
+        mask: 255 (or 1, where no value is higher) is tissue class; ids: a subtype's id in every pixel; instances: the
+        number of an instance; planes: the same in a channel for each class. Outlines and .mat files say it themselves.
+    instance_table : str or Path, optional
+        CSV with the columns image, instance, subtype, for --labels instances.
+    threshold : int, optional
+        Masks with grey levels: values above it are tissue class [default: 127, at soft edges alone].
+    mask_values : str or mapping, optional
+        What values mean: 0=background,1-254=tissue,255=ignore, or #ff0000=tissue; for ids, subtypes as well.
+    image_column, label_column, patient_column, subtype_column : str
+        Name of this column in the table (subtypes are needed where labels are masks).
+    slide_column, part_column, score_column, region_column : str
+        Name of this column, where the table has one.
+    instances_column : str, optional
+        Column of instance maps beside the label images, which keep touching instances apart.
+    out, taxonomy, taxonomy_of, tissue_class, legend, merge, shrink, min_area_px, objects, point_um
+        As for :func:`import_dataset`.
+    """
+    given = dict(locals())
+    columns = {name.removesuffix("_column"): given.pop(name) or "" for name in list(given) if name.endswith("_column")}
+    if isinstance(mask_values, Mapping):
+        given["mask_values"] = ",".join(f"{value}={meaning}" for value, meaning in mask_values.items())
+
+    from counterstain.io.import_images import import_table as import_all
+
+    return import_all(columns=columns, **_opened(given))
+
+
+@verb
+def import_dataset(
+    folder: PathLike,
+    *,
+    out: PathLike,
+    mpp: float | None = None,
+    format: str | None = None,
+    patients: str | None = None,
+    ignore_split: bool = False,
+    legend: PathLike | None = None,
+    labels: str | None = None,
+    taxonomy: str | None = None,
+    taxonomy_of: PathLike | None = None,
+    tissue_class: str = "tumour",
+    merge: str | None = None,
+    shrink: int = 1,
+    min_area_px: int = 0,
+    objects: str = "annotation",
+    point_um: float | None = None,
+) -> Cohort:
+    """Import a dataset in the layout of another tool; if interrupted, the same command continues.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Folder of the dataset, or its COCO or Parquet file.
+    out : str or Path
+        Folder of the cohort.
+    mpp : float, optional
+        Micrometres per pixel of the images, unless the dataset says it.
+    format : str, optional
+        export (of counterstain), nnunet, hf, parquet, coco, pannuke, ome-zarr, deepliif or pairs (images and label
+        files of the same names) [default: what the files show].
+    patients : str, optional
+        Which patient an image is of, unless the dataset says it: a CSV with image and patient; folder, for a folder of
+        each patient; a regular expression that finds the patient in the path of an image; a column of the dataset; or
+        image, if no two images are of one patient.
+    ignore_split : bool
+        Leave out which images are train, val and test.
+    legend : str or Path, optional
+        YAML file that says what colours, numbers or classes of the label files mean.
+    labels : str, optional
+        What pixels of label files hold: mask, ids, instances or planes, as in import table [default: what the dataset
+        says, else mask].
+    taxonomy : str, optional
+        her2 or a YAML file; without it, the subtypes of the table or the dataset.
+    taxonomy_of : str or Path, optional
+        Folder of a trained network, such as a segmenter: the cohort gets its subtypes, present or not, so that it can
+        be tested there.
+    tissue_class : str
+        What all subtypes are, where no taxonomy is given.
+    merge : str, optional
+        Put subtypes together by this merge of the taxonomy.
+    shrink : int
+        Shrink images by this whole number; 2 turns 0.25 um into 0.5 um.
+    min_area_px : int
+        Smaller components become background.
+    objects : str
+        GeoJSON of QuPath: types of the objects to read, of annotation, detection, cell, tile, tma_core, with commas.
+    point_um : float, optional
+        Draw discs of this width, in micrometres, for points; they are left out otherwise.
+    """
+    given = dict(locals())
+
+    from counterstain.io.datasets import LAYOUTS
+    from counterstain.io.import_images import import_dataset as import_all
+
+    layout = given.pop("format")
+    if layout not in {None, *LAYOUTS}:
+        raise ConfigError(f"--format {layout}: unknown; expected {', '.join(LAYOUTS)}")
+    return import_all(layout=layout, **_opened(given))
+
+
+def _opened(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters of an import as its function takes them: the taxonomy opened, objects as a list."""
     from counterstain.progress import bar
 
-    return import_all(
-        slides,
-        annotations,
-        file_format=_annotation_format(format),
-        labels=labels,
-        mpp=mpp,
-        out=out,
-        regions=regions,
-        origin=origin,
-        patients=patients,
-        types=types,
-        objects=objects.replace(" ", "").split(","),
-        taxonomy=taxonomy_option(taxonomy, taxonomy_of),
-        merge=merge,
-        progress=bar,
-        executor=executor_of(executor, processes, address),
-        mpp_level0=mpp_level0,
-        regions_per_slide=regions_per_slide,
-        region_size_um=region_size_um,
-    )
+    taxonomy = _taxonomy(given["taxonomy"], given["taxonomy_of"])
+    more = {"taxonomy": taxonomy, "objects": _names(given["objects"]), "progress": bar}
+    plain = {name: value for name, value in given.items() if name != "taxonomy_of" and value is not None}
+    return {**plain, **more}
 
 
-def taxonomy_option(taxonomy: str | None, trained: PathLike | None) -> Taxonomy | None:
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.replace(" ", "").split(","))
+
+
+def _taxonomy(taxonomy: str | None, trained: PathLike | None) -> Taxonomy | None:
     """Return the taxonomy of ``--taxonomy`` or ``--taxonomy-of``; ConfigError where both are given."""
     from counterstain.taxonomy import Taxonomy
 
@@ -146,7 +280,7 @@ def import_labels(
     from counterstain.taxonomy import Taxonomy
 
     known = _annotation_format(format)
-    files = read_all(annotations, known, types=types, objects=objects.replace(" ", "").split(","))
+    files = read_all(annotations, known, types=types, objects=_names(objects))
     for message in (message for file in files for message in file.odd):
         warnings.warn(message, CounterstainWarning, stacklevel=3)
     if others := files_of_other_formats(annotations, known):

@@ -23,7 +23,6 @@ import typer
 import counterstain
 from counterstain.api import (
     cohorts,
-    datasets,
     evaluation,
     generators,
     imports,
@@ -177,8 +176,8 @@ COMMANDS: dict[typer.Typer, tuple[tuple[str, Verb, Show, str], ...]] = {  # name
         ("demo", studies.demo, show_studies.demo, "Run everything in minutes on two CPU cores"),
     ),
     import_app: (
-        ("table", datasets.import_table, show.imported, "Import images and label files listed in a table"),
-        ("dataset", datasets.import_dataset, show.imported, "Import a dataset in the layout of another tool"),
+        ("table", imports.import_table, show.imported, "Import images and label files listed in a table"),
+        ("dataset", imports.import_dataset, show.imported, "Import a dataset in the layout of another tool"),
         ("slides", imports.import_slides, show.imported, "Import whole slides with annotations"),
         ("labels", imports.import_labels, show.text, "Draft LABELS.yaml from annotations"),
         ("exact", imports.import_exact, show.exact, "Fetch annotations from an EXACT server"),

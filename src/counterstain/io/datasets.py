@@ -19,7 +19,7 @@ from counterstain.errors import InputError
 from counterstain.io.annotations import OF_IMAGES as SIGNS
 from counterstain.io.annotations.image_formats import coco_content, coco_id
 from counterstain.io.annotations.safe_parsing import file_name, parse_json, read_bytes
-from counterstain.io.file_pairs import (
+from counterstain.io.dataset_files import (
     IMAGE_ENDINGS,
     PARTS_BY_NAME,
     Dataset,

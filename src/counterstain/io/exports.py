@@ -24,7 +24,7 @@ from counterstain.config import Config, to_yaml
 from counterstain.data.pseudonyms import pseudonyms
 from counterstain.data.split import PATIENTS_SEEN_FILE, patient_key
 from counterstain.errors import CounterstainWarning, MismatchError
-from counterstain.io import export_datasets, ome_zarr, qupath
+from counterstain.io import export_datasets, export_viewers
 from counterstain.io.export_contents import Contents, Layout, choose_parts, contents_of, whole_class
 from counterstain.io.export_datasets import IMAGE, INSTANCES, LABELS, MAX_INSTANCE, PNG_FILES
 from counterstain.progress import Progress, silent
@@ -172,6 +172,6 @@ LAYOUTS = {
     "nnunet": export_datasets.NNUNET,
     "hf": export_datasets.IMAGE_FOLDER,
     "huggingface": export_datasets.PARQUET,
-    "qupath": qupath.PROJECT,
-    "ome-zarr": ome_zarr.STORES,
+    "qupath": export_viewers.PROJECT,
+    "ome-zarr": export_viewers.STORES,
 }

@@ -26,7 +26,7 @@ from counterstain.errors import InputError, MismatchError
 from counterstain.io.annotations import Format, files_of_other_formats, match_annotations, read_all
 from counterstain.io.annotations.json_formats import ANNOTATION
 from counterstain.io.annotations.outlines import AnnotationFile
-from counterstain.io.import_table import patients_behind, repeated_images
+from counterstain.io.import_images import patients_behind, repeated_images
 from counterstain.io.labels import LabelMap, count_labels, count_skipped, taxonomy_of_labels
 from counterstain.io.regions import InstanceWindow, Outline, read_region_table
 from counterstain.io.slide_plan import (

@@ -5,6 +5,7 @@ Classes are named as the source names them; what they mean is said by a legend. 
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -310,14 +311,13 @@ def kept(ids: np.ndarray, labels: Mapping[int, int], min_area_px: int) -> Compon
 
 
 def commonest(ids: np.ndarray, factor: int) -> np.ndarray:
-    """Shrink an (H, W) map: each block of factor x factor pixels gets its commonest number, the lowest of equals."""
+    """Shrink (H, W) integers: each block of factor x factor pixels gets its commonest number, the lowest of equals."""
     height, width = (side // factor for side in ids.shape)
-    blocks = ids[: height * factor, : width * factor].reshape(height, factor, width, factor).swapaxes(1, 2)
-    blocks = np.sort(blocks.reshape(height, width, factor * factor), axis=-1)
-    run = np.zeros(blocks.shape[:2], np.int32)
-    best, longest = blocks[..., 0].copy(), np.zeros(blocks.shape[:2], np.int32)
-    for place in range(blocks.shape[-1]):
-        run = np.where((place > 0) & (blocks[..., place] == blocks[..., place - 1]), run + 1, 1)
-        longer = run > longest
-        best, longest = np.where(longer, blocks[..., place], best), np.where(longer, run, longest)
-    return best
+    blocks = ids[: height * factor, : width * factor].reshape(height, factor, width, factor)
+    places = np.sort(blocks.transpose(1, 3, 0, 2).reshape(factor * factor, height, width), axis=0)
+    best, run = places[0].copy(), np.ones((height, width), np.int32)
+    longest = run.copy()
+    for before, place in itertools.pairwise(places):
+        run = np.where(place == before, run + 1, 1)
+        best, longest = np.where(run > longest, place, best), np.maximum(run, longest)
+    return np.asarray(best)

@@ -97,19 +97,19 @@ class RowLabels:
         config: TableConfig,
         *,
         taxonomy: Taxonomy | None,
-        legend: Path | None = None,
-        instance_table: Path | None = None,
+        legend: str | Path | None = None,
+        instance_table: str | Path | None = None,
         legend_map: LabelMap | None = None,
     ) -> None:
-        self._table, self._config = table, config
-        self._legend_file: Path | str = legend or table
-        self._legend = LabelMap.legend(legend) if legend else legend_map
+        self.table, self.rows, self.config = table, rows, config
+        self._legend_file = Path(legend or table)
+        self._legend = LabelMap.legend(self._legend_file) if legend else legend_map
         self._reading = Reading(
             planes=config.labels == "planes",
             objects=config.objects,
             point_px=None if config.point_um is None else config.point_um / config.mpp,
         )
-        self._of_instances = _instance_table(instance_table) if instance_table else None
+        self._of_instances = _instance_table(Path(instance_table)) if instance_table else None
         self._by_pixel = config.labels in {"mask", "ids"}
         self._ids = config.labels == "ids" or (config.labels == "mask" and self._legend is not None)
         self._drawn: Drawn = {}
@@ -130,7 +130,7 @@ class RowLabels:
     @property
     def depends_on_order(self) -> bool:
         """Whether reading an image takes note of the colours that values are drawn in, for those that follow."""
-        return bool(self._config.mask_values) or self._ids
+        return bool(self.config.mask_values) or self._ids
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class RowLabels:
         if self._ids:
             labels = self._merged[read_ids(row["label"], self.known, self._meanings, self._drawn)]
         else:
-            mask, kind = read_mask(row["label"], self._config.threshold, self._meanings, self._drawn)
+            mask, kind = read_mask(row["label"], self.config.threshold, self._meanings, self._drawn)
             tissue = self._merged[self.known.id_of(row["subtype"])]
             labels = np.array([0, tissue, *[IGNORE] * 254], np.uint8)[mask]
         return Labels(labels, kind=kind) if row["instances"] is None else self._kept_apart(row, labels)
@@ -196,13 +196,13 @@ class RowLabels:
         if len(fitting) != 1:
             found = "rows of two images" if fitting else "no row"
             raise InputError(
-                f"{self._table} {row['row']}: {found} in the table of instances for {row['image'].name}; its column "
+                f"{self.table} {row['row']}: {found} in the table of instances for {row['image'].name}; its column "
                 "image holds the names of the images"
             )
         return fitting[0]
 
     def _check_options(self) -> None:
-        config = self._config
+        config = self.config
         if config.threshold is not None and (config.mask_values or config.labels != "mask" or self._legend):
             raise ConfigError(
                 "--threshold: not together with --mask-values, --legend or --labels ids, which say what values mean"
@@ -223,25 +223,25 @@ class RowLabels:
             known = set[str]().union(*itertools.starmap(_names_of, rows[["image", "label"]].to_numpy()))
             if strange := self._of_instances.keys() - known:
                 said = (
-                    f"{self._table}: the table of instances has rows for other images: {first_names(strange)}; left out"
+                    f"{self.table}: the table of instances has rows for other images: {first_names(strange)}; left out"
                 )
                 warnings.warn(said, CounterstainWarning, stacklevel=5)
             return Counter(name for image in self._of_instances for name in self._of_instances[image].values())
         others: list[str] = []
-        for image, label in rows[["image", "label"]].to_numpy() if self._config.labels != "planes" else ():
+        for image, label in rows[["image", "label"]].to_numpy() if self.config.labels != "planes" else ():
             if not (self._by_pixel and is_pixels(label)):
                 found += classes_of(label, self._reading)
                 others += [label.name] if names_other_image(label, image, self._reading) else []
         if others:
-            said = f"{self._table}: imagePath of {first_names(others)} is another image; taken as renamed"
+            said = f"{self.table}: imagePath of {first_names(others)} is another image; taken as renamed"
             warnings.warn(said, CounterstainWarning, stacklevel=5)
-        if self._config.labels == "planes":
+        if self.config.labels == "planes":
             first = array_of(rows["label"].iloc[0])
             found |= Counter(map(str, range(first.shape[2] if first is not None and first.ndim == 3 else 0)))
         return found
 
     def _taxonomy(self, rows: pd.DataFrame, given: Taxonomy | None) -> Taxonomy:
-        path, config = self._table, self._config
+        path, config = self.table, self.config
         if given is not None:
             for row, subtype in zip(rows["row"], rows["subtype"], strict=True):
                 if subtype is not None and subtype not in given.names and config.labels != "ids":
@@ -249,7 +249,7 @@ class RowLabels:
                     raise TaxonomyError(f"{path} {row}: unknown subtype {subtype!r}; {given.name} has {known}")
             return given
         if self._legend is not None:
-            return taxonomy_of_labels(self._legend, Path(self._legend_file), config.tissue_class)
+            return taxonomy_of_labels(self._legend, self._legend_file, config.tissue_class)
         if config.labels == "ids":
             raise InputError(
                 f"{path}: label images of ids need a taxonomy that names the ids; give one with --taxonomy, or --legend"
@@ -272,7 +272,7 @@ class RowLabels:
         if self._legend is not None:
             self._legend.check(known, self._legend_file)
             return ValueMeanings(self._legend.labels, MEANINGS | names, self._legend_file)
-        return ValueMeanings(self._config.mask_values, MEANINGS | names) if self._config.mask_values else None
+        return ValueMeanings(self.config.mask_values, MEANINGS | names) if self.config.mask_values else None
 
     def _meanings_of_classes(self, rows: pd.DataFrame) -> dict[str, int]:
         """Return class -> label of the taxonomy before it is merged."""
@@ -286,7 +286,7 @@ class RowLabels:
         if unknown := sorted(set(named) - {*MEANINGS, *self.known.names}):
             listed = ", ".join(f"{name!r} ({named[name]:,})" for name in unknown[:LISTED])
             raise InputError(
-                f"{self._table}: classes {listed} are no subtypes of {self.known.name} ({', '.join(self.known.names)})"
+                f"{self.table}: classes {listed} are no subtypes of {self.known.name} ({', '.join(self.known.names)})"
                 "; say what they mean with --legend FILE"
             )
         return MEANINGS | {name: self.known.id_of(name) for name in self.known.names}

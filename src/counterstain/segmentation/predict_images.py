@@ -18,10 +18,17 @@ from counterstain.data.cohort import Cohort
 from counterstain.devices import choose_device, fast_arithmetic, place
 from counterstain.errors import InputError
 from counterstain.io.export_contents import file_names
-from counterstain.io.ome_zarr import Labels, write_store
+from counterstain.io.export_viewers import (
+    OUTLINES,
+    PREDICTIONS,
+    Labels,
+    ProjectImage,
+    write_ome_tiff,
+    write_project,
+    write_store,
+)
 from counterstain.io.outlines import RGB, Outlined, Span, is_written, read_areas
 from counterstain.io.pixel_readers import read_image
-from counterstain.io.qupath import OUTLINES, PREDICTIONS, ProjectImage, write_ome_tiff, write_project
 from counterstain.io.regions import InstanceWindow
 from counterstain.io.slides import IMAGE_SUFFIXES, SUFFIXES, Box, Slide, list_slides
 from counterstain.progress import Progress, silent

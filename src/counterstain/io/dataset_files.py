@@ -1,4 +1,4 @@
-"""Images and label files of the same names, as most datasets lay them out.
+"""The files of a dataset: images and label files of the same names, and which patient an image is of.
 
 They lie in folders beside each other (``images/a.png``, ``labels/a.png``), or side by side with an ending (``a.png``,
 ``a_mask.png``) or as files of two kinds (``a.tif``, ``a.xml``).
@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from counterstain.data.cohort import PARTS
 from counterstain.errors import InputError
 from counterstain.io.labels import LabelMap
 from counterstain.io.parts import CLASSED, OUTLINES
+from counterstain.io.table import csv_rows
 from counterstain.taxonomy import Taxonomy
 
 IMAGE_ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp", ".svs")
@@ -130,3 +133,82 @@ def paths_in(folder: Path, image: Path, label: Path) -> Row:
     """Return a row of an image and its label file, relative to the folder, or to that of the one file given."""
     root = folder.parent if folder.is_file() else folder
     return {"image": image.relative_to(root).as_posix(), "label": label.relative_to(root).as_posix()}
+
+
+def rows_of_text(folder: Path, dataset: Dataset, patients: str | None, *, ignore_split: bool) -> pd.DataFrame:
+    """Return the rows with the patients that the dataset or the user names; InputError where nobody does."""
+    known = [
+        {name: "" if value is None else str(value) for name, value in row.items() if not isinstance(value, dict)}
+        for row in dataset.rows
+    ]
+    if patients is not None:
+        told = _patients(folder, dataset.rows, patients)
+        known = [row | more for row, more in zip(known, told, strict=True)]
+    unknown = [row for row in known if not row.get("patient")]
+    if unknown:
+        raise InputError(
+            f"{folder}: which patients its {len(known):,} images are of is not said (first: {unknown[0]['image']}). "
+            "Give --patients: a CSV table with the columns image and patient; folder, if each patient has a folder; a "
+            "regular expression such as 'TCGA-..-....' that finds the patient in an image's path; or image, if no "
+            "two images are of one patient"
+        )
+    names = ["image", "label", "instances", "patient", "slide", "part", "score", "region", "subtype"]
+    frame = pd.DataFrame(known)
+    held = [name for name in names if name in frame and not frame[name].isna().all() and (frame[name] != "").any()]
+    frame = frame[held].fillna("")
+    if ignore_split and "part" in frame:
+        frame = frame.drop(columns="part")
+    if "part" in frame and (frame["part"] == "").any():
+        raise InputError(f"{folder}: some images are in train, val or test and some are not; give --ignore-split")
+    frame.insert(0, "row", [f"image {row['image']}" for row in known])
+    return frame
+
+
+def _patients(folder: Path, rows: Sequence[Row], given: str) -> Iterator[Row]:
+    """Yield what a rule or a table says of each image: its patient, and perhaps slide, part, score and subtype."""
+    images = [str(row["image"]) for row in rows]
+    if Path(given).is_file() or given.lower().endswith(".csv"):
+        yield from _of_table(Path(given), images)
+    elif given == "image":
+        yield from ({"patient": row.get("region") or image} for row, image in zip(rows, images, strict=True))
+    elif given == "folder":
+        parents = [Path(image).parent for image in images]
+        while parents and all(parent.name.lower() in OF_IMAGES | OF_LABELS for parent in parents):
+            parents = [parent.parent for parent in parents]
+        if any(parent.name.lower() in {"", *PARTS_BY_NAME, *OF_IMAGES} for parent in parents):
+            raise InputError(f"--patients folder: {images[0]} lies in no folder of a patient; give another rule")
+        yield from ({"patient": parent.name} for parent in parents)
+    elif all(given in row.get("columns", {}) for row in rows):
+        yield from ({"patient": str(row["columns"][given])} for row in rows)
+    else:
+        try:
+            rule = re.compile(given)
+        except re.error as error:
+            raise InputError(f"--patients {given}: no such file, and no regular expression ({error})") from error
+        for image in images:
+            found = rule.search(image)
+            name = found[1 if rule.groups else 0] if found else ""
+            if not name:
+                raise InputError(f"--patients {given}: finds no patient in {image} of {folder}; change the expression")
+            yield {"patient": name}
+
+
+def _of_table(path: Path, images: Sequence[str]) -> Iterator[Row]:
+    known: dict[str, Row] = {}
+    for where, row in csv_rows(path, ("image", "patient"), ("slide", "part", "score", "subtype")):
+        name = row["image"].replace("\\", "/").removeprefix("./")
+        if name in known:
+            raise InputError(f"{where}: image {name!r} is there twice; remove one")
+        wanted = ("patient", "slide", "part", "score", "subtype")
+        known[name] = {key: row[key] for key in wanted if row.get(key)}
+    told: dict[str, str] = {}  # row -> image
+    for image in images:
+        file = Path(image)
+        fitting = [name for name in (image, file.with_suffix("").as_posix(), file.name, file.stem) if name in known]
+        if not fitting:
+            raise InputError(f"{path}: no row for {image}; the column image holds file names, with folders or without")
+        if any(known[name] != known[fitting[0]] for name in fitting):
+            raise InputError(f"{path}: rows {fitting[0]} and {fitting[1]} say different things of {image}; keep one")
+        if told.setdefault(fitting[0], image) != image:
+            raise InputError(f"{path}: {fitting[0]} is {told[fitting[0]]} or {image}; give them with their folders")
+        yield known[fitting[0]]

@@ -1,7 +1,7 @@
-"""Import of a table of images and label images into a cohort.
+"""Import of images with label files into a cohort: of those that a table lists, or of a dataset of another tool.
 
-docs/inputs.md describes the table. The whole table is checked before anything is written; slides are written one by
-one, so that an interrupted import continues where it stopped.
+docs/inputs.md describes the table, docs/import.md all other inputs. All rows are checked before anything is written;
+slides are written one by one, so that an interrupted import continues where it stopped.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.patches import Components, areas_of, components, image_key
 from counterstain.data.region_store import Region
 from counterstain.data.split import PATIENTS_SEEN_FILE, SAME_IMAGE, read_patients_seen
-from counterstain.errors import CounterstainWarning, InputError
+from counterstain.errors import ConfigError, CounterstainWarning, InputError
+from counterstain.io.dataset_files import rows_of_text
+from counterstain.io.datasets import READERS, Layout, layout_of
 from counterstain.io.instances import commonest, kept, shows_labels
 from counterstain.io.parts import hash_of
 from counterstain.io.pixel_readers import read_image
 from counterstain.io.row_labels import Labels, RowLabels, TableConfig
 from counterstain.io.slides import area_average
-from counterstain.io.table import csv_rows, read_table
+from counterstain.io.table import checked_rows, csv_rows, read_table
 from counterstain.progress import Progress, silent
 from counterstain.storage import fingerprint, read_json, sha256_of, write_json
 from counterstain.taxonomy import MEANINGS, Taxonomy
 
+SAME_MPP = 0.01  # by which a given resolution may differ from the dataset's without a word
 SHOWN = 5  # pairs of images that are alike
 PACK_BYTES = 256 * 2**20  # decoded regions of a slide that are held in memory at once
 
@@ -47,7 +50,7 @@ def import_table(
     taxonomy: Taxonomy | None = None,
     legend: str | Path | None = None,
     instance_table: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     **options: Any,
 ) -> Cohort:
     """Import a CSV table of images and label images; ``import.json`` of the cohort counts what was taken and dropped.
@@ -63,34 +66,68 @@ def import_table(
     config = build(TableConfig, {"mpp": mpp, **options}, f"import of {table}")
     subtypes = config.labels in {"mask", "instances"} and legend is None and instance_table is None
     rows = read_table(table, config.columns, subtypes=subtypes, known_subtypes=taxonomy is not None)
-    labels = RowLabels(
-        table,
-        rows,
-        config,
-        taxonomy=taxonomy,
-        legend=None if legend is None else Path(legend),
-        instance_table=None if instance_table is None else Path(instance_table),
-    )
+    labels = RowLabels(table, rows, config, taxonomy=taxonomy, legend=legend, instance_table=instance_table)
     source = {"kind": "table", "sha256": sha256_of(table)}
-    behind = patients_behind(table)
-    return import_rows(table, rows, labels, config, out=Path(out), source=source, behind=behind, progress=progress)
+    return _import_rows(labels, Path(out), source=source, behind=patients_behind(table), progress=progress)
 
 
-def import_rows(
-    table: Path,
-    rows: pd.DataFrame,
-    read: RowLabels,
-    config: TableConfig,
+def import_dataset(
+    folder: str | Path,
     *,
-    out: Path,
-    source: dict[str, Any],
-    behind: Collection[str] = (),
-    progress: Progress | None = None,
+    out: str | Path,
+    mpp: float | None = None,
+    layout: Layout | None = None,
+    patients: str | None = None,
+    ignore_split: bool = False,
+    taxonomy: Taxonomy | None = None,
+    legend: str | Path | None = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> Cohort:
+    """Import a dataset in one of LAYOUTS, or in the one that its files show.
+
+    See :func:`counterstain.import_dataset` for the parameters; ``options`` are fields of :class:`TableConfig`.
+    """
+    folder = Path(folder)
+    root = folder.parent if folder.is_file() else folder
+    layout = layout or layout_of(folder)
+    dataset = READERS[layout](folder)
+    if not dataset.rows:
+        said = "".join(f"; left out: {count} x {reason}" for reason, count in sorted(dataset.left_out.items()))
+        raise InputError(f"{folder}: no image with labels, laid out as {layout}{said}")
+    for reason, count in sorted(dataset.left_out.items()):
+        warnings.warn(f"{folder}: left out: {count:,} x {reason}", CounterstainWarning, stacklevel=3)
+    settings = {"mpp": _mpp(folder, mpp, dataset.mpp), **dataset.options, **options}
+    config = build(TableConfig, settings, f"import of {folder}")
+    text = rows_of_text(folder, dataset, patients, ignore_split=ignore_split)
+    rows = checked_rows(folder, root, text, config.columns, known_subtypes=taxonomy is not None)
+    places = [n for n in ("mpp_level0", "x_level0_px", "y_level0_px") if all(n in row for row in dataset.rows)]
+    rows = rows.assign(**{name: [row[name] for row in dataset.rows] for name in places})
+    taxonomy = taxonomy or (dataset.taxonomy if legend is None else None)
+    labels = RowLabels(folder, rows, config, taxonomy=taxonomy, legend=legend, legend_map=dataset.legend)
+    source = {"kind": "dataset", "layout": layout, "rows": fingerprint(text.astype(str).to_dict("records"))}
+    beside = root / PATIENTS_SEEN_FILE
+    behind = sorted(read_patients_seen(beside)) if beside.exists() else ()
+    return _import_rows(labels, Path(out), source=source, behind=behind, progress=progress)
+
+
+def _mpp(folder: Path, given: float | None, said: float | None) -> float:
+    mpp = given if given is not None else said
+    if mpp is None:
+        raise ConfigError(f"{folder}: does not say its micrometres per pixel; give --mpp")
+    if said is not None and abs(mpp - said) > SAME_MPP * said:
+        warnings.warn(f"--mpp {mpp:g} overrules {said:g} of {folder}", CounterstainWarning, stacklevel=4)
+    return mpp
+
+
+def _import_rows(
+    labels: RowLabels, out: Path, *, source: dict[str, Any], behind: Collection[str], progress: Progress
 ) -> Cohort:
     """Import rows that were checked; ``behind`` are the patients behind generated images.
 
     ``source`` tells this import from another; what the files, the options and the legend add to it is added here.
     """
+    table, rows, config = labels.table, labels.rows, labels.config
     files, of_labels = rows["image"].map(hash_of), rows["label"].map(hash_of)
     maps = rows["instances"].dropna().map(hash_of)
     flat = [image for image in rows["image"][files.duplicated()] if image_key(read_image(image)) is None]
@@ -99,26 +136,26 @@ def import_rows(
     source |= {
         "files": fingerprint([files.tolist(), of_labels.tolist(), *([maps.tolist()] if len(maps) else [])]),
         "options": config.identity(),
-        **read.identity,
+        **labels.identity,
     }
     if behind:
         source["patients_seen"] = sorted(behind)
     else:  # generated images share masks
         _check_labels(table, rows.assign(file=files, key=of_labels))
-    writer = CohortWriter(out, taxonomy=read.taxonomy, mpp=config.mpp * config.shrink, source=source)
+    writer = CohortWriter(out, taxonomy=labels.taxonomy, mpp=config.mpp * config.shrink, source=source)
     if writer.finished:
         return writer.finish(len(rows))
     try:
-        with (progress or silent)("regions", len(rows)) as advance:
+        with progress("regions", len(rows)) as advance:
             for slide, part, members in _packs(rows):
                 if not writer.has(slide, part):
                     notes = _Notes()
-                    regions = [_region(row, config, read, notes) for row in members]
+                    regions = [_region(row, labels, notes) for row in members]
                     write_json(out / "notes" / f"{members[0]['number']}.json", vars(notes))
                     writer.add(slide, regions, part)
-                elif read.depends_on_order:
+                elif labels.depends_on_order:
                     for row in members:
-                        read.read(row)  # for the colours that it draws values in
+                        labels.read(row)  # for the colours that it draws values in
                 advance(len(members))
         total = _total(out / "notes")
         report = _report(total, rows) | repeated_images(table, rows, rows["region"].map(total.images))
@@ -213,16 +250,16 @@ def _packs(rows: pd.DataFrame) -> Iterator[tuple[str, int, list[dict[str, Any]]]
         yield str(slide), int(str(part)), records
 
 
-def _region(row: dict[str, Any], config: TableConfig, read: RowLabels, notes: _Notes) -> Region:
-    labels = read.read(row)
-    pixels, image = labels.pixels, read_image(row["image"])
+def _region(row: dict[str, Any], read: RowLabels, notes: _Notes) -> Region:
+    labels, image, config = read.read(row), read_image(row["image"]), read.config
+    pixels = labels.pixels
     key = image_key(image)
     if config.shrink > 1:
         if min(pixels.shape) < config.shrink:
             size = f"{pixels.shape[1]} x {pixels.shape[0]} px"
             raise InputError(f"{row['label']}: {size} cannot be shrunk {config.shrink} times")
-        image = _shrunk(image, config.shrink)
-        pixels = (_shrunk_labels if labels.of_instances is None else commonest)(pixels, config.shrink)
+        y_edges, x_edges = (np.arange(side // config.shrink + 1) * config.shrink for side in pixels.shape)
+        image, pixels = area_average(image, y_edges, x_edges), commonest(pixels, config.shrink)
     if labels.of_instances is None:
         found = components(pixels, config.min_area_px)
     else:
@@ -242,19 +279,6 @@ def _region(row: dict[str, Any], config: TableConfig, read: RowLabels, notes: _N
         mpp_level0=row.get("mpp_level0", config.mpp),
         origin_xy_level0_px=(int(row.get("x_level0_px") or 0), int(row.get("y_level0_px") or 0)),
     )
-
-
-def _shrunk(pixels: np.ndarray, factor: int) -> np.ndarray:
-    """Average blocks of (H, W, C) pixels."""
-    y_edges, x_edges = (np.arange(length // factor + 1) * factor for length in pixels.shape[:2])
-    return area_average(pixels, y_edges, x_edges)
-
-
-def _shrunk_labels(labels: np.ndarray, factor: int) -> np.ndarray:
-    """Give each block of (H, W) labels its commonest label, the lowest of equally common ones."""
-    ids = np.unique(labels)
-    shares = _shrunk(np.where(labels[..., None] == ids, 255, 0).astype(np.uint8), factor)
-    return np.asarray(ids[shares.argmax(-1)])
 
 
 @dataclass
