@@ -1,6 +1,7 @@
 """Whole datasets in the layouts of other tools, each read by one command without a table."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -168,6 +169,32 @@ def test_a_table_of_patients_that_leaves_an_image_open_is_refused(here, rows, me
     (here / "patients.csv").write_text("\n".join(["image,patient", *rows]))
     with pytest.raises(InputError, match=message):
         imported(here, legend=here / "numbers.yaml", patients=here / "patients.csv")
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("rgbs/a.png", "masks/a.png"),  # BCSS
+        ("a.bmp", "a_anno.bmp"),  # GlaS
+        ("a.png", "a_cp_masks.png"),  # Cellpose
+        (f"{unicodedata.normalize('NFD', 'ä')}.png", "ä_mask.png"),
+    ],
+)
+def test_files_go_together_as_datasets_name_them(here, image, label):
+    save(here / "data" / image, noise("a"))
+    save(here / "data" / label, of_instances(IDS))
+    assert areas(imported(here, legend=here / "numbers.yaml")) == AREAS
+
+
+def test_a_table_names_the_patients_of_pictures_side_by_side(here):
+    save(here / "data" / "ä1.png", np.concatenate([noise("a")] * 5 + [colours()], axis=1))
+    (here / "patients.csv").write_text(
+        f"image,patient\n{unicodedata.normalize('NFD', 'ä1.png')},P1\n", encoding="utf-8"
+    )
+    (here / "legend.yaml").write_text('labels: {"#000000": background, "#ff0000": A, "#0000ff": B}\n')
+    given = {"layout": "deepliif", "legend": here / "legend.yaml", "patients": here / "patients.csv"}
+    cohort = imported(here, **given)
+    assert cohort.regions["patient"].tolist() == ["P1"]
 
 
 def test_a_torn_line_is_named_by_its_number(here):

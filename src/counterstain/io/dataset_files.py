@@ -7,6 +7,7 @@ They lie in folders beside each other (``images/a.png``, ``labels/a.png``), or s
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,10 @@ OF_LABELS = {
     "label", "labels", "mask", "masks", "annotation", "annotations", "gt", "ground_truth", "groundtruth", "seg",
     "segmentation", "segmentations", "instance", "instances", "xml", "json", "geojson", "mat",
 }  # fmt: skip
-LABEL_ENDING = re.compile(r"[-_. ](label|labels|mask|seg|gt|annotation|instance|instances)$", re.IGNORECASE)
+LABEL_ENDING = re.compile(
+    r"[-_. ](labels?|(cp_)?masks?|seg|segmentation|gt|anno|annotations?|instances?)$", re.IGNORECASE
+)
+KEY = re.compile(r"\[[^\[\]]+\]$")  # of a part of a file
 PARTS_BY_NAME = {
     **{name: name for name in PARTS},
     "training": "train",
@@ -39,6 +43,7 @@ PARTS_BY_NAME = {
     "testing": "test",
 }
 Row = dict[str, Any]
+Key = tuple[tuple[str, ...], str]  # folders and name of an image and its label file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +60,14 @@ class Dataset:
 
 def read_pairs(folder: Path) -> Dataset:
     """Read images and label files of the same names: in folders beside each other, or with endings such as _mask."""
-    images: dict[tuple[tuple[str, ...], str], list[Path]] = {}
-    labels: dict[tuple[tuple[str, ...], str], list[Path]] = {}
+    images: dict[Key, list[Path]] = {}
+    labels: dict[Key, list[Path]] = {}
     for file in files_of(folder):
         place, stem, is_label = _kind(folder, file)
         if is_label is not None:
             (labels if is_label else images).setdefault((place, stem), []).append(file)
+    if not images.keys() & labels.keys():  # folders of other names: files go together by their own
+        images, labels = _by_name(images), _by_name(labels)
     rows, left_out = list[Row](), Counter[str]()
     for key, files in images.items():
         if key not in labels:
@@ -76,13 +83,30 @@ def read_pairs(folder: Path) -> Dataset:
         row = paths_in(folder, files[0], labels[key][0])
         rows.append(row | {"part": part_of(files[0].relative_to(folder))})
     left_out["label file without an image of its name"] += len(labels.keys() - images.keys())
+    if not rows:
+        known = (*IMAGE_ENDINGS, *LABEL_ENDINGS)
+        others = (file.suffix.lower() for file in files_of(folder) if file.suffix.lower() not in known)
+        left_out.update(f"file of another kind ({ending})" for ending in others)
     return Dataset(rows=split_rows(rows), left_out=+left_out)
 
 
-def key_of(folder: Path, file: Path) -> tuple[tuple[str, ...], str]:
+def _by_name(files: Mapping[Key, list[Path]]) -> dict[Key, list[Path]]:
+    found: dict[Key, list[Path]] = {}
+    for (_, stem), several in files.items():
+        found.setdefault(((), stem), []).extend(several)
+    return found
+
+
+def key_of(folder: Path, file: Path) -> Key:
     """Return the folders of a file without those that say whether it is an image or a label, and its name."""
-    places = (part for part in file.relative_to(folder).parts[:-1] if part.lower() not in OF_IMAGES | OF_LABELS)
-    return tuple(places), LABEL_ENDING.sub("", file.stem)
+    *places, _ = map(_composed, file.relative_to(folder).parts)
+    kept = (place for place in places if place.lower() not in OF_IMAGES | OF_LABELS)
+    return tuple(kept), LABEL_ENDING.sub("", _composed(file.stem))
+
+
+def _composed(name: str) -> str:
+    """Return a name in one spelling of Unicode: Macs decompose the names of files."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _kind(folder: Path, file: Path) -> tuple[tuple[str, ...], str, bool | None]:
@@ -172,7 +196,7 @@ def _patients(folder: Path, rows: Sequence[Row], given: str) -> Iterator[Row]:
     elif given == "image":
         yield from ({"patient": row.get("region") or image} for row, image in zip(rows, images, strict=True))
     elif given == "folder":
-        parents = [Path(image).parent for image in images]
+        parents = [Path(KEY.sub("", image)).parent for image in images]
         while parents and all(parent.name.lower() in OF_IMAGES | OF_LABELS for parent in parents):
             parents = [parent.parent for parent in parents]
         if any(parent.name.lower() in {"", *PARTS_BY_NAME, *OF_IMAGES} for parent in parents):
@@ -196,15 +220,16 @@ def _patients(folder: Path, rows: Sequence[Row], given: str) -> Iterator[Row]:
 def _of_table(path: Path, images: Sequence[str]) -> Iterator[Row]:
     known: dict[str, Row] = {}
     for where, row in csv_rows(path, ("image", "patient"), ("slide", "part", "score", "subtype")):
-        name = row["image"].replace("\\", "/").removeprefix("./")
+        name = _composed(row["image"].replace("\\", "/").removeprefix("./"))
         if name in known:
             raise InputError(f"{where}: image {name!r} is there twice; remove one")
         wanted = ("patient", "slide", "part", "score", "subtype")
         known[name] = {key: row[key] for key in wanted if row.get(key)}
     told: dict[str, str] = {}  # row -> image
     for image in images:
-        file = Path(image)
-        fitting = [name for name in (image, file.with_suffix("").as_posix(), file.name, file.stem) if name in known]
+        file = Path(_composed(KEY.sub("", image)))
+        names = (_composed(image), file.as_posix(), file.with_suffix("").as_posix(), file.name, file.stem)
+        fitting = [name for name in dict.fromkeys(names) if name in known]
         if not fitting:
             raise InputError(f"{path}: no row for {image}; the column image holds file names, with folders or without")
         if any(known[name] != known[fitting[0]] for name in fitting):

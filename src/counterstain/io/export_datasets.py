@@ -162,10 +162,8 @@ NNUNET = Layout(
 
 def _write_hf_tables(out: Path, contents: Contents) -> None:
     write_text(out / "taxonomy.yaml", to_yaml(contents.taxonomy))
-    subtypes, use = contents.taxonomy.subtypes, LOADING.format(how='"imagefolder", data_dir="FOLDER"')
+    counts, use = _counts_of(contents), LOADING.format(how='"imagefolder", data_dir="FOLDER"')
     write_text(out / "README.md", dataset_card(contents, use=use))
-    by_subtype = contents.instances.groupby(["name", "subtype"])["area_px"]
-    sizes, areas = by_subtype.size().to_dict(), by_subtype.sum().to_dict()
     layout, lines = IMAGE_FOLDER, dict[str, list[str]]()
     for row in contents.rows:
         files = {kind: path.partition("/")[2] for kind, path in layout.files_of(row).items()}  # from the line's folder
@@ -175,8 +173,7 @@ def _write_hf_tables(out: Path, contents: Contents) -> None:
             "instances_file_name": files[INSTANCES],
             **{key: value for key, value in row.items() if key not in {*FOR_FILES, "part"}},
             "mpp": contents.mpp,
-            "subtype_instances": {s.name: int(sizes.get((row["name"], s.id), 0)) for s in subtypes},
-            "subtype_area_px": {s.name: int(areas.get((row["name"], s.id), 0)) for s in subtypes},
+            **counts(row["name"]),
         }
         lines.setdefault(layout.folders[row["part"]], []).append(json.dumps(line))
     for folder, of_part in lines.items():
@@ -236,29 +233,32 @@ def _schema(names: Iterable[str]) -> pa.Schema:
     return schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
 
 
+def _counts_of(contents: Contents) -> Callable[[str], Row]:
+    """Return what says of an image by its name how many instances of each subtype it has, and of what area."""
+    areas, subtypes = contents.instances.groupby(["name", "subtype"])["area_px"], contents.taxonomy.subtypes
+    known = dict(zip(COUNTS, (areas.size().to_dict(), areas.sum().to_dict()), strict=True))
+    return lambda name: {kind: {s.name: int(of.get((name, s.id), 0)) for s in subtypes} for kind, of in known.items()}
+
+
 def _parquet_row(contents: Contents, row: Row) -> Row:
     sample, name = contents.sample(row), f"{row['index']:06d}.png"
     pixels = {IMAGE: sample.image, "mask": sample.labels, INSTANCES: in_16_bits(sample)}
-    areas, found = np.bincount(sample.labels.ravel(), minlength=256), list(sample.subtypes.values())
-    subtypes = contents.taxonomy.subtypes
     return {
         **{kind: {"bytes": _png(of), "path": name} for kind, of in pixels.items()},
         "number": row["index"],
         "patient": pseudonyms([patient_key(str(row["patient"]))])[0],
         "score": None if row["score"] is None else str(row["score"]),
         "mpp": contents.mpp,
-        "subtype_instances": {s.name: found.count(s.id) for s in subtypes},
-        "subtype_area_px": {s.name: int(areas[s.id]) for s in subtypes},
     }
 
 
 def _write_parquet(path: Path, contents: Contents, rows: list[Row], advance: Advance) -> None:
-    schema = _schema(contents.taxonomy.names)
+    schema, counts = _schema(contents.taxonomy.names), _counts_of(contents)
     with replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
         for group in _by_pixels(rows, GROUP_PIXELS):
             lines = []
             for row in group:
-                lines.append(_parquet_row(contents, row))
+                lines.append(_parquet_row(contents, row) | counts(row["name"]))
                 advance(1)
             writer.write_table(pa.Table.from_pylist(lines, schema))
 

@@ -41,6 +41,7 @@ from counterstain.taxonomy import BACKGROUND, IGNORE
 
 HIGHEST = 2**31 - 1
 MOST_CONTRADICTIONS = 0.1  # share of the instances of a file whose type is said twice, differently
+HDF5_OF_MATLAB = b"MATLAB 7.3 MAT-file"
 NUMBERS, TYPES = ("inst_uid", "id"), ("inst_type", "class")  # of HoVer-Net and CoNSeP, of Lizard
 OFF = "outlines beside the image"
 HIDDEN = "instances hidden by others or smaller than a pixel"
@@ -98,8 +99,8 @@ def check_size(source: Source, found: tuple[int, ...], shape: tuple[int, ...]) -
     """Raise InputError where a label file is not of the size of its image."""
     if tuple(found) != tuple(shape):
         raise InputError(
-            f"{source}: is {found[0]} x {found[1]} px but its image is {shape[0]} x {shape[1]} px (rows x columns); "
-            "export both at the same scale"
+            f"{source}: is {' x '.join(map(str, found))} px but its image is {shape[0]} x {shape[1]} px (rows x "
+            "columns); export both at the same scale"
         )
 
 
@@ -143,6 +144,9 @@ def named_arrays(source: Source) -> dict[str, np.ndarray] | None:
         from scipy.io import loadmat, whosmat
 
         with damage_named(source):
+            with source.open("rb") as file:
+                if file.read(len(HDF5_OF_MATLAB)) == HDF5_OF_MATLAB:
+                    raise InputError(f"{source}: is of MATLAB 7.3 (HDF5), which is not read; save it with '-v7'")
             if sum(math.prod(shape) for _, shape, _ in whosmat(source)) > MOST_VALUES:
                 raise InputError(f"{source}: larger than can be read at once; save each image into a file of its own")
             named = {key: value for key, value in loadmat(source).items() if isinstance(value, np.ndarray)}
@@ -204,6 +208,8 @@ def _agreed(source: Source, ids: np.ndarray, types: dict[int, str], type_map: np
 
 
 def _text(value: Any) -> str:
+    while isinstance(value, np.ndarray) and value.size == 1:  # text in a cell of MATLAB
+        value = value.item()
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import shapely
 from scipy import ndimage
 from shapely import MultiPolygon, Polygon
+from skimage.filters import threshold_otsu
 
 from counterstain.errors import InputError
 from counterstain.io.slides import Box, slide_name
@@ -178,7 +179,9 @@ def tissue_mask(image: np.ndarray) -> np.ndarray:
     darkest = np.minimum(np.minimum(red, green), blue)
     saturation = (brightness - darkest) / np.maximum(brightness, 1).astype(np.float32)
     values = ndimage.median_filter(saturation, size=3)
-    threshold = float(np.clip(_otsu(values), MIN_SATURATION, MAX_SATURATION))
+    counts, edges = np.histogram(values, bins=SATURATION_BINS, range=(0, 1))
+    otsu = threshold_otsu(hist=(counts, edges[1:])) if np.count_nonzero(counts) > 1 else 0.0
+    threshold = float(np.clip(otsu, MIN_SATURATION, MAX_SATURATION))
     mask = (values > threshold) & (brightness >= MIN_BRIGHTNESS)
     y, x = np.ogrid[-CLOSING_PX : CLOSING_PX + 1, -CLOSING_PX : CLOSING_PX + 1]
     padded = np.pad(mask, CLOSING_PX, mode="edge")  # otherwise tissue at the border is eaten away
@@ -187,17 +190,6 @@ def tissue_mask(image: np.ndarray) -> np.ndarray:
     keep = np.bincount(parts.ravel()) >= MIN_AREA_SHARE * mask.size
     keep[0] = False
     return np.asarray(keep[parts])
-
-
-def _otsu(values: np.ndarray) -> float:
-    """Return the threshold in 0..1 that separates values best into two classes."""
-    counts, edges = np.histogram(values, bins=SATURATION_BINS, range=(0, 1))
-    centres = (edges[:-1] + edges[1:]) / 2
-    below, below_sum = np.cumsum(counts), np.cumsum(counts * centres)
-    above = below[-1] - below
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = below * above * (below_sum / below - (below_sum[-1] - below_sum) / above) ** 2
-    return float(edges[1 + int(np.nan_to_num(between).argmax())])
 
 
 class Placed(NamedTuple):

@@ -123,8 +123,8 @@ class RowLabels:
         masks = not self._ids and self._by_pixel
         for row in rows["row"][rows["subtype"].isna() & rows["label"].map(is_pixels)] if masks else ():
             raise InputError(
-                f"{table} {row}: of which subtype the tissue of its mask is, is not said; give a column 'subtype', or "
-                "--legend FILE, or say with --labels what its values are"
+                f"{table} {row}: of which subtype the tissue of its mask is, is not said; give a column 'subtype' "
+                "(datasets: in the table of --patients), or --legend FILE, or say with --labels what its values are"
             )
 
     @property
@@ -262,7 +262,7 @@ class RowLabels:
             listed = f"numbers: {', '.join(names[:LISTED])}" if names else "not named"
             raise InputError(
                 f"{path}: the classes of its instances are {listed}; say what they mean with --legend FILE, or name "
-                "the subtype of each image in a column 'subtype'"
+                "the subtype of each image in a column 'subtype' (datasets: in the table of --patients)"
             )
         return taxonomy_of(names, path.stem, f"{path}: classes of the labels", config.tissue_class)
 
