@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -277,10 +278,10 @@ def guarded(app: Any, hosts: set[str]) -> Callable[..., Awaitable[None]]:
 
         try:
             await app(scope, receive, with_headers)
-        except Exception:  # Gradio raises whatever it meets in a request that no page sends
-            if begun:
-                raise
-            await _refuse(scope, send, status=400)
+        except Exception as error:  # noqa: BLE001 - Gradio raises whatever it meets in a request that no page sends
+            sys.stderr.write(f"{scope['path']!r} cannot be answered ({type(error).__name__})\n")
+            if not begun:  # otherwise that was said already
+                await _refuse(scope, send, status=500)
 
     return answer
 
