@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 
+import pandas as pd
 import pytest
 from drawn_cohort import HER2, draw_cohort, draw_set
 
@@ -137,6 +138,17 @@ def test_patches_are_filtered_by_subtype_slide_decision_and_agreement_of_the_jud
     assert table.loc[0, "decision"] == "reject"
     assert review.select(decision="reject") == [0]
     assert review.select(agreed=False) == []
+
+
+def test_a_judge_says_which_patches_of_a_set_without_filter_look_as_asked(patches):
+    judged = Review(patches, judged=lambda: pd.Series({2: 1.0, 5: 0.5}))
+    assert (judged.select(agreed=True), judged.select(agreed=False)) == ([2], [5])
+    assert judged.table().set_index("index")["agreement"].dropna().to_dict() == {2: 1.0, 5: 0.5}
+
+
+def test_patches_are_filtered_by_the_method_that_drew_them(patches):
+    assert len(Review(patches).select(method=patches.header.method)) == len(patches)
+    assert Review(patches).select(method="spade") == []
 
 
 def test_near_copies_come_first_where_the_set_was_audited(patches, tmp_path):

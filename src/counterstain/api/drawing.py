@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from counterstain.generators.interface import ImageGenerator
     from counterstain.generators.style import StyleDrawer
     from counterstain.synthesis.by_hand import Redrawing
+    from counterstain.taxonomy import Taxonomy
 
 
 @dataclass(frozen=True)
@@ -226,8 +227,8 @@ def add_to_set(work: Redrawing, cohort: PathLike | Cohort, *, out: PathLike) -> 
     return keep(work, open_cohort(cohort), Path(out))
 
 
-def open_judge(judge: PathLike, cohort: Cohort) -> Judge:
-    """Open a judge that says what the instances of a cohort look like.
+def open_judge(judge: PathLike, taxonomy: Taxonomy, mpp: float) -> Judge:
+    """Open a judge that says what instances of some tissue look like.
 
     Raises MismatchError where it is of another taxonomy or resolution.
     """
@@ -236,9 +237,9 @@ def open_judge(judge: PathLike, cohort: Cohort) -> Judge:
     from counterstain.errors import MismatchError
 
     opened, header = load_judge(Path(judge))
-    require_taxonomy(Path(judge), header, cohort.taxonomy)
-    if not cohort.is_at(header.mpp):
-        raise MismatchError(f"{judge}: the judge learnt at {header.mpp:g} um/px, the cohort is at {cohort.mpp:g}")
+    require_taxonomy(Path(judge), header, taxonomy)
+    if abs(header.mpp - mpp) > 0.05 * mpp:  # as Cohort.is_at
+        raise MismatchError(f"{judge}: the judge learnt at {header.mpp:g} um/px, the tissue is at {mpp:g}")
     return opened
 
 

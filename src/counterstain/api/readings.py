@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from counterstain.api import Numbers, PathLike, numbers_of, open_cohort, verb
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from counterstain.audit.judge import Judge
     from counterstain.audit.reading_result import ReadingResult
     from counterstain.audit.reading_test import ReadingTest
     from counterstain.data.cohort import Cohort
@@ -25,6 +29,7 @@ def review(
     unsure: Numbers | None = None,
     undo: bool = False,
     audit: PathLike | None = None,
+    judge: PathLike | None = None,
 ) -> Review:
     """Accept and reject patches of a synthetic set, and show how far its review is.
 
@@ -43,10 +48,14 @@ def review(
         Take back this reviewer's last decision.
     audit : str or Path, optional
         Folder of an audit of the set: near copies of training tissue are listed first.
+    judge : str or Path, optional
+        Judge that says which patches look as asked, of a set that was drawn without a filter.
     """
+    from counterstain.data.patch_set import PatchSet
     from counterstain.data.review import Review
 
-    opened = Review(synthetic, reviewer, audit=audit)
+    patches = synthetic if isinstance(synthetic, PatchSet) else PatchSet.open(synthetic)
+    opened = Review(patches, reviewer, audit=audit, judged=None if judge is None else judged_by(judge, patches))
     decided = {"accept": accept, "reject": reject, "unsure": unsure}
     numbers = {decision: numbers_of(given, decision) or [] for decision, given in decided.items()}
     opened.check([number for found in numbers.values() for number in found])
@@ -56,6 +65,19 @@ def review(
     if undo:
         opened.undo()
     return opened
+
+
+def judged_by(judge: PathLike | Judge, patches: PatchSet) -> Callable[[], pd.Series]:
+    """Return what says, when it is called, how far each patch of a set looks to a judge as asked.
+
+    Raises MismatchError where the judge is of another taxonomy or resolution.
+    """
+    from counterstain.api.drawing import open_judge
+    from counterstain.audit.judge import Judge, agreement
+
+    header = patches.header
+    opened = judge if isinstance(judge, Judge) else open_judge(judge, header.taxonomy, header.mpp)
+    return lambda: agreement(opened, patches)
 
 
 @verb

@@ -47,7 +47,7 @@ def studio(
     generator : sequence of str or Path
         Checkpoints to draw with; each can be drawn with in all its ways. Phantoms have the oracle as well.
     judge : str or Path, optional
-        Judge that says what instances look like, before and after.
+        Judge that says what instances look like, before and after, and which patches to review look as asked.
     keep_in : str or Path, optional
         Folder of a set that redrawn patches can be added to; made where there is none.
     set_dir : str or Path, optional

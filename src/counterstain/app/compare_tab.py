@@ -14,7 +14,7 @@ from counterstain.progress import steps_heard
 from counterstain.study.compare import ComparedRegion, arms_of
 
 CHOSEN = "chosen by validation"
-PICTURES = ("Image", "Reference", "Baseline", "Arm", "Where they differ")
+PICTURES = ("Image", "Annotation, by subtype", "Found by the baseline", "Found by the arm", "Where they differ")
 
 
 class Tab:
@@ -27,15 +27,18 @@ class Tab:
         if len(arms) < 2:
             raise InputError(f"{self.run}: has one arm; there is nothing to compare")
         gr.HTML(legend(studio.cohort.taxonomy))
-        with gr.Row():
+        with gr.Row(equal_height=True):
             self.baseline = gr.Dropdown(
                 arms, value="subtype" if "subtype" in arms else arms[0], label="Baseline", min_width=200
             )
             self.arm = gr.Dropdown([CHOSEN, *arms], value=CHOSEN, label="Arm", elem_id="arm", min_width=220)
-            self.split = gr.Radio(["val", "test"], value="val", label="Part", info="Looking at test is put on record")
-            self.compare = gr.Button("Compare", variant="primary", elem_id="compare-arms")
+            parts = [("validation", "val"), ("test (put on record)", "test")]
+            self.split = gr.Radio(parts, value="val", label="Part", min_width=260)
+        self.compare = gr.Button("Compare", variant="primary", elem_id="compare-arms")
         self.found = gr.State([])
-        self.region = gr.Dropdown([], label="Region, those first where the two differ most", elem_id="compared")
+        self.region = gr.Dropdown(
+            [], label="Region, and the share of its pixels on which the two differ", elem_id="compared"
+        )
         self.about = gr.HTML("", elem_id="difference")
         with gr.Row(elem_classes="equal"):
             self.pictures = []
@@ -61,7 +64,7 @@ class Tab:
         """Compare two arms on all regions, and show the first."""
         with steps_heard(lambda done, total: progress((done, total), desc="comparing", unit="regions")):
             found = compare_arms(self.run, baseline=baseline, arm=None if arm == CHOSEN else arm, split=split)
-        choices = [(f"{one.region}: {one.disagreement:.1%}", i) for i, one in enumerate(found)]
+        choices = [(f"{one.region}: {100 * one.disagreement:.1f} %", i) for i, one in enumerate(found)]
         return [found, gr.Dropdown(choices, value=0 if found else None), *self.filled(found, 0)]
 
     def filled(self, found: list[ComparedRegion], number: int) -> list[Any]:
@@ -70,9 +73,9 @@ class Tab:
             return ["", *[None] * len(PICTURES)]
         region = found[number]
         parts = "; ".join(
-            f'<span style="color: rgb{colour}">■</span> {escape(arm)} alone is right: {share:.1%}'
-            for arm, (colour, share) in region.colours.items()
+            f'<span style="color: rgb{colour}">■</span> {name} alone is right: {escape(arm)}, {100 * share:.1f} %'
+            for name, (arm, (colour, share)) in zip(("arm", "baseline"), region.colours.items(), strict=True)
         )
-        about = f"<p>{escape(f'{region.region} of slide {region.slide}')}. {parts} of the pixels.</p>"
+        about = f"<p>{escape(f'{region.region} of slide {region.slide}')}: {parts} of the pixels</p>"
         outlines = [region.outlined("baseline"), region.outlined("arm")]
         return [about, region.image, region.reference(), *outlines, region.difference()]

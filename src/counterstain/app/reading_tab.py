@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from counterstain.app.server import Studio, handled, person_of, picture
+from counterstain.app.server import Studio, handled, person_of, picture, table_of
 from counterstain.audit.reading_test import CONFIDENCES
 from counterstain.data.overlays import resized
 from counterstain.errors import InputError
@@ -20,8 +20,8 @@ SHARES = {
     "accuracy": "Real or drawn, right",
     "drawn_found": "Drawn called drawn",
     "real_found": "Real called real",
-    "subtype_of_real": "Subtype of real patches as asked for",
-    "subtype_of_drawn": "Subtype of drawn patches as asked for",
+    "subtype_of_real": "Subtype of real patches seen as annotated",
+    "subtype_of_drawn": "Subtype of drawn patches seen as asked for",
 }
 
 
@@ -31,26 +31,26 @@ class Tab:
     def __init__(self, studio: Studio, person: gr.Textbox) -> None:
         assert studio.reading is not None
         self.test, self.person = studio.reading, person
+        tissue = escape(self.test.header.taxonomy.tissue_class)
         gr.HTML(
-            "<p>Say of each patch whether it is real or drawn, and which subtype most of its "
-            f"{escape(self.test.header.taxonomy.tissue_class)} shows. Answers are kept at once and are final; come "
-            "back under the same name to go on.</p>"
+            f"<p>Is each patch real or drawn, and which subtype does most of its {tissue} show? Answers are kept at "
+            "once and are final; come back under the same name to go on.</p>"
         )
-        self.start = gr.Button("Begin or go on", elem_id="begin")
+        self.start = gr.Button("Begin or go on", size="md", elem_id="begin")
         self.progress = gr.HTML("", elem_id="reading-progress")
         self.question = gr.State(None)
         with gr.Row(visible=False) as self.asked:
             with gr.Column(scale=4, min_width=320):
-                self.picture = picture("Patch", elem_id="question")
+                self.picture = picture("Patch: real or drawn?", elem_id="question")
             with gr.Column(scale=3, min_width=300):
                 self.kind = gr.Radio([REAL, DRAWN], label="Is it real or drawn?", elem_id="kind")
                 self.subtype = gr.Radio(list(self.test.subtypes), label="Which subtype?", elem_id="seen")
                 confidences = [NOT_SAID, *map(str, CONFIDENCES)]
                 self.confidence = gr.Radio(
-                    confidences, value=NOT_SAID, label="How sure are you?", info="1 = a guess, 5 = certain"
+                    confidences, value=NOT_SAID, label="How sure are you? (1 = a guess, 5 = certain)"
                 )
                 self.answer = gr.Button("Answer", variant="primary", elem_id="answer")
-        self.result = gr.HTML("", elem_id="reading-result")
+        self.result = gr.HTML("", elem_id="reading-result", elem_classes="table")
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         shown = [
             self.question, self.asked, self.picture, self.kind, self.subtype, self.confidence, self.progress,
@@ -100,13 +100,11 @@ class Tab:
 
         result = score_readers(self.test)
         row = result.readers[result.readers["reader"] == reader].iloc[0]
-        shares = "".join(
-            f"<tr><th scope=row>{words}</th><td>{_percent(row, name)}</td></tr>" for name, words in SHARES.items()
-        )
+        shares = table_of(["", "95 % interval in brackets"], [[w, _percent(row, n)] for n, w in SHARES.items()])
         counts = result.confusion[result.confusion["reader"] == reader]
         return (
-            f"<h3>Result of {escape(reader)}</h3><p>With 95 % intervals; by chance half of the answers are right. "
-            f"d' = {row['d_prime']:.2f}, by chance 0.</p><table>{shares}</table>"
+            f"<h3>Result of {escape(reader)}</h3><p>By chance half of the answers to real or drawn are right, "
+            f"and d' is 0; here it is {row['d_prime']:.2f}.</p>{shares}"
             + "".join(self._confusion(counts[counts["kind"] == kind], kind) for kind in (REAL, DRAWN))
         )
 
@@ -114,12 +112,9 @@ class Tab:
         """Return the answers by shown (row) and seen subtype as an HTML table."""
         table = counts.pivot_table(index="shown", columns="answered", values="answers", aggfunc="sum").fillna(0)
         table = table.reindex(columns=list(self.test.subtypes), fill_value=0).astype(int)
-        head = "".join(f"<th scope=col>{escape(str(name))}</th>" for name in table.columns)
-        body = "".join(
-            f"<tr><th scope=row>{escape(str(shown))}</th>{''.join(f'<td>{count}</td>' for count in row)}</tr>"
-            for shown, row in zip(table.index, table.to_numpy().tolist(), strict=True)
-        )
-        return f"<h4>Subtypes seen in {kind} patches</h4><table><tr><th>shown</th>{head}</tr>{body}</table>"
+        head = ["asked for" if kind == DRAWN else "annotated", *(f"seen as {name}" for name in table.columns)]
+        rows = ([str(name), *map(str, row)] for name, row in zip(table.index, table.to_numpy().tolist(), strict=True))
+        return f"<h4>Subtypes seen in {kind} patches</h4>{table_of(head, rows)}"
 
 
 def _percent(row: pd.Series, name: str) -> str:

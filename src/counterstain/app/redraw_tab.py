@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from counterstain.api.drawing import add_to_set, instance_table
-from counterstain.app.server import CACHE, Studio, caption, clicked, handled, legend, picture
+from counterstain.app.server import CACHE, Studio, caption, clicked, handled, legend, picture, table_of
 from counterstain.data.overlays import enlarged, outlined, outlined_region
 from counterstain.data.patches import Patch
 from counterstain.errors import InputError
@@ -27,6 +28,7 @@ THUMBNAIL_PX = 640
 SHOWN_PX = 768  # patches are enlarged to about this, so that outlines are thin
 NO_STYLE = "none"
 MOST_LISTED = 200  # instances of a region
+MOST_GUIDANCE = 5
 ROOM = 0.8  # share of a patch that the first instance shown takes at most
 
 
@@ -55,23 +57,26 @@ class Tab:
         self.view = gr.State(None)
         gr.HTML(legend(self.cohort.taxonomy))
         with gr.Row():
-            with gr.Column(scale=3, min_width=300):
+            with gr.Column(scale=3, min_width=260):
                 self._lay_out_places()
-            with gr.Column(scale=4, min_width=320):
-                self.picture = picture("Patch: click instances to choose them", pickable=True, elem_id="patch")
-                self.instances = gr.CheckboxGroup([], label="Chosen instances", elem_id="instances")
-                self.every = gr.Button("Choose all instances", size="sm")
-            with gr.Column(scale=3, min_width=300):
-                self._lay_out_controls()
-        self.said = gr.HTML("", elem_id="said")
+            with gr.Column(scale=8, min_width=600), gr.Row():
+                with gr.Column(scale=5, min_width=300):
+                    self.picture = picture("Patch: click instances to choose them", pickable=True, elem_id="patch")
+                    self.instances = gr.CheckboxGroup([], label="Chosen instances", elem_id="instances")
+                    self.every = gr.Button("Choose all instances", size="sm")
+                with gr.Column(scale=4, min_width=340):
+                    self._lay_out_controls()
         self._lay_out_results()
 
     def _lay_out_places(self) -> None:
         first = self._first_slide()
-        self.slide = gr.Dropdown(list(self.positions), value=first, label="Slide")
-        self.region = gr.Dropdown(self._regions_of(first), label="Region")
-        self.thumbnail = picture("Region: click where to cut out the patch", pickable=True, elem_id="region")
-        self.place = gr.Dropdown([], label="Or go to an instance of the region")
+        with gr.Row():
+            with gr.Column(min_width=240):
+                self.slide = gr.Dropdown(list(self.positions), value=first, label="Slide")
+                self.region = gr.Dropdown(self._regions_of(first), label="Region")
+                self.place = gr.Dropdown([], label="Instance to go to")
+            with gr.Column(min_width=240):
+                self.thumbnail = picture("Or click where to cut out the patch", pickable=True, elem_id="region")
 
     def _lay_out_controls(self) -> None:
         taxonomy, ways = self.cohort.taxonomy, self.studio.ways
@@ -80,8 +85,10 @@ class Tab:
         guided = any(way.guidance is not None for way in ways.values())
         self.subtype = gr.Radio(list(taxonomy.names), value=highest, label="New subtype", elem_id="subtype")
         self.way = gr.Dropdown(list(ways), value=_first_way(self.studio), label="Draw with")
-        self.seed = gr.Number(0, label="Seed", info="Another number draws another image", precision=0, minimum=0)
-        self.guidance = gr.Slider(0, 5, value=1.0, step=0.1, label="Guidance", info="1 = none", visible=guided)
+        self.seed = gr.Number(0, label="Seed (another number, another image)", precision=0, minimum=0)
+        self.guidance = gr.Number(
+            1.0, label="Guidance (1 = none)", minimum=0, maximum=MOST_GUIDANCE, step=0.1, visible=guided
+        )
         self.style = gr.Dropdown([NO_STYLE], value=NO_STYLE, label="Style of slide", visible=styles)
         self.draw = gr.Button("Draw", variant="primary", elem_id="draw")
         with gr.Row():
@@ -89,26 +96,29 @@ class Tab:
             self.reset = gr.Button("Start over", size="sm", min_width=80)
 
     def _lay_out_results(self) -> None:
-        with gr.Row():
+        with gr.Row(elem_classes="equal wide"):
             with gr.Column(min_width=160):
                 self.original = picture("Original", elem_id="original")
             with gr.Column(min_width=160):
                 self.mask = picture("Mask now", elem_id="mask")
             with gr.Column(min_width=160):
                 self.result = picture("Result", elem_id="result")
-        with gr.Row():
-            with gr.Column(scale=4, min_width=360):
-                caption("Original (left) and result (right)")
+            with gr.Column(min_width=160):
+                caption("Original (left) over result (right)")
                 self.slider = gr.ImageSlider(
                     show_label=False, format="png", interactive=False, buttons=["fullscreen"], elem_classes="tissue",
                     max_height=SHOWN_PX,
                 )  # fmt: skip
-            with gr.Column(scale=5, min_width=440):
-                caption("Instances before and after")
-                self.table = gr.Dataframe(show_label=False, interactive=False, wrap=True, buttons=[])
+        with gr.Row():
+            with gr.Column(scale=5, min_width=340):
+                self.table = gr.HTML("", elem_id="before-after", elem_classes="table")
+            with gr.Column(scale=4, min_width=300):
+                self.said = gr.HTML("", elem_id="said")
                 with gr.Row():
-                    self.save = gr.DownloadButton("Save as PNG", min_width=140)
-                    self.keep = gr.Button("Add to the set", visible=self.studio.keep_in is not None, min_width=140)
+                    self.save = gr.DownloadButton("Save as PNG", size="md", min_width=130)
+                    self.keep = gr.Button(
+                        "Add to the set", size="md", visible=self.studio.keep_in is not None, min_width=130
+                    )
 
     @property
     def shown(self) -> list[Any]:
@@ -135,7 +145,7 @@ class Tab:
         drawing = [self.view, self.subtype, self.way, self.seed, self.guidance, self.style]
         self.draw.click(
             handled(self.drawn), drawing, self.shown, api_visibility="private", concurrency_id="drawing",
-            show_progress_on=[self.result],
+            show_progress_on=[self.picture],
         )  # fmt: skip
         self.undo.click(
             handled(lambda view: self.filled(_with(view, view.work.undone()))), self.view, self.shown, **private
@@ -193,7 +203,7 @@ class Tab:
     def way_chosen(self, name: str) -> list[Any]:
         """Show which controls a way of drawing has."""
         way = self.studio.ways[name]
-        guidance = gr.Slider(value=way.guidance or 1.0, interactive=way.guidance is not None)
+        guidance = gr.Number(value=way.guidance or 1.0, interactive=way.guidance is not None)
         return [guidance, gr.Dropdown([NO_STYLE, *way.styles], value=NO_STYLE, interactive=bool(way.styles))]
 
     def drawn(  # noqa: PLR0917 - in the order of the controls
@@ -225,7 +235,8 @@ class Tab:
         """Add the patch to the set."""
         assert self.studio.keep_in is not None
         patches = add_to_set(view.work, self.cohort, out=self.studio.keep_in)
-        return f"Added: the set has {len(patches)} patches now."
+        many = "patches" if len(patches) > 1 else "patch"
+        return f"{_said(view.work)}<p>Added: the set has {len(patches)} {many} now.</p>"
 
     # What is shown
 
@@ -251,7 +262,7 @@ class Tab:
         view = replace(view, chosen=chosen)
         patch = view.work.patch
         names = [(f"{i}: {self.cohort.taxonomy.name_of(patch.subtypes[i])}", i) for i in _drawable(patch)]
-        large = outlined(enlarged(patch, self.factor), width_px=2, marked=chosen)
+        large = outlined(enlarged(patch, self.factor), width_px=2, marked=chosen, numbered=True)
         return [view, large, gr.CheckboxGroup(names, value=list(chosen))]
 
     def _thumbnail(self, view: View) -> np.ndarray:
@@ -266,18 +277,21 @@ class Tab:
             image[frame] = colour
         return image
 
-    def _compared(self, work: Redrawing) -> pd.DataFrame:
-        """Return the instances before and after; their subtype, their stain and what the judge sees."""
-        before, after = (instance_table(patch, self.studio.judge) for patch in (work.real, work.patch))
-        columns: dict[str, list[Any]] = {"no.": before["instance"].tolist()}
-        titles = {"subtype": "subtype", "dab": "DAB", "judge": "judge sees", "probability": "certainty"}
-        for name in [name for name in titles if name in before]:
-            for when, table in (("before", before), ("after", after)):
-                columns[f"{titles[name]} {when}"] = [
-                    "-" if pd.isna(value) else f"{value:.2f}" if isinstance(value, float) else value
-                    for value in table[name]
-                ]
-        return pd.DataFrame(columns)
+    def _compared(self, work: Redrawing) -> str:
+        """Return the instances before and after as HTML: their subtype, their stain and what the judge sees."""
+        tables = [instance_table(patch, self.studio.judge) for patch in (work.real, work.patch)]
+        columns = {"Subtype": [table["subtype"] for table in tables]}
+        columns["DAB (optical density)"] = [table["dab"].map("{:.2f}".format) for table in tables]
+        if self.studio.judge is not None:
+            columns["Judge sees"] = [
+                table["judge"].fillna("-") + table["probability"].map(" ({:.0%})".format, na_action="ignore").fillna("")
+                for table in tables
+            ]
+        rows = zip(
+            tables[0]["instance"].astype(str), *itertools.starmap(map, ((_change, *c) for c in columns.values())),
+            strict=True,
+        )  # fmt: skip
+        return table_of(["Instance", *columns], rows) if len(tables[0]) else "<p>No instance is in this patch.</p>"
 
     def _saved(self, view: View) -> str:
         """Write the image where the browser may fetch it, and return its name."""
@@ -357,6 +371,10 @@ def _first_way(studio: Studio) -> str:
     from counterstain.generators.methods import METHODS
 
     return next((n for n, way in studio.ways.items() if METHODS[way.drawer.method].inpaints), next(iter(studio.ways)))
+
+
+def _change(before: str, after: str) -> str:
+    return before if before == after else f"{before} → {after}"
 
 
 def _drawable(patch: Patch) -> list[int]:

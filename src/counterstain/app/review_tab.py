@@ -14,12 +14,15 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from counterstain.api.drawing import instance_table
+from counterstain.api.readings import judged_by
 from counterstain.app.server import CACHE, Studio, caption, handled, legend, person_of, picture
 from counterstain.data.overlays import cut_again, enlarged, outlined
 from counterstain.data.review import DECISIONS, UNDECIDED, Review
+from counterstain.progress import steps_heard
 
 ANY = "any"
-JUDGED = {"agrees": True, "disagrees": False}
+JUDGED = {"looks as asked": True, "looks different": False}
 PAGE = 24  # patches in the grid
 SHOWN_PX = 512
 MARKS = {"accept": "✓", "reject": "✗", "unsure": "?", UNDECIDED: ""}
@@ -45,7 +48,8 @@ class Tab:
     def __init__(self, studio: Studio, blocks: gr.Blocks, person: gr.Textbox) -> None:
         assert studio.patches is not None
         self.studio, self.patches, self.person = studio, studio.patches, person
-        self.known = Review(self.patches, audit=studio.audit)
+        judged = None if studio.judge is None else judged_by(studio.judge, self.patches)
+        self.known = Review(self.patches, audit=studio.audit, judged=judged)
         self.is_own = self.patches.header.cohort == studio.cohort.fingerprint
         self.file_of = lru_cache(4096)(self._written)
         self.view = gr.State(None)
@@ -54,8 +58,10 @@ class Tab:
             self.subtype = gr.Dropdown([ANY, *self.patches.header.taxonomy.names], value=ANY, label="Shows subtype")
             slides = sorted(self.patches.patches["slide"].unique())
             self.slide = gr.Dropdown([ANY, *slides], value=ANY, label="Mask from slide")
-            judged = self.patches.judged.empty
-            self.judged = gr.Dropdown([ANY, *JUDGED], value=ANY, label="The filter's judge", visible=not judged)
+            methods = sorted(set(self.known.methods))
+            self.method = gr.Dropdown([ANY, *methods], value=ANY, label="Drawn by", visible=len(methods) > 1)
+            has_judge = judged is not None or not self.patches.judged.empty
+            self.judged = gr.Dropdown([ANY, *JUDGED], value=ANY, label="To the judge", visible=has_judge)
             decisions = [UNDECIDED, ANY, *DECISIONS]
             self.decision = gr.Dropdown(decisions, value=UNDECIDED, label="Decision", elem_id="decision")
         self.progress = gr.HTML("", elem_id="review-progress")
@@ -78,7 +84,9 @@ class Tab:
                 self.about = gr.HTML("", elem_id="about-patch")
                 with gr.Row():
                     self.buttons = {
-                        decision: gr.Button(f"{decision.capitalize()} ({key})", min_width=90, elem_id=f"key-{key}")
+                        decision: gr.Button(
+                            f"{decision.capitalize()} ({key})", size="md", min_width=90, elem_id=f"key-{key}"
+                        )
                         for decision, key in KEYS.items()
                     }
                 self.undo = gr.Button("Undo my last decision (z)", size="sm", elem_id="key-z")
@@ -86,11 +94,16 @@ class Tab:
 
     def _connect(self, blocks: gr.Blocks) -> None:
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        filters = [self.subtype, self.slide, self.judged, self.decision]
+        filters = [self.subtype, self.slide, self.method, self.judged, self.decision]
         shown = [self.view, self.grid, self.drawn, self.real, self.about, self.progress]
         blocks.load(handled(self.filtered), filters, shown, **private)
         for part in filters:
-            part.input(handled(self.filtered), filters, shown, **private)
+            hears = (
+                private | {"show_progress": "full", "show_progress_on": [self.progress]}
+                if part is self.judged
+                else private
+            )
+            part.input(handled(self.filtered), filters, shown, **hears)
         self.grid.select(handled(self.chosen), self.view, shown, **private)
         self.back.click(handled(lambda view: self.filled(_moved(view, -1))), self.view, shown, **private)
         self.on.click(handled(lambda view: self.filled(_moved(view, 1))), self.view, shown, **private)
@@ -98,14 +111,24 @@ class Tab:
             button.click(handled(self._decides(decision)), [self.view, self.person], shown, **private)
         self.undo.click(handled(self.undone), [self.view, self.person], shown, **private)
 
-    def filtered(self, subtype: str, slide: str, judged: str, decision: str) -> list[Any]:
+    def filtered(  # noqa: PLR0917 - in the order of the controls
+        self,
+        subtype: str,
+        slide: str,
+        method: str,
+        judged: str,
+        decision: str,
+        progress: Any = gr.Progress(),  # noqa: B008 - this is how Gradio hands it over
+    ) -> list[Any]:
         """Show the patches that fit."""
-        found = self.known.select(
-            subtype=None if subtype == ANY else subtype,
-            slide=None if slide == ANY else slide,
-            agreed=JUDGED.get(judged),
-            decision=None if decision == ANY else decision,
-        )
+        with steps_heard(lambda done, total: progress((done, total), desc="judging", unit="patches")):
+            found = self.known.select(
+                subtype=None if subtype == ANY else subtype,
+                slide=None if slide == ANY else slide,
+                method=None if method == ANY else method,
+                agreed=JUDGED.get(judged),
+                decision=None if decision == ANY else decision,
+            )
         return self.filled(View(indices=tuple(found)))
 
     def chosen(self, view: View, event: gr.SelectData) -> list[Any]:
@@ -143,23 +166,28 @@ class Tab:
     def _pictures(self, index: int) -> list[np.ndarray | None]:
         patch, size = self.patches[index], self.patches.header.size_px
         factor = max(1, SHOWN_PX // size)
-        drawn = outlined(enlarged(patch, factor), width_px=2)
-        if not self.is_own:
-            return [drawn, None]
-        return [drawn, outlined(enlarged(cut_again(self.studio.cohort, patch.source, size), factor), width_px=2)]
+        shown = [patch, cut_again(self.studio.cohort, patch.source, size)] if self.is_own else [patch]
+        large = [outlined(enlarged(one, factor), width_px=2, numbered=True) for one in shown]
+        return [*large, *[None] * (2 - len(large))]
 
     def _about(self, view: View, decisions: pd.DataFrame) -> str:
         """Return what is known of a patch as HTML."""
         assert view.index is not None
         rows = self.known.patches.instances
         name_of, own = self.patches.header.taxonomy.name_of, rows[rows["index"] == view.index]
+        patch, judge = self.patches[view.index], self.studio.judge
+        seen = {} if judge is None else instance_table(patch, judge).set_index("instance")["judge"].dropna().to_dict()
         columns = (own[name].tolist() for name in ("instance", "subtype_before", "subtype"))
-        changes = "; ".join(f"{i}: {name_of(a)} → {name_of(b)}" for i, a, b in zip(*columns, strict=True))
-        source = self.patches[view.index].source
+        lines = [f"Mask from region {patch.source.region}"]
+        for i, before, after in zip(*columns, strict=True):
+            looks = f"; the judge sees {seen[i]}" if i in seen else ""
+            lines.append(f"{i}: {name_of(before)} → {name_of(after)}{looks}")
+        if not pd.isna(similar := self.known.similarity.get(view.index)):
+            lines.append(f"Correlation with the training tissue that it resembles most: {similar:.2f}")
         decision = _decision(decisions, view.index)
         by = f" by {decisions['reviewer'].get(view.index)!s}" if decision != UNDECIDED else ""
         where = f"Patch {view.index} ({view.place + 1} of {len(view.indices)}): {decision}{by}"
-        return f"<p><b>{escape(where)}</b><br>{escape(f'Region {source.region}')}<br>{escape(changes)}</p>"
+        return f"<p><b>{escape(where)}</b><br>{'<br>'.join(map(escape, lines))}</p>"
 
     def _written(self, index: int) -> str:
         """Write a patch for the grid where the browser may fetch it, and return the file."""

@@ -12,7 +12,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from html import escape
@@ -108,7 +108,7 @@ class Studio:
             cohort=cohort,
             ways=ways,
             size_px=size,
-            judge=None if judge is None else open_judge(judge, cohort),
+            judge=None if judge is None else open_judge(judge, cohort.taxonomy, cohort.mpp),
             keep_in=places["keep_in"],
             patches=None if patches is None else PatchSet.open(patches),
             audit=places["audit"],
@@ -133,9 +133,10 @@ def page(studio: Studio) -> gr.Blocks:
     from counterstain.app import compare_tab, reading_tab, redraw_tab, review_tab
 
     with Page(title="counterstain studio", analytics_enabled=False, fill_width=True) as blocks:
-        gr.HTML(f"<h1>counterstain studio</h1><p>{escape(_about(studio.cohort))}</p>", elem_id="about")
         reads = studio.patches is not None or studio.reading is not None
-        person = gr.Textbox(label="Your name or number, kept with what you decide", visible=reads, elem_id="person")
+        with gr.Row():
+            gr.HTML(f"<h1>counterstain studio</h1><p>{escape(_about(studio.cohort))}</p>", elem_id="about")
+            person = gr.Textbox(label="Your name or number, kept with what you decide", visible=reads, elem_id="person")
         if reads:
             _remember(blocks, person)
         if studio.ways:
@@ -191,6 +192,16 @@ def legend(taxonomy: Taxonomy) -> str:
 def caption(text: str) -> None:
     """Write what the next picture shows above it: inside, it would cover tissue."""
     gr.HTML(f"<p>{escape(text)}</p>", elem_classes="caption")
+
+
+def table_of(head: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table as HTML; the first column names the rows."""
+    first = "".join(f"<th scope=col>{escape(name)}</th>" for name in head)
+    body = "".join(
+        f"<tr><th scope=row>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+        for name, *cells in rows
+    )
+    return f"<table><thead><tr>{first}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def picture(text: str, *, pickable: bool = False, elem_id: str | None = None) -> Any:

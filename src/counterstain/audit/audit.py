@@ -113,7 +113,7 @@ def require_auditable(sets: Mapping[str, PatchSet], cohort: Cohort, judge_folder
         if patch_set.header.size_px != judge.size_px:
             raise MismatchError(
                 f"{name}: has patches of {patch_set.header.size_px} px, {who} learnt from {judge.size_px} px; "
-                "train one at that size"
+                f"train one at that size (train judge --set size_px={patch_set.header.size_px})"
             )
     return judge
 

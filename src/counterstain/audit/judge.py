@@ -31,6 +31,7 @@ from counterstain.data.split import check_no_leak
 from counterstain.devices import choose_device, fused_optimizers, place
 from counterstain.errors import MismatchError
 from counterstain.generators.interface import fixed_batches, on_device
+from counterstain.progress import bar
 from counterstain.segmentation.model import build_network
 from counterstain.synthesis.synthesize import Verdict
 from counterstain.taxonomy import BACKGROUND, IGNORE
@@ -175,6 +176,22 @@ def instance_probabilities(
         first += len(part)
     probabilities = [f"probability_{subtype}" for subtype in range(1, judge.num_labels)]
     return pd.DataFrame(rows, columns=["image", "instance", "asked", "area_px", "seen", "tissue", *probabilities])
+
+
+def agreement(judge: Judge, patches: Sequence[Patch]) -> pd.Series:
+    """Return the share of the instances of each patch that look to a judge as asked, by number.
+
+    Patches without an instance that is large enough to be judged are left out.
+    """
+    least, tables = JudgeFilterConfig().min_area_px, []
+    with bar("judging patches", len(patches)) as advance:
+        for first in range(0, len(patches), BATCH):
+            part = [patches[i] for i in range(first, min(first + BATCH, len(patches)))]
+            table = instance_probabilities(judge, part, min_area_px=least)
+            tables.append(table.assign(image=table["image"] + first))
+            advance(len(part))
+    table = pd.concat(tables)
+    return (table["seen"] == table["asked"]).groupby(table["image"]).mean()
 
 
 def _log_probabilities(judge: Judge, images: Tensor) -> np.ndarray:

@@ -10,11 +10,12 @@ from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from counterstain.data.cohort import Cohort
 from counterstain.data.patches import Patch, Source, turn
+from counterstain.taxonomy import IGNORE
 
 TILE_PX = 1024  # of a region that is read at once
 NICE = Image.Resampling.LANCZOS
@@ -32,10 +33,11 @@ def borders(instances: np.ndarray, width_px: int = 1) -> np.ndarray:
     return np.asarray(found & (instances != 0))
 
 
-def outlined(patch: Patch, *, width_px: int = 1, marked: Collection[int] = ()) -> np.ndarray:
+def outlined(patch: Patch, *, width_px: int = 1, marked: Collection[int] = (), numbered: bool = False) -> np.ndarray:
     """Return the image of a patch, (H, W, 3) uint8, with its instances outlined in their subtypes' colours.
 
-    The outlines of ``marked`` instances are twice as wide, in black and white.
+    The outlines of ``marked`` instances are twice as wide, in black and white. ``numbered`` writes the number of each
+    instance into it.
     """
     assert patch.taxonomy is not None
     image, labels = patch.image.copy(), patch.label_mask
@@ -44,13 +46,25 @@ def outlined(patch: Patch, *, width_px: int = 1, marked: Collection[int] = ()) -
     chosen = np.where(np.isin(patch.instances, list(marked)), patch.instances, 0)
     image[borders(chosen, 2 * width_px)] = 0
     image[borders(chosen, width_px)] = 255
-    return image
+    return _with_numbers(image, patch) if numbered else image
+
+
+def _with_numbers(image: np.ndarray, patch: Patch) -> np.ndarray:
+    """Write the number of each instance where it is widest."""
+    picture = Image.fromarray(image)
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(max(10, len(image) // 24))
+    for instance in (instance for instance, subtype in patch.subtypes.items() if subtype != IGNORE):
+        inside = np.pad(patch.instances == instance, 1)
+        y, x = np.unravel_index(ndimage.distance_transform_edt(inside).argmax(), inside.shape)
+        pen.text((int(x), int(y)), str(instance), "black", font, anchor="mm", stroke_width=3, stroke_fill="white")
+    return np.array(picture)
 
 
 def enlarged(patch: Patch, factor: int) -> Patch:
-    """Return a patch with every pixel repeated, so that thin outlines can be drawn on it."""
-    image, instances = (array.repeat(factor, 0).repeat(factor, 1) for array in (patch.image, patch.instances))
-    return replace(patch, image=image, instances=instances)
+    """Return a patch some times as large, so that thin outlines can be drawn on it."""
+    height, width = patch.instances.shape
+    instances = patch.instances.repeat(factor, 0).repeat(factor, 1)
+    return replace(patch, image=resized(patch.image, (width * factor, height * factor)), instances=instances)
 
 
 def cut_again(cohort: Cohort, source: Source, size_px: int) -> Patch:

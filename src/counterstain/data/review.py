@@ -8,7 +8,9 @@ counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -49,7 +51,9 @@ class Review:
     """The decisions about the patches of a synthetic set.
 
     ``reviewer`` (a name or number) is needed to decide. ``audit`` is a folder of ``counterstain audit``, in which the
-    set was audited: near copies of training tissue then come first.
+    set was audited: near copies of training tissue then come first. ``judged`` gives, for a set that was drawn without
+    a filter, the share of each patch's instances that look to a judge as asked, by number
+    (:func:`counterstain.audit.judge.agreement`); it is asked when it is needed.
 
     Examples
     --------
@@ -67,12 +71,18 @@ class Review:
     """
 
     def __init__(
-        self, patches: str | Path | PatchSet, reviewer: str | None = None, *, audit: str | Path | None = None
+        self,
+        patches: str | Path | PatchSet,
+        reviewer: str | None = None,
+        *,
+        audit: str | Path | None = None,
+        judged: Callable[[], pd.Series] | None = None,
     ) -> None:
         self.patches = patches if isinstance(patches, PatchSet) else PatchSet.open(patches)
         self.reviewer = None if reviewer is None else person(reviewer, "reviewer")
         self.file = self.patches.folder / REVIEW_FILE
         self.audit = None if audit is None else Path(audit)
+        self._judged = judged
 
     def __repr__(self) -> str:
         return f"Review({self.patches.folder}: {self.progress()})"
@@ -132,10 +142,13 @@ class Review:
         """Return a row per patch, near copies first where the set was audited.
 
         Columns: ``index``; ``region``, ``slide`` and ``patient`` of its mask; ``subtypes`` (names, as they were asked
-        for); ``agreement`` (share of its instances that look to the filter's judge as asked; NaN without one);
-        ``similarity`` (Pearson's correlation with the training tissue that it resembles most; NaN if not searched for);
-        ``decision`` (undecided without one), ``reviewer``.
+        for); ``method`` (by hand: of its last drawing); ``agreement`` (share of its instances that look to the judge as
+        asked; NaN without one); ``similarity`` (Pearson's correlation with the training tissue that it resembles most;
+        NaN if not searched for); ``decision`` (undecided without one), ``reviewer``.
         """
+        return self._table().assign(agreement=lambda table: table["index"].map(self.agreement))
+
+    def _table(self) -> pd.DataFrame:
         table = self.patches.patches[["index", "region", "slide", "patient"]]
         known, subtypes = {record["index"]: record for record in self._counted()}, self._subtypes()
         undecided = {"decision": UNDECIDED, "reviewer": ""}
@@ -143,8 +156,8 @@ class Review:
             subtypes=pd.Series([subtypes.get(index, ()) for index in table["index"]], index=table.index, dtype=object),
             decision=[known.get(index, undecided)["decision"] for index in table["index"]],
             reviewer=[known.get(index, undecided)["reviewer"] for index in table["index"]],
-            agreement=table["index"].map(self._agreement()),
-            similarity=table["index"].map(self._similarity()),
+            method=self.methods,
+            similarity=table["index"].map(self.similarity),
         )
         return table.sort_values(["similarity", "index"], ascending=[False, True], ignore_index=True)
 
@@ -153,22 +166,26 @@ class Review:
         *,
         subtype: str | None = None,
         slide: str | None = None,
+        method: str | None = None,
         agreed: bool | None = None,
         decision: str | Sequence[str] | None = None,
     ) -> list[int]:
-        """Return the numbers of patches that have an instance of a subtype, are of a slide, have a decision (undecided
-        is one), and look to the judge entirely as asked or not; near copies first.
+        """Return the numbers of patches that have an instance of a subtype, are of a slide, drawn by a method, have a
+        decision (undecided is one), and look to the judge entirely as asked or not; near copies first.
 
-        Without a judge, ``agreed`` selects nothing. A set has one method, so methods are selected by their set.
+        Without a judge, ``agreed`` selects nothing.
         """
-        table = self.table()
+        table = self._table()
         if subtype is not None:
             name = self.patches.header.taxonomy.name_of(self.patches.header.taxonomy.id_of(subtype))
             table = table[table["subtypes"].map(lambda names: name in names)]
         if slide is not None:
             table = table[table["slide"] == slide]
+        if method is not None:
+            table = table[table["method"] == method]
         if agreed is not None:
-            table = table[table["agreement"].notna() & ((table["agreement"] == 1) == agreed)]
+            agreement = table["index"].map(self.agreement)
+            table = table[agreement.notna() & ((agreement == 1) == agreed)]
         if decision is not None:
             wanted = [decision] if isinstance(decision, str) else list(decision)
             for unknown in set(wanted) - {*DECISIONS, UNDECIDED}:
@@ -225,12 +242,26 @@ class Review:
             names.setdefault(index, set()).add(subtype)
         return {index: tuple(map(taxonomy.name_of, sorted(found))) for index, found in names.items()}
 
-    def _agreement(self) -> pd.Series:
+    @cached_property
+    def methods(self) -> pd.Series:
+        """The method that drew each patch; of one drawn by hand, the last."""
+        table = self.patches.patches
+        if self.patches.header.method == BY_HAND:
+            return table["steps"].map(lambda steps: str(json.loads(steps)[-1]["method"]))
+        return pd.Series(self.patches.header.method, index=table.index)
+
+    @cached_property
+    def agreement(self) -> pd.Series:
+        """Share of the instances of patches that look to the judge as asked, by number; empty without one."""
         judged = self.patches.judged
+        if judged.empty and self._judged is not None:
+            return self._judged()
         last = judged[judged["drawing"] == judged.groupby("index")["drawing"].transform("max")]
         return last.groupby("index")["agreed"].mean()
 
-    def _similarity(self) -> pd.Series:
+    @cached_property
+    def similarity(self) -> pd.Series:
+        """How similar patches are to the training tissue that they resemble most, by number; empty without an audit."""
         if self.audit is None:
             return pd.Series(dtype=float)
         known = read_json(self.audit / "audit.json").get("sets", {})

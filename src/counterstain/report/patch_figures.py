@@ -250,7 +250,7 @@ def _pictures(
     figure = new_figure(WIDTH_IN / len(titles) * len(rows) + (0.35 if frames else 0.75))
     axes = figure.subplots()  # one for all pictures: an axes for each takes seconds to draw
     for column, title in enumerate(titles):
-        lines = "\n".join(wrapped(line, max(66 // len(titles), 6)) for line in title.split("\n"))
+        lines = "\n".join(wrapped(line, max(70 // len(titles), 6)) for line in title.split("\n"))
         axes.text(column + 0.5, -GAP, lines, ha="center", va="bottom", weight="bold")
     for row, images in enumerate(rows):
         for column, image in enumerate(images):

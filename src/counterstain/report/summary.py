@@ -136,7 +136,7 @@ def overview(results: Results) -> Overview:
         rows.append((arm.label, str(len(repeats)), scores[1], by, *scores[2:], scores[0], of_dice, spread))
     return Overview(
         title=f"{results.tested_on}, means over repeats: recall of each subtype, Dice, spread of the recalls",
-        columns=("arm", "n", f"{first} found", "difference", *others, "Dice", "difference", "spread"),
+        columns=("arm", "repeats", f"{first} found", "difference", *others, "Dice", "difference", "spread"),
         rows=tuple(rows),
         lines=tuple(filter(None, (found.headline, f"{found.verdict}.", *found.harm))),
     )

@@ -25,6 +25,14 @@ MINUS = "\N{MINUS SIGN}"
 SPACE = "\N{NO-BREAK SPACE}"
 NONE = "\N{EN DASH}"  # written where there is no value
 NO_INTERVAL = "no interval"
+HEADINGS = {
+    "dice_slide_mean": "Dice, mean of slides",
+    "iou": "IoU",
+    "precision": "Precision",
+    "subtype_variance_all": "Variance of all subtypes",
+    "subtype_variance_ddof1": "Sample variance of subtypes",
+    "subtype_variance_slide_mean": "Subtype variance, mean recalls of slides",
+}
 MOST_RELATIVE = 2.0  # changes of the variance up to +200 % are told in per cent
 
 
@@ -257,10 +265,10 @@ def differences_table(results: Results, effects: Effects, chosen: Arm | None) ->
         rows.append(Row(head=arm.label, tags=_tags(results, arm, chosen), cells=cells))
     caption = (
         f"Differences from {results.reference.label} on the {results.tested_on}, paired by repeat: mean ± standard "
-        f"deviation (Dice and recall in points, 1 point = 0.01); smallest, largest repeat; [95{PERCENT} interval]; "
-        "p-value, and corrected for the number of arms"
+        f"deviation (Dice and recall in points, 1 point = 0.01); [95{PERCENT} interval]; p-value (corrected "
+        "for the number of arms)"
     )
-    heads = ("Arm", "Dice", "Subtype variance", "Subtype variance, relative", *map(_heading, results.recalls))
+    heads = ("Arm", "Dice", "Subtype variance", "Its relative change", *map(_heading, results.recalls))
     return Table(caption=caption, columns=heads, rows=tuple(rows))
 
 
@@ -340,7 +348,7 @@ def _latex(table: Table, *, label: str) -> str:
 def _heading(column: str) -> str:
     if column.startswith("recall_"):
         return f"{column.removeprefix('recall_')} recall"
-    return column.replace("_", " ").capitalize()
+    return HEADINGS.get(column, column.replace("_", " ").capitalize())
 
 
 def _tags(results: Results, arm: Arm, chosen: Arm | None) -> tuple[str, ...]:
@@ -362,9 +370,9 @@ def _difference(effect: Effect | None, scale: float, digits: int) -> Cell:
     if effect is None:
         return Cell(text=NONE)
     text = signed(scale * effect.mean, digits) + _plus_minus(scale * effect.sd, digits)
-    between = interval(scale * effect.min, scale * effect.max, digits, form="{}, {}")
     ends = interval(scale * effect.low, scale * effect.high, digits, form="[{}, {}]")
-    note = "\n".join(filter(None, (between, ends, p_text(effect.p, effect.p_holm))))
+    corrected = f" ({short_p(effect.p_holm)})" if math.isfinite(effect.p_holm) else ""
+    note = "\n".join(filter(None, (ends, p_text(effect.p) + corrected)))
     return Cell(text=text, note=note, value=effect.mean)
 
 
