@@ -85,10 +85,8 @@ class Tab:
         guided = any(way.guidance is not None for way in ways.values())
         self.subtype = gr.Radio(list(taxonomy.names), value=highest, label="New subtype", elem_id="subtype")
         self.way = gr.Dropdown(list(ways), value=_first_way(self.studio), label="Draw with")
-        self.seed = gr.Number(0, label="Seed (another number, another image)", precision=0, minimum=0)
-        self.guidance = gr.Number(
-            1.0, label="Guidance (1 = none)", minimum=0, maximum=MOST_GUIDANCE, step=0.1, visible=guided
-        )
+        self.seed = gr.Number(0, label="Seed (another number, another image)", precision=0)
+        self.guidance = gr.Number(1.0, label="Guidance (1 = none)", step=0.1, visible=guided)
         self.style = gr.Dropdown([NO_STYLE], value=NO_STYLE, label="Style of slide", visible=styles)
         self.draw = gr.Button("Draw", variant="primary", elem_id="draw")
         with gr.Row():
@@ -219,6 +217,8 @@ class Tab:
         """Draw the chosen instances."""
         if not view.chosen:
             raise InputError("choose an instance first: click it in the patch, or tick it below")
+        if not (0 <= (seed or 0) < 2**63 and 0 <= (guidance or 0) <= MOST_GUIDANCE):
+            raise InputError(f"expected a seed of 0 or more, and a guidance of 0 to {MOST_GUIDANCE}")
         generator = self.studio.ways[way]
         progress(0.0, desc="drawing")
         with steps_heard(lambda done, total: progress((done, total), desc="drawing", unit="steps")):
