@@ -12,12 +12,10 @@ from .api.drawing import (
     load_generator as load_generator,
 )
 from .api.evaluation import (
-    audit as audit,
     compare_arms as compare_arms,
     evaluate as evaluate,
     predict as predict,
     segment as segment,
-    trace as trace,
 )
 from .api.generators import (
     preview as preview,
@@ -33,9 +31,11 @@ from .api.imports import (
     import_table as import_table,
 )
 from .api.readings import (
+    audit as audit,
     make_reading_test as make_reading_test,
     review as review,
     score_reading_test as score_reading_test,
+    trace as trace,
 )
 from .api.scores import score as score
 from .api.settings import (
