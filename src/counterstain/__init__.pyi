@@ -1,6 +1,7 @@
 # The public names and where they live.
 
 from .api.cohorts import (
+    discover as discover,
     export as export,
     inspect as inspect,
     make_phantom as make_phantom,

@@ -1,4 +1,4 @@
-"""Cohorts: make a phantom, split, inspect, export."""
+"""Cohorts: make a phantom, discover subtypes, split, inspect, export."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
     from counterstain.data.cohort import Cohort
     from counterstain.data.patch_set import PatchSet
+    from counterstain.discovery.discover import Discovery
     from counterstain.remote import Place
 
 EXPORT_FORMATS = ("png", "nnunet", "hf", "huggingface", "qupath", "ome-zarr")
+CORRECTIONS, STAINS, MOST_FOUND = ("tissue", "none"), ("dab", "eosin"), 20
 CHECKPOINT_FORMATS = ("weights", "diffusers", "smp")
 
 
@@ -141,6 +143,82 @@ def composition_file(cohort: Cohort) -> Path:
     """Return where the figure of a cohort goes."""
     place = cohort.folder
     return place / "composition.svg" if isinstance(place, Path) else Path(f"{place.name}-composition.svg")
+
+
+@verb
+def discover(
+    cohort: PathLike | Cohort,
+    *,
+    out: PathLike,
+    k: str | int = "auto",
+    names: str | None = None,
+    features: str = "stains",
+    weights: PathLike | None = None,
+    correction: str = "tissue",
+    ignore_below: float = 0.0,
+    stain: str | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> Discovery:
+    """Find subtypes that nobody annotated, and write them as a cohort with a picture of each.
+
+    Instances are clustered by what they look like; subtypes that the cohort has already are compared with at the end.
+    Of a split cohort, clusters are fitted on training patients alone. The new cohort shares the pixels of the first,
+    which must stay where it is. The same command with other --names or --ignore-below writes it anew in a moment.
+
+    Parameters
+    ----------
+    cohort : str, Path or Cohort
+        Folder of a cohort with one class, or with any subtypes.
+    out : str or Path
+        Folder of the new cohort, with instances.csv and sheet.png.
+    k : str or int
+        How many subtypes: a number, or auto, the largest that resampled patients confirm.
+    names : str, optional
+        A name for each cluster, from the palest on, with commas between them; clusters of one name become one, those
+        called ignore are left out [default: those given before, or found 1, found 2, ...].
+    features : str
+        What instances are described by: stains (and nuclei), the folder of a judge, timm:NAME or timm:FOLDER.
+    weights : str or Path, optional
+        State dict of timm:NAME; nothing is downloaded for it.
+    correction : str
+        tissue: take off what a slide's non-tumour tissue shares with its tumour; none: as it is.
+    ignore_below : float
+        Instances less certain than this, 0 to 1, are to be ignored.
+    stain : str, optional
+        As for :func:`audit`.
+    device : str
+        Where a network runs: auto, cpu or cuda.
+    seed : int
+        Of the clusters and of resampling.
+    """
+    from counterstain.data.stains import check_stains, stain_shares, stained_windows
+    from counterstain.discovery.discover import discover_subtypes, open_network
+    from counterstain.progress import bar
+
+    number = None if k == "auto" else int(k) if str(k).isdecimal() else 0
+    if number is not None and not 2 <= number <= MOST_FOUND:
+        raise ConfigError(f"--k {k}: expected auto, or a number from 2 to {MOST_FOUND}")
+    for option, value, expected in (("correction", correction, CORRECTIONS), ("stain", stain or "dab", STAINS)):
+        if value not in expected:
+            raise ConfigError(f"--{option} {value}: expected {' or '.join(expected)}")
+    if not 0 <= ignore_below < 1:
+        raise ConfigError(f"--ignore-below {ignore_below:g}: expected 0 to 1, 1 excluded")
+    opened = open_cohort(cohort)
+    check_stains(opened, [] if stain is None else [("stain", stain)])
+    shown = stain or stain_shares(patch.image for patch in stained_windows(opened)).stain or "dab"
+    return discover_subtypes(
+        opened,
+        Path(out),
+        k=number,
+        stain="eosin" if shown == "eosin" else "dab",
+        network=open_network(features, None if weights is None else Path(weights), opened, device),
+        correction=correction == "tissue",
+        names=None if names is None else [name.strip() for name in names.split(",")],
+        ignore_below=ignore_below,
+        seed=seed,
+        progress=bar,
+    )
 
 
 @verb

@@ -130,11 +130,16 @@ def features_of(name: str, weights: Path | None, judge: Judge, batch_size: int) 
         if weights is not None:
             raise ConfigError(f"weights {weights}: the judge's features need no file; give features timm:NAME as well")
         return lambda patches: describe(judge, patches, batch_size)
-    network, prepare = feature_network(timm_name(name), weights, judge.device)
+    return network_features(timm_name(name), weights, judge.device, batch_size)
+
+
+def network_features(name: str, weights: Path | None, device: torch.device, batch_size: int) -> Features:
+    """Return what a network of timm makes of patches, as :func:`features_of`."""
+    network, prepare = feature_network(name, weights, device)
 
     @torch.no_grad()
     def describe_by_network(patches: Sequence[Patch]) -> np.ndarray:
-        parts = [network(prepare(images)) for images, _ in image_batches(patches, batch_size, judge.device)]
+        parts = [network(prepare(images)) for images, _ in image_batches(patches, batch_size, device)]
         return np.concatenate([part.double().cpu().numpy() for part in parts])
 
     return describe_by_network

@@ -154,6 +154,7 @@ COMMANDS: dict[typer.Typer, tuple[tuple[str, Verb, Show, str], ...]] = {  # name
         ("phantom", cohorts.make_phantom, show.phantom, "Make a cohort of procedural tissue with exact masks"),
         ("split", cohorts.split, show.splits, "Split a cohort by patient"),
         ("inspect", cohorts.inspect, show.inspection, "Show what a cohort is made of"),
+        ("discover", cohorts.discover, show.discovery, "Find subtypes that nobody annotated"),
         ("init", studies.init_study, show_studies.first_study, "Write a first study for a cohort"),
         ("headroom", studies.headroom, show_studies.headroom, "Learning curve: would more data help at all?"),
         ("train", generators.train, show.training, "Train a generator, or the judge of its images"),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from counterstain.audit.trace_result import Trace
     from counterstain.data.cohort import Cohort
     from counterstain.data.patch_set import PatchSet
+    from counterstain.discovery.discover import Discovery
     from counterstain.segmentation.predict import Prediction
 
 Arguments = dict[str, Any]
@@ -200,6 +201,31 @@ def inspection(_: pd.DataFrame, arguments: Arguments) -> None:
     splits(cohort)
     _show_subtypes(cohort)
     echo(f"figure: {arguments['out'] or composition_file(cohort)}\nnext: counterstain init {pasted(cohort.folder)}")
+
+
+def discovery(found: Discovery, arguments: Arguments) -> None:
+    """Print which subtypes were found, how far they can be trusted, and how to name them."""
+    from counterstain.discovery.clusters import STABLE
+
+    rows = [
+        (str(row.cluster), str(row.subtype), f"{row.instances:,}", f"{row.border:,}", str(row.patients),
+         f"{row.area_share:.1%}", str(row.words))
+        for row in found.clusters.itertuples()
+    ]  # fmt: skip
+    columns = ("cluster", "subtype", "instances", "border cases", "patients", "of area", "typical")
+    print_table(columns, rows, title=f"{arguments['out']}: fitted on {found.fitted}")
+    tried = ", ".join(f"{row.k}: {row.agreement:.2f}" for row in found.stability.itertuples())
+    echo(f"agreement of clusters of resampled patients, 1 = the same, stable from {STABLE:g}: {tried}")
+    if found.stability["agreement"].max() < STABLE:
+        warn(f"{len(rows)} subtypes are not stable: other patients would give others")
+    for who, index in found.agreement.items():
+        echo(f"agreement with the known subtypes (adjusted Rand index), {who}: {index:.2f}")
+    if found.undescribed:
+        echo(f"ignored: {found.undescribed:,} instances too small to be described")
+    out = pasted(arguments["out"])
+    named = ",".join("NAME" for _ in rows)
+    echo(f"look: {arguments['out'] / 'sheet.png'}; then the same command with --names {named}")
+    echo(f"next: counterstain {'split' if found.cohort.regions['split'].isna().all() else 'inspect'} {out}")
 
 
 NEXT_OF_EXPORT = {

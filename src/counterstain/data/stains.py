@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from counterstain.data.patches import Patch
 
 Stains = Literal["channels", "dab", "eosin", "macenko"]
+Stain = Literal["dab", "eosin"]  # beside haematoxylin
 # Optical density of red, green and blue of the pure stains (Ruifrok & Johnston 2001).
 STAIN_VECTORS = {"haematoxylin": (0.65, 0.70, 0.29), "dab": (0.27, 0.57, 0.78), "eosin": (0.07, 0.99, 0.11)}
 STAINED_DENSITY = 0.15  # beta of Macenko et al. 2009: less is background
@@ -52,13 +53,19 @@ def jitter_stains(image: np.ndarray, stains: Stains, sd: float, rng: np.random.G
     return np.asarray(np.clip(np.rint(255 * np.exp(-changed)), 0, 255).astype(np.uint8))
 
 
-def unmixing(other: Literal["dab", "eosin"]) -> np.ndarray:
+def unmixing(other: Stain) -> np.ndarray:
     """Return the matrix that turns optical density into amounts of stains (Ruifrok & Johnston 2001), (3, 3) float.
 
     ``density @ unmixing(other)`` has the amounts of haematoxylin, of the other stain and of the residual at a right
     angle to both; negative where a colour lies outside.
     """
     return np.asarray(np.linalg.inv(_with_residual(_pure(other))))
+
+
+def amounts(image: np.ndarray, other: Stain) -> tuple[np.ndarray, np.ndarray]:
+    """Return the amounts of haematoxylin and of the other stain in an image, (H, W, 3) uint8, as (H, W) float32."""
+    found = _DENSITY[image] @ unmixing(other)[:, :2].astype(np.float32)
+    return found[..., 0], found[..., 1]
 
 
 def macenko_vectors(image: np.ndarray) -> np.ndarray | None:

@@ -1,0 +1,1 @@
+"""Subtypes that nobody annotated: instances described, clustered, and written as a cohort."""
