@@ -20,6 +20,7 @@ Get a cohort: images, the instances in them, the subtype of each
     import_exact     fetch annotations from an EXACT server
     split            decide which patients are train, val and test
     inspect          what a cohort is made of, as a table and a figure
+    discover         subtypes that nobody annotated, from how instances look
     export           write images, masks or a checkpoint for other tools
 
 Train generators and draw

@@ -181,7 +181,7 @@ def tissue_mask(image: np.ndarray) -> np.ndarray:
     values = ndimage.median_filter(saturation, size=3)
     counts, edges = np.histogram(values, bins=SATURATION_BINS, range=(0, 1))
     spread = np.count_nonzero(counts) > 1
-    otsu = threshold_otsu(hist=(counts, edges[1:])) if spread else 0.0  # type: ignore[no-untyped-call]
+    otsu = threshold_otsu(hist=(counts, edges[1:])) if spread else 0.0
     threshold = float(np.clip(otsu, MIN_SATURATION, MAX_SATURATION))
     mask = (values > threshold) & (brightness >= MIN_BRIGHTNESS)
     y, x = np.ogrid[-CLOSING_PX : CLOSING_PX + 1, -CLOSING_PX : CLOSING_PX + 1]

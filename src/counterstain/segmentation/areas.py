@@ -75,11 +75,11 @@ def nuclei_in(image: np.ndarray, mpp: float) -> np.ndarray | None:
     from skimage.filters import difference_of_gaussians, threshold_otsu
 
     sizes = (NUCLEUS_UM / 4 / mpp, NUCLEUS_UM / mpp)
-    contrast = difference_of_gaussians(rgb2hed(image)[..., 0], *sizes)  # type: ignore[no-untyped-call]
-    otsu = threshold_otsu(contrast[contrast > 0]) if (contrast > 0).any() else 0.0  # type: ignore[no-untyped-call]
+    contrast = difference_of_gaussians(rgb2hed(image)[..., 0], *sizes)
+    otsu = threshold_otsu(contrast[contrast > 0]) if (contrast > 0).any() else 0.0
     options = {"threshold_abs": max(float(otsu), PALEST_NUCLEUS), "exclude_border": False}
     distance = max(1, round(NUCLEUS_UM / 2 / mpp))
-    return np.asarray(peak_local_max(contrast, distance, **options))  # type: ignore[no-untyped-call]
+    return np.asarray(peak_local_max(contrast, distance, **options))
 
 
 def areas_in(
@@ -102,7 +102,7 @@ def areas_in(
     across = columns[-1] - columns[0] + 1
     tile = (rows - rows[0])[:, None] * across + (columns - columns[0])
     marked = np.where(labels > 0, tile * 256 + labels, 0).astype(np.int32)
-    numbered = label(marked, connectivity=1).ravel()  # type: ignore[no-untyped-call] # of equal values
+    numbered = label(marked, connectivity=1).ravel()  # of equal values
     count = int(numbered.max()) + 1
     value = np.zeros(count, np.int64)
     value[numbered] = marked.ravel()
