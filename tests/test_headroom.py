@@ -145,11 +145,13 @@ def test_words_say_where_the_curve_is_steep():
     rise = Step(fewer=6, more=12, per_doubling=0.05, low=0.03, high=0.07)
     flat = Step(fewer=12, more=24, per_doubling=0.002, low=-0.01, high=0.01)
     few = Step(fewer=2, more=4, per_doubling=0.076, low=-0.1, high=0.2)
+    fall = Step(fewer=4, more=16, per_doubling=-0.238, low=-0.3, high=-0.2)
     for found, words in (
         ([rise, flat], "steepest from 6 to 12 patients, +0.050 per doubling; flat at the end"),
         ([rise], "still steep at the end"),
         ([flat], "+0.002 per doubling from 12 to 24 patients; better data can bring little"),
         ([few], "too few trainings"),
+        ([fall], "it falls, which more patients do not explain"),
     ):
         assert words in in_words("Dice", found, "")[0]
 

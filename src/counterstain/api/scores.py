@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from counterstain.data.cohort import Cohort
+    from counterstain.segmentation.areas import SlidePart
     from counterstain.taxonomy import Taxonomy
 
 
@@ -63,7 +65,6 @@ def score(
         fewer than two have one), ``attrs["calibration"]`` is the segmenter's (None without).
     """
     from counterstain.checkpoints import read_header
-    from counterstain.segmentation.areas import annotated_parts, predicted_parts, predicted_slide_parts
     from counterstain.segmentation.score import agreement, calibrate, scored, with_known
     from counterstain.storage import claimed
 
@@ -79,25 +80,16 @@ def score(
     of_taxonomy: Any = header if cohort is None else cohort
     taxonomy: Taxonomy = of_taxonomy.taxonomy
     chosen, split = taxonomy.score_rule(rule), split or ("test" if header else "all")
-    asked: dict[str, Any] = {
-        "segmenter": header and header.sha256,
-        "rule": chosen.model_dump(mode="json"),
-        "by": by,
-        "split": split,
-    }
+    asked: dict[str, Any] = {"segmenter": header and header.sha256, "rule": chosen.model_dump(mode="json"), "by": by}
     asked |= {"source": str(place) if cohort is None else cohort.fingerprint, "regions": regions, "seed": seed}
     measured = None if calibration is None else open_cohort(calibration)
     if measured is None and cohort is not None and (cohort.regions["split"] == "val").any():
         measured = cohort
-    with claimed(out, "score", asked | {"calibration": measured and measured.fingerprint}):
+    with claimed(out, "score", asked | {"split": split, "calibration": measured and measured.fingerprint}):
         sure = None if segmenter is None or measured is None else calibrate(segmenter, measured, device, seed)
+        of_slides = {"regions": regions, "mpp_level0": mpp_level0}
         where: dict[str, Any] = {"temperature": sure.temperature if sure else 1.0, "device": device}
-        if segmenter is None:
-            parts = annotated_parts(open_cohort(source), split)
-        elif cohort is not None:
-            parts = predicted_parts(segmenter, cohort, split, **where)
-        else:
-            parts = predicted_slide_parts(segmenter, Path(str(place)), regions=regions, mpp_level0=mpp_level0, **where)
+        parts = _parts(segmenter, Path(str(place)) if cohort is None else cohort, split, where, of_slides)
         table: pd.DataFrame = with_known(scored(parts, taxonomy, chosen, by=by, seed=seed), cohort)
         patients = table[table["level"] == "patient"]
         found = agreement(patients["known"].tolist(), patients["score"].tolist(), chosen, seed)
@@ -106,6 +98,17 @@ def score(
     if header is not None and cohort is not None and header.cohort == cohort.fingerprint:
         _record(Path(str(segmenter)), split)
     return table
+
+
+def _parts(
+    segmenter: Path | None, source: Cohort | Path, split: str, where: dict[str, Any], of_slides: dict[str, Any]
+) -> Iterator[SlidePart]:
+    """Return the areas of a cohort, annotated or predicted, or of slides."""
+    from counterstain.segmentation.areas import annotated_parts, predicted_parts, predicted_slide_parts
+
+    if isinstance(source, Path):
+        return predicted_slide_parts(Path(str(segmenter)), source, **of_slides, **where)
+    return annotated_parts(source, split) if segmenter is None else predicted_parts(segmenter, source, split, **where)
 
 
 def _write(out: Path, table: pd.DataFrame, taxonomy: Taxonomy, by: str) -> None:

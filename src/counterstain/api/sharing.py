@@ -87,11 +87,9 @@ def import_weights(
         if config is not None or settings or any((size_px, patients_seen, taxonomy, cohort, mpp)):
             raise ConfigError(f"{files[0]}: tells all about itself; give --kind and --out alone")
         return sharing.import_exported(places[0], Path(out), kind)
-    recipe = recipe_of(preset, config, settings)
-    opened = None if cohort is None else open_cohort(cohort)
-    facts = replace(
-        _facts(taxonomy, opened, mpp, size_px, patients_seen), head_channels=head_channels, scale_factor=scale_factor
-    )
+    recipe, opened = recipe_of(preset, config, settings), None if cohort is None else open_cohort(cohort)
+    facts = _facts(taxonomy, opened, mpp, size_px, patients_seen)
+    facts = replace(facts, head_channels=head_channels, scale_factor=scale_factor)
     return published_weights.import_weights(
         places,
         Path(out),

@@ -33,6 +33,7 @@ from counterstain.discovery.appearance import (
     BATCH,
     MEASURED,
     PART,
+    SQUARES,
     Network,
     list_parts,
     measure_by_network,
@@ -196,7 +197,7 @@ def _measured(
         with progress("stains and nuclei", len(parts)) as advance:
             parts, tissue = measure_stains(cohort, parts, stain, advance)
         if network is not None and len(parts):
-            with progress("network", len(parts)) as advance:
+            with progress("network", len(parts) + SQUARES * len(cohort)) as advance:
                 features, of_slides = measure_by_network(cohort, parts, network[1], advance)
             named = pd.DataFrame(features).add_prefix("network_")
             parts = pd.concat([parts, named], axis=1)

@@ -167,16 +167,15 @@ def compared(curve: Curve, base: Curve, sizes: Sequence[int]) -> list[str]:
     mean, real = curve.scores.mean(axis=1), base.scores.mean(axis=1)
     (low, high), repeats = np.nanpercentile(curve.draws - base.draws, LEVELS, axis=0), curve.scores.shape[1]
     sure = repeats >= MIN_REPEATS and curve.patients >= MIN_PATIENTS
-    few = f"{repeats} repeats and {curve.patients} patients are too few for intervals"
-    lines = [f"{curve.arm.label} against {base.arm.label}, Dice{'' if sure else f' ({few})'}:"]
+    few = "" if sure else f" ({repeats} repeats and {curve.patients} patients are too few for intervals)"
+    lines = [f"{curve.arm.label} against {base.arm.label}, Dice{few}:"]
     for size, gain, score, *ends in zip(sizes, mean - real, mean, low, high, strict=True):
         interval = f" (95 % interval {ends[0]:+.3f} to {ends[1]:+.3f})" if sure else ""
         worth = ""
         if (np.diff(real) > 0).all() and curve.arm.only:
-            found = (
-                f"about {2 ** np.interp(score, real, np.log2(sizes)):.0f}" if score > real[0] else f"under {sizes[0]}"
-            )
-            worth = f"; real patches of {found if score < real[-1] else f'{sizes[-1]} or more'} patients do as well"
+            found = f"about {2 ** np.interp(score, real, np.log2(sizes)):.0f}"
+            found = f"under {sizes[0]}" if score <= real[0] else f"{sizes[-1]} or more" if score >= real[-1] else found
+            worth = f"; real patches of {found} patients do as well"
         lines.append(f"  {size} patients: {gain:+.3f}{interval}{worth}")
     return lines
 
@@ -186,8 +185,9 @@ def _where(found: Sequence[Step]) -> str:
     end = f"{last.per_doubling:+.3f} per doubling from {last.fewer} to {last.more} patients"
     if not steep:
         flat = "better data can bring little measurable gain"
+        fallen = "it falls, which more patients do not explain: give more --repeats"
         unclear = "too few trainings and test patients to tell whether the curve is flat"
-        why = flat if last.high <= STEEP else unclear
+        why = fallen if last.per_doubling <= -STEEP else flat if last.high <= STEEP else unclear
         return f"no step of the curve is significantly a point or more, {end}; {why}"
     top = max(steep, key=lambda step: step.per_doubling)
     start = f"steepest from {top.fewer} to {top.more} patients, {top.per_doubling:+.3f} per doubling"
