@@ -73,12 +73,12 @@ def score(
     if by not in {"area", "cells"}:
         raise ConfigError(f"--by {by}: expected area or cells")
     if slides and segmenter is None:
-        raise InputError(f"{place}: slides have no annotations to score; give --segmenter, or a cohort")
+        what = "slides have no annotations to score" if place.exists() else "no such cohort"
+        raise InputError(f"{place}: {what}; give --segmenter and slides, or a cohort")
     if not slides and (regions != "whole" or mpp_level0 is not None):
         raise InputError(f"{place}: --regions and --mpp-level0 are for slides; a cohort has regions of its own")
     cohort, header = None if slides else open_cohort(source), None if segmenter is None else read_header(segmenter)
-    of_taxonomy: Any = header if cohort is None else cohort
-    taxonomy: Taxonomy = of_taxonomy.taxonomy
+    taxonomy: Taxonomy = (header if cohort is None else cohort).taxonomy  # type: ignore[union-attr] # one of both is there
     chosen, split = taxonomy.score_rule(rule), split or ("test" if header else "all")
     asked: dict[str, Any] = {"segmenter": header and header.sha256, "rule": chosen.model_dump(mode="json"), "by": by}
     asked |= {"source": str(place) if cohort is None else cohort.fingerprint, "regions": regions, "seed": seed}
@@ -91,8 +91,8 @@ def score(
         where: dict[str, Any] = {"temperature": sure.temperature if sure else 1.0, "device": device}
         parts = _parts(segmenter, Path(str(place)) if cohort is None else cohort, split, where, of_slides)
         table: pd.DataFrame = with_known(scored(parts, taxonomy, chosen, by=by, seed=seed), cohort)
-        patients = table[table["level"] == "patient"]
-        found = agreement(patients["known"].tolist(), patients["score"].tolist(), chosen, seed)
+        known, given = (table.loc[table["level"] == "patient", name].tolist() for name in ("known", "score"))
+        found = agreement(known, given, chosen, seed)
         table.attrs = {"calibration": sure, "agreement": found, "rule": chosen}
         _write(out, table, taxonomy, by)
     if header is not None and cohort is not None and header.cohort == cohort.fingerprint:

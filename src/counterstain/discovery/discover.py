@@ -301,7 +301,9 @@ def _named(out: Path, names: Sequence[str] | None, k: int) -> list[str]:
     if names is None:
         file = out / "names.json"
         return list(read_json(file)) if file.exists() else [f"found {number}" for number in range(1, k + 1)]
-    if len(names) != k or all(name == "ignore" for name in names):
+    if all(name == "ignore" for name in names):
+        raise ConfigError("--names: expected one cluster at least that is not called ignore")
+    if len(names) != k:
         raise ConfigError(f"--names: expected {k} names, one for each cluster, found {len(names)} ({', '.join(names)})")
     check_names(dict.fromkeys(name for name in names if name != "ignore"), "--names")
     return list(names)
