@@ -81,7 +81,7 @@ def test_held_out_patients_change_no_cluster(tmp_path):
 
 def test_instances_of_one_kind_have_no_subtypes(tmp_path):
     cohort, _ = tissue(tmp_path / "cohort", strengths=(0.4,))
-    with pytest.raises(cs.InputError, match=r"no number of subtypes is stable: .* --k \d clusters them all the same"):
+    with pytest.raises(cs.InputError, match=r"no number of subtypes is stable: .* give --k \d and another --out"):
         cs.discover(cohort, out=tmp_path / "found")
 
 

@@ -47,7 +47,7 @@ def test_no_file_of_a_release_names_a_patient_a_slide_or_a_place(cohort, tmp_pat
             assert str(tmp_path) not in content.decode()
     assert {file.suffix for file in files} == {".png", ".jsonl", ".yaml", ".md", ".json", ""}
     card = (out / "README.md").read_text()
-    assert "Tissue of 4 patients is behind the images" in card
+    assert "The images derive from 4 patients" in card
     assert "Traced: Copies: none." in card
     for line in (out / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split("  ")
@@ -74,7 +74,7 @@ def test_images_are_in_another_order_that_the_set_alone_knows(cohort, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "alarms", "option", "why"),
     [
-        ({}, None, "untraced", "nobody looked whether its images can be traced.*counterstain trace"),
+        ({}, None, "untraced", "nobody has checked whether its images can be traced.*counterstain trace"),
         ({}, ["copies"], "with_alarm", r"alarm \(copies\)"),
         ({"method": "inpainting"}, (), "with_real_tissue", "around redrawn instances the images are real tissue"),
         (
@@ -108,9 +108,14 @@ def test_other_sets_traces_names_and_folders_are_refused(cohort, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(InputError, match="exists already"):
         cs.release(patches, out=tmp_path / "there")
+    with pytest.raises(InputError, match="lies in the set, which stays"):
+        cs.release(patches, out=patches.folder / "inside")
     other = PatchSet(patches.folder, patches.header.model_copy(update={"seed": 7}))
-    with pytest.raises(MismatchError, match="is of another set; trace this one again"):
+    with pytest.raises(MismatchError, match="belongs to another set; trace this one again"):
         cs.release(other, out=tmp_path / "shared")
+    (patches.folder / "trace" / "trace.json").write_text("[1]")
+    with pytest.raises(MismatchError, match="belongs to another set"):
+        cs.release(patches, out=tmp_path / "shared")
     held_out = PatchSet(patches.folder, patches.header.model_copy(update={"part": "test"}))
     with pytest.raises(InputError, match="drawn for test patients, for reading tests"):
         cs.release(held_out, out=tmp_path / "shared")

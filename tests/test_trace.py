@@ -157,6 +157,11 @@ def test_the_command_writes_into_the_set_and_says_what_may_be_shared(cohort, ora
 def test_sets_that_cannot_be_traced_are_refused(cohort, oracle, tmp_path, run):
     with pytest.raises(InputError, match="without a checkpoint; give no --generator"):
         counterstain.trace(oracle, cohort=cohort, generator=tmp_path, out=tmp_path / "t")
+    with pytest.raises(InputError, match="only one training or one held-out patient"):
+        counterstain.trace(oracle, cohort=cohort, patches=1, out=tmp_path / "one")
+    with pytest.raises(InputError, match="no such folder; pass the folder of a study"):
+        counterstain.trace(oracle, cohort=cohort, study=tmp_path / "none", out=tmp_path / "none-yet")
+    assert not (tmp_path / "none-yet").exists()
     held_out = synthesize(
         OracleGenerator(cohort), cohort, tmp_path / "val", SynthesisConfig(), count=1, size_px=48, seed=0, part="val"
     )

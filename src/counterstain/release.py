@@ -31,6 +31,7 @@ RECORD_FILE = "releases.jsonl"  # in the set
 SUMS_FILE = "SHA256SUMS"
 CARD_FILE = "README.md"  # in no sum: its licence is to be filled in
 TRACE_PLACE = "trace/trace.json"  # in the set, as ``counterstain trace`` leaves it
+OF_SET = ("method", "generator", "cohort", "seed")
 OF_TRACE = ("method", "found", "verdict", "alarms", "tests", "figures")
 TEXTS = {".jsonl", ".json", ".md", ".yaml"}
 HARMLESS = "membership"  # the alarm that is about the generator, which is not released
@@ -55,6 +56,8 @@ def release(
     header, source = patches.header, patches.folder
     if out.exists():
         raise InputError(f"{out}: exists already; give another output folder")
+    if source.resolve() in out.resolve().parents:
+        raise InputError(f"{out}: lies in the set, which stays; give an output folder elsewhere")
     if header.part != "train":
         raise InputError(
             f"{source}: drawn for {header.part} patients, for reading tests; release a set for training ones"
@@ -96,12 +99,12 @@ def _trace_of(patches: PatchSet, *, untraced: bool, with_alarm: bool) -> dict[st
         if untraced:
             return None
         raise ConfigError(
-            f"{patches.folder}: nobody looked whether its images can be traced to patients; run 'counterstain trace "
-            f"{patches.folder} --cohort COHORT' first, or give --untraced, which the card then says"
+            f"{patches.folder}: nobody has checked whether its images can be traced to patients; run 'counterstain "
+            f"trace {patches.folder} --cohort COHORT' first, or give --untraced; the card will say so"
         )
     found = read_json(file)
-    if any(found.get(key) != str(getattr(header, key)) for key in ("method", "generator", "cohort", "seed")):
-        raise MismatchError(f"{file}: is of another set; trace this one again")
+    if not isinstance(found, dict) or any(found.get(key) != str(getattr(header, key)) for key in OF_SET):
+        raise MismatchError(f"{file}: belongs to another set; trace this one again")
     if (alarms := [name for name in found["alarms"] if name != HARMLESS]) and not with_alarm:
         raise ConfigError(
             f"{file}: alarm ({', '.join(alarms)}); do not release it, or give --with-alarm if it may leave"
@@ -148,7 +151,7 @@ def _evidence(patches: PatchSet, real: str, trace: Mapping[str, Any] | None) -> 
     """Say what of the release may lead back to a patient."""
     header = patches.header
     points = [
-        f"Tissue of {len(header.patients_seen)} patients is behind the images; masks are of {len(patches.patients)}.",
+        f"The images derive from {len(header.patients_seen)} patients, their masks from {len(patches.patients)}.",
         "No file holds a name of a patient, slide or region, a place, a date or a seed; the order is random.",
         "Masks are outlines of real tissue, turned or mirrored at most; only their subtypes are new.",
         "Masks are not secret: whoever has the slides and their annotations can find the place of one.",
@@ -157,9 +160,9 @@ def _evidence(patches: PatchSet, real: str, trace: Mapping[str, Any] | None) -> 
         points.append("Into the masks, outlines of other slides were moved.")
     if header.settings.get("synthesis", {}).get("style", {}).get("source", "none") != "none":
         points.append("Images are in the style of real slides: their colours were taken from background tissue.")
-    points.append(f"**Real tissue**: {real}. Treat them as patient data." if real else "No pixel is copied by design.")
+    points.append(f"**Real tissue**: {real}. Treat them as patient data." if real else "Every pixel was drawn.")
     if trace is None:
-        points.append("**Not traced**: nobody looked whether the generator remembers its training tissue.")
+        points.append("**Not traced**: nobody has checked whether the generator remembers its training tissue.")
     else:
         points += [f"Traced: {sentence}" for sentence in trace["found"]]
         if (compared := trace["figures"].get("images", len(patches))) < len(patches):

@@ -142,13 +142,15 @@ def trace(
     from counterstain.audit.trace_result import write_trace
     from counterstain.data.patch_set import PatchSet
     from counterstain.progress import bar
+    from counterstain.report.results import find_results
     from counterstain.storage import claimed
 
     tissue = open_cohort(cohort)
     found = synthetic if isinstance(synthetic, PatchSet) else PatchSet.open(Path(synthetic))
     if patches < 1:
-        raise ConfigError(f"patches {patches}: expected 1 image or more")
+        raise ConfigError(f"--patches {patches}: expected 1 image or more")
     require_traceable(found, tissue)
+    run = None if study is None else find_results(Path(study)).parent
     own = found.folder / "trace" if out is None else Path(out)
     identity = {"set": found.header.model_dump(mode="json", exclude={"taxonomy"}), "patches": patches, "seed": seed}
     options: dict[str, Any] = {"patches": patches, "seed": seed}
@@ -161,12 +163,10 @@ def trace(
         with bar("trace", min(patches, len(found))) as advance:
             result = trace_set(found, tissue, **options, advance=advance)
         write_trace(result, found, own)
-    if study is not None:
+    if run is not None:
         from counterstain.report.page import write_report
         from counterstain.report.readings import TRACES
-        from counterstain.report.results import find_results
 
-        run = find_results(Path(study)).parent
         write_trace(result, found, run / TRACES / found.folder.name)
         write_report(run, command="trace")
     return result

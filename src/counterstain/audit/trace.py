@@ -57,7 +57,7 @@ def trace_set(
     The first ``patches`` images are compared with all tissue of the cohort, and so are as many real patches of held-out
     patients (validation and test). ``features`` is their name with the function. ``advance`` is called with the number
     of images done. Raises MismatchError where set and cohort do not belong together, LeakageError for a set of held-out
-    masks, InputError where training or held-out patients are fewer than two, or no image can be compared.
+    masks, InputError where training or held-out patients are fewer than two, or compared images are of fewer.
     """
     require_traceable(patch_set, cohort)
     compared = _Compared.of(patch_set, cohort, min(patches, len(patch_set)), seed)
@@ -71,6 +71,11 @@ def trace_set(
     if not rows:
         raise InputError(f"{patch_set.folder}: none of its images is redrawn in a tenth of its pixels or more")
     images, real = pd.DataFrame(rows), pd.DataFrame(controls)
+    if min(images["patient"].nunique(), real["patient"].nunique()) < 2:
+        raise InputError(
+            f"{patch_set.folder}: only one training or one held-out patient is among the compared images; give more "
+            "--patches"
+        )
     images["p"] = stats.logistic.sf(images["closeness"], *stats.logistic.fit(real["closeness"]))
     images["copy"] = images["p"] * len(images) < ALPHA
     scores = pd.concat([images["closeness"], real["closeness"]])

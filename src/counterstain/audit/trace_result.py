@@ -114,8 +114,8 @@ class Trace:
         if self.alarms:
             what = "Do not share the generator; no image was found to be a copy"
             return f"Alarm: {TESTS['membership']}. {what} ({rate})."
-        real = " What is real tissue by design is patient data all the same." if self.by_design else ""
-        model = "" if tested else " Of the generator itself nothing is said: give --generator to test it."
+        real = " Whatever is real tissue by design remains patient data." if self.by_design else ""
+        model = "" if tested else " The generator itself was not tested: give --generator."
         return f"No trace of training patients was found in the images ({rate}).{real}{model}"
 
     def __repr__(self) -> str:

@@ -149,7 +149,8 @@ def discover_subtypes(
     Raises InputError where no number of clusters is stable, or there is too little to cluster; ConfigError where
     ``names`` are not one for each cluster; MismatchError where ``out`` belongs to another run.
     """
-    settings = {"cohort": cohort.fingerprint, "k": k, "stain": stain, "correction": correction, "seed": seed}
+    settings: dict[str, Any] = {"cohort": cohort.fingerprint, "k": k or "auto", "stain": stain}
+    settings |= {"correction": correction, "seed": seed}
     settings["network"] = None if network is None else network[0]
     with claimed(out, "discover", settings):
         parts, tissue = _measured(cohort, out, stain, network, progress)
@@ -235,8 +236,8 @@ def _number(
     who = counted(len({*patients}), "patient")
     if len(points) <= 2 * numbers[-1] or len({*patients}) < 2:
         raise InputError(
-            f"{cohort.folder}: {counted(len(points), 'instance')} of {who} are too few for "
-            f"{numbers[-1]} clusters; import more tissue" + ("" if k is None else ", or give a smaller --k")
+            f"{cohort.folder}: {counted(len(points), 'instance')} of {who} are too few to cluster; import "
+            "tissue of more patients" + ("" if k is None else ", or give a smaller --k")
         )
     file = out / "stability.csv"
     if not file.exists():
@@ -253,7 +254,7 @@ def _number(
         raise InputError(
             f"{cohort.folder}: no number of subtypes is stable: clusters of resampled patients agree with at most "
             f"{index:.2f} (at {best:.0f}; {STABLE:g} is needed). Either its instances are of one kind, or {who} "
-            f"are too few to tell; --k {best:.0f} clusters them all the same"
+            f"are too few to tell; give --k {best:.0f} and another --out to cluster them anyway"
         )
     return int(stable.max()) if k is None else k, tried
 
