@@ -2,14 +2,14 @@ import pickle
 
 import numpy as np
 import pytest
-from drawn_cohort import HER2, draw_cohort, draw_set
+from drawn_cohort import HER2, boxes, draw_cohort, draw_set, store
 from drawn_requests import FakeGenerator
 
 from counterstain.checkpoints import CheckpointHeader
 from counterstain.data.patch_set import SHARD_PATCHES, PatchSet
 from counterstain.data.relabel import RelabelConfig
 from counterstain.data.sampling import PatchSampler, SamplingConfig
-from counterstain.errors import InputError, LeakageError, MismatchError, StorageError
+from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError, StorageError
 from counterstain.seeding import derive
 from counterstain.synthesis.masks import LayoutsConfig, SynthesisConfig
 from counterstain.synthesis.synthesize import synthesize
@@ -154,6 +154,36 @@ def test_a_folder_of_another_set_is_left_alone(cohort, tmp_path):
 def header(**changes):
     settings = {"kind": "spade", "taxonomy": HER2, "size_px": 32, "mpp": 0.5, "config": {}, "seed": 0}
     return CheckpointHeader(**settings | {"patients_seen": ("p0",), "cohort": "c"} | changes)
+
+
+def pale_tissue(folder, name):
+    """Training tissue of 0 and 1+ alone; 3+ is in the test part."""
+    shown = [boxes(f"{name}{i}", (1, 4, 4, 24, 24), (2, 34, 34, 60, 60), slide=f"{name}{i}") for i in range(3)]
+    return store(folder, *shown, boxes("test", (4, 4, 4, 30, 30), slide=f"{name}9", split="test"))
+
+
+@pytest.mark.parametrize("target", ["uniform", {"HER2 0": 1, "HER2 1+": 1, "HER2 3+": 2}])
+def test_nothing_becomes_a_subtype_that_training_never_showed(tmp_path, target):
+    cohort = pale_tissue(tmp_path / "c", "p")
+    config = CONFIG.model_copy(update={"relabel": RelabelConfig(target=target)})
+    for found in (
+        draw(cohort, tmp_path / "untrained", config=config),
+        draw(
+            cohort,
+            tmp_path / "trained",
+            config=config,
+            generator=Painter(header=header(subtypes_unseen=HER2.names[2:])),
+        ),
+    ):
+        assert set(found.instances["subtype"]) == {1, 2}
+    taught_elsewhere = draw(cohort, tmp_path / "elsewhere", config=config, generator=Painter(header=header()))
+    assert 4 in set(taught_elsewhere.instances["subtype"])
+
+
+def test_a_target_that_training_never_showed_is_refused(tmp_path):
+    config = CONFIG.model_copy(update={"relabel": RelabelConfig(target={"HER2 3+": 1})})
+    with pytest.raises(ConfigError, match=r"nothing is left to draw, as training showed no HER2 2\+, HER2 3\+"):
+        draw(pale_tissue(tmp_path / "c", "p"), tmp_path / "s", config=config)
 
 
 class Redrawer(Painter):

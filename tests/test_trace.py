@@ -185,6 +185,7 @@ class Copier(OracleGenerator):
         ]
 
 
+@pytest.mark.filterwarnings("ignore:no training region shows")
 def test_a_novel_set_has_no_copies_and_keeps_what_was_novel(cohort, tmp_path):
     method = Method(name="copier", title="Copier", colour="#0072b2", load=lambda *_: Copier(cohort))
     with register(method):

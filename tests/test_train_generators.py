@@ -2,11 +2,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from drawn_cohort import draw_cohort
+from drawn_cohort import boxes, draw_cohort, store
 from drawn_requests import denoiser_config, drawn_by
 from torch.nn.utils import parametrize
 from typer.testing import CliRunner
 
+import counterstain as cs
 import counterstain.generators.autoencoder as autoencoder_module
 import counterstain.generators.diffusion as diffusion_module
 import counterstain.generators.spade as spade_module
@@ -15,7 +16,7 @@ import counterstain.training as training_loop
 from counterstain.checkpoints import load_checkpoint, read_header, save_checkpoint
 from counterstain.cli import app
 from counterstain.data.patch_set import PatchSet
-from counterstain.errors import ConfigError, LeakageError, MismatchError, StorageError
+from counterstain.errors import ConfigError, CounterstainWarning, LeakageError, MismatchError, StorageError
 from counterstain.generators.autoencoder import Autoencoder
 from counterstain.generators.diffusion import Diffusion
 from counterstain.generators.diffusion_config import (
@@ -83,6 +84,17 @@ def test_spade_is_watched_while_it_trains_and_at_the_end(trained_spade):
     assert notes["monitors"]["repetition"] == logged(trained_spade, "repetition")[3]
     assert notes["monitors"]["real_white_share"] == 0
     assert isinstance(notes["warnings"], list)
+
+
+def test_a_checkpoint_knows_the_subtypes_that_its_training_tissue_lacked(trained_spade, tmp_path):
+    assert read_header(trained_spade).subtypes_unseen == ()
+    rare = store(tmp_path / "c", boxes("a", (1, 4, 4, 30, 30)), boxes("b", (4, 4, 4, 30, 30), slide="t", split="test"))
+    anew = train_spade(rare, spade(1), tmp_path / "anew", **COMMON)
+    assert read_header(anew).subtypes_unseen == ("HER2 1+", "HER2 2+", "HER2 3+", "LCIS/DCIS")
+    with pytest.warns(CounterstainWarning, match=r"shows HER2 1\+, .*, so nothing is drawn as them"):
+        cs.preview(rare, method="spade", generator=anew, out=tmp_path / "look.png", per_subtype=1)
+    further = train_spade(rare, spade(2, ema_decay=0.9), tmp_path / "further", init=trained_spade, **COMMON)
+    assert read_header(further).subtypes_unseen == ()
 
 
 def test_averaged_weights_have_spectral_norms_of_their_own(trained_spade):

@@ -56,6 +56,8 @@ class CheckpointHeader(Config):
     """Every patient whose tissue it saw, directly or through another network or synthetic images."""
     tissue_seen: tuple[str, ...] = ()
     """Hashes of the images of its training regions, for a segmenter; none in checkpoints of earlier versions."""
+    subtypes_unseen: Annotated[tuple[str, ...], Field(exclude_if=lambda names: not names)] = ()
+    """Subtypes of which its training regions showed no instance: nothing is drawn as one of them."""
     cohort: str
     """Fingerprint of the training cohort."""
     notes: dict[str, Any] = Field(default_factory=dict)

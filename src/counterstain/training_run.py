@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from counterstain.checkpoints import CheckpointHeader, Kind, forget_progress, is_finished, save_checkpoint
 from counterstain.config import Config
 from counterstain.data.cohort import Cohort
+from counterstain.data.composition import unseen_in_training
 from counterstain.data.sampling import PatchSampler, SamplingConfig
 from counterstain.data.split import tissue_of
 from counterstain.devices import rank, run_in_processes, starts_processes
@@ -40,6 +41,7 @@ class TrainingRun:
     names: Mapping[str, Any] = field(default_factory=dict)
     """What tells it from other trainings, beside cohort, settings, size and seed."""
     seen: Iterable[str] = ()  # patients behind what it starts from or trains on, beside the cohort's own
+    origin: CheckpointHeader | None = None  # of the network that it goes on from, which may know more subtypes
     notes: Mapping[str, Any] = field(default_factory=dict)  # what is saved about it in any case
 
     def finished(self) -> bool:
@@ -86,6 +88,7 @@ class TrainingRun:
         """Save the weights and forget the state of the training; return the folder."""
         if rank() > 0:
             return self.out
+        known = () if self.origin is None else {*self.cohort.taxonomy.names} - {*self.origin.subtypes_unseen}
         header = CheckpointHeader(
             kind=self.kind,
             taxonomy=self.cohort.taxonomy,
@@ -95,6 +98,7 @@ class TrainingRun:
             seed=self.seed,
             patients_seen=tuple(sorted({*self.cohort.patients("train"), *self.seen})),
             tissue_seen=tissue_of(self.cohort) if self.kind == "segmenter" else (),
+            subtypes_unseen=tuple(name for name in unseen_in_training(self.cohort) if name not in known),
             cohort=self.cohort.fingerprint,
             notes={"cohort_name": self.cohort.folder.name, **notes, **self.notes},
         )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from counterstain.data.patch_set import PatchSet
     from counterstain.generators.interface import ImageGenerator
     from counterstain.recipe import Recipe
+    from counterstain.synthesis.masks import SynthesisConfig
     from counterstain.synthesis.redraw import Redrawn
 
 
@@ -170,6 +171,7 @@ def synthesize(
     tissue, drawer, recipe = opened_generator(
         cohort, method, generator, preset=preset, config=config, settings=settings
     )
+    _warn_of_unseen(drawer, tissue, recipe.synthesis)
     size_px = recipe.size_px if size_px is None else size_px
     filter_ = nearness = None
     if judge is not None:
@@ -247,6 +249,7 @@ def preview(
     tissue, drawer, recipe = opened_generator(
         cohort, method, generator, preset=preset, config=config, settings=settings
     )
+    _warn_of_unseen(drawer, tissue, recipe.synthesis)
     size_px = recipe.size_px if size_px is None else size_px
     rows = redrawn(drawer, tissue, recipe.synthesis, size_px=size_px, seed=seed, per_subtype=per_subtype)
     save_figure(redrawn_as_every_subtype(rows, tissue.taxonomy, mpp=tissue.mpp), Path(out))
@@ -286,6 +289,7 @@ def redraw(
     tissue, drawer, recipe = opened_generator(
         cohort, method, generator, preset=preset, config=config, settings=settings
     )
+    _warn_of_unseen(drawer, tissue, recipe.synthesis)
     return redraw_regions(drawer, tissue, Path(out), recipe.synthesis, seed=seed, regions=region or ())
 
 
@@ -308,3 +312,12 @@ def opened_generator(
     recipe = drawing_recipe(entry, folder, preset=preset, file=file, overrides=assignments(settings))
     tissue = open_cohort(cohort)
     return tissue, load(method, folder, tissue, recipe.drawing(entry)), recipe
+
+
+def _warn_of_unseen(generator: ImageGenerator, cohort: Cohort, config: SynthesisConfig) -> None:
+    from counterstain.synthesis.synthesize import never_seen
+
+    if unseen := [name for name in never_seen(generator, cohort) if config.relabel.asks_for(name)]:
+        them = "it" if len(unseen) == 1 else "them"
+        message = f"no training region shows {', '.join(unseen)}, so nothing is drawn as {them}"
+        warnings.warn(message, CounterstainWarning, stacklevel=4)

@@ -20,6 +20,13 @@ def tissue_shares(cohort: Cohort) -> dict[str, float]:
     }
 
 
+def unseen_in_training(cohort: Cohort) -> list[str]:
+    """Return the subtypes of which no training region shows an instance, in the order of the taxonomy."""
+    shown = cohort.composition()
+    seen = {*shown["subtype"][shown["split"] == "train"]}
+    return [name for name in cohort.taxonomy.names if name not in seen]
+
+
 def missing_subtypes(cohort: Cohort) -> list[str]:
     """Return a warning for every split in use that has no instance of some subtypes."""
     table = subtypes_table(cohort)

@@ -51,6 +51,23 @@ class RelabelConfig(Config):
         """Return the labels, 255 among them, whose instances are left alone."""
         return frozenset({IGNORE, *(taxonomy.id_of(name) for name in self.keep)})
 
+    def asks_for(self, name: str) -> bool:
+        """Whether instances may become a subtype."""
+        return name not in self.keep and (self.target == "uniform" or self.target.get(name, 0) > 0)
+
+    def without(self, names: Collection[str], taxonomy: Taxonomy) -> Self:
+        """Return the same with no share for some subtypes; the others keep their proportions.
+
+        Raises ConfigError where no subtype is left to draw.
+        """
+        if not any(self.asks_for(name) for name in names):
+            return self
+        shares = zip(taxonomy.names, self.shares(taxonomy).tolist(), strict=True)
+        target = {name: share for name, share in shares if share and name not in names}
+        if not target:
+            raise ConfigError(f"relabel: nothing is left to draw, as training showed no {', '.join(names)}")
+        return self.model_copy(update={"target": target})
+
     def shares(self, taxonomy: Taxonomy) -> np.ndarray:
         """Resolve the target to a share per subtype id, (K,) float, summing to 1.
 

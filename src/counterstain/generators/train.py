@@ -244,6 +244,7 @@ def train_distilled(cohort: Cohort, config: DistillationConfig, out: Path, *, te
         seed=seed,
         names={"first_stage": "", "teacher": header.sha256, "distillation": how},
         seen=header.patients_seen,
+        origin=header,
         notes={"teacher_sha256": header.sha256, "distillation": how},
     )
     if run.finished():
@@ -279,6 +280,7 @@ def _run(
         seed=seed,
         names={"first_stage": ""} | {name: header.sha256 for name, header in (first | init).items()},
         seen=[patient for header in (first | init).values() for patient in header.patients_seen],
+        origin=init.get("init"),
         notes={f"{name}_sha256": header.sha256 for name, header in init.items()},
     )
 

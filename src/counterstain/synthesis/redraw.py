@@ -24,7 +24,13 @@ from counterstain.progress import bar
 from counterstain.seeding import derive
 from counterstain.storage import write_parquet
 from counterstain.synthesis.masks import SynthesisConfig
-from counterstain.synthesis.synthesize import drawing_settings, patients_behind, require_generator_fits
+from counterstain.synthesis.synthesize import (
+    drawing_settings,
+    never_seen,
+    of_seen_subtypes,
+    patients_behind,
+    require_generator_fits,
+)
 
 CANDIDATES = 8  # patches that the one with the most of its subtype is chosen from
 
@@ -53,7 +59,7 @@ def preview(
     """Redraw training patches of every subtype as each subtype in turn, from the same noise.
 
     It shows what a generator makes of every subtype before a set is drawn or a study run. The subtypes of
-    ``config.relabel.keep`` are neither redrawn nor asked for.
+    ``config.relabel.keep`` are neither redrawn nor asked for, those that training never showed are not asked for.
 
     Raises InputError where the training part has no instance that may be redrawn; LeakageError or MismatchError as
     :func:`counterstain.synthesis.synthesize.synthesize`.
@@ -64,7 +70,8 @@ def preview(
     if not chosen:
         raise InputError(f"{cohort.folder}: its training part has no instance that may be redrawn")
     kept = config.relabel.kept(cohort.taxonomy)
-    asked = [s.id for s in cohort.taxonomy.subtypes if s.id not in kept]
+    unseen = never_seen(generator, cohort)
+    asked = [s.id for s in cohort.taxonomy.subtypes if s.id not in kept and s.name not in unseen]
     rows = []
     for number, (subtype, patch) in enumerate(chosen):
         redraw = redrawn_pixels(patch.instances, patch.subtypes, kept)
@@ -122,6 +129,7 @@ def redraw_regions(
         others = " or ".join(name for name, method in METHODS.items() if method.any_size and not method.ceiling)
         raise MismatchError(f"method {generator.method}: draws patches of one size; redraw regions with {others}")
     require_generator_fits(generator, cohort)
+    config = of_seen_subtypes(config, generator, cohort)
     positions = _positions(cohort, regions)
     drawer = style_drawer(generator, cohort, config.style, size_px=64, seed=seed)
     tasks = [_Task.of(cohort, position, config, seed, drawer) for position in positions]

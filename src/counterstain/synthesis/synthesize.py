@@ -17,6 +17,7 @@ import pandas as pd
 import counterstain
 from counterstain.checkpoints import CheckpointHeader, require_taxonomy
 from counterstain.data.cohort import Cohort
+from counterstain.data.composition import unseen_in_training
 from counterstain.data.patch_set import JudgedInstance, PatchSet, PatchSetHeader, PatchSetWriter, SyntheticPatch
 from counterstain.data.patches import Patch
 from counterstain.data.split import check_no_leak
@@ -112,6 +113,7 @@ def synthesize(
 ) -> PatchSet | None:
     """Write a synthetic set; finished shards are kept, the result is the same as without an interruption.
 
+    No instance becomes a subtype that training :func:`never showed <never_seen>`.
     Only these ``shards`` and no header are written where they are given (to spread a set over processes); then None is
     returned. Images that the ``judge`` refuses are drawn again, so that the set has as many patches as without it.
     The masks are of a ``part`` of the split; those of val or test make a set for a reading test, never for training.
@@ -120,6 +122,7 @@ def synthesize(
     generator draws another size, scale or taxonomy, or ``out`` belongs to another set.
     """
     require_generator_fits(generator, cohort, size_px)
+    config = of_seen_subtypes(config, generator, cohort)
     if count < 1:
         raise ConfigError(f"count {count}: a synthetic set has at least one patch")
     header = PatchSetHeader(
@@ -149,6 +152,17 @@ def synthesize(
             writer.write(shard, draw(shard))
             advance(lengths[shard])
     return writer.finish() if shards is None else None
+
+
+def never_seen(generator: ImageGenerator, cohort: Cohort) -> Sequence[str]:
+    """Return the subtypes of which training showed no instance: as the checkpoint says, or else the cohort."""
+    return unseen_in_training(cohort) if generator.header is None else generator.header.subtypes_unseen
+
+
+def of_seen_subtypes(config: SynthesisConfig, generator: ImageGenerator, cohort: Cohort) -> SynthesisConfig:
+    """Return settings by which no instance becomes a subtype that was never seen."""
+    relabelling = config.relabel.without(never_seen(generator, cohort), cohort.taxonomy)
+    return config if relabelling is config.relabel else config.model_copy(update={"relabel": relabelling})
 
 
 def patients_behind(
