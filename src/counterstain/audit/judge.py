@@ -119,7 +119,7 @@ def train_judge(cohort: Cohort, config: JudgeConfig, out: Path, *, size_px: int,
     judge = run.initialised(lambda: Judge(config, cohort.taxonomy.num_labels))
     batches = PatchBatches(sampler, config.training.batch_size)
     fit(judge, batches, out, config.training, ema_decay=config.ema_decay, label="judge")
-    return run.save(judge.state_dict(), {"missing_subtypes": list(sampler.missing_subtypes)})
+    return run.save(judge.state_dict(), {})
 
 
 def load_judge(folder: Path, device: Device = "auto") -> tuple[Judge, CheckpointHeader]:

@@ -120,7 +120,6 @@ def train_segmenter(
     segmenter.correction = None
     notes = {
         "encoder_starts_from": start,
-        "missing_subtypes": list(sampler.missing_subtypes),
         "steps": steps,
         "synthetic": None if synthetic is None else synthetic.header.model_dump(mode="json"),
         "synthetic_patches": len(numbers),
