@@ -193,8 +193,9 @@ def test_a_generator_that_listens_adheres_as_well_as_real_tissue(audit, sets):
 
 def test_an_audit_says_in_words_what_its_figures_mean(audit):
     halves, held_out, *sets = audit.findings
-    without_copies = [replace(found, copies=CopiesFound()) for found in sets]  # discs are alike
-    judge, listens, deaf = replace(audit, findings=(halves, held_out, *without_copies)).in_words()
+    listens, deaf = (replace(found, copies=CopiesFound()) for found in sets)  # discs are alike
+    listens = replace(listens, confusion=held_out.confusion)  # however well this judge has learnt
+    judge, listens, deaf = replace(audit, findings=(halves, held_out, listens, deaf)).in_words()
     assert judge.startswith("The judge, on held-out real tissue, takes these shares")
     assert "guessing would be right for 0.20" in judge
     assert "look as asked about as often as in real tissue" in listens
