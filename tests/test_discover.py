@@ -85,6 +85,17 @@ def test_instances_of_one_kind_have_no_subtypes(tmp_path):
         cs.discover(cohort, out=tmp_path / "found")
 
 
+@pytest.mark.parametrize("file", ["parts.parquet", "stability.csv", "instances.parquet"])
+def test_what_is_damaged_of_an_earlier_call_is_made_again(tmp_path, file):
+    cohort, _ = tissue(tmp_path / "cohort")
+    first = cs.discover(cohort, out=tmp_path / "found", k=3).instances
+    (tmp_path / "found" / file).write_bytes(b"k,agr")
+    pd.testing.assert_frame_equal(cs.discover(cohort, out=tmp_path / "found", k=3).instances, first)
+    (tmp_path / "found" / "names.json").write_text('["one"]')
+    with pytest.raises(cs.StorageError, match="expected 3 names"):
+        cs.discover(cohort, out=tmp_path / "found", k=3)
+
+
 def test_too_few_patients_and_wrong_words_are_one_line(tmp_path):
     cohort, _ = tissue(tmp_path / "cohort", patients=1, split=False)
     with pytest.raises(cs.InputError, match="9 instances of 1 patient are too few"):
@@ -92,4 +103,4 @@ def test_too_few_patients_and_wrong_words_are_one_line(tmp_path):
     for words in ({"k": "many"}, {"correction": "all"}, {"features": "judges"}, {"ignore_below": 2.0}, {"k": 1}):
         with pytest.raises(cs.ConfigError, match="expected"):
             cs.discover(cohort, out=tmp_path / "found", **words)
-    assert not (tmp_path / "found" / "cohort.json").exists()
+    assert not (tmp_path / "found").exists()

@@ -101,6 +101,25 @@ def test_what_may_not_leave_unsaid_is_refused_and_then_stands_on_the_card(
     assert ("**Not traced**" in card) == (option == "untraced")
 
 
+def test_a_trace_may_lie_elsewhere_and_must_be_there(cohort, tmp_path):
+    patches = traced(draw_set(tmp_path / "set", cohort, count=4))
+    (patches.folder / "trace").rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"set/trace/trace\.json is missing.*give --trace FOLDER"):
+        cs.release(patches, out=tmp_path / "shared")
+    with pytest.raises(ConfigError, match=r"nowhere/trace\.json is missing"):
+        cs.release(patches, out=tmp_path / "shared", trace=tmp_path / "nowhere", untraced=True)
+    out = cs.release(patches, out=tmp_path / "shared", trace=tmp_path / "elsewhere")
+    assert "Copies: none." in (out / "README.md").read_text()
+
+
+def test_numbers_that_name_patients_are_searched_for_where_they_are_long_enough(cohort, tmp_path):
+    patches = traced(draw_set(tmp_path / "set", cohort, count=4, seen=["20731", "17"]))
+    with pytest.raises(MismatchError, match="its name would name 20731"):
+        cs.release(patches, out=tmp_path / "patient-20731")
+    card = (cs.release(patches, out=tmp_path / "shared-17") / "README.md").read_text()
+    assert "Not searched for: names of fewer than 5 digits" in card
+
+
 def test_other_sets_traces_names_and_folders_are_refused(cohort, tmp_path):
     patches = traced(draw_set(tmp_path / "set", cohort, count=4))
     with pytest.raises(MismatchError, match="its name would name p1"):

@@ -13,6 +13,7 @@ from counterstain.cli import app
 from counterstain.data.cohort import Cohort, CohortWriter
 from counterstain.data.region_store import Region
 from counterstain.errors import ConfigError, InputError, MismatchError
+from counterstain.report.patch_figures import scores
 from counterstain.segmentation import score as score_module
 from counterstain.segmentation.areas import Areas, SlidePart, areas_in, nuclei_in
 from counterstain.segmentation.score import agreement, calibrate, scored
@@ -157,6 +158,7 @@ def test_the_temperature_undoes_what_a_segmenter_is_too_sure_of(cohort, monkeypa
         ({"rule": "2013"}, InputError, "--rule 2013: unknown; her2 has 2018, 2007"),
         ({"by": "weight"}, ConfigError, "--by weight: expected area or cells"),
         ({"regions": "auto"}, InputError, "are for slides"),
+        ({"calibration": "elsewhere"}, ConfigError, "give --segmenter too"),
         ({"split": "val"}, InputError, "no region in split 'val'"),
     ],
 )
@@ -178,6 +180,33 @@ def test_rules_of_a_file_are_checked_against_the_subtypes(cohort, tmp_path):
         HER2.score_rule(file)
     with pytest.raises(ConfigError, match="which is not among counted"):
         ScoreRule(counted=("a",), steps=({"score": "x", "subtypes": ["b"], "above": 0.1},), otherwise="y")
+
+
+def step(score: str, above: float, *subtypes: str) -> dict:
+    return {"score": score, "subtypes": subtypes, "above": above}
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([step("3", 0.3, "b"), step("2", 0.1, "b"), step("3", 0.1, "a")], r"step 3 \(3\) is above 2 too"),
+        ([step("3", 0.1, "a", "b"), step("2", 0.1, "b")], r"step 2 \(2\) never holds"),
+        ([step("1", 0.3, "b"), step("2", 0.1, "b")], r"otherwise \(1\) is above 2 too"),
+        ([step("3", 0.1, "b", "b")], "names a subtype twice"),
+    ],
+)
+def test_steps_that_contradict_each_other_are_refused(steps, message):
+    with pytest.raises(ConfigError, match=message):
+        ScoreRule(counted=("a", "b"), steps=steps, otherwise="1")
+
+
+def test_the_picture_shows_what_the_rule_counts(cohort, tmp_path):
+    table = cs.score(cohort, out=tmp_path / "s")
+    axes = scores(table, HER2, RULE).axes[0]
+    assert axes.get_xlabel() == "share of the tumour without LCIS/DCIS (%)"
+    strong = table[table["level"] == "patient"]["patient"].tolist().index("strong")
+    widths = [bars[strong].get_width() for bars in axes.containers]
+    assert widths == pytest.approx([100 * share / 52 for share in (40, 0, 0, 12)])
 
 
 def test_a_taxonomy_keeps_its_own_rules_and_the_built_in_one_is_saved_as_before():

@@ -150,6 +150,20 @@ def test_a_folder_is_for_one_run_and_another_is_told_what_differs(tmp_path):
         claim(tmp_path / "run", "cohort", {})
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        ({"k": None}, {"k": 3}, "k was not given, now 3"),
+        ({"by_hand": True}, {}, "by_hand was yes, now not given"),
+        ({"cohort": "a" * 64}, {"cohort": "b" * 64}, "cohort is another"),
+    ],
+)
+def test_what_changed_since_a_claim_is_said_in_words(tmp_path, before, now, told):
+    claim(tmp_path / "run", "train", before)
+    with pytest.raises(MismatchError, match=rf"\(train: {told}\)"):
+        claim(tmp_path / "run", "train", now)
+
+
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(MismatchError, match="is not empty and was not made by counterstain"):

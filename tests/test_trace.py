@@ -155,7 +155,7 @@ def test_the_command_writes_into_the_set_and_says_what_may_be_shared(cohort, ora
 
 
 def test_sets_that_cannot_be_traced_are_refused(cohort, oracle, tmp_path, run):
-    with pytest.raises(InputError, match="without a checkpoint; give no --generator"):
+    with pytest.raises(InputError, match="no checkpoint to test; give no --generator"):
         counterstain.trace(oracle, cohort=cohort, generator=tmp_path, out=tmp_path / "t")
     with pytest.raises(InputError, match="only one training or one held-out patient"):
         counterstain.trace(oracle, cohort=cohort, patches=1, out=tmp_path / "one")
@@ -165,7 +165,7 @@ def test_sets_that_cannot_be_traced_are_refused(cohort, oracle, tmp_path, run):
     held_out = synthesize(
         OracleGenerator(cohort), cohort, tmp_path / "val", SynthesisConfig(), count=1, size_px=48, seed=0, part="val"
     )
-    with pytest.raises(LeakageError, match="drawn for masks of val"):
+    with pytest.raises(LeakageError, match="holds masks of val"):
         counterstain.trace(held_out, cohort=cohort)
     other = write_phantom(PhantomConfig(slides=6, regions_per_slide=1, size_px=64, seed=300), tmp_path / "other")
     other = split_cohort(other, SplitConfig(train=4, val=1, test=1))[0]

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from counterstain.audit.trace_result import TRACE_FILE
 from counterstain.data.patch_set import BY_HAND, PatchSet, PatchSetHeader
 from counterstain.errors import ConfigError, InputError, MismatchError
 from counterstain.generators.methods import METHODS
@@ -30,10 +31,12 @@ from counterstain.storage import committing, read_json, sha256_of, write_json, w
 RECORD_FILE = "releases.jsonl"  # in the set
 SUMS_FILE = "SHA256SUMS"
 CARD_FILE = "README.md"  # in no sum: its licence is to be filled in
-TRACE_PLACE = "trace/trace.json"  # in the set, as ``counterstain trace`` leaves it
+TRACE_FOLDER = "trace"  # in the set, where ``counterstain trace`` leaves it
+FEWEST_DIGITS = 5  # of a name without letters that is searched for: shorter ones cannot be told from other numbers
 OF_SET = ("method", "generator", "cohort", "seed")
 OF_TRACE = ("method", "found", "verdict", "alarms", "tests", "figures")
 TEXTS = {".jsonl", ".json", ".md", ".yaml"}
+LETTER = r"[^\W\d_]"
 HARMLESS = "membership"  # the alarm that is about the generator, which is not released
 
 
@@ -41,6 +44,7 @@ def release(
     patches: PatchSet,
     out: Path,
     *,
+    trace_folder: Path | None = None,
     untraced: bool = False,
     with_real_tissue: bool = False,
     with_alarm: bool = False,
@@ -65,7 +69,7 @@ def release(
     real = real_tissue(header)
     if real and not with_real_tissue:
         raise ConfigError(f"{source}: {real[0].lower()}{real[1:]}; give --with-real-tissue if that may leave")
-    trace = _trace_of(patches, untraced=untraced, with_alarm=with_alarm)
+    trace = _trace_of(patches, trace_folder, untraced=untraced, with_alarm=with_alarm)
     contents, order = _anonymous(contents_of(source), out, header)
     with committing(out) as folder:
         IMAGE_FOLDER.write_images(folder, contents, advance)
@@ -92,18 +96,20 @@ def real_tissue(header: PatchSetHeader) -> str:
     return "The nuclei in the images are those of real tissue" if header.settings.get("counterstain") else ""
 
 
-def _trace_of(patches: PatchSet, *, untraced: bool, with_alarm: bool) -> dict[str, Any] | None:
+def _trace_of(patches: PatchSet, folder: Path | None, *, untraced: bool, with_alarm: bool) -> dict[str, Any] | None:
     """Return what may leave of a set's trace; None where it has none and need not have any."""
-    header, file = patches.header, patches.folder / TRACE_PLACE
+    header, file = patches.header, (folder or patches.folder / TRACE_FOLDER) / TRACE_FILE
     if not file.exists():
-        if untraced:
+        if untraced and folder is None:
             return None
         raise ConfigError(
-            f"{patches.folder}: nobody has checked whether its images can be traced to patients; run 'counterstain "
-            f"trace {patches.folder} --cohort COHORT' first, or give --untraced; the card will say so"
+            f"{patches.folder}: nobody has checked whether its images can be traced to patients ({file} is "
+            f"missing); run 'counterstain trace {patches.folder} --cohort COHORT' first, or give --trace FOLDER if its "
+            "trace lies elsewhere, or --untraced; the card will say so"
         )
     found = read_json(file)
-    if not isinstance(found, dict) or any(found.get(key) != str(getattr(header, key)) for key in OF_SET):
+    known = isinstance(found, dict) and {*OF_SET, *OF_TRACE} <= found.keys()
+    if not known or any(found[key] != str(getattr(header, key)) for key in OF_SET):
         raise MismatchError(f"{file}: belongs to another set; trace this one again")
     if (alarms := [name for name in found["alarms"] if name != HARMLESS]) and not with_alarm:
         raise ConfigError(
@@ -167,6 +173,8 @@ def _evidence(patches: PatchSet, real: str, trace: Mapping[str, Any] | None) -> 
         points += [f"Traced: {sentence}" for sentence in trace["found"]]
         if (compared := trace["figures"].get("images", len(patches))) < len(patches):
             points.append(f"Of the {len(patches)} images of the set, {compared} were compared.")
+    if _names(patches)[1]:
+        points.append(f"Not searched for: names of fewer than {FEWEST_DIGITS} digits, which look like other numbers.")
     points.append("These are findings, not a guarantee of anonymity in the sense of any law.")
     return "\n## What may lead back to patients\n" + "".join(f"* {point}\n" for point in points)
 
@@ -176,17 +184,20 @@ def _files(folder: Path) -> list[str]:
 
 
 def _refuse_names(folder: Path, out: Path, patches: PatchSet) -> None:
-    """Raise MismatchError where texts or the release's own name hold one that tells its source.
+    """Raise MismatchError where texts or the release's own name hold one that tells its source."""
+    for place, text in [("its name", out.name), *_texts(folder)]:
+        for name in _names(patches)[0]:
+            before = r"(?<![^\W_])" if re.search(LETTER, name) else r"(?<![^\W_])(?<!\d\.)"  # no decimals
+            if re.search(rf"{before}{re.escape(name)}(?![^\W_])", text, re.IGNORECASE):
+                raise MismatchError(f"{out}: {place} would name {name}; rename what is called so, and release it again")
 
-    Names of digits alone cannot be told from numbers, of which no text here but those that a user wrote names a source.
-    """
+
+def _names(patches: PatchSet) -> tuple[list[str], list[str]]:
+    """Return the names that tell the source of a set: those that texts are searched for, and those too short for it."""
     tables = pd.concat([patches.patches, patches.moved])
     names = {*patches.header.patients_seen, *(name for kind in ("region", "slide", "patient") for name in tables[kind])}
-    written = [name for name in names if re.search(r"[^\W\d_]", name)]
-    for place, text in [("its name", out.name), *_texts(folder)]:
-        for name in written:
-            if re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", text, re.IGNORECASE):
-                raise MismatchError(f"{out}: {place} would name {name}; rename what is called so, and release it again")
+    told = {name: bool(re.search(LETTER, name)) or len(re.findall(r"\d", name)) >= FEWEST_DIGITS for name in names}
+    return [name for name in names if told[name]], [name for name in names if not told[name]]
 
 
 def _texts(folder: Path) -> Iterable[tuple[str, str]]:

@@ -30,6 +30,7 @@ from counterstain.remote import Place
 RUN_FILE = "run.json"
 SAMPLE_BLOCKS, BLOCK_BYTES = 64, 2**16  # what is read of a large file to know it again
 LOG_FOLDER = "logs"  # of a training
+HASH = "[0-9a-f]{64}"
 REMAKE = "delete its folder and make it again"
 CHECKSUM = "checksum"  # key of a JSON file that says what the rest must hash to
 MAX_NAME = 100  # characters of a name on disk; with a suffix and what marks it as partial, file systems take it
@@ -286,15 +287,19 @@ def _claim_in(folder: Path) -> dict[str, Any]:
 
 
 def first_difference(found: Any, wanted: Any, where: str = "") -> str:
-    """Return the first setting that differs, with both values, as the end of a message."""
+    """Return the first setting that differs, with both values unless these are hashes, as the end of a message."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in sorted({*found, *wanted}, key=str):
             if found.get(key) != wanted.get(key):
                 return first_difference(found.get(key), wanted.get(key), f"{where}.{key}" if where else str(key))
+    if all(isinstance(value, str) and re.fullmatch(HASH, value) for value in (found, wanted)):
+        return f": {where} is another"
     return f": {where or 'settings'} was {_shown(found)}, now {_shown(wanted)}"
 
 
 def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "not given", True: "yes", False: "no"}[value]
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
 

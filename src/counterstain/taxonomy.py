@@ -88,10 +88,20 @@ class ScoreRule(Config):
     """The score where no step holds: the lowest."""
 
     @model_validator(mode="after")
-    def _counts_what_it_names(self) -> Self:
-        for step in self.steps:
+    def _steps_fit_together(self) -> Self:
+        scores = [step.score for step in self.steps]
+        for number, step in enumerate(self.steps):
+            what, above = f"step {number + 1} ({step.score})", self.steps[:number]
             if missing := [name for name in step.subtypes if name not in self.counted]:
-                raise ValueError(f"step {step.score!r} names {missing[0]!r}, which is not among counted")
+                raise ValueError(f"{what} names {missing[0]!r}, which is not among counted")
+            if len({*step.subtypes}) < len(step.subtypes):
+                raise ValueError(f"{what} names a subtype twice")
+            if step.score in scores[:number] and scores[number - 1] != step.score:
+                raise ValueError(f"{what} is above {scores[number - 1]} too; list scores from the highest down")
+            if any({*step.subtypes} <= {*first.subtypes} and step.above >= first.above for first in above):
+                raise ValueError(f"{what} never holds, because a step above it holds whenever it would")
+        if self.otherwise in scores and scores[-1] != self.otherwise:
+            raise ValueError(f"otherwise ({self.otherwise}) is above {scores[-1]} too; it is the lowest score")
         return self
 
     @cached_property

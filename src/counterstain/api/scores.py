@@ -77,6 +77,8 @@ def score(
         raise InputError(f"{place}: {what}; give --segmenter and slides, or a cohort")
     if not slides and (regions != "whole" or mpp_level0 is not None):
         raise InputError(f"{place}: --regions and --mpp-level0 are for slides; a cohort has regions of its own")
+    if segmenter is None and calibration is not None:
+        raise ConfigError("--calibration is for a segmenter's probabilities; give --segmenter too, or leave it out")
     cohort, header = None if slides else open_cohort(source), None if segmenter is None else read_header(segmenter)
     taxonomy: Taxonomy = (header if cohort is None else cohort).taxonomy  # type: ignore[union-attr] # one of both is there
     chosen, split = taxonomy.score_rule(rule), split or ("test" if header else "all")
@@ -118,11 +120,11 @@ def _write(out: Path, table: pd.DataFrame, taxonomy: Taxonomy, by: str) -> None:
     from counterstain.storage import write_csv, write_json
 
     write_csv(out / "score.csv", table)
-    save_figure(scores(table, taxonomy, "cell_share" if by == "cells" else "share"), out / "score.png")
-    sure, found = table.attrs["calibration"], table.attrs["agreement"]
+    sure, found, rule = (table.attrs[name] for name in ("calibration", "agreement", "rule"))
+    save_figure(scores(table, taxonomy, rule, "cell_share" if by == "cells" else "share"), out / "score.png")
     if found is not None:
         write_csv(out / "confusion.csv", found.confusion.rename_axis("known").reset_index())
-    about = {"notice": NOTICE, "rule": table.attrs["rule"].model_dump(mode="json"), "by": by}
+    about = {"notice": NOTICE, "rule": rule.model_dump(mode="json"), "by": by}
     about["calibration"] = None if sure is None else sure._asdict()
     about["agreement"] = None if found is None else {k: v for k, v in found._asdict().items() if k != "confusion"}
     write_json(out / "score.json", about)

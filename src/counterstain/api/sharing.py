@@ -166,6 +166,7 @@ def release(
     patches: PathLike | PatchSet,
     *,
     out: PathLike,
+    trace: PathLike | None = None,
     untraced: bool = False,
     with_real_tissue: bool = False,
     with_alarm: bool = False,
@@ -180,6 +181,8 @@ def release(
         Folder of the synthetic set.
     out : str or Path
         New folder of the release; its name is the title of the card.
+    trace : str or Path, optional
+        Folder of its trace [default: SET/trace].
     untraced : bool
         Release a set that was not traced; the card says so.
     with_real_tissue : bool
@@ -199,7 +202,8 @@ def release(
     opened = patches if isinstance(patches, PatchSet) else PatchSet.open(patches)
     with bar("images", len(opened)) as advance:
         choices = {"untraced": untraced, "with_real_tissue": with_real_tissue, "with_alarm": with_alarm}
-        write(opened, Path(out), advance=advance, **choices)
+        place = None if trace is None else Path(trace)
+        write(opened, Path(out), trace_folder=place, advance=advance, **choices)
     return Path(out)
 
 

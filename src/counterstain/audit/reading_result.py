@@ -22,7 +22,7 @@ import pandas as pd
 from scipy import stats
 
 from counterstain.audit.reading_test import ReadingTest
-from counterstain.errors import ConfigError, InputError
+from counterstain.errors import InputError
 from counterstain.progress import counted
 from counterstain.storage import claim, fingerprint, write_csv, write_json
 
@@ -82,8 +82,7 @@ def write_result(result: ReadingResult, folder: Path) -> None:
 def score_readers(test: ReadingTest) -> ReadingResult:
     """Score the answers of all readers; questions that a reader has not answered do not count for him.
 
-    Raises InputError where nobody has answered both a real and a drawn patch, or the key is missing, and ConfigError
-    where several readers are to be compared and the extra ``reading`` is not installed.
+    Raises InputError where nobody has answered both a real and a drawn patch, or the key is missing.
     """
     key = pd.DataFrame([(i, q.drawn, q.subtype) for i, q in enumerate(test.key(), start=1)])
     key.columns = pd.Index(["question", "is_drawn", "shown"])
@@ -192,13 +191,8 @@ def _agreement(answers: pd.DataFrame) -> pd.DataFrame:
 
 def _kappas() -> tuple[Any, Any]:
     """Return Cohen's and Fleiss' kappa, which are NaN where all answers are the same: nothing could be agreed upon."""
-    try:
-        from sklearn.metrics import cohen_kappa_score
-        from statsmodels.stats.inter_rater import aggregate_raters, fleiss_kappa
-    except ImportError as error:
-        raise ConfigError(
-            f"agreement between readers: {error.name} is not installed; run: pip install 'counterstain[reading]'"
-        ) from error
+    from sklearn.metrics import cohen_kappa_score
+    from statsmodels.stats.inter_rater import aggregate_raters, fleiss_kappa
 
     def cohen(one: pd.Series, other: pd.Series) -> float:
         return float("nan") if len({*one, *other}) < 2 else float(cohen_kappa_score(one, other))

@@ -109,7 +109,7 @@ def require_traceable(patch_set: PatchSet, cohort: Cohort) -> tuple[list[str], l
     """
     require_made_from(cohort, str(patch_set.folder), patch_set.header)
     if patch_set.header.part != "train":
-        raise LeakageError(f"{patch_set.folder}: is drawn for masks of {patch_set.header.part}; trace one of train")
+        raise LeakageError(f"{patch_set.folder}: holds masks of {patch_set.header.part}; trace a set of train")
     split = cohort.regions.groupby("patient")["split"].first()
     train = sorted(str(patient) for patient in split.index[split == "train"])
     held = sorted(str(patient) for patient in split.index[split.isin(["val", "test"])])
@@ -329,13 +329,13 @@ def denoiser_of(patch_set: PatchSet, cohort: Cohort, checkpoint: Path) -> Denois
     header = patch_set.header
     method = METHODS.get(header.method)
     if method is None or method.kind is None:
-        raise InputError(f"{patch_set.folder}: was drawn by {header.method}, without a checkpoint; give no --generator")
+        raise InputError(f"{patch_set.folder}: method {header.method} has no checkpoint to test; give no --generator")
     generator = load_generator(header.method, checkpoint, cohort)
     if not isinstance(generator, DenoisingGenerator):
         raise InputError(f"{checkpoint}: method {header.method} has no denoiser to test; give no --generator")
     if generator.header is not None and generator.header.sha256 != header.generator:
         raise MismatchError(
-            f"{checkpoint}: did not draw {patch_set.folder}, whose generator is {header.generator[:12]}; give that one"
+            f"{checkpoint}: is not the generator of {patch_set.folder}, which is {header.generator[:12]}; give that one"
         )
     return generator
 

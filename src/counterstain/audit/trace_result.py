@@ -150,7 +150,7 @@ def write_trace(found: Trace, patch_set: PatchSet, out: Path) -> None:
         "tests": tests,
         "figures": dict(found.figures),
     }
-    write_json(out / "trace.json", about)
+    write_json(out / TRACE_FILE, about)
 
 
 # The tests. Each returns a row: test, value, low, high, p, and least_p, the smallest p that so many patients can reach.
@@ -217,11 +217,14 @@ def reidentified(patients: pd.Series, nearest: pd.Series, ranks: pd.Series, seed
     options: dict[str, Any] = {"permutation_type": "pairings", "alternative": "greater", "vectorized": False}
     p = stats.permutation_test((rows,), first, n_resamples=DRAWS, rng=rng, **options).pvalue
     by_patient = (ranks == 1).groupby(patients.to_numpy()).agg(["sum", "count"]).to_numpy(float)
-    drawn = by_patient[rng.integers(len(rows), size=(DRAWS, len(rows)))].sum(axis=1)
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975]).tolist()
-    return _row(
-        "re-identification", float((ranks == 1).mean()), float(p), low, high, least_p=_least(factorial(len(rows)))
-    )
+    again: dict[str, Any] = {"paired": True, "n_resamples": DRAWS, "batch": 1000, "method": "percentile", "rng": rng}
+    spread = stats.bootstrap(tuple(by_patient.T), _share, **again).confidence_interval
+    least = _least(factorial(len(rows)))
+    return _row("re-identification", float((ranks == 1).mean()), float(p), spread.low, spread.high, least_p=least)
+
+
+def _share(found: np.ndarray, of: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.asarray(found.sum(axis=axis) / of.sum(axis=axis))
 
 
 def _least(permutations: int) -> float:
@@ -236,8 +239,10 @@ def _row(
 
 def holm(rows: Sequence[Row], by_design: Collection[str] = ()) -> pd.DataFrame:
     """Return tests as a table with Holm's ``p_holm`` and ``alarm``; what images show ``by_design`` raises none."""
-    table = pd.DataFrame(rows)
-    p = table.loc[~table["test"].isin(by_design), "p"].sort_values()
-    table["p_holm"] = (p * np.arange(len(p), 0, -1)).cummax().clip(upper=1)
+    from statsmodels.stats.multitest import multipletests
+
+    table = pd.DataFrame(rows).assign(p_holm=np.nan)
+    counts = ~table["test"].isin(by_design)
+    table.loc[counts, "p_holm"] = multipletests(table.loc[counts, "p"], method="holm")[1]
     table["alarm"] = table["p_holm"] < ALPHA
     return table[["test", "value", "low", "high", "p", "p_holm", "least_p", "alarm"]]

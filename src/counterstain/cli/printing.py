@@ -223,8 +223,9 @@ def discovery(found: Discovery, arguments: Arguments) -> None:
     if found.undescribed:
         echo(f"ignored: {found.undescribed:,} instances too small to be described")
     out = pasted(arguments["out"])
-    named = ",".join("NAME" for _ in rows)
-    echo(f"look: {arguments['out'] / 'sheet.png'}; then the same command with --names {named}")
+    echo(f"look: {arguments['out'] / 'sheet.png'}")
+    if arguments["names"] is None:
+        echo(f"name the clusters: the same command with --names {','.join('NAME' for _ in rows)}")
     echo(f"next: counterstain {'split' if found.cohort.regions['split'].isna().all() else 'inspect'} {out}")
 
 

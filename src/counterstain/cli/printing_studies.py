@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from counterstain.cli.printing import SHOWN as SHOWN_CELLS
 from counterstain.cli.printing import Arguments, number, pasted
 from counterstain.cli.terminal import echo, print_rich, print_table
+from counterstain.progress import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -171,7 +172,7 @@ def _share(value: float) -> str:
 
 def slide_scores(table: pd.DataFrame, arguments: Arguments) -> None:
     """Print the scores of patients, how they agree with known ones, and what they are not."""
-    from counterstain.segmentation.score import NOTICE
+    from counterstain.segmentation.score import NOTICE, TEMPERATURES
 
     patients, scores = table[table["level"] == "patient"], table.attrs["rule"].scores
     rows = [
@@ -191,13 +192,16 @@ def slide_scores(table: pd.DataFrame, arguments: Arguments) -> None:
         for row in patients.to_dict("records")
     ]
     columns = ("patient", "known", "score", "95 % interval", *(f"P({score})" for score in scores), "mm²", "cells")
-    print_table(columns, rows, title=f"{arguments['source']}: {NOTICE}", words=4)
+    rule = "" if arguments["rule"] is None else f"rule {arguments['rule']}, "
+    print_table(columns, rows, title=f"{arguments['source']}, {rule}by {arguments['by']}: {NOTICE}", words=4)
     sure, found = table.attrs["calibration"], table.attrs["agreement"]
     if sure is not None:
         echo(
             f"Temperature {sure.temperature:.2f} from {sure.patients} validation patients; expected calibration error "
             f"{sure.ece_before:.3f} before, {sure.ece:.3f} after"
         )
+        if sure.temperature > 0.99 * max(TEMPERATURES):
+            echo("notice: on the validation patients its probabilities tell nothing; train on more patients", err=True)
     elif arguments["segmenter"] is not None:
         echo("notice: intervals are not calibrated; give --calibration, a cohort with validation patients", err=True)
     if found is not None:
@@ -207,4 +211,6 @@ def slide_scores(table: pd.DataFrame, arguments: Arguments) -> None:
             f"within one {found.within_one:.0%}, kappa (quadratic weights) {number(value)} ({number(low)} to "
             f"{number(high)})"
         )
-    echo(f"written: {arguments['out']}/score.csv, score.png and score.json; {NOTICE}")
+    slides, out = len(table) - len(patients), arguments["out"]
+    echo(f"{out}/score.csv: the patients and their {counted(slides, 'slide')}, with shares of every subtype")
+    echo(f"look: {out / 'score.png'}; rule, calibration and agreement: {out / 'score.json'}")

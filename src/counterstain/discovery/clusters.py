@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
+from sklearn.preprocessing import StandardScaler
 
 from counterstain.seeding import derive, numpy_generator
 
@@ -34,11 +36,11 @@ def without_slide_effects(values: np.ndarray, slides: np.ndarray, tissue: pd.Dat
     known = tissue.fillna(tissue.mean()).fillna(0.0)
     means = pd.DataFrame(values[fitting]).groupby(slides[fitting]).mean()
     x = known.loc[means.index].to_numpy()
-    middle = x.mean(axis=0)
-    x, y = x - middle, means.to_numpy() - means.to_numpy().mean(axis=0)
-    power = (x**2).sum(axis=0) * (1 + SHRINKAGE / len(means))
-    coefficients = np.clip((x * y).sum(axis=0) / np.maximum(power, 1e-12), 0, 1)
-    return values - coefficients * (known.loc[slides].to_numpy() - middle)
+    scaler, slopes = StandardScaler().fit(x), []
+    for feature, tumour in zip(scaler.transform(x).T, means.to_numpy().T, strict=True):
+        slopes.append(Ridge(SHRINKAGE).fit(feature[:, None], tumour).coef_[0])
+    coefficients = np.clip(slopes / scaler.scale_, 0, 1)
+    return values - coefficients * (known.loc[slides].to_numpy() - scaler.mean_)
 
 
 def scaled(values: np.ndarray, fitting: np.ndarray, *, network: bool) -> np.ndarray:
@@ -46,8 +48,7 @@ def scaled(values: np.ndarray, fitting: np.ndarray, *, network: bool) -> np.ndar
     if network:
         components = PCA(min(COMPONENTS, *values[fitting].shape), random_state=0).fit(values[fitting])
         values = components.transform(values)
-    middle, spread = values[fitting].mean(axis=0), values[fitting].std(axis=0)
-    return np.asarray(np.clip((values - middle) / np.where(spread > 0, spread, 1), -LARGEST, LARGEST))
+    return np.asarray(StandardScaler().fit(values[fitting]).transform(values).clip(-LARGEST, LARGEST))
 
 
 def mixture(points: np.ndarray, k: int, seed: int) -> GaussianMixture:

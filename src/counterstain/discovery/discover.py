@@ -12,7 +12,7 @@ OUT/ is a cohort with the pixels of the first one, which must stay where it is. 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from counterstain.discovery.appearance import (
     square_px,
 )
 from counterstain.discovery.clusters import NUMBERS, STABLE, mixture, scaled, stability, without_slide_effects
-from counterstain.errors import ConfigError, InputError, MismatchError
+from counterstain.errors import ConfigError, InputError, MismatchError, StorageError
 from counterstain.progress import counted
 from counterstain.segmentation.timm_networks import identity
 from counterstain.storage import (
@@ -152,12 +152,11 @@ def discover_subtypes(
     settings: dict[str, Any] = {"cohort": cohort.fingerprint, "k": k or "auto", "stain": stain}
     settings |= {"correction": correction, "seed": seed}
     settings["network"] = None if network is None else network[0]
+    split = bool(cohort.regions["split"].notna().any())
+    _fitting(cohort, list_parts(cohort), k)  # before minutes of measuring
     with claimed(out, "discover", settings):
         parts, tissue = _measured(cohort, out, stain, network, progress)
-        split = bool(cohort.regions["split"].notna().any())
-        fitting = cohort.regions["split"].iloc[parts["position"]].eq("train").to_numpy() | (not split)
-        if split and not fitting.any():
-            raise InputError(f"{cohort.folder}: no instance to describe in split train; split it anew, or not at all")
+        fitting = _fitting(cohort, parts, k)
         points = _points(cohort, parts, tissue, fitting, correction=correction, network=network is not None)
         patients = cohort.regions["patient"].iloc[parts["position"]].to_numpy()
         k, tried = _number(cohort, out, points[fitting], patients[fitting], k=k, seed=seed, progress=progress)
@@ -188,12 +187,27 @@ def discover_subtypes(
     )
 
 
+def _fitting(cohort: Cohort, parts: pd.DataFrame, k: int | None) -> np.ndarray:
+    """Say which parts clusters are fitted on, (n,) bool; raise InputError where these are too few."""
+    known = cohort.regions[["split", "patient"]].iloc[parts["position"]]
+    fitting = known["split"].eq("train").to_numpy() | cohort.regions["split"].isna().all()
+    patients = known["patient"][fitting].nunique()
+    if fitting.sum() <= 2 * (k or max(NUMBERS)) or patients < 2:
+        of = counted(patients, "patient" if fitting.all() else "training patient")
+        raise InputError(
+            f"{cohort.folder}: {counted(int(fitting.sum()), 'instance')} of {of} are too few to cluster; import tissue "
+            "of more patients, or split it anew" + ("" if k is None else ", or give a smaller --k")
+        )
+    return np.asarray(fitting)
+
+
 def _measured(
     cohort: Cohort, out: Path, stain: Stain, network: Known | None, progress: Progress
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the parts of instances, and a row for each slide, with what was measured of them."""
     files = [out / "parts.parquet", out / "tissue.parquet"]
-    if not all(file.exists() for file in files):
+    parts, tissue = _kept(files[0], [*PART, *MEASURED]), _kept(files[1], ["slide", *MEASURED])
+    if parts is None or tissue is None:
         parts = list_parts(cohort)
         with progress("stains and nuclei", len(parts)) as advance:
             parts, tissue = measure_stains(cohort, parts, stain, advance)
@@ -206,10 +220,16 @@ def _measured(
             tissue = tissue.merge(of_slides, on="slide")
         for file, table in zip(files, (parts, tissue), strict=True):
             write_parquet(file, table)
-    parts, tissue = (pd.read_parquet(file) for file in files)
-    if parts.empty:
-        raise InputError(f"{cohort.folder}: no instance is large enough to be described")
     return parts, tissue
+
+
+def _kept(file: Path, columns: Sequence[str]) -> pd.DataFrame | None:
+    """Return a table that an earlier call has written; None where there is none, or it is damaged."""
+    try:
+        table = pd.read_parquet(file) if file.suffix == ".parquet" else read_csv(file)
+    except (OSError, ValueError):  # pandas and Arrow derive theirs from these
+        return None
+    return table if {*columns} <= {*table} else None
 
 
 def _points(
@@ -233,28 +253,24 @@ def _number(
 ) -> tuple[int, pd.DataFrame]:
     """Return how many clusters there are, and how stable every number is that was tried."""
     numbers = list(NUMBERS) if k is None else [k]
-    who = counted(len({*patients}), "patient")
-    if len(points) <= 2 * numbers[-1] or len({*patients}) < 2:
-        raise InputError(
-            f"{cohort.folder}: {counted(len(points), 'instance')} of {who} are too few to cluster; import "
-            "tissue of more patients" + ("" if k is None else ", or give a smaller --k")
-        )
     file = out / "stability.csv"
-    if not file.exists():
+    tried = _kept(file, ["k", "agreement"])
+    if tried is None or tried["k"].tolist() != numbers:
         with progress("clusters of resampled patients", len(numbers)) as advance:
             agreement = []
             for number in numbers:
                 agreement.append(stability(points, patients, number, seed))
                 advance(1)
-        write_csv(file, pd.DataFrame({"k": numbers, "agreement": agreement}))
-    tried = read_csv(file)
+        tried = pd.DataFrame({"k": numbers, "agreement": agreement})
+        write_csv(file, tried)
     stable = tried.loc[tried["agreement"] >= STABLE, "k"]
     if k is None and stable.empty:
         best, index = tried.sort_values("agreement").to_numpy()[-1].tolist()
         raise InputError(
             f"{cohort.folder}: no number of subtypes is stable: clusters of resampled patients agree with at most "
-            f"{index:.2f} (at {best:.0f}; {STABLE:g} is needed). Either its instances are of one kind, or {who} "
-            f"are too few to tell; give --k {best:.0f} and another --out to cluster them anyway"
+            f"{index:.2f} (at {best:.0f}; {STABLE:g} is needed). Either its instances are of one kind, or "
+            f"{counted(len({*patients}), 'patient')} are too few to tell; give --k {best:.0f} and another --out to "
+            "cluster them anyway"
         )
     return int(stable.max()) if k is None else k, tried
 
@@ -301,7 +317,10 @@ def _named(out: Path, names: Sequence[str] | None, k: int) -> list[str]:
     """Return the names of clusters: those given, those given before, or ``found 1``, ``found 2``, …"""
     if names is None:
         file = out / "names.json"
-        return list(read_json(file)) if file.exists() else [f"found {number}" for number in range(1, k + 1)]
+        kept = read_json(file) if file.exists() else [f"found {number}" for number in range(1, k + 1)]
+        if not isinstance(kept, list) or len(kept) != k or not all(isinstance(name, str) for name in kept):
+            raise StorageError(f"{file}: damaged (expected {k} names); give --names")
+        return kept
     if all(name == "ignore" for name in names):
         raise ConfigError("--names: expected one cluster at least that is not called ignore")
     if len(names) != k:
@@ -325,13 +344,13 @@ def _write_cohort(cohort: Cohort, out: Path, taxonomy: Taxonomy, found: pd.DataF
     new = cohort.instances[keys].merge(found[[*keys, "id"]], on=keys, how="left")["id"].fillna(IGNORE)
     instances = cohort.instances.assign(subtype=new.astype("int64").to_numpy())
     header = {"format": FORMAT, "taxonomy": taxonomy.model_dump(mode="json"), "mpp": cohort.mpp, "source": source}
-    if (out / "cohort.json").exists():
-        written = Cohort.open(out)
-        if (written.taxonomy, written.source) == (taxonomy, source) and written.instances.equals(instances):
-            link_packs(cohort.folder, out)
-            return written
-        (out / "cohort.json").unlink()
     link_packs(cohort.folder, out)
+    if (out / "cohort.json").exists():
+        with suppress(StorageError):  # what is damaged is written anew
+            written = Cohort.open(out)
+            if (written.taxonomy, written.source) == (taxonomy, source) and written.instances.equals(instances):
+                return written
+        (out / "cohort.json").unlink()
     write_parquet(out / "regions.parquet", cohort.regions)
     write_parquet(out / "instances.parquet", instances)
     tables = {name: [sha256_of(out / f"{name}.parquet")] for name in ("regions", "instances")}

@@ -27,7 +27,7 @@ from counterstain.storage import replacing, write_text
 from counterstain.study.arms import Arm
 from counterstain.study.cells import FOLD
 from counterstain.study.statistics.arm_differences import CountArray
-from counterstain.taxonomy import Taxonomy
+from counterstain.taxonomy import Subtype, Taxonomy
 
 if TYPE_CHECKING:
     from counterstain.study.headroom import Curve, Headroom
@@ -100,10 +100,10 @@ def light_grid(axes: Axes, axis: Literal["x", "y"]) -> None:
     axes.set_axisbelow(True)
 
 
-def subtype_key(figure: Figure, taxonomy: Taxonomy, *, background: bool = False) -> None:
+def subtype_key(figure: Figure, subtypes: Sequence[Subtype], *, background: bool = False) -> None:
     """Write the key of the subtypes' colours under a figure, in as many rows as the names need."""
     keys = [Key(facecolor="white", label="background", **EDGE)] if background else []
-    keys += [Key(facecolor=s.colour, label=wrapped(s.name, 40), **EDGE) for s in taxonomy.subtypes]
+    keys += [Key(facecolor=s.colour, label=wrapped(s.name, 40), **EDGE) for s in subtypes]
     longest = max(len(line) for key in keys for line in str(key.get_label()).split("\n"))
     most = max(100 // (longest + 9), 1)  # letters in a row
     rows = -(-len(keys) // min(most, 6))

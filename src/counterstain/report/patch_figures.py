@@ -27,7 +27,7 @@ from counterstain.report.figures import (
     wrapped,
 )
 from counterstain.report.results import Example
-from counterstain.taxonomy import Taxonomy
+from counterstain.taxonomy import ScoreRule, Taxonomy
 
 if TYPE_CHECKING:
     from counterstain.study.compare import ComparedRegion
@@ -71,7 +71,7 @@ def composition(table: pd.DataFrame, taxonomy: Taxonomy, *, mpp: float | None = 
     for axes, amounts, unit in ((upper, instances, "instances"), of_area):
         totals = zip(parts, amounts.sum(axis=1), strict=True)
         axes.set_xticks(range(len(parts)), [f"{part}: {_short(total)} {unit}" for part, total in totals])
-    subtype_key(figure, taxonomy)
+    subtype_key(figure, taxonomy.subtypes)
     return figure
 
 
@@ -101,27 +101,32 @@ def balance(table: pd.DataFrame, taxonomy: Taxonomy) -> Figure:
 
 
 @styled
-def scores(table: pd.DataFrame, taxonomy: Taxonomy, prefix: str = "share") -> Figure:
-    """Draw what the tissue of each patient is made of, with its score, interval and known score beside it.
+def scores(table: pd.DataFrame, taxonomy: Taxonomy, rule: ScoreRule, prefix: str = "share") -> Figure:
+    """Draw what the scored tissue of each patient is made of, with its score, interval and known score beside it.
 
-    ``table`` is that of :func:`counterstain.score`, ``prefix`` of its columns says what shares are counted in.
+    ``table`` is that of :func:`counterstain.score`, ``prefix`` of its columns says what shares are counted in. What a
+    ``rule`` does not count is left out, so that bars show the shares that it looks at.
     """
+    counted = [subtype for subtype in taxonomy.subtypes if subtype.name in rule.counted]
+    left_out = [name for name in taxonomy.names if name not in rule.counted]
     rows = table[table["level"] == "patient"].head(MOST_SCORED)
     figure = new_figure(1.2 + 0.24 * len(rows))
     axes = figure.subplots()
     places, left = np.arange(len(rows)), np.zeros(len(rows))
-    for subtype in taxonomy.subtypes:
-        share = 100 * rows[f"{prefix}_{subtype.name}"].fillna(0).to_numpy(float)
+    whole = rows[[f"{prefix}_{subtype.name}" for subtype in counted]].sum(axis=1).to_numpy(float)
+    for subtype in counted:
+        share = 100 * rows[f"{prefix}_{subtype.name}"].fillna(0).to_numpy(float) / np.where(whole > 0, whole, 1)
         axes.barh(places, share, 0.8, left, color=subtype.colour, **EDGE)
         left += share
+    of = f"{taxonomy.tissue_class} without {', '.join(left_out)}" if left_out else taxonomy.tissue_class
     for place, row in zip(places.tolist(), rows.to_dict("records"), strict=True):
         between = "" if row["low"] in {None, row["high"]} else f" ({row['low']} to {row['high']})"
         known = "" if row["known"] is None else f", known {row['known']}"
         axes.text(102, place, f"{row['score'] or 'no score'}{between}{known}", va="center")
-    axes.set(xlim=(0, 100), ylim=(len(rows) - 0.4, -0.6), xlabel="share of the tumour (%)")
+    axes.set(xlim=(0, 100), ylim=(len(rows) - 0.4, -0.6), xlabel=wrapped(f"share of the {of} (%)", 70))
     axes.set_yticks(places, [wrapped(str(name), 30) for name in rows["patient"]])
     axes.set_title("Scores for research only, not for diagnosis")
-    subtype_key(figure, taxonomy)
+    subtype_key(figure, counted)
     return figure
 
 
@@ -192,7 +197,7 @@ def examples(patches: Sequence[Example], taxonomy: Taxonomy, *, mpp: float | Non
     titles = ["real", "its labels", "new labels", *(method.replace(" (", "\n(") for method in methods)]
     rows = [[patch.real, patch.mask, patch.new_mask, *(patch.images.get(m) for m in methods)] for patch in shown]
     figure, _ = _pictures(titles, rows, mpp=mpp, masks=(1, 2))
-    subtype_key(figure, taxonomy, background=True)
+    subtype_key(figure, taxonomy.subtypes, background=True)
     return figure
 
 

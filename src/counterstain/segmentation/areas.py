@@ -191,7 +191,7 @@ def require_subtypes(segmenter: Path, header: CheckpointHeader) -> None:
     """Raise MismatchError unless a segmenter tells subtypes."""
     if header.config.get("classes") != "subtypes":
         raise MismatchError(
-            f"{segmenter}: tells {header.taxonomy.tissue_class} from background alone; train a segmenter with "
+            f"{segmenter}: knows {header.taxonomy.tissue_class} and background, no subtypes; train a segmenter with "
             "--set segmenter.classes=subtypes"
         )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -216,6 +217,7 @@ def agreement(
     known: Sequence[str | None], found: Sequence[str | None], rule: ScoreRule, seed: int = 0
 ) -> Agreement | None:
     """Compare the scores of patients with known ones; None where there are fewer than two."""
+    from scipy.stats import bootstrap
     from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
     pairs = np.array([(level_of(k, rule), level_of(f, rule)) for k, f in zip(known, found, strict=True)]).reshape(-1, 2)
@@ -223,14 +225,12 @@ def agreement(
     if len(pairs) < 2:
         return None
     levels, rng = list(range(len(rule.scores))), numpy_generator(seed, "agreement")
-
-    def kappa(chosen: np.ndarray) -> float:
-        return float(cohen_kappa_score(*chosen.T, labels=levels, weights="quadratic"))
-
+    options: dict[str, Any] = {"paired": True, "vectorized": False, "method": "percentile", "rng": rng}
+    kappa = partial(cohen_kappa_score, labels=levels, weights="quadratic")
     with warnings.catch_warnings(action="ignore"):  # all of one score: not defined
-        drawn = [kappa(pairs[rng.integers(len(pairs), size=len(pairs))]) for _ in range(DRAWS // 2)]
-        low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-        value = kappa(pairs)
+        drawn = bootstrap(tuple(pairs.T), kappa, n_resamples=DRAWS // 2, **options)
+        ends = np.nanquantile(drawn.bootstrap_distribution, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        value, low, high = map(float, (kappa(*pairs.T), *ends))
     table = pd.DataFrame(confusion_matrix(*pairs.T, labels=levels), rule.scores, rule.scores)
     away = np.abs(pairs[:, 0] - pairs[:, 1])
     return Agreement(table, (value, low, high), float((away == 0).mean()), float((away <= 1).mean()))

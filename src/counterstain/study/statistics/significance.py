@@ -218,10 +218,10 @@ def exchange_p_value(exchanged: np.ndarray, measure: Measure, *, of_repeats: flo
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return p-values corrected for their number (Holm, Scand. J. Stat. 6, 1979); NaN stay NaN and do not count."""
-    p = np.asarray(p_values, float)
-    corrected = np.full(p.shape, np.nan)
-    known = np.flatnonzero(np.isfinite(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    steps = p[order] * np.arange(len(order), 0, -1)
-    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    from statsmodels.stats.multitest import multipletests
+
+    corrected = np.array(p_values, float)
+    known = np.isfinite(corrected)
+    if known.any():
+        corrected[known] = multipletests(corrected[known], method="holm")[1]
     return corrected
