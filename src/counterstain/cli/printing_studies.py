@@ -213,4 +213,4 @@ def slide_scores(table: pd.DataFrame, arguments: Arguments) -> None:
         )
     slides, out = len(table) - len(patients), arguments["out"]
     echo(f"{out}/score.csv: the patients and their {counted(slides, 'slide')}, with shares of every subtype")
-    echo(f"look: {out / 'score.png'}; rule, calibration and agreement: {out / 'score.json'}")
+    echo(f"look: {out / 'score.png'}; rule, calibration and agreement: {out / 'score.json'}\n{NOTICE}")
