@@ -552,7 +552,7 @@ def test_a_folder_of_something_else_is_refused(cohort, tmp_path):
 def test_the_command_line_says_what_comes_next(run, cohort, tmp_path):
     status, printed, _ = run("export", cohort.folder, "--format", "png", "--out", tmp_path / "png", "--split", "val")
     assert status == 0
-    assert printed.startswith(f"{tmp_path / 'png'}: 2 images\nread back: counterstain import table ")
+    assert printed.startswith(f"{tmp_path / 'png'}: 2 images\nread back: counterstain import dataset ")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from counterstain.cli import app
 from counterstain.data.patches import label_mask
 from counterstain.errors import ConfigError, CounterstainWarning, InputError
 from counterstain.io.exports import ExportConfig, export
-from counterstain.io.import_images import import_dataset
+from counterstain.io.import_images import import_dataset, import_table
 
 datasets = pytest.importorskip("datasets", reason="datasets is not installed")
 COLOURS = 'labels: {"#000000": background, "#ff0000": A, "#0000ff": B}\n'
@@ -64,10 +64,11 @@ def contents(cohort):
 # Exports of counterstain
 
 
-def test_an_exported_cohort_comes_back_equal(here):
+@pytest.mark.parametrize("name", ["png", "ome-zarr"])
+def test_an_exported_cohort_comes_back_equal(here, name):
     cohort = draw_cohort(here / "cohort")
-    export(cohort.folder, here / "png", ExportConfig(file_format="png"))
-    again = import_dataset(here / "png", out=here / "out")
+    export(cohort.folder, here / "export", ExportConfig(file_format=name))
+    again = import_dataset(here / "export", out=here / "out")
     for before, after in zip(contents(cohort), contents(again), strict=True):
         assert before == after
 
@@ -91,10 +92,11 @@ def test_other_exports_bring_labels_and_split_back(here, name):
         assert np.array_equal(masks[0] > 0, masks[1] > 0)
 
 
-def test_patients_behind_generated_images_come_back(here):
+@pytest.mark.parametrize("name", ["png", "ome-zarr"])
+def test_patients_behind_generated_images_come_back(here, name):
     cohort = draw_cohort(here / "cohort")
-    export(draw_set(here / "set", cohort).folder, here / "png", ExportConfig(file_format="png"))
-    assert import_dataset(here / "png", out=here / "out").patients("train") == ["p0", "p1", "p2"]
+    export(draw_set(here / "set", cohort).folder, here / "export", ExportConfig(file_format=name))
+    assert import_dataset(here / "export", out=here / "out").patients("train") == ["p0", "p1", "p2"]
 
 
 # nnU-Net, Hugging Face, COCO, OME-Zarr
@@ -235,6 +237,8 @@ def test_parquet_of_hugging_face(here):
     assert areas(cohort, "train-00000-of-00001-00002") == AREAS
     position = cohort.regions["region"].tolist().index("train-00000-of-00001-00002")
     assert np.array_equal(cohort.read(position)[0], noise("train2"))
+    with pytest.raises(InputError, match=r"change the expression or give one of its columns \(patient\)"):
+        imported(here, legend=here / "numbers.yaml", patients="case")
 
 
 def test_a_folder_of_coco(here):
@@ -308,15 +312,13 @@ def test_coco_that_contradicts_itself_is_refused(here, part, change, message):
         imported(here)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of ome_zarr's own
-@pytest.mark.parametrize("version", [2, 3])
-def test_ome_zarr_with_labels(here, version):
+def write_ome_zarr(place, version=2):
     import zarr
     from ome_zarr.format import FormatV04, FormatV05
     from ome_zarr.writer import write_image, write_labels
 
     fmt = FormatV04() if version == 2 else FormatV05()
-    group = zarr.open_group(here / "data" / "a.ome.zarr", mode="w", zarr_format=version)
+    group = zarr.open_group(place, mode="w", zarr_format=version)
     sizes = {
         "axes": "cyx",
         "scale": {"c": 1.0, "y": 0.5, "x": 0.5},
@@ -326,10 +328,35 @@ def test_ome_zarr_with_labels(here, version):
     properties = [{"label-value": number, "class": name} for number, name in CLASSES.items()]
     known = {"label_metadata": {"properties": properties}, "name": "nuclei"}
     write_labels(instance_map(), group, fmt=fmt, axes="yx", scale_factors=[], scaler=None, **known)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of ome_zarr's own
+@pytest.mark.parametrize("version", [2, 3])
+def test_ome_zarr_with_labels(here, version):
+    write_ome_zarr(here / "data" / "a.ome.zarr", version)
     cohort = imported(here, labels="instances", mpp=None)
     assert areas(cohort) == AREAS
     assert cohort.mpp == 0.5
     assert np.array_equal(cohort.read(0)[0], noise("a"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_ome_zarr_of_bioformats2raw_is_read_where_it_holds_one_image(here):
+    import zarr
+
+    store = here / "data" / "a.ome.zarr"
+    zarr.open_group(store, mode="w", zarr_format=2).attrs["bioformats2raw.layout"] = 3
+    zarr.open_group(store / "OME", mode="w", zarr_format=2)
+    write_ome_zarr(store / "0")
+    cohort = imported(here, labels="instances", mpp=None)
+    assert (areas(cohort), cohort.mpp) == (AREAS, 0.5)
+    write_ome_zarr(store / "1")
+    with pytest.raises(InputError, match=r"images 0, 1; name one in a table .*zarr\[0/labels/NAME\]"):
+        imported(here, labels="instances", mpp=None)
+    table = "image,label,patient\na.ome.zarr[0],a.ome.zarr[0/labels/nuclei],p1\n"
+    (here / "data" / "table.csv").write_text(table)
+    chosen = import_table(here / "data" / "table.csv", out=here / "chosen", mpp=0.5, labels="instances")
+    assert areas(chosen) == AREAS
 
 
 # Public datasets
@@ -368,6 +395,10 @@ def test_pannuke_goes_in_without_code(here):
     assert len(cohort) == 4
     assert cohort.taxonomy.names == ("Neoplastic", "Inflammatory", "Connective", "Dead", "Epithelial")
     assert areas(cohort, "Fold 1-fold1-image-00001") == {"Neoplastic": [48, 140], "Dead": [36]}
+    torn = here / "data" / "Fold 2" / "masks" / "fold2" / "masks.npy"
+    torn.write_bytes(torn.read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"masks\.npy: damaged"):
+        imported(here)
 
 
 def test_deepliif_goes_in_without_code(here):
@@ -402,6 +433,9 @@ def test_points_of_ki67_become_discs(here):
     assert areas(cohort, "p1_0001_1") == {"positive": [52], "negative": [52], "ignore": [52]}
     with pytest.raises(InputError, match="classes of its instances are not named"):
         imported(here)
+    with pytest.raises(InputError, match=r"no label image has a pixel of a subtype; left out: 6 x point .*--point-um"):
+        import_dataset(here / "data", out=here / "none", mpp=0.25, legend=here / "legend.yaml", patients=r"(p\d+)_")
+    assert not (here / "none").exists()
 
 
 def test_consep_goes_in_without_code(here):

@@ -563,6 +563,15 @@ def test_a_folder_of_images_and_slides_gets_a_file_each_and_goes_on(checkpoint, 
         predict(checkpoint, folder, out=tmp_path / "other", mpp_level0=0.5)
 
 
+@pytest.mark.parametrize("name", ["broken.svs", "broken.png"])
+def test_a_folder_with_a_slide_that_cannot_be_read_is_refused_before_anything_is_written(checkpoint, tmp_path, name):
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / name).write_text("no slide")
+    with pytest.raises(InputError, match=name):
+        predict(checkpoint, tmp_path / "slides", out=tmp_path / "out", mpp_level0=0.5)
+    assert not (tmp_path / "out").exists()
+
+
 # Other programs
 
 

@@ -35,6 +35,7 @@ from counterstain.generators.published_diffusers import WEIGHTS_FILE
 from counterstain.generators.train import load_autoencoder, train_autoencoder, train_diffusion
 from counterstain.recipe import load_recipe
 from counterstain.seeding import derive
+from counterstain.segmentation.inference import tumour_probability
 from counterstain.segmentation.model import Segmenter
 from counterstain.segmentation.segmenter_config import SegmenterConfig
 from counterstain.segmentation.timm_networks import feature_network
@@ -351,10 +352,10 @@ def test_a_denoiser_that_ours_cannot_be_is_named(run, tmp_path, changes, message
 # Segmenters
 
 
-def segmenter(folder, **changes):
+def segmenter(folder, num_labels=2, **changes):
     config = SegmenterConfig(**{"training": ONE, "encoder": "resnet18", "encoder_weights": None} | changes)
     torch.manual_seed(0)
-    model = Segmenter(config).eval()
+    model = Segmenter(config, num_labels=num_labels).eval()
     known = {"taxonomy": HER2, "size_px": 64, "mpp": 0.5, "seed": 0, "cohort": "f" * 64}
     header = CheckpointHeader(kind="segmenter", config=config.model_dump(mode="json"), patients_seen=("P-04",), **known)
     save_checkpoint(folder, model.state_dict(), header)
@@ -372,6 +373,21 @@ def test_segmentation_models_pytorch_opens_a_segmenter_with_equal_logits(run, tm
     with torch.no_grad():
         prepared = ((images.float() / 255 - mean) / sd).permute(0, 3, 1, 2)
         assert torch.equal(theirs(prepared), model(images))
+
+
+@pytest.mark.parametrize("classes", ["tissue", "subtypes"])
+def test_the_card_of_a_segmenter_says_which_output_is_what(run, tmp_path, classes):
+    model = segmenter(tmp_path / "s", num_labels=HER2.num_labels, classes=classes)
+    assert run("export", tmp_path / "s", "--format", "smp", "--out", tmp_path / "smp")[0] == 0
+    card = (tmp_path / "smp" / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0].replace("FOLDER or OWNER/NAME", str(tmp_path / "smp"))
+    names = ("background", "tumour") if classes == "tissue" else ("background", *HER2.names)
+    assert f"# {', '.join(f'{number} = {name}' for number, name in enumerate(names))}\n" in code
+    told = {}
+    with torch.no_grad():
+        exec(code.replace("torch.rand(1, 3, 64, 64)", "torch.full((1, 3, 64, 64), 0.2)"), told)
+        logits = model.tumour_logits(torch.full((1, 64, 64, 3), 51, dtype=torch.uint8)).numpy()[0]
+    assert np.allclose(told["tumour"][0], tumour_probability(logits), atol=1e-5)
 
 
 # The Hub: a folder stands for it
@@ -458,6 +474,15 @@ def test_an_export_on_the_hub_is_imported_by_its_name_and_no_code_is_fetched(run
     status, printed, _ = run("pull", "me/shared", "--out", tmp_path / "pulled")
     assert (status, "next: counterstain import weights" in printed) == (0, True)
     assert not any(name.endswith(".py") for name in files_of(tmp_path / "pulled"))
+
+
+def test_an_exported_segmenter_comes_back_from_the_hub(run, hub, tmp_path):
+    segmenter(tmp_path / "s")
+    assert run("export", tmp_path / "s", "--format", "smp", "--out", tmp_path / "smp")[0] == 0
+    assert run("push", tmp_path / "smp", "me/segmenter")[0] == 0
+    status, printed, _ = run("pull", "me/segmenter", "--out", tmp_path / "pulled")
+    assert (status, "segmentation_models_pytorch" in printed) == (0, True)
+    smp.from_pretrained(str(tmp_path / "pulled"))
 
 
 def test_a_synthetic_set_goes_to_the_hub_under_pseudonyms_and_is_a_set_as_before(run, hub, tmp_path):

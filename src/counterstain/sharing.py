@@ -52,6 +52,7 @@ from counterstain.io.export_contents import contents_of
 from counterstain.io.export_datasets import dataset_card
 from counterstain.recipe import drawing_command, training_command
 from counterstain.segmentation.model import IMAGENET_MEAN, IMAGENET_SD, load_segmenter
+from counterstain.segmentation.predict import classes_of
 from counterstain.storage import claim, committing, read_sealed, replacing, write_sealed, write_text
 
 CARD_FILE = "README.md"
@@ -111,9 +112,10 @@ import torch
 network = smp.from_pretrained("FOLDER or OWNER/NAME").eval()
 image = torch.rand(1, 3, {size_px}, {size_px})  # RGB, 0 to 1, at {mpp:g} micrometres per pixel
 mean, sd = (torch.tensor(values)[:, None, None] for values in ({mean}, {sd}))
-tumour = network((image - mean) / sd).softmax(1)[:, 1]
+probability = network((image - mean) / sd).softmax(1)  # {outputs}
+tumour = {tumour}
 ```
-Images must be normalised as above; the two outputs are logits of background and of the tissue class."""
+Images must be normalised as above; the outputs are logits."""
 USE_COUNTERSTAIN = """\
 ## Use
 `counterstain pull OWNER/NAME --out FOLDER`, then FOLDER is a checkpoint of kind {kind} as any other."""
@@ -160,8 +162,13 @@ def _write_diffusers(folder: Path, header: CheckpointHeader, out: Path) -> None:
 
 def _write_smp(folder: Path, header: CheckpointHeader, out: Path) -> None:
     network: Any = load_segmenter(folder)[0].network.to(memory_format=torch.contiguous_format)
-    numbers = {"mean": IMAGENET_MEAN, "sd": IMAGENET_SD, "size_px": header.size_px, "mpp": header.mpp}
-    write_text(out / CARD_FILE, card(header, USE_SMP.format(**numbers), "segmentation-models-pytorch"))
+    names = ("background", *classes_of(header))
+    told = {
+        "mean": IMAGENET_MEAN, "sd": IMAGENET_SD, "size_px": header.size_px, "mpp": header.mpp,
+        "outputs": ", ".join(f"{number} = {name}" for number, name in enumerate(names)),
+        "tumour": "probability[:, 1]" if len(names) == 2 else "1 - probability[:, 0]",
+    }  # fmt: skip
+    write_text(out / CARD_FILE, card(header, USE_SMP.format(**told), "segmentation-models-pytorch"))
     network.save_pretrained(out)
 
 
@@ -378,4 +385,6 @@ def pull(repo: str, out: Path) -> str:
             return f"{out}: {len(found)} synthetic patches ({found.header.method})"
         if exported(partial):
             return f"{out}: a folder of diffusers; next: counterstain import weights {out} --kind diffusion --out DIR"
+        if (partial / SHARED_FILE).is_file() and read_sealed(partial / SHARED_FILE).get("kind") == "segmenter":
+            return f"{out}: a folder of segmentation_models_pytorch; its card says how it is opened"
         raise InputError(f"{repo}: holds nothing of counterstain; to fetch other files, use 'hf download {repo}'")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from counterstain.cli.terminal import echo, print_table, warn
+from counterstain.progress import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -230,8 +231,7 @@ def discovery(found: Discovery, arguments: Arguments) -> None:
 
 
 NEXT_OF_EXPORT = {
-    "png": "read back: counterstain import table {out}/table.csv --labels ids --taxonomy {out}/taxonomy.yaml "
-    "--mpp {mpp:g} --out COHORT",
+    "png": "read back: counterstain import dataset {out} --out COHORT",
     "nnunet": "next: nnUNetv2_plan_and_preprocess -d NUMBER --verify_dataset_integrity, then copy "
     "{out}/splits_final.json beside the preprocessed data, so that training and validation are split by patient",
     "qupath": "next: open {out}/project.qpproj in QuPath, then Automate > Project scripts > import_outlines > Run for "
@@ -244,12 +244,10 @@ NEXT_OF_EXPORT = {
 
 def exported(written: list[Path] | int, arguments: Arguments) -> None:
     """Print what was exported and how to read it."""
-    from counterstain.storage import read_json
-
     out = arguments["out"]
     if isinstance(written, int):
-        echo(f"{out}: {written:,} images")
-        echo(NEXT_OF_EXPORT[arguments["format"]].format(out=pasted(out), mpp=read_json(out / "export.json")["mpp"]))
+        echo(f"{out}: {counted(written, 'image')}")
+        echo(NEXT_OF_EXPORT[arguments["format"]].format(out=pasted(out)))
     else:
         echo("\n".join(map(str, written)))
 
@@ -388,4 +386,4 @@ def predictions(predictions: Sequence[Prediction], arguments: Arguments) -> None
             echo(f"{path}: is there already")
         else:
             area = f"{area_um2 / 1e6:,.3f} mm²" if area_um2 >= 1e4 else f"{area_um2:,.0f} µm²"
-            echo(f"{path}: {areas:,} areas of {outlined}, {area} in all")
+            echo(f"{path}: {counted(areas, 'area')} of {outlined}, {area} in all")

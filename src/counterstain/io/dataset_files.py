@@ -213,7 +213,11 @@ def _patients(folder: Path, rows: Sequence[Row], given: str) -> Iterator[Row]:
             found = rule.search(image)
             name = found[1 if rule.groups else 0] if found else ""
             if not name:
-                raise InputError(f"--patients {given}: finds no patient in {image} of {folder}; change the expression")
+                columns = ", ".join({key: None for row in rows for key in row.get("columns", {})})
+                column = f" or give one of its columns ({columns})" if columns else ""
+                raise InputError(
+                    f"--patients {given}: finds no patient in {image} of {folder}; change the expression{column}"
+                )
             yield {"patient": name}
 
 

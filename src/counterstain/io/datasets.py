@@ -50,7 +50,7 @@ def layout_of(folder: Path) -> Layout:  # noqa: PLR0911 - a line for each layout
     if not folder.exists():
         raise InputError(f"{folder}: no such folder or file")
     names = {file.name for file in files_of(folder)}
-    if (folder / "table.csv").is_file() and (folder / "instances.csv").is_file():
+    if (folder / "table.csv").is_file() and any((folder / name).is_file() for name in ("instances.csv", "export.json")):
         return "export"
     if (folder / "dataset.json").is_file() and (folder / "imagesTr").is_dir():
         return "nnunet"
@@ -70,7 +70,7 @@ def _json(path: Path) -> Any:
 
 
 def read_export(folder: Path) -> Dataset:
-    """Read what ``counterstain export --format png`` wrote."""
+    """Read what ``counterstain export`` wrote with ``--format png`` or ``ome-zarr``."""
     optional = ("region", "slide", "part", "score", "mpp", "mpp_level0", "x_level0_px", "y_level0_px")
     table = list(csv_rows(folder / "table.csv", ("image", "label", "instances", "patient"), optional))
     rows: list[Row] = []
@@ -308,8 +308,7 @@ def read_pannuke(folder: Path) -> Dataset:
         fold = key_of(folder, file)[0]
         if fold not in masks:
             raise InputError(f"{file}: no masks.npy for it; expected masks/{'/'.join(fold)}/masks.npy")
-        with damage_named(file):
-            shapes = [np.load(array, mmap_mode="r").shape for array in (file, masks[fold])]
+        shapes = [_shape(array) for array in (file, masks[fold])]
         if len(shapes[0]) != 4 or len(shapes[1]) != 4 or shapes[0][0] != shapes[1][0]:
             raise InputError(
                 f"{file}: {shapes[0]} and masks of {shapes[1]}; expected (N, H, W, 3) and (N, H, W, classes)"
@@ -324,6 +323,11 @@ def read_pannuke(folder: Path) -> Dataset:
     classes = {str(number): name for number, name in enumerate(PANNUKE)} | {"5": "background"}
     legend = LabelMap(labels=classes) if planes == {len(classes)} else None
     return Dataset(rows=rows, options={"labels": "planes"}, legend=legend)
+
+
+def _shape(path: Path) -> tuple[int, ...]:
+    with damage_named(path):
+        return tuple(np.load(path, mmap_mode="r").shape)
 
 
 def _zarrs(folder: Path) -> list[Path]:

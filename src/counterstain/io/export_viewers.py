@@ -283,7 +283,10 @@ def subtype_labels(taxonomy: Taxonomy, pixels: np.ndarray) -> Labels:
 
 def _write_table(out: Path, contents: Contents) -> None:
     write_text(out / "taxonomy.yaml", to_yaml(contents.taxonomy))
-    write_csv(out / "table.csv", STORES.table(contents))
+    table = STORES.table(contents)
+    for place, (column, name) in enumerate((("label", "subtypes"), ("instances", "instances")), start=1):
+        table.insert(place, column, table["image"] + f"[labels/{name}]")
+    write_csv(out / "table.csv", table)
 
 
 STORES = Layout(

@@ -1,6 +1,6 @@
 """Export of a cohort or a synthetic set for other tools: ordinary images, training data, QuPath, OME-Zarr.
 
-docs/inputs.md shows the files of each format. ``png``, made here, is read back by ``counterstain import dataset``,
+docs/exports.md shows the files of each format. ``png``, made here, is read back by ``counterstain import dataset``,
 instances included; ``import table`` reads its table with connected components for instances. Generated images bring
 ``patients_seen.txt``, a line per patient behind them, and a column of the same name in ``table.csv``; the import keeps
 these patients out of evaluation.

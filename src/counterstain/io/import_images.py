@@ -94,7 +94,7 @@ def import_dataset(
     dataset = READERS[layout](folder)
     if not dataset.rows:
         said = "".join(f"; left out: {count} x {reason}" for reason, count in sorted(dataset.left_out.items()))
-        raise InputError(f"{folder}: no image with labels, laid out as {layout}{said}")
+        raise InputError(f"{folder}: no image with labels, laid out as {layout}{said}; --format names another layout")
     for reason, count in sorted(dataset.left_out.items()):
         warnings.warn(f"{folder}: left out: {count:,} x {reason}", CounterstainWarning, stacklevel=3)
     settings = {"mpp": _mpp(folder, mpp, dataset.mpp), **dataset.options, **options}
@@ -237,7 +237,11 @@ def _check_any(table: Path, report: dict[str, Any], config: TableConfig) -> None
         raise InputError(
             f"{table}: all {dropped} components are smaller than {config.min_area_px} px; give a lower --min-area-px"
         )
-    raise InputError(f"{table}: no label image has a pixel of a subtype; are they the right files?")
+    left_out = ", ".join(f"{count:,} x {reason}" for reason, count in report.get("left_out", {}).items())
+    raise InputError(
+        f"{table}: no label image has a pixel of a subtype; "
+        + (f"left out: {left_out}" if left_out else "are they the right files?")
+    )
 
 
 def _packs(rows: pd.DataFrame) -> Iterator[tuple[str, int, list[dict[str, Any]]]]:

@@ -30,6 +30,7 @@ OUTLINES = (".json", ".geojson", ".xml", ".annotations")
 WITHOUT_PIXELS = re.compile(
     rf".*({'|'.join(map(re.escape, (*CLASSED, *OUTLINES)))})(\[.+\])?", re.IGNORECASE | re.DOTALL
 )
+BIOFORMATS2RAW = "bioformats2raw.layout"
 PANEL = re.compile(r"([1-9]\d?)/([1-9]\d?)")
 MOST_VALUES = 3 * 2**28  # of an array that is read at once
 OBJECTS = "holds Python objects (a pickle), which run code when they are read; save arrays with numpy.savez or as TIFF"
@@ -212,12 +213,8 @@ def ome_image(path: Path, key: str | None = None) -> tuple[np.ndarray, dict[str,
 
     Returns the array, (H, W) or (H, W, C), the metadata and micrometres per pixel where they are said.
     """
-    import zarr
-
     with damage_named(path):
-        group = zarr.open_group(path, mode="r", path=key or "")
-        said: Any = dict(group.attrs)
-        said = said.get("ome", said)
+        group, said = _ome_group(path, key)
         scales = said["multiscales"][0]
         axes = [axis["name"] if isinstance(axis, dict) else axis for axis in scales["axes"]]
         level: Any = group[scales["datasets"][0]["path"]]
@@ -235,14 +232,34 @@ def ome_image(path: Path, key: str | None = None) -> tuple[np.ndarray, dict[str,
     return array, said, _mpp(scales)
 
 
-def ome_labels(path: Path) -> list[str]:
-    """Return the names of the images of labels of an OME-Zarr image."""
+def _ome_group(path: Path, key: str | None) -> tuple[Any, dict[str, Any]]:
+    """Open what lies at ``key``, and return its metadata as well; what bioformats2raw wrote lies in a series, ``0``."""
     import zarr
 
+    root: Any = zarr.open_group(path, mode="r")
+    if key is None or key not in root:
+        images = [name for name, _ in root.groups() if name.isdecimal()] if BIOFORMATS2RAW in _said(root) else []
+        if len(images) > 1:
+            raise InputError(
+                f"{path}: images {', '.join(sorted(images))}; name one in a table for counterstain import table, as in "
+                f"{path.name}[{min(images)}], and its labels as in {path.name}[{min(images)}/labels/NAME]"
+            )
+        key = "/".join([*images, *([key] if key else [])])
+    group = root[key] if key else root
+    return group, _said(group)
+
+
+def _said(group: Any) -> dict[str, Any]:
+    said: Any = dict(group.attrs)
+    return dict(said.get("ome", said))
+
+
+def ome_labels(path: Path) -> list[str]:
+    """Return the names of the images of labels of an OME-Zarr image."""
     with damage_named(path):
-        group = zarr.open_group(path, mode="r")
-        said: Any = dict(group["labels"].attrs) if "labels" in group else {}
-        return [str(name) for name in said.get("ome", said).get("labels", [])]
+        group, _ = _ome_group(path, None)
+        said = _said(group["labels"]) if "labels" in group else {}
+        return [str(name) for name in said.get("labels", [])]
 
 
 def ome_classes(source: Source) -> dict[int, str]:
@@ -302,7 +319,8 @@ def damage_named(source: Source) -> Iterator[None]:
     except InputError:
         raise
     except FileNotFoundError as error:
-        raise InputError(f"{source}: no such file" if not path.exists() else f"{source}: no such part") from error
+        said = "no such part, or damaged; check its name, or export it again" if path.exists() else "no such file"
+        raise InputError(f"{source}: {said}") from error
     except (IndexError, KeyError) as error:
         raise InputError(f"{source}: no such part, or not laid out as expected ({error}); export it again") from error
     except Exception as error:  # libraries raise whatever they meet in damaged files

@@ -161,7 +161,8 @@ def read_table(path: Path, columns: Columns, *, subtypes: bool = True, known_sub
     """
     names = {field: name for field, name in columns.model_dump().items() if name}
     table = _read_csv(path, {name: f" or give --{field}-column" for field, name in names.items()})
-    masks = subtypes and (columns.label not in table or any(map(is_pixels, table[columns.label])))
+    labels = table.get(columns.label, ["?"])
+    masks = subtypes and any(is_pixels(label) and ".zarr[" not in label for label in labels)  # these may name classes
     _check_columns(path, table, columns, ["image", "label", "patient", *(["subtype"] if masks else [])])
     _check_no_other_parts(path, table, columns)
     named = pd.DataFrame({field: table[name] for field, name in names.items() if name in table})

@@ -5,7 +5,8 @@ Images are read whole, one at a time; windows of several share the batches of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -172,13 +173,14 @@ def predict_files(
         folder = {"geojson": out, "qupath": out / PREDICTIONS, "ome-zarr": out / OUTLINES}[file_format]
         slides = {folder / f"{name}.geojson": path for name, path in list_slides(source, PREDICTED).items()}
         header = read_header(Path(segmenter))
+        _check_slides(slides.values(), mpp_level0)
         claim(out, "predict", {"segmenter": header.sha256, "format": file_format, **config.model_dump(mode="json")})
     where: dict[str, Any] = {"mpp_level0": mpp_level0, "device": device, "progress": progress}
     images = {file: path for file, path in slides.items() if path.suffix.lower() in IMAGE_SUFFIXES}
     if images and regions != WHOLE:
         raise InputError(f"{next(iter(images.values()))}: --regions is for slides; all of an image is predicted")
     found = predict_images(segmenter, images, config, **where) if images else []
-    for file in slides.keys() - images.keys():
+    for file in (file for file in slides if file not in images):
         found.append(predict_slide(segmenter, slides[file], file, config, regions=regions, **where))
     if file_format == "qupath":
         _write_project(out, slides, mpp_level0, classes_of(header))
@@ -186,6 +188,14 @@ def predict_files(
         for file, path in slides.items():
             _write_store(out, file, path, config, classes_of(header), mpp=header.mpp, mpp_level0=mpp_level0)
     return sorted(found)
+
+
+def _check_slides(paths: Iterable[Path], mpp_level0: float | None) -> None:
+    """Raise InputError, before anything is written, where a slide or the first of the images cannot be read."""
+    images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    with warnings.catch_warnings(action="ignore"):  # each is said when the slide is read
+        for path in (path for path in paths if path not in images[1:]):
+            Slide.open(path, mpp_level0).close()
 
 
 def _write_project(out: Path, slides: Mapping[Path, Path], mpp: float | None, classes: Mapping[str, RGB]) -> None:
