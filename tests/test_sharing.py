@@ -485,6 +485,12 @@ def test_an_exported_segmenter_comes_back_from_the_hub(run, hub, tmp_path):
     smp.from_pretrained(str(tmp_path / "pulled"))
 
 
+def test_an_export_that_is_torn_leaves_no_folder_behind(run, shared, tmp_path):
+    (shared / "unet" / "config.json").unlink()
+    status, _, errors = run("import", "weights", shared, "--kind", "diffusion", "--out", tmp_path / "back")
+    assert (status, errors.count("\n"), (tmp_path / "back").exists()) == (2, 1, False)
+
+
 def test_a_synthetic_set_goes_to_the_hub_under_pseudonyms_and_is_a_set_as_before(run, hub, tmp_path):
     cohort = draw_cohort(tmp_path / "cohort")
     settings = {"synthesis": SynthesisConfig().model_dump(mode="json")}

@@ -228,8 +228,9 @@ def import_exported(folder: Path, out: Path, kind: str) -> CheckpointHeader:
     header = build(CheckpointHeader, read_sealed(folder / SHARED_FILE), folder / SHARED_FILE)
     if kind not in {"diffusion", "autoencoder"}:
         raise MismatchError(f"{folder}: is a {header.kind}, not a {kind}; give --kind diffusion or autoencoder")
-    claim(out, "import weights", {"kind": kind, "files": published_diffusers.hashes(folder)})
+    identity = {"kind": kind, "files": published_diffusers.hashes(folder)}
     if is_finished(out):
+        claim(out, "import weights", identity)
         return read_header(out)
     state = published_diffusers.read_pipeline(folder, header)
     stage = build(AutoencoderConfig, header.notes["first_stage"], folder).for_use()
@@ -237,6 +238,7 @@ def import_exported(folder: Path, out: Path, kind: str) -> CheckpointHeader:
     first_stage = without_prefix(state, "first_stage.")
     rest = {name: value for name, value in state.items() if name not in with_prefix(first_stage, "first_stage.")}
     rebuilt(lambda: Diffusion(config, Autoencoder(stage, header.size_px), labels), rest, folder)
+    claim(out, "import weights", identity)  # of an export that is whole
     if kind == "autoencoder":
         settings = stage.model_dump(mode="json")
         return save_checkpoint(out, first_stage, header.model_copy(update={"kind": kind, "config": settings}))
