@@ -104,6 +104,7 @@ def test_decisions_about_its_patches_stay_when_the_set_grows_by_those_of_another
     work = PAINTER.redraw(patch, {1: "HER2 3+"})
     cs.add_to_set(work, cohort, out=tmp_path / "kept")
     cs.Review(tmp_path / "kept", "ada").decide(0, "reject")
+    work = PAINTER.redraw(patch, {1: "HER2 3+"}, seed=1)
     cs.add_to_set(replace(work, patients=frozenset({"elsewhere"}), nuclei=True), cohort, out=tmp_path / "kept")
     assert cs.Review(tmp_path / "kept").rejected == (0,)
 
@@ -116,7 +117,9 @@ def test_no_patch_is_lost_where_the_writing_of_the_next_was_killed(cohort, patch
     found = cs.add_to_set(PAINTER.redraw(patch, {2: "HER2 0"}, seed=6), cohort, out=out)
     assert found.patches["seed"].tolist() == [5, 6]
     shutil.copytree(shard, shard.with_suffix(".before"))
-    assert len(cs.add_to_set(work, cohort, out=out)) == 3
+    assert len(cs.add_to_set(PAINTER.redraw(work, {1: "HER2 0"}), cohort, out=out)) == 3
+    with pytest.raises(InputError, match="has this drawing already, as patch 0; nothing was added"):
+        cs.add_to_set(work, cohort, out=out)
 
 
 def test_only_drawn_training_patches_of_one_size_are_kept(cohort, patch, tmp_path):

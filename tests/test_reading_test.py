@@ -8,7 +8,7 @@ from drawn_cohort import draw_cohort, draw_set
 from scipy import stats
 
 from counterstain.audit.reading_patches import write_reading_test
-from counterstain.audit.reading_result import d_prime, exact_interval, score_readers
+from counterstain.audit.reading_result import d_prime, exact_interval, readers_interval, score_readers
 from counterstain.audit.reading_test import ReadingTest, key_of
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError, StorageError
 
@@ -134,6 +134,13 @@ def test_answers_that_were_changed_or_are_of_another_test_are_noticed(test):
         test.answers()
 
 
+def test_an_answer_to_a_test_that_was_moved_away_is_not_kept_elsewhere(test):
+    test.folder.rename(test.folder.with_name("moved"))
+    with pytest.raises(StorageError, match="is not there any more; nothing was kept"):
+        test.answer("ada", 1, drawn=True, subtype="HER2 0")
+    assert not test.folder.exists()
+
+
 def test_what_cannot_be_tested_is_refused_and_leaves_nothing(tissue, patches, tmp_path):
     with pytest.raises(ConfigError, match="split 'train': expected val or test"):
         write_reading_test(tissue, patches, tmp_path / "t", part="train")
@@ -168,6 +175,25 @@ def test_a_simulated_reader_of_known_skill_is_found_again_within_the_interval():
     assert abs(np.mean([d_prime(int(h), patches, int(a), patches) for h, a in zip(hits, hits, strict=True)])) < 1e-9
 
 
+def test_readers_of_known_skill_are_found_again_within_the_interval_of_all():
+    rng, truth, within = np.random.default_rng(2), stats.norm.cdf(0.5 / np.sqrt(1 + 0.4**2 + 0.5**2)), []
+    for _ in range(200):
+        readers, questions = 0.4 * rng.normal(size=(4, 1)), 0.5 * rng.normal(size=(1, 40))
+        low, high = readers_interval((0.5 + readers + questions + rng.normal(size=(4, 40)) > 0).astype(float))
+        within.append(low <= truth <= high)
+    assert np.mean(within) >= 0.93
+
+
+def test_readers_who_contradict_each_other_leave_the_mean_open():
+    right, wrong = np.ones(12), np.zeros(12)
+    assert np.isnan(readers_interval(np.array([right, wrong]))).all()
+    low, high = readers_interval(np.array([right, wrong, right, wrong]))
+    assert (low < 0.05, high > 0.95) == (True, True)
+    assert readers_interval(np.array([right] * 3)) == exact_interval(12, 12)
+    some = np.where(np.arange(12) < 6, right, np.nan)
+    assert readers_interval(np.array([right, right, some])) == exact_interval(12, 12)
+
+
 def test_perfect_readers_have_a_finite_sensitivity_and_chance_has_none():
     assert 3 < d_prime(20, 20, 0, 20) < 5
     assert d_prime(10, 20, 10, 20) == 0
@@ -188,7 +214,7 @@ def test_readers_are_scored_and_their_agreement_measured(test, tmp_path):
     assert rows.loc["perfect", "d_prime"] == -rows.loc["wrong", "d_prime"] > 2
     assert rows.loc["perfect", "accuracy_low"] == pytest.approx(0.025 ** (1 / 12))
     together = rows.loc["all readers"]
-    assert together["accuracy_low"] <= together["accuracy"] <= together["accuracy_high"]
+    assert together["accuracy_low"] < 0.05 < together["accuracy"] < 0.95 < together["accuracy_high"]
     kappa = result.agreement.set_index(["readers", "what"])["kappa"]
     assert kappa["perfect, wrong", "drawn"] == pytest.approx(-1)
     assert kappa["perfect, wrong", "subtype"] == pytest.approx(1)
@@ -197,6 +223,17 @@ def test_readers_are_scored_and_their_agreement_measured(test, tmp_path):
     assert (named["shown"] == named["answered"]).all()
     assert named.groupby("kind")["answers"].sum().to_dict() == {"drawn": 6, "real": 6}
     assert "readers, 12 questions, half of them drawn by oracle" in repr(result)
+
+
+def test_two_readers_have_a_mean_without_an_interval(test):
+    for reader, right in (("right", True), ("wrong", False)):
+        for number, question in enumerate(test.key(), start=1):
+            test.answer(reader, number, drawn=question.drawn is right, subtype=question.subtype)
+    result = score_readers(test)
+    together = result.readers.set_index("reader").loc["all readers"]
+    assert (together["accuracy"], np.isnan(together["accuracy_low"])) == (0.5, True)
+    assert "all readers: 50 % of the answers" in repr(result)
+    assert "An interval over readers takes 3 of them" in repr(result)
 
 
 def test_one_reader_who_has_stopped_early_is_scored_on_what_he_answered(test):

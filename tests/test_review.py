@@ -76,6 +76,14 @@ def test_a_line_that_a_kill_cut_off_costs_that_line_alone(patches):
     assert decided(review) == {3: "reject", 5: "accept"}
 
 
+def test_a_decision_about_a_set_that_was_moved_away_is_not_kept_elsewhere(patches):
+    review = cs.Review(patches, "ada")
+    patches.folder.rename(patches.folder.with_name("moved"))
+    with pytest.raises(StorageError, match="is not there any more; nothing was kept"):
+        review.decide(0, "reject")
+    assert not patches.folder.exists()
+
+
 def test_two_writers_at_once_lose_no_decision(patches):
     write = (
         "import sys; from counterstain.data.review import Review\n"

@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pytest
 from drawn_cohort import HER2, SPLIT, draw_region, draw_set
-from drawn_requests import denoiser_config, first_stage_config
+from drawn_requests import ONE, denoiser_config, first_stage_config
 from drawn_study import ARMS, draw_study
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
@@ -23,7 +23,8 @@ import counterstain as cs
 from counterstain.data.cohort import CohortWriter
 from counterstain.data.patch_set import PatchSet
 from counterstain.generators.diffusion_config import SamplerConfig
-from counterstain.generators.train import train_autoencoder, train_diffusion
+from counterstain.generators.spade_config import SpadeConfig
+from counterstain.generators.train import train_autoencoder, train_diffusion, train_spade
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -49,6 +50,8 @@ def tissue(tmp_path_factory):
     train_autoencoder(cohort, first_stage_config(factor=2), folder / "ae", size_px=SIZE, seed=0)
     config = denoiser_config(sampler=SamplerConfig(steps=4))
     train_diffusion(cohort, config, folder / "diffusion", autoencoder=folder / "ae", size_px=SIZE, seed=0)
+    tiny = {"generator_width": 4, "discriminator_width": 4, "hidden": 4, "latent": 4, "vgg_weight": 0}
+    train_spade(cohort, SpadeConfig(training=ONE, **tiny), folder / "spade", size_px=2 * SIZE, seed=0)
     patches = draw_set(folder / "set", cohort, size_px=SIZE)
     cs.make_reading_test(cohort, synthetic=patches, out=folder / "reading", count=10)
     draw_study(folder / "run", cohort)
@@ -59,7 +62,16 @@ def tissue(tmp_path_factory):
 def address(tissue):
     """The studio, started as people start it."""
     command = [sys.executable, "-m", "counterstain", "studio", tissue / "cohort", "--generator", tissue / "diffusion"]
-    command += ["--keep-in", tissue / "kept", "--set-dir", tissue / "set", "--reading-test", tissue / "reading"]
+    command += [
+        "--generator",
+        tissue / "spade",
+        "--keep-in",
+        tissue / "kept",
+        "--set-dir",
+        tissue / "set",
+        "--reading-test",
+        tissue / "reading",
+    ]
     command += ["--study", tissue / "run", "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}) as run:
         for line in run.stderr:
@@ -108,6 +120,8 @@ def draw(page, number=1):
 def test_an_instance_is_clicked_and_redrawn_and_its_background_stays(page, tissue):
     expect(page.locator("#instances label")).not_to_have_count(0)
     original, before = shown(page, "original"), shown(page, "mask")
+    page.click("#draw")
+    expect(page.get_by_text("choose an instance first: click it in the patch")).to_be_visible()
     page.locator("#patch img").click()  # in the middle, where the first instance is
     expect(page.locator("#instances input:checked")).to_have_count(1)
     page.get_by_role("radio", name="HER2 0").check()
@@ -141,12 +155,12 @@ def named(page, tab, name):
     expect(page.locator("#instances label")).not_to_have_count(0)
     page.get_by_role("tab", name=tab).click()
     page.get_by_label("Your name or number").fill(name)
+    page.get_by_label("Your name or number").press("Enter")  # keys that are typed into the name are letters
 
 
 def test_patches_are_reviewed_by_keys_and_found_after_a_reload(page, tissue):
     named(page, "Review", "ada")
     expect(page.locator("#about-patch")).to_contain_text("Patch 0")
-    page.get_by_text("Patches: choose one").click()  # keys that are typed into the name are letters
     for number, key in enumerate(("a", "r", "u", "r", "a"), start=1):
         page.keyboard.press(key)
         expect(page.locator("#review-progress")).to_contain_text(f"{number} of 64 patches reviewed")
@@ -160,6 +174,13 @@ def test_patches_are_reviewed_by_keys_and_found_after_a_reload(page, tissue):
     page.get_by_role("tab", name="Review").click()
     expect(page.locator("#review-progress")).to_contain_text("1 accepted, 2 rejected, 1 unsure; 60 fit the filters")
     expect(page.locator("#about-patch")).to_contain_text("Patch 4 (1 of 60): undecided")
+    before = len(cs.Review(tissue / "set").history())
+    page.evaluate("for (const key of ['r', 'a']) document.getElementById(`key-${key}`).click()")
+    expect(page.locator("#review-progress")).to_contain_text("5 of 64 patches reviewed")
+    page.keyboard.press("z")
+    expect(page.locator("#review-progress")).to_contain_text("4 of 64 patches reviewed")
+    kept = [record["decision"] for record in cs.Review(tissue / "set").history()[before:]]
+    assert kept == ["reject", "undo"]  # the second key came before the next patch was shown
     page.get_by_label("Decision", exact=True).click()
     page.get_by_role("option", name="reject").click()
     expect(page.locator("#about-patch")).to_contain_text("Patch 1 (1 of 2): reject by ada")
@@ -192,9 +213,7 @@ def test_a_blind_test_is_taken_to_its_result(page, tissue):
 def test_two_arms_are_compared_region_by_region(page):
     expect(page.locator("#instances label")).not_to_have_count(0)
     page.get_by_role("tab", name="Compare").click()
-    page.get_by_label("Arm", exact=True).click()
-    page.get_by_role("option", name=ARMS[1]).click()
-    page.click("#compare-arms")
+    page.click("#compare-arms")  # of a study that is not finished, whose arm is not chosen yet
     expect(page.locator("#difference")).to_contain_text(f"arm alone is right: {ARMS[1]}")
     assert page.locator("#difference img").count() == 0  # names are text
     expect(page.locator(".equal:not(.wide) img")).to_have_count(5)
@@ -211,6 +230,25 @@ def test_two_pages_do_not_mix(page, browser, address):
     assert other.locator("#said li").count() == 0
     assert np.array_equal(shown(other, "result"), shown(other, "original"))
     other.close()
+
+
+def test_what_draws_patches_of_another_size_alone_is_not_offered(page, run, tissue):
+    expect(page.get_by_text("Not offered at 32 px: SPADE draws patches of 64 px alone")).to_be_visible()
+    page.get_by_label("Draw with").click()
+    assert "SPADE" not in page.get_by_role("listbox").inner_text()
+    status, _, errors = run("studio", tissue / "cohort", "--generator", tissue / "spade", "--size-px", "32")
+    assert (status, "--size-px 32: SPADE draws patches of 64 px alone" in errors) == (2, True)
+
+
+def test_a_list_that_is_left_without_a_choice_changes_nothing(page):
+    expect(page.locator("#instances label")).not_to_have_count(0)
+    before = shown(page, "original")
+    page.get_by_label("Instance to go to").focus()
+    page.keyboard.press("Tab")
+    page.get_by_role("button", name="Choose all instances").click()
+    expect(page.locator("#instances input:checked")).not_to_have_count(0)
+    assert np.array_equal(shown(page, "original"), before)
+    assert page.locator(".toast-body").count() == 0
 
 
 def test_names_are_shown_as_text(page):

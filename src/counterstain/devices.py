@@ -20,12 +20,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.multiprocessing.spawn import ProcessContext, ProcessException, start_processes
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -34,6 +31,9 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from counterstain.errors import ConfigError, CounterstainError, InputError, StorageError
 from counterstain.processes import cores
 from counterstain.training_config import TrainingConfig
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric  # takes seconds to import, and only trainings need it
 
 START_METHOD = "spawn"  # a forked process could use neither CUDA nor OpenMP where its parent has
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - through which workers hand over their batches
@@ -73,6 +73,10 @@ def precision(config: TrainingConfig) -> str:
 
 def open_fabric(config: TrainingConfig) -> Fabric:
     """Open the device of this process, and its connection to the other processes."""
+    from lightning.fabric import Fabric
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
     for name in ("lightning.fabric", "lightning.pytorch"):  # whichever of them logs it
         logging.getLogger(name).setLevel(logging.WARNING)  # not which arithmetic it uses
     several = config.devices * config.num_nodes > 1  # a single process takes no notice of a cluster around it

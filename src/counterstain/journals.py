@@ -36,28 +36,31 @@ def records_of(path: Path) -> list[Record]:
 
 @contextmanager
 def held(path: Path) -> Iterator[tuple[list[Record], Callable[[Mapping[str, Any]], None]]]:
-    """Keep other writers away; yield what stands in a journal, and a function that appends a record."""
-    with disk_errors_named(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            content = file.read()
-            tail = content.rpartition(b"\n")[2].decode(errors="replace")
-            torn, end = bool(tail), "\n" if _record(tail) else CUT_OFF + "\n"
+    """Keep other writers away; yield what stands in a journal, and a function that appends a record.
 
-            def append(record: Mapping[str, Any]) -> None:
-                nonlocal torn, end
-                line = json.dumps(record, ensure_ascii=False, allow_nan=False)
-                file.write((end * torn + line + "\n").encode())
-                torn, end = True, CUT_OFF + "\n"  # until it is on the disk
-                file.flush()
-                fsync(path)
-                torn = False
+    Raises StorageError where its folder is gone: what is kept elsewhere would be lost.
+    """
+    if not path.parent.is_dir():
+        raise StorageError(f"{path.parent}: is not there any more; nothing was kept")
+    with disk_errors_named(path), path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        content = file.read()
+        tail = content.rpartition(b"\n")[2].decode(errors="replace")
+        torn, end = bool(tail), "\n" if _record(tail) else CUT_OFF + "\n"
 
-            yield _parsed(content, path), append
-            if not content:
-                fsync(path.parent)
+        def append(record: Mapping[str, Any]) -> None:
+            nonlocal torn, end
+            line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+            file.write((end * torn + line + "\n").encode())
+            torn, end = True, CUT_OFF + "\n"  # until it is on the disk
+            file.flush()
+            fsync(path)
+            torn = False
+
+        yield _parsed(content, path), append
+        if not content:
+            fsync(path.parent)
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:

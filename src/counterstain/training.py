@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
@@ -43,6 +42,9 @@ from counterstain.errors import ConfigError, DivergenceError
 from counterstain.progress import bar
 from counterstain.storage import released_on_error, write_csv
 from counterstain.training_config import Curves, TrainingConfig
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 Batches = Callable[[int], Batch]
 Minimise = Callable[..., None]

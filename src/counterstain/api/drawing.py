@@ -54,6 +54,14 @@ class Generator:
 
         return self.drawer.guidance if isinstance(self.drawer, GuidedGenerator) else None
 
+    @property
+    def size_px(self) -> int | None:
+        """Edge of the patches that it draws; None where it draws any."""
+        from counterstain.generators.methods import METHODS
+
+        header, method = self.drawer.header, METHODS.get(self.drawer.method)
+        return None if header is None or method is None or method.any_size else header.size_px
+
     @cached_property
     def styles(self) -> tuple[str, ...]:
         """Training slides whose style it can be given; none where it takes no styles."""

@@ -257,14 +257,8 @@ def compare_arms(
         raise ConfigError(f"split {split!r}: expected val or test")
     if most < 1:
         raise ConfigError(f"most {most}: expected 1 region or more")
-    if arm is None:
-        from counterstain.report.results import read_results
-        from counterstain.report.summary import chosen_arm
-
-        chosen = chosen_arm(read_results(run))
-        if chosen is None:
-            raise InputError(f"{run}: validation chose no arm; name one with --arm")
-        arm = chosen.name
+    if arm is None and (arm := _chosen(run)) is None:
+        raise InputError(f"{run}: validation chose no arm; name one with --arm")
     asked = {"arm": arm, "baseline": baseline, "repeat": repeat, "split": split}
     if out is not None:
         claim(Path(out), "compare", {"run": str(run.resolve())} | asked)
@@ -277,3 +271,21 @@ def compare_arms(
             save_figure(comparison(region), Path(out) / f"{number:02d}-{name_on_disk(region.region)}.png")
         write_csv(Path(out) / "regions.csv", table_of(found))
     return found
+
+
+def arm_chosen_by_validation(run: PathLike) -> str | None:
+    """Return the arm of a study that validation chose; None where it chose none, or the study is not finished."""
+    from counterstain.errors import CounterstainError
+
+    try:
+        return _chosen(Path(run))
+    except CounterstainError:
+        return None
+
+
+def _chosen(run: Path) -> str | None:
+    from counterstain.report.results import read_results
+    from counterstain.report.summary import chosen_arm
+
+    chosen = chosen_arm(read_results(run))
+    return None if chosen is None else chosen.name

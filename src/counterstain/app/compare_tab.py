@@ -7,13 +7,12 @@ from typing import Any
 
 import gradio as gr
 
-from counterstain.api.evaluation import compare_arms
+from counterstain.api.evaluation import arm_chosen_by_validation, compare_arms
 from counterstain.app.server import Studio, handled, legend, picture
 from counterstain.errors import InputError
 from counterstain.progress import steps_heard
 from counterstain.study.compare import ComparedRegion, arms_of
 
-CHOSEN = "chosen by validation"
 PICTURES = ("Image", "Annotation, by subtype", "Found by the baseline", "Found by the arm", "Where they differ")
 
 
@@ -28,10 +27,11 @@ class Tab:
             raise InputError(f"{self.run}: has one arm; there is nothing to compare")
         gr.HTML(legend(studio.cohort.taxonomy))
         with gr.Row(equal_height=True):
-            self.baseline = gr.Dropdown(
-                arms, value="subtype" if "subtype" in arms else arms[0], label="Baseline", min_width=200
-            )
-            self.arm = gr.Dropdown([CHOSEN, *arms], value=CHOSEN, label="Arm", elem_id="arm", min_width=220)
+            baseline, chosen = "subtype" if "subtype" in arms else arms[0], arm_chosen_by_validation(self.run)
+            others = [name for name in arms if name not in {baseline, chosen}]
+            named = [(f"{name} (chosen by validation)" if name == chosen else name, name) for name in arms]
+            self.baseline = gr.Dropdown(arms, value=baseline, label="Baseline", min_width=200)
+            self.arm = gr.Dropdown(named, value=chosen or others[0], label="Arm", elem_id="arm", min_width=220)
             parts = [("validation", "val"), ("test (put on record)", "test")]
             self.split = gr.Radio(parts, value="val", label="Part", min_width=260)
         self.compare = gr.Button("Compare", variant="primary", elem_id="compare-arms")
@@ -63,7 +63,7 @@ class Tab:
     ) -> list[Any]:
         """Compare two arms on all regions, and show the first."""
         with steps_heard(lambda done, total: progress((done, total), desc="comparing", unit="regions")):
-            found = compare_arms(self.run, baseline=baseline, arm=None if arm == CHOSEN else arm, split=split)
+            found = compare_arms(self.run, baseline=baseline, arm=arm, split=split)
         choices = [(f"{one.region}: {100 * one.disagreement:.1f} %", i) for i, one in enumerate(found)]
         return [found, gr.Dropdown(choices, value=0 if found else None), *self.filled(found, 0)]
 

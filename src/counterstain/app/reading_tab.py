@@ -41,7 +41,8 @@ class Tab:
         self.question = gr.State(None)
         with gr.Row(visible=False) as self.asked:
             with gr.Column(scale=4, min_width=320):
-                self.picture = picture("Patch: real or drawn?", elem_id="question")
+                across = f"{self.test.header.size_px * self.test.header.mpp:.4g} µm across"
+                self.picture = picture(f"Patch, {across}: real or drawn?", elem_id="question")
             with gr.Column(scale=3, min_width=300):
                 self.kind = gr.Radio([REAL, DRAWN], label="Is it real or drawn?", elem_id="kind")
                 self.subtype = gr.Radio(list(self.test.subtypes), label="Which subtype?", elem_id="seen")
@@ -100,7 +101,7 @@ class Tab:
 
         result = score_readers(self.test)
         row = result.readers[result.readers["reader"] == reader].iloc[0]
-        shares = table_of(["", "95 % interval in brackets"], [[w, _percent(row, n)] for n, w in SHARES.items()])
+        shares = table_of(["Answers", "Share (95 % interval)"], [[w, _percent(row, n)] for n, w in SHARES.items()])
         counts = result.confusion[result.confusion["reader"] == reader]
         return (
             f"<h3>Result of {escape(reader)}</h3><p>By chance half of the answers to real or drawn are right, "

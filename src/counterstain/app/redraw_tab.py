@@ -29,6 +29,7 @@ SHOWN_PX = 768  # patches are enlarged to about this, so that outlines are thin
 NO_STYLE = "none"
 MOST_LISTED = 200  # instances of a region
 MOST_GUIDANCE = 5
+MOST_SEED = 2**53 - 1  # browsers hold no larger whole numbers exactly
 ROOM = 0.8  # share of a patch that the first instance shown takes at most
 
 
@@ -84,7 +85,7 @@ class Tab:
         styles = any(way.styles for way in ways.values())
         guided = any(way.guidance is not None for way in ways.values())
         self.subtype = gr.Radio(list(taxonomy.names), value=highest, label="New subtype", elem_id="subtype")
-        self.way = gr.Dropdown(list(ways), value=_first_way(self.studio), label="Draw with")
+        self.way = gr.Dropdown(list(ways), value=_first_way(self.studio), label="Draw with", info=self.studio.unfit)
         self.seed = gr.Number(0, label="Seed (another number, another image)", precision=0)
         self.guidance = gr.Number(1.0, label="Guidance (1 = none)", step=0.1, visible=guided)
         self.style = gr.Dropdown([NO_STYLE], value=NO_STYLE, label="Style of slide", visible=styles)
@@ -146,9 +147,9 @@ class Tab:
             show_progress_on=[self.picture],
         )  # fmt: skip
         self.undo.click(
-            handled(lambda view: self.filled(_with(view, view.work.undone()))), self.view, self.shown, **private
+            handled(lambda view: self.filled(replace(view, work=view.work.undone()))), self.view, self.shown, **private
         )
-        again = handled(lambda view: self.filled(_with(view, Redrawing(real=view.work.real))))
+        again = handled(lambda view: self.filled(replace(view, work=Redrawing(real=view.work.real))))
         self.reset.click(again, self.view, self.shown, **private)
         self.way.input(self.way_chosen, self.way, [self.guidance, self.style], **private)
         blocks.load(self.way_chosen, self.way, [self.guidance, self.style], **private)
@@ -176,10 +177,11 @@ class Tab:
         x, y = (float(value) * scale for value in event.index)
         return self.filled(self._at(view.position, y, x))
 
-    def place_chosen(self, view: View, instance: int) -> list[Any]:
-        """Cut out the patch around an instance of the region."""
-        y, x = self._centre(view.position, int(instance))
-        return self.filled(self._at(view.position, y, x))
+    def place_chosen(self, view: View, instance: int | None) -> list[Any]:
+        """Cut out the patch around an instance of the region; stay where the list was left without a choice."""
+        if instance is None:
+            return self.filled(view)
+        return self.filled(self._at(view.position, *self._centre(view.position, int(instance))))
 
     def instance_clicked(self, view: View, event: gr.SelectData) -> list[Any]:
         """Choose an instance, or no longer."""
@@ -217,8 +219,9 @@ class Tab:
         """Draw the chosen instances."""
         if not view.chosen:
             raise InputError("choose an instance first: click it in the patch, or tick it below")
-        if not (0 <= (seed or 0) < 2**63 and 0 <= (guidance or 0) <= MOST_GUIDANCE):
-            raise InputError(f"expected a seed of 0 or more, and a guidance of 0 to {MOST_GUIDANCE}")
+        for name, value, most in (("seed", seed, MOST_SEED), ("guidance", guidance, MOST_GUIDANCE)):
+            if not 0 <= (value or 0) <= most:
+                raise InputError(f"{name}: expected a number of 0 to {most:,}")
         generator = self.studio.ways[way]
         progress(0.0, desc="drawing")
         with steps_heard(lambda done, total: progress((done, total), desc="drawing", unit="steps")):
@@ -229,7 +232,7 @@ class Tab:
                 guidance=guidance if generator.guidance is not None else None,
                 style=style if style in generator.styles else None,
             )
-        return self.filled(_with(view, work))
+        return self.filled(replace(view, work=work))
 
     def kept(self, view: View) -> str:
         """Add the patch to the set."""
@@ -262,7 +265,7 @@ class Tab:
         view = replace(view, chosen=chosen)
         patch = view.work.patch
         names = [(f"{i}: {self.cohort.taxonomy.name_of(patch.subtypes[i])}", i) for i in _drawable(patch)]
-        large = outlined(enlarged(patch, self.factor), width_px=2, marked=chosen, numbered=True)
+        large = outlined(enlarged(patch, self.factor), width_px=3, marked=chosen, numbered=True)
         return [view, large, gr.CheckboxGroup(names, value=list(chosen))]
 
     def _thumbnail(self, view: View) -> np.ndarray:
@@ -379,10 +382,6 @@ def _change(before: str, after: str) -> str:
 
 def _drawable(patch: Patch) -> list[int]:
     return sorted(instance for instance, subtype in patch.subtypes.items() if subtype != IGNORE)
-
-
-def _with(view: View, work: Redrawing) -> View:
-    return replace(view, work=work)
 
 
 def _said(work: Redrawing) -> str:

@@ -53,6 +53,7 @@ class Tab:
         self.is_own = self.patches.header.cohort == studio.cohort.fingerprint
         self.file_of = lru_cache(4096)(self._written)
         self.view = gr.State(None)
+        self.seen = gr.Number(visible=False, precision=0)  # the patch that the browser shows, which a key is about
         gr.HTML(legend(self.patches.header.taxonomy))
         with gr.Row():
             self.subtype = gr.Dropdown([ANY, *self.patches.header.taxonomy.names], value=ANY, label="Shows subtype")
@@ -95,7 +96,8 @@ class Tab:
     def _connect(self, blocks: gr.Blocks) -> None:
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         filters = [self.subtype, self.slide, self.method, self.judged, self.decision]
-        shown = [self.view, self.grid, self.drawn, self.real, self.about, self.progress]
+        shown = [self.view, self.seen, self.grid, self.drawn, self.real, self.about, self.progress]
+        deciding = private | {"concurrency_id": "deciding", "concurrency_limit": 1}  # in the order of the keys
         blocks.load(handled(self.filtered), filters, shown, **private)
         for part in filters:
             hears = (
@@ -108,8 +110,8 @@ class Tab:
         self.back.click(handled(lambda view: self.filled(_moved(view, -1))), self.view, shown, **private)
         self.on.click(handled(lambda view: self.filled(_moved(view, 1))), self.view, shown, **private)
         for decision, button in self.buttons.items():
-            button.click(handled(self._decides(decision)), [self.view, self.person], shown, **private)
-        self.undo.click(handled(self.undone), [self.view, self.person], shown, **private)
+            button.click(handled(self._decides(decision)), [self.view, self.seen, self.person], shown, **deciding)
+        self.undo.click(handled(self.undone), [self.view, self.person], shown, **deciding)
 
     def filtered(  # noqa: PLR0917 - in the order of the controls
         self,
@@ -137,9 +139,10 @@ class Tab:
         return self.filled(replace(view, place=min(max(place, 0), max(len(view.indices) - 1, 0))))
 
     def _decides(self, decision: str) -> Any:
-        def decided(view: View, person: str, request: gr.Request) -> list[Any]:
-            if view.index is not None:
-                Review(self.patches, person_of(person, request)).decide(view.index, decision)
+        def decided(view: View, seen: int, person: str, request: gr.Request) -> list[Any]:
+            if view.index is None or seen != view.index:
+                return self.filled(view)  # a key before the next patch was shown
+            Review(self.patches, person_of(person, request)).decide(view.index, decision)
             return self.filled(_moved(view, 1))
 
         return decided
@@ -160,14 +163,14 @@ class Tab:
         progress = f"<p>{escape(str(self.known.progress()))}; {len(view.indices)} fit the filters</p>"
         gallery = gr.Gallery(grid, selected_index=view.place - first if page else None)
         if view.index is None:
-            return [view, gallery, None, None, "<p>No patch fits the filters.</p>", progress]
-        return [view, gallery, *self._pictures(view.index), self._about(view, decisions), progress]
+            return [view, None, gallery, None, None, "<p>No patch fits the filters.</p>", progress]
+        return [view, view.index, gallery, *self._pictures(view.index), self._about(view, decisions), progress]
 
     def _pictures(self, index: int) -> list[np.ndarray | None]:
         patch, size = self.patches[index], self.patches.header.size_px
         factor = max(1, SHOWN_PX // size)
         shown = [patch, cut_again(self.studio.cohort, patch.source, size)] if self.is_own else [patch]
-        large = [outlined(enlarged(one, factor), width_px=2, numbered=True) for one in shown]
+        large = [outlined(enlarged(one, factor), width_px=4, numbered=True) for one in shown]
         return [*large, *[None] * (2 - len(large))]
 
     def _about(self, view: View, decisions: pd.DataFrame) -> str:

@@ -5,6 +5,7 @@ Gradio has many routes: uploads, a proxy, a client for others. Here only those a
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import re
@@ -18,18 +19,20 @@ from functools import wraps
 from html import escape
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from counterstain.api import PathLike, Settings
 from counterstain.api.drawing import Generator, open_judge, ways_to_draw
-from counterstain.audit.judge import Judge
 from counterstain.audit.reading_test import ReadingTest
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import PatchSet
 from counterstain.errors import CounterstainError, InputError
 from counterstain.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from counterstain.audit.judge import Judge
 
 for _variable, _value in {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}.items():
     os.environ[_variable] = _value  # read when Gradio is imported
@@ -56,6 +59,7 @@ HEADERS = {
 DEFAULT_SIZE_PX = 256
 KEYS = """
 document.addEventListener("keydown", event => {
+  if (event.key === "Enter" && event.target.closest("#person")) event.target.blur();  // the next key decides
   const typing = event.target.closest("input:not([type=radio]):not([type=checkbox]), textarea, select");
   if (typing || event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;
   const button = document.getElementById("key-" + event.key.toLowerCase());
@@ -79,6 +83,8 @@ class Studio:
     audit: Path | None = None
     reading: ReadingTest | None = None
     study: Path | None = None
+    unfit: str | None = None
+    """What was opened and cannot draw patches of this size."""
 
     @classmethod
     def open(
@@ -92,8 +98,11 @@ class Studio:
         **places: Path | None,
     ) -> Studio:
         """Open what the tabs need; InputError where there is nothing to open, or no region is as large as a patch."""
-        others = any(places[name] for name in ("set_dir", "reading_test", "study"))
-        alone = others and not generators and places["keep_in"] is None
+        alone = (
+            any(places[name] for name in ("set_dir", "reading_test", "study"))
+            and not generators
+            and places["keep_in"] is None
+        )
         ways = {} if alone else ways_to_draw(cohort, generators, settings=settings)
         headers = [way.drawer.header for way in ways.values() if way.drawer.header is not None]
         smallest = int(cohort.regions[["height_px", "width_px"]].min(axis=1).max())
@@ -103,11 +112,16 @@ class Studio:
             raise InputError(
                 f"{cohort.folder}: no region holds a patch of {size} px; give --size-px {smallest} or less"
             )
+        others = {name: way.size_px for name, way in ways.items() if way.size_px not in {None, size}}
+        unfit = "; ".join(f"{name} draws patches of {px} px alone" for name, px in others.items())
+        if ways and len(others) == len(ways):
+            raise InputError(f"--size-px {size}: {unfit}; leave it out, or give another --generator")
         patches, reading = places["set_dir"], places["reading_test"]
         return cls(
             cohort=cohort,
-            ways=ways,
+            ways={name: way for name, way in ways.items() if name not in others},
             size_px=size,
+            unfit=f"Not offered at {size} px: {unfit} (start with --size-px)" if unfit else None,
             judge=None if judge is None else open_judge(judge, cohort.taxonomy, cohort.mpp),
             keep_in=places["keep_in"],
             patches=None if patches is None else PatchSet.open(patches),
@@ -261,7 +275,7 @@ def server_of(blocks: gr.Blocks, *, host: str, users: Mapping[str, str]) -> Any:
     )
     names = {"127.0.0.1", "localhost", "[::1]"} | ({host} if host not in {"0.0.0.0", "::"} else {"*"})  # noqa: S104
     return uvicorn.Server(
-        uvicorn.Config(guarded(app, names), log_level="warning", lifespan="on", timeout_graceful_shutdown=1)
+        uvicorn.Config(guarded(app, names), log_level="critical", lifespan="on", timeout_graceful_shutdown=1)
     )
 
 
@@ -289,6 +303,8 @@ def guarded(app: Any, hosts: set[str]) -> Callable[..., Awaitable[None]]:
 
         try:
             await app(scope, receive, with_headers)
+        except asyncio.CancelledError:
+            return  # Ctrl-C while a page is open
         except Exception as error:  # noqa: BLE001 - Gradio raises whatever it meets in a request that no page sends
             sys.stderr.write(f"{scope['path']!r} cannot be answered ({type(error).__name__})\n")
             if not begun:  # otherwise that was said already

@@ -4,8 +4,11 @@ For each reader: accuracy, rates and shares of subtypes with exact intervals (Cl
 the sensitivity d' = z(hits) - z(false alarms) of signal detection theory, "drawn" being the signal, with the log-linear
 correction: half an answer is added to each count and one to each number of patches, so that d' is finite and hardly
 biased (Hautus, Behavior Research Methods, Instruments, & Computers 1995). Chance is d' = 0 and an accuracy of a half.
-Over all readers: means, with bootstrap intervals over questions, as answers to one question resemble each other; they
-hold for these readers. Agreement: Cohen's kappa of each pair of readers, Fleiss' kappa of all.
+Over all readers: means of their shares. Readers differ, and answers to one question resemble each other; so the
+variance is that of Obuchowski and Rockette (Communications in Statistics 1995) with Hillis' degrees of freedom
+(Statistics in Medicine 2007), for readers and questions both drawn at random, and the interval the exact one of as many
+independent answers as have that variance (Korn and Graubard, Survey Methodology 1998). Two readers do not tell how much
+readers differ; for them there is none. Agreement: Cohen's kappa of each pair of readers, Fleiss' kappa of all.
 """
 
 from __future__ import annotations
@@ -28,9 +31,10 @@ from counterstain.storage import claim, fingerprint, write_csv, write_json
 
 ALL_READERS = "all readers"
 KINDS = {False: "real", True: "drawn"}
-DRAWS = 2000
 RESULT_FILE, TABLES = "result.json", ("readers", "confusion", "agreement")
 FEWEST_TOGETHER = 2  # questions that readers must have in common for a kappa
+TAIL = 0.025  # on either side of a 95 % interval
+FEWEST_READERS = 3  # for an interval over readers: of two, it covered the truth in 89 % of simulated tests only
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,6 +65,8 @@ class ReadingResult:
             f"{row['reader']}: {_interval(row, 'accuracy')} of the answers real or drawn are right (chance: 50 %), "
             f"d' = {row['d_prime']:.2f} (chance: 0)."
         )
+        if 1 < len(rows) <= FEWEST_READERS:
+            yield f"An interval over readers takes {FEWEST_READERS} of them or more."
         chance = f"chance: {100 / self.about['subtypes']:.0f} %"
         yield (
             f"Subtypes named as they are: {_interval(row, 'subtype_of_real')} of real patches, "
@@ -120,12 +126,44 @@ def d_prime(hits: int, signals: int, false_alarms: int, noises: int) -> float:
     return float(z((hits + 0.5) / (signals + 1)) - z((false_alarms + 0.5) / (noises + 1)))
 
 
-def exact_interval(right: int, answers: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share by Clopper and Pearson; NaN without answers."""
+def exact_interval(right: float, answers: float) -> tuple[float, float]:
+    """Return the 95 % interval of a share by Clopper and Pearson; NaN without answers.
+
+    Numbers need not be whole: those of answers that resemble each other count as fewer.
+    """
     if not answers:
         return float("nan"), float("nan")
-    found = stats.binomtest(right, answers).proportion_ci(method="exact")
-    return float(found.low), float(found.high)
+    low = stats.beta.ppf(TAIL, right, answers - right + 1) if right > 0 else 0.0
+    high = stats.beta.ppf(1 - TAIL, right + 1, answers - right) if right < answers else 1.0
+    return float(low), float(high)
+
+
+def readers_interval(right: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the mean share of readers, for readers and questions like these.
+
+    ``right`` (readers, questions) is 1 for a right answer, 0 for a wrong one, NaN where there is none. The interval of
+    fewer than three readers is NaN.
+    """
+    readers, questions = right.shape
+    if readers < FEWEST_READERS:
+        return float("nan"), float("nan")
+    answers = np.isfinite(right).sum(axis=1)
+    shares = np.nanmean(right, axis=1)
+    share = float(shares.mean())
+    if share in {0.0, 1.0}:
+        return exact_interval(share * questions, questions)
+    residuals = np.nan_to_num(right - shares[:, None])
+    scale = np.sqrt(answers * np.maximum(answers - 1, 1))
+    covariance = residuals @ residuals.T / np.outer(scale, scale)
+    between = max(float(covariance[~np.eye(readers, dtype=bool)].mean()), 0.0)  # due to common questions
+    spread = float(shares.var(ddof=1))
+    variance = spread / readers + between
+    freedom = (spread + readers * between) ** 2 / (spread**2 / (readers - 1)) if spread else np.inf
+    if not variance:
+        return exact_interval(share * questions, questions)
+    certainty = (stats.norm.ppf(TAIL) / stats.t.ppf(TAIL, freedom)) ** 2
+    independent = min(share * (1 - share) / variance * certainty, float(answers.sum()))
+    return exact_interval(share * independent, independent)
 
 
 def _shares(answers: pd.DataFrame) -> dict[str, pd.Series]:
@@ -150,14 +188,12 @@ def _of_reader(answers: pd.DataFrame) -> dict[str, Any]:
 
 
 def _of_all(answers: pd.DataFrame, readers: pd.DataFrame) -> dict[str, Any]:
-    """Return the means over readers; intervals by drawing questions with replacement."""
+    """Return the means over readers, with intervals for readers and questions like these."""
     row: dict[str, Any] = {"answers": len(answers)}
     for name, right in _shares(answers).items():
-        by_question = right.groupby(answers.loc[right.index, "question"]).agg(["sum", "count"]).to_numpy(float)
-        rng = np.random.default_rng(0)
-        drawn = by_question[rng.integers(len(by_question), size=(DRAWS, len(by_question)))].sum(axis=1)
-        low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975]).tolist()
-        row |= {name: float(right.mean()), f"{name}_low": low, f"{name}_high": high}
+        own = answers.loc[right.index].assign(given=right.astype(float))
+        low, high = readers_interval(own.pivot_table(index="reader", columns="question", values="given").to_numpy())
+        row |= {name: float(readers[name].mean()), f"{name}_low": low, f"{name}_high": high}
     return row | {"d_prime": float(readers["d_prime"].mean())}
 
 
@@ -205,4 +241,4 @@ def _kappas() -> tuple[Any, Any]:
 
 def _interval(row: pd.Series, name: str) -> str:
     value, low, high = (100 * row[f"{name}{end}"] for end in ("", "_low", "_high"))
-    return f"{value:.0f} % ({low:.0f} to {high:.0f} %)"
+    return f"{value:.0f} %" + (f" ({low:.0f} to {high:.0f} %)" if np.isfinite(low) else "")

@@ -21,7 +21,7 @@ from pydantic import Field
 from counterstain.config import Config, build
 from counterstain.errors import InputError, MismatchError, StorageError
 from counterstain.journals import Record, held, now, person, records_of
-from counterstain.storage import name_on_disk, read_sealed, sha256_of
+from counterstain.storage import disk_errors_named, name_on_disk, read_sealed, sha256_of
 from counterstain.taxonomy import Taxonomy
 
 TEST_FILE, QUESTIONS, ANSWERS, KEY_SUFFIX = "test.json", "questions", "answers", ".key.json"
@@ -131,6 +131,9 @@ class ReadingTest:
         number = int(self.picture(question).stem)
         record: Record = {"reader": person(reader, "reader"), "question": number, "drawn": bool(drawn)}
         record |= {"subtype": subtype, "confidence": None if confidence is None else int(confidence), "time": now()}
+        with disk_errors_named(self.folder):
+            if (self.folder / TEST_FILE).exists():
+                (self.folder / ANSWERS).mkdir(exist_ok=True)
         with held(self._file_of(reader)) as (records, append):
             if any(known.get("question") == number for known in records):
                 raise InputError(f"{self.folder}: {record['reader']} has answered question {number}; answers are final")

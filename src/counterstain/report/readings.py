@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,14 +118,18 @@ def _readers(table: pd.DataFrame) -> Table:
         cells += [_share(row, name) for name in COLUMNS]
         rows.append(Row(str(row["reader"]), (*cells, Cell(f"{row['d_prime']:.2f}", value=float(row["d_prime"])))))
     caption = "Readers, shares in per cent with 95 % intervals: exact for each reader" + (
-        f"; of {ALL_READERS}, means with bootstrap intervals over patches" if len(rows) > 1 else ""
+        f"; of {ALL_READERS}, means with intervals over readers and patches, from three readers on"
+        if len(rows) > 1
+        else ""
     )
     return Table(caption, ("Reader", "Answers", *COLUMNS.values(), "d'"), tuple(rows))
 
 
 def _share(row: dict[Any, Any], name: str) -> Cell:
     value, low, high = (100 * float(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
-    return Cell(f"{value:.0f}", f"{low:.0f} to {high:.0f}", value) if value == value else Cell(NONE)  # noqa: PLR0124
+    if not math.isfinite(value):
+        return Cell(NONE)
+    return Cell(f"{value:.0f}", f"{low:.0f} to {high:.0f}" if math.isfinite(low) else "", value)
 
 
 def _confusion(table: pd.DataFrame, kind: str, names: tuple[str, ...]) -> Table:

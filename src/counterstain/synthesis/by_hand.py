@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 import counterstain
 from counterstain.data.cohort import Cohort
 from counterstain.data.patch_set import BY_HAND, SHARD_PATCHES, PatchSet, PatchSetHeader, PatchSetWriter, SyntheticPatch
-from counterstain.data.patches import Patch
+from counterstain.data.patches import Patch, Source
 from counterstain.errors import InputError, LeakageError
 from counterstain.generators.interface import DrawRequest, ImageGenerator
 from counterstain.storage import claim
@@ -111,8 +111,8 @@ def keep(work: Redrawing, cohort: Cohort, out: Path) -> PatchSet:
 
     Its ``patches.parquet`` has the steps of each patch as JSON. Kill-safe: what was in the set stays in it.
 
-    Raises InputError where nothing was drawn, LeakageError for a patch that is not of the training part, MismatchError
-    where the set has patches of another size or cohort, or ``out`` is something else.
+    Raises InputError where nothing was drawn, or the set has this drawing, LeakageError for a patch that is not of the
+    training part, MismatchError where the set has patches of another size or cohort, or ``out`` is something else.
     """
     source = work.real.source
     if not work.steps:
@@ -124,6 +124,9 @@ def keep(work: Redrawing, cohort: Cohort, out: Path) -> PatchSet:
     _restore(out)
     before = PatchSet.open(out) if (out / "set.json").exists() else None
     header = _header(work, cohort, before)
+    steps = json.dumps([asdict(step) for step in work.steps])
+    if before is not None and (same := _same(before, source, steps)) is not None:
+        raise InputError(f"{out}: has this drawing already, as patch {same}; nothing was added")
     writer, index = PatchSetWriter(out, header), header.count - 1
     shard = index // SHARD_PATCHES
     kept = [] if before is None else [before.drawn_by_hand(i) for i in range(shard * SHARD_PATCHES, index)]
@@ -132,12 +135,20 @@ def keep(work: Redrawing, cohort: Cohort, out: Path) -> PatchSet:
         patch=work.patch,
         subtypes_before=work.real.subtypes,
         seed=work.steps[-1].seed,
-        steps=json.dumps([asdict(step) for step in work.steps]),
+        steps=steps,
     )
     full = [*kept, *(replace(new, index=i) for i in range(index, (shard + 1) * SHARD_PATCHES))]
     with _aside(out, shard):
         writer.write(shard, full)
     return writer.finish()
+
+
+def _same(patches: PatchSet, source: Source, steps: str) -> int | None:
+    """Return the number of the patch that was drawn by the same steps from the same place."""
+    table = patches.patches
+    places = zip(table["region"], table["y_px"], table["x_px"], table["steps"], strict=True)
+    wanted = (source.region, source.y_px, source.x_px, steps)
+    return next((number for number, place in enumerate(places) if place == wanted), None)
 
 
 def _header(work: Redrawing, cohort: Cohort, before: PatchSet | None) -> PatchSetHeader:
