@@ -239,6 +239,7 @@ def test_what_nobody_planned_any_more_but_somebody_reviewed_is_kept(tissue, tmp_
 
 
 @pytest.mark.filterwarnings("ignore:split")
+@pytest.mark.filterwarnings("ignore:no training region shows")
 def test_a_set_of_held_out_masks_is_never_trained_on(tissue, tmp_path):
     phantom = cs.split(cs.make_phantom(tmp_path / "phantom", slides=5, regions=1, size_px=64))
     held_out = cs.synthesize(
