@@ -448,10 +448,10 @@ def test_a_folder_of_somebody_else_is_left_as_it_is(pairs):
 
 def test_another_table_or_changed_files_may_not_be_imported_into_the_same_folder(pairs):
     before = imported(pairs, *ROWS).fingerprint
-    with pytest.raises(MismatchError, match=r"another run \(cohort: source\.files was"):
+    with pytest.raises(MismatchError, match=r"another run \(cohort: source\.files is another"):
         imported(pairs, *ROWS[:2])
     Image.fromarray(np.full((16, 20, 3), 9, np.uint8)).save(pairs / "b.png")
-    with pytest.raises(MismatchError, match=r"another run \(cohort: source\.files was"):
+    with pytest.raises(MismatchError, match=r"another run \(cohort: source\.files is another"):
         imported(pairs, *ROWS)
     assert import_table(table(pairs, *ROWS), mpp=1, out=pairs / "again").fingerprint != before
 

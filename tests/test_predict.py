@@ -431,7 +431,7 @@ def test_another_slide_of_the_same_name_and_size_is_noticed(checkpoint, slide, t
             predict_slide(checkpoint, slide, out, PredictConfig())
     slide.write_bytes(slide.read_bytes().replace(bytes([170]), bytes([171])))
     os.utime(slide, ns=(times.st_atime_ns, times.st_mtime_ns))
-    with pytest.raises(MismatchError, match=r"file\.sample was .*, now .*; give another"):
+    with pytest.raises(MismatchError, match=r"file\.sample is another"):
         predict_slide(checkpoint, slide, out, PredictConfig())
 
 

@@ -179,8 +179,8 @@ class Tab:
 
     def place_chosen(self, view: View, instance: int | None) -> list[Any]:
         """Cut out the patch around an instance of the region; stay where the list was left without a choice."""
-        if instance is None:
-            return self.filled(view)
+        if instance is None:  # what was chosen meanwhile stays chosen, too
+            return [gr.skip()] * len(self.shown)
         return self.filled(self._at(view.position, *self._centre(view.position, int(instance))))
 
     def instance_clicked(self, view: View, event: gr.SelectData) -> list[Any]:
