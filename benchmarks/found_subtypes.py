@@ -26,7 +26,6 @@ from counterstain.study.config import StudyConfig
 from counterstain.study.run import run_study
 
 RECIPE = read_yaml(Path(str(files("counterstain"))) / "presets" / "study_demo.yaml")["recipe"]
-COLUMNS = ("seed", "balanced", "arm")
 
 
 def tissues(out: Path, seed: int) -> dict[str, Path]:
@@ -66,8 +65,8 @@ def main() -> None:
                 "repeats": 3,
             }
             study = {"name": name, "preset": "demo", "recipe": RECIPE, "resources": {"threads": 1}}
-            run_study(build(StudyConfig, study | settings, name), out / "out" / name)
-            for folder in sorted((out / "out" / name / CELLS).glob("segmenter-*")):
+            run_study(build(StudyConfig, study | settings, name), out / name)
+            for folder in sorted((out / name / CELLS).glob("segmenter-*")):
                 cell = read_sealed(folder / "cell.json")
                 counts = counted(folder, cohort, true)
                 of_subtypes = dict(zip(true.taxonomy.names, 100 * recalls(counts), strict=True))
@@ -76,7 +75,7 @@ def main() -> None:
                 rows.append(
                     row | {"variance": np.var(100 * recalls(counts)), "fp": 100 * counts[0, 1] / counts[0].sum()}
                 )
-    table = pd.DataFrame(rows).groupby(list(COLUMNS), sort=False).mean()
+    table = pd.DataFrame(rows).groupby(["seed", "balanced", "arm"], sort=False).mean()
     table["spread"] = table.pop("variance") ** 0.5
     print(table.round(1).to_string())
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 import counterstain as cs
 from counterstain.api.drawing import instance_table, ways_to_draw
+from counterstain.checkpoints import CheckpointHeader
 from counterstain.data import patch_set
 from counterstain.data.overlays import outlined, outlined_region
 from counterstain.errors import ConfigError, InputError, LeakageError, MismatchError
@@ -39,6 +40,11 @@ def patch(cohort):
 
 
 PAINTER = cs.Generator(Painter())
+
+
+def header(**changes):
+    known = {"kind": "diffusion", "taxonomy": HER2, "size_px": 64, "mpp": 0.5, "config": {}, "seed": 0}
+    return CheckpointHeader(**known | {"patients_seen": ("p0",), "cohort": "c"} | changes)
 
 
 def test_only_the_chosen_instance_changes(patch):
@@ -69,6 +75,14 @@ def test_what_cannot_be_drawn_is_said(patch):
     with pytest.raises(InputError, match="styles come from a cohort"):
         PAINTER.redraw(patch, {1: "HER2 0"}, style="p0")
     assert PAINTER.styles == ()
+
+
+def test_nothing_is_redrawn_as_a_subtype_that_training_never_showed(patch):
+    generator = cs.Generator(Painter())
+    generator.drawer.header = header(subtypes_unseen=("HER2 3+",))
+    with pytest.raises(InputError, match=r"^HER2 3\+: the generator's training tissue showed none; choose another"):
+        generator.redraw(patch, {1: "HER2 3+"})
+    assert generator.redraw(patch, {1: "HER2 0"}).patch.subtypes[1] == 1
 
 
 def test_a_saved_image_says_what_it_was_drawn_from(patch):

@@ -118,7 +118,8 @@ class Generator:
         Raises
         ------
         InputError
-            Where the patch shows no such instance, or none is given.
+            Where the patch shows no such instance, none is given, or the generator was trained on tissue without the
+            new subtype.
         ConfigError
             Where the generator takes no guidance or no styles.
         """
@@ -132,6 +133,9 @@ class Generator:
         assert taxonomy is not None
         changes = {i: tuple(taxonomy.name_of(p.subtypes[i]) for p in (work.patch, asked)) for i in sorted(subtypes)}
         header = drawer.header
+        if header is not None and (unseen := {p for _, p in changes.values()}.intersection(header.subtypes_unseen)):
+            names = ", ".join(sorted(unseen))
+            raise InputError(f"{names}: the generator's training tissue showed none; choose another subtype")
         step = Step(
             method=drawer.method,
             generator="" if header is None else header.sha256,
