@@ -125,6 +125,13 @@ def test_an_instance_is_clicked_and_redrawn_and_its_background_stays(page, tissu
     page.locator("#patch img").click()  # in the middle, where the first instance is
     expect(page.locator("#instances input:checked")).to_have_count(1)
     page.get_by_role("radio", name="HER2 0").check()
+    seed = page.get_by_label("Seed")
+    for typed, message in (("1.7", "seed 1.7: expected a whole number"), ("1e30", "seed: expected a number of 0 to")):
+        seed.fill("")
+        seed.press_sequentially(typed)
+        page.click("#draw")
+        expect(page.get_by_text(message)).to_be_visible()
+    seed.fill("0")
     draw(page)
     result, mask = shown(page, "result"), shown(page, "mask")
     inside = (mask == HER2.palette[1]).all(axis=-1)

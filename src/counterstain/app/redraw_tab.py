@@ -86,7 +86,7 @@ class Tab:
         guided = any(way.guidance is not None for way in ways.values())
         self.subtype = gr.Radio(list(taxonomy.names), value=highest, label="New subtype", elem_id="subtype")
         self.way = gr.Dropdown(list(ways), value=_first_way(self.studio), label="Draw with", info=self.studio.unfit)
-        self.seed = gr.Number(0, label="Seed (another number, another image)", precision=0)
+        self.seed = gr.Number(0, label="Seed (another number, another image)")
         self.guidance = gr.Number(1.0, label="Guidance (1 = none)", step=0.1, visible=guided)
         self.style = gr.Dropdown([NO_STYLE], value=NO_STYLE, label="Style of slide", visible=styles)
         self.draw = gr.Button("Draw", variant="primary", elem_id="draw")
@@ -222,6 +222,8 @@ class Tab:
         for name, value, most in (("seed", seed, MOST_SEED), ("guidance", guidance, MOST_GUIDANCE)):
             if not 0 <= (value or 0) <= most:
                 raise InputError(f"{name}: expected a number of 0 to {most:,}")
+        if (seed or 0) % 1:
+            raise InputError(f"seed {seed:g}: expected a whole number")
         generator = self.studio.ways[way]
         progress(0.0, desc="drawing")
         with steps_heard(lambda done, total: progress((done, total), desc="drawing", unit="steps")):
